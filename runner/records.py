@@ -1,0 +1,328 @@
+"""The facts this project writes down, as frozen records, and their versioned JSON.
+
+Owns the shape of every stored file (`job.json`, `result.json`, `run.json`, `verdict.json`,
+`registration.json`) and of pipeline.toml. Knows nothing about how any of them comes about.
+Reading is strict: an unknown field, a wrong type or a newer format is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from runner.errors import NewerStore, Tampered
+
+FORMAT = 1  # of every stored file; raised when an older program could not read what is written
+
+Scalar = bool | int | float | str | None
+Value = Scalar | list[Any] | dict[str, Any]
+StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", "skipped"]
+RunStatus = Literal["running", "succeeded", "failed", "interrupted"]
+Outcome = Literal["pass", "fail", "inconclusive", "error"]
+Better = Literal["higher", "lower"]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all records: immutable, compared by value, strict about fields."""
+
+
+# --- pipeline.toml ---------------------------------------------------------------------------
+
+
+class InputSpec(Record, kw_only=True):
+    """The long form of an input. `from_` is `step.output`, a path, an address, `approved:NAME` or `gate.verdict`."""
+
+    from_: str = msgspec.field(name="from")
+    as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")
+    optional: bool = False
+    keep: bool = False
+
+
+class StepSpec(Record, kw_only=True):
+    notebook: str
+    inputs: dict[str, InputSpec] = {}
+    outputs: dict[str, str] = {}
+    parameters: dict[str, Value] = {}
+    after: list[str] = []
+    timeout_s: float | None = None
+    cell_timeout_s: float | None = None
+    retries: int = 0
+    sagemaker: dict[str, Any] = {}
+
+
+class Rule(Record, kw_only=True):
+    """One rule of the gate: exactly one of `min` and `max`; a value equal to it passes.
+
+    `confident`: the interval's worse end must satisfy the rule. `when`: judged exactly when that
+    input (`step.input`) is there.
+    """
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    confident: bool = False
+    when: str | None = None
+
+
+class ModelSpec(Record, kw_only=True):
+    name: str
+    from_: str = msgspec.field(name="from")
+    registry: Literal["local", "sagemaker"] = "local"
+
+
+class Pipeline(Record, kw_only=True):
+    """pipeline.toml with one profile applied; paths are as written, relative to the file."""
+
+    name: str
+    parameters: dict[str, Value] = {}
+    steps: dict[str, StepSpec] = {}
+    gate: list[Rule] = []
+    model: ModelSpec | None = None
+    skip: list[str] = []
+    sagemaker: dict[str, Any] = {}
+    store: dict[str, Any] = {}
+    approval: dict[str, Any] = {}
+    targets: dict[str, dict[str, Any]] = {}
+    monitor: list[dict[str, Any]] = []
+
+
+# --- metrics and the gate --------------------------------------------------------------------
+
+
+class Metric(Record, kw_only=True):
+    """A recorded number, with the interval and the direction where they were recorded too."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    better: Better | None = None
+
+
+class RuleResult(Record, kw_only=True):
+    """One rule, judged. `margin` is how far inside (+) or outside (-) the threshold the judged end lies."""
+
+    rule: Rule
+    outcome: Outcome | Literal["not judged"]
+    sentence: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    margin: float | None = None
+
+
+class Verdict(Record, kw_only=True):
+    """What the gate said; holds no run id and no time, so that equal evidence gives equal bytes."""
+
+    format: int = FORMAT
+    outcome: Outcome
+    rules: list[RuleResult]
+    metrics: dict[str, Metric]
+
+
+# --- one step --------------------------------------------------------------------------------
+
+
+class FileFact(Record, kw_only=True):
+    sha256: str
+    size_bytes: int
+
+
+class Artifact(Record, kw_only=True):
+    """A file or folder by content. A folder's hash is over its sorted `sha256  size  path` lines."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    files: dict[str, FileFact] | None = None  # relative path -> fact; None for a single file
+
+
+class InputFact(Record, kw_only=True):
+    """What a step was given. `source` is the address as resolved; `version` what a remote store calls it."""
+
+    source: str
+    present: bool = True
+    as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")
+    artifact: Artifact | None = None  # None when absent
+    version: str | None = None
+    value: str = ""  # what the notebook's parameter is set to: relative to the step folder, an address, or ""
+
+
+class StepJob(Record, kw_only=True):
+    """job.json: the whole contract of one step, readable by the remote side too. Paths are relative to its folder."""
+
+    format: int = FORMAT
+    run: str
+    step: str
+    notebook: str  # where the source came from, for people; the file run is notebook.ipynb beside this one
+    parameters: dict[str, Value] = {}
+    inputs: dict[str, InputFact] = {}
+    outputs: dict[str, str] = {}
+    timeout_s: float | None = None
+    cell_timeout_s: float | None = None
+    kernel: str = "standard"
+    threads: int = 0  # OMP_NUM_THREADS of the kernel; 0 leaves it alone
+    attempt: int = 1
+
+
+class StepError(Record, kw_only=True):
+    """Why a step did not succeed, for a person and for `runner debug`."""
+
+    kind: Literal["exception", "stopped early", "kernel died", "timeout", "out of memory", "output missing",
+                  "input changed", "interrupted", "refused"]  # fmt: skip
+    ename: str
+    evalue: str
+    cell: int | None = None  # as after Run All: the number in [9]
+    first_line: str = ""
+    traceback: list[str] = []
+
+
+class StepResult(Record, kw_only=True):
+    """result.json, written last: what one execution of a step folder came to."""
+
+    format: int = FORMAT
+    status: StepStatus
+    started: str
+    ended: str
+    seconds: float
+    cells: int  # code cells in the notebook
+    cells_run: int
+    metrics: dict[str, Metric] = {}
+    problems: dict[str, str] = {}  # scrap name -> why it is not a metric
+    inputs: dict[str, InputFact] = {}
+    outputs: dict[str, Artifact] = {}
+    executed: Artifact | None = None
+    error: StepError | None = None
+    kernel: str = "standard"
+    threads: int = 0
+    registration: Registration | None = None
+
+
+class Registration(Record, kw_only=True):
+    """registration.json: what a notebook asks the run's owner to register, once, after the step is sealed."""
+
+    format: int = FORMAT
+    model_sha256: str
+    card: str = ""  # Markdown
+    description: str = ""
+
+
+# --- one run ---------------------------------------------------------------------------------
+
+
+class StepState(Record, kw_only=True):
+    name: str
+    notebook: str
+    status: StepStatus | None = None  # None until it starts
+    why: str = ""  # why it ran, or why not
+    from_run: str | None = None  # the run it was taken from, when cached
+    attempt: int = 0
+    job: StepJob | None = None
+    result: StepResult | None = None
+
+
+class Champion(Record, kw_only=True):
+    """The approved version as it was pinned when the run started."""
+
+    name: str
+    version: int
+    run: str
+    sha256: str
+
+
+class GitState(Record, kw_only=True):
+    commit: str
+    branch: str | None
+    modified: dict[str, list[str]]  # notebook -> code cells that differ from the commit, as "[7]"
+    dirty: bool  # anything else tracked differs
+
+
+class Environment(Record, kw_only=True):
+    python: str
+    implementation: str
+    platform: str
+    cpus: int
+    packages: dict[str, str]
+    variables: dict[str, str] = {}  # by allow-list
+
+
+class ModelVersionRef(Record, kw_only=True):
+    name: str
+    version: int
+    status: Literal["pending", "approved", "rejected"]
+
+
+class RunManifest(Record, kw_only=True):
+    """run.json: the only truth about a run. Replaced atomically; all paths relative to the run's folder."""
+
+    format: int = FORMAT
+    run: str
+    pipeline_file: str
+    pipeline: Pipeline
+    targets: list[str] = []  # the steps asked for; empty for all
+    overrides: dict[str, str] = {}  # -p, as given
+    profile: str | None = None
+    note: str = ""
+    tags: list[str] = []
+    started_by: str
+    started: str
+    ended: str | None = None
+    on: str = "local"
+    register: bool = True
+    status: RunStatus
+    steps: list[StepState]
+    champion: Champion | None = None
+    metrics: dict[str, Metric] = {}  # "step.name"
+    problems: dict[str, str] = {}
+    verdict: Verdict | None = None
+    model_version: ModelVersionRef | None = None
+    git: GitState | None = None
+    environment: Environment
+    runner_version: str
+
+
+R = TypeVar("R", bound=Record)
+
+
+def encode(record: Record) -> bytes:
+    """Indented JSON with sorted dictionary keys and a final newline: equal records give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
+
+
+def decode(kind: type[R], data: bytes, *, where: str | Path) -> R:
+    """The record in `data`.
+
+    Raises NewerStore where `format` is above ours, Tampered where it is no such record.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        try:
+            found = msgspec.json.decode(data, type=_Format).format
+        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+            found = FORMAT
+        if found > FORMAT:
+            raise _newer(where, found) from None
+        raise Tampered(f"{where} is not a readable {kind.__name__}: {error}") from error
+
+
+def read(kind: type[R], path: Path) -> R:
+    """The record in the file at `path`; raises as `decode`, and FileNotFoundError."""
+    return checked(decode(kind, path.read_bytes(), where=path), where=path)
+
+
+def checked(record: R, *, where: str | Path) -> R:
+    """The record, unless a newer version of this program wrote it."""
+    found = getattr(record, "format", FORMAT)
+    if found > FORMAT:
+        raise _newer(where, found)
+    return record
+
+
+def _newer(where: str | Path, found: int) -> NewerStore:
+    return NewerStore(f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed. Update with `pip install -U runner`.")
+
+
+class _Format(msgspec.Struct):
+    format: int = FORMAT
