@@ -1,0 +1,131 @@
+"""The gate: metrics and rules in, a verdict out. Pure: no files, no clock, no run.
+
+Owns what counts as passing. Absence never passes: a missing, repeated or non-finite metric is an
+error, a gate in which no rule was judged is an error, and only `pass` opens what needs the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+from runner.records import Metric, Outcome, Rule, RuleResult, Verdict
+
+
+def judge(
+    metrics: Mapping[str, Metric],
+    rules: Sequence[Rule],
+    *,
+    problems: Mapping[str, str] | None = None,
+    present: Collection[str] = (),
+) -> Verdict:
+    """The verdict on `metrics` (keyed `step.name`) under `rules`.
+
+    `problems` says why a recorded value is no metric; `present` are the inputs (`step.input`) that
+    were there, for rules with `when`. The outcome is the worst of the judged rules in the order
+    error, fail, inconclusive, pass.
+    """
+    results = [_judged(rule, metrics, problems or {}, present) for rule in rules]
+    judged = [result.outcome for result in results if result.outcome != "not judged"]
+    outcome: Outcome = "error" if not judged else "pass"
+    for candidate in ("error", "fail", "inconclusive"):
+        if candidate in judged:
+            outcome = candidate
+            break
+    named = {rule.metric: metrics[rule.metric] for rule in rules if _sound(metrics.get(rule.metric))}
+    return Verdict(outcome=outcome, rules=results, metrics=named)
+
+
+def describe(rule: Rule) -> str:
+    """The rule as a person writes it: `evaluate.auc >= 0.85`."""
+    sign, threshold = _threshold(rule)
+    return f"{rule.metric} {sign} {threshold:g}{' confidently' if rule.confident else ''}"
+
+
+def _judged(
+    rule: Rule, metrics: Mapping[str, Metric], problems: Mapping[str, str], present: Collection[str]
+) -> RuleResult:
+    if rule.when is not None and rule.when not in present:
+        return RuleResult(rule=rule, outcome="not judged", sentence=f"Not judged: {_absent(rule.when)}.")
+    if rule.metric in problems:
+        return _error(rule, f"{rule.metric} is no usable metric: {problems[rule.metric]}")
+    metric = metrics.get(rule.metric)
+    step, _, name = rule.metric.partition(".")
+    if metric is None:
+        return _error(
+            rule,
+            f"Step {step} did not record `{name}`, which the gate needs. "
+            "Record it in the last cell, or remove the rule from pipeline.toml.",
+        )
+    if not _finite(metric.value):
+        return _error(rule, f"{rule.metric} is {metric.value!r}, which is no finite number.")
+    if rule.confident and (metric.low is None or metric.high is None):
+        return _error(rule, f"{rule.metric} has no interval, which `confident` needs. Record it with low= and high=.")
+    if not _sound(metric):
+        return _error(rule, f"The interval of {rule.metric} is [{metric.low}, {metric.high}], which is none.")
+    return _compared(rule, metric)
+
+
+def _compared(rule: Rule, metric: Metric) -> RuleResult:
+    sign, threshold = _threshold(rule)
+    direction = 1 if sign == ">=" else -1
+    worse, better = (metric.low, metric.high) if direction == 1 else (metric.high, metric.low)
+    if not rule.confident or worse is None or better is None:
+        worse = better = metric.value
+    margin = direction * (worse - threshold)
+    said = f"{rule.metric} is {metric.value:.4g}"
+    if rule.confident:
+        said += f" [{metric.low:.4g}, {metric.high:.4g}]"
+    outcome: Outcome
+    if margin >= 0:
+        outcome, said = "pass", f"{said}, {_side(margin)} the required {sign} {threshold:g}."
+    elif direction * (better - threshold) < 0:
+        outcome, said = "fail", f"{said}, but {sign} {threshold:g} is required: short by {-margin:.4g}."
+    else:
+        outcome, said = "inconclusive", f"{said}: the interval straddles {threshold:g}, so more test rows are needed."
+    return RuleResult(
+        rule=rule,
+        outcome=outcome,
+        sentence=said,
+        value=metric.value,
+        low=metric.low,
+        high=metric.high,
+        margin=margin,
+    )
+
+
+def _side(margin: float) -> str:
+    return "exactly at" if margin == 0 else f"{margin:.4g} inside"
+
+
+def _absent(when: str) -> str:
+    step, _, name = when.partition(".")
+    return f"step {step} had no {name} (no approved version)" if name == "champion" else f"{when} was not there"
+
+
+def _error(rule: Rule, sentence: str) -> RuleResult:
+    return RuleResult(rule=rule, outcome="error", sentence=sentence)
+
+
+def _threshold(rule: Rule) -> tuple[str, float]:
+    if (rule.min is None) == (rule.max is None):
+        raise ValueError(f"A rule needs exactly one of min and max; {rule.metric} has {rule.min} and {rule.max}.")
+    threshold = rule.min if rule.min is not None else rule.max
+    assert threshold is not None
+    if not _finite(threshold):
+        raise ValueError(f"The threshold of {rule.metric} is {threshold!r}, which is no finite number.")
+    return (">=" if rule.min is not None else "<="), threshold
+
+
+def _sound(metric: Metric | None) -> bool:
+    if metric is None or not _finite(metric.value):
+        return False
+    ends = (metric.low, metric.high)
+    if ends == (None, None):
+        return True
+    low, high = ends
+    return low is not None and high is not None and _finite(low) and _finite(high) and low <= high
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
