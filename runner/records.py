@@ -28,10 +28,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all records: immutable, compared by value, strict about fields."""
 
 
-# --- pipeline.toml ---------------------------------------------------------------------------
-
-
-class InputSpec(Record, kw_only=True):
+class InputSpec(Record, frozen=True, kw_only=True):
     """The long form of an input. `from_` is `step.output`, a path, an address, `approved:NAME` or `gate.verdict`."""
 
     from_: str = msgspec.field(name="from")
@@ -40,7 +37,7 @@ class InputSpec(Record, kw_only=True):
     keep: bool = False
 
 
-class StepSpec(Record, kw_only=True):
+class StepSpec(Record, frozen=True, kw_only=True):
     notebook: str
     inputs: dict[str, InputSpec] = {}
     outputs: dict[str, str] = {}
@@ -52,7 +49,7 @@ class StepSpec(Record, kw_only=True):
     sagemaker: dict[str, Any] = {}
 
 
-class Rule(Record, kw_only=True):
+class Rule(Record, frozen=True, kw_only=True):
     """One rule of the gate: exactly one of `min` and `max`; a value equal to it passes.
 
     `confident`: the interval's worse end must satisfy the rule. `when`: judged exactly when that
@@ -66,13 +63,13 @@ class Rule(Record, kw_only=True):
     when: str | None = None
 
 
-class ModelSpec(Record, kw_only=True):
+class ModelSpec(Record, frozen=True, kw_only=True):
     name: str
     from_: str = msgspec.field(name="from")
     registry: Literal["local", "sagemaker"] = "local"
 
 
-class Pipeline(Record, kw_only=True):
+class Pipeline(Record, frozen=True, kw_only=True):
     """pipeline.toml with one profile applied; paths are as written, relative to the file."""
 
     name: str
@@ -88,10 +85,7 @@ class Pipeline(Record, kw_only=True):
     monitor: list[dict[str, Any]] = []
 
 
-# --- metrics and the gate --------------------------------------------------------------------
-
-
-class Metric(Record, kw_only=True):
+class Metric(Record, frozen=True, kw_only=True):
     """A recorded number, with the interval and the direction where they were recorded too."""
 
     value: float
@@ -100,7 +94,7 @@ class Metric(Record, kw_only=True):
     better: Better | None = None
 
 
-class RuleResult(Record, kw_only=True):
+class RuleResult(Record, frozen=True, kw_only=True):
     """One rule, judged. `margin` is how far inside (+) or outside (-) the threshold the judged end lies."""
 
     rule: Rule
@@ -112,7 +106,7 @@ class RuleResult(Record, kw_only=True):
     margin: float | None = None
 
 
-class Verdict(Record, kw_only=True):
+class Verdict(Record, frozen=True, kw_only=True):
     """What the gate said; holds no run id and no time, so that equal evidence gives equal bytes."""
 
     format: int = FORMAT
@@ -121,15 +115,12 @@ class Verdict(Record, kw_only=True):
     metrics: dict[str, Metric]
 
 
-# --- one step --------------------------------------------------------------------------------
-
-
-class FileFact(Record, kw_only=True):
+class FileFact(Record, frozen=True, kw_only=True):
     sha256: str
     size_bytes: int
 
 
-class Artifact(Record, kw_only=True):
+class Artifact(Record, frozen=True, kw_only=True):
     """A file or folder by content. A folder's hash is over its sorted `sha256  size  path` lines."""
 
     path: str
@@ -138,7 +129,7 @@ class Artifact(Record, kw_only=True):
     files: dict[str, FileFact] | None = None  # relative path -> fact; None for a single file
 
 
-class InputFact(Record, kw_only=True):
+class InputFact(Record, frozen=True, kw_only=True):
     """What a step was given. `source` is the address as resolved; `version` what a remote store calls it."""
 
     source: str
@@ -149,7 +140,7 @@ class InputFact(Record, kw_only=True):
     value: str = ""  # what the notebook's parameter is set to: relative to the step folder, an address, or ""
 
 
-class StepJob(Record, kw_only=True):
+class StepJob(Record, frozen=True, kw_only=True):
     """job.json: the whole contract of one step, readable by the remote side too. Paths are relative to its folder."""
 
     format: int = FORMAT
@@ -166,7 +157,7 @@ class StepJob(Record, kw_only=True):
     attempt: int = 1
 
 
-class StepError(Record, kw_only=True):
+class StepError(Record, frozen=True, kw_only=True):
     """Why a step did not succeed, for a person and for `runner debug`."""
 
     kind: Literal["exception", "stopped early", "kernel died", "timeout", "out of memory", "output missing",
@@ -178,7 +169,7 @@ class StepError(Record, kw_only=True):
     traceback: list[str] = []
 
 
-class StepResult(Record, kw_only=True):
+class StepResult(Record, frozen=True, kw_only=True):
     """result.json, written last: what one execution of a step folder came to."""
 
     format: int = FORMAT
@@ -199,7 +190,7 @@ class StepResult(Record, kw_only=True):
     registration: Registration | None = None
 
 
-class Registration(Record, kw_only=True):
+class Registration(Record, frozen=True, kw_only=True):
     """registration.json: what a notebook asks the run's owner to register, once, after the step is sealed."""
 
     format: int = FORMAT
@@ -208,10 +199,7 @@ class Registration(Record, kw_only=True):
     description: str = ""
 
 
-# --- one run ---------------------------------------------------------------------------------
-
-
-class StepState(Record, kw_only=True):
+class StepState(Record, frozen=True, kw_only=True):
     name: str
     notebook: str
     status: StepStatus | None = None  # None until it starts
@@ -222,7 +210,7 @@ class StepState(Record, kw_only=True):
     result: StepResult | None = None
 
 
-class Champion(Record, kw_only=True):
+class Champion(Record, frozen=True, kw_only=True):
     """The approved version as it was pinned when the run started."""
 
     name: str
@@ -231,14 +219,14 @@ class Champion(Record, kw_only=True):
     sha256: str
 
 
-class GitState(Record, kw_only=True):
+class GitState(Record, frozen=True, kw_only=True):
     commit: str
     branch: str | None
     modified: dict[str, list[str]]  # notebook -> code cells that differ from the commit, as "[7]"
     dirty: bool  # anything else tracked differs
 
 
-class Environment(Record, kw_only=True):
+class Environment(Record, frozen=True, kw_only=True):
     python: str
     implementation: str
     platform: str
@@ -247,13 +235,13 @@ class Environment(Record, kw_only=True):
     variables: dict[str, str] = {}  # by allow-list
 
 
-class ModelVersionRef(Record, kw_only=True):
+class ModelVersionRef(Record, frozen=True, kw_only=True):
     name: str
     version: int
     status: Literal["pending", "approved", "rejected"]
 
 
-class RunManifest(Record, kw_only=True):
+class RunManifest(Record, frozen=True, kw_only=True):
     """run.json: the only truth about a run. Replaced atomically; all paths relative to the run's folder."""
 
     format: int = FORMAT
@@ -321,7 +309,10 @@ def checked(record: R, *, where: str | Path) -> R:
 
 
 def _newer(where: str | Path, found: int) -> NewerStore:
-    return NewerStore(f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed. Update with `pip install -U runner`.")
+    return NewerStore(
+        f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed. "
+        "Update with `pip install -U runner`."
+    )
 
 
 class _Format(msgspec.Struct):
