@@ -137,6 +137,7 @@ class InputFact(Record, frozen=True, kw_only=True):
     as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")
     artifact: Artifact | None = None  # None when absent
     version: str | None = None
+    stamp: str = ""  # size, times and inodes as they were when it was hashed; "" where that was elsewhere
     value: str = ""  # what the notebook's parameter is set to: relative to the step folder, an address, or ""
 
 

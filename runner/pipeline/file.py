@@ -1,0 +1,295 @@
+"""pipeline.toml: reading it, applying a profile, and everything that can be said without a notebook.
+
+Every finding names the key and, where a name is unknown, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import msgspec
+
+from runner.errors import PipelineError
+from runner.gate import describe
+from runner.records import InputSpec, ModelSpec, Pipeline, Record, Rule, StepSpec
+
+APPROVED, VERDICT = "approved:", "gate.verdict"
+ADDRESSES = ("s3://", "https://")
+RESERVED_STEPS = ("gate", "approved")
+REGISTRATION = "registration.json"  # what runner.model.register leaves in a step's outputs
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")  # also what SageMaker accepts as a model package group
+STEP = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}\Z")
+
+TOP = (
+    "name",
+    "parameters",
+    "steps",
+    "gate",
+    "model",
+    "profiles",
+    "sagemaker",
+    "store",
+    "approval",
+    "targets",
+    "monitor",
+)
+OPEN_TABLES = {
+    "sagemaker": (
+        "bucket", "prefix", "role", "image", "region", "instance", "instance_count", "volume_gb", "timeout_s", "tags",
+        "vpc", "kms_key", "prices",
+    ),
+    "store": ("runs",),
+    "approval": ("by", "not_starter"),
+}  # fmt: skip
+
+R = TypeVar("R", bound=Record)
+
+
+def load(path: Path, profile: str | None = None) -> Pipeline:
+    """The pipeline in the file with `profile` applied. Raises PipelineError with every finding."""
+    table = _table(path)
+    profiles = table.get("profiles", {})
+    if profile is not None:
+        if not isinstance(profiles, dict) or profile not in profiles:
+            raise PipelineError(f"{path.name}: there is no profile {profile!r}{nearest(profile, profiles)}.")
+        table = _merged(table, profiles[profile])
+    table.pop("profiles", None)
+    findings: list[str] = []
+    pipeline = _pipeline(table, findings)
+    findings += _references(pipeline)
+    if findings:
+        raise PipelineError(*(f"{path.name}: {finding}" for finding in findings))
+    return pipeline
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`; did you mean X?`, or the valid names where none is near; empty where there are none."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; there is {', '.join(f'`{name}`' for name in names[:12])}" if names else ""
+
+
+def is_path(source: str) -> bool:
+    return source.startswith(("./", "../", "/", "~/"))
+
+
+def is_address(source: str) -> bool:
+    # plain http carries no proof of what arrives, so it is for this machine alone
+    return source.startswith((*ADDRESSES, "http://127.0.0.1", "http://localhost"))
+
+
+def upstream(spec: StepSpec) -> set[str]:
+    """The steps whose outputs `spec` takes as inputs, and those it is to run after."""
+    steps = {source.from_.partition(".")[0] for source in spec.inputs.values() if is_output(source.from_)}
+    return steps | set(spec.after)
+
+
+def is_output(source: str) -> bool:
+    return not (source == VERDICT or source.startswith(APPROVED) or is_path(source) or is_address(source))
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise PipelineError(
+            f"There is no {path}. Run in the folder that has a pipeline.toml, or name one with --pipeline FILE."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: cannot be read: {error}.") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PipelineError(f"{path}: is no TOML: {error}.") from error
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `base`: tables merge, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
+    valid = (*TOP, "skip")  # `skip` comes from a profile
+    for key in table:
+        if key not in valid:
+            findings.append(f"`{key}` is no key{nearest(key, TOP)}.")
+    for key, keys in OPEN_TABLES.items():
+        for name in table.get(key) or {}:
+            if name not in keys:
+                findings.append(f"{key}.{name} is no key{nearest(name, keys)}.")
+    steps = {
+        name: step for name, raw in _items(table, "steps", findings) if (step := _step(name, raw, findings)) is not None
+    }
+    rules = [
+        rule
+        for index, raw in enumerate(_list(table, "gate", findings), 1)
+        if (rule := _record(Rule, raw, f"gate rule {index}", findings)) is not None
+    ]
+    model = _record(ModelSpec, table["model"], "model", findings) if "model" in table else None
+    plain = {
+        key: table[key] for key in ("name", "parameters", "skip", *OPEN_TABLES, "targets", "monitor") if key in table
+    }
+    if not isinstance(plain.get("name"), str) or not NAME.match(plain["name"]):
+        findings.append("`name` is needed: letters, digits and `-`, at most 63.")
+        plain["name"] = "unnamed"
+    shell = _record(Pipeline, plain, "", findings) or Pipeline(name="unnamed")
+    return msgspec.structs.replace(shell, steps=steps, gate=rules, model=model)
+
+
+def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
+    where = f"steps.{name}"
+    if not STEP.match(name) or name in RESERVED_STEPS:
+        findings.append(
+            f"{where}: a step's name is letters, digits, `_`, `-`, and not one of {', '.join(RESERVED_STEPS)}."
+        )
+    if not isinstance(raw, dict):
+        findings.append(f"{where} is no table.")
+        return None
+    inputs = {
+        key: spec
+        for key, value in _items(raw, "inputs", findings, where)
+        if (
+            spec := _record(
+                InputSpec, {"from": value} if isinstance(value, str) else value, f"{where}.inputs.{key}", findings
+            )
+        )
+        is not None
+    }
+    for key in raw.get("sagemaker") or {}:
+        if key not in OPEN_TABLES["sagemaker"]:
+            findings.append(f"{where}.sagemaker.{key} is no key{nearest(key, OPEN_TABLES['sagemaker'])}.")
+    step = _record(StepSpec, {**raw, "inputs": {}}, where, findings)
+    return msgspec.structs.replace(step, inputs=inputs) if step else None
+
+
+def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | None:
+    """`raw` as the record, or findings that name each unknown key and the first wrong type."""
+    if not isinstance(raw, dict):
+        findings.append(f"{where}: {raw!r} is no table.")
+        return None
+    valid = {field.encode_name for field in msgspec.structs.fields(kind)}
+    unknown = [key for key in raw if key not in valid]
+    prefix = f"{where}." if where else ""
+    findings.extend(f"{prefix}{key} is no key{nearest(key, valid)}." for key in unknown)
+    try:
+        return msgspec.convert({key: value for key, value in raw.items() if key in valid}, kind)
+    except msgspec.ValidationError as error:
+        said, _, at = str(error).partition(" - at `$")
+        findings.append(f"{where}{at.rstrip('`')}: {said}.")
+        return None
+
+
+def _items(table: dict[str, Any], key: str, findings: list[str], where: str = "") -> Iterator[tuple[str, Any]]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        findings.append(f"{where + '.' if where else ''}{key} is no table.")
+        return
+    yield from value.items()
+
+
+def _list(table: dict[str, Any], key: str, findings: list[str]) -> list[Any]:
+    value = table.get(key, [])
+    if not isinstance(value, list):
+        findings.append(f"`{key}` is written as [[{key}]], a list of tables.")
+        return []
+    return value
+
+
+def _references(pipeline: Pipeline) -> Iterator[str]:
+    """What the pipeline names and does not have."""
+    if not pipeline.steps:
+        yield "there are no steps; write `[steps.NAME]` with `notebook = ...`."
+    for name in pipeline.skip:
+        if name not in pipeline.steps:
+            yield f"skip: there is no step `{name}`{nearest(name, pipeline.steps)}."
+    for name, step in pipeline.steps.items():
+        yield from _step_references(name, step, pipeline)
+    for rule in pipeline.gate:
+        yield from _rule_references(rule, pipeline)
+    if pipeline.model is not None:
+        if not NAME.match(pipeline.model.name):
+            yield f"model.name: {pipeline.model.name!r} is not made of letters, digits and `-`, at most 63."
+        yield from _output(pipeline.model.from_, "model.from", pipeline)
+
+
+def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[str]:
+    where = f"steps.{name}"
+    for key, spec in step.inputs.items():
+        source = spec.from_
+        if source == VERDICT:
+            if not pipeline.gate:
+                yield f"{where}.inputs.{key}: needs gate.verdict, but there is no [[gate]] rule."
+            if name in {rule.metric.partition(".")[0] for rule in pipeline.gate}:
+                yield f"{where}.inputs.{key}: the gate judges a metric of {name} itself, so it cannot need the verdict."
+        elif source.startswith(APPROVED):
+            if not NAME.match(source.removeprefix(APPROVED)):
+                yield f"{where}.inputs.{key}: {source!r} names no model; write `approved:NAME`."
+        elif is_output(source):
+            yield from _output(source, f"{where}.inputs.{key}", pipeline)
+        if spec.as_ == "uri" and not is_address(source):
+            yield f'{where}.inputs.{key}: `as = "uri"` is for addresses (s3://, https://), not {source!r}.'
+    for other in step.after:
+        if other not in pipeline.steps:
+            yield f"{where}.after: there is no step `{other}`{nearest(other, pipeline.steps)}."
+    if step.retries < 0:
+        yield f"{where}.retries is {step.retries}; it is 0 or more."
+    for key in ("timeout_s", "cell_timeout_s"):
+        limit = getattr(step, key)
+        if limit is not None and not limit > 0:
+            yield f"{where}.{key} is {limit}; it is above 0."
+    yield from _places(where, step)
+
+
+def _places(where: str, step: StepSpec) -> Iterator[str]:
+    taken: dict[PurePosixPath, str] = {}
+    for key, place in step.outputs.items():
+        path = PurePosixPath(place)
+        if not place or path.is_absolute() or ".." in path.parts or "\\" in place or path == PurePosixPath("."):
+            yield f"{where}.outputs.{key}: {place!r} must be a path below the step's output folder."
+        elif path == PurePosixPath(REGISTRATION):
+            yield f"{where}.outputs.{key}: {REGISTRATION} is kept for runner.model.register."
+        else:
+            for other, owner in taken.items():
+                if path == other or path in other.parents or other in path.parents:
+                    yield f"{where}.outputs.{key}: {place!r} and {owner} ({str(other)!r}) overlap."
+            taken[path] = key
+
+
+def _output(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
+    step, _, output = source.partition(".")
+    if not output:
+        yield (
+            f"{where}: {source!r} is no source: write `step.output`, a path that begins with ./ or /, "
+            "s3://…, https://…, `approved:NAME` or `gate.verdict`."
+        )
+    elif step not in pipeline.steps:
+        yield f"{where}: there is no step `{step}`{nearest(step, pipeline.steps)}."
+    elif output not in pipeline.steps[step].outputs:
+        yield f"{where}: step {step} has no output `{output}`{nearest(output, pipeline.steps[step].outputs)}."
+
+
+def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
+    step, _, name = rule.metric.partition(".")
+    if step not in pipeline.steps or not name:
+        yield f"gate: {rule.metric!r} is no `step.metric`{nearest(step, pipeline.steps)}."
+    try:
+        describe(rule)
+    except ValueError as error:
+        yield f"gate: {error}"
+    if rule.when is not None:
+        step, _, name = rule.when.partition(".")
+        if step not in pipeline.steps:
+            yield f"gate: when: there is no step `{step}`{nearest(step, pipeline.steps)}."
+        elif name not in pipeline.steps[step].inputs:
+            yield f"gate: when: step {step} has no input `{name}`{nearest(name, pipeline.steps[step].inputs)}."

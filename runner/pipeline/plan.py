@@ -1,0 +1,264 @@
+"""What exactly is to run: order, resolved parameters and sources, or every finding that prevents it.
+
+The one function is `plan`; `runner check` prints what it finds and `runner run` starts from what it
+gives. Reads the file and the notebooks, starts nothing, writes nothing.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from runner.errors import PipelineError
+from runner.pipeline.file import VERDICT, is_address, is_output, is_path, load, nearest, upstream
+from runner.pipeline.notebook import Declared, Notebook, project_modules, read_notebook
+from runner.pipeline.types import DoesNotFit, check, read_text
+from runner.records import Pipeline, StepSpec, Value
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step as it will run: `parameters` are those given, by type; the cell's defaults stay in the cell."""
+
+    name: str
+    spec: StepSpec
+    notebook: Notebook
+    parameters: dict[str, Value]
+    modules: dict[str, Path]
+    needs: tuple[str, ...]
+    needs_verdict: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    file: Path
+    pipeline: Pipeline  # sources from -p already in place
+    steps: tuple[PlannedStep, ...]  # in an order that respects every need
+    judges: bool  # every gate metric's step is among them
+    warnings: tuple[str, ...]
+
+    @property
+    def root(self) -> Path:
+        return self.file.parent
+
+
+def plan(
+    file: Path,
+    *,
+    profile: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    targets: Sequence[str] = (),
+) -> Plan:
+    """The plan for the pipeline in `file`. `overrides` are -p's texts; paths in them are from the working folder.
+
+    Raises PipelineError with every finding.
+    """
+    pipeline = load(file, profile)
+    findings: list[str] = []
+    notebooks = _notebooks(pipeline, file.parent, findings)
+    given, pipeline = _overridden(pipeline, notebooks, overrides or {}, findings)
+    names = _order(pipeline, targets, findings)
+    steps, warnings = [], []
+    for name in names:
+        if name in notebooks and name in pipeline.steps:
+            step = _planned(name, pipeline, notebooks[name], given.get(name, {}), findings, warnings, file.name)
+            findings += _sources(name, pipeline.steps[name], file.parent)
+            steps.append(step)
+    declared = {key for notebook in notebooks.values() for key in notebook.parameters}
+    if len(notebooks) == len(pipeline.steps):
+        findings += [
+            f"{file.name}: parameters.{key}: no notebook declares it{nearest(key, declared)}."
+            for key in pipeline.parameters
+            if key not in declared
+        ]
+    if findings:
+        raise PipelineError(*dict.fromkeys(findings))
+    judges = bool(pipeline.gate) and {rule.metric.partition(".")[0] for rule in pipeline.gate} <= set(names)
+    if pipeline.gate and all(rule.when for rule in pipeline.gate):
+        warnings.append(f"{file.name}: every gate rule has `when`; where none is judged, the verdict is an error.")
+    return Plan(file=file, pipeline=pipeline, steps=tuple(steps), judges=judges, warnings=tuple(warnings))
+
+
+def _notebooks(pipeline: Pipeline, root: Path, findings: list[str]) -> dict[str, Notebook]:
+    found = {}
+    for name, step in pipeline.steps.items():
+        path = root / step.notebook
+        try:
+            found[name] = read_notebook(path)
+        except PipelineError as error:
+            findings += [f"steps.{name}: {finding}" for finding in error.findings]
+            continue
+        if found[name].parameter_cells != 1 and (step.inputs or step.outputs or step.parameters):
+            some = "no cell" if not found[name].parameter_cells else f"{found[name].parameter_cells} cells"
+            findings.append(f"{step.notebook}: has {some} tagged `parameters`; it needs exactly one.")
+        if (path.parent / "runner.py").exists() or (path.parent / "runner" / "__init__.py").exists():
+            findings.append(f"{step.notebook}: a `runner` module beside it would shadow the package; rename it.")
+    return found
+
+
+def _overridden(
+    pipeline: Pipeline, notebooks: Mapping[str, Notebook], overrides: Mapping[str, str], findings: list[str]
+) -> tuple[dict[str, dict[str, str]], Pipeline]:
+    """-p texts by step and parameter; and the pipeline with replaced sources."""
+    given: dict[str, dict[str, str]] = {}
+    steps = dict(pipeline.steps)
+    for key, text in overrides.items():
+        step, dot, name = key.partition(".")
+        if not dot:
+            takers = [other for other, notebook in notebooks.items() if _is_parameter(key, steps[other], notebook)]
+            inputs = [other for other in steps if key in steps[other].inputs]
+            if inputs:
+                findings.append(f"-p {key}: is an input; write -p {inputs[0]}.{key}=…")
+            elif not takers:
+                valid = {
+                    name
+                    for other, book in notebooks.items()
+                    for name in book.parameters
+                    if name not in steps[other].inputs
+                }
+                findings.append(f"-p {key}: no notebook declares it{nearest(key, valid)}.")
+            for other in takers:
+                given.setdefault(other, {}).setdefault(key, text)
+        elif step not in steps:
+            findings.append(f"-p {key}: there is no step `{step}`{nearest(step, steps)}.")
+        elif name in steps[step].inputs:
+            source = (
+                text if is_address(text) or not text or text.startswith("approved:") else str(Path(text).absolute())
+            )
+            spec = msgspec.structs.replace(steps[step].inputs[name], from_=source)
+            steps[step] = msgspec.structs.replace(steps[step], inputs={**steps[step].inputs, name: spec})
+        elif name in steps[step].outputs:
+            findings.append(f"-p {key}: is an output; where it is written is the runner's to say.")
+        elif step in notebooks and name not in notebooks[step].parameters:
+            valid = set(notebooks[step].parameters) - set(steps[step].outputs)
+            findings.append(f"-p {key}: {steps[step].notebook} does not declare `{name}`{nearest(name, valid)}.")
+        else:
+            given.setdefault(step, {})[name] = text
+    return given, msgspec.structs.replace(pipeline, steps=steps)
+
+
+def _is_parameter(name: str, spec: StepSpec, notebook: Notebook) -> bool:
+    return name in notebook.parameters and name not in spec.inputs and name not in spec.outputs
+
+
+def _needs(name: str, pipeline: Pipeline) -> set[str]:
+    needs = upstream(pipeline.steps[name])
+    if any(source.from_ == VERDICT for source in pipeline.steps[name].inputs.values()):
+        needs |= {rule.metric.partition(".")[0] for rule in pipeline.gate}
+    return needs
+
+
+def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> list[str]:
+    """The steps to run, needs first, otherwise in the file's order."""
+    graph = {name: sorted(_needs(name, pipeline), key=list(pipeline.steps).index) for name in pipeline.steps}
+    sorter = graphlib.TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        findings.append(f"the steps form a cycle: {' → '.join(error.args[1])}.")
+        return []
+    order: list[str] = []
+    ready: list[str] = []
+    while sorter.is_active():
+        ready = sorted({*ready, *sorter.get_ready()}, key=list(pipeline.steps).index)
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    for name in targets:
+        if name not in graph:
+            findings.append(f"there is no step `{name}`{nearest(name, graph)}.")
+    wanted, pending = set(), [name for name in targets if name in graph] if targets else list(graph)
+    pending = [name for name in pending if name not in pipeline.skip]
+    while pending:
+        name = pending.pop()
+        if name not in wanted:
+            wanted.add(name)
+            pending += graph[name]
+    for name in order:
+        skipped = [need for need in graph[name] if need in pipeline.skip]
+        if name in wanted and skipped:
+            findings.append(f"step {name} needs {skipped[0]}, which the profile skips.")
+    return [name for name in order if name in wanted]
+
+
+def _planned(
+    name: str,
+    pipeline: Pipeline,
+    notebook: Notebook,
+    texts: Mapping[str, str],
+    findings: list[str],
+    warnings: list[str],
+    file: str,
+) -> PlannedStep:
+    spec = pipeline.steps[name]
+    declared = notebook.parameters
+    for role, keys in (("inputs", spec.inputs), ("outputs", spec.outputs), ("parameters", spec.parameters)):
+        findings += [finding for key in keys for finding in _role(name, role, key, notebook, spec)]
+    values: dict[str, Value] = {}
+    for table, where in ((pipeline.parameters, "parameters"), (spec.parameters, f"steps.{name}.parameters")):
+        for key, value in table.items():
+            if key in declared and _is_parameter(key, spec, notebook):
+                try:
+                    values[key] = check(value, declared[key].type)
+                except DoesNotFit as error:
+                    findings.append(f"{file}: {where}.{key}: {error}, declared in {spec.notebook}.")
+                    continue
+                warnings += _drift(declared[key], values[key], file)
+    for key, text in texts.items():
+        try:
+            values[key] = read_text(text, declared[key].type)
+        except DoesNotFit as error:
+            findings.append(f"-p {key}: {error}, declared in {spec.notebook}.")
+    needs = _needs(name, pipeline)
+    return PlannedStep(
+        name=name,
+        spec=spec,
+        notebook=notebook,
+        parameters=dict(sorted(values.items())),
+        modules=project_modules(notebook),
+        needs=tuple(step for step in pipeline.steps if step in needs),
+        needs_verdict=any(source.from_ == VERDICT for source in spec.inputs.values()),
+    )
+
+
+def _role(step: str, role: str, key: str, notebook: Notebook, spec: StepSpec) -> Iterator[str]:
+    where = f"steps.{step}.{role}.{key}"
+    if notebook.parameter_cells != 1:
+        return
+    if not key.isidentifier():
+        yield f"{where}: is no Python name."  # papermill writes names into the notebook as code
+    elif key not in notebook.parameters:
+        yield f"{where}: {spec.notebook} does not declare it in its parameters cell{nearest(key, notebook.parameters)}."
+    elif (type_ := notebook.parameters[key].type) is not None and type_.kind == "unsupported":
+        yield f"{where}: declared as {type_}, which papermill cannot hand over; declare it `str` and convert it below."
+    elif role != "parameters" and type_ is not None and type_.kind != "str":
+        yield f"{where}: declared as {type_}; a path arrives as text, so declare it `str`."
+    if [key in names for names in (spec.inputs, spec.outputs, spec.parameters)].count(True) > 1:
+        yield f"{where}: `{key}` has more than one role; one name is an input, an output or a parameter."
+
+
+def _drift(declared: Declared, value: Value, file: str) -> Iterator[str]:
+    if declared.has_literal_default and declared.default != value:
+        yield f"{declared.name}: cell {declared.default!r}, {file} {value!r}; {value!r} runs."
+
+
+def _sources(name: str, spec: StepSpec, root: Path) -> Iterator[str]:
+    """Local sources that are not there, or are no file or folder."""
+    for key, source in spec.inputs.items():
+        if not is_path(source.from_) or is_output(source.from_):
+            continue
+        path = root / Path(source.from_).expanduser()
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            if not source.optional:
+                yield f"steps.{name}.inputs.{key}: there is no file or folder {path}."
+        except OSError as error:  # a loop of links among them
+            yield f"steps.{name}.inputs.{key}: {path}: {error.strerror}."
+        else:
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                yield f"steps.{name}.inputs.{key}: {path} is neither a file nor a folder."

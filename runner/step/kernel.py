@@ -1,0 +1,69 @@
+"""The kernel's process: ipykernel, with imports made while it waits and an end when its runner ends.
+
+Started as `python -P -m runner.step.kernel -f CONNECTION`. The environment says the rest:
+`RUNNER_PATH` (folders to import from, first first) and `RUNNER_PRELOAD` (installed packages that the
+notebook is going to import, loaded before its first cell arrives).
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+
+POLL_S = 0.5
+
+
+def main() -> None:
+    """Serve one kernel until told to shut down, or until the runner is gone."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
+    preload = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
+    sys.path[:0] = folders
+    from ipykernel.kernelapp import IPKernelApp
+
+    app = IPKernelApp.instance()
+    app.initialize(
+        [
+            *sys.argv[1:],
+            "--IPKernelApp.outstream_class=runner.step.stream.CappedStream",
+            # sys.path is complete: the run's own snapshot comes before the working folder
+            "--IPKernelApp.ignore_cwd=True",
+            "--HistoryManager.enabled=False",
+        ]
+    )
+    _keep_stderr_for_crashes()
+    with app.shell.builtin_trap:  # pandas asks get_ipython() at import how to display
+        for name in preload:
+            try:
+                importlib.import_module(name)
+            except Exception:  # the notebook's own import will say so, in its cell
+                continue
+    app.start()
+
+
+def _keep_stderr_for_crashes() -> None:
+    """ipykernel repeats what cells print to the process's own streams; drop that, keep a crash's trace."""
+    crashes = os.dup(2 if not hasattr(sys.stderr, "_original_stdstream_copy") else sys.stderr._original_stdstream_copy)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        copy = getattr(stream, "_original_stdstream_copy", None)
+        if copy is not None:
+            os.dup2(nowhere, copy)
+    os.close(nowhere)
+    faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
+
+
+def _end_with(parent: int) -> None:
+    """Kill this kernel's process group, with all that its cells started, once the runner is gone."""
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

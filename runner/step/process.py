@@ -1,0 +1,134 @@
+"""A kernel as a process: started early, watched by the kernel of the operating system, ended for certain.
+
+Replaces jupyter_client's KernelManager, whose start, shutdown and liveness polling wait in steps of
+0.1 to 1 s. Talks over ipc sockets in a private folder; there is no port and nothing to encrypt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.errors import PipelineError
+
+STDERR = "stderr"  # of the process, until its cells' streams are in place; then only a crash's trace
+GRACE_S = 2.0  # between SIGINT, SIGTERM and SIGKILL
+
+
+class KernelProcess:
+    """One running kernel. `connection` is what a jupyter_client needs to talk to it."""
+
+    def __init__(self, argv: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> None:
+        """Start it; returns at once. `{connection_file}` in `argv` is replaced."""
+        # unix socket paths hold 107 bytes, so not below the run's folder
+        self.folder = Path(tempfile.mkdtemp(prefix="rk-"))
+        self.connection: dict[str, Any] = {
+            "transport": "ipc",
+            "ip": str(self.folder / "s"),
+            **{
+                f"{channel}_port": number
+                for number, channel in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)
+            },
+            "key": uuid.uuid4().hex,
+            "signature_scheme": "hmac-sha256",
+        }
+        file = self.folder / "connection.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(self.connection))
+        try:
+            with (self.folder / STDERR).open("wb") as stderr:
+                self.process = subprocess.Popen(
+                    [part.replace("{connection_file}", str(file)) for part in argv],
+                    cwd=cwd,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.poll()
+
+    async def died(self) -> int:
+        """The exit code, once there is one; negative for a signal."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        if not hasattr(os, "pidfd_open"):  # not on macOS
+            while self.process.poll() is None:
+                await asyncio.sleep(0.05)
+            return self.process.wait()
+        try:
+            descriptor = os.pidfd_open(self.process.pid)
+        except ProcessLookupError:
+            return self.process.wait()
+        loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+        try:
+            await ended
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        return self.process.wait()
+
+    def last_words(self) -> str:
+        """The end of what the process wrote to its real stderr: why it did not start, or a crash's trace."""
+        return (self.folder / STDERR).read_bytes()[-4000:].decode(errors="replace")
+
+    def signal(self, number: int) -> None:
+        """Send to the kernel and everything it started; nothing happens where all are gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
+
+    async def end(self, *, grace_s: float = GRACE_S) -> None:
+        """SIGINT, SIGTERM, SIGKILL, with `grace_s` between them, until it is gone."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.signal(number)
+            try:
+                await asyncio.wait_for(self.died(), grace_s)
+                break
+            except TimeoutError:
+                continue
+        self.close()
+
+    def close(self) -> None:
+        """Kill whatever is left of it and remove its sockets. Calling twice is safe."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def start_kernel(*, cwd: Path, environment: Mapping[str, str], language: str, kernel_name: str | None) -> KernelProcess:
+    """A kernel for a notebook in `language`.
+
+    Python always runs in this interpreter, whatever the notebook's kernelspec says: Studio writes names that exist
+    nowhere else. Another language runs in the installed kernel of that name; PipelineError where there is none.
+    """
+    if language == "python":
+        argv = [sys.executable, "-P", "-m", "runner.step.kernel", "-f", "{connection_file}"]
+        return KernelProcess(argv, cwd=cwd, environment=environment)
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel  # 0.1 s, and seldom needed
+
+    manager = KernelSpecManager()
+    try:
+        spec = manager.get_kernel_spec(kernel_name or language)
+    except NoSuchKernel:
+        installed = ", ".join(sorted(manager.find_kernel_specs())) or "none"
+        raise PipelineError(
+            f"The notebook asks for the {language} kernel {kernel_name!r}, which is not installed; there is {installed}."
+        ) from None
+    return KernelProcess(spec.argv, cwd=cwd, environment={**environment, **spec.env})

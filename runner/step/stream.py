@@ -1,0 +1,30 @@
+"""A kernel's stdout and stderr with a ceiling per cell, so that endless printing costs no memory.
+
+Lives in the kernel process, because a ceiling at the receiving end comes after the gigabyte was sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ipykernel.iostream import OutStream
+
+LIMIT_CHARACTERS = 1_000_000  # of one stream in one cell
+NOTE = f"\n[capped: this cell wrote more than {LIMIT_CHARACTERS:,} characters here; the rest was not kept]\n"
+
+
+class CappedStream(OutStream):  # type: ignore[misc]
+    """ipykernel's stream, silent after LIMIT_CHARACTERS in one cell."""
+
+    _cell: Any = None
+    _written = 0
+
+    def write(self, string: str) -> int:
+        cell = self.parent_header.get("msg_id")
+        if cell != self._cell:
+            self._cell, self._written = cell, 0
+        room = LIMIT_CHARACTERS - self._written
+        self._written += len(string)
+        if room > 0:
+            super().write(string if len(string) <= room else string[:room] + NOTE)
+        return len(string)
