@@ -205,6 +205,7 @@ class StepState(Record, frozen=True, kw_only=True):
     notebook: str
     status: StepStatus | None = None  # None until it starts
     why: str = ""  # why it ran, or why not
+    parameters: dict[str, Value] = {}  # as resolved; the cell's defaults stay in the cell
     from_run: str | None = None  # the run it was taken from, when cached
     attempt: int = 0
     job: StepJob | None = None
@@ -261,6 +262,7 @@ class RunManifest(Record, frozen=True, kw_only=True):
     register: bool = True
     status: RunStatus
     steps: list[StepState]
+    sources: dict[str, InputFact] = {}  # "step.input" -> what came from outside the run, as pinned when it started
     champion: Champion | None = None
     metrics: dict[str, Metric] = {}  # "step.name"
     problems: dict[str, str] = {}

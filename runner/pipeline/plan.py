@@ -9,7 +9,7 @@ from __future__ import annotations
 import graphlib
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -32,13 +32,14 @@ class PlannedStep:
     modules: dict[str, Path]
     needs: tuple[str, ...]
     needs_verdict: bool
+    skip: str = ""  # why it does not run this time
 
 
 @dataclass(frozen=True)
 class Plan:
     file: Path
     pipeline: Pipeline  # sources from -p already in place
-    steps: tuple[PlannedStep, ...]  # in an order that respects every need
+    steps: tuple[PlannedStep, ...]  # all of them, in an order that respects every need
     judges: bool  # every gate metric's step is among them
     warnings: tuple[str, ...]
 
@@ -62,12 +63,17 @@ def plan(
     findings: list[str] = []
     notebooks = _notebooks(pipeline, file.parent, findings)
     given, pipeline = _overridden(pipeline, notebooks, overrides or {}, findings)
-    names = _order(pipeline, targets, findings)
-    steps, warnings = [], []
-    for name in names:
-        if name in notebooks and name in pipeline.steps:
+    order, wanted = _order(pipeline, targets, findings)
+    steps: list[PlannedStep] = []
+    warnings: list[str] = []
+    for name in order:
+        if name in notebooks:
             step = _planned(name, pipeline, notebooks[name], given.get(name, {}), findings, warnings, file.name)
-            findings += _sources(name, pipeline.steps[name], file.parent)
+            if name in wanted:
+                findings += _sources(name, pipeline.steps[name], file.parent)
+            else:
+                why = f"the profile {profile} skips it" if name in pipeline.skip else "not asked for"
+                step = replace(step, skip=why)
             steps.append(step)
     declared = {key for notebook in notebooks.values() for key in notebook.parameters}
     if len(notebooks) == len(pipeline.steps):
@@ -78,7 +84,7 @@ def plan(
         ]
     if findings:
         raise PipelineError(*dict.fromkeys(findings))
-    judges = bool(pipeline.gate) and {rule.metric.partition(".")[0] for rule in pipeline.gate} <= set(names)
+    judges = bool(pipeline.gate) and {rule.metric.partition(".")[0] for rule in pipeline.gate} <= wanted
     if pipeline.gate and all(rule.when for rule in pipeline.gate):
         warnings.append(f"{file.name}: every gate rule has `when`; where none is judged, the verdict is an error.")
     return Plan(file=file, pipeline=pipeline, steps=tuple(steps), judges=judges, warnings=tuple(warnings))
@@ -153,15 +159,15 @@ def _needs(name: str, pipeline: Pipeline) -> set[str]:
     return needs
 
 
-def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> list[str]:
-    """The steps to run, needs first, otherwise in the file's order."""
+def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> tuple[list[str], set[str]]:
+    """All steps, needs first and otherwise in the file's order; and those that are to run."""
     graph = {name: sorted(_needs(name, pipeline), key=list(pipeline.steps).index) for name in pipeline.steps}
     sorter = graphlib.TopologicalSorter(graph)
     try:
         sorter.prepare()
     except graphlib.CycleError as error:
         findings.append(f"the steps form a cycle: {' → '.join(error.args[1])}.")
-        return []
+        return [], set()
     order: list[str] = []
     ready: list[str] = []
     while sorter.is_active():
@@ -171,7 +177,8 @@ def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> l
     for name in targets:
         if name not in graph:
             findings.append(f"there is no step `{name}`{nearest(name, graph)}.")
-    wanted, pending = set(), [name for name in targets if name in graph] if targets else list(graph)
+    wanted: set[str] = set()
+    pending = [name for name in targets if name in graph] if targets else list(graph)
     pending = [name for name in pending if name not in pipeline.skip]
     while pending:
         name = pending.pop()
@@ -182,7 +189,7 @@ def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> l
         skipped = [need for need in graph[name] if need in pipeline.skip]
         if name in wanted and skipped:
             findings.append(f"step {name} needs {skipped[0]}, which the profile skips.")
-    return [name for name in order if name in wanted]
+    return order, wanted
 
 
 def _planned(
@@ -249,7 +256,7 @@ def _drift(declared: Declared, value: Value, file: str) -> Iterator[str]:
 def _sources(name: str, spec: StepSpec, root: Path) -> Iterator[str]:
     """Local sources that are not there, or are no file or folder."""
     for key, source in spec.inputs.items():
-        if not is_path(source.from_) or is_output(source.from_):
+        if not is_path(source.from_):
             continue
         path = root / Path(source.from_).expanduser()
         try:

@@ -58,17 +58,20 @@ class Progress:
     first_line: str = ""
 
 
-def start(folder: Path, *, cwd: Path | None = None) -> KernelProcess:
-    """The kernel for the step folder, started ahead of `execute` so that it is ready when its inputs are."""
+def start(folder: Path, *, cwd: Path | None = None, threads: int = 0) -> KernelProcess:
+    """The kernel for the step folder, started ahead of `execute` so that it is ready when its inputs are.
+
+    Needs the notebook and its modules there; job.json may still be missing.
+    """
     from runner.step.process import start_kernel
 
-    job = read(StepJob, folder / JOB)
     notebook = read_notebook(folder / SOURCE)
     modules = folder / "modules"
     here = cwd if cwd is not None and cwd.is_dir() else modules
+    here.mkdir(exist_ok=True)
     return start_kernel(
         cwd=here,
-        environment=_environment(job, folder, [modules, here], _preload(notebook)),
+        environment=_environment(threads, folder, [modules, here], _preload(notebook)),
         language=notebook.language,
         kernel_name=notebook.kernel_name,
     )
@@ -100,7 +103,14 @@ def execute(
     began = datetime.now(UTC)
     clock = time.monotonic()
     ooms = _out_of_memory_count()
-    session = _session(job, notebook, folder, kernel or start(folder, cwd=cwd), stop or threading.Event(), on_progress)
+    session = _session(
+        job,
+        notebook,
+        folder,
+        kernel or start(folder, cwd=cwd, threads=job.threads),
+        stop or threading.Event(),
+        on_progress,
+    )
     # late: with no kernel started yet, this second of imports would come before it instead of beside it
     from runner.step.engine import execute as execute_notebook
 
@@ -161,7 +171,7 @@ def _values(job: StepJob, folder: Path) -> dict[str, Value]:
     return {**job.parameters, **inputs, **outputs}
 
 
-def _environment(job: StepJob, folder: Path, path: list[Path], preload: list[str]) -> dict[str, str]:
+def _environment(threads: int, folder: Path, path: list[Path], preload: list[str]) -> dict[str, str]:
     environment = dict(os.environ)
     # set by test runners, and ipykernel would then not capture what C libraries print
     environment.pop("PYTEST_CURRENT_TEST", None)
@@ -172,8 +182,8 @@ def _environment(job: StepJob, folder: Path, path: list[Path], preload: list[str
         # the order of a set of strings must not change a result from run to run
         PYTHONHASHSEED=os.environ.get("PYTHONHASHSEED", "0"),
     )
-    if job.threads:
-        environment.update(dict.fromkeys(THREAD_VARIABLES, str(job.threads)))
+    if threads:
+        environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     return environment
 
 
@@ -294,7 +304,7 @@ def _outputs(job: StepJob, folder: Path) -> tuple[dict[str, Artifact], StepError
         missing = StepError(
             kind="output missing",
             ename="OutputMissing",
-            evalue=f"the notebook reached its end, but output `{name}` ({place}) {wrong}. Write it to the path in `{name}`.",
+            evalue=f"the notebook ended, but output `{name}` ({place}) {wrong}. Write it to the path in `{name}`.",
         )
         return found, missing
     return found, None

@@ -129,6 +129,6 @@ def start_kernel(*, cwd: Path, environment: Mapping[str, str], language: str, ke
     except NoSuchKernel:
         installed = ", ".join(sorted(manager.find_kernel_specs())) or "none"
         raise PipelineError(
-            f"The notebook asks for the {language} kernel {kernel_name!r}, which is not installed; there is {installed}."
+            f"The notebook wants the {language} kernel {kernel_name!r}, which is not installed; there is {installed}."
         ) from None
     return KernelProcess(spec.argv, cwd=cwd, environment={**environment, **spec.env})

@@ -1,0 +1,77 @@
+"""A run's folder before and after its steps: the snapshot they run from, the job of each, the sealing of what came out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from runner.content import atomic_write
+from runner.pipeline.plan import Plan, PlannedStep
+from runner.records import InputFact, StepJob, StepResult, encode
+from runner.run.sources import place
+from runner.run.store import Store
+
+STEPS, JOB, SOURCE, MODULES, RESULT = "steps", "job.json", "notebook.ipynb", "modules", "result.json"
+
+
+def step_folder(store: Store, run: str, step: str) -> Path:
+    return store.folder(run) / STEPS / step
+
+
+def snapshot(plan: Plan, store: Store, run: str) -> None:
+    """Copy every notebook of the plan, the project modules it imports, and pipeline.toml: what runs, whatever
+    happens to the working tree meanwhile."""
+    shutil.copyfile(plan.file, store.folder(run) / "pipeline.toml")
+    for step in plan.steps:
+        folder = step_folder(store, run, step.name)
+        (folder / MODULES).mkdir(parents=True)
+        shutil.copyfile(step.notebook.path, folder / SOURCE)
+        for relative, path in step.modules.items():
+            (folder / MODULES / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / MODULES / relative)
+
+
+def job(
+    step: PlannedStep,
+    inputs: Mapping[str, InputFact],
+    *,
+    store: Store,
+    run: str,
+    kernel: str,
+    threads: int,
+    attempt: int,
+) -> StepJob:
+    """The step's job, written to its folder with its inputs put in place and its outputs cleared."""
+    folder = step_folder(store, run, step.name)
+    for leftover in ("in", "out"):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
+    made = StepJob(
+        run=run,
+        step=step.name,
+        notebook=step.spec.notebook,
+        parameters=step.parameters,
+        inputs={name: place(fact, name, folder, store) for name, fact in inputs.items()},
+        outputs=step.spec.outputs,
+        timeout_s=step.spec.timeout_s,
+        cell_timeout_s=step.spec.cell_timeout_s,
+        kernel=kernel,
+        threads=threads,
+        attempt=attempt,
+    )
+    atomic_write(folder / JOB, encode(made))
+    return made
+
+
+def seal(result: StepResult, *, store: Store, run: str, step: str) -> None:
+    """Turn the step's outputs and its executed notebook into objects. Calling twice is safe."""
+    folder = step_folder(store, run, step)
+    for found in (*result.outputs.values(), *([result.executed] if result.executed else [])):
+        store.seal(folder, found)
+
+
+def as_input(result: StepResult, output: str, source: str) -> InputFact:
+    """An upstream step's output, for the step that reads it."""
+    return InputFact(source=source, artifact=msgspec.structs.replace(result.outputs[output]))

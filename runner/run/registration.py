@@ -1,0 +1,62 @@
+"""The step from a run that passed to a registered version, made once by the run's owner."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from runner.errors import Refused
+from runner.model.versions import ModelVersion, NewVersion
+from runner.records import Artifact, ModelVersionRef, RunManifest, StepResult
+
+
+class Register(Protocol):
+    def register(self, new: NewVersion) -> ModelVersion: ...
+
+
+def commit(manifest: RunManifest, result: StepResult, registry: Register) -> ModelVersionRef:
+    """Register what the step asked for; a second call gives the same version.
+
+    Raises Refused where the run did not pass, has no [model], or the notebook registered other bytes than
+    [model] from names.
+    """
+    model, asked = manifest.pipeline.model, result.registration
+    assert asked is not None
+    if model is None:
+        raise Refused("A notebook called runner.model.register, but pipeline.toml has no [model] to say its name.")
+    if manifest.verdict is None or manifest.verdict.outcome != "pass":
+        said = manifest.verdict.outcome if manifest.verdict else "none"
+        raise Refused(f"Only a run that passed its gate registers a model; the verdict of {manifest.run} is {said}.")
+    found = model_artifact(manifest)
+    if found is None or found.sha256 != asked.model_sha256:
+        raise Refused(
+            f"The model folder handed to runner.model.register is not the one that [model] from = {model.from_!r} names. "
+            "Pass the input that comes from it."
+        )
+    version = registry.register(
+        NewVersion(
+            name=model.name,
+            run=manifest.run,
+            sha256=found.sha256,
+            artifact=found,
+            metrics=manifest.metrics,
+            created_by=manifest.started_by,
+            commit=manifest.git.commit if manifest.git else None,
+            sources={key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
+            description=asked.description,
+            card=asked.card,
+        )
+    )
+    return ModelVersionRef(name=version.name, version=version.version, status=version.status)
+
+
+def model_artifact(manifest: RunManifest) -> Artifact | None:
+    """The folder that [model] from names, with its path relative to the run's folder; None where there is none yet."""
+    if manifest.pipeline.model is None:
+        return None
+    step, _, output = manifest.pipeline.model.from_.partition(".")
+    for state in manifest.steps:
+        if state.name == step and state.result is not None and output in state.result.outputs:
+            found = state.result.outputs[output]
+            path = f"steps/{step}/{found.path.rstrip('/')}"
+            return Artifact(path=path, sha256=found.sha256, size_bytes=found.size_bytes, files=found.files)
+    return None

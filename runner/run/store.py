@@ -1,0 +1,206 @@
+"""The runs on disk: folders, manifests, locks, and the objects that outputs are sealed into.
+
+    runs/<run>/run.json     the manifest
+    runs/<run>/lock         held by flock while the run's owner lives; the kernel releases it
+    runs/objects/<sha256>   read-only, by content
+
+Every file that counts is written beside its place, flushed to disk and renamed there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from runner.content import artifact, atomic_write, file_fact, fsync_folder
+from runner.errors import Refused, Tampered, UsageError
+from runner.records import Artifact, FileFact, RunManifest, encode, read
+
+MANIFEST, LOCK, OBJECTS, QUARANTINE = "run.json", "lock", "objects", "quarantine"
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}\Z")
+
+
+class Store:
+    """The folder `runs/` beside a pipeline.toml."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.objects = root / OBJECTS
+
+    def prepare(self) -> None:
+        """Make it ready to write to. Raises Refused where it cannot be, before anything is computed."""
+        try:
+            self.objects.mkdir(parents=True, exist_ok=True)
+            probe = self.objects / f".probe-{secrets.token_hex(4)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise Refused(
+                f"Cannot write to {self.root}: {error.strerror}. Make it writable, or free space, and run again."
+            ) from error
+
+    def new(self) -> str:
+        """A fresh run id with its folder."""
+        while True:
+            run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+            try:
+                (self.root / run).mkdir()
+            except FileExistsError:
+                continue
+            return run
+
+    def folder(self, run: str) -> Path:
+        return self.root / run
+
+    def runs(self) -> list[str]:
+        """All run ids, the newest first."""
+        if not self.root.is_dir():
+            return []
+        return sorted((entry.name for entry in os.scandir(self.root) if RUN_ID.match(entry.name)), reverse=True)
+
+    def find(self, reference: str) -> str:
+        """The run id for an id, a unique beginning or end of one, or `latest`. Raises UsageError."""
+        runs = self.runs()
+        if reference == "latest":
+            if runs:
+                return runs[0]
+            raise UsageError(f"There are no runs in {self.root} yet. Start one with `runner run`.")
+        found = [run for run in runs if run.startswith(reference) or run.endswith(f"-{reference}")]
+        if len(found) == 1 or reference in found:
+            return reference if reference in found else found[0]
+        if found:
+            raise UsageError(f"{reference!r} could be {', '.join(found[:5])}. Write more of it.")
+        raise UsageError(f"There is no run {reference!r} in {self.root}. See `runner runs`.")
+
+    def manifest(self, run: str) -> RunManifest:
+        """The run's manifest; one that says `running` though nobody holds its lock reads as interrupted."""
+        try:
+            manifest = read(RunManifest, self.folder(run) / MANIFEST)
+        except FileNotFoundError:
+            raise UsageError(f"Run {run} has no {MANIFEST}: it was killed before it began.") from None
+        if manifest.status == "running" and not self.locked(run):
+            steps = [
+                msgspec.structs.replace(step, status="interrupted") if step.status == "running" else step
+                for step in manifest.steps
+            ]
+            return msgspec.structs.replace(manifest, status="interrupted", steps=steps)
+        return manifest
+
+    def write(self, manifest: RunManifest) -> None:
+        atomic_write(self.folder(manifest.run) / MANIFEST, encode(manifest))
+
+    @contextlib.contextmanager
+    def lock(self, run: str) -> Iterator[None]:
+        """Own the run. Raises Refused naming the process that does."""
+        with (self.folder(run) / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise Refused(f"Run {run} is being worked on by {file.read().strip() or 'another process'}.") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def locked(self, run: str) -> bool:
+        try:
+            with (self.folder(run) / LOCK).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    def seal(self, folder: Path, found: Artifact) -> None:
+        """Make the artifact's files in `folder` read-only objects, linked from where they are.
+
+        An object that is there already is read again; one whose bytes are not those of its name is put into
+        quarantine and replaced.
+        """
+        for path, fact in files_of(found):
+            self._adopt(folder / path, fact)
+
+    def link(self, found: Artifact, target: Path) -> None:
+        """Put the artifact's content at `target`, as links to objects. Raises Tampered where one is gone or altered."""
+        if found.files is not None:
+            target.mkdir(parents=True, exist_ok=True)
+        for relative, fact in (found.files or {"": FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}).items():
+            place = target / relative if relative else target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            link_or_copy(self.object(fact), place)
+
+    def object(self, fact: FileFact) -> Path:
+        """The object's file, its size checked."""
+        path = self.objects / fact.sha256
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise Tampered(f"Object {fact.sha256[:12]} is missing from {self.objects}.") from None
+        if size != fact.size_bytes:
+            raise Tampered(f"Object {path} has {size} bytes instead of {fact.size_bytes}.")
+        return path
+
+    def _adopt(self, path: Path, fact: FileFact) -> None:
+        target = self.objects / fact.sha256
+        path.chmod(0o444)
+        if target.exists():
+            if path.samefile(target):
+                return
+            if file_fact(target) == fact:
+                beside = path.with_name(f".{path.name}.link")
+                beside.unlink(missing_ok=True)
+                link_or_copy(target, beside)
+                beside.replace(path)
+                return
+            quarantine = self.root / QUARANTINE
+            quarantine.mkdir(exist_ok=True)
+            target.replace(quarantine / f"{fact.sha256}-{secrets.token_hex(4)}")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        beside = self.objects / f".{fact.sha256}-{secrets.token_hex(4)}"
+        link_or_copy(path, beside)
+        beside.replace(target)
+        fsync_folder(self.objects)
+
+
+def files_of(found: Artifact) -> list[tuple[str, FileFact]]:
+    """(path relative to the step folder, fact) of each file of the artifact."""
+    if found.files is None:
+        return [(found.path, FileFact(sha256=found.sha256, size_bytes=found.size_bytes))]
+    return [(str(PurePosixPath(found.path) / relative), fact) for relative, fact in found.files.items()]
+
+
+def check(folder: Path, found: Artifact) -> None:
+    """Read the artifact's files in `folder` again. Raises Tampered naming the first that differs."""
+    for path, fact in files_of(found):
+        try:
+            now = file_fact(folder / path)
+        except FileNotFoundError:
+            raise Tampered(f"{folder / path} is missing.") from None
+        if now != fact:
+            raise Tampered(f"{folder / path} was altered: its hash is {now.sha256[:12]}, recorded {fact.sha256[:12]}.")
+    if found.files is not None and artifact(folder / found.path, name=found.path).sha256 != found.sha256:
+        raise Tampered(f"{folder / found.path} has files that were not there when it was sealed.")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        import shutil
+
+        shutil.copyfile(source, target)
+        target.chmod(0o444)
