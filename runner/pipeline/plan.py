@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from runner.errors import PipelineError
-from runner.pipeline.file import VERDICT, is_address, is_output, is_path, load, nearest, upstream
+from runner.pipeline.file import VERDICT, is_address, is_path, load, nearest, upstream
 from runner.pipeline.notebook import Declared, Notebook, project_modules, read_notebook
 from runner.pipeline.types import DoesNotFit, check, read_text
 from runner.records import Pipeline, StepSpec, Value
@@ -152,16 +152,21 @@ def _is_parameter(name: str, spec: StepSpec, notebook: Notebook) -> bool:
     return name in notebook.parameters and name not in spec.inputs and name not in spec.outputs
 
 
-def _needs(name: str, pipeline: Pipeline) -> set[str]:
+def needs_of(name: str, pipeline: Pipeline) -> list[str]:
+    """The steps that must have succeeded before this one, in the file's order."""
     needs = upstream(pipeline.steps[name])
-    if any(source.from_ == VERDICT for source in pipeline.steps[name].inputs.values()):
+    if needs_verdict(pipeline.steps[name]):
         needs |= {rule.metric.partition(".")[0] for rule in pipeline.gate}
-    return needs
+    return [step for step in pipeline.steps if step in needs]
+
+
+def needs_verdict(spec: StepSpec) -> bool:
+    return any(source.from_ == VERDICT for source in spec.inputs.values())
 
 
 def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> tuple[list[str], set[str]]:
     """All steps, needs first and otherwise in the file's order; and those that are to run."""
-    graph = {name: sorted(_needs(name, pipeline), key=list(pipeline.steps).index) for name in pipeline.steps}
+    graph = {name: needs_of(name, pipeline) for name in pipeline.steps}
     sorter = graphlib.TopologicalSorter(graph)
     try:
         sorter.prepare()
@@ -220,15 +225,14 @@ def _planned(
             values[key] = read_text(text, declared[key].type)
         except DoesNotFit as error:
             findings.append(f"-p {key}: {error}, declared in {spec.notebook}.")
-    needs = _needs(name, pipeline)
     return PlannedStep(
         name=name,
         spec=spec,
         notebook=notebook,
         parameters=dict(sorted(values.items())),
         modules=project_modules(notebook),
-        needs=tuple(step for step in pipeline.steps if step in needs),
-        needs_verdict=any(source.from_ == VERDICT for source in spec.inputs.values()),
+        needs=tuple(needs_of(name, pipeline)),
+        needs_verdict=needs_verdict(spec),
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 
 from runner.content import atomic_write
-from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import InputFact, StepJob, StepResult, encode
+from runner.pipeline.notebook import read_notebook
+from runner.pipeline.plan import Plan, PlannedStep, needs_of, needs_verdict
+from runner.records import InputFact, RunManifest, StepJob, StepResult, encode
 from runner.run.sources import place
 from runner.run.store import Store
 
@@ -32,6 +33,27 @@ def snapshot(plan: Plan, store: Store, run: str) -> None:
         for relative, path in step.modules.items():
             (folder / MODULES / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / MODULES / relative)
+
+
+def plan_again(manifest: RunManifest, store: Store, file: Path) -> Plan:
+    """The plan of an earlier run, from its own snapshot: later edits of the working tree do not reach it."""
+    pipeline = manifest.pipeline
+    steps = []
+    for state in manifest.steps:
+        notebook = read_notebook(step_folder(store, manifest.run, state.name) / SOURCE)
+        needs = needs_of(state.name, pipeline)
+        steps.append(
+            PlannedStep(
+                name=state.name,
+                spec=pipeline.steps[state.name],
+                notebook=notebook,
+                parameters=state.parameters,
+                modules={},
+                needs=tuple(needs),
+                needs_verdict=needs_verdict(pipeline.steps[state.name]),
+            )
+        )
+    return Plan(file=file, pipeline=pipeline, steps=tuple(steps), judges=bool(pipeline.gate), warnings=())
 
 
 def job(

@@ -29,7 +29,7 @@ def commit(manifest: RunManifest, result: StepResult, registry: Register) -> Mod
     found = model_artifact(manifest)
     if found is None or found.sha256 != asked.model_sha256:
         raise Refused(
-            f"The model folder handed to runner.model.register is not the one that [model] from = {model.from_!r} names. "
+            f"The folder handed to runner.model.register is not the one that [model] from = {model.from_!r} names. "
             "Pass the input that comes from it."
         )
     version = registry.register(

@@ -6,6 +6,7 @@ VersionId) is recorded beside the hash of the bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import IO, Protocol
 
 import msgspec
 
-from runner.content import artifact, atomic_write, file_fact, stamp
+from runner.content import artifact, atomic_write, file_fact, folder_artifact, stamp
 from runner.errors import RemoteError, Tampered
 from runner.pipeline.file import is_address
 from runner.records import Artifact, FileFact, InputFact, InputSpec, Record, encode, read
@@ -87,13 +88,6 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote]) -
     return InputFact(source=address, artifact=found, version=version)
 
 
-def folder_artifact(path: str, facts: dict[str, FileFact]) -> Artifact:
-    """The artifact of a folder with these files, with the hash that `runner.content.artifact` gives it."""
-    lines = "".join(f"{fact.sha256}  {fact.size_bytes}  {name}\n" for name, fact in sorted(facts.items()))
-    total = sum(fact.size_bytes for fact in facts.values())
-    return Artifact(path=path, sha256=hashlib.sha256(lines.encode()).hexdigest(), size_bytes=total, files=facts)
-
-
 def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
     """Put the input where its step finds it, `in/<name>`: a link to the source, or links to objects."""
     if not fact.present or fact.as_ == "uri":
@@ -110,23 +104,20 @@ def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
 
 
 def _fetch(address: str, file: RemoteFile, store: Store, service: Remote) -> FileFact:
-    index = store.root / FETCHED / f"{hashlib.sha256(f'{address}\n{file.path}'.encode()).hexdigest()}.json"
+    key = hashlib.sha256(f"{address}\n{file.path}".encode()).hexdigest()
+    index = store.root / FETCHED / f"{key}.json"
     if index.exists() and file.version:
         known = read(_Fetched, index)
-        try:
+        with contextlib.suppress(Tampered):  # an object that is gone or altered is fetched again
             if known.version == file.version and file_fact(store.object(known.fact)) == known.fact:
                 return known.fact
-        except Tampered:
-            pass  # fetched again below
     beside = store.objects / f".fetch-{secrets.token_hex(4)}"
     try:
         with beside.open("wb") as target:
             service.download(address, file, target)
         fact = file_fact(beside)
         if file.size_bytes is not None and fact.size_bytes != file.size_bytes:
-            raise RemoteError(
-                f"{address}{file.path}: {fact.size_bytes} of {file.size_bytes} bytes arrived. Run again to fetch it anew."
-            )
+            raise RemoteError(f"{address}{file.path}: {fact.size_bytes} of {file.size_bytes} bytes arrived. Run again.")
         store.seal(store.objects, Artifact(path=beside.name, sha256=fact.sha256, size_bytes=fact.size_bytes))
     finally:
         beside.unlink(missing_ok=True)

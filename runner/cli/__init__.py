@@ -1,0 +1,97 @@
+"""The command line: a command parses, calls one function, prints. Results go to stdout, all else to stderr.
+
+Command modules are imported when their command is used, so that `runner --help` shows at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from runner import __version__
+from runner.errors import RunnerError
+
+COMMANDS = {
+    "run": ("run", "Run the pipeline's notebooks, judge, and register the model."),
+    "check": ("project", "Say what is wrong with pipeline.toml and its notebooks; start nothing."),
+    "open": ("project", "Open a step's notebook in Jupyter, with a run's inputs where it reads them."),
+    "kernel": ("project", "Register this environment as a Jupyter kernel."),
+    "runs": ("runs", "List runs, the newest first."),
+    "show": ("runs", "Show one run: steps, metrics, verdict, provenance."),
+    "report": ("runs", "Print where a run's report is, writing it anew where it is missing."),
+    "models": ("models", "List registered model versions."),
+    "register": ("models", "Register the model of a run that passed and did not register."),
+    "approve": ("models", "Approve a pending model version."),
+    "reject": ("models", "Reject a pending version, or revoke an approved one."),
+    "history": ("models", "Show everything that happened to a model's versions."),
+}
+
+
+class Commands(click.Group):
+    """Knows the commands' names and first lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"runner.cli.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from runner.pipeline.file import nearest
+
+            raise click.UsageError(f"There is no command {args[0]!r}{nearest(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="runner")
+def group() -> None:
+    """Run parameterized notebooks as a pipeline: executed, judged, registered, reported.
+
+    \b
+    Example:
+      runner run                 execute pipeline.toml in this folder
+      runner show latest         what came of it
+      runner approve NAME/1 --reason "reviewed"
+    """
+
+
+def entry(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code. Errors of ours print as a sentence, never as a traceback."""
+    try:
+        code = group.main(args=list(arguments), prog_name="runner", standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except RunnerError as error:
+        click.echo(f"{error.headline}:\n{_indented(str(error))}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output went away; Python would complain once more while closing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

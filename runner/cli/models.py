@@ -1,0 +1,177 @@
+"""The model registry: `models`, `register`, `approve`, `reject`, `history`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runner.cli.options import (
+    json_option,
+    metric_json,
+    metric_text,
+    parse_version,
+    pipeline_option,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from runner.model.versions import ModelVersion
+
+reason_option = click.option("--reason", required=True, metavar="TEXT", help="Why; kept for good.")
+
+
+@click.command("models")
+@click.argument("name", required=False)
+@json_option
+@pipeline_option
+def models_command(name: str | None, as_json: bool, pipeline: Path) -> None:
+    """List registered model versions, of NAME or of all names.
+
+    \b
+    Example:
+      runner models
+    """
+    from runner import backend
+
+    versions = backend.registry(pipeline).list(name)
+    if as_json:
+        print_json([version_json(version) for version in versions])
+        return
+    if not versions:
+        click.echo("No model is registered yet. `runner run` registers the model of a run that passes.", err=True)
+        return
+    print_table(
+        ["model", "status", "run", "created (UTC)", "decided by", "reason"],
+        [
+            [
+                f"{version.name}/{version.version}",
+                version.status,
+                version.run,
+                version.created[:19].replace("T", " "),
+                version.decided_by or "–",
+                version.reason or "–",
+            ]
+            for version in versions
+        ],
+    )
+
+
+@click.command("register")
+@click.argument("run")
+@json_option
+@pipeline_option
+def register_command(run: str, as_json: bool, pipeline: Path) -> None:
+    """Register the model of a run that passed and did not register; again gives the same version.
+
+    \b
+    Example:
+      runner register latest
+    """
+    from runner import backend
+    from runner.cli.reporting import write_all
+
+    manifest = backend.register_run(pipeline, run)
+    assert manifest.model_version is not None
+    write_all(backend.store(pipeline).folder(manifest.run), manifest)
+    version = backend.registry(pipeline).get(manifest.model_version.name, manifest.model_version.version)
+    if as_json:
+        print_json(version_json(version))
+    else:
+        click.echo(f"model {version.name}/{version.version} {version.status}")
+
+
+@click.command("approve")
+@click.argument("version", metavar="NAME/VERSION")
+@reason_option
+@json_option
+@pipeline_option
+def approve_command(version: str, reason: str, as_json: bool, pipeline: Path) -> None:
+    """Approve a pending model version: its run must have passed and its bytes must match.
+
+    \b
+    Example:
+      runner approve NAME/3 --reason "metrics reviewed, see ticket 41"
+    """
+    from runner import backend
+
+    _print_decision(backend.approve(pipeline, *parse_version(version), why=reason), as_json)
+
+
+@click.command("reject")
+@click.argument("version", metavar="NAME/VERSION")
+@reason_option
+@json_option
+@pipeline_option
+def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> None:
+    """Reject a pending version, or revoke an approved one.
+
+    \b
+    Example:
+      runner reject NAME/3 --reason "trained on the wrong month"
+    """
+    from runner import backend
+
+    _print_decision(backend.reject(pipeline, *parse_version(version), why=reason), as_json)
+
+
+@click.command("history")
+@click.argument("name")
+@json_option
+@pipeline_option
+def history_command(name: str, as_json: bool, pipeline: Path) -> None:
+    """Show everything that happened to a model's versions, oldest first, and whether the chain is whole.
+
+    \b
+    Example:
+      runner history NAME
+    """
+    from runner import backend
+    from runner.errors import Tampered
+    from runner.model.events import verify_chain
+
+    events = backend.registry(pipeline).events(name)
+    if as_json:
+        print_json([_event_json(event) for event in events])
+    else:
+        print_table(
+            ["when (UTC)", "model", "what", "who", "why"],
+            [[e.at[:19].replace("T", " "), f"{e.name}/{e.version}", e.kind, e.who, e.why or "–"] for e in events],
+        )
+    broken = verify_chain(events)
+    if broken is not None:
+        raise Tampered(f"The history of {name} was altered: {broken}")
+
+
+def version_json(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": version.version,
+        "status": version.status,
+        "run": version.run,
+        "sha256": version.sha256,
+        "metrics": {name: metric_json(metric) for name, metric in version.metrics.items()},
+        "created": version.created,
+        "decided_by": version.decided_by,
+        "reason": version.reason,
+        "commit": version.commit,
+        "sources": version.sources,
+    }
+
+
+def _event_json(event: Any) -> dict[str, Any]:
+    import msgspec
+
+    made: dict[str, Any] = msgspec.to_builtins(event)
+    return made
+
+
+def _print_decision(version: ModelVersion, as_json: bool) -> None:
+    if as_json:
+        print_json(version_json(version))
+        return
+    click.echo(f"model {version.name}/{version.version} {version.status}")
+    for name, metric in version.metrics.items():
+        click.echo(f"  {name} = {metric_text(metric)}")

@@ -1,0 +1,94 @@
+"""Options that several commands share, and how a result becomes text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runner.errors import UsageError
+from runner.records import Metric, RunManifest
+
+pipeline_option = click.option(
+    "--pipeline",
+    "pipeline",
+    type=click.Path(path_type=Path),
+    default="pipeline.toml",
+    metavar="FILE",
+    help="The pipeline file; runs land beside it.  [default: pipeline.toml]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell, two spaces apart."""
+    lines = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def parse_overrides(values: Sequence[str]) -> dict[str, str]:
+    """`name=value` texts of -p. Raises UsageError for one without `=`, or given twice."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"-p {text!r}: write -p name=value, or -p step.name=value.")
+        if name.strip() in found:
+            raise UsageError(f"-p {name.strip()}: given twice.")
+        found[name.strip()] = value
+    return found
+
+
+def parse_version(text: str) -> tuple[str, int]:
+    """`NAME/VERSION`. Raises UsageError."""
+    name, slash, number = text.partition("/")
+    if not slash or not name or not number.isdecimal():
+        raise UsageError(f"{text!r} is no model version; write NAME/VERSION, for example {name or 'NAME'}/1.")
+    return name, int(number)
+
+
+def metric_json(metric: Metric) -> dict[str, float | None]:
+    return {"value": metric.value, "low": metric.low, "high": metric.high}
+
+
+def metric_text(metric: Metric) -> str:
+    interval = "" if metric.low is None else f" [{metric.low:.4g}, {metric.high:.4g}]"
+    return f"{metric.value:.4g}{interval}"
+
+
+def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
+    """The JSON of `run --json` and `show --json`."""
+    return {
+        "run": manifest.run,
+        "status": manifest.status,
+        "verdict": manifest.verdict.outcome if manifest.verdict else None,
+        "steps": [
+            {
+                "name": step.name,
+                "status": step.status,
+                "seconds": step.result.seconds if step.result else None,
+                "executed": str(folder / "steps" / step.name / "executed.ipynb")
+                if step.result and step.result.executed
+                else None,
+            }
+            for step in manifest.steps
+        ],
+        "metrics": {name: metric_json(metric) for name, metric in manifest.metrics.items()},
+        "model_version": {
+            "name": manifest.model_version.name,
+            "version": manifest.model_version.version,
+            "status": manifest.model_version.status,
+        }
+        if manifest.model_version
+        else None,
+        "report": str(folder / "report.html"),
+    }

@@ -1,0 +1,135 @@
+"""The project before a run: `check`, `open`, `kernel`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json
+from runner.errors import PipelineError, UsageError
+from runner.pipeline.plan import PlannedStep
+from runner.records import InputFact
+
+KERNEL = "runner"
+
+
+@click.command("check")
+@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="As for `run`.")
+@click.option("--profile", metavar="NAME", help="As for `run`.")
+@json_option
+@pipeline_option
+def check_command(parameters: tuple[str, ...], profile: str | None, as_json: bool, pipeline: Path) -> int:
+    """Say what is wrong with pipeline.toml and its notebooks; start nothing.
+
+    \b
+    Example:
+      runner check --profile smoke
+    """
+    from runner.pipeline.plan import plan as make_plan
+
+    try:
+        plan = make_plan(pipeline, profile=profile, overrides=parse_overrides(parameters))
+    except PipelineError as error:
+        if not as_json:
+            raise
+        print_json({"errors": list(error.findings), "warnings": []})
+        return error.exit_code
+    if as_json:
+        print_json({"errors": [], "warnings": list(plan.warnings)})
+        return 0
+    for warning in plan.warnings:
+        click.echo(f"  note: {warning}")
+    steps = " → ".join(step.name for step in plan.steps)
+    click.echo(f"{plan.file.name} is sound: {steps}; {len(plan.pipeline.gate)} gate rules")
+    return 0
+
+
+@click.command("open")
+@click.argument("step")
+@click.option("--run", "run", metavar="RUN", help="Put this run's inputs where the notebook reads them.")
+@click.option("--no-open", is_flag=True, help="Print the notebook's path instead of opening Jupyter.")
+@pipeline_option
+def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> int:
+    """Open a step's notebook in Jupyter, with a run's inputs where it reads them.
+
+    Copies go to the notebook's default paths below its work/ folder; nothing sealed can be changed through them.
+
+    \b
+    Example:
+      runner open evaluate --run latest
+    """
+    from runner import backend
+    from runner.pipeline.file import nearest
+    from runner.pipeline.plan import plan as make_plan
+
+    plan = make_plan(pipeline)
+    planned = next((candidate for candidate in plan.steps if candidate.name == step), None)
+    if planned is None:
+        raise UsageError(f"There is no step {step!r}{nearest(step, [other.name for other in plan.steps])}")
+    if run is not None:
+        store = backend.store(pipeline)
+        manifest = store.manifest(backend.find_run(pipeline, run))
+        state = next((state for state in manifest.steps if state.name == step), None)
+        if state is None or state.job is None:
+            raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
+        for name, fact in state.job.inputs.items():
+            _copy_input(planned, name, fact, store.folder(manifest.run) / "steps" / step)
+    if no_open:
+        click.echo(planned.notebook.path)
+        return 0
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "jupyter", "lab", str(planned.notebook.path)], check=False
+        ).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def _copy_input(step: PlannedStep, name: str, fact: InputFact, folder: Path) -> None:
+    """Copy one input to where the notebook's default path points, if that is below its work/ folder."""
+    beside = step.notebook.path.parent
+    default = step.notebook.parameters[name].default
+    if not fact.present or fact.as_ == "uri":
+        click.echo(f"  {name}: nothing to copy ({'an address' if fact.present else 'absent in that run'})", err=True)
+        return
+    if not isinstance(default, str) or not default.startswith("work/"):
+        # a default elsewhere is somebody's own file, such as the table in data/
+        target = beside / "work" / step.name / name
+        click.echo(f"  {name}: copied to {target}; set `{name}` to it in the parameters cell to use it", err=True)
+    else:
+        target = beside / default
+        click.echo(f"  {name}: {target}", err=True)
+    source = folder / fact.value
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+    else:
+        target.unlink(missing_ok=True)
+        shutil.copyfile(source, target)
+
+
+@click.command("kernel")
+@click.option("--name", default=KERNEL, show_default=True, help="The kernel's name in Jupyter.")
+@click.option("--prefix", type=click.Path(path_type=Path), help="Install below this folder instead of for the user.")
+def kernel_command(name: str, prefix: Path | None) -> None:
+    """Register this environment as a Jupyter kernel, the one the notebooks name.
+
+    \b
+    Example:
+      runner kernel
+    """
+    from ipykernel.kernelspec import install  # 0.3 s
+
+    place = install(
+        user=prefix is None,
+        prefix=str(prefix) if prefix else None,
+        kernel_name=name,
+        display_name=f"Python ({name})",
+    )
+    click.echo(f"kernel {name} in {place}")

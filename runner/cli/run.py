@@ -1,0 +1,112 @@
+"""`runner run`: the main command."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
+from runner.cli.text import exit_code, hint, summary
+
+
+@click.command("run")
+@click.argument("steps", nargs=-1, metavar="[STEP]...")
+@click.option(
+    "-p",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set a parameter, or STEP.NAME=VALUE for one step's parameter or input.",
+)
+@click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
+@click.option(
+    "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
+)
+@click.option("--kernel", type=click.Choice(["standard"]), default="standard", help="How notebooks are executed.")
+@click.option("-m", "note", default="", metavar="NOTE", help="A note kept with the run.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag kept with the run.")
+@click.option("--no-register", is_flag=True, help="Register nothing, whatever the verdict.")
+@json_option
+@pipeline_option
+def run_command(
+    steps: tuple[str, ...],
+    parameters: tuple[str, ...],
+    profile: str | None,
+    jobs: int,
+    kernel: str,
+    note: str,
+    tags: tuple[str, ...],
+    no_register: bool,
+    as_json: bool,
+    pipeline: Path,
+) -> int:
+    """Run the pipeline's notebooks, judge, and register the model.
+
+    With STEPs, runs those and what they need.
+
+    \b
+    Example:
+      runner run
+      runner run -p data.source=./customers.csv -m "June table"
+      runner run train -p train.max_depth=6
+    """
+    from runner import backend
+    from runner.cli.display import display
+    from runner.cli.reporting import Reporter
+    from runner.pipeline.plan import plan as make_plan
+    from runner.run.orchestrate import Options, run
+
+    overrides = parse_overrides(parameters)
+    plan = make_plan(pipeline, profile=profile, overrides=overrides, targets=steps)
+    options = Options(
+        jobs=jobs,
+        kernel=kernel,
+        note=note,
+        tags=tags,
+        register=not no_register,
+        profile=profile,
+        targets=steps,
+        overrides=overrides,
+    )
+    stop = threading.Event()
+    shown = display()
+    with _signals(stop) as received, Reporter(shown) as watcher:
+        world = backend.world(plan, watcher=watcher, stop=stop)
+        try:
+            manifest = run(plan, options, world)
+        finally:
+            shown.close()
+    folder = world.store.folder(manifest.run)
+    if as_json:
+        print_json(run_json(manifest, folder))
+    else:
+        click.echo(summary(manifest, folder))
+    for line in hint(manifest):
+        click.echo(line, err=True)
+    return exit_code(manifest, received)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM set `stop`, so that kernels end and the manifest says so; a second one gives up waiting."""
+    received: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        stop.set()
+        click.echo("stopping; once more to stop at once", err=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,78 @@
+"""A run in words: the summary on stdout, the next command, the exit code."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from runner.cli.options import metric_text
+from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, StepFailed
+from runner.records import RunManifest, StepState
+
+OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
+RULE_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
+
+
+def summary(manifest: RunManifest, folder: Path) -> str:
+    """Verdict with its rules, the registered version, where the report is."""
+    lines: list[str] = []
+    if manifest.verdict is not None:
+        lines.append(f"gate {OUTCOMES[manifest.verdict.outcome]}")
+        lines += [f"  {RULE_MARKS[rule.outcome]} {rule.sentence}" for rule in manifest.verdict.rules]
+    elif manifest.status == "succeeded":
+        lines.append("no verdict: there is no gate, or not all that it judges was run")
+        lines += [f"  {name} = {metric_text(metric)}" for name, metric in manifest.metrics.items()]
+    else:
+        lines.append(f"run {manifest.status}")
+    if manifest.model_version is not None:
+        version = f"{manifest.model_version.name}/{manifest.model_version.version}"
+        lines.append(f"model {version} {manifest.model_version.status}")
+    lines.append(f"report {_near(folder / 'report.html')}")
+    return "\n".join(lines)
+
+
+def hint(manifest: RunManifest) -> Iterator[str]:
+    """The next command, by cause."""
+    short = manifest.run.rpartition("-")[2]
+    failed = next((step for step in manifest.steps if step.status == "failed"), None)
+    if failed is not None and failed.result is not None and failed.result.error is not None:
+        kind = failed.result.error.kind
+        page = f"runs/{manifest.run}/steps/{failed.name}/executed.html"
+        if kind in ("exception", "stopped early", "output missing"):
+            yield f"  look: {page}   then edit {failed.notebook} and `runner run`"
+        else:
+            yield f"  look: {page}   then `runner run` again"
+    elif manifest.status == "interrupted":
+        yield "  stopped; `runner run` starts anew"
+    elif manifest.model_version is not None and manifest.model_version.status == "pending":
+        version = f"{manifest.model_version.name}/{manifest.model_version.version}"
+        yield f'  next: runner approve {version} --reason "…"   (look first: runner report {short})'
+
+
+def exit_code(manifest: RunManifest, signals: Sequence[int] = ()) -> int:
+    """The exit code of a command that ended with this run."""
+    if manifest.status == "interrupted":
+        return 143 if signals and signals[0] == signal.SIGTERM else 130
+    failed = next((step for step in manifest.steps if step.status == "failed"), None)
+    if failed is not None:
+        return _failed_code(failed)
+    outcome = manifest.verdict.outcome if manifest.verdict else None
+    if outcome == "fail":
+        return AnswerIsNo.exit_code
+    return GateUndecided.exit_code if outcome in ("inconclusive", "error") else 0
+
+
+def _failed_code(step: StepState) -> int:
+    kind = step.result.error.kind if step.result and step.result.error else "exception"
+    if kind in ("kernel died", "timeout", "out of memory"):
+        return KernelDied.exit_code
+    return Refused.exit_code if kind == "refused" else StepFailed.exit_code
+
+
+def _near(path: Path) -> Path:
+    """Relative to the working folder where it is below it."""
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,103 @@
+"""Files and folders by content: hashes, stamps, and writes that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.errors import UsageError
+from runner.records import Artifact, FileFact
+
+
+def file_fact(path: Path) -> FileFact:
+    """Hash and size of a regular file. Raises UsageError for a FIFO, socket or device, which could hang."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} is not a regular file.")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileFact(sha256=digest, size_bytes=file.tell())
+
+
+def artifact(path: Path, *, name: str) -> Artifact:
+    """The file or folder at `path` by content, under the path `name`.
+
+    A folder's hash is over its sorted `sha256  size  path` lines. Raises UsageError where something in it is neither
+    file nor folder, is a loop of links, or is a link that leaves the folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from error
+    if not stat.S_ISDIR(mode):
+        fact = file_fact(path)
+        return Artifact(path=name, sha256=fact.sha256, size_bytes=fact.size_bytes)
+    files = {relative: file_fact(file) for relative, file in walk(path)}
+    return folder_artifact(name, files)
+
+
+def folder_artifact(name: str, files: dict[str, FileFact]) -> Artifact:
+    """The artifact of a folder that holds these files, by path relative to it."""
+    ordered = dict(sorted(files.items()))
+    lines = "".join(f"{fact.sha256}  {fact.size_bytes}  {relative}\n" for relative, fact in ordered.items())
+    total = sum(fact.size_bytes for fact in ordered.values())
+    return Artifact(path=name, sha256=hashlib.sha256(lines.encode()).hexdigest(), size_bytes=total, files=ordered)
+
+
+def walk(root: Path) -> Iterator[tuple[str, Path]]:
+    """(path relative to `root` with `/`, file) of every file below it, sorted. Raises as `artifact`."""
+    inside = root.resolve()
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for entry in [*folders, *files]:
+            path = Path(folder) / entry
+            if path.is_symlink() and not _leads_inside(path, inside):
+                raise UsageError(f"{path} is a link that leaves its folder, or leads nowhere.")
+            if entry in folders and path.is_symlink():
+                raise UsageError(f"{path} is a link to a folder; put the folder itself there.")
+        for entry in sorted(files):
+            path = Path(folder) / entry
+            yield path.relative_to(root).as_posix(), path
+
+
+def stamp(path: Path) -> str:
+    """Size, modification time and inode of the file, or of everything below the folder: equal while untouched."""
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+    lines = "".join(f"{relative} {stamp(file)}\n" for relative, file in walk(path))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace the file at `path`: after a crash or on a full disk there is the old one or the new one."""
+    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in the folder survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _leads_inside(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # nowhere, or round and round
+        return False
