@@ -52,28 +52,37 @@ R = TypeVar("R", bound=Record)
 
 def load(path: Path, profile: str | None = None) -> Pipeline:
     """The pipeline in the file with `profile` applied. Raises PipelineError with every finding."""
+    pipeline, findings = examine(path, profile)
+    if findings:
+        raise PipelineError(*findings)
+    return pipeline
+
+
+def examine(path: Path, profile: str | None = None) -> tuple[Pipeline, list[str]]:
+    """The pipeline, without what could not be read of it, and every finding.
+
+    Raises PipelineError where there is no TOML to speak of.
+    """
     table = _table(path)
     profiles = table.get("profiles", {})
     if profile is not None:
         if not isinstance(profiles, dict) or profile not in profiles:
-            raise PipelineError(f"{path.name}: there is no profile {profile!r}{nearest(profile, profiles)}.")
+            raise PipelineError(f"{path.name}: there is no profile {profile!r}{nearest(profile, profiles)}")
         table = _merged(table, profiles[profile])
     table.pop("profiles", None)
     findings: list[str] = []
     pipeline = _pipeline(table, findings)
     findings += _references(pipeline)
-    if findings:
-        raise PipelineError(*(f"{path.name}: {finding}" for finding in findings))
-    return pipeline
+    return pipeline, [f"{path.name}: {finding}" for finding in findings]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """`; did you mean X?`, or the valid names where none is near; empty where there are none."""
+    """The end of a sentence about an unknown name: `; did you mean X?`, or the valid names where none is near."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean `{close[0]}`?"
-    return f"; there is {', '.join(f'`{name}`' for name in names[:12])}" if names else ""
+    return f"; there is {', '.join(f'`{name}`' for name in names[:12])}." if names else "."
 
 
 def is_path(source: str) -> bool:
@@ -123,11 +132,11 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
     valid = (*TOP, "skip")  # `skip` comes from a profile
     for key in table:
         if key not in valid:
-            findings.append(f"`{key}` is no key{nearest(key, TOP)}.")
+            findings.append(f"`{key}` is no key{nearest(key, TOP)}")
     for key, keys in OPEN_TABLES.items():
         for name in table.get(key) or {}:
             if name not in keys:
-                findings.append(f"{key}.{name} is no key{nearest(name, keys)}.")
+                findings.append(f"{key}.{name} is no key{nearest(name, keys)}")
     steps = {
         name: step for name, raw in _items(table, "steps", findings) if (step := _step(name, raw, findings)) is not None
     }
@@ -168,7 +177,7 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
     }
     for key in raw.get("sagemaker") or {}:
         if key not in OPEN_TABLES["sagemaker"]:
-            findings.append(f"{where}.sagemaker.{key} is no key{nearest(key, OPEN_TABLES['sagemaker'])}.")
+            findings.append(f"{where}.sagemaker.{key} is no key{nearest(key, OPEN_TABLES['sagemaker'])}")
     step = _record(StepSpec, {**raw, "inputs": {}}, where, findings)
     return msgspec.structs.replace(step, inputs=inputs) if step else None
 
@@ -181,7 +190,7 @@ def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | Non
     valid = {field.encode_name for field in msgspec.structs.fields(kind)}
     unknown = [key for key in raw if key not in valid]
     prefix = f"{where}." if where else ""
-    findings.extend(f"{prefix}{key} is no key{nearest(key, valid)}." for key in unknown)
+    findings.extend(f"{prefix}{key} is no key{nearest(key, valid)}" for key in unknown)
     try:
         return msgspec.convert({key: value for key, value in raw.items() if key in valid}, kind)
     except msgspec.ValidationError as error:
@@ -212,7 +221,7 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
         yield "there are no steps; write `[steps.NAME]` with `notebook = ...`."
     for name in pipeline.skip:
         if name not in pipeline.steps:
-            yield f"skip: there is no step `{name}`{nearest(name, pipeline.steps)}."
+            yield f"skip: there is no step `{name}`{nearest(name, pipeline.steps)}"
     for name, step in pipeline.steps.items():
         yield from _step_references(name, step, pipeline)
     for rule in pipeline.gate:
@@ -241,7 +250,7 @@ def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[
             yield f'{where}.inputs.{key}: `as = "uri"` is for addresses (s3://, https://), not {source!r}.'
     for other in step.after:
         if other not in pipeline.steps:
-            yield f"{where}.after: there is no step `{other}`{nearest(other, pipeline.steps)}."
+            yield f"{where}.after: there is no step `{other}`{nearest(other, pipeline.steps)}"
     if step.retries < 0:
         yield f"{where}.retries is {step.retries}; it is 0 or more."
     for key in ("timeout_s", "cell_timeout_s"):
@@ -274,15 +283,15 @@ def _output(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
             "s3://…, https://…, `approved:NAME` or `gate.verdict`."
         )
     elif step not in pipeline.steps:
-        yield f"{where}: there is no step `{step}`{nearest(step, pipeline.steps)}."
+        yield f"{where}: there is no step `{step}`{nearest(step, pipeline.steps)}"
     elif output not in pipeline.steps[step].outputs:
-        yield f"{where}: step {step} has no output `{output}`{nearest(output, pipeline.steps[step].outputs)}."
+        yield f"{where}: step {step} has no output `{output}`{nearest(output, pipeline.steps[step].outputs)}"
 
 
 def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
     step, _, name = rule.metric.partition(".")
     if step not in pipeline.steps or not name:
-        yield f"gate: {rule.metric!r} is no `step.metric`{nearest(step, pipeline.steps)}."
+        yield f"gate: {rule.metric!r} is no `step.metric`{nearest(step, pipeline.steps)}"
     try:
         describe(rule)
     except ValueError as error:
@@ -290,6 +299,6 @@ def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
     if rule.when is not None:
         step, _, name = rule.when.partition(".")
         if step not in pipeline.steps:
-            yield f"gate: when: there is no step `{step}`{nearest(step, pipeline.steps)}."
+            yield f"gate: when: there is no step `{step}`{nearest(step, pipeline.steps)}"
         elif name not in pipeline.steps[step].inputs:
-            yield f"gate: when: step {step} has no input `{name}`{nearest(name, pipeline.steps[step].inputs)}."
+            yield f"gate: when: step {step} has no input `{name}`{nearest(name, pipeline.steps[step].inputs)}"

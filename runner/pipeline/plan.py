@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from runner.errors import PipelineError
-from runner.pipeline.file import VERDICT, is_address, is_path, load, nearest, upstream
+from runner.pipeline.file import VERDICT, examine, is_address, is_path, nearest, upstream
 from runner.pipeline.notebook import Declared, Notebook, project_modules, read_notebook
 from runner.pipeline.types import DoesNotFit, check, read_text
 from runner.records import Pipeline, StepSpec, Value
@@ -59,8 +59,7 @@ def plan(
 
     Raises PipelineError with every finding.
     """
-    pipeline = load(file, profile)
-    findings: list[str] = []
+    pipeline, findings = examine(file, profile)
     notebooks = _notebooks(pipeline, file.parent, findings)
     given, pipeline = _overridden(pipeline, notebooks, overrides or {}, findings)
     order, wanted = _order(pipeline, targets, findings)
@@ -78,7 +77,7 @@ def plan(
     declared = {key for notebook in notebooks.values() for key in notebook.parameters}
     if len(notebooks) == len(pipeline.steps):
         findings += [
-            f"{file.name}: parameters.{key}: no notebook declares it{nearest(key, declared)}."
+            f"{file.name}: parameters.{key}: no notebook declares it{nearest(key, declared)}"
             for key in pipeline.parameters
             if key not in declared
         ]
@@ -127,11 +126,11 @@ def _overridden(
                     for name in book.parameters
                     if name not in steps[other].inputs
                 }
-                findings.append(f"-p {key}: no notebook declares it{nearest(key, valid)}.")
+                findings.append(f"-p {key}: no notebook declares it{nearest(key, valid)}")
             for other in takers:
                 given.setdefault(other, {}).setdefault(key, text)
         elif step not in steps:
-            findings.append(f"-p {key}: there is no step `{step}`{nearest(step, steps)}.")
+            findings.append(f"-p {key}: there is no step `{step}`{nearest(step, steps)}")
         elif name in steps[step].inputs:
             source = (
                 text if is_address(text) or not text or text.startswith("approved:") else str(Path(text).absolute())
@@ -142,7 +141,7 @@ def _overridden(
             findings.append(f"-p {key}: is an output; where it is written is the runner's to say.")
         elif step in notebooks and name not in notebooks[step].parameters:
             valid = set(notebooks[step].parameters) - set(steps[step].outputs)
-            findings.append(f"-p {key}: {steps[step].notebook} does not declare `{name}`{nearest(name, valid)}.")
+            findings.append(f"-p {key}: {steps[step].notebook} does not declare `{name}`{nearest(name, valid)}")
         else:
             given.setdefault(step, {})[name] = text
     return given, msgspec.structs.replace(pipeline, steps=steps)
@@ -181,7 +180,7 @@ def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> t
         sorter.done(order[-1])
     for name in targets:
         if name not in graph:
-            findings.append(f"there is no step `{name}`{nearest(name, graph)}.")
+            findings.append(f"there is no step `{name}`{nearest(name, graph)}")
     wanted: set[str] = set()
     pending = [name for name in targets if name in graph] if targets else list(graph)
     pending = [name for name in pending if name not in pipeline.skip]
@@ -243,7 +242,7 @@ def _role(step: str, role: str, key: str, notebook: Notebook, spec: StepSpec) ->
     if not key.isidentifier():
         yield f"{where}: is no Python name."  # papermill writes names into the notebook as code
     elif key not in notebook.parameters:
-        yield f"{where}: {spec.notebook} does not declare it in its parameters cell{nearest(key, notebook.parameters)}."
+        yield f"{where}: {spec.notebook} does not declare it in its parameters cell{nearest(key, notebook.parameters)}"
     elif (type_ := notebook.parameters[key].type) is not None and type_.kind == "unsupported":
         yield f"{where}: declared as {type_}, which papermill cannot hand over; declare it `str` and convert it below."
     elif role != "parameters" and type_ is not None and type_.kind != "str":

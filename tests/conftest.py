@@ -1,0 +1,161 @@
+"""Projects to run: real notebooks in real folders, executed by real kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
+
+
+def code(source: str, *tags: str) -> dict[str, Any]:
+    return {"cell_type": "code", "source": source, "tags": list(tags)}
+
+
+def parameters(source: str) -> dict[str, Any]:
+    return code(source, "parameters")
+
+
+def text(source: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "source": source, "tags": []}
+
+
+def notebook(*cells: dict[str, Any] | str, kernel: str = "runner", language: str = "python") -> dict[str, Any]:
+    """A notebook's JSON; strings are code cells."""
+    made = []
+    for number, cell in enumerate(cells):
+        cell = code(cell) if isinstance(cell, str) else cell
+        entry: dict[str, Any] = {
+            "id": f"cell-{number}",
+            "cell_type": cell["cell_type"],
+            "metadata": {"tags": cell["tags"]} if cell["tags"] else {},
+            "source": cell["source"],
+        }
+        if cell["cell_type"] == "code":
+            entry |= {"outputs": [], "execution_count": None}
+        made.append(entry)
+    spec = {"name": kernel, "display_name": kernel, "language": language}
+    return {"cells": made, "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a pipeline.toml and notebooks, and the command to run in it."""
+
+    folder: Path
+
+    def write(self, name: str, *cells: dict[str, Any] | str, **options: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(notebook(*cells, **options)), encoding="utf-8")
+        return path
+
+    def toml(self, content: str) -> Path:
+        path = self.folder / "pipeline.toml"
+        path.write_text(content, encoding="utf-8")
+        return path
+
+    def runner(self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
+        done = subprocess.run(
+            command(*arguments),
+            cwd=cwd or self.folder,
+            env=environment(env),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command(*arguments),
+            cwd=self.folder,
+            env=environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted(path for path in (self.folder / "runs").iterdir() if (path / "run.json").exists())
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Of the newest run."""
+        made: dict[str, Any] = json.loads((self.runs[-1] / "run.json").read_text())
+        return made
+
+    def step(self, name: str) -> dict[str, Any]:
+        """The step's state in the newest run's manifest."""
+        return next(step for step in self.manifest["steps"] if step["name"] == name)
+
+    def executed(self, step: str) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads((self.runs[-1] / "steps" / step / "executed.ipynb").read_text())
+        return made
+
+
+def command(*arguments: str) -> Sequence[str]:
+    return [sys.executable, "-m", "runner", *arguments]
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "PYTEST_"))}
+    return {**kept, **(extra or {})}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def one_step(project: Project) -> Callable[..., Done]:
+    """Runs a pipeline of one step made of the given cells; `toml` adds keys to the step."""
+
+    def run(*cells: dict[str, Any] | str, toml: str = "", arguments: Sequence[str] = ()) -> Done:
+        project.write("nb.ipynb", parameters("x: int = 1"), *cells)
+        project.toml(f'name = "one"\n[steps.only]\nnotebook = "nb.ipynb"\n{toml}\n')
+        return project.runner("run", "--json", *arguments)
+
+    return run
+
+
+def children_of(pid: int) -> Iterator[int]:
+    """All living descendants of the process, and members of their sessions started by it."""
+    table: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            table.setdefault(parent, []).append(int(entry.name))
+    pending = [pid]
+    while pending:
+        for child in table.get(pending.pop(), []):
+            yield child
+            pending.append(child)
