@@ -1,0 +1,58 @@
+# Needs Python >= 3.11 and make; everything else lands in .venv.
+PYTHON ?= python3
+# uv reads no pip.conf: where packages come from an index set there, use INSTALLER=pip (slower)
+INSTALLER ?= uv
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test soak bench lab studio lint locks clean
+
+run: $(VENV)/.core
+	$(BIN)/runner run
+
+test: $(VENV)/.all
+	$(BIN)/python -m pytest -q -m "not soak"
+
+soak: $(VENV)/.all
+	$(BIN)/python -m pytest -q -m soak
+
+bench: $(VENV)/.all
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+lab: $(VENV)/.all
+	$(BIN)/runner kernel --prefix $(VENV)
+	$(BIN)/jupyter lab notebooks
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+locks:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--all-extras -o requirements-all.lock pyproject.toml
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		-c requirements-all.lock -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.core: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call install,requirements.lock)
+	touch $@
+
+$(VENV)/.all: requirements-all.lock $(VENV)/.core
+	$(call install,requirements-all.lock)
+	touch $@
+
+# pip installs uv by its hash from the same lock, and uv the rest: seconds instead of minutes
+define install
+	$(if $(filter pip,$(INSTALLER)),\
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(1),\
+	sed -n '/^uv==/,/[^\\]$$/p' $(1) > $(VENV)/uv.txt && \
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r $(1))
+	$(if $(filter pip,$(INSTALLER)),$(BIN)/pip install --quiet --disable-pip-version-check,$(BIN)/uv pip install --quiet --python $(BIN)/python) --no-deps --editable .
+endef

@@ -1,0 +1,56 @@
+"""The lock files, environment.yml and pyproject say the same, and name no index."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+
+from conftest import ROOT
+
+PIN = re.compile(r"^([a-z0-9_.-]+)==([^ \\\n]+)(?: ; ([^\\\n]+?))? *\\?$", re.M)
+
+
+def pins(name: str) -> set[tuple[str, str, str]]:
+    return {(m[1], m[2], (m[3] or "").strip()) for m in PIN.finditer((ROOT / name).read_text())}
+
+
+def direct(*groups: str) -> dict[str, str]:
+    """Requirement name -> marker, of the core and the named extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + [line for group in groups for line in project["optional-dependencies"][group]]
+    return {re.match(r"[\w.-]+", line)[0]: line.partition(";")[2].strip() for line in lines}  # type: ignore[index]
+
+
+def test_the_core_lock_has_the_pins_of_the_whole_lock() -> None:
+    core, whole = pins("requirements.lock"), pins("requirements-all.lock")
+    assert len(core) > 80
+    versions = {(name, version) for name, version, _ in whole}
+    assert {(name, version) for name, version, _ in core} <= versions
+
+
+def test_every_direct_requirement_is_locked() -> None:
+    assert set(direct()) <= {name for name, *_ in pins("requirements.lock")}
+    assert set(direct("sagemaker", "studio", "dev")) <= {name for name, *_ in pins("requirements-all.lock")}
+
+
+def test_every_pin_has_hashes_and_no_address() -> None:
+    for name in ("requirements.lock", "requirements-all.lock"):
+        content = (ROOT / name).read_text()
+        assert "://" not in content
+        assert "--index" not in content
+        blocks = re.split(r"^(?=[a-z0-9])", content, flags=re.M)[1:]
+        assert all("--hash=sha256:" in block for block in blocks)
+
+
+def test_environment_yml_has_the_locked_versions_of_all_direct_requirements() -> None:
+    lines = re.findall(r"^      - ([\w.-]+)(?:\[\w+\])?==(\S+)(?: ; (.+))?$", (ROOT / "environment.yml").read_text(), re.M)
+    locked = {(name, version) for name, version, _ in pins("requirements-all.lock")}
+    assert {(name, version) for name, version, _ in lines} <= locked
+    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "dev")
+
+
+def test_the_python_that_runs_this_is_supported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11"
+    assert sys.version_info >= (3, 11)
