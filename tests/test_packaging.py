@@ -44,7 +44,9 @@ def test_every_pin_has_hashes_and_no_address() -> None:
 
 
 def test_environment_yml_has_the_locked_versions_of_all_direct_requirements() -> None:
-    lines = re.findall(r"^      - ([\w.-]+)(?:\[\w+\])?==(\S+)(?: ; (.+))?$", (ROOT / "environment.yml").read_text(), re.M)
+    lines = re.findall(
+        r"^      - ([\w.-]+)(?:\[\w+\])?==(\S+)(?: ; (.+))?$", (ROOT / "environment.yml").read_text(), re.M
+    )
     locked = {(name, version) for name, version, _ in pins("requirements-all.lock")}
     assert {(name, version) for name, version, _ in lines} <= locked
     assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "dev")

@@ -1,0 +1,84 @@
+"""The ways to run the four notebooks that are compared, each a command line in a fresh folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from runner.pipeline.plan import Plan, plan
+
+ROOT = Path(__file__).parents[1]
+
+STOCK = """
+import sys, papermill
+for notebook, parameters in {steps!r}:
+    papermill.execute_notebook(notebook, notebook + ".out.ipynb", parameters=parameters, kernel_name="python3",
+                               progress_bar=False, cwd={cwd!r})
+"""
+
+
+def copy_project(target: Path) -> Path:
+    """The parts of the project that a run needs, in a folder of their own."""
+    target.mkdir(parents=True)
+    for name in ("pipeline.toml", "notebooks", "data"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("work", "runs", ".ipynb_checkpoints"))
+        else:
+            shutil.copyfile(source, target / name)
+    return target
+
+
+def plain_script(project: Path) -> list[str]:
+    """All code cells of all notebooks, one after the other in one process, on the notebooks' own default paths."""
+    made = plan(project / "pipeline.toml")
+    lines = ["import matplotlib; matplotlib.use('agg')"]
+    for step in made.steps:
+        for cell in step.notebook.code:
+            lines.append(cell.source)
+            if "parameters" in cell.tags:
+                lines += [f"{name} = {value!r}" for name, value in step.parameters.items()]
+    script = project / "notebooks" / "plain.py"
+    script.write_text("\n\n".join(lines))
+    return [sys.executable, "-P", str(script)]
+
+
+def runner(project: Path) -> list[str]:
+    return [sys.executable, "-m", "runner", "run", "--pipeline", str(project / "pipeline.toml"), "--json"]
+
+
+def papermill_api(project: Path) -> list[str]:
+    """papermill's own function on stock settings, four times in one process."""
+    made = plan(project / "pipeline.toml")
+    script = project / "stock.py"
+    steps = [(str(step.notebook.path), step.parameters) for step in made.steps]
+    script.write_text(STOCK.format(steps=steps, cwd=str(project / "notebooks")))
+    return [sys.executable, "-P", str(script)]
+
+
+def papermill_cli(project: Path) -> list[str]:
+    """The papermill command, once a notebook."""
+    made = plan(project / "pipeline.toml")
+    commands = " && ".join(_papermill(project, made, index) for index in range(len(made.steps)))
+    return ["sh", "-c", commands]
+
+
+def _papermill(project: Path, made: Plan, index: int) -> str:
+    step = made.steps[index]
+    file = project / f"{step.name}.json"
+    file.write_text(json.dumps(step.parameters))
+    notebook = step.notebook.path
+    return (
+        f"{sys.executable} -m papermill --no-progress-bar -k python3 -f {file} --cwd {notebook.parent} "
+        f"{notebook} {notebook}.out.ipynb"
+    )
+
+
+PATHS = {
+    "plain script": plain_script,
+    "runner run": runner,
+    "papermill API, stock": papermill_api,
+    "4 × papermill command": papermill_cli,
+}
