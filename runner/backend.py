@@ -14,9 +14,10 @@ from runner.pipeline.file import load
 from runner.pipeline.plan import Plan
 from runner.records import RunManifest
 from runner.run import provenance
-from runner.run.orchestrate import Options, Watcher, World, register
+from runner.run.again import register
 from runner.run.sources import Remote
 from runner.run.store import Store
+from runner.run.world import Options, Watcher, World
 
 RUNS, REGISTRY = "runs", "registry.db"
 
@@ -67,9 +68,8 @@ def find_run(pipeline: Path, reference: str) -> str:
     return store(pipeline).find(reference)
 
 
-def register_run(pipeline: Path, reference: str) -> RunManifest:
+def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunManifest:
     """Register the model of a run that passed; its registering step is run now where it was skipped then."""
-    from runner.cli.display import PlainDisplay
     from runner.step.local import LocalExecutor
 
     runs = store(pipeline)
@@ -80,7 +80,7 @@ def register_run(pipeline: Path, reference: str) -> RunManifest:
         executor=LocalExecutor(),
         registry=_registry(pipeline.parent, model.registry if model else "local"),
         remote_for=remote_for,
-        watcher=PlainDisplay(),
+        watcher=watcher,
         stop=threading.Event(),
     )
     return register(run, pipeline, Options(), parts)

@@ -71,9 +71,10 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
       runner register latest
     """
     from runner import backend
+    from runner.cli.display import PlainDisplay
     from runner.cli.reporting import write_all
 
-    manifest = backend.register_run(pipeline, run)
+    manifest = backend.register_run(pipeline, run, watcher=PlainDisplay())
     assert manifest.model_version is not None
     write_all(backend.store(pipeline).folder(manifest.run), manifest)
     version = backend.registry(pipeline).get(manifest.model_version.name, manifest.model_version.version)

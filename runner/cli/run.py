@@ -60,7 +60,8 @@ def run_command(
     from runner.cli.display import display
     from runner.cli.reporting import Reporter
     from runner.pipeline.plan import plan as make_plan
-    from runner.run.orchestrate import Options, run
+    from runner.run.orchestrate import run
+    from runner.run.world import Options
 
     overrides = parse_overrides(parameters)
     plan = make_plan(pipeline, profile=profile, overrides=overrides, targets=steps)
@@ -78,6 +79,7 @@ def run_command(
     shown = display()
     with _signals(stop) as received, Reporter(shown) as watcher:
         world = backend.world(plan, watcher=watcher, stop=stop)
+        watcher.at(world.store.root)
         try:
             manifest = run(plan, options, world)
         finally:

@@ -9,24 +9,18 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from runner import __version__
 from runner.content import atomic_write, file_fact
-from runner.errors import Refused, RunnerError
+from runner.errors import RunnerError
 from runner.gate import judge
-from runner.model.versions import ModelVersion, NewVersion
-from runner.pipeline.file import APPROVED, VERDICT, is_address, is_path
+from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
 from runner.records import (
     Artifact,
-    Champion,
     InputFact,
     InputSpec,
     RunManifest,
@@ -37,73 +31,13 @@ from runner.records import (
     encode,
 )
 from runner.run import folder as run_folder
-from runner.run import provenance, registration, sources
-from runner.run.store import Store
-from runner.step.execute import Progress
+from runner.run import provenance, registration
+from runner.run.pins import pinned
+from runner.run.world import Options, World
 
 VERDICT_FILE = "verdict.json"
 # what a second try can cure; a notebook that left early or wrote no output will do so again
 RETRIED = ("exception", "kernel died", "timeout")
-
-
-class Executor(Protocol):
-    """Where steps run."""
-
-    def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
-        """The step in `folder` is going to run soon."""
-
-    def run(
-        self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
-    ) -> StepResult:
-        """Execute the step folder; returns once its result.json is there."""
-
-    def close(self) -> None:
-        """Let go of everything prepared."""
-
-
-class Registry(Protocol):
-    """What a run asks of a model registry."""
-
-    def register(self, new: NewVersion) -> ModelVersion: ...
-
-    def approved(self, name: str) -> ModelVersion | None: ...
-
-
-class Watcher(Protocol):
-    """Told what happens, as it happens; called from one thread at a time."""
-
-    def started(self, manifest: RunManifest) -> None: ...
-
-    def progress(self, progress: Progress) -> None: ...
-
-    def changed(self, manifest: RunManifest, step: str) -> None: ...
-
-    def judged(self, verdict: Verdict) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    jobs: int = 1
-    kernel: str = "standard"
-    note: str = ""
-    tags: tuple[str, ...] = ()
-    register: bool = True
-    profile: str | None = None
-    targets: tuple[str, ...] = ()
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    on: str = "local"
-
-
-@dataclass(frozen=True)
-class World:
-    """Everything outside a run that it talks to."""
-
-    store: Store
-    executor: Executor
-    registry: Registry
-    remote_for: Callable[[str], sources.Remote]
-    watcher: Watcher
-    stop: threading.Event
 
 
 def run(plan: Plan, options: Options, world: World) -> RunManifest:
@@ -114,7 +48,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
     """
     store = world.store
     store.prepare()
-    pinned, champion = _pinned(plan, world)
+    sources, champion = pinned(plan, world)
     run_id = store.new()
     with store.lock(run_id):
         run_folder.snapshot(plan, store, run_id)
@@ -133,51 +67,14 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
             register=options.register,
             status="running",
             steps=[_state(step) for step in plan.steps],
-            sources=pinned,
+            sources=sources,
             champion=champion,
             git=provenance.git_state(plan.root, [step.notebook.path for step in plan.steps]),
             environment=provenance.environment(),
             runner_version=__version__,
         )
         store.write(manifest)
-        return _Run(plan, options, world, manifest).finish()
-
-
-def register(run_id: str, file: Path, options: Options, world: World) -> RunManifest:
-    """Register the model of a run that passed and did not register; steps that were left out for it run now.
-
-    Raises Refused where the run did not pass. A run that has registered is returned as it is.
-    """
-    store = world.store
-    with store.lock(run_id):
-        manifest = store.manifest(run_id)
-        if manifest.model_version is not None:
-            return manifest
-        if manifest.status != "succeeded" or manifest.verdict is None or manifest.verdict.outcome != "pass":
-            verdict = manifest.verdict.outcome if manifest.verdict else "none"
-            raise Refused(
-                f"Run {run_id} cannot be registered: its status is {manifest.status}, its verdict {verdict}. "
-                "Only a run that passed its gate registers a model."
-            )
-        asked = next((state.result for state in manifest.steps if state.result and state.result.registration), None)
-        if asked is not None:
-            version = registration.commit(manifest, asked, world.registry)
-            manifest = msgspec.structs.replace(manifest, model_version=version, register=True)
-            store.write(manifest)
-            return manifest
-        plan = run_folder.plan_again(manifest, store, file)
-        left_out = {step.name for step in plan.steps if step.needs_verdict}
-        steps = [
-            msgspec.structs.replace(state, status=None, why="") if state.name in left_out else state
-            for state in manifest.steps
-        ]
-        manifest = msgspec.structs.replace(manifest, steps=steps, register=True, status="running", ended=None)
-        manifest = _Run(plan, options, world, manifest).finish()
-    if manifest.model_version is None:
-        raise Refused(
-            f"Run {run_id} has no step that calls runner.model.register, or it failed: `runner show {run_id}`."
-        )
-    return manifest
+        return Steps(plan, options, world, manifest).finish()
 
 
 def _state(step: PlannedStep) -> StepState:
@@ -190,7 +87,7 @@ def _state(step: PlannedStep) -> StepState:
     )
 
 
-class _Run:
+class Steps:
     """The steps of one run on their way; `manifest` is always what run.json holds."""
 
     def __init__(self, plan: Plan, options: Options, world: World, manifest: RunManifest) -> None:
@@ -353,44 +250,6 @@ class _Run:
     def _write(self, **changes: object) -> None:
         self.manifest = msgspec.structs.replace(self.manifest, **changes)
         self.world.store.write(self.manifest)
-
-
-def _pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | None]:
-    """Everything the plan reads from outside, identified (and fetched) before the first kernel starts."""
-    found: dict[str, InputFact] = {}
-    champion: Champion | None = None
-    for step in plan.steps:
-        for name, spec in step.spec.inputs.items():
-            if step.skip:
-                continue
-            key = f"{step.name}.{name}"
-            if not spec.from_:
-                found[key] = sources.absent("")
-            elif is_path(spec.from_):
-                found[key] = sources.local(spec, plan.root)
-            elif is_address(spec.from_):
-                found[key] = sources.remote(spec, world.store, world.remote_for)
-            elif spec.from_.startswith(APPROVED):
-                version = world.registry.approved(spec.from_.removeprefix(APPROVED))
-                found[key] = _approved(spec.from_, version, world.store)
-                if version is not None:
-                    champion = Champion(
-                        name=version.name, version=version.version, run=version.run, sha256=version.sha256
-                    )
-    return found, champion
-
-
-def _approved(source: str, version: ModelVersion | None, store: Store) -> InputFact:
-    """The approved version's folder; its bytes must still be those that were approved."""
-    if version is None:
-        return sources.absent(source)
-    for fact in (version.artifact.files or {}).values():
-        if file_fact(store.object(fact)) != fact:
-            raise Refused(
-                f"The approved {version.name}/{version.version} was altered: object {fact.sha256[:12]} has other bytes. "
-                f"Restore it, or revoke it with `runner reject {version.name}/{version.version} --reason …`."
-            )
-    return InputFact(source=source, artifact=version.artifact, version=f"{version.name}/{version.version}")
 
 
 def _present(manifest: RunManifest) -> set[str]:

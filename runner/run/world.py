@@ -1,0 +1,75 @@
+"""What a run talks to, as protocols, and what its owner may choose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from runner.model.versions import ModelVersion, NewVersion
+from runner.records import RunManifest, StepResult, Verdict
+from runner.run.sources import Remote
+from runner.run.store import Store
+from runner.step.execute import Progress
+
+
+class Executor(Protocol):
+    """Where steps run."""
+
+    def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
+        """The step in `folder` is going to run soon."""
+
+    def run(
+        self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
+    ) -> StepResult:
+        """Execute the step folder; returns once its result.json is there."""
+
+    def close(self) -> None:
+        """Let go of everything prepared."""
+
+
+class Registry(Protocol):
+    """What a run asks of a model registry."""
+
+    def register(self, new: NewVersion) -> ModelVersion: ...
+
+    def approved(self, name: str) -> ModelVersion | None: ...
+
+
+class Watcher(Protocol):
+    """Told what happens, as it happens; called from one thread at a time."""
+
+    def started(self, manifest: RunManifest) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def changed(self, manifest: RunManifest, step: str) -> None: ...
+
+    def judged(self, verdict: Verdict) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    jobs: int = 1
+    kernel: str = "standard"
+    note: str = ""
+    tags: tuple[str, ...] = ()
+    register: bool = True
+    profile: str | None = None
+    targets: tuple[str, ...] = ()
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    on: str = "local"
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything outside a run that it talks to."""
+
+    store: Store
+    executor: Executor
+    registry: Registry
+    remote_for: Callable[[str], Remote]
+    watcher: Watcher
+    stop: threading.Event
