@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -68,7 +68,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
     async def _run(self) -> None:
         session = self.session
         self.kc = AsyncKernelClient()
-        self.kc.load_connection_info(session.kernel.connection)
+        self.kc.load_connection_info(cast(Any, session.kernel.connection))
         self.kc.start_channels(shell=True, iopub=True, stdin=False, hb=False, control=True)
         try:
             info = await self._ready()
@@ -94,7 +94,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             reply = await self._until(self._answer(self.kc.shell_channel, request, "kernel_info_reply", 1.0))
             idle = await self._until(self._answer(self.kc.iopub_channel, request, "status", 0.1))
             if reply is not None and idle is not None:
-                return reply
+                return cast(dict[str, Any], reply)
         raise _Ended("died")
 
     async def _answer(self, channel: Any, request: str, kind: str, timeout_s: float) -> dict[str, Any] | None:

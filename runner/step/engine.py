@@ -49,7 +49,8 @@ class Saver:
 
         beside = self.path.with_suffix(".partial")
         with beside.open("w", encoding="utf-8") as file:
-            file.write(JSONWriter().writes(nb, split_lines=True) + "\n")
+            writer: Any = JSONWriter()
+            file.write(writer.writes(nb, split_lines=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path)

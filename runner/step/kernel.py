@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 POLL_S = 0.5
 
@@ -26,7 +27,7 @@ def main() -> None:
     sys.path[:0] = folders
     from ipykernel.kernelapp import IPKernelApp
 
-    app = IPKernelApp.instance()
+    app: Any = IPKernelApp.instance()
     app.initialize(
         [
             *sys.argv[1:],

@@ -77,7 +77,7 @@ class KernelProcess:
             descriptor = os.pidfd_open(self.process.pid)
         except ProcessLookupError:
             return self.process.wait()
-        loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+        loop.add_reader(descriptor, _settle, ended)
         try:
             await ended
         finally:
@@ -110,6 +110,11 @@ class KernelProcess:
         self.signal(signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def start_kernel(*, cwd: Path, environment: Mapping[str, str], language: str, kernel_name: str | None) -> KernelProcess:

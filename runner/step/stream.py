@@ -13,7 +13,7 @@ LIMIT_CHARACTERS = 1_000_000  # of one stream in one cell
 NOTE = f"\n[capped: this cell wrote more than {LIMIT_CHARACTERS:,} characters here; the rest was not kept]\n"
 
 
-class CappedStream(OutStream):  # type: ignore[misc]
+class CappedStream(OutStream):
     """ipykernel's stream, silent after LIMIT_CHARACTERS in one cell."""
 
     _cell: Any = None

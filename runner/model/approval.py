@@ -1,0 +1,75 @@
+"""Decisions on versions: what is checked before one is written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.content import artifact
+from runner.errors import Refused, RunnerError, Tampered, UsageError
+from runner.model.versions import ModelVersion
+from runner.records import RunManifest
+
+if TYPE_CHECKING:
+    from runner.model.registry import Registry
+
+# pickle protocols 0-5, zip (joblib, torch), zlib and gzip streams: formats that execute code when they are loaded
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x78\x9c", b"\x78\x01", b"\x1f\x8b", b"(lp", b"(dp", b"ccopy_reg", b"cbuiltins")  # fmt: skip
+MODEL_FILES = ("model.ubj", "model.json")
+
+
+def approve(
+    registry: Registry, name: str, version: int, *, manifest: RunManifest, model_folder: Path, who: str, why: str
+) -> ModelVersion:
+    """Approve a pending version whose run succeeded with a passing verdict and whose bytes are those of the run.
+
+    Raises Refused with what is not so, Tampered where bytes differ, UsageError without a reason.
+    """
+    _reasoned(why)
+    found = registry.get(name, version)
+    if manifest.run != found.run:
+        raise Refused(f"{name}/{version} comes from run {found.run}, not {manifest.run}.")
+    if manifest.status != "succeeded":
+        raise Refused(
+            f"The run of {name}/{version}, {manifest.run}, is {manifest.status}. Only one that succeeded counts."
+        )
+    if manifest.verdict is None or manifest.verdict.outcome != "pass":
+        said = manifest.verdict.outcome if manifest.verdict else "none"
+        raise Refused(f"The gate's verdict on {name}/{version} is {said}. Only what passed can be approved.")
+    try:
+        now = artifact(model_folder, name=found.artifact.path)
+    except RunnerError as error:
+        raise Tampered(f"The model folder of {name}/{version} cannot be read: {error}") from error
+    if now.sha256 != found.sha256:
+        changed = sorted(set((now.files or {}).items()) ^ set((found.artifact.files or {}).items()))
+        names = ", ".join(dict.fromkeys(path for path, _ in changed)) or model_folder.name
+        raise Tampered(f"The model of {name}/{version} was altered since its run ({names}). It cannot be approved.")
+    check_format(model_folder)
+    return registry.decide(name, version, "approved", who=who, why=why)
+
+
+def reject(registry: Registry, name: str, version: int, *, who: str, why: str) -> ModelVersion:
+    """Reject a pending version or revoke an approved one. Raises Refused where it is rejected already."""
+    _reasoned(why)
+    return registry.decide(name, version, "rejected", who=who, why=why)
+
+
+def check_format(folder: Path) -> None:
+    """Raises Refused where the folder's model is not XGBoost's own UBJ or JSON, or any file in it is a pickle."""
+    if not any((folder / name).is_file() for name in MODEL_FILES):
+        raise Refused(f"{folder} has no {' or '.join(MODEL_FILES)}. Save the model with runner.model.save.")
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(16)
+            if head.startswith(PICKLES) or path.suffix in (".pkl", ".pickle", ".joblib"):
+                raise Refused(
+                    f"{path} is a pickle or an archive, which can run code when it is loaded. Use UBJ or JSON."
+                )
+            if path.name in MODEL_FILES and not head.startswith(b"{"):
+                raise Refused(f"{path} is neither UBJ nor JSON.")
+
+
+def _reasoned(why: str) -> None:
+    if not why.strip():
+        raise UsageError("A decision needs a reason: --reason TEXT.")

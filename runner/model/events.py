@@ -1,0 +1,57 @@
+"""The chain of events of one model name: each event's hash covers the one before, so that no row can be altered,
+removed or moved unnoticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from runner.model.versions import Event, Status
+
+FIRST = "0" * 64  # what the first event has as its previous hash
+STATES: dict[str, Status] = {"registered": "pending", "approved": "approved", "rejected": "rejected"}
+
+
+def chained(
+    *, seq: int, name: str, version: int, kind: str, who: str, at: str, why: str, data: dict[str, Any], previous: str
+) -> Event:
+    """The event with its hash."""
+    event = Event(
+        seq=seq, name=name, version=version, kind=kind, who=who, at=at, why=why, data=data, previous=previous, hash=""
+    )
+    return msgspec.structs.replace(event, hash=digest(event))
+
+
+def digest(event: Event) -> str:
+    """SHA-256 of the event's JSON with sorted keys and an empty hash."""
+    blank = msgspec.structs.replace(event, hash="")
+    return hashlib.sha256(msgspec.json.encode(blank, order="sorted")).hexdigest()
+
+
+def verify_chain(events: Sequence[Event]) -> str | None:
+    """A sentence about the first event that is not as it was written; None where all are."""
+    previous = FIRST
+    for number, event in enumerate(events, 1):
+        where = f"event {event.seq} ({event.kind} {event.name}/{event.version})"
+        if event.seq != number:
+            return f"{where} stands where event {number} was: one was removed or moved."
+        if event.previous != previous:
+            return f"{where} does not follow the event before it: one was altered, removed or moved."
+        if digest(event) != event.hash:
+            return f"{where} was altered: its content does not give its hash."
+        previous = event.hash
+    return None
+
+
+def state(events: Sequence[Event], version: int) -> tuple[Status, Event | None]:
+    """The version's state and the decision that made it, from its events in order."""
+    status: Status = "pending"
+    decision: Event | None = None
+    for event in events:
+        if event.version == version and event.kind in STATES:
+            status = STATES[event.kind]
+            decision = event if event.kind != "registered" else None
+    return status, decision

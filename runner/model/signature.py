@@ -1,0 +1,183 @@
+"""What a model expects of a raw record, and the reading of raw records by it.
+
+The record is plain data; reading a table by it needs pandas, imported by whoever brings one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from runner.errors import UsageError
+from runner.records import FORMAT, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["number", "integer", "boolean", "category"]
+Unknown = Literal["error", "missing"]
+
+
+class BadRecords(UsageError):
+    """Records a model cannot score; the message names row and column."""
+
+    headline = "the records cannot be scored"
+
+
+class Column(Record, frozen=True, kw_only=True):
+    name: str
+    kind: Kind
+    categories: list[str] | None = None  # in the order of their codes
+
+
+class SplitRule(Record, frozen=True, kw_only=True):
+    """How rows were put on a side: see `runner.model.split`. `shares` in order, adding up to 1."""
+
+    seed: int
+    key: str
+    shares: dict[str, float]
+
+
+class Signature(Record, frozen=True, kw_only=True):
+    """signature.json. `columns` are a raw record's; `features` the model's own, where code computes them."""
+
+    format: int = FORMAT
+    columns: list[Column]
+    features: list[Column] | None = None
+    code_sha256: str | None = None
+    target: str
+    positive: str | None = None  # the label that a probability is of; None for a number
+    threshold: float | None = None  # a probability from here on is the positive label
+    objective: str
+    key: str | None = None
+    split: SplitRule | None = None
+    sample_request: dict[str, Any]
+    sample_prediction: float | list[float]
+
+
+def describe(frame: pd.DataFrame) -> list[Column]:
+    """The columns of a training table. Raises UsageError for types a record cannot have."""
+    return [_column(name, frame[name]) for name in frame.columns]
+
+
+def as_category(series: pd.Series) -> pd.Series:
+    """Text by which 657, 657.0, "657" and " 657 " are one category; what is missing or blank stays missing."""
+    import pandas as pd
+
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        series = series.astype(series.cat.categories.dtype)
+    missing = series.isna()
+    if pd.api.types.is_bool_dtype(series):
+        text = series.astype("object").astype(str)
+    elif pd.api.types.is_numeric_dtype(series):
+        numbers = series.astype("float64")
+        whole = ~missing & (numbers == numbers.round())
+        text = series.astype("object").astype(str)
+        text = text.where(~whole, numbers.fillna(0).round().astype("int64").astype(str))
+    else:
+        text = series.astype("object").where(~missing, "").astype(str).str.strip()
+        text = text.str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True)
+    text = text.astype("object")
+    return text.mask(missing | (text == ""), None)
+
+
+def read_frame(frame: pd.DataFrame, columns: list[Column], *, unknown: Unknown) -> pd.DataFrame:
+    """The table as the model's columns, in order and by type; further columns are left out.
+
+    Raises BadRecords naming row (from 1) and column: missing column, wrong type, infinity, unknown category (with
+    `unknown="missing"` that becomes a missing value).
+    """
+    import pandas as pd
+
+    absent = [column.name for column in columns if column.name not in frame.columns]
+    if absent:
+        raise BadRecords(f"Missing column{'s' if len(absent) > 1 else ''}: {', '.join(absent)}.")
+    made = {}
+    for column in columns:
+        series = frame[column.name]
+        if isinstance(series, pd.DataFrame):
+            raise BadRecords(f"Column {column.name} is there twice.")
+        if column.kind == "category":
+            made[column.name] = _categories(series, column, unknown)
+        else:
+            made[column.name] = _numbers(series, column)
+    return pd.DataFrame(made, index=frame.index)
+
+
+def unknown_categories(frame: pd.DataFrame, columns: list[Column]) -> dict[str, int]:
+    """Rows per category column whose value the model has never seen; columns without any are left out."""
+    found = {}
+    for column in columns:
+        if column.kind == "category" and column.name in frame.columns:
+            text = as_category(frame[column.name])
+            count = int((text.notna() & ~text.isin(column.categories or [])).sum())
+            if count:
+                found[column.name] = count
+    return found
+
+
+def plain_record(frame: pd.DataFrame, columns: list[Column]) -> dict[str, Any]:
+    """The table's first row as JSON values: text, numbers, booleans, None where missing."""
+    first: dict[str, Any] = {}
+    for column in columns:
+        value = frame[column.name].iloc[0]
+        if value is None or value != value:
+            first[column.name] = None
+        elif column.kind == "category":
+            first[column.name] = as_category(frame[column.name].iloc[:1]).iloc[0]
+        else:
+            cast = {"integer": int, "boolean": bool, "number": float}[column.kind]
+            first[column.name] = cast(value)
+    return first
+
+
+def _column(name: Any, series: pd.Series) -> Column:
+    import pandas as pd
+
+    if not isinstance(name, str):
+        raise UsageError(f"Column {name!r}: a column's name must be text.")
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        categories = [str(c) for c in as_category(pd.Series(dtype.categories)).tolist()]
+        return Column(name=name, kind="category", categories=categories)
+    if pd.api.types.is_bool_dtype(dtype):
+        return Column(name=name, kind="boolean")
+    if pd.api.types.is_integer_dtype(dtype):
+        return Column(name=name, kind="integer")
+    if pd.api.types.is_float_dtype(dtype):
+        return Column(name=name, kind="number")
+    if pd.api.types.is_string_dtype(dtype) or dtype == "object":
+        return Column(name=name, kind="category", categories=sorted(as_category(series).dropna().unique()))
+    raise UsageError(f"Column {name} has the type {dtype}, which a record cannot have. Make it a number or a category.")
+
+
+def _categories(series: pd.Series, column: Column, unknown: Unknown) -> pd.Categorical:
+    import pandas as pd
+
+    text = as_category(series)
+    known = column.categories or []
+    strange = text.notna() & ~text.isin(known)
+    if unknown == "error" and strange.any():
+        row = int(strange.to_numpy().argmax())
+        some = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
+        raise BadRecords(f"Row {row + 1}, column {column.name}: {text.iloc[row]!r} is no known category ({some}).")
+    # the training categories are text of pandas' default kind, so must these be
+    return pd.Categorical(text.mask(strange, None), categories=pd.Index(known, dtype="str"))
+
+
+def _numbers(series: pd.Series, column: Column) -> pd.Series:
+    import numpy as np
+    import pandas as pd
+
+    if pd.api.types.is_bool_dtype(series) and column.kind != "boolean":
+        raise BadRecords(f"Row 1, column {column.name}: {series.iloc[0]!r} is no number.")
+    if column.kind == "boolean" and not pd.api.types.is_numeric_dtype(series):
+        series = series.map(lambda v: {"true": 1, "false": 0}.get(str(v).strip().lower(), v))
+    blank = series.isna()
+    if not pd.api.types.is_numeric_dtype(series):
+        blank |= series.astype("object").map(lambda v: isinstance(v, str) and not v.strip())
+    numbers = pd.to_numeric(series.mask(blank, None), errors="coerce").astype("float64")
+    wrong = (numbers.isna() & ~blank) | np.isinf(numbers)
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise BadRecords(f"Row {row + 1}, column {column.name}: {series.iloc[row]!r} is no finite number.")
+    return numbers

@@ -1,0 +1,27 @@
+"""Which side of a split a row is on: by a hash of its key, so that it never changes side when the table grows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+
+def split(keys: Iterable[object], *, seed: int, shares: Mapping[str, float]) -> list[str]:
+    """The side of each key: `shares` gives the sides in order with their parts of the whole, which add up to 1.
+
+    The same key and seed give the same side in every table. Raises ValueError where shares do not add up.
+    """
+    if not shares or any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise ValueError(f"The shares {dict(shares)} must be above 0 and add up to 1.")
+    sides = list(shares)
+    bounds: list[float] = []
+    for share in shares.values():
+        bounds.append((bounds[-1] if bounds else 0.0) + share)
+    bounds[-1] = 1.0
+    return [next(side for side, bound in zip(sides, bounds, strict=True) if place(key, seed) < bound) for key in keys]
+
+
+def place(key: object, seed: int) -> float:
+    """The key's place in [0, 1): the first 53 bits of SHA-256 over `seed` and `key`."""
+    digest = hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
