@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from runner.lean import PAPERMILLS, without
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_recorded: dict[str, str] = {}  # metric name -> the cell's source, for this kernel
+_recorded: dict[str, tuple[str, int]] = {}  # metric name -> the cell and its execution, in this kernel
 
 
 def metric(
@@ -30,10 +32,11 @@ def metric(
     """Record a number under `name`, with the interval [`low`, `high`] and the better direction where they are known.
 
     Takes Python and numpy numbers. Raises TypeError for what is no number (booleans are none), ValueError for NaN,
-    infinity, half or reversed intervals, a name that is no identifier, and a name recorded by another cell already.
+    infinity, half or reversed intervals, a name that is no identifier, and a name recorded already in this kernel,
+    except when its own cell is run again by hand.
     """
-    if not name.isidentifier():
-        raise ValueError(f"The metric's name {name!r} must be a Python name, as the gate writes it: step.name.")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"The metric's name {name!r} must be a Python name; the gate calls it step.name.")
     number = _number(name, value)
     if (low is None) != (high is None):
         raise ValueError(f"Metric {name}: give both low and high, or neither.")
@@ -72,57 +75,79 @@ def figure(name: str, fig: Figure, *, alt: str, caption: str = "") -> None:
                 "image/png": {"alt": alt, "caption": caption},
                 "scrapbook": {"name": name, "data": False, "display": True},
             },
-            raw=True,
         )
     plt.close(fig)
 
 
 def table(name: str, frame: pd.DataFrame, *, caption: str = "") -> None:
-    """Show a table and record it under `name`: column names and rows, missing values as null."""
+    """Show a table and record it under `name`: column names and rows, missing values as null.
+
+    A plain row number as index is left out; any other index becomes the first columns.
+    """
     import json
+
+    import pandas as pd
 
     if _shell() is None:
         return
-    made = json.loads(frame.to_json(orient="split", index=False, double_precision=10))
-    _show(frame)
+    shown = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    made = json.loads(shown.to_json(orient="split", index=False, date_format="iso", double_precision=10))
+    _show(
+        {
+            "text/html": shown.to_html(index=False, border=0, na_rep=""),
+            "text/plain": shown.to_string(index=False, na_rep=""),
+        }
+    )
     _glue(f"{name}.table", {"columns": [str(c) for c in made["columns"]], "rows": made["data"], "caption": caption})
 
 
-def _number(name: str, value: Any) -> float | int:
-    kind = type(value).__name__
-    item = getattr(value, "item", None)
-    plain = item() if callable(item) and getattr(value, "ndim", 0) == 0 else value
-    if isinstance(plain, bool) or not isinstance(plain, int | float):
-        raise TypeError(f"Metric {name} is {value!r} ({kind}), which is no number.")
-    if not math.isfinite(plain):
-        raise ValueError(f"Metric {name} is {plain!r}, which is no finite number; a gate could not judge it.")
-    return plain
+def _number(name: str, value: Any) -> float:
+    """The value as a plain float. numpy's scalars are told by their dtype, so that numpy need not be imported."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        usable = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        usable = getattr(value, "ndim", None) == 0 and getattr(dtype, "kind", "") in ("i", "u", "f")
+    if not usable:
+        raise TypeError(f"Metric {name} is {value!r} ({type(value).__name__}), which is no number.")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"Metric {name} is {value!r}, which is too large for a number.") from None
+    if not math.isfinite(number):
+        raise ValueError(f"Metric {name} is {number!r}, which is no finite number; a gate could not judge it.")
+    return number
 
 
 def _once(name: str) -> None:
-    """A cell that is run again by hand may record its metrics again; another cell may not."""
+    """Refuse a second record of the name, unless the cell that made the first is run again."""
     shell = _shell()
     if shell is None:
         return
-    history = shell.user_ns.get("In") or [""]
-    cell = str(history[-1])
-    if _recorded.setdefault(name, cell) != cell:
-        raise ValueError(f"Metric {name} was recorded by another cell already; give this one a name of its own.")
+    header = shell.get_parent()
+    # Jupyter sends the cell's id; papermill sends none, there the source stands for it
+    cell = str(header.get("metadata", {}).get("cellId") or (shell.user_ns.get("In") or [""])[-1])
+    before = _recorded.get(name)
+    if before is not None and (before[0] != cell or before[1] == shell.execution_count):
+        raise ValueError(f"Metric {name} was recorded already in this kernel; give this one a name of its own.")
+    _recorded[name] = (cell, shell.execution_count)
 
 
 def _glue(name: str, data: Any) -> None:
     if _shell() is None:
         return
-    import scrapbook  # takes 0.4 s beside pandas: it imports papermill
+    import pandas as pd  # noqa: F401  # scrapbook needs it, and pandas would miss for good what is hidden below
+
+    with without(*PAPERMILLS):
+        import scrapbook  # 1.3 s otherwise, and 4 beside Jupyter: it imports papermill
 
     scrapbook.glue(name, data, "json")
 
 
-def _show(*shown: Any, **how: Any) -> None:
-    import IPython.display as ipython  # only where there is a kernel, and so IPython
+def _show(data: dict[str, str], *, metadata: dict[str, Any] | None = None) -> None:
+    from IPython.display import display  # in a notebook it is there already
 
-    shower: Any = ipython.display
-    shower(*shown, **how)
+    display(data, metadata=metadata or {}, raw=True)  # type: ignore[no-untyped-call]
 
 
 def _shell() -> Any:
@@ -133,5 +158,5 @@ def _shell() -> Any:
         return None
     from IPython.core.getipython import get_ipython
 
-    shell: Any = get_ipython()
+    shell = get_ipython()
     return shell if shell is not None and hasattr(shell, "kernel") else None

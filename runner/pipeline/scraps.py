@@ -1,22 +1,24 @@
 """What a notebook recorded, read from its JSON: metrics fast, figures and tables for the report.
 
-scrapbook's own reader parses and validates everything; this one scans for the scraps' MIME keys and decodes only
-those (0.03 s instead of 3.3 s for 40 metrics in 82 MB). Both agree; a test says so.
+scrapbook's own reader parses and validates everything; this one skips over all that is no scrap without building it
+(under 0.1 s instead of 3.3 s for 40 metrics in 82 MB). Both agree; a test says so.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from runner.errors import UsageError
 from runner.records import Better, Metric
 
-KEY = b'"application/scrapbook.scrap.json+json"'
+PREFIX = "application/scrapbook.scrap."  # then the encoder's name and "+json"
 INTERVAL, TABLE = ".interval", ".table"  # suffixes of the companions that runner.scraps writes
 
 
@@ -48,29 +50,44 @@ class Table:
     cell: int | None
 
 
+class _Output(msgspec.Struct):
+    data: dict[str, msgspec.Raw] = {}
+
+
+class _Cell(msgspec.Struct):
+    execution_count: int | None = None
+    outputs: list[_Output] = []
+
+
+class _Notebook(msgspec.Struct):
+    cells: list[_Cell] = []
+
+
+@dataclass(frozen=True)
+class _Scrap:
+    value: Any
+    cell: int | None
+
+
 def read_scraps(path: Path) -> Scraps:
-    """The JSON scraps in the notebook file, as metrics where they are numbers."""
-    found: dict[str, list[Any]] = {}
-    for payload in _payloads(path):
-        if isinstance(payload, dict) and isinstance(payload.get("name"), str) and "data" in payload:
-            found.setdefault(payload["name"], []).append(payload["data"])
+    """The scraps in the notebook file, as metrics where they are numbers. Raises UsageError where it is no notebook."""
+    found: dict[str, list[_Scrap]] = {}
+    for name, scrap in _scraps(path):
+        found.setdefault(name, []).append(scrap)
     metrics: dict[str, Metric] = {}
     problems: dict[str, str] = {}
-    for name, values in found.items():
-        if (name.endswith((INTERVAL, TABLE)) and name.rpartition(".")[0] in found) or name.endswith(TABLE):
+    for name, scraps in found.items():
+        if name.endswith(TABLE) or (name.endswith(INTERVAL) and name.removesuffix(INTERVAL) in found):
             continue
-        if len(values) > 1:
-            problems[name] = f"it was recorded {len(values)} times; record it once"
-            continue
-        problem = _problem(values[0])
-        companion = found.get(name + INTERVAL, [{}])
-        if problem is None and (len(companion) > 1 or not _is_interval(companion[0])):
-            problem = f"its interval {companion!r} is none"
+        companions = found.get(name + INTERVAL, [])
+        problem = _repeated(scraps) or _problem(scraps[0].value)
+        if problem is None and companions:
+            problem = _repeated(companions) or _interval_problem(companions[0].value)
         if problem is not None:
             problems[name] = problem
         else:
-            metrics[name] = _metric(values[0], companion[0])
-    return Scraps(metrics, problems, {name: values[-1] for name, values in found.items()})
+            metrics[name] = _metric(scraps[0].value, companions[0].value if companions else {})
+    return Scraps(metrics, problems, {name: scraps[-1].value for name, scraps in found.items()})
 
 
 def read_figures(path: Path) -> tuple[list[Figure], list[Table]]:
@@ -84,50 +101,76 @@ def read_figures(path: Path) -> tuple[list[Figure], list[Table]]:
             named = metadata.get("scrapbook") or {}
             if named.get("display"):
                 figures += _figures(str(named.get("name")), data, metadata, cell.get("execution_count"))
-            payload = data.get(KEY.decode().strip('"'))
+            payload = data.get(f"{PREFIX}json+json")
             if isinstance(payload, dict) and str(payload.get("name")).endswith(TABLE):
                 tables += _tables(payload, cell.get("execution_count"))
     return figures, tables
 
 
-def _payloads(path: Path) -> Iterator[Any]:
-    """The values of the scraps' MIME key; one that stands inside a string has a backslash before its quote."""
-    decoder = json.JSONDecoder()
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            at = content.find(KEY)
-            while at >= 0:
-                start = at + len(KEY)
-                at = content.find(KEY, start)
-                if content[start - len(KEY) - 1 : start - len(KEY)] == b"\\":
-                    continue
-                end = at if at >= 0 else len(content)
-                rest = content[start:end].decode("utf-8", errors="replace").lstrip()
-                if not rest.startswith(":"):
-                    continue
-                try:
-                    yield decoder.raw_decode(rest[1:].lstrip())[0]
-                except json.JSONDecodeError:  # its data holds the key itself, inside a string: read to the end
-                    rest = content[start:].decode("utf-8", errors="replace").lstrip()
-                    yield decoder.raw_decode(rest[1:].lstrip())[0]
+def _scraps(path: Path) -> Iterator[tuple[str, _Scrap]]:
+    """Every (name, scrap) in the notebook's order."""
+    for cell in _notebook(path).cells:
+        for output in cell.outputs:
+            for key, raw in output.data.items():
+                payload = json.loads(bytes(raw)) if key.startswith(PREFIX) else None
+                if isinstance(payload, dict) and isinstance(payload.get("name"), str) and "data" in payload:
+                    yield payload["name"], _Scrap(payload["data"], cell.execution_count)
+
+
+def _notebook(path: Path) -> _Notebook:
+    content = path.read_bytes()
+    try:
+        return msgspec.json.decode(content, type=_Notebook)
+    except msgspec.DecodeError:
+        # a literal NaN somewhere, which kernels do write though it is no JSON: Python's parser takes it
+        try:
+            return msgspec.json.decode(json.dumps(_without_nan(json.loads(content))), type=_Notebook)
+        except (ValueError, msgspec.DecodeError) as error:
+            raise UsageError(f"{path} is no notebook that can be read: {error}") from error
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _repeated(scraps: list[_Scrap]) -> str | None:
+    if len(scraps) == 1:
+        return None
+    cells = list(dict.fromkeys(f"[{scrap.cell}]" for scrap in scraps if scrap.cell is not None))
+    times = "twice" if len(scraps) == 2 else f"{len(scraps)} times"
+    place = f", in cell{'s' if len(cells) > 1 else ''} {' and '.join(cells)}" if cells else ""
+    return f"it was recorded {times}{place}; record it once"
 
 
 def _problem(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = "; NaN and infinity arrive as such text" if value in ("nan", "inf", "-inf") else ""
-        return f"it is {value!r}, which is no number{hint}"
-    return None if math.isfinite(value) else f"it is {value!r}, which is no finite number"
+        return f"it is {_short(value)}, which is no number{hint}"
+    try:
+        return None if math.isfinite(value) else f"it is {value!r}, which is no finite number"
+    except OverflowError:
+        return f"it is {_short(value)}, which is too large for a number"
 
 
-def _is_interval(value: Any) -> bool:
+def _interval_problem(value: Any) -> str | None:
+    said = f"its interval is {_short(value)}"
     if not isinstance(value, dict) or not set(value) <= {"low", "high", "better"}:
-        return False
+        return f"{said}, which is not low, high and better"
     ends = [value[end] for end in ("low", "high") if end in value]
     if len(ends) == 1 or any(_problem(end) for end in ends) or (ends and ends[0] > ends[1]):
-        return False
-    return value.get("better") in (None, "higher", "lower")
+        return f"{said}, which needs two numbers, low and high, in order"
+    if value.get("better") not in (None, "higher", "lower"):
+        return f"{said}; better is 'higher' or 'lower'"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _metric(value: float, interval: dict[str, Any]) -> Metric:
