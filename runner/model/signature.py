@@ -30,7 +30,7 @@ class Column(Record, frozen=True, kw_only=True):
 
 
 class SplitRule(Record, frozen=True, kw_only=True):
-    """How rows were put on a side: see `runner.model.split`. `shares` in order, adding up to 1."""
+    """How rows were put on a side: see `runner.model.split`. `shares` add up to 1."""
 
     seed: int
     key: str

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 
 
 def split(keys: Iterable[object], *, seed: int, shares: Mapping[str, float]) -> list[str]:
-    """The side of each key: `shares` gives the sides in order with their parts of the whole, which add up to 1.
+    """The side of each key: `shares` gives the sides with their parts of the whole, which add up to 1.
 
-    The same key and seed give the same side in every table. Raises ValueError where shares do not add up.
+    The same key, seed and shares give the same side in every table. Raises ValueError where shares do not add up.
     """
     if not shares or any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
         raise ValueError(f"The shares {dict(shares)} must be above 0 and add up to 1.")
-    sides = list(shares)
+    sides = sorted(shares)  # by name: a mapping's own order does not survive its way through a JSON file
     bounds: list[float] = []
-    for share in shares.values():
-        bounds.append((bounds[-1] if bounds else 0.0) + share)
+    for side in sides:
+        bounds.append((bounds[-1] if bounds else 0.0) + shares[side])
     bounds[-1] = 1.0
     return [next(side for side, bound in zip(sides, bounds, strict=True) if place(key, seed) < bound) for key in keys]
 
