@@ -7,11 +7,12 @@ from pathlib import Path
 
 from conftest import ROOT
 
-LEAVES = {"records", "errors", "content"}
+LEAVES = {"records", "errors", "content", "lean"}
 ALLOWED = {
     "errors": set[str](),
     "records": {"errors"},
     "content": {"records", "errors"},
+    "lean": set[str](),
     "gate": LEAVES,
     "scraps": LEAVES,
     "pipeline": LEAVES | {"gate"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ class Reporter:
         if self._process is None:
             return
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         if self._process.wait() != 0:
             sys.stderr.write(
                 f"The report could not be written; try `runner report {self._folder.name if self._folder else ''}`\n"
@@ -63,11 +65,9 @@ class Reporter:
         self._shown.changed(manifest, step)
         state = next(state for state in manifest.steps if state.name == step)
         if state.status in ENDED and self._process is not None and self._process.stdin is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # said when the context ends
                 self._process.stdin.write(f"{step}\n")
                 self._process.stdin.flush()
-            except BrokenPipeError:  # said when the context ends
-                return
 
     def judged(self, verdict: Verdict) -> None:
         self._shown.judged(verdict)

@@ -10,8 +10,8 @@ import platform
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 from runner.pipeline.notebook import code_cells
@@ -32,11 +32,12 @@ def who() -> str:
 
 
 def environment() -> Environment:
-    packages = {
-        re.sub(r"[-_.]+", "-", name).lower(): distribution.version
-        for distribution in metadata.distributions()
-        if (name := distribution.metadata["Name"])
-    }
+    packages: dict[str, str] = {}
+    # by the names of their folders: reading the metadata of 250 packages takes a second
+    for place in sys.path:
+        for entry in sorted(Path(place or ".").glob("*.dist-info")):
+            name, _, version = entry.name.removesuffix(".dist-info").rpartition("-")
+            packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     return Environment(
         python=platform.python_version(),
         implementation=platform.python_implementation(),

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
+
+from runner.lean import PAPERMILLS, without
+
+with without(*PAPERMILLS):
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from papermill.clientwrap import PapermillNotebookClient
 
 from runner.step.process import GRACE_S, KernelProcess
 

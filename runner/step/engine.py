@@ -8,11 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from papermill.engines import Engine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
-
+from runner.lean import PAPERMILLS, without
 from runner.records import Value
-from runner.step.client import Session, StepClient
+
+with without(*PAPERMILLS):
+    import papermill
+    from papermill.engines import Engine, papermill_engines
+    from papermill.exceptions import PapermillExecutionError
+
+from runner.step.client import Session, StepClient  # after papermill, which it imports too
 
 NAME = "runner"
 SAVE_EVERY_S = 5.0
@@ -57,17 +61,17 @@ class Saver:
         self.last = time.monotonic()
 
 
-def execute(notebook: Path, parameters: dict[str, Value], *, language: str, kernel_name: str, session: Session) -> Any:
-    """The executed notebook (nbformat 4); how it ended is in `session`."""
-    import papermill
-
+def execute(
+    notebook: Path, parameters: dict[str, Value], *, language: str, kernel_name: str, session: Session
+) -> list[Any]:
+    """The executed notebook's cells; how it ended is in `session`."""
     if NAME not in papermill_engines._engines:
         papermill_engines.register(NAME, RunnerEngine)
     kept: list[Any] = []
     save = session.save
 
     def keep(nb: Any, now: bool) -> None:
-        kept[:] = [nb]
+        kept[:] = nb.cells  # papermill inserts banners into a failed notebook afterwards
         save(nb, now)
 
     session.save = keep
@@ -84,7 +88,7 @@ def execute(notebook: Path, parameters: dict[str, Value], *, language: str, kern
             progress_bar=False,
             session=session,
         )
-    return kept[0]
+    return kept
 
 
 def _tell_the_truth(nb: Any, index: int | None) -> None:

@@ -115,7 +115,7 @@ def execute(
     from runner.step.engine import execute as execute_notebook
 
     try:
-        nb = execute_notebook(
+        cells = execute_notebook(
             folder / SOURCE,
             _values(job, folder),
             language=notebook.language,
@@ -125,7 +125,7 @@ def execute(
     finally:
         session.kernel.close()
         shutil.rmtree(folder / "modules" / "__pycache__", ignore_errors=True)
-    error = _error(session, nb, job, _out_of_memory_count() > ooms)
+    error = _error(session, cells, job, _out_of_memory_count() > ooms)
     outputs, inputs = dict[str, Artifact](), dict(job.inputs)
     registration = None
     if error is None:
@@ -142,7 +142,7 @@ def execute(
         ended=_utc(datetime.now(UTC)),
         seconds=round(time.monotonic() - clock, 3),
         cells=len(notebook.code),
-        cells_run=_cells_run(session, nb),
+        cells_run=_cells_run(session, cells),
         metrics=scraps.metrics,
         problems=scraps.problems,
         inputs=inputs,
@@ -203,6 +203,8 @@ def _preload(notebook: Notebook) -> list[str]:
         with contextlib.suppress(ImportError, ValueError):
             if find_spec(top) is not None:
                 found.append(name)
+    if "runner.scraps" in names:
+        found.append("scrapbook")  # by which it records
     return found
 
 
@@ -236,21 +238,21 @@ def _session(
     return Session(on_cell, stop, Limits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED))
 
 
-def _cells_run(session: Session, nb: Any) -> int:
+def _cells_run(session: Session, cells: list[Any]) -> int:
     """Code cells that ran to their end, without the injected one."""
     return sum(
         cell.cell_type == "code" and cell.execution_count is not None
-        for index, cell in enumerate(nb.cells)
+        for index, cell in enumerate(cells)
         if session.ending == "end" or session.index is None or index < session.index
     )
 
 
-def _error(session: Session, nb: Any, job: StepJob, out_of_memory: bool) -> StepError | None:
+def _error(session: Session, cells: list[Any], job: StepJob, out_of_memory: bool) -> StepError | None:
     """Why the notebook did not reach its end; None where it did."""
     if session.ending == "end":
         return None
-    cell = nb.cells[session.index] if session.index is not None else None
-    before = nb.cells[: session.index or 0]
+    cell = cells[session.index] if session.index is not None else None
+    before = cells[: session.index or 0]
     number = 1 + sum(other.cell_type == "code" and other.execution_count is not None for other in before)
     source = cell.source if cell is not None else ""
     first = next((line.strip() for line in source.splitlines() if line.strip()), "")

@@ -24,7 +24,10 @@ class CappedStream(OutStream):
         if cell != self._cell:
             self._cell, self._written = cell, 0
         room = LIMIT_CHARACTERS - self._written
-        self._written += len(string)
-        if room > 0:
-            super().write(string if len(string) <= room else string[:room] + NOTE)
+        if len(string) <= room:
+            super().write(string)
+        elif room >= 0:
+            super().write(string[:room] + NOTE)
+            room = -1
+        self._written = LIMIT_CHARACTERS + 1 if room < 0 else self._written + len(string)
         return len(string)
