@@ -1,0 +1,400 @@
+"""The four notebooks: their style, their order by hand, their data checks, and what they promise of the model."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REAL_TABLE, ROOT, environment
+
+from runner.pipeline.scraps import read_figures, read_scraps
+from runner.records import Metric, Rule, encode
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TABLE = ROOT / "data" / "churn.csv"
+TABLES = [TABLE, *([REAL_TABLE] if REAL_TABLE.exists() else [])]
+Execute = Callable[..., dict[str, Metric]]
+
+
+def cells(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in found if kind in (None, cell["cell_type"])]
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def name(path: Path) -> str:
+    return path.stem
+
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+
+
+def test_there_are_four_notebooks() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["01_data", "02_train", "03_evaluate", "04_register"]
+
+
+@each_notebook
+def test_a_notebook_is_short_and_its_cells_too(path: Path) -> None:
+    code = [source(cell).splitlines() for cell in cells(path, "code")]
+    assert 15 <= len(cells(path)) <= 30
+    assert max(len(lines) for lines in code) <= 15
+    assert sum(len(lines) for lines in code) <= 150
+
+
+@each_notebook
+def test_a_notebook_is_committed_without_outputs_and_with_readable_ids(path: Path) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
+    assert document["metadata"]["kernelspec"] == {
+        "display_name": "Python (runner)",
+        "language": "python",
+        "name": "runner",
+    }
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(path, "code"))
+    ids = [cell["id"] for cell in cells(path)]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", one) for one in ids)
+
+
+@each_notebook
+def test_a_notebook_begins_with_its_kernel_and_ends_with_metrics_and_a_link(path: Path) -> None:
+    first, *_, last = cells(path)
+    assert source(first).startswith("# ")
+    assert "**Python (runner)**" in source(first)
+    assert re.search(r"\]\(\d\d_\w+\.ipynb\)", source(last))
+    assert "metric(" in source(cells(path, "code")[-1])
+
+
+@each_notebook
+def test_every_parameter_has_a_type_a_literal_and_a_meaning(path: Path) -> None:
+    (tagged,) = [cell for cell in cells(path, "code") if "parameters" in cell["metadata"].get("tags", [])]
+    for line in source(tagged).splitlines():
+        assert re.fullmatch(r"\w+: (str|int|float) = \S+  # \S.*", line)
+    for statement in ast.parse(source(tagged)).body:
+        assert isinstance(statement, ast.AnnAssign)
+        assert statement.value is not None
+        ast.literal_eval(statement.value)
+
+
+@each_notebook
+def test_a_notebook_installs_nothing_and_leaves_the_shell_alone(path: Path) -> None:
+    code = "\n".join(source(cell) for cell in cells(path, "code"))
+    assert not re.search(r"^\s*[%!]|\bpip\b|subprocess|os\.system|sagemaker|getenv|environ", code, re.MULTILINE)
+
+
+def test_the_script_makes_the_table_byte_for_byte(tmp_path: Path) -> None:
+    script = shutil.copy(TABLE.with_name("make_churn.py"), tmp_path)
+    subprocess.run([sys.executable, script], check=True, capture_output=True)
+    assert (tmp_path / "churn.csv").read_bytes() == TABLE.read_bytes()
+    assert TABLE.stat().st_size < 700_000
+
+
+@pytest.fixture(scope="module")
+def execute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Execute]:
+    """Runs a notebook with parameters in a real kernel, the same for all: most of a notebook's time is its imports."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the notebook packages' own imports
+        import nbformat
+        from jupyter_client.manager import AsyncKernelManager
+        from nbclient import NotebookClient
+        from papermill.translators import PythonTranslator
+    manager = AsyncKernelManager(kernel_name="python3")
+    folder = tmp_path_factory.mktemp("executed")
+
+    def run(notebook: str, **parameters: Any) -> dict[str, Metric]:
+        made = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jupyter_client's own: an unencrypted port
+            injected = PythonTranslator.codify({key: _plain(value) for key, value in parameters.items()})
+            at = next(n for n, cell in enumerate(made.cells) if "parameters" in cell.metadata.get("tags", []))
+            made.cells.insert(at + 1, nbformat.v4.new_code_cell(injected))
+            client = NotebookClient(made, km=manager, resources={"metadata": {"path": str(folder)}}, timeout=120)
+            try:
+                client.execute()
+            finally:
+                client.kc.stop_channels()
+                nbformat.write(made, folder / f"{notebook}.ipynb")
+        return read_scraps(folder / f"{notebook}.ipynb").metrics
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield run
+        import asyncio
+
+        asyncio.run(manager.shutdown_kernel(now=True))
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def data(execute: Execute, folder: Path, **parameters: Any) -> dict[str, Metric]:
+    sides = {side: folder / f"{side}.parquet" for side in ("train", "validation", "test")}
+    return execute("01_data", **{"source": TABLE, **sides, **parameters})
+
+
+def train(execute: Execute, folder: Path, model: str = "model", **parameters: Any) -> dict[str, Metric]:
+    sides = {side: folder / f"{side}.parquet" for side in ("train", "validation")}
+    return execute("02_train", **{**sides, "model": folder / model, **parameters})
+
+
+def evaluate(execute: Execute, folder: Path, **parameters: Any) -> dict[str, Metric]:
+    given = {"test": folder / "test.parquet", "model": folder / "model", "predictions": folder / "predictions.parquet"}
+    return execute("03_evaluate", **{**given, **parameters})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(execute: Execute, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the three sides of our table and a quickly trained model."""
+    folder = tmp_path_factory.mktemp("made")
+    data(execute, folder)
+    train(execute, folder, rounds=30)
+    return folder
+
+
+def lines() -> list[str]:
+    return TABLE.read_text(encoding="utf-8").splitlines()
+
+
+def with_value(row: int, column: str, value: str) -> bytes:
+    """The table with one value replaced; `row` counts customers from 1."""
+    made = [line.split(",") for line in lines()]
+    made[row][made[0].index(column)] = value
+    return "\n".join(",".join(line) for line in made).encode() + b"\n"
+
+
+def with_header(change: Callable[[str], str]) -> bytes:
+    return "\n".join([change(lines()[0]), *lines()[1:]]).encode()
+
+
+def kept(wanted: Callable[[int, str], bool]) -> bytes:
+    header, *rows = lines()
+    return "\n".join([header, *(row for number, row in enumerate(rows) if wanted(number, row))]).encode()
+
+
+FAULTS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "an empty file": (lambda: b"", r"is empty\. It needs a header and rows"),
+    "a header without rows": (lambda: lines()[0].encode(), "has a header and no rows"),
+    "a column under another name": (
+        lambda: with_header(lambda header: header.replace("Day Mins", "Day Minutes")),
+        r"not the known 21\.\n- missing: \['Day Mins'\]\n\+ unexpected: \['Day Minutes'\]",
+    ),
+    "a column name that is there twice": (
+        lambda: with_header(lambda header: header.replace("Eve Mins", "Day Mins")),
+        r"the header has \['Day Mins'\] more than once",
+    ),
+    "a row with too many values": (lambda: b"\n".join([lines()[0].encode(), lines()[1].encode() + b",1"]), "22 values"),
+    "a quote that never ends": (lambda: with_value(9, "State", '"OH'), "Check the quotes there"),
+    "one class only": (lambda: kept(lambda _, row: row.endswith("False.")), "all .* customers have Churn"),
+    "too few of one class": (
+        lambda: kept(lambda number, row: row.endswith("False.") or number < 100),
+        "would have only .* customers of one kind; 20 are needed",
+    ),
+    "utf-16": (lambda: TABLE.read_text(encoding="utf-8").encode("utf-16"), "is not utf-8: byte 0 is 0xff"),
+    "utf-16 without a mark": (lambda: TABLE.read_text(encoding="utf-8").encode("utf-16-le"), "line 1: a NUL byte"),
+    "latin-1": (lambda: with_value(2, "State", "Å").decode().encode("latin-1"), "is not utf-8: byte .* is 0xc5"),
+    "a NUL byte": (lambda: with_value(3, "State", "O\0"), "line 4: a NUL byte"),
+    "text for a number": (lambda: with_value(7, "Day Mins", "many"), "customer 7, Day Mins: 'many' is no number"),
+    "infinity": (lambda: with_value(7, "Day Mins", "inf"), "customer 7, Day Mins: 'inf' is no number"),
+    "a number below zero": (lambda: with_value(7, "Eve Calls", "-1"), "customer 7, Eve Calls: '-1' is no number"),
+    "no phone number": (lambda: with_value(5, "Phone", " "), "customer 5: Phone is blank"),
+    "an answer that is none": (
+        lambda: with_value(4, "Churn?", "perhaps"),
+        "customer 4, Churn.*neither True. nor False",
+    ),
+    "a plan that is neither yes nor no": (lambda: with_value(4, "VMail Plan", "2"), "'2' is neither yes nor no"),
+    "the same row twice": (
+        lambda: "\n".join([*lines(), lines()[7]]).encode(),
+        r"customers \[7, 5001\] are the same row",
+    ),
+    "a key that is none": (
+        lambda: re.sub(r"\d{3}-\d{4}", "555-0100", TABLE.read_text(encoding="utf-8")).encode(),
+        "5000 customers share a Phone",
+    ),
+    "a column that is mostly blank": (
+        lambda: re.sub(r",[\d.]+,([A-Z][a-z]+\.)", r",,\1", TABLE.read_text(encoding="utf-8")).encode(),
+        "100% of CustServ Calls is blank",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_table_is_refused_with_what_is_wrong(execute: Execute, tmp_path: Path, fault: str) -> None:
+    make, said = FAULTS[fault]
+    table = tmp_path / "table.csv"
+    table.write_bytes(make())
+    with pytest.raises(Exception, match=said) as raised:
+        data(execute, tmp_path, source=table)
+    assert type(raised.value).__name__ == "CellExecutionError"
+    assert "ValueError" in str(raised.value)
+    assert not (tmp_path / "train.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (TABLE.read_bytes().replace(b"\n", b"\r\n"), "utf-8"),
+        (b"\xef\xbb\xbf" + TABLE.read_bytes(), "utf-8"),
+        (TABLE.read_text(encoding="utf-8").encode("utf-16"), "utf-16"),
+        (TABLE.read_bytes().replace(b"True.\n", b"1\n").replace(b"False.\n", b"0\n"), "latin-1"),
+        (re.sub(rb",(\d{3}),(\d{3}-\d{4})", rb",\1.0,\2", TABLE.read_bytes()), "utf-8"),
+    ],
+    ids=["CRLF", "byte order mark", "utf-16 as declared", "0 and 1 for an answer", "area codes as 657.0"],
+)
+def test_the_same_table_in_another_guise_gives_the_same_bytes(
+    execute: Execute, made: Path, tmp_path: Path, content: bytes, encoding: str
+) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    data(execute, tmp_path, source=tmp_path / "table.csv", encoding=encoding)
+    for side in ("train", "validation", "test"):
+        assert (tmp_path / f"{side}.parquet").read_bytes() == (made / f"{side}.parquet").read_bytes()
+
+
+def test_a_quoted_line_break_is_one_row_and_a_blank_a_missing_value(execute: Execute, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(with_value(2, "State", '"New\nYork"').replace(b",408,", b",,", 10))
+    found = data(execute, tmp_path, source=tmp_path / "table.csv")
+    assert found["rows"] == Metric(value=5000)
+    assert found["blank_values"] == Metric(value=10)
+
+
+def test_no_customer_changes_side_when_the_table_grows(execute: Execute, made: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    (tmp_path / "table.csv").write_bytes(kept(lambda number, _: number % 2 == 0))
+    data(execute, tmp_path, source=tmp_path / "table.csv")
+    for side in ("train", "validation", "test"):
+        before = set(pd.read_parquet(tmp_path / f"{side}.parquet")["Phone"])
+        after = set(pd.read_parquet(made / f"{side}.parquet")["Phone"])
+        assert before < after
+
+
+def test_equal_seeds_give_equal_models_whatever_the_threads(execute: Execute, made: Path) -> None:
+    train(execute, made, "one", rounds=30, nthread=1)
+    train(execute, made, "two", rounds=30, nthread=2)
+    train(execute, made, "other", rounds=30, seed=43)
+    assert contents(made / "one") == contents(made / "two") == contents(made / "model")
+    assert contents(made / "other") != contents(made / "model")
+
+
+def test_training_refuses_rows_of_another_split(execute: Execute, made: Path) -> None:
+    with pytest.raises(Exception, match="customers in train do not belong there by split_seed 8"):
+        train(execute, made, "never", split_seed=8)
+    assert not (made / "never").exists()
+
+
+@pytest.mark.parametrize("table", TABLES, ids=name)
+def test_both_tables_pass_the_gate_with_margin(execute: Execute, tmp_path: Path, table: Path) -> None:
+    data(execute, tmp_path, source=table)
+    train(execute, tmp_path)
+    found = evaluate(execute, tmp_path)
+    assert found["auc"].low is not None
+    assert found["auc"].low > 0.9
+    assert found["accuracy"].value > 0.85
+    assert {"pr_auc", "f1", "log_loss", "brier", "test_rows", "unseen_categories"} < found.keys()
+    assert not {"auc_gain", "champion_seen"} & found.keys()
+
+
+def test_a_model_against_itself_gains_nothing_and_has_seen_no_test_row(execute: Execute, made: Path) -> None:
+    found = evaluate(execute, made, champion=made / "model")
+    assert found["auc_gain"] == Metric(value=0, low=0, high=0, better="higher")
+    assert found["champion_seen"] == Metric(value=0)
+
+
+def test_rows_that_a_champion_may_have_seen_are_left_out_and_too_few_give_no_gain(
+    execute: Execute, made: Path, tmp_path: Path
+) -> None:
+    data(execute, tmp_path, split_seed=8)
+    train(execute, tmp_path, rounds=5, split_seed=8)
+    found = evaluate(execute, made, champion=tmp_path / "model")
+    assert found["champion_seen"].value > 0.8 * found["test_rows"].value
+    assert "auc_gain" not in found
+    found = evaluate(execute, made, champion=tmp_path / "model", min_clean_rows=20)
+    assert found["auc_gain"].better == "higher"
+
+
+def test_categories_the_model_has_not_seen_are_missing_values_and_counted(
+    execute: Execute, made: Path, tmp_path: Path
+) -> None:
+    import pandas as pd
+
+    customers = pd.read_parquet(made / "test.parquet")
+    customers.loc[:2, "State"] = "ZZ"
+    customers.to_parquet(tmp_path / "test.parquet")
+    found = evaluate(execute, made, test=tmp_path / "test.parquet")
+    assert found["unseen_categories"] == Metric(value=3)
+
+
+def test_by_hand_and_under_plain_papermill_they_run_in_order_and_make_the_same_model(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    ignored = shutil.ignore_patterns("work", ".ipynb_checkpoints")
+    shutil.copytree(ROOT / "notebooks", project / "notebooks", ignore=ignored)
+    shutil.copytree(ROOT / "data", project / "data")
+    script = """
+import sys, warnings, pathlib
+warnings.simplefilter("ignore")
+import nbclient, nbformat, papermill
+for path in sorted(pathlib.Path().glob("0*.ipynb")):
+    made = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(made, kernel_name="python3", timeout=120).execute()
+    nbformat.write(made, "../hand-" + path.name)
+work, made = pathlib.Path("work"), pathlib.Path(sys.argv[1])
+work.rename("by-hand")
+sides = {side: str(made / f"{side}.parquet") for side in ("train", "validation", "test")}
+model, scored = str(made / "model"), str(made / "scored.parquet")
+for name, parameters in {
+    "01_data": sides,
+    "02_train": {"train": sides["train"], "validation": sides["validation"], "model": model, "nthread": 1},
+    "03_evaluate": {"test": sides["test"], "model": model, "predictions": scored, "champion": model},
+    "04_register": {"model": model, "predictions": scored, "verdict": sys.argv[2]},
+}.items():
+    papermill.execute_notebook(name + ".ipynb", f"../{name}.ipynb", parameters, kernel_name="python3", progress_bar=False)
+"""
+    rule = Rule(metric="evaluate.auc", min=0.85)
+    from runner.gate import judge
+
+    (tmp_path / "verdict.json").write_bytes(
+        encode(judge({"evaluate.auc": Metric(value=0.95, low=0.9, high=0.99)}, [rule]))
+    )
+    given = [str(tmp_path / "made"), str(tmp_path / "verdict.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *given],
+        cwd=project / "notebooks",
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(project / "notebooks" / "by-hand" / "train" / "model") == contents(tmp_path / "made" / "model")
+    by_hand, in_run = (_texts(project / f"{how}04_register.ipynb") for how in ("hand-", ""))
+    assert "Nothing is registered" in by_hand
+    assert "No gate has judged this model." in by_hand
+    assert "evaluate.auc is 0.95, 0.1 inside the required >= 0.85." in in_run
+    assert "| evaluate.auc | 0.9500 | 0.9000 to 0.9900 |" in in_run
+    figures, tables = read_figures(project / "03_evaluate.ipynb")
+    assert [figure.name for figure in figures] == ["roc_pr", "calibration", "confusion"]
+    assert all(figure.alt and figure.caption for figure in figures)
+    assert [table.name for table in tables] == ["headline", "slices"]
+    assert read_scraps(project / "03_evaluate.ipynb").metrics["auc_gain"].value == 0
+
+
+def _texts(path: Path) -> str:
+    shown = [output.get("data", {}) for cell in cells(path, "code") for output in cell["outputs"]]
+    return "\n".join("".join(text) for data in shown for mime, text in data.items() if mime.startswith("text/"))
