@@ -5,7 +5,7 @@ INSTALLER ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test soak bench lab studio lint locks clean
+.PHONY: run test soak bench lab lint locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
