@@ -40,7 +40,7 @@ def world(plan: Plan, *, watcher: Watcher, stop: threading.Event) -> World:
     model = plan.pipeline.model
     return World(
         store=Store(plan.root / RUNS),
-        executor=LocalExecutor(),
+        executor=LocalExecutor(plan.root),
         registry=_registry(plan.root, model.registry if model else "local"),
         remote_for=remote_for,
         watcher=watcher,
@@ -77,7 +77,7 @@ def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunMani
     model = runs.manifest(run).pipeline.model
     parts = World(
         store=runs,
-        executor=LocalExecutor(),
+        executor=LocalExecutor(pipeline.parent),
         registry=_registry(pipeline.parent, model.registry if model else "local"),
         remote_for=remote_for,
         watcher=watcher,

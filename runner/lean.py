@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PAPERMILLS = ("rfc3987_syntax", "boto3", "azure", "gcsfs", "pyarrow")  # what papermill and scrapbook can do without
+PAPERMILLS = ("rfc3987_syntax", "boto3", "azure", "gcsfs")  # what papermill and scrapbook can do without
 
 
 @contextmanager

@@ -158,6 +158,30 @@ class StepJob(Record, frozen=True, kw_only=True):
     attempt: int = 1
 
 
+class Opened(Record, frozen=True, kw_only=True):
+    """A file of the project that a cell read without its being an input; `cell` is the n of [n]."""
+
+    sha256: str
+    cell: int | None = None
+
+
+class CellFact(Record, frozen=True, kw_only=True):
+    sha256: str
+    first_line: str
+
+
+class StepKey(Record, frozen=True, kw_only=True):
+    """All that a step's result may depend on; equal keys (and equal `opened` files) make a cached result good."""
+
+    code: list[CellFact]  # in order, so that the n-th is [n]; without the parameters cell
+    parameters: dict[str, Value]  # every declared one, as resolved
+    inputs: dict[str, str]  # name -> sha256, "" where absent
+    modules: dict[str, str]
+    outputs: dict[str, str]
+    python: str
+    packages: dict[str, str]  # those imported, and what they require
+
+
 class StepError(Record, frozen=True, kw_only=True):
     """Why a step did not succeed, for a person and for `runner debug`."""
 
@@ -189,6 +213,7 @@ class StepResult(Record, frozen=True, kw_only=True):
     kernel: str = "standard"
     threads: int = 0
     registration: Registration | None = None
+    opened: dict[str, Opened] = {}  # path relative to the project
 
 
 class Registration(Record, frozen=True, kw_only=True):
@@ -208,6 +233,7 @@ class StepState(Record, frozen=True, kw_only=True):
     parameters: dict[str, Value] = {}  # as resolved; the cell's defaults stay in the cell
     from_run: str | None = None  # the run it was taken from, when cached
     attempt: int = 0
+    key: StepKey | None = None
     job: StepJob | None = None
     result: StepResult | None = None
 

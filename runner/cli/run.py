@@ -31,6 +31,7 @@ from runner.cli.text import exit_code, hint, summary
 @click.option("--kernel", type=click.Choice(["standard"]), default="standard", help="How notebooks are executed.")
 @click.option("-m", "note", default="", metavar="NOTE", help="A note kept with the run.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag kept with the run.")
+@click.option("--force", is_flag=True, help="Run every step, taking nothing from earlier runs.")
 @click.option("--no-register", is_flag=True, help="Register nothing, whatever the verdict.")
 @json_option
 @pipeline_option
@@ -42,6 +43,7 @@ def run_command(
     kernel: str,
     note: str,
     tags: tuple[str, ...],
+    force: bool,
     no_register: bool,
     as_json: bool,
     pipeline: Path,
@@ -71,6 +73,7 @@ def run_command(
         note=note,
         tags=tags,
         register=not no_register,
+        force=force,
         profile=profile,
         targets=steps,
         overrides=overrides,

@@ -32,6 +32,8 @@ from runner.records import (
 )
 from runner.run import folder as run_folder
 from runner.run import provenance, registration
+from runner.run.cache import Cache, Found
+from runner.run.keys import step_key
 from runner.run.pins import pinned
 from runner.run.world import Options, World
 
@@ -97,16 +99,19 @@ class Steps:
         ended = {state.name for state in manifest.steps if state.status in ("succeeded", "cached", "skipped")}
         self.waiting = [step for step in plan.steps if step.name not in ended]
         self.going: set[str] = set()
+        self.cache = Cache(world.store, plan.root)
         self.threads = max(1, (os.cpu_count() or 1) // max(1, options.jobs))
 
     def finish(self) -> RunManifest:
         self.world.watcher.started(self.manifest)
         self._prepare_next()
         try:
-            while self._start_ready() or self.going:
-                self._collect()
+            while self._start_ready():
+                if self.going:
+                    self._collect()
         finally:
             self.world.executor.close()
+            self.cache.checked.save()
         statuses = {step.status for step in self.manifest.steps}
         interrupted = self.world.stop.is_set() or "interrupted" in statuses
         status = "interrupted" if interrupted else "failed" if "failed" in statuses else "succeeded"
@@ -114,7 +119,8 @@ class Steps:
         return self.manifest
 
     def _start_ready(self) -> bool:
-        """Start what can start; False once nothing ever will."""
+        """Start what can start; False once nothing goes on and nothing ever will."""
+        before = len(self.waiting)
         failed = any(step.status == "failed" for step in self.manifest.steps)
         for step in list(self.waiting):
             if self.world.stop.is_set() or failed or len(self.going) >= self.options.jobs:
@@ -126,15 +132,18 @@ class Steps:
                 else:
                     self._start(step)
         self._judge_when_ready()
-        return bool(self.going)
+        # a step taken from an earlier run or skipped may have made others ready
+        return bool(self.going) or len(self.waiting) < before
 
     def _start(self, step: PlannedStep, attempt: int = 1) -> None:
-        store, run_id = self.world.store, self.manifest.run
+        inputs = {name: self._input(step, name, spec) for name, spec in step.spec.inputs.items()}
+        if attempt == 1 and not self._look_up(step, inputs):
+            return
         job = run_folder.job(
             step,
-            {name: self._input(step, name, spec) for name, spec in step.spec.inputs.items()},
-            store=store,
-            run=run_id,
+            inputs,
+            store=self.world.store,
+            run=self.manifest.run,
             kernel=self.options.kernel,
             threads=self.threads,
             attempt=attempt,
@@ -143,6 +152,18 @@ class Steps:
         self.going.add(step.name)
         threading.Thread(target=self._work, args=(step,), name=f"step-{step.name}").start()
         self._prepare_next()
+
+    def _look_up(self, step: PlannedStep, inputs: dict[str, InputFact]) -> bool:
+        """Note the step's key and why it has to run; False where an earlier result was put in place instead."""
+        key = step_key(step, inputs, index_file=self.cache.packages_file)
+        found = Found(why="forced") if self.options.force else self.cache.find(step, key)
+        if found.state is None:
+            self._note(step.name, key=key, why=found.why)
+            return True
+        self.cache.link(found, self.manifest.run)
+        earlier = found.state
+        self._take(step, earlier.result, status="cached", key=key, from_run=found.run, job=earlier.job)
+        return False
 
     def _work(self, step: PlannedStep) -> None:
         """In a thread of its own: execute, and hand the outcome to the thread that owns the manifest."""
@@ -173,25 +194,33 @@ class Steps:
         self.going.discard(step.name)
         if isinstance(outcome, BaseException):
             raise outcome
-        state = next(state for state in self.manifest.steps if state.name == step.name)
+        state = self._state(step.name)
         retry = outcome.error is not None and outcome.error.kind in RETRIED and state.attempt <= step.spec.retries
         if retry and not self.world.stop.is_set():
             self._start(step, state.attempt + 1)
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
-        self.results[step.name] = outcome
-        metrics = {f"{step.name}.{name}": metric for name, metric in outcome.metrics.items()}
-        problems = {f"{step.name}.{name}": problem for name, problem in outcome.problems.items()}
-        self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
-        self._set(step.name, status=outcome.status, result=outcome)
-        if outcome.registration is not None and outcome.status == "succeeded":
-            self._register(step, outcome)
+        self._take(step, outcome, status=outcome.status)
 
-    def _register(self, step: PlannedStep, result: StepResult) -> None:
+    def _take(self, step: PlannedStep, result: StepResult | None, **state: object) -> None:
+        """Take in a result, made now or earlier: metrics, state, and the registration it asks for."""
+        assert result is not None
+        self.results[step.name] = result
+        metrics = {f"{step.name}.{name}": metric for name, metric in result.metrics.items()}
+        problems = {f"{step.name}.{name}": problem for name, problem in result.problems.items()}
+        self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
+        self._set(step.name, result=result, **state)
+        ended = self._state(step.name)
+        if ended.status in ("succeeded", "cached") and result.registration is not None:
+            self._register(step, result, ended.from_run)
+        if ended.status == "succeeded":
+            self.cache.remember(self.manifest.run, self._state(step.name))
+
+    def _register(self, step: PlannedStep, result: StepResult, from_run: str | None) -> None:
         if not self.options.register:
             return
         try:
-            version = registration.commit(self.manifest, result, self.world.registry)
+            version = registration.commit(self.manifest, result, self.world.registry, from_run=from_run)
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
             self._set(step.name, status="failed", result=msgspec.structs.replace(result, error=refused))
@@ -237,15 +266,22 @@ class Steps:
         upstream, _, output = source.partition(".")
         return run_folder.as_input(self.results[upstream], output, source)
 
+    def _state(self, name: str) -> StepState:
+        return next(state for state in self.manifest.steps if state.name == name)
+
     def _status(self, name: str) -> str | None:
         return next((state.status for state in self.manifest.steps if state.name == name), None)
 
     def _set(self, name: str, **changes: object) -> None:
+        self._note(name, **changes)
+        self.world.watcher.changed(self.manifest, name)
+
+    def _note(self, name: str, **changes: object) -> None:
+        """Write the step's state without telling anybody."""
         steps = [
             msgspec.structs.replace(state, **changes) if state.name == name else state for state in self.manifest.steps
         ]
         self._write(steps=steps)
-        self.world.watcher.changed(self.manifest, name)
 
     def _write(self, **changes: object) -> None:
         self.manifest = msgspec.structs.replace(self.manifest, **changes)

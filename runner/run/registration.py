@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from runner.errors import Refused
@@ -12,9 +13,15 @@ from runner.records import Artifact, ModelVersionRef, RunManifest, StepResult
 class Register(Protocol):
     def register(self, new: NewVersion) -> ModelVersion: ...
 
+    def list(self, name: str | None = None) -> Sequence[ModelVersion]: ...
 
-def commit(manifest: RunManifest, result: StepResult, registry: Register) -> ModelVersionRef:
+
+def commit(
+    manifest: RunManifest, result: StepResult, registry: Register, *, from_run: str | None = None
+) -> ModelVersionRef:
     """Register what the step asked for; a second call gives the same version.
+
+    A result taken `from_run` was registered by that run: that version is given, unless the registry no longer has it.
 
     Raises Refused where the run did not pass, has no [model], or the notebook registered other bytes than
     [model] from names.
@@ -32,6 +39,9 @@ def commit(manifest: RunManifest, result: StepResult, registry: Register) -> Mod
             f"The folder handed to runner.model.register is not the one that [model] from = {model.from_!r} names. "
             "Pass the input that comes from it."
         )
+    earlier = [version for version in registry.list() if from_run is not None and version.run == from_run]
+    if earlier and earlier[0].sha256 == found.sha256:
+        return ModelVersionRef(name=earlier[0].name, version=earlier[0].version, status=earlier[0].status)
     version = registry.register(
         NewVersion(
             name=model.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,8 @@ class Registry(Protocol):
 
     def approved(self, name: str) -> ModelVersion | None: ...
 
+    def list(self, name: str | None = None) -> Sequence[ModelVersion]: ...
+
 
 class Watcher(Protocol):
     """Told what happens, as it happens; called from one thread at a time."""
@@ -57,6 +59,7 @@ class Options:
     note: str = ""
     tags: tuple[str, ...] = ()
     register: bool = True
+    force: bool = False  # take nothing from earlier runs
     profile: str | None = None
     targets: tuple[str, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from runner.lean import PAPERMILLS, without
 
-with without(*PAPERMILLS):
+with without(*PAPERMILLS, "pyarrow"):
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
 

@@ -11,7 +11,7 @@ from typing import Any
 from runner.lean import PAPERMILLS, without
 from runner.records import Value
 
-with without(*PAPERMILLS):
+with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
     import papermill
     from papermill.engines import Engine, papermill_engines
     from papermill.exceptions import PapermillExecutionError

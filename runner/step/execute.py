@@ -12,6 +12,7 @@ Knows no run store, no registry, no cloud and no command line.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,12 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.content import artifact, atomic_write, stamp
+from runner.content import artifact, atomic_write, file_fact, stamp
 from runner.errors import RunnerError
 from runner.pipeline.notebook import Cell, Notebook, imported_names, python_source, read_notebook
 from runner.pipeline.scraps import read_scraps
 from runner.records import (
     Artifact,
+    Opened,
     Registration,
     StepError,
     StepJob,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import
     from runner.step.client import Session
     from runner.step.process import KernelProcess
 
-JOB, RESULT, SOURCE, EXECUTED = "job.json", "result.json", "notebook.ipynb", "executed.ipynb"
+JOB, RESULT, SOURCE, EXECUTED, OPENED = "job.json", "result.json", "notebook.ipynb", "executed.ipynb", "opened.jsonl"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -58,7 +60,7 @@ class Progress:
     first_line: str = ""
 
 
-def start(folder: Path, *, cwd: Path | None = None, threads: int = 0) -> KernelProcess:
+def start(folder: Path, *, cwd: Path | None = None, threads: int = 0, project: Path | None = None) -> KernelProcess:
     """The kernel for the step folder, started ahead of `execute` so that it is ready when its inputs are.
 
     Needs the notebook and its modules there; job.json may still be missing.
@@ -71,7 +73,7 @@ def start(folder: Path, *, cwd: Path | None = None, threads: int = 0) -> KernelP
     here.mkdir(exist_ok=True)
     return start_kernel(
         cwd=here,
-        environment=_environment(threads, folder, [modules, here], _preload(notebook)),
+        environment=_environment(threads, folder, [modules, here], _preload(notebook), project),
         language=notebook.language,
         kernel_name=notebook.kernel_name,
     )
@@ -81,13 +83,15 @@ def execute(
     folder: Path,
     *,
     cwd: Path | None = None,
+    project: Path | None = None,
     kernel: KernelProcess | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> StepResult:
     """Execute the step folder and write its result.json.
 
-    `cwd` is the kernel's working folder (default: the step's own snapshot of modules). Setting `stop` interrupts the
+    `cwd` is the kernel's working folder (default: the step's own snapshot of modules); files of `project` that cells
+    read without their being inputs are noted in the result. Setting `stop` interrupts the
     kernel; the step is then `interrupted`. What the notebook does wrong is in the result's `error`; only what
     concerns the folder itself raises (a RunnerError).
     """
@@ -107,7 +111,7 @@ def execute(
         job,
         notebook,
         folder,
-        kernel or start(folder, cwd=cwd, threads=job.threads),
+        kernel or start(folder, cwd=cwd, threads=job.threads, project=project),
         stop or threading.Event(),
         on_progress,
     )
@@ -152,6 +156,7 @@ def execute(
         kernel=job.kernel,
         threads=job.threads,
         registration=registration,
+        opened=_opened(folder, project),
     )
     atomic_write(folder / RESULT, encode(result))
     return result
@@ -171,7 +176,9 @@ def _values(job: StepJob, folder: Path) -> dict[str, Value]:
     return {**job.parameters, **inputs, **outputs}
 
 
-def _environment(threads: int, folder: Path, path: list[Path], preload: list[str]) -> dict[str, str]:
+def _environment(
+    threads: int, folder: Path, path: list[Path], preload: list[str], project: Path | None
+) -> dict[str, str]:
     environment = dict(os.environ)
     # set by test runners, and ipykernel would then not capture what C libraries print
     environment.pop("PYTEST_CURRENT_TEST", None)
@@ -182,6 +189,9 @@ def _environment(threads: int, folder: Path, path: list[Path], preload: list[str
         # the order of a set of strings must not change a result from run to run
         PYTHONHASHSEED=os.environ.get("PYTHONHASHSEED", "0"),
     )
+    (folder / OPENED).unlink(missing_ok=True)
+    if project is not None:
+        environment.update(RUNNER_PROJECT=str(project.resolve()), RUNNER_OPENED=str((folder / OPENED).resolve()))
     if threads:
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     return environment
@@ -335,6 +345,18 @@ def _changed(job: StepJob, folder: Path) -> StepError | None:
                 evalue=f"input `{name}` ({fact.source}) was changed while the step ran, so what it saw is not known",
             )
     return None
+
+
+def _opened(folder: Path, project: Path | None) -> dict[str, Opened]:
+    """The project's files that cells read, as the kernel noted them; directories and what is gone left out."""
+    found: dict[str, Opened] = {}
+    if project is not None and (folder / OPENED).exists():
+        for line in (folder / OPENED).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(OSError, RunnerError, ValueError):
+                name, cell = json.loads(line)
+                found.setdefault(name, Opened(sha256=file_fact(project / name).sha256, cell=cell))
+        (folder / OPENED).unlink()
+    return dict(sorted(found.items()))
 
 
 def _out_of_memory_count() -> int:

@@ -13,11 +13,13 @@ import faulthandler
 import gc
 import importlib
 import io
+import json
 import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from runner.lean import PAPERMILLS, without
@@ -44,6 +46,9 @@ def main() -> None:
         ]
     )
     _keep_stderr_for_crashes()
+    project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
+    if opened:
+        sys.addaudithook(_Watch(app.shell, project, opened))
     with app.shell.builtin_trap:  # pandas asks get_ipython() at import how to display
         for name in preload:
             lean = PAPERMILLS if name.partition(".")[0] in ("papermill", "scrapbook") else ()
@@ -64,6 +69,37 @@ def _keep_stderr_for_crashes() -> None:
             os.dup2(nowhere, copy)
     os.close(nowhere)
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
+
+
+class _Watch:
+    """Notes which files of the project are opened for reading, and by which cell; an audit hook.
+
+    Not seen: files that C++ code opens by itself, as Arrow does.
+    """
+
+    # written by the run itself, or by tools; a name that begins with a dot is no input either
+    apart = ("runs", "__pycache__", "node_modules")
+
+    def __init__(self, shell: Any, project: str, file: str) -> None:
+        self.shell, self.project = shell, project + os.sep
+        self.ours = str(Path(__file__).resolve().parents[1]) + os.sep
+        self.seen: set[str] = set()
+        self.notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not isinstance(arguments[0], str | bytes):
+            return
+        path, _, flags = arguments
+        if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_DIRECTORY):
+            return
+        full = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  (a link is noted by the name it was opened by)
+        if not full.startswith(self.project) or full.startswith(self.ours) or full in self.seen:
+            return
+        self.seen.add(full)
+        name = full[len(self.project) :]
+        if any(part.startswith(".") or part in self.apart for part in name.split(os.sep)):
+            return
+        os.write(self.notes, (json.dumps([name, self.shell.execution_count]) + "\n").encode())
 
 
 def _leave(app: Any) -> None:

@@ -15,7 +15,9 @@ from runner.step.process import KernelProcess
 class LocalExecutor:
     """Implements `runner.run.orchestrate.Executor`. Safe to call from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, project: Path | None = None) -> None:
+        """`project` is the folder of which files read without being declared are noted."""
+        self._project = project
         self._ahead: dict[Path, KernelProcess] = {}
         self._lock = threading.Lock()
 
@@ -24,7 +26,7 @@ class LocalExecutor:
         with self._lock:
             if folder not in self._ahead:
                 try:
-                    self._ahead[folder] = start(folder, cwd=cwd, threads=threads)
+                    self._ahead[folder] = start(folder, cwd=cwd, threads=threads, project=self._project)
                 except (RunnerError, OSError):
                     return
 
@@ -38,7 +40,7 @@ class LocalExecutor:
     ) -> StepResult:
         with self._lock:
             kernel = self._ahead.pop(folder, None)
-        return execute(folder, cwd=cwd, kernel=kernel, stop=stop, on_progress=on_progress)
+        return execute(folder, cwd=cwd, project=self._project, kernel=kernel, stop=stop, on_progress=on_progress)
 
     def close(self) -> None:
         """End the kernels that were started and not used."""

@@ -1,0 +1,125 @@
+"""What a step's result depends on, and in words why two such keys differ. Pure but for the reading of modules."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runner.content import file_fact
+from runner.pipeline.notebook import Notebook, imported_names, python_source
+from runner.pipeline.plan import PlannedStep
+from runner.records import CellFact, InputFact, StepKey, Value
+from runner.run.packages import closure
+
+
+def step_key(step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: Path) -> StepKey:
+    """The key of a step with these inputs. Prose, outputs, metadata and thread counts are not in it."""
+    return StepKey(
+        code=[
+            CellFact(sha256="" if "parameters" in cell.tags else _digest(cell.source), first_line=cell.first_line)
+            for cell in step.notebook.code
+        ],
+        parameters=_resolved(step),
+        inputs={name: fact.artifact.sha256 if fact.artifact else "" for name, fact in sorted(inputs.items())},
+        modules={name: file_fact(path).sha256 for name, path in step.modules.items()},
+        outputs=dict(sorted(step.spec.outputs.items())),
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        packages=closure(imports(step), index_file=index_file),
+    )
+
+
+def imports(step: PlannedStep) -> set[str]:
+    """Every module name the notebook and its project modules import; ours is there by what writes scraps."""
+    names = set().union(*(imported_names(python_source(cell)) for cell in step.notebook.code))
+    for path in step.modules.values():
+        names |= imported_names(path.read_text(encoding="utf-8"))
+    return names
+
+
+def digest(key: StepKey) -> str:
+    """The key as a name for a file."""
+    return hashlib.sha256(msgspec.json.encode(key, order="sorted")).hexdigest()
+
+
+def differences(before: StepKey, now: StepKey, sources: Mapping[str, str]) -> Iterator[str]:
+    """Why `now` is not `before`: "cell [7] changed", "max_depth 5 → 6", "input source changed", "numpy 2.4.6 → 2.5.0".
+
+    `sources` says where each input comes from.
+    """
+    yield from _cells(before, now)
+    yield from _values(before.parameters, now.parameters)
+    for name in sorted({*before.inputs, *now.inputs}):
+        old, new = before.inputs.get(name), now.inputs.get(name)
+        if old != new:
+            how = "appeared" if not old else "is gone" if not new else "changed"
+            where = sources.get(name, "")
+            yield f"input {name} {how}" + (f" ({where})" if "." in where and "/" not in where else "")
+    yield from _files(before.modules, now.modules)
+    if before.outputs != now.outputs:
+        yield "the declared outputs changed"
+    if before.python != now.python:
+        yield f"{before.python} → {now.python}"
+    for name in sorted({*before.packages, *now.packages}):
+        old, new = before.packages.get(name), now.packages.get(name)
+        if old != new:
+            yield f"{name} {old or 'not there'} → {new or 'not there'}"
+
+
+def _cells(before: StepKey, now: StepKey) -> Iterator[str]:
+    old, new = [cell.sha256 for cell in before.code], [cell.sha256 for cell in now.code]
+    if old == new:
+        return
+    if len(old) == len(new):
+        changed = [f"[{number}]" for number, (a, b) in enumerate(zip(old, new, strict=True), 1) if a != b]
+        yield f"cell{'s' if len(changed) > 1 else ''} {', '.join(changed)} changed"
+        return
+    added = [f"[{number}]" for number, sha in enumerate(new, 1) if sha not in old]
+    removed = sum(sha not in new for sha in old)
+    if added:
+        yield f"cell{'s' if len(added) > 1 else ''} {', '.join(added)} {'changed or added' if removed else 'added'}"
+    elif removed:
+        yield f"{removed} cell{'s' if removed > 1 else ''} removed"
+    else:
+        yield "cells were moved or repeated"
+
+
+def _values(before: Mapping[str, Value], now: Mapping[str, Value]) -> Iterator[str]:
+    for name in sorted({*before, *now}):
+        if name not in before:
+            yield f"parameter {name} added"
+        elif name not in now:
+            yield f"parameter {name} removed"
+        elif before[name] != now[name] or type(before[name]) is not type(now[name]):
+            yield f"{name} {before[name]!r} → {now[name]!r}"
+
+
+def _files(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            yield f"{name} {'added' if name not in before else 'removed' if name not in now else 'changed'}"
+
+
+def _resolved(step: PlannedStep) -> dict[str, Value]:
+    """Declared parameters that are neither inputs nor outputs, with the values they will have."""
+    found: dict[str, Any] = {}
+    for name, declared in step.notebook.parameters.items():
+        if name in step.spec.inputs or name in step.spec.outputs:
+            continue
+        literal = declared.default if declared.has_literal_default else _expression(step.notebook, name)
+        found[name] = step.parameters.get(name, literal)
+    return dict(sorted(found.items()))
+
+
+def _expression(notebook: Notebook, name: str) -> str:
+    """A default that is no literal counts by its line."""
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.tags)
+    return next((line.strip() for line in cell.source.splitlines() if line.strip().startswith(name)), "")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()

@@ -1,0 +1,78 @@
+"""Which installed packages a notebook stands on: those it imports and all that they require, with versions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from runner.content import atomic_write
+from runner.records import Record
+
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)")
+
+
+class _Index(Record, frozen=True, kw_only=True):
+    fingerprint: str
+    providers: dict[str, list[str]]  # importable top-level name -> packages
+    requires: dict[str, list[str]]
+
+
+def versions() -> dict[str, str]:
+    """Every installed package, by the names of their metadata folders; reading the metadata takes a second."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        for entry in sorted(Path(place or ".").glob("*.dist-info")):
+            name, _, version = entry.name.removesuffix(".dist-info").rpartition("-")
+            found.setdefault(_plain(name), version)
+    return dict(sorted(found.items()))
+
+
+def closure(imports: Iterable[str], *, index_file: Path) -> dict[str, str]:
+    """Versions of the packages that provide `imports` (dotted names), and of everything these require.
+
+    `index_file` keeps what importing which name means, for as long as the same packages are installed.
+    """
+    installed = versions()
+    index = _index(installed, index_file)
+    pending = [name for module in imports for name in index.providers.get(module.partition(".")[0], [])]
+    found: dict[str, str] = {}
+    while pending:
+        name = pending.pop()
+        if name in installed and name not in found:
+            found[name] = installed[name]
+            pending += index.requires.get(name, [])
+    return dict(sorted(found.items()))
+
+
+def _index(installed: dict[str, str], file: Path) -> _Index:
+    fingerprint = hashlib.sha256(msgspec.json.encode([sys.prefix, *installed.items()])).hexdigest()
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        index = msgspec.json.decode(file.read_bytes(), type=_Index)
+        if index.fingerprint == fingerprint:
+            return index
+    requires = {
+        _plain(distribution.metadata["Name"]): sorted(
+            {_plain(match[1]) for line in distribution.requires or () if (match := _REQUIREMENT.match(line))}
+        )
+        for distribution in metadata.distributions()
+        if distribution.metadata["Name"]
+    }
+    providers = {
+        top: sorted({_plain(name) for name in names}) for top, names in metadata.packages_distributions().items()
+    }
+    index = _Index(fingerprint=fingerprint, providers=providers, requires=requires)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, msgspec.json.encode(index))
+    return index
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
