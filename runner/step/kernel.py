@@ -97,7 +97,7 @@ class _Watch:
             return
         self.seen.add(full)
         name = full[len(self.project) :]
-        if any(part.startswith(".") or part in self.apart for part in name.split(os.sep)):
+        if any(part.startswith(".") or part in self.apart for part in Path(name).parts):
             return
         os.write(self.notes, (json.dumps([name, self.shell.execution_count]) + "\n").encode())
 

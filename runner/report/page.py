@@ -1,0 +1,177 @@
+"""The report of a run: verdict first, then what led to it, from run.json and the executed notebooks."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from runner.content import atomic_write
+from runner.errors import RunnerError
+from runner.gate import describe
+from runner.pipeline.scraps import read_figures
+from runner.records import Metric, RuleResult, RunManifest, StepState, read
+from runner.report import clean
+from runner.report.files import environment, number, style
+
+REPORT = "report.html"
+WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
+MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
+STATES = {"succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", "running": "▸", None: "·"}
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` of the run in the folder, in whatever state it is, and return its path."""
+    manifest = read(RunManifest, run_folder / "run.json")
+    failed = next((step for step in manifest.steps if step.status == "failed"), None)
+    page = (
+        environment()
+        .get_template("run.html.j2")
+        .render(
+            manifest=manifest,
+            style=style(),
+            policy=clean.POLICY,
+            headline=_headline(manifest, failed),
+            tone=_tone(manifest),
+            failed=failed,
+            source=_failing_source(run_folder, failed),
+            traceback=clean.plain("\n".join(failed.result.error.traceback))
+            if failed and failed.result and failed.result.error
+            else "",
+            rules=[_rule(result) for result in manifest.verdict.rules] if manifest.verdict else [],
+            comparison=_comparison(manifest),
+            steps=[_step(run_folder, step) for step in manifest.steps],
+            metrics=sorted(manifest.metrics.items()),
+            problems=sorted(manifest.problems.items()),
+            shown=[made for step in manifest.steps if (made := _shown(run_folder, step))],
+            marks=MARKS,
+        )
+    )
+    path = run_folder / REPORT
+    atomic_write(path, page.encode())
+    return path
+
+
+def _headline(manifest: RunManifest, failed: StepState | None) -> str:
+    if manifest.status == "running":
+        return "This run is still going on."
+    if manifest.status == "interrupted":
+        return "Interrupted: this run was stopped before its end."
+    if failed is not None:
+        error = failed.result.error if failed.result else None
+        if error is None:
+            return f"Failed: step {failed.name} did not succeed."
+        where = f" at cell [{error.cell}]" if error.cell is not None else ""
+        return f"Failed: {failed.name} stopped{where}. {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
+    if manifest.verdict is None:
+        return "Done, without a verdict: there is no gate, or not all that it judges was run."
+    rules = manifest.verdict.rules
+    judged = [rule for rule in rules if rule.outcome != "not judged"]
+    good = sum(rule.outcome == "pass" for rule in judged)
+    count = f"{good} of {len(judged)} judged rules hold"
+    words = {
+        "pass": f"Passed: {count}.",
+        "fail": f"Not passed: {count}.",
+        "inconclusive": f"Inconclusive: {count}, and the evidence does not decide the rest.",
+        "error": f"No verdict could be given: {count}.",
+    }[manifest.verdict.outcome]
+    version = manifest.model_version
+    if version is None:
+        return words
+    return f"{words} {version.name}/{version.version} is registered, {version.status}."
+
+
+def _tone(manifest: RunManifest) -> str:
+    if manifest.status in ("running", "interrupted"):
+        return "unsure"
+    if manifest.status == "failed":
+        return "bad"
+    outcome = manifest.verdict.outcome if manifest.verdict else None
+    return {"pass": "good", "fail": "bad", "error": "bad", "inconclusive": "unsure", None: "plain"}[outcome]
+
+
+def _rule(result: RuleResult) -> dict[str, Any]:
+    rule = result.rule
+    return {
+        "result": result,
+        "text": describe(rule),
+        "threshold": rule.min if rule.min is not None else rule.max,
+        "word": WORDS.get(result.outcome, result.outcome),
+        "plot": _interval(result),
+        "against": rule.when is not None,
+    }
+
+
+def _interval(result: RuleResult) -> dict[str, Any] | None:
+    """Where threshold, value and interval lie on a line from 0 to 100."""
+    threshold = result.rule.min if result.rule.min is not None else result.rule.max
+    if result.value is None or threshold is None:
+        return None
+    points = [result.value, threshold, *(end for end in (result.low, result.high) if end is not None)]
+    low, high = min(points), max(points)
+    spread = (high - low) or abs(high) or 1.0
+    low, spread = low - 0.12 * spread, 1.24 * spread
+
+    def at(value: float | None) -> float | None:
+        return None if value is None else round(100 * (value - low) / spread, 2)
+
+    said = f"value {number(result.value)}"
+    if result.low is not None:
+        said += f", interval {number(result.low)} to {number(result.high)}"
+    side = "right" if result.rule.min is not None else "left"
+    return {
+        "value": at(result.value),
+        "low": at(result.low),
+        "high": at(result.high),
+        "threshold": at(threshold),
+        "side": side,
+        "said": f"{said}; the threshold is {number(threshold)}, good is {side} of it",
+    }
+
+
+def _comparison(manifest: RunManifest) -> list[tuple[str, Metric]]:
+    """Metrics of the steps that had a champion, about the comparison with it."""
+    if manifest.champion is None:
+        return []
+    takers = {key.partition(".")[0] for key, fact in manifest.sources.items() if fact.source.startswith("approved:")}
+    return [
+        (name, metric)
+        for name, metric in sorted(manifest.metrics.items())
+        if name.partition(".")[0] in takers and ("champion" in name or "gain" in name or "unseen" in name)
+    ]
+
+
+def _step(run_folder: Path, state: StepState) -> dict[str, Any]:
+    folder = run_folder / "steps" / state.name
+    rules_of = [rule for rule in (state.job.inputs if state.job else {}).items() if rule[1].present]
+    return {
+        "state": state,
+        "mark": STATES[state.status],
+        "page": f"steps/{state.name}/executed.html" if (folder / "executed.ipynb").exists() else None,
+        "notebook": f"steps/{state.name}/executed.ipynb" if (folder / "executed.ipynb").exists() else None,
+        "inputs": rules_of,
+    }
+
+
+def _shown(run_folder: Path, state: StepState) -> dict[str, Any] | None:
+    """The figures and tables of a step's notebook."""
+    executed = run_folder / "steps" / state.name / "executed.ipynb"
+    with contextlib.suppress(OSError, RunnerError, ValueError):
+        figures, tables = read_figures(executed)
+        images = [(figure, clean.image(figure.mime, figure.data)) for figure in figures]
+        if images or tables:
+            return {"name": state.name, "figures": [pair for pair in images if pair[1]], "tables": tables}
+    return None
+
+
+def _failing_source(run_folder: Path, failed: StepState | None) -> str:
+    """The source of the cell that failed."""
+    from runner.pipeline.notebook import read_notebook
+
+    error = failed.result.error if failed and failed.result else None
+    if failed is None or error is None or error.cell is None:
+        return ""
+    with contextlib.suppress(OSError, RunnerError):
+        notebook = read_notebook(run_folder / "steps" / failed.name / "notebook.ipynb")
+        return next((cell.source for cell in notebook.code if cell.number == error.cell), "")
+    return ""
