@@ -57,7 +57,7 @@ def inert(page: Page) -> None:
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         if tag == "img":
-            assert str(attributes["src"]).startswith("data:image/")
+            assert str(attributes.get("src", "data:image/")).startswith("data:image/")
         if tag == "a" and "href" in attributes:
             assert not str(attributes["href"]).strip().lower().startswith(("javascript:", "data:", "vbscript:"))
     policies = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
