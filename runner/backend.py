@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from runner.errors import Refused
+from runner.errors import Refused, RunnerError
 from runner.model import approval
 from runner.model.registry import LocalRegistry, Registry
 from runner.model.versions import ModelVersion
 from runner.pipeline.file import load
-from runner.pipeline.plan import Plan
-from runner.records import RunManifest
+from runner.records import Pipeline, RunManifest
 from runner.run import provenance
 from runner.run.again import register
 from runner.run.sources import Remote
 from runner.run.store import Store
-from runner.run.world import Options, Watcher, World
+from runner.run.world import Options, Silent, Watcher, World
+
+if TYPE_CHECKING:
+    from runner.run.gc import Freed
+    from runner.run.reproduce import Reproduced
 
 RUNS, REGISTRY = "runs", "registry.db"
 
@@ -33,18 +38,17 @@ def registry(pipeline: Path) -> Registry:
     return _registry(pipeline.parent, spec.model.registry if spec.model else "local")
 
 
-def world(plan: Plan, *, watcher: Watcher, stop: threading.Event) -> World:
-    """What a run of the plan on this machine talks to."""
+def world(file: Path, spec: Pipeline, *, watcher: Watcher | None, stop: threading.Event | None = None) -> World:
+    """What a run of the pipeline in `file` talks to on this machine."""
     from runner.step.local import LocalExecutor
 
-    model = plan.pipeline.model
     return World(
-        store=Store(plan.root / RUNS),
-        executor=LocalExecutor(plan.root),
-        registry=_registry(plan.root, model.registry if model else "local"),
+        store=Store(file.parent / RUNS),
+        executor=LocalExecutor(file.parent),
+        registry=_registry(file.parent, spec.model.registry if spec.model else "local"),
         remote_for=remote_for,
-        watcher=watcher,
-        stop=stop,
+        watcher=watcher or Silent(),
+        stop=stop or threading.Event(),
     )
 
 
@@ -70,20 +74,9 @@ def find_run(pipeline: Path, reference: str) -> str:
 
 def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunManifest:
     """Register the model of a run that passed; its registering step is run now where it was skipped then."""
-    from runner.step.local import LocalExecutor
-
-    runs = store(pipeline)
     run = find_run(pipeline, reference)
-    model = runs.manifest(run).pipeline.model
-    parts = World(
-        store=runs,
-        executor=LocalExecutor(pipeline.parent),
-        registry=_registry(pipeline.parent, model.registry if model else "local"),
-        remote_for=remote_for,
-        watcher=watcher,
-        stop=threading.Event(),
-    )
-    return register(run, pipeline, Options(), parts)
+    spec = store(pipeline).manifest(run).pipeline
+    return register(run, pipeline, Options(), world(pipeline, spec, watcher=watcher))
 
 
 def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
@@ -103,6 +96,90 @@ def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersio
 
 def reject(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
     return approval.reject(registry(pipeline), name, version, who=provenance.who(), why=why)
+
+
+def verify(pipeline: Path, reference: str | None) -> tuple[list[str], int, int]:
+    """Findings, files and bytes read; of one run or version, or of everything where `reference` is None."""
+    from runner.model.events import verify_chain
+    from runner.run.verify import Verifier
+
+    runs, versions = store(pipeline), registry(pipeline)
+    verifier = Verifier(runs)
+    name, slash, number = (reference or "").partition("/")
+    if slash and number.isdecimal():
+        chosen = [versions.get(name, int(number))]
+        run_ids = [chosen[0].run]
+    else:
+        chosen = list(versions.list()) if reference is None else []
+        run_ids = runs.runs() if reference is None else [runs.find(reference)]
+    found: list[str] = []
+    for run in run_ids:
+        try:
+            found += verifier.run(runs.manifest(run))
+        except RunnerError as error:
+            found.append(str(error))
+    for version in chosen:
+        try:
+            found += verifier.version(version, runs.manifest(version.run))
+        except RunnerError as error:
+            found.append(f"{version.name}/{version.version}: {error}")
+    for model in sorted({version.name for version in chosen}):
+        broken = verify_chain(versions.events(model))
+        if broken is not None:
+            found.append(f"{model}: {broken}")
+    return found, verifier.files, verifier.size_bytes
+
+
+def reproduce_run(
+    pipeline: Path, reference: str, *, scratch: Path, tolerance: float, on_step: Callable[[str], None]
+) -> Reproduced:
+    """Execute a run again in `scratch` on this machine and compare."""
+    from runner.run.reproduce import reproduce
+    from runner.step.local import LocalExecutor
+
+    runs = store(pipeline)
+    return reproduce(
+        runs.manifest(find_run(pipeline, reference)),
+        original=runs,
+        scratch=Store(scratch),
+        root=pipeline.parent,
+        executor=LocalExecutor(),
+        now=provenance.environment(),
+        tolerance=tolerance,
+        on_step=on_step,
+    )
+
+
+def reproduce_in_recorded_environment(pipeline: Path, reference: str, options: list[str]) -> int:
+    """Build the run's recorded packages in a throw-away folder and reproduce there; the exit code."""
+    from runner.run.recorded import run_in_recorded_environment
+
+    manifest = store(pipeline).manifest(find_run(pipeline, reference))
+    arguments = ["reproduce", manifest.run, "--pipeline", str(pipeline.absolute()), *options]
+    return run_in_recorded_environment(manifest.environment, arguments)
+
+
+def collect_garbage(pipeline: Path, *, keep: int, tags: Iterable[str], dry_run: bool) -> Freed:
+    """Remove what nothing needs; see `runner.run.gc.collect`."""
+    from runner.run.gc import collect
+
+    versions = registry(pipeline)
+    known = list(versions.list())
+    approved = {
+        version.run
+        for version in known
+        if version.status == "pending"  # somebody may still approve it
+        or any(e.kind == "approved" and e.version == version.version for e in versions.events(version.name))
+    }
+    return collect(
+        store(pipeline),
+        approved_runs=approved,
+        versions=known,
+        keep=keep,
+        tags=tags,
+        project=pipeline.parent,
+        dry_run=dry_run,
+    )
 
 
 def _registry(root: Path, kind: str) -> Registry:

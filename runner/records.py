@@ -230,6 +230,7 @@ class StepState(Record, frozen=True, kw_only=True):
     notebook: str
     status: StepStatus | None = None  # None until it starts
     why: str = ""  # why it ran, or why not
+    snapshot: dict[str, str] = {}  # sha256 of notebook.ipynb and each of modules/
     parameters: dict[str, Value] = {}  # as resolved; the cell's defaults stay in the cell
     from_run: str | None = None  # the run it was taken from, when cached
     attempt: int = 0

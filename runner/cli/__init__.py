@@ -17,11 +17,15 @@ from runner.errors import RunnerError
 
 COMMANDS = {
     "run": ("run", "Run the pipeline's notebooks, judge, and register the model."),
+    "resume": ("run", "Continue an interrupted or failed run with its own code and parameters."),
     "check": ("project", "Say what is wrong with pipeline.toml and its notebooks; start nothing."),
     "open": ("project", "Open a step's notebook in Jupyter, with a run's inputs where it reads them."),
     "kernel": ("project", "Register this environment as a Jupyter kernel."),
     "runs": ("runs", "List runs, the newest first."),
     "show": ("runs", "Show one run: steps, metrics, verdict, provenance."),
+    "verify": ("trust", "Check every sealed file, registry row and event against its hash."),
+    "reproduce": ("trust", "Execute a run again from its snapshot and compare."),
+    "gc": ("trust", "Remove runs that nothing needs any more."),
     "report": ("runs", "Print where a run's report is, writing it anew where it is missing."),
     "models": ("models", "List registered model versions."),
     "register": ("models", "Register the model of a run that passed and did not register."),

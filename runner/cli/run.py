@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
 from runner.cli.text import exit_code, hint, summary
+
+if TYPE_CHECKING:
+    from runner.pipeline.plan import Plan
+    from runner.records import Pipeline, RunManifest
+    from runner.run.world import Options, World
 
 
 @click.command("run")
@@ -32,6 +38,7 @@ from runner.cli.text import exit_code, hint, summary
 @click.option("-m", "note", default="", metavar="NOTE", help="A note kept with the run.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag kept with the run.")
 @click.option("--force", is_flag=True, help="Run every step, taking nothing from earlier runs.")
+@click.option("--dry-run", is_flag=True, help="Say what would run, and why; start nothing.")
 @click.option("--no-register", is_flag=True, help="Register nothing, whatever the verdict.")
 @json_option
 @pipeline_option
@@ -44,6 +51,7 @@ def run_command(
     note: str,
     tags: tuple[str, ...],
     force: bool,
+    dry_run: bool,
     no_register: bool,
     as_json: bool,
     pipeline: Path,
@@ -58,11 +66,7 @@ def run_command(
       runner run -p data.source=./customers.csv -m "June table"
       runner run train -p train.max_depth=6
     """
-    from runner import backend
-    from runner.cli.display import display
-    from runner.cli.reporting import Reporter
     from runner.pipeline.plan import plan as make_plan
-    from runner.run.orchestrate import run
     from runner.run.world import Options
 
     overrides = parse_overrides(parameters)
@@ -78,13 +82,56 @@ def run_command(
         targets=steps,
         overrides=overrides,
     )
+    if dry_run:
+        return _preview(plan, options, as_json)
+    from runner.run.orchestrate import run
+
+    return carry_out(plan.file, plan.pipeline, lambda world: run(plan, options, world), as_json=as_json)
+
+
+@click.command("resume")
+@click.argument("run")
+@click.option(
+    "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
+)
+@json_option
+@pipeline_option
+def resume_command(run: str, jobs: int, as_json: bool, pipeline: Path) -> int:
+    """Continue an interrupted or failed run from its first unsealed step, with its own code and parameters.
+
+    \b
+    Example:
+      runner resume latest
+    """
+    from runner import backend
+    from runner.run.again import resume, working_tree_differs
+    from runner.run.world import Options
+
+    store = backend.store(pipeline)
+    run_id = backend.find_run(pipeline, run)
+    manifest = store.manifest(run_id)
+    if manifest.status == "succeeded":
+        click.echo(f"run {run_id} has succeeded; there is nothing to continue", err=True)
+    for notebook in working_tree_differs(manifest, store, pipeline.parent):
+        click.echo(f"  note: {notebook} has changed since; this continues with the run's own copy", err=True)
+    return carry_out(
+        pipeline, manifest.pipeline, lambda world: resume(run_id, pipeline, Options(jobs=jobs), world), as_json=as_json
+    )
+
+
+def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest], *, as_json: bool) -> int:
+    """Do what makes or continues a run, show it as it goes on, print what came of it; the exit code."""
+    from runner import backend
+    from runner.cli.display import display
+    from runner.cli.reporting import Reporter
+
     stop = threading.Event()
     shown = display()
     with _signals(stop) as received, Reporter(shown) as watcher:
-        world = backend.world(plan, watcher=watcher, stop=stop)
+        world = backend.world(file, spec, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:
-            manifest = run(plan, options, world)
+            manifest = start(world)
         finally:
             shown.close()
     folder = world.store.folder(manifest.run)
@@ -95,6 +142,20 @@ def run_command(
     for line in hint(manifest):
         click.echo(line, err=True)
     return exit_code(manifest, received)
+
+
+def _preview(plan: Plan, options: Options, as_json: bool) -> int:
+    from runner import backend
+    from runner.run.preview import preview
+
+    world = backend.world(plan.file, plan.pipeline, watcher=None, stop=threading.Event())
+    found = preview(plan, options, world)
+    if as_json:
+        print_json([{"name": step.name, "would": step.would, "why": step.why} for step in found])
+    else:
+        for step in found:
+            click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
+    return 0
 
 
 @contextmanager

@@ -42,9 +42,9 @@ def hint(manifest: RunManifest) -> Iterator[str]:
         if kind in ("exception", "stopped early", "output missing"):
             yield f"  look: {page}   then edit {failed.notebook} and `runner run`"
         else:
-            yield f"  look: {page}   then `runner run` again"
+            yield f"  look: {page}   then `runner resume {short}`"
     elif manifest.status == "interrupted":
-        yield "  stopped; `runner run` starts anew"
+        yield f"  stopped; `runner resume {short}` goes on from the first unfinished step"
     elif manifest.model_version is not None and manifest.model_version.status == "pending":
         version = f"{manifest.model_version.name}/{manifest.model_version.version}"
         yield f'  next: runner approve {version} --reason "…"   (look first: runner report {short})'

@@ -1,17 +1,56 @@
-"""Going on with a run that has ended, from its own snapshot."""
+"""Going on with a run that has ended, from its own snapshot of code and parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from runner.errors import Refused
-from runner.records import RunManifest
+from runner.content import artifact
+from runner.errors import Refused, RunnerError
+from runner.pipeline.notebook import read_notebook
+from runner.records import InputFact, RunManifest
 from runner.run import folder as run_folder
 from runner.run import registration
 from runner.run.orchestrate import Steps
+from runner.run.store import Store, check
 from runner.run.world import Options, World
+
+SEALED = ("succeeded", "cached", "skipped")
+
+
+def resume(run_id: str, file: Path, options: Options, world: World) -> RunManifest:
+    """Continue an interrupted or failed run from its first unsealed step. A run that succeeded is given as it is.
+
+    Raises Refused where another process works on it, or a source it still needs has changed; Tampered where a sealed
+    file was altered.
+    """
+    store = world.store
+    with store.lock(run_id):
+        manifest = store.manifest_as_written(run_id)
+        if manifest.status == "succeeded":
+            return manifest
+        plan = run_folder.plan_again(manifest, store, file)
+        for state in manifest.steps:
+            if state.status in ("succeeded", "cached") and state.result is not None:
+                for found in (
+                    *state.result.outputs.values(),
+                    *([state.result.executed] if state.result.executed else []),
+                ):
+                    check(run_folder.step_folder(store, run_id, state.name), found)
+        steps = [
+            state if state.status in SEALED else msgspec.structs.replace(state, status=None, why="", result=None)
+            for state in manifest.steps
+        ]
+        open_steps = {state.name for state in steps if state.status is None}
+        for key, fact in manifest.sources.items():
+            if key.partition(".")[0] in open_steps:
+                _same(key, fact)
+        manifest = msgspec.structs.replace(manifest, steps=steps, status="running", ended=None)
+        options = replace(options, register=manifest.register, profile=manifest.profile)
+        return Steps(plan, options, world, manifest).finish()
 
 
 def register(run_id: str, file: Path, options: Options, world: World) -> RunManifest:
@@ -21,7 +60,7 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
     """
     store = world.store
     with store.lock(run_id):
-        manifest = store.manifest(run_id)
+        manifest = store.manifest_as_written(run_id)
         if manifest.model_version is not None:
             return manifest
         if manifest.status != "succeeded" or manifest.verdict is None or manifest.verdict.outcome != "pass":
@@ -49,3 +88,33 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
             f"Run {run_id} has no step that calls runner.model.register, or it failed: `runner show {run_id}`."
         )
     return manifest
+
+
+def working_tree_differs(manifest: RunManifest, store: Store, root: Path) -> Iterator[str]:
+    """Notebooks whose code in the working tree is not the run's own."""
+    for state in manifest.steps:
+        try:
+            own = read_notebook(run_folder.step_folder(store, manifest.run, state.name) / run_folder.SOURCE)
+            now = read_notebook(root / state.notebook)
+        except RunnerError:
+            yield state.notebook
+            continue
+        if [cell.source for cell in own.code] != [cell.source for cell in now.code]:
+            yield state.notebook
+
+
+def _same(key: str, fact: InputFact) -> None:
+    """Raises Refused where a source outside the store is not what the run was started with."""
+    if fact.artifact is None or fact.as_ == "uri":
+        return
+    if not fact.stamp:  # the store's own objects, checked when they are linked
+        return
+    try:
+        now = artifact(Path(fact.source), name="source").sha256
+    except RunnerError as error:
+        raise Refused(f"{key}: {fact.source} cannot be read any more: {error} Start anew with `runner run`.") from error
+    if now != fact.artifact.sha256:
+        raise Refused(
+            f"{key}: {fact.source} has changed since the run was started, so going on would mix two tables. "
+            "Start anew with `runner run`."
+        )

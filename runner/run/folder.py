@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from runner.content import atomic_write
+from runner.content import atomic_write, file_fact
 from runner.pipeline.notebook import read_notebook
 from runner.pipeline.plan import Plan, PlannedStep, needs_of, needs_verdict
 from runner.records import InputFact, RunManifest, StepJob, StepResult, encode
@@ -22,10 +22,11 @@ def step_folder(store: Store, run: str, step: str) -> Path:
     return store.folder(run) / STEPS / step
 
 
-def snapshot(plan: Plan, store: Store, run: str) -> None:
+def snapshot(plan: Plan, store: Store, run: str) -> dict[str, dict[str, str]]:
     """Copy every notebook of the plan, the project modules it imports, and pipeline.toml: what runs, whatever
-    happens to the working tree meanwhile."""
+    happens to the working tree meanwhile. Gives the hashes of the copies, by step and path."""
     shutil.copyfile(plan.file, store.folder(run) / "pipeline.toml")
+    hashes: dict[str, dict[str, str]] = {}
     for step in plan.steps:
         folder = step_folder(store, run, step.name)
         (folder / MODULES).mkdir(parents=True)
@@ -33,6 +34,9 @@ def snapshot(plan: Plan, store: Store, run: str) -> None:
         for relative, path in step.modules.items():
             (folder / MODULES / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / MODULES / relative)
+        copies = [SOURCE, *(f"{MODULES}/{relative}" for relative in step.modules)]
+        hashes[step.name] = {name: file_fact(folder / name).sha256 for name in copies}
+    return hashes
 
 
 def plan_again(manifest: RunManifest, store: Store, file: Path) -> Plan:
@@ -40,15 +44,17 @@ def plan_again(manifest: RunManifest, store: Store, file: Path) -> Plan:
     pipeline = manifest.pipeline
     steps = []
     for state in manifest.steps:
-        notebook = read_notebook(step_folder(store, manifest.run, state.name) / SOURCE)
+        folder = step_folder(store, manifest.run, state.name)
+        notebook = read_notebook(folder / SOURCE)
         needs = needs_of(state.name, pipeline)
+        modules = [name.removeprefix(f"{MODULES}/") for name in state.snapshot if name.startswith(f"{MODULES}/")]
         steps.append(
             PlannedStep(
                 name=state.name,
                 spec=pipeline.steps[state.name],
                 notebook=notebook,
                 parameters=state.parameters,
-                modules={},
+                modules={name: folder / MODULES / name for name in modules},
                 needs=tuple(needs),
                 needs_verdict=needs_verdict(pipeline.steps[state.name]),
             )
@@ -67,21 +73,27 @@ def job(
     attempt: int,
 ) -> StepJob:
     """The step's job, written to its folder with its inputs put in place and its outputs cleared."""
-    folder = step_folder(store, run, step.name)
-    for leftover in ("in", "out"):
-        shutil.rmtree(folder / leftover, ignore_errors=True)
-    made = StepJob(
+    wanted = StepJob(
         run=run,
         step=step.name,
         notebook=step.spec.notebook,
         parameters=step.parameters,
-        inputs={name: place(fact, name, folder, store) for name, fact in inputs.items()},
         outputs=step.spec.outputs,
         timeout_s=step.spec.timeout_s,
         cell_timeout_s=step.spec.cell_timeout_s,
         kernel=kernel,
         threads=threads,
         attempt=attempt,
+    )
+    return write_job(wanted, inputs, folder=step_folder(store, run, step.name), store=store)
+
+
+def write_job(wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store) -> StepJob:
+    """The job with `inputs` put in place in its folder, as job.json there; what an earlier try left is removed."""
+    for leftover in ("in", "out"):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
+    made = msgspec.structs.replace(
+        wanted, inputs={name: place(fact, name, folder, store) for name, fact in inputs.items()}
     )
     atomic_write(folder / JOB, encode(made))
     return made

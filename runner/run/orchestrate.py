@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -53,7 +54,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
     sources, champion = pinned(plan, world)
     run_id = store.new()
     with store.lock(run_id):
-        run_folder.snapshot(plan, store, run_id)
+        hashes = run_folder.snapshot(plan, store, run_id)
         manifest = RunManifest(
             run=run_id,
             pipeline_file=plan.file.name,
@@ -68,7 +69,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
             on=options.on,
             register=options.register,
             status="running",
-            steps=[_state(step) for step in plan.steps],
+            steps=[_state(step, hashes[step.name]) for step in plan.steps],
             sources=sources,
             champion=champion,
             git=provenance.git_state(plan.root, [step.notebook.path for step in plan.steps]),
@@ -79,10 +80,11 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
         return Steps(plan, options, world, manifest).finish()
 
 
-def _state(step: PlannedStep) -> StepState:
+def _state(step: PlannedStep, hashes: dict[str, str]) -> StepState:
     return StepState(
         name=step.name,
         notebook=step.spec.notebook,
+        snapshot=hashes,
         parameters=step.parameters,
         status="skipped" if step.skip else None,
         why=step.skip,
@@ -170,18 +172,21 @@ class Steps:
         folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
         try:
             result = self.world.executor.run(
-                folder, cwd=step.notebook.path.parent, stop=self.world.stop, on_progress=self.world.watcher.progress
+                folder, cwd=self._cwd(step), stop=self.world.stop, on_progress=self.world.watcher.progress
             )
             self.done.put((step, result))
         except BaseException as error:  # must reach the owner, whatever it is
             self.done.put((step, error))
+
+    def _cwd(self, step: PlannedStep) -> Path:
+        return (self.plan.root / step.spec.notebook).parent
 
     def _prepare_next(self) -> None:
         """The kernel of the next step starts beside the current one; one ahead is enough for two cores."""
         if self.waiting and not self.world.stop.is_set():
             step = self.waiting[0]
             folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
-            self.world.executor.prepare(folder, cwd=step.notebook.path.parent, threads=self.threads)
+            self.world.executor.prepare(folder, cwd=self._cwd(step), threads=self.threads)
 
     def _collect(self) -> None:
         """Wait for one step to end and take in what came of it."""

@@ -9,7 +9,7 @@ from runner.pipeline.file import APPROVED, is_address, is_path
 from runner.pipeline.plan import Plan
 from runner.records import Champion, InputFact
 from runner.run import sources
-from runner.run.store import Store
+from runner.run.store import Store, facts_of
 from runner.run.world import World
 
 
@@ -25,7 +25,7 @@ def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | N
             if not spec.from_:
                 found[key] = sources.absent("")
             elif is_path(spec.from_):
-                found[key] = sources.local(spec, plan.root)
+                found[key] = sources.local(spec, plan.root, world.store)
             elif is_address(spec.from_):
                 found[key] = sources.remote(spec, world.store, world.remote_for)
             elif spec.from_.startswith(APPROVED):
@@ -42,7 +42,7 @@ def _approved(source: str, version: ModelVersion | None, store: Store) -> InputF
     """The approved version's folder; its bytes must still be those that were approved."""
     if version is None:
         return sources.absent(source)
-    for fact in (version.artifact.files or {}).values():
+    for fact in facts_of(version.artifact).values():
         if file_fact(store.object(fact)) != fact:
             raise Refused(
                 f"The approved {version.name}/{version.version} was altered: object {fact.sha256[:12]} has other bytes. "

@@ -18,9 +18,8 @@ import msgspec
 
 from runner.content import artifact, atomic_write, file_fact, folder_artifact, stamp
 from runner.errors import RemoteError, Tampered
-from runner.pipeline.file import is_address
 from runner.records import Artifact, FileFact, InputFact, InputSpec, Record, encode, read
-from runner.run.store import Store
+from runner.run.store import Store, facts_of
 
 FETCHED = "fetched"  # folder of the store: which version of an address is which object
 
@@ -51,14 +50,18 @@ class _Fetched(Record, frozen=True, kw_only=True):
     fact: FileFact
 
 
-def local(spec: InputSpec, root: Path) -> InputFact:
-    """A file or folder outside the store. Absent and optional gives an absent input."""
+def local(spec: InputSpec, root: Path, store: Store) -> InputFact:
+    """A file or folder outside the store; with `keep` its bytes become objects too. Absent and optional: absent."""
     path = (root / Path(spec.from_).expanduser()).resolve()
     if spec.optional and not path.exists():
         return absent(spec.from_)
     before = stamp(path)
     found = artifact(path, name=path.name)
-    return InputFact(source=str(path), artifact=found, stamp=before)
+    if not spec.keep:
+        return InputFact(source=str(path), artifact=found, stamp=before)
+    for relative, fact in facts_of(found).items():
+        store.add(path / relative if relative else path, fact)
+    return InputFact(source=str(path), artifact=found)
 
 
 def absent(source: str) -> InputFact:
@@ -95,7 +98,7 @@ def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
     assert fact.artifact is not None
     target = folder / "in" / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if fact.stamp and not is_address(fact.source):
+    if fact.stamp:
         target.unlink(missing_ok=True)
         target.symlink_to(fact.source)
         return msgspec.structs.replace(fact, value=f"in/{name}")

@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -81,12 +82,16 @@ class Store:
             raise UsageError(f"{reference!r} could be {', '.join(found[:5])}. Write more of it.")
         raise UsageError(f"There is no run {reference!r} in {self.root}. See `runner runs`.")
 
-    def manifest(self, run: str) -> RunManifest:
-        """The run's manifest; one that says `running` though nobody holds its lock reads as interrupted."""
+    def manifest_as_written(self, run: str) -> RunManifest:
+        """The run's manifest as it stands in the file; for the owner of its lock."""
         try:
-            manifest = read(RunManifest, self.folder(run) / MANIFEST)
+            return read(RunManifest, self.folder(run) / MANIFEST)
         except FileNotFoundError:
             raise UsageError(f"Run {run} has no {MANIFEST}: it was killed before it began.") from None
+
+    def manifest(self, run: str) -> RunManifest:
+        """The run's manifest; one that says `running` though nobody holds its lock reads as interrupted."""
+        manifest = self.manifest_as_written(run)
         if manifest.status == "running" and not self.locked(run):
             steps = [
                 msgspec.structs.replace(step, status="interrupted") if step.status == "running" else step
@@ -135,7 +140,7 @@ class Store:
         """Put the artifact's content at `target`, as links to objects. Raises Tampered where one is gone or altered."""
         if found.files is not None:
             target.mkdir(parents=True, exist_ok=True)
-        for relative, fact in (found.files or {"": FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}).items():
+        for relative, fact in facts_of(found).items():
             place = target / relative if relative else target
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
@@ -151,6 +156,19 @@ class Store:
         if size != fact.size_bytes:
             raise Tampered(f"Object {path} has {size} bytes instead of {fact.size_bytes}.")
         return path
+
+    def add(self, path: Path, fact: FileFact) -> None:
+        """Keep a copy of a file that belongs to somebody else as an object. Raises Tampered where it is another now."""
+        if (self.objects / fact.sha256).exists() and file_fact(self.objects / fact.sha256) == fact:
+            return
+        beside = self.objects / f".add-{secrets.token_hex(4)}"
+        try:
+            shutil.copyfile(path, beside)
+            if file_fact(beside) != fact:
+                raise Tampered(f"{path} was changed while it was read. Run again.")
+            self._adopt(beside, fact)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def _adopt(self, path: Path, fact: FileFact) -> None:
         target = self.objects / fact.sha256
@@ -175,11 +193,16 @@ class Store:
         fsync_folder(self.objects)
 
 
+def facts_of(found: Artifact) -> dict[str, FileFact]:
+    """The artifact's files by path relative to it; "" is the artifact itself."""
+    if found.files is None:
+        return {"": FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}
+    return found.files
+
+
 def files_of(found: Artifact) -> list[tuple[str, FileFact]]:
     """(path relative to the step folder, fact) of each file of the artifact."""
-    if found.files is None:
-        return [(found.path, FileFact(sha256=found.sha256, size_bytes=found.size_bytes))]
-    return [(str(PurePosixPath(found.path) / relative), fact) for relative, fact in found.files.items()]
+    return [(str(PurePosixPath(found.path) / relative), fact) for relative, fact in facts_of(found).items()]
 
 
 def check(folder: Path, found: Artifact) -> None:
@@ -200,7 +223,5 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        import shutil
-
         shutil.copyfile(source, target)
         target.chmod(0o444)

@@ -52,6 +52,22 @@ class Watcher(Protocol):
     def judged(self, verdict: Verdict) -> None: ...
 
 
+class Silent:
+    """A watcher that tells nobody."""
+
+    def started(self, manifest: RunManifest) -> None:
+        """Nothing to tell."""
+
+    def progress(self, progress: Progress) -> None:
+        """Nothing to tell."""
+
+    def changed(self, manifest: RunManifest, step: str) -> None:
+        """Nothing to tell."""
+
+    def judged(self, verdict: Verdict) -> None:
+        """Nothing to tell."""
+
+
 @dataclass(frozen=True)
 class Options:
     jobs: int = 1
