@@ -61,7 +61,7 @@ def reproduce(
         found = tuple(compare(state.result, again, tolerance))
         if found:
             twice = _execute(manifest, state, original, scratch, executor, root, try_=2)
-            cause = _cause(state, again, twice, environment, now, tolerance)
+            cause = _cause(state, again, twice, environment, tolerance)
             return Reproduced(manifest.run, environment, tuple(same), step.name, found, cause)
         same.append(step.name)
     return Reproduced(manifest.run, environment, tuple(same))
@@ -116,13 +116,13 @@ def _execute(
     for name in state.snapshot:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    inputs = {name: _input(manifest, state, name, fact, original) for name, fact in state.job.inputs.items()}
+    inputs = {name: _input(manifest, state, name, fact) for name, fact in state.job.inputs.items()}
     run_folder.write_job(state.job, inputs, folder=target, store=original)
     cwd = (root / state.notebook).parent
     return executor.run(target, cwd=cwd, stop=threading.Event(), on_progress=_silent)
 
 
-def _input(manifest: RunManifest, state: StepState, name: str, fact: InputFact, store: Store) -> InputFact:
+def _input(manifest: RunManifest, state: StepState, name: str, fact: InputFact) -> InputFact:
     """The input as pinned when the run started, if its bytes are still to be had."""
     pinned = manifest.sources.get(f"{state.name}.{name}", fact)
     if pinned.artifact is None or pinned.as_ == "uri" or not pinned.stamp or pinned is fact:
@@ -145,7 +145,6 @@ def _cause(
     again: StepResult,
     twice: StepResult,
     environment: tuple[str, ...],
-    now: Environment,
     tolerance: float,
 ) -> str:
     """The likely reason, from the environment and from whether a second try differs from the first."""

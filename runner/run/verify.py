@@ -13,7 +13,7 @@ from runner.pipeline.scraps import read_scraps
 from runner.records import FileFact, RunManifest, StepJob, StepResult, StepState, encode, read
 from runner.run import folder as run_folder
 from runner.run.registration import model_artifact
-from runner.run.store import Store, files_of
+from runner.run.store import Store, facts_of, files_of
 
 
 class Verifier:
