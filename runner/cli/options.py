@@ -66,7 +66,8 @@ def metric_text(metric: Metric) -> str:
 
 
 def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
-    """The JSON of `run --json` and `show --json`."""
+    """The JSON of `run --json` and `show --json`; paths are absolute."""
+    folder = folder.absolute()
     return {
         "run": manifest.run,
         "status": manifest.status,

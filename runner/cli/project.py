@@ -29,7 +29,9 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
     Example:
       runner check --profile smoke
     """
+    from runner import backend
     from runner.pipeline.plan import plan as make_plan
+    from runner.run.cache import Cache
 
     try:
         plan = make_plan(pipeline, profile=profile, overrides=parse_overrides(parameters))
@@ -38,10 +40,20 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
             raise
         print_json({"errors": list(error.findings), "warnings": []})
         return error.exit_code
+    cache = Cache(backend.store(pipeline), plan.root)
+    warnings = [
+        *plan.warnings,
+        *(
+            f"{step.spec.notebook}: cell [{opened.cell}] reads {name}, which is no input; declare it, or keep in mind that "
+            "a remote run does not have it."
+            for step in plan.steps
+            for name, opened in cache.undeclared(step.name).items()
+        ),
+    ]
     if as_json:
-        print_json({"errors": [], "warnings": list(plan.warnings)})
+        print_json({"errors": [], "warnings": warnings})
         return 0
-    for warning in plan.warnings:
+    for warning in warnings:
         click.echo(f"  note: {warning}")
     steps = " → ".join(step.name for step in plan.steps)
     click.echo(f"{plan.file.name} is sound: {steps}; {len(plan.pipeline.gate)} gate rules")

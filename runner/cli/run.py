@@ -86,7 +86,18 @@ def run_command(
         return _preview(plan, options, as_json)
     from runner.run.orchestrate import run
 
-    return carry_out(plan.file, plan.pipeline, lambda world: run(plan, options, world), as_json=as_json)
+    made: list[RunManifest] = []
+
+    def start(world: World) -> RunManifest:
+        made.append(run(plan, options, world))
+        return made[0]
+
+    code = carry_out(plan.file, plan.pipeline, start, as_json=as_json)
+    if not force:
+        from runner.cli.repeat import leave
+
+        leave(plan, made[0], as_json=as_json, code=code)
+    return code
 
 
 @click.command("resume")

@@ -81,6 +81,11 @@ class Cache:
             why = ", ".join(differences(latest[-1].key, key, sources)) or self._changed(latest[-1].opened) or NEVER
         return Found(why=why)
 
+    def undeclared(self, step: str) -> dict[str, Opened]:
+        """Files of the project that the step's last success read without their being inputs."""
+        latest = self._read(step, LATEST)
+        return latest[-1].opened if latest else {}
+
     def remember(self, run: str, state: StepState) -> None:
         """Keep a success under its key."""
         assert state.key is not None

@@ -99,7 +99,10 @@ class _Watch:
         name = full[len(self.project) :]
         if any(part.startswith(".") or part in self.apart for part in Path(name).parts):
             return
-        os.write(self.notes, (json.dumps([name, self.shell.execution_count]) + "\n").encode())
+        cell = (
+            len(self.shell.user_ns.get("In", [])) - 1
+        )  # what ran without a number, such as injected values, is not in it
+        os.write(self.notes, (json.dumps([name, cell]) + "\n").encode())
 
 
 def _leave(app: Any) -> None:
