@@ -12,7 +12,7 @@ import pandas as pd
 
 ROWS = 5_000
 SEED = 20_240_611
-STATES = (
+STATES = (  # noqa: SIM905
     "AK AL AR AZ CA CO CT DC DE FL GA HI IA ID IL IN KS KY LA MA MD ME MI MN MO MS MT NC ND NE NH NJ NM NV NY OH OK OR "
     "PA RI SC SD TN TX UT VA VT WA WI WV WY"
 ).split()
