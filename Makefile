@@ -5,6 +5,9 @@ INSTALLER ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 
+# where it is set, every kernel compiles the two thousand files it imports once more
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test soak bench lab lint locks clean
 
 run: $(VENV)/.core

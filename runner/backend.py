@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -111,7 +112,7 @@ def verify(pipeline: Path, reference: str | None) -> tuple[list[str], int, int]:
         run_ids = [chosen[0].run]
     else:
         chosen = list(versions.list()) if reference is None else []
-        run_ids = runs.runs() if reference is None else [runs.find(reference)]
+        run_ids = [run for run in runs.runs() if runs.begun(run)] if reference is None else [runs.find(reference)]
     found: list[str] = []
     for run in run_ids:
         try:
@@ -188,3 +189,40 @@ def _registry(root: Path, kind: str) -> Registry:
             return LocalRegistry(root / RUNS / REGISTRY)
         case _:
             raise Refused(f'[model] registry = "{kind}" is not available here; use "local".')
+
+
+def debug(pipeline: Path, reference: str, step: str) -> Path:
+    """The notebook to open for a step of a run; see `runner.run.debug.prepare`."""
+    from runner.run.debug import prepare
+
+    runs = store(pipeline)
+    return prepare(runs.manifest(find_run(pipeline, reference)), step, store=runs, project=pipeline.parent)
+
+
+def pack(pipeline: Path, reference: str, output: Path | None) -> tuple[Path, int]:
+    """The file that a run was packed into, and its size in bytes."""
+    from runner.run.archive import Pack
+    from runner.run.archive import pack as write_pack
+
+    runs = store(pipeline)
+    manifest = runs.manifest(find_run(pipeline, reference))
+    name, slash, _ = reference.partition("/")
+    evidence = Pack(run=manifest.run)
+    if slash:
+        versions = registry(pipeline)
+        evidence = Pack(run=manifest.run, versions=list(versions.list(name)), events=list(versions.events(name)))
+    target = output or Path(f"{manifest.run}.run.tar.gz")
+    return target, write_pack(manifest, runs, target, evidence)
+
+
+def import_run(pipeline: Path, file: Path) -> tuple[str, list[ModelVersion]]:
+    """The run taken in from a pack, and the versions that came with it."""
+    from runner.run.archive import unpack
+
+    runs = Store(pipeline.parent / RUNS)
+    found = unpack(file, runs)
+    if not pipeline.exists():  # an empty folder becomes a project in which the run can be looked at
+        shutil.copyfile(runs.folder(found.run) / "pipeline.toml", pipeline)
+    if found.events:
+        LocalRegistry(runs.root / REGISTRY).adopt(found.versions, found.events)
+    return found.run, [version for version in found.versions if version.run == found.run]

@@ -149,6 +149,7 @@ class StepJob(Record, frozen=True, kw_only=True):
     step: str
     notebook: str  # where the source came from, for people; the file run is notebook.ipynb beside this one
     parameters: dict[str, Value] = {}
+    secrets: dict[str, str] = {}  # parameter -> the environment variable that has its value
     inputs: dict[str, InputFact] = {}
     outputs: dict[str, str] = {}
     timeout_s: float | None = None
@@ -214,6 +215,7 @@ class StepResult(Record, frozen=True, kw_only=True):
     threads: int = 0
     registration: Registration | None = None
     opened: dict[str, Opened] = {}  # path relative to the project
+    redacted: list[str] = []  # "cell [4]: AWS access key id": what was taken out of the executed notebook
 
 
 class Registration(Record, frozen=True, kw_only=True):

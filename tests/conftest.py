@@ -123,7 +123,8 @@ def command(*arguments: str) -> Sequence[str]:
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "PYTEST_"))}
+    left_out = ("RUNNER_", "PYTEST_", "PYTHONDONTWRITEBYTECODE")  # the last would have each kernel compile its imports
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return {**kept, **(extra or {})}
 
 

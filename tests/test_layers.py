@@ -7,12 +7,13 @@ from pathlib import Path
 
 from conftest import ROOT
 
-LEAVES = {"records", "errors", "content", "lean"}
+LEAVES = {"records", "errors", "content", "lean", "failpoint"}
 ALLOWED = {
     "errors": set[str](),
     "records": {"errors"},
     "content": {"records", "errors"},
     "lean": set[str](),
+    "failpoint": set[str](),
     "gate": LEAVES,
     "scraps": LEAVES,
     "pipeline": LEAVES | {"gate"},

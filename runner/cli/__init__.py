@@ -5,6 +5,7 @@ Command modules are imported when their command is used, so that `runner --help`
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 import click
 
 from runner import __version__
-from runner.errors import RunnerError
+from runner.errors import Refused, RunnerError
 
+HIDDEN = ""  # instead of a first line: programs call it, people need not see it
 COMMANDS = {
     "run": ("run", "Run the pipeline's notebooks, judge, and register the model."),
     "resume": ("run", "Continue an interrupted or failed run with its own code and parameters."),
@@ -23,8 +25,13 @@ COMMANDS = {
     "kernel": ("project", "Register this environment as a Jupyter kernel."),
     "runs": ("runs", "List runs, the newest first."),
     "show": ("runs", "Show one run: steps, metrics, verdict, provenance."),
+    "diff": ("comparing", "Show what differs between two runs, or since a git revision: code by cell."),
+    "compare": ("comparing", "Show several runs side by side: parameters, metrics, verdicts."),
     "verify": ("trust", "Check every sealed file, registry row and event against its hash."),
     "reproduce": ("trust", "Execute a run again from its snapshot and compare."),
+    "debug": ("carry", "Open a copy of a step's notebook with the run's own values, the failing cell marked."),
+    "pack": ("carry", "Put a run with all it stands on into one file."),
+    "import": ("carry", "Take in a packed run, every file checked."),
     "gc": ("trust", "Remove runs that nothing needs any more."),
     "report": ("runs", "Print where a run's report is, writing it anew where it is missing."),
     "models": ("models", "List registered model versions."),
@@ -32,25 +39,29 @@ COMMANDS = {
     "approve": ("models", "Approve a pending model version."),
     "reject": ("models", "Reject a pending version, or revoke an approved one."),
     "history": ("models", "Show everything that happened to a model's versions."),
+    "setup-git": ("git", "Keep outputs out of commits, and merge notebooks cell by cell."),
+    "clean-notebook": ("git", HIDDEN),
 }
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Commands(click.Group):
     """Knows the commands' names and first lines without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [name for name, (_, line) in COMMANDS.items() if line != HIDDEN]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"runner.cli.{COMMANDS[name][0]}")
-        command: click.Command = getattr(module, f"{name}_command")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -94,6 +105,12 @@ def entry(arguments: Sequence[str]) -> int:
         # the reader of our output went away; Python would complain once more while closing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        click.echo(f"{error.strerror}: {error.filename or 'while writing'}", err=True)
+        click.echo("  Nothing was sealed half. Make space, then `runner resume latest`.", err=True)
+        return Refused.exit_code
     return code if isinstance(code, int) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from runner.cli.options import (
     json_option,
     metric_json,
     metric_text,
+    parse_time,
     parse_version,
     pipeline_option,
     print_json,
@@ -18,7 +20,7 @@ from runner.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from runner.model.versions import ModelVersion
+    from runner.model.versions import Event, ModelVersion
 
 reason_option = click.option("--reason", required=True, metavar="TEXT", help="Why; kept for good.")
 
@@ -35,8 +37,11 @@ def models_command(name: str | None, as_json: bool, pipeline: Path) -> None:
       runner models
     """
     from runner import backend
+    from runner.pipeline.file import load
 
     versions = backend.registry(pipeline).list(name)
+    judged = [rule.metric for rule in load(pipeline).gate]
+    shown = [metric for metric in dict.fromkeys(judged) if any(metric in version.metrics for version in versions)]
     if as_json:
         print_json([version_json(version) for version in versions])
         return
@@ -44,13 +49,14 @@ def models_command(name: str | None, as_json: bool, pipeline: Path) -> None:
         click.echo("No model is registered yet. `runner run` registers the model of a run that passes.", err=True)
         return
     print_table(
-        ["model", "status", "run", "created (UTC)", "decided by", "reason"],
+        ["model", "status", "run", "created (UTC)", *shown, "decided by", "reason"],
         [
             [
                 f"{version.name}/{version.version}",
                 version.status,
                 version.run,
                 version.created[:19].replace("T", " "),
+                *(f"{version.metrics[metric].value:.4g}" if metric in version.metrics else "–" for metric in shown),
                 version.decided_by or "–",
                 version.reason or "–",
             ]
@@ -120,21 +126,36 @@ def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> 
 
 @click.command("history")
 @click.argument("name")
+@click.option("--at", "at", metavar="TIME", help="What held then: ISO 8601, UTC where no zone is written.")
+@click.option("--head", is_flag=True, help="Print the last event's hash, to keep somewhere else.")
 @json_option
 @pipeline_option
-def history_command(name: str, as_json: bool, pipeline: Path) -> None:
+def history_command(name: str, at: str | None, head: bool, as_json: bool, pipeline: Path) -> None:
     """Show everything that happened to a model's versions, oldest first, and whether the chain is whole.
 
     \b
     Example:
       runner history NAME
+      runner history NAME --at 2027-03-03T12:00Z
     """
     from runner import backend
     from runner.errors import Tampered
-    from runner.model.events import verify_chain
+    from runner.model.events import state_at, verify_chain
 
-    events = backend.registry(pipeline).events(name)
-    if as_json:
+    versions = backend.registry(pipeline)
+    events = versions.events(name)
+    if head:
+        last = events[-1]
+        if as_json:
+            print_json({"name": name, "seq": last.seq, "hash": last.hash})
+        else:
+            click.echo(f"{name} {last.seq} {last.hash}")
+    elif at is not None:
+        moment = parse_time(at)
+        held = state_at(events, moment)
+        found = [(versions.get(name, version), *then) for version, then in held.items()]
+        _print_state(name, moment, found, as_json)
+    elif as_json:
         print_json([_event_json(event) for event in events])
     else:
         print_table(
@@ -144,6 +165,38 @@ def history_command(name: str, as_json: bool, pipeline: Path) -> None:
     broken = verify_chain(events)
     if broken is not None:
         raise Tampered(f"The history of {name} was altered: {broken}")
+
+
+def _print_state(
+    name: str, moment: str, found: Sequence[tuple[ModelVersion, str, Event | None]], as_json: bool
+) -> None:
+    """Which version was the approved one at that moment, by whose decision, and what it leads back to."""
+    approved = max((version.version for version, status, _ in found if status == "approved"), default=None)
+    if as_json:
+        rows = [
+            {**version_json(version), "status": status, "decided_by": e.who if e else None, "reason": e.why if e else None,
+             "decided": e.at if e else None}
+            for version, status, e in found
+        ]  # fmt: skip
+        print_json({"name": name, "at": moment, "approved": approved, "versions": rows})
+        return
+    said = "no version was approved" if approved is None else f"{name}/{approved} was the approved version"
+    click.echo(f"at {moment[:19].replace('T', ' ')} UTC {said}")
+    print_table(
+        ["model", "status then", "run", "commit", "decided (UTC)", "by", "reason"],
+        [
+            [
+                f"{name}/{version.version}",
+                status,
+                version.run,
+                (version.commit or "–")[:8],
+                e.at[:19].replace("T", " ") if e else "–",
+                e.who if e else "–",
+                e.why if e else "–",
+            ]
+            for version, status, e in found
+        ],
+    )
 
 
 def version_json(version: ModelVersion) -> dict[str, Any]:

@@ -56,6 +56,18 @@ def parse_version(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
+def parse_time(text: str) -> str:
+    """The moment as this project writes it: ISO 8601 in UTC with milliseconds. Raises UsageError."""
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no time; write it like 2027-03-03T12:00Z.") from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def metric_json(metric: Metric) -> dict[str, float | None]:
     return {"value": metric.value, "low": metric.low, "high": metric.high}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from runner.cli.options import json_option, parse_overrides, pipeline_option, pr
 from runner.errors import PipelineError, UsageError
 from runner.pipeline.plan import PlannedStep
 from runner.records import InputFact
+from runner.run.store import Store
 
 KERNEL = "runner"
 
@@ -77,6 +77,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     from runner import backend
     from runner.pipeline.file import nearest
     from runner.pipeline.plan import plan as make_plan
+    from runner.run.inputs import recorded
 
     plan = make_plan(pipeline)
     planned = next((candidate for candidate in plan.steps if candidate.name == step), None)
@@ -88,8 +89,8 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
         state = next((state for state in manifest.steps if state.name == step), None)
         if state is None or state.job is None:
             raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
-        for name, fact in state.job.inputs.items():
-            _copy_input(planned, name, fact, store.folder(manifest.run) / "steps" / step)
+        for name in state.job.inputs:
+            _copy_input(planned, name, recorded(manifest, step, name), store)
     if no_open:
         click.echo(planned.notebook.path)
         return 0
@@ -101,8 +102,10 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
         return 0
 
 
-def _copy_input(step: PlannedStep, name: str, fact: InputFact, folder: Path) -> None:
+def _copy_input(step: PlannedStep, name: str, fact: InputFact, store: Store) -> None:
     """Copy one input to where the notebook's default path points, if that is below its work/ folder."""
+    from runner.run.inputs import copy
+
     beside = step.notebook.path.parent
     default = step.notebook.parameters[name].default
     if not fact.present or fact.as_ == "uri":
@@ -115,15 +118,7 @@ def _copy_input(step: PlannedStep, name: str, fact: InputFact, folder: Path) -> 
     else:
         target = beside / default
         click.echo(f"  {name}: {target}", err=True)
-    source = folder / fact.value
-    if target.is_dir():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=shutil.copyfile)
-    else:
-        target.unlink(missing_ok=True)
-        shutil.copyfile(source, target)
+    copy(fact, target, f"Input {name} of step {step.name}", store)
 
 
 @click.command("kernel")

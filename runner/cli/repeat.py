@@ -27,8 +27,10 @@ def leave(plan: Plan, manifest: RunManifest, *, as_json: bool, code: int) -> Non
         manifest, run=unchanged.RUN, started=unchanged.STARTED, ended=unchanged.ENDED, steps=steps
     )
     folder = Store(runs).folder(unchanged.RUN)
-    out = json.dumps(run_json(template, folder), indent=2, ensure_ascii=False) if as_json else summary(template, folder)
-    lines = [headline(template), *(step_line(state, None, started=None) for state in steps), *hint(template)]
+    words = summary(template, folder)
+    out = json.dumps(run_json(template, folder), indent=2, ensure_ascii=False) if as_json else words
+    lines = [headline(template), *(step_line(state, None, started=None) for state in steps)]
+    lines += [*([words] if as_json else []), *hint(template)]
     files = [plan.file, *(step.notebook.path for step in plan.steps)]
     files += [path for step in plan.steps for path in step.modules.values()]
     for fact in manifest.sources.values():

@@ -148,8 +148,7 @@ def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest],
     folder = world.store.folder(manifest.run)
     if as_json:
         print_json(run_json(manifest, folder))
-    else:
-        click.echo(summary(manifest, folder))
+    click.echo(summary(manifest, folder), err=as_json)  # a person reading a CI log wants the words too
     for line in hint(manifest):
         click.echo(line, err=True)
     return exit_code(manifest, received)

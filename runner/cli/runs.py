@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,56 +19,93 @@ from runner.cli.options import (
     print_table,
     run_json,
 )
-from runner.cli.text import summary
+from runner.cli.text import hint, summary
 from runner.records import RunManifest
+
+if TYPE_CHECKING:
+    from runner.run.store import Store
 
 
 @click.command("runs")
 @click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--best", metavar="METRIC", help="The best by this metric first, of all runs that recorded it.")
+@click.option("--tag", metavar="TAG", help="Only runs with this tag.")
 @json_option
 @pipeline_option
-def runs_command(count: int, as_json: bool, pipeline: Path) -> None:
-    """List runs, the newest first.
+def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, pipeline: Path) -> None:
+    """List runs, the newest first, with the metrics that the gate judges.
 
     \b
     Example:
       runner runs -n 5
+      runner runs --best evaluate.auc --tag nightly
     """
     from runner import backend
-    from runner.errors import RunnerError
+    from runner.pipeline.file import load
 
     store = backend.store(pipeline)
-    manifests: list[RunManifest] = []
-    for run in store.runs()[:count]:
-        try:
-            manifests.append(store.manifest(run))
-        except RunnerError as error:
-            click.echo(f"{run}: {error}", err=True)
+    manifests = _manifests(store, tag)
+    if best is None:
+        manifests = itertools.islice(manifests, count)
+    chosen = list(manifests)
+    if best is not None:
+        chosen = _ranked(chosen, best)[:count]
+    judged = dict.fromkeys(([best] if best else []) + [rule.metric for rule in load(pipeline).gate])
+    shown = [name for name in judged if any(name in manifest.metrics for manifest in chosen)]
     if as_json:
-        print_json([{**run_json(manifest, store.folder(manifest.run)), **_extras(manifest)} for manifest in manifests])
+        print_json([{**run_json(manifest, store.folder(manifest.run)), **_extras(manifest)} for manifest in chosen])
         return
     print_table(
-        ["run", "status", "verdict", "model", "started (UTC)", "profile", "note"],
+        ["run", "status", "verdict", *shown, "model", "started (UTC)", "profile", "note"],
         [
             [
                 manifest.run,
                 manifest.status,
                 manifest.verdict.outcome if manifest.verdict else "–",
+                *(metric_text(manifest.metrics[name]) if name in manifest.metrics else "–" for name in shown),
                 f"{manifest.model_version.name}/{manifest.model_version.version}" if manifest.model_version else "–",
                 manifest.started[:19].replace("T", " "),
                 manifest.profile or "–",
                 " ".join([manifest.note, *(f"#{tag}" for tag in manifest.tags)]).strip(),
             ]
-            for manifest in manifests
+            for manifest in chosen
         ],
     )
 
 
+def _manifests(store: Store, tag: str | None) -> Iterator[RunManifest]:
+    """The newest first; what cannot be read is named, what never began is left out."""
+    from runner.errors import RunnerError
+
+    for run in store.runs():
+        try:
+            if store.begun(run):
+                manifest = store.manifest(run)
+                if tag is None or tag in manifest.tags:
+                    yield manifest
+        except RunnerError as error:
+            click.echo(f"{run}: {error}", err=True)
+
+
+def _ranked(manifests: list[RunManifest], metric: str) -> list[RunManifest]:
+    """Those that recorded the metric, the best first by the direction that was recorded with it."""
+    from runner.errors import UsageError
+    from runner.pipeline.file import nearest
+
+    found = [manifest for manifest in manifests if metric in manifest.metrics]
+    if not found:
+        known = {name for manifest in manifests for name in manifest.metrics}
+        raise UsageError(f"No run recorded {metric!r}{nearest(metric, known)}")
+    lower = found[0].metrics[metric].better == "lower"
+    return sorted(found, key=lambda manifest: manifest.metrics[metric].value, reverse=not lower)
+
+
 @click.command("show")
 @click.argument("run")
+@click.option("--md", "as_markdown", is_flag=True, help="Print Markdown, for the page of a CI job.")
 @json_option
 @pipeline_option
-def show_command(run: str, as_json: bool, pipeline: Path) -> None:
+def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> None:
     """Show one run: steps, metrics, verdict, provenance.
 
     RUN is an id, a unique part of one, `latest`, or NAME/VERSION.
@@ -74,6 +113,7 @@ def show_command(run: str, as_json: bool, pipeline: Path) -> None:
     \b
     Example:
       runner show latest
+      runner show latest --md >> "$GITHUB_STEP_SUMMARY"
     """
     from runner import backend
 
@@ -82,6 +122,11 @@ def show_command(run: str, as_json: bool, pipeline: Path) -> None:
     folder = store.folder(manifest.run)
     if as_json:
         print_json({**run_json(manifest, folder), **_extras(manifest)})
+        return
+    if as_markdown:
+        from runner.report.run_markdown import run_markdown
+
+        click.echo(run_markdown(manifest, folder, list(hint(manifest))), nl=False)
         return
     click.echo(headline(manifest))
     for step in manifest.steps:

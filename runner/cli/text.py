@@ -40,7 +40,7 @@ def hint(manifest: RunManifest) -> Iterator[str]:
         kind = failed.result.error.kind
         page = f"runs/{manifest.run}/steps/{failed.name}/executed.html"
         if kind in ("exception", "stopped early", "output missing"):
-            yield f"  look: {page}   then edit {failed.notebook} and `runner run`"
+            yield f"  look: runner debug {short} {failed.name}   then edit {failed.notebook} and `runner run`"
         else:
             yield f"  look: {page}   then `runner resume {short}`"
     elif manifest.status == "interrupted":

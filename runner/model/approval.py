@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickletools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.content import artifact
+from runner.content import artifact, walk
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.model.versions import ModelVersion
 from runner.records import RunManifest
@@ -13,8 +15,9 @@ from runner.records import RunManifest
 if TYPE_CHECKING:
     from runner.model.registry import Registry
 
-# pickle protocols 0-5, zip (joblib, torch), zlib and gzip streams: formats that execute code when they are loaded
-PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x78\x9c", b"\x78\x01", b"\x1f\x8b", b"(lp", b"(dp", b"ccopy_reg", b"cbuiltins")  # fmt: skip
+# pickle from protocol 2 on, zip (torch), and what joblib compresses with (zlib, gzip, bzip2, xz, lz4): formats that
+# execute code when they are loaded; pickles of protocol 0 and 1 have no such beginning and are parsed
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x04\x22\x4d\x18")  # fmt: skip
 MODEL_FILES = ("model.ubj", "model.json")
 
 
@@ -41,8 +44,8 @@ def approve(
     except RunnerError as error:
         raise Tampered(f"The model folder of {name}/{version} cannot be read: {error}") from error
     if now.sha256 != found.sha256:
-        changed = sorted(set((now.files or {}).items()) ^ set((found.artifact.files or {}).items()))
-        names = ", ".join(dict.fromkeys(path for path, _ in changed)) or model_folder.name
+        changed = set((now.files or {}).items()) ^ set((found.artifact.files or {}).items())
+        names = ", ".join(sorted({path for path, _ in changed})) or model_folder.name
         raise Tampered(f"The model of {name}/{version} was altered since its run ({names}). It cannot be approved.")
     check_format(model_folder)
     return registry.decide(name, version, "approved", who=who, why=why)
@@ -56,18 +59,43 @@ def reject(registry: Registry, name: str, version: int, *, who: str, why: str) -
 
 def check_format(folder: Path) -> None:
     """Raises Refused where the folder's model is not XGBoost's own UBJ or JSON, or any file in it is a pickle."""
-    if not any((folder / name).is_file() for name in MODEL_FILES):
+    check_files(read_files(folder), folder)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The content of each file by its path in the folder, so that what is checked is what is used.
+
+    Raises Refused for a pipe or device, which could hang; UsageError for a link that leaves the folder.
+    """
+    found = {}
+    for relative, path in walk(folder):
+        if not path.is_file():
+            raise Refused(f"{path} is not a regular file.")
+        found[relative] = path.read_bytes()
+    return found
+
+
+def check_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """As `check_format`, for the folder's content."""
+    if not any(name in files for name in MODEL_FILES):
         raise Refused(f"{folder} has no {' or '.join(MODEL_FILES)}. Save the model with runner.model.save.")
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                head = file.read(16)
-            if head.startswith(PICKLES) or path.suffix in (".pkl", ".pickle", ".joblib"):
-                raise Refused(
-                    f"{path} is a pickle or an archive, which can run code when it is loaded. Use UBJ or JSON."
-                )
-            if path.name in MODEL_FILES and not head.startswith(b"{"):
-                raise Refused(f"{path} is neither UBJ nor JSON.")
+    for relative, content in files.items():
+        if Path(relative).suffix in (".pkl", ".pickle", ".joblib") or _is_pickle(content):
+            raise Refused(
+                f"{folder / relative} is a pickle or an archive, which can run code when it is loaded. Use UBJ or JSON."
+            )
+        if relative in MODEL_FILES and not content.startswith(b"{"):
+            raise Refused(f"{folder / relative} is neither UBJ nor JSON.")
+
+
+def _is_pickle(content: bytes) -> bool:
+    if content.startswith(PICKLES):
+        return True
+    try:
+        *_, (_, _, stop) = pickletools.genops(content)
+    except (ValueError, OverflowError):  # most files: not a word of it is one of pickle's
+        return False
+    return stop is not None and not content[stop + 1 :].strip()
 
 
 def _reasoned(why: str) -> None:

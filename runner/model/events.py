@@ -46,6 +46,12 @@ def verify_chain(events: Sequence[Event]) -> str | None:
     return None
 
 
+def state_at(events: Sequence[Event], moment: str) -> dict[int, tuple[Status, Event | None]]:
+    """Each version that was there at `moment` (UTC, as events have it), with its state then and the decision."""
+    until = [event for event in events if event.at <= moment]
+    return {version: state(until, version) for version in dict.fromkeys(event.version for event in until)}
+
+
 def state(events: Sequence[Event], version: int) -> tuple[Status, Event | None]:
     """The version's state and the decision that made it, from its events in order."""
     status: Status = "pending"

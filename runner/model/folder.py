@@ -11,14 +11,15 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from runner.content import artifact
+from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
-from runner.model.approval import check_format
+from runner.model.approval import MODEL_FILES, check_files, read_files
 from runner.model.signature import (
     Signature,
     SplitRule,
@@ -29,7 +30,7 @@ from runner.model.signature import (
     unknown_categories,
 )
 from runner.model.split import split
-from runner.records import decode, encode
+from runner.records import FileFact, checked, decode, encode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,20 +57,24 @@ def save(
     `frame` has the raw records it was trained on, shape (n_rows, n_columns), category columns as pandas categories:
     its columns are the signature's, its first row the sample. `split` is {"seed", "key", "shares"}, see
     `runner.model.split`. `code` is a module (or its file) whose `transform` makes the booster's features from such
-    records. Equal arguments give equal bytes. Raises UsageError where the saved folder would not score its own sample.
+    records. Equal arguments give equal bytes. Raises UsageError where the saved folder would not score its own sample,
+    or `split` is no rule.
     """
     folder = Path(folder)
     columns = describe(frame)
-    rule = SplitRule(seed=split["seed"], key=split["key"], shares=split["shares"]) if split else None
+    if not len(frame):
+        raise UsageError("The frame has no rows, so the model cannot be saved with a sample record.")
+    rule = _split_rule(split) if split else None
     beside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     beside.mkdir(parents=True)
     try:
         source = Path(str(code.__file__) if isinstance(code, ModuleType) else code) if code is not None else None
         features, code_sha256 = None, None
         if source is not None:
-            shutil.copyfile(source, beside / CODE)
-            code_sha256 = hashlib.sha256((beside / CODE).read_bytes()).hexdigest()
-            features = describe(_module(beside / CODE).transform(read_frame(frame, columns, unknown="error")))
+            content = source.read_bytes()
+            (beside / CODE).write_bytes(content)
+            code_sha256 = hashlib.sha256(content).hexdigest()
+            features = describe(_features(_module(content, source), read_frame(frame, columns, unknown="error")))
         booster.save_model(beside / MODEL)
         signature = Signature(
             columns=columns,
@@ -85,8 +90,7 @@ def save(
             sample_prediction=0.0,
         )
         # the sample's prediction is what the saved folder says, not what the booster in memory says
-        scored = Model(signature, (beside / MODEL).read_bytes(), beside).predict(frame.iloc[:1])[0]
-        signature = _with_sample(signature, scored)
+        signature = _with_sample(signature, _score(Model(signature, read_files(beside), beside), frame.iloc[:1]))
         (beside / SIGNATURE).write_bytes(encode(signature))
         for file in beside.iterdir():
             with file.open("rb") as written:
@@ -101,39 +105,41 @@ def save(
 
 
 def load(folder: str | Path, *, sha256: str | None = None) -> Model:
-    """The model in the folder, from bytes that are read once and checked.
+    """The model in the folder, from bytes that are read once and checked: what is hashed is what is loaded.
 
     Raises Tampered where the folder's hash is not `sha256`, or its code is not what it was trained with; Refused for a
     pickle; UsageError where there is no model.
     """
     folder = Path(folder)
-    if not (folder / SIGNATURE).is_file():
+    files = read_files(folder)
+    if SIGNATURE not in files:
         raise UsageError(f"{folder} is no model folder: it has no {SIGNATURE}. Write it with runner.model.save.")
-    check_format(folder)
-    if sha256 is not None and artifact(folder, name=folder.name).sha256 != sha256:
+    if sha256 is not None and _sha256(files) != sha256:
         raise Tampered(f"{folder} was altered: its bytes do not have the recorded hash {sha256[:12]}.")
-    signature = decode(Signature, (folder / SIGNATURE).read_bytes(), where=folder / SIGNATURE)
-    return Model(signature, (folder / MODEL).read_bytes(), folder)
+    check_files(files, folder)
+    place = folder / SIGNATURE
+    return Model(checked(decode(Signature, files[SIGNATURE], where=place), where=place), files, folder)
 
 
 class Model:
     """A loaded model. `signature` says what its records look like."""
 
-    def __init__(self, signature: Signature, trees: bytes, folder: Path) -> None:
+    def __init__(self, signature: Signature, files: Mapping[str, bytes], folder: Path) -> None:
+        """`files` is the folder's content, with a model of either format."""
         import xgboost as xgb
 
         self.signature = signature
-        self._transform = None
+        self._code: ModuleType | None = None
         if signature.code_sha256 is not None:
-            code = folder / CODE
-            if hashlib.sha256(code.read_bytes()).hexdigest() != signature.code_sha256:
-                raise Tampered(f"{code} is not the code this model was trained with.")
-            self._transform = _module(code).transform
+            if hashlib.sha256(files.get(CODE, b"")).hexdigest() != signature.code_sha256:
+                raise Tampered(f"{folder / CODE} is not the code this model was trained with.")
+            self._code = _module(files[CODE], folder / CODE)
+        trees = next(name for name in MODEL_FILES if name in files)
         self._booster = xgb.Booster()
         try:
-            self._booster.load_model(bytearray(trees))
+            self._booster.load_model(bytearray(files[trees]))
         except xgb.core.XGBoostError as error:
-            raise Refused(f"{folder / MODEL} is no XGBoost model: {str(error).splitlines()[0]}") from error
+            raise Refused(f"{folder / trees} is no XGBoost model: {str(error).splitlines()[0]}") from error
 
     def predict(self, frame: pd.DataFrame, unknown: Unknown = "error") -> np.ndarray:
         """Probability of the positive label, or the predicted number: shape (n_rows,); (n_rows, n_classes) for several.
@@ -141,11 +147,14 @@ class Model:
         Takes raw records in any column order; further columns are ignored. A missing value is XGBoost's missing. Raises
         BadRecords naming row and column.
         """
+        import numpy as np
         import xgboost as xgb
 
         made = read_frame(frame, self.signature.columns, unknown=unknown)
-        if self._transform is not None and self.signature.features is not None:
-            made = read_frame(self._transform(made), self.signature.features, unknown=unknown)
+        if self._code is not None and self.signature.features is not None:
+            made = read_frame(_features(self._code, made), self.signature.features, unknown=unknown)
+        if made.empty:  # XGBoost warns of it
+            return np.empty((0, *np.shape(self.signature.sample_prediction)), dtype="float32")
         scores: np.ndarray = self._booster.predict(xgb.DMatrix(made, enable_categorical=True))
         return scores
 
@@ -159,23 +168,55 @@ class Model:
         return None if rule is None else split(keys, seed=rule.seed, shares=rule.shares)
 
 
-def _module(path: Path) -> ModuleType:
-    import importlib.util
-    import sys
-
-    spec = importlib.util.spec_from_file_location(f"_features_{secrets.token_hex(4)}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python module.")
-    module = importlib.util.module_from_spec(spec)
-    before = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # the folder is hashed; nothing may appear in it
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
+def _module(source: bytes, path: Path) -> ModuleType:
+    """The module with this source; `path` is where it comes from. Nothing is written beside it."""
+    module = ModuleType(f"_features_{hashlib.sha256(source).hexdigest()[:12]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for it
+    exec(compile(source, str(path), "exec"), module.__dict__)
     if not callable(getattr(module, "transform", None)):
         raise UsageError(f"{path} has no function transform(frame) -> frame.")
     return module
+
+
+def _features(code: ModuleType, frame: pd.DataFrame) -> pd.DataFrame:
+    """The table that the code makes of the records, row by row. Raises UsageError where it makes something else."""
+    import pandas as pd
+
+    made = code.transform(frame)
+    if not isinstance(made, pd.DataFrame) or len(made) != len(frame):
+        what = f"{len(made)} rows" if isinstance(made, pd.DataFrame) else f"a {type(made).__name__}"
+        raise UsageError(f"{code.__file__}: transform must give a table of {len(frame)} rows, and gave {what}.")
+    return made
+
+
+def _score(model: Model, sample: pd.DataFrame) -> Any:
+    """The sample's prediction. Raises UsageError where the booster was trained on other columns."""
+    import xgboost as xgb
+
+    try:
+        return model.predict(sample)[0]
+    except (ValueError, xgb.core.XGBoostError) as error:
+        raise UsageError(f"The model would not score a record of this frame: {error}") from error
+
+
+def _split_rule(given: Mapping[str, Any]) -> SplitRule:
+    try:
+        rule = SplitRule(seed=given["seed"], key=given["key"], shares=given["shares"])
+        split((), seed=rule.seed, shares=rule.shares)
+    except KeyError as error:
+        raise UsageError(f"split has no {error}; it needs seed, key and shares.") from error
+    except ValueError as error:
+        raise UsageError(f"split: {error}") from error
+    return rule
+
+
+def _sha256(files: Mapping[str, bytes]) -> str:
+    facts = {
+        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+        for name, content in files.items()
+    }
+    return folder_artifact("", facts).sha256
 
 
 def _objective(booster: xgb.Booster) -> str:

@@ -1,13 +1,18 @@
 """Where versions are kept: the protocol, and the local one in a SQLite file.
 
 The file has facts that never change (`versions`) and events that are only added (`events`); a version's state is what
-its events add up to, so it stands in one place. Rollback journal, not WAL, which is unsafe on network homes.
+its events add up to, so it stands in one place. The event of a registration has the hash of the version's facts, and
+the file counts the events it was given, so that nothing can be altered or removed unnoticed, the last event included.
+Rollback journal, not WAL, which is unsafe on network homes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import re
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,6 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from runner.content import fsync_folder
 from runner.errors import NewerStore, Refused, RegistryUnusable, Tampered, UsageError
 from runner.model.events import FIRST, chained, state, verify_chain
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
@@ -30,7 +36,8 @@ CREATE TABLE versions (
     facts TEXT NOT NULL, PRIMARY KEY (name, version), UNIQUE (name, run)
 ) STRICT;
 CREATE TABLE events (
-    name TEXT NOT NULL, seq INTEGER NOT NULL CHECK (seq > 0), event TEXT NOT NULL, PRIMARY KEY (name, seq)
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, seq INTEGER NOT NULL CHECK (seq > 0),
+    event TEXT NOT NULL, UNIQUE (name, seq)
 ) STRICT;
 CREATE TRIGGER versions_stay BEFORE UPDATE ON versions BEGIN SELECT RAISE(ABORT, 'versions never change'); END;
 CREATE TRIGGER versions_remain BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are kept'); END;
@@ -74,25 +81,20 @@ class LocalRegistry:
         if not NAME.match(new.name):
             raise UsageError(f"{new.name!r} is no model name: letters, digits and `-`, at most 63.")
         with self._writing() as connection:
-            row = connection.execute(
-                "SELECT version FROM versions WHERE name = ? AND run = ?", (new.name, new.run)
-            ).fetchone()
-            if row is not None:
-                existing = _get(connection, new.name, row[0])
+            known = _versions(connection, new.name)
+            existing = next((version for version in known if version.run == new.run), None)
+            if existing is not None:
                 if existing.sha256 != new.sha256:
                     raise Refused(
-                        f"Run {new.run} registered {new.name}/{row[0]} with other bytes before "
+                        f"Run {new.run} registered {new.name}/{existing.version} with other bytes before "
                         f"({existing.sha256[:12]}, now {new.sha256[:12]}). A run registers one model."
                     )
                 return existing
-            (last,) = connection.execute("SELECT max(version) FROM versions WHERE name = ?", (new.name,)).fetchone()
-            version, now = (last or 0) + 1, _now()
-            facts = msgspec.json.encode(new, order="sorted").decode()
+            version, now = (known[-1].version if known else 0) + 1, _now()
+            facts = _facts(new)
             connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", (new.name, version, new.run, now, facts))
-            _add(
-                connection, new.name, version, "registered", who=new.created_by, why="", at=now,
-                data={"run": new.run, "sha256": new.sha256},
-            )  # fmt: skip
+            data = {"run": new.run, "sha256": new.sha256, "facts_sha256": _sha256(facts)}
+            _add(connection, new.name, version, "registered", who=new.created_by, why="", at=now, data=data)
             return _get(connection, new.name, version)
 
     def get(self, name: str, version: int) -> ModelVersion:
@@ -101,10 +103,13 @@ class LocalRegistry:
 
     def list(self, name: str | None = None) -> Sequence[ModelVersion]:
         with self._reading() as connection:
-            found = connection.execute("SELECT name, version FROM versions ORDER BY name, version").fetchall()
-            if name is not None and name not in {row[0] for row in found}:
+            rows = connection.execute(
+                "SELECT name FROM versions UNION SELECT name FROM events ORDER BY name"
+            ).fetchall()
+            names = [row[0] for row in rows]
+            if name is not None and name not in names:
                 raise UsageError(_unknown(connection, name, None))
-            return [_get(connection, row[0], row[1]) for row in found if name in (None, row[0])]
+            return [found for one in names if name in (None, one) for found in _versions(connection, one)]
 
     def decide(
         self, name: str, version: int, decision: Decision, *, who: str, why: str, data: dict[str, Any] | None = None
@@ -124,18 +129,44 @@ class LocalRegistry:
     def events(self, name: str) -> Sequence[Event]:
         with self._reading() as connection:
             found = _events(connection, name)
+            if verify_chain(found) is None:  # otherwise the caller can say which event it is
+                _all_there(connection)
             if not found:
                 raise UsageError(_unknown(connection, name, None))
             return found
 
+    def adopt(self, versions: Sequence[ModelVersion], events: Sequence[Event]) -> None:
+        """Take in one name's whole history from another registry, as it is; what is here already must be part of it.
+
+        Raises Tampered where its chain or a row is not what was registered, Refused where this registry has another
+        history of that name. Nothing is changed then.
+        """
+        broken = verify_chain(events)
+        if broken is not None:
+            raise Tampered(f"The history of {events[0].name} was altered: {broken}")
+        name, rows = events[0].name, {version.version: version for version in versions}
+        with self._writing() as connection:
+            here = _events(connection, name)
+            if any(ours != theirs for ours, theirs in zip(here, events, strict=False)):
+                raise Refused(f"{self.path} has another history of {name}; the two cannot be one.")
+            for event in events[len(here) :]:
+                if event.kind == "registered":
+                    if event.name != name or event.version not in rows:
+                        raise Tampered(
+                            f"The history of {name} speaks of {event.name}/{event.version}, which is not there."
+                        )
+                    facts = _facts(rows[event.version])
+                    connection.execute(
+                        "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
+                        (name, event.version, rows[event.version].run, event.at, facts),
+                    )
+                _insert(connection, event)
+            _versions(connection, name)  # each row against the event of its registration
+
     def approved(self, name: str) -> ModelVersion | None:
         with self._reading() as connection:
-            rows = connection.execute("SELECT version FROM versions WHERE name = ? ORDER BY version DESC", (name,))
-            for (version,) in rows.fetchall():
-                found = _get(connection, name, version)
-                if found.status == "approved":
-                    return found
-        return None
+            found = [version for version in _versions(connection, name) if version.status == "approved"]
+            return found[-1] if found else None
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -144,35 +175,53 @@ class LocalRegistry:
                 connection.executescript(SCHEMA)
                 yield connection
             return
-        with self._open(create=False) as connection:
+        with self._open() as connection:
             connection.execute("BEGIN")
             yield connection
             connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open(create=True) as connection:
+        if not self.path.exists():
+            self._create()
+        with self._open() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            if not connection.execute("PRAGMA user_version").fetchone()[0]:
-                for statement in SCHEMA.split(";\n"):
-                    if statement.strip():
-                        connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             try:
                 yield connection
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # a full disk has rolled back already
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
 
+    def _create(self) -> None:
+        """Put an empty registry there, whole or not at all: a file without tables is always a damaged one."""
+        beside = self.path.with_name(f".{self.path.name}-{secrets.token_hex(4)}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(beside)) as connection:
+                connection.executescript(
+                    f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; "
+                    f"PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
+                )
+            try:
+                os.link(beside, self.path)  # never over one that another process has made by now
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                beside.rename(self.path)
+            beside.unlink(missing_ok=True)
+            fsync_folder(self.path.parent)
+        except (OSError, sqlite3.Error) as error:
+            raise RegistryUnusable(f"{self.path} cannot be made: {error}.") from error
+        finally:
+            beside.unlink(missing_ok=True)
+
     @contextlib.contextmanager
-    def _open(self, *, create: bool) -> Iterator[sqlite3.Connection]:
-        mode = "rwc" if create else "rw"
+    def _open(self) -> Iterator[sqlite3.Connection]:
         try:
             connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=self.busy_s, isolation_level=None
+                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=self.busy_s, isolation_level=None
             )
         except sqlite3.Error as error:
             raise RegistryUnusable(f"{self.path} cannot be opened: {error}.") from error
@@ -180,18 +229,21 @@ class LocalRegistry:
             connection.execute("PRAGMA synchronous = FULL")
             self._check_header(connection)
             yield connection
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                raise RegistryUnusable(
-                    f"{self.path} stayed locked for {self.busy_s:g} s by another process. Nothing was changed; try again."
-                ) from error
-            raise self._unusable(error) from error
         except (sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise self._unusable(error) from error
         finally:
             connection.close()
 
     def _unusable(self, error: Exception) -> RegistryUnusable:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it says where in SQLite
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return RegistryUnusable(
+                f"{self.path} stayed locked for {self.busy_s:g} s by another process. Nothing was changed; try again."
+            )
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            return RegistryUnusable(
+                f"{self.path} cannot be used: {error}. Nothing was changed; free space or make it writable."
+            )
         return RegistryUnusable(
             f"{self.path} cannot be read as a registry: {error}. The file was left as it is; restore a copy of it."
         )
@@ -199,45 +251,73 @@ class LocalRegistry:
     def _check_header(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if version > SCHEMA_VERSION and owner == APPLICATION_ID:
             raise NewerStore(
                 f"{self.path} has format {version}; this version reads up to {SCHEMA_VERSION}. Nothing was changed."
             )
-        if tables and (owner != APPLICATION_ID or version != SCHEMA_VERSION):
-            raise RegistryUnusable(f"{self.path} is a database of something else. It was left as it is.")
-        if tables and connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        if owner != APPLICATION_ID or version != SCHEMA_VERSION:
+            raise RegistryUnusable(
+                f"{self.path} is no registry, or was truncated. It was left as it is; restore a copy of it."
+            )
+        # the quick check would not see an index that has lost a row
+        if connection.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
             raise RegistryUnusable(f"{self.path} is corrupt. It was left as it is; restore a copy of it.")
 
 
 def _get(connection: sqlite3.Connection, name: str, version: int) -> ModelVersion:
-    row = connection.execute(
-        "SELECT facts, created FROM versions WHERE name = ? AND version = ?", (name, version)
-    ).fetchone()
-    if row is None:
-        raise UsageError(_unknown(connection, name, version))
-    facts = msgspec.json.decode(row[0], type=NewVersion)
+    for found in _versions(connection, name):
+        if found.version == version:
+            return found
+    raise UsageError(_unknown(connection, name, version))
+
+
+def _versions(connection: sqlite3.Connection, name: str) -> list[ModelVersion]:
+    """All versions of the name in order. Raises Tampered unless each row is what the event of its registration says."""
     events = _events(connection, name)
-    registered = next((event for event in events if event.version == version and event.kind == "registered"), None)
-    if registered is None or registered.data != {"run": facts.run, "sha256": facts.sha256}:
-        raise Tampered(f"The row of {name}/{version} does not match the event of its registration.")
     broken = verify_chain(events)
     if broken is not None:
         raise Tampered(f"The history of {name} was altered: {broken}")
+    _all_there(connection)
+    rows = connection.execute(
+        "SELECT version, run, created, facts FROM versions WHERE name = ? ORDER BY version", (name,)
+    ).fetchall()
+    registered = [event for event in events if event.kind == "registered"]
+    if [row[0] for row in rows] != [event.version for event in registered]:
+        raise Tampered(f"The versions of {name} are not those of its history: one was added, removed or renumbered.")
+    return [_version(row, event, events) for row, event in zip(rows, registered, strict=True)]
+
+
+def _version(row: tuple[int, str, str, str], registered: Event, events: Sequence[Event]) -> ModelVersion:
+    version, run, created, text = row
+    said = (registered.data.get("run"), registered.at, registered.data.get("facts_sha256"))
+    if (run, created, _sha256(text)) != said:
+        raise Tampered(f"The row of {registered.name}/{version} is not what was registered: it was altered.")
+    facts = msgspec.json.decode(text, type=NewVersion)
     status, decision = state(events, version)
     return ModelVersion(
         **{field: getattr(facts, field) for field in NewVersion.__struct_fields__},
         version=version,
         status=status,
-        created=row[1],
+        created=created,
         decided_by=decision.who if decision else None,
         reason=decision.why if decision else None,
     )
 
 
+def _all_there(connection: sqlite3.Connection) -> None:
+    """Raises Tampered where events are gone; the chain alone cannot miss its last ones."""
+    (written,) = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    (there,) = connection.execute("SELECT count(*) FROM events").fetchone()
+    if there != (written or 0):
+        raise Tampered(f"The registry was given {written or 0} events and holds {there}: it was altered.")
+
+
 def _events(connection: sqlite3.Connection, name: str) -> list[Event]:
     rows = connection.execute("SELECT event FROM events WHERE name = ? ORDER BY seq", (name,)).fetchall()
-    return [msgspec.json.decode(row[0], type=Event) for row in rows]
+    events = [msgspec.json.decode(row[0], type=Event) for row in rows]
+    if any(event.name != name for event in events):
+        raise Tampered(f"The history of {name} has events of another name: one was moved.")
+    return events
 
 
 def _add(
@@ -257,8 +337,18 @@ def _add(
     event = chained(
         seq=seq, name=name, version=version, kind=kind, who=who, at=at, why=why, data=data, previous=previous
     )
+    _insert(connection, event)
+
+
+def _insert(connection: sqlite3.Connection, event: Event) -> None:
     text = msgspec.json.encode(event, order="sorted").decode()
-    connection.execute("INSERT INTO events VALUES (?, ?, ?)", (name, seq, text))
+    connection.execute("INSERT INTO events (name, seq, event) VALUES (?, ?, ?)", (event.name, event.seq, text))
+
+
+def _facts(version: NewVersion | ModelVersion) -> str:
+    """What never changes of a version, as JSON; equal facts give equal text."""
+    facts = NewVersion(**{field: getattr(version, field) for field in NewVersion.__struct_fields__})
+    return msgspec.json.encode(facts, order="sorted").decode()
 
 
 def _unknown(connection: sqlite3.Connection, name: str, version: int | None) -> str:
@@ -270,6 +360,10 @@ def _unknown(connection: sqlite3.Connection, name: str, version: int | None) -> 
         return f"There is no {name}/{version}; its versions are 1 to {known[name]}."
     there = ", ".join(sorted(known)) or "none yet; `runner run` registers the model of a run that passes"
     return f"There is no registered model {name!r}. Registered: {there}."
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _now() -> str:

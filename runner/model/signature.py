@@ -5,6 +5,7 @@ The record is plain data; reading a table by it needs pandas, imported by whoeve
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from runner.errors import UsageError
@@ -70,11 +71,13 @@ def as_category(series: pd.Series) -> pd.Series:
         text = series.astype("object").astype(str)
     elif pd.api.types.is_numeric_dtype(series):
         numbers = series.astype("float64")
-        whole = ~missing & (numbers == numbers.round())
+        whole = ~missing & (numbers == numbers.round()) & (numbers.abs() < 2**53)  # larger ones have no exact float
         text = series.astype("object").astype(str)
-        text = text.where(~whole, numbers.fillna(0).round().astype("int64").astype(str))
+        text = text.where(~whole, numbers.where(whole, 0).astype("int64").astype(str))
     else:
-        text = series.astype("object").where(~missing, "").astype(str).str.strip()
+        # value by value: pandas' own text cannot hold bytes or lone surrogates, which then are unknown categories
+        plain = [str(value).strip() for value in series.astype("object").where(~missing, "")]
+        text = pd.Series(plain, index=series.index, dtype="object")
         text = text.str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True)
     text = text.astype("object")
     return text.mask(missing | (text == ""), None)
@@ -168,16 +171,34 @@ def _numbers(series: pd.Series, column: Column) -> pd.Series:
     import numpy as np
     import pandas as pd
 
-    if pd.api.types.is_bool_dtype(series) and column.kind != "boolean":
-        raise BadRecords(f"Row 1, column {column.name}: {series.iloc[0]!r} is no number.")
-    if column.kind == "boolean" and not pd.api.types.is_numeric_dtype(series):
-        series = series.map(lambda v: {"true": 1, "false": 0}.get(str(v).strip().lower(), v))
     blank = series.isna()
-    if not pd.api.types.is_numeric_dtype(series):
-        blank |= series.astype("object").map(lambda v: isinstance(v, str) and not v.strip())
-    numbers = pd.to_numeric(series.mask(blank, None), errors="coerce").astype("float64")
-    wrong = (numbers.isna() & ~blank) | np.isinf(numbers)
+    if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_complex_dtype(series):
+        strange = pd.Series(pd.api.types.is_bool_dtype(series) and column.kind != "boolean", index=series.index)
+        numbers = series.astype("float64")
+    else:
+        values = series.astype("object")
+        blank |= values.map(lambda value: isinstance(value, str) and not value.strip())
+        if column.kind == "boolean":
+            said = {"true": 1, "false": 0}
+            values = values.map(lambda value: said.get(str(value).strip().lower(), value)).astype("object")
+        strange = ~blank & ~values.map(_may_be_number)
+        numbers = pd.to_numeric(values.mask(blank | strange, None), errors="coerce").astype("float64")
+    wrong = (strange & ~blank) | (numbers.isna() & ~blank) | np.isinf(numbers)
+    if column.kind == "boolean":
+        wrong |= ~blank & ~numbers.isin([0, 1])
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
-        raise BadRecords(f"Row {row + 1}, column {column.name}: {series.iloc[row]!r} is no finite number.")
+        value = series.iloc[row]
+        value = value.item() if isinstance(value, np.generic) else value
+        what = "neither true nor false" if column.kind == "boolean" else "no finite number"
+        raise BadRecords(f"Row {row + 1}, column {column.name}: {value!r} is {what}.")
     return numbers
+
+
+def _may_be_number(value: object) -> bool:
+    """Text that may say a number, or one that a float holds; a truth value, a date and a list are none."""
+    import numpy as np
+
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**1023
+    return isinstance(value, str | float | Decimal | np.integer | np.floating)

@@ -277,7 +277,7 @@ def _places(where: str, step: StepSpec) -> Iterator[str]:
 
 def _output(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
     step, _, output = source.partition(".")
-    if not output:
+    if not output or "://" in source:
         yield (
             f"{where}: {source!r} is no source: write `step.output`, a path that begins with ./ or /, "
             "s3://…, https://…, `approved:NAME` or `gate.verdict`."

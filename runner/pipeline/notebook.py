@@ -41,6 +41,11 @@ class Declared:
     has_literal_default: bool
     comment: str = ""
 
+    @property
+    def secret(self) -> bool:
+        """Marked `# secret` in its cell: its value comes from the environment and is written nowhere."""
+        return self.comment.partition(":")[0].split(" ")[0].lower() == "secret"
+
 
 @dataclass(frozen=True)
 class Notebook:

@@ -7,6 +7,7 @@ gives. Reads the file and the notebooks, starts nothing, writes nothing.
 from __future__ import annotations
 
 import graphlib
+import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from runner.pipeline.file import VERDICT, examine, is_address, is_path, nearest,
 from runner.pipeline.notebook import Declared, Notebook, project_modules, read_notebook
 from runner.pipeline.types import DoesNotFit, check, read_text
 from runner.records import Pipeline, StepSpec, Value
+
+ENVIRONMENT = "env:"
 
 
 @dataclass(frozen=True)
@@ -210,9 +213,16 @@ def _planned(
     for role, keys in (("inputs", spec.inputs), ("outputs", spec.outputs), ("parameters", spec.parameters)):
         findings += [finding for key in keys for finding in _role(name, role, key, notebook, spec)]
     values: dict[str, Value] = {}
+    for key, one in declared.items():
+        if one.secret and _is_parameter(key, spec, notebook) and one.default not in ("", None):
+            findings.append(f"{spec.notebook}: `{key}` is secret, so its default must be empty text.")
     for table, where in ((pipeline.parameters, "parameters"), (spec.parameters, f"steps.{name}.parameters")):
         for key, value in table.items():
             if key in declared and _is_parameter(key, spec, notebook):
+                if declared[key].secret:
+                    findings += _secret(value, f"{file}: {where}.{key}")
+                    values[key] = value
+                    continue
                 try:
                     values[key] = check(value, declared[key].type)
                 except DoesNotFit as error:
@@ -220,6 +230,10 @@ def _planned(
                     continue
                 warnings += _drift(declared[key], values[key], file)
     for key, text in texts.items():
+        if declared[key].secret:
+            findings += _secret(text, f"-p {key}")
+            values[key] = text
+            continue
         try:
             values[key] = read_text(text, declared[key].type)
         except DoesNotFit as error:
@@ -233,6 +247,15 @@ def _planned(
         needs=tuple(needs_of(name, pipeline)),
         needs_verdict=needs_verdict(spec),
     )
+
+
+def _secret(value: Value, where: str) -> Iterator[str]:
+    """A secret's value is named, never given: it would be in the shell's history and in the run's manifest."""
+    variable = value.removeprefix(ENVIRONMENT) if isinstance(value, str) and value.startswith(ENVIRONMENT) else ""
+    if not variable.isidentifier():
+        yield f"{where}: is secret; write {ENVIRONMENT}NAME, the environment variable that has its value."
+    elif variable not in os.environ:
+        yield f"{where}: there is no environment variable {variable}."
 
 
 def _role(step: str, role: str, key: str, notebook: Notebook, spec: StepSpec) -> Iterator[str]:

@@ -10,7 +10,7 @@ import msgspec
 
 from runner.content import atomic_write, file_fact
 from runner.pipeline.notebook import read_notebook
-from runner.pipeline.plan import Plan, PlannedStep, needs_of, needs_verdict
+from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep, needs_of, needs_verdict
 from runner.records import InputFact, RunManifest, StepJob, StepResult, encode
 from runner.run.sources import place
 from runner.run.store import Store
@@ -73,11 +73,18 @@ def job(
     attempt: int,
 ) -> StepJob:
     """The step's job, written to its folder with its inputs put in place and its outputs cleared."""
+    declared = step.notebook.parameters
+    secrets = {
+        name: str(value).removeprefix(ENVIRONMENT)
+        for name, value in step.parameters.items()
+        if name in declared and declared[name].secret
+    }
     wanted = StepJob(
         run=run,
         step=step.name,
         notebook=step.spec.notebook,
-        parameters=step.parameters,
+        parameters={name: value for name, value in step.parameters.items() if name not in secrets},
+        secrets=secrets,
         outputs=step.spec.outputs,
         timeout_s=step.spec.timeout_s,
         cell_timeout_s=step.spec.cell_timeout_s,

@@ -40,9 +40,25 @@ def collect(
 ) -> Freed:
     """Remove all but the newest `keep` runs, those ever approved, and those with one of `tags` (or `pinned`).
 
-    A run that is going on, or whose manifest cannot be read, is kept. With `dry_run`, says what would go.
+    A run whose manifest cannot be read is kept. With `dry_run`, says what would go. Raises Refused while a run goes on.
     """
-    approved, pins = set(approved_runs), {*tags, PINNED}
+    if not dry_run:
+        with store.alone():
+            return _collect(store, set(approved_runs), versions, keep, tags, project, dry_run=False)
+    return _collect(store, set(approved_runs), versions, keep, tags, project, dry_run=True)
+
+
+def _collect(
+    store: Store,
+    approved: set[str],
+    versions: Iterable[ModelVersion],
+    keep: int,
+    tags: Iterable[str],
+    project: Path,
+    *,
+    dry_run: bool,
+) -> Freed:
+    pins = {*tags, PINNED}
     kept: dict[str, str] = {}
     manifests: list[RunManifest] = []
     gone: list[str] = []
@@ -64,6 +80,8 @@ def collect(
             shutil.rmtree(store.folder(run))
         for path in objects:
             path.unlink()
+        for leftover in store.objects.glob(".*"):  # of writers that were killed
+            leftover.unlink()
         shutil.rmtree(store.root / FETCHED, ignore_errors=True)
         _remember(store, manifests, project)
     return Freed(tuple(gone), len(objects), size, kept)

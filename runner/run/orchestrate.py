@@ -17,6 +17,7 @@ import msgspec
 from runner import __version__
 from runner.content import atomic_write, file_fact
 from runner.errors import RunnerError
+from runner.failpoint import reach
 from runner.gate import judge
 from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
@@ -53,8 +54,10 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
     store.prepare()
     sources, champion = pinned(plan, world)
     run_id = store.new()
+    reach("run folder made")
     with store.lock(run_id):
         hashes = run_folder.snapshot(plan, store, run_id)
+        reach("snapshot taken")
         manifest = RunManifest(
             run=run_id,
             pipeline_file=plan.file.name,
@@ -77,6 +80,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
             runner_version=__version__,
         )
         store.write(manifest)
+        reach("run begun")
         return Steps(plan, options, world, manifest).finish()
 
 
@@ -106,6 +110,7 @@ class Steps:
 
     def finish(self) -> RunManifest:
         self.world.watcher.started(self.manifest)
+        self._register_left()
         self._prepare_next()
         try:
             while self._start_ready():
@@ -117,6 +122,7 @@ class Steps:
         statuses = {step.status for step in self.manifest.steps}
         interrupted = self.world.stop.is_set() or "interrupted" in statuses
         status = "interrupted" if interrupted else "failed" if "failed" in statuses else "succeeded"
+        reach("before the end")
         self._write(status=status, ended=_now())
         return self.manifest
 
@@ -151,6 +157,7 @@ class Steps:
             attempt=attempt,
         )
         self._set(step.name, status="running", attempt=attempt, job=job)
+        reach("step about to run", step.name)
         self.going.add(step.name)
         threading.Thread(target=self._work, args=(step,), name=f"step-{step.name}").start()
         self._prepare_next()
@@ -205,6 +212,7 @@ class Steps:
             self._start(step, state.attempt + 1)
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
+        reach("step sealed", step.name)
         self._take(step, outcome, status=outcome.status)
 
     def _take(self, step: PlannedStep, result: StepResult | None, **state: object) -> None:
@@ -215,6 +223,7 @@ class Steps:
         problems = {f"{step.name}.{name}": problem for name, problem in result.problems.items()}
         self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
         self._set(step.name, result=result, **state)
+        reach("step recorded", step.name)
         ended = self._state(step.name)
         if ended.status in ("succeeded", "cached") and result.registration is not None:
             self._register(step, result, ended.from_run)
@@ -224,6 +233,7 @@ class Steps:
     def _register(self, step: PlannedStep, result: StepResult, from_run: str | None) -> None:
         if not self.options.register:
             return
+        reach("before registering")
         try:
             version = registration.commit(self.manifest, result, self.world.registry, from_run=from_run)
         except RunnerError as error:
@@ -231,7 +241,17 @@ class Steps:
             self._set(step.name, status="failed", result=msgspec.structs.replace(result, error=refused))
             self._write(status="failed", ended=_now())
             raise
+        reach("registered")
         self._write(model_version=version)
+        reach("version recorded")
+
+    def _register_left(self) -> None:
+        """A run that was killed between sealing a step and registering what it asks for does so now."""
+        for step in self.plan.steps:
+            state = self._state(step.name)
+            result = state.result if state.status in ("succeeded", "cached") else None
+            if result is not None and result.registration is not None and self.manifest.model_version is None:
+                self._register(step, result, state.from_run)
 
     def _skip(self, step: PlannedStep) -> None:
         verdict = self._verdict()
@@ -253,6 +273,7 @@ class Steps:
                 present=_present(self.manifest),
             )
             atomic_write(self.world.store.folder(self.manifest.run) / VERDICT_FILE, encode(verdict))
+            reach("verdict written")
             self._write(verdict=verdict)
             self.world.watcher.judged(verdict)
             return verdict

@@ -39,9 +39,10 @@ def commit(
             f"The folder handed to runner.model.register is not the one that [model] from = {model.from_!r} names. "
             "Pass the input that comes from it."
         )
-    earlier = [version for version in registry.list() if from_run is not None and version.run == from_run]
-    if earlier and earlier[0].sha256 == found.sha256:
-        return ModelVersionRef(name=earlier[0].name, version=earlier[0].version, status=earlier[0].status)
+    known = registry.list() if from_run is not None else []
+    for earlier in known:
+        if (earlier.name, earlier.run, earlier.sha256) == (model.name, from_run, found.sha256):
+            return ModelVersionRef(name=earlier.name, version=earlier.version, status=earlier.status)
     version = registry.register(
         NewVersion(
             name=model.name,

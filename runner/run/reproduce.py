@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.content import artifact
-from runner.errors import Refused
 from runner.records import Environment, InputFact, Metric, RunManifest, StepResult, StepState
 from runner.run import folder as run_folder
+from runner.run.inputs import origin, recorded
 from runner.run.store import Store
 from runner.run.world import Executor
 from runner.step.execute import Progress
@@ -116,28 +115,20 @@ def _execute(
     for name in state.snapshot:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    inputs = {name: _input(manifest, state, name, fact) for name, fact in state.job.inputs.items()}
+    inputs = {name: _input(manifest, state, name, fact, original) for name, fact in state.job.inputs.items()}
     run_folder.write_job(state.job, inputs, folder=target, store=original)
     cwd = (root / state.notebook).parent
     return executor.run(target, cwd=cwd, stop=threading.Event(), on_progress=_silent)
 
 
-def _input(manifest: RunManifest, state: StepState, name: str, fact: InputFact) -> InputFact:
-    """The input as pinned when the run started, if its bytes are still to be had."""
-    pinned = manifest.sources.get(f"{state.name}.{name}", fact)
-    if pinned.artifact is None or pinned.as_ == "uri" or not pinned.stamp or pinned is fact:
-        return (
-            pinned
-            if pinned is not fact
-            else InputFact(source=fact.source, present=fact.present, artifact=fact.artifact)
-        )
-    path = Path(pinned.source)
-    if path.exists() and artifact(path, name=name).sha256 == pinned.artifact.sha256:
+def _input(manifest: RunManifest, state: StepState, name: str, fact: InputFact, original: Store) -> InputFact:
+    """The input as it was recorded, if its bytes are still to be had."""
+    pinned = recorded(manifest, state.name, name)
+    if pinned.artifact is None or pinned.as_ == "uri":
         return pinned
-    raise Refused(
-        f"Step {state.name} read {pinned.source} (sha256 {pinned.artifact.sha256[:12]}), which has changed or is gone, and "
-        "the run kept no copy. Put the table back, or write `keep = true` at that input for runs to come."
-    )
+    if origin(pinned, f"Input {name} of step {state.name}", original) is not None:
+        return pinned
+    return InputFact(source=fact.source, artifact=pinned.artifact, version=pinned.version)
 
 
 def _cause(

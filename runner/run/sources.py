@@ -19,7 +19,7 @@ import msgspec
 from runner.content import artifact, atomic_write, file_fact, folder_artifact, stamp
 from runner.errors import RemoteError, Tampered
 from runner.records import Artifact, FileFact, InputFact, InputSpec, Record, encode, read
-from runner.run.store import Store, facts_of
+from runner.run.store import Store, facts_of, inside
 
 FETCHED = "fetched"  # folder of the store: which version of an address is which object
 
@@ -78,6 +78,9 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote]) -
         if spec.optional:
             return absent(address)
         raise
+    for file in files:
+        if file.path:
+            inside(file.path)
     version = files[0].version if len(files) == 1 and not files[0].path else _digest(files)
     if spec.as_ == "uri":
         size = sum(file.size_bytes or 0 for file in files)

@@ -2,6 +2,7 @@
 
     runs/<run>/run.json     the manifest
     runs/<run>/lock         held by flock while the run's owner lives; the kernel releases it
+    runs/lock               shared by all that run, held alone while garbage is collected
     runs/objects/<sha256>   read-only, by content
 
 Every file that counts is written beside its place, flushed to disk and renamed there.
@@ -24,6 +25,7 @@ import msgspec
 
 from runner.content import artifact, atomic_write, file_fact, fsync_folder
 from runner.errors import Refused, Tampered, UsageError
+from runner.failpoint import reach
 from runner.records import Artifact, FileFact, RunManifest, encode, read
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE = "run.json", "lock", "objects", "quarantine"
@@ -68,12 +70,18 @@ class Store:
             return []
         return sorted((entry.name for entry in os.scandir(self.root) if RUN_ID.match(entry.name)), reverse=True)
 
+    def begun(self, run: str) -> bool:
+        """Whether anything was done in it; one killed before its manifest was written has nothing to lose."""
+        folder = self.folder(run)
+        return (folder / MANIFEST).exists() or any(folder.glob("steps/*/result.json"))
+
     def find(self, reference: str) -> str:
         """The run id for an id, a unique beginning or end of one, or `latest`. Raises UsageError."""
         runs = self.runs()
         if reference == "latest":
-            if runs:
-                return runs[0]
+            begun = next((run for run in runs if (self.folder(run) / MANIFEST).exists()), None)
+            if begun is not None:
+                return begun
             raise UsageError(f"There are no runs in {self.root} yet. Start one with `runner run`.")
         found = [run for run in runs if run.startswith(reference) or run.endswith(f"-{reference}")]
         if len(found) == 1 or reference in found:
@@ -104,9 +112,25 @@ class Store:
         atomic_write(self.folder(manifest.run) / MANIFEST, encode(manifest))
 
     @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every run from going on meanwhile. Raises Refused where one does."""
+        with self._store_lock(fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def _store_lock(self, kind: int) -> Iterator[None]:
+        with (self.root / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                others = "a run is going on" if kind == fcntl.LOCK_EX else "`runner gc` is at work"
+                raise Refused(f"{self.root} is in use: {others}. Try again when it has ended.") from None
+            yield
+
+    @contextlib.contextmanager
     def lock(self, run: str) -> Iterator[None]:
         """Own the run. Raises Refused naming the process that does."""
-        with (self.folder(run) / LOCK).open("a+") as file:
+        with self._store_lock(fcntl.LOCK_SH), (self.folder(run) / LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -148,7 +172,7 @@ class Store:
 
     def object(self, fact: FileFact) -> Path:
         """The object's file, its size checked."""
-        path = self.objects / fact.sha256
+        path = self.objects / inside(fact.sha256)
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -189,19 +213,31 @@ class Store:
             os.fsync(file.fileno())
         beside = self.objects / f".{fact.sha256}-{secrets.token_hex(4)}"
         link_or_copy(path, beside)
+        reach("object half stored")
         beside.replace(target)
         fsync_folder(self.objects)
 
 
 def facts_of(found: Artifact) -> dict[str, FileFact]:
-    """The artifact's files by path relative to it; "" is the artifact itself."""
+    """The artifact's files by path relative to it; "" is the artifact itself. Raises Tampered for a path that leaves it."""
     if found.files is None:
         return {"": FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}
+    for relative in found.files:
+        inside(relative)
     return found.files
 
 
+def inside(path: str) -> str:
+    """The path, if it stays below where it is put. Raises Tampered."""
+    parts = PurePosixPath(path)
+    if not path or parts.is_absolute() or ".." in parts.parts or "\0" in path:
+        raise Tampered(f"The path {path!r} leads out of its folder; nothing is written there.")
+    return path
+
+
 def files_of(found: Artifact) -> list[tuple[str, FileFact]]:
-    """(path relative to the step folder, fact) of each file of the artifact."""
+    """(path relative to the step folder, fact) of each file of the artifact. Raises Tampered as `facts_of`."""
+    inside(found.path)
     return [(str(PurePosixPath(found.path) / relative), fact) for relative, fact in facts_of(found).items()]
 
 

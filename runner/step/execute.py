@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.content import artifact, atomic_write, file_fact, stamp
-from runner.errors import RunnerError
+from runner.errors import RunnerError, UsageError
+from runner.failpoint import reach
+from runner.pipeline.credentials import Redactor
 from runner.pipeline.notebook import Cell, Notebook, imported_names, python_source, read_notebook
 from runner.pipeline.scraps import read_scraps
 from runner.records import (
@@ -107,6 +109,7 @@ def execute(
     began = datetime.now(UTC)
     clock = time.monotonic()
     ooms = _out_of_memory_count()
+    redactor = Redactor(_secret_values(job))
     session = _session(
         job,
         notebook,
@@ -114,6 +117,7 @@ def execute(
         kernel or start(folder, cwd=cwd, threads=job.threads, project=project),
         stop or threading.Event(),
         on_progress,
+        redactor,
     )
     # late: with no kernel started yet, this second of imports would come before it instead of beside it
     from runner.step.engine import execute as execute_notebook
@@ -125,6 +129,7 @@ def execute(
             language=notebook.language,
             kernel_name=notebook.kernel_name or "python3",
             session=session,
+            secrets=job.secrets,
         )
     finally:
         session.kernel.close()
@@ -157,8 +162,10 @@ def execute(
         threads=job.threads,
         registration=registration,
         opened=_opened(folder, project),
+        redacted=redactor.found,
     )
     atomic_write(folder / RESULT, encode(result))
+    reach("result written", job.step)
     return result
 
 
@@ -173,7 +180,22 @@ def _values(job: StepJob, folder: Path) -> dict[str, Value]:
         for name, fact in job.inputs.items()
     }
     outputs: dict[str, Value] = {name: str(folder / "out" / place) for name, place in job.outputs.items()}
-    return {**job.parameters, **inputs, **outputs}
+    # a secret's place is taken by its variable's name until the engine has the cell look it up
+    return {
+        **job.parameters,
+        **{name: f"env:{variable}" for name, variable in job.secrets.items()},
+        **inputs,
+        **outputs,
+    }
+
+
+def _secret_values(job: StepJob) -> list[str]:
+    missing = [variable for variable in job.secrets.values() if variable not in os.environ]
+    if missing:
+        raise UsageError(
+            f"Step {job.step} takes a secret from the environment variable {missing[0]}, which is not set."
+        )
+    return [os.environ[variable] for variable in job.secrets.values()]
 
 
 def _environment(
@@ -225,6 +247,7 @@ def _session(
     kernel: KernelProcess,
     stop: threading.Event,
     on_progress: Callable[[Progress], None],
+    redactor: Redactor,
 ) -> Session:
     from runner.step.client import Limits, Session
     from runner.step.engine import Saver
@@ -232,7 +255,7 @@ def _session(
     total = len(notebook.code)
     # papermill puts its cell right after the one tagged `parameters`, or first
     tagged = next((i for i, cell in enumerate(notebook.cells) if "parameters" in cell.tags), -1)
-    values = bool(job.parameters or job.inputs or job.outputs)
+    values = bool(job.parameters or job.secrets or job.inputs or job.outputs)
 
     def source_cell(index: int) -> Cell | None:
         if not values or index <= tagged:
@@ -245,7 +268,7 @@ def _session(
             on_progress(Progress(job.step, cell.number - (not done), total, cell.number, cell.first_line))
 
     deadline = None if job.timeout_s is None else time.monotonic() + job.timeout_s
-    return Session(on_cell, stop, Limits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED))
+    return Session(on_cell, stop, Limits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED, redactor))
 
 
 def _cells_run(session: Session, cells: list[Any]) -> int:

@@ -1,0 +1,78 @@
+"""A run in somebody's hands: `debug` one of its steps, `pack` it into a file, `import` such a file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from runner.cli.options import json_option, pipeline_option, print_json
+
+
+@click.command("debug")
+@click.argument("run")
+@click.argument("step")
+@click.option("--no-open", is_flag=True, help="Print the notebook's path instead of opening Jupyter.")
+@pipeline_option
+def debug_command(run: str, step: str, no_open: bool, pipeline: Path) -> int:
+    """Open a copy of a step's notebook with the run's own parameters and inputs, the failing cell marked.
+
+    Run All reproduces the failure in a fresh kernel; the source notebook and everything sealed stay as they are.
+
+    \b
+    Example:
+      runner debug latest STEP
+    """
+    from runner import backend
+
+    made = backend.debug(pipeline, run, step)
+    if no_open:
+        click.echo(made)
+        return 0
+    try:
+        return subprocess.run([sys.executable, "-m", "jupyter", "lab", str(made)], check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+@click.command("pack")
+@click.argument("run", metavar="RUN|NAME/VERSION")
+@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Default: RUN.run.tar.gz here.")
+@pipeline_option
+def pack_command(run: str, output: Path | None, pipeline: Path) -> None:
+    """Put a run, with all its inputs and outputs, into one file; for NAME/VERSION with the version's evidence.
+
+    \b
+    Example:
+      runner pack latest -o run.tar.gz
+      runner pack NAME/3
+    """
+    from runner import backend
+
+    made, size = backend.pack(pipeline, run, output)
+    click.echo(f"{made}   {size:,} bytes", err=True)
+    click.echo(made)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@json_option
+@pipeline_option
+def import_command(file: Path, as_json: bool, pipeline: Path) -> None:
+    """Take in a packed run: every file is checked against its hash before anything is kept. Twice is as good as once.
+
+    \b
+    Example:
+      runner import run.tar.gz && runner report latest
+    """
+    from runner import backend
+
+    run, versions = backend.import_run(pipeline, file)
+    if as_json:
+        print_json({"run": run, "versions": [f"{version.name}/{version.version}" for version in versions]})
+        return
+    click.echo(f"run {run}")
+    for version in versions:
+        click.echo(f"model {version.name}/{version.version} {version.status}")

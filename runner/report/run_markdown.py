@@ -1,0 +1,101 @@
+"""One run as Markdown that fits a CI job's page: the verdict or the error first, then what to do next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.pipeline.notebook import read_notebook
+from runner.records import RunManifest, StepState
+from runner.report.files import number
+from runner.report.pull_request import code, fence, table
+
+MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "error": "⚠️", "not judged": "–"}
+OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "is inconclusive", "error": "is in error"}
+TRACEBACK_LINES = 15
+
+
+def run_markdown(manifest: RunManifest, folder: Path, hints: list[str]) -> str:
+    """`hints` are the next commands, `folder` the run's."""
+    return "\n".join(_lines(manifest, folder, hints)) + "\n"
+
+
+def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[str]:
+    failed = next((step for step in manifest.steps if step.status == "failed"), None)
+    yield f"## {_headline(manifest, failed)}"
+    yield ""
+    if failed is not None:
+        yield from _failure(failed, folder)
+    for line in hints:
+        yield f"→ {code(line.strip())}"
+        yield ""
+    if manifest.verdict is not None:
+        rows = [
+            [
+                MARKS[rule.outcome],
+                code(rule.rule.metric),
+                "–" if rule.value is None else number(rule.value),
+                "–" if rule.low is None or rule.high is None else f"{number(rule.low)} to {number(rule.high)}",
+                rule.sentence.replace("|", "\\|"),
+            ]
+            for rule in manifest.verdict.rules
+        ]
+        yield from table(["", "metric", "value", "interval", ""], rows)
+    yield from table(
+        ["step", "status", "seconds", "why"],
+        [
+            [code(step.name), step.status or "–", f"{step.result.seconds:.1f}" if step.result else "–", _why(step)]
+            for step in manifest.steps
+        ],
+    )
+    if manifest.model_version is not None:
+        version = manifest.model_version
+        yield f"Model {code(f'{version.name}/{version.version}')} {version.status}."
+        yield ""
+    commit = f", commit {code(manifest.git.commit[:8])}" if manifest.git else ""
+    yield f"Run {code(manifest.run)}{commit}, {manifest.started[:19].replace('T', ' ')} UTC, by {code(manifest.started_by)}"
+
+
+def _headline(manifest: RunManifest, failed: StepState | None) -> str:
+    name = code(manifest.pipeline.name)
+    if failed is not None:
+        return f"❌ {name}: step {code(failed.name)} failed"
+    if manifest.status != "succeeded":
+        return f"⏸ {name}: {manifest.status}"
+    if manifest.verdict is None:
+        return f"{name}: succeeded, not judged"
+    return f"{MARKS[manifest.verdict.outcome]} {name}: the gate {OUTCOMES[manifest.verdict.outcome]}"
+
+
+def _failure(step: StepState, folder: Path) -> Iterator[str]:
+    """The error, the source of its cell, and the traceback's end."""
+    error = step.result.error if step.result else None
+    if error is None:
+        return
+    where = f" in cell [{error.cell}]" if error.cell is not None else ""
+    yield f"{code(f'{error.ename}: {error.evalue}')}{where} of {code(step.notebook)}"
+    yield ""
+    notebook = read_notebook(folder / "steps" / step.name / "notebook.ipynb")
+    cell = next((cell for cell in notebook.code if cell.number == error.cell), None)
+    if cell is not None:
+        yield from fence(cell.source.splitlines(), language=notebook.language)
+        yield ""
+    if error.traceback:
+        yield "<details><summary>Traceback</summary>"
+        yield ""
+        yield from fence(_plain("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:], language="text")
+        yield ""
+        yield "</details>"
+        yield ""
+
+
+def _plain(text: str) -> str:
+    """Without a terminal's colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _why(step: StepState) -> str:
+    if step.status == "cached":
+        return f"from {code(step.from_run)}"
+    return code(step.why) if step.why else ""

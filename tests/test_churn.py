@@ -1,0 +1,122 @@
+"""The shipped pipeline from the command line: a table becomes a registered model, and a second one has to be as good."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REAL_TABLE, ROOT, Project
+
+STEPS = ["data", "train", "evaluate", "register"]
+
+
+@pytest.fixture(scope="module")
+def churn(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project as it is cloned, after `runner run --json`."""
+    project = Project(tmp_path_factory.mktemp("churn") / "project")
+    skip = shutil.ignore_patterns("work", ".ipynb_checkpoints", "__pycache__")
+    for name in ("notebooks", "data"):
+        shutil.copytree(ROOT / name, project.folder / name, ignore=skip)
+    shutil.copy(ROOT / "pipeline.toml", project.folder)
+    done = project.runner("run", "--json")
+    assert done.code == 0, done.err
+    (project.folder / "told.json").write_text(done.out)
+    return project
+
+
+def told(project: Project) -> Any:
+    return json.loads((project.folder / "told.json").read_text())
+
+
+def test_one_command_ingests_trains_evaluates_judges_and_registers(churn: Project) -> None:
+    made = told(churn)
+    assert list(made) == ["run", "status", "verdict", "steps", "metrics", "model_version", "report"]
+    assert (made["status"], made["verdict"]) == ("succeeded", "pass")
+    assert [(step["name"], step["status"]) for step in made["steps"]] == [(name, "succeeded") for name in STEPS]
+    assert all(Path(step["executed"]).exists() and step["seconds"] > 0 for step in made["steps"])
+    assert made["model_version"] == {"name": "churn", "version": 1, "status": "pending"}
+    assert Path(made["report"]).exists()
+    auc = made["metrics"]["evaluate.auc"]
+    assert 0.85 < auc["low"] < auc["value"] < auc["high"] < 1
+
+
+def test_a_version_leads_back_to_its_run_notebooks_data_and_model(churn: Project) -> None:
+    import hashlib
+
+    (version,) = churn.runner("models", "--json").json
+    assert list(version) == [
+        "name", "version", "status", "run", "sha256", "metrics", "created", "decided_by", "reason"
+    ]  # fmt: skip
+    assert version["run"] == told(churn)["run"]
+    shown = churn.runner("show", "churn/1", "--json").json
+    assert shown["run"] == version["run"]
+    manifest = json.loads((churn.folder / "runs" / version["run"] / "run.json").read_text())
+    table = hashlib.sha256((churn.folder / "data" / "churn.csv").read_bytes()).hexdigest()
+    assert manifest["sources"]["data.source"]["artifact"]["sha256"] == table
+    train = next(step for step in manifest["steps"] if step["name"] == "train")
+    assert train["result"]["outputs"]["model"]["sha256"] == version["sha256"]
+    assert churn.runner("verify", "churn/1").code == 0
+
+
+def test_the_models_folder_scores_a_raw_customer(churn: Project) -> None:
+    import pandas as pd
+
+    from runner.model import load
+
+    model = load(churn.folder / "runs" / told(churn)["run"] / "steps" / "train" / "out" / "model")
+    customers = pd.read_csv(churn.folder / "data" / "churn.csv").head(50)
+    scores = model.predict(customers)
+    assert ((scores > 0) & (scores < 1)).all()
+    record = model.signature.sample_request
+    assert float(model.predict(pd.DataFrame([record]))[0]) == model.signature.sample_prediction
+
+
+def test_running_again_repeats_nothing_and_registers_nothing(churn: Project) -> None:
+    done = churn.runner("run", "--json")
+    assert (done.code, [step["status"] for step in done.json["steps"]]) == (0, ["cached"] * 4)
+    assert done.json["model_version"] == told(churn)["model_version"]
+    assert done.json["metrics"] == told(churn)["metrics"]
+    assert len(churn.runner("models", "--json").json) == 1
+
+
+def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) -> None:
+    done = churn.runner("run", "--profile", "smoke", "--json")
+    assert done.code == 0, done.err
+    assert done.json["model_version"] is None
+    assert {step["name"]: step["status"] for step in done.json["steps"]}["register"] == "skipped"
+    assert len(churn.runner("models", "--json").json) == 1
+    registered = churn.runner("register", done.json["run"], "--json")
+    assert registered.code == 0, registered.err
+    assert (registered.json["version"], registered.json["run"]) == (2, done.json["run"])
+    assert churn.runner("reject", "churn/2", "--reason", "five rounds only").code == 0
+
+
+def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) -> None:
+    assert churn.runner("approve", "churn/1", "--reason", "first").code == 0
+    done = churn.runner("run", "-p", "seed=43", "--json")
+    assert done.code == 0, done.err
+    assert [step["status"] for step in done.json["steps"]][0] == "cached"
+    gain = done.json["metrics"]["evaluate.auc_gain"]
+    assert -0.02 <= gain["low"] <= gain["value"] <= gain["high"]
+    assert done.json["metrics"]["evaluate.champion_seen"]["value"] == 0
+    assert churn.manifest["champion"] | {"sha256": ""} == {
+        "name": "churn", "version": 1, "run": told(churn)["run"], "sha256": ""
+    }  # fmt: skip
+    assert "churn/1" in Path(done.json["report"]).read_text(encoding="utf-8")
+    events = churn.runner("history", "churn", "--json").json
+    assert [(event["kind"], event["version"]) for event in events] == [
+        ("registered", 1), ("registered", 2), ("rejected", 2), ("approved", 1), ("registered", 3)
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
+def test_the_real_table_passes_the_same_gate(churn: Project) -> None:
+    done = churn.runner("run", "evaluate", "-p", f"data.source={REAL_TABLE}", "--json")
+    assert done.code == 0, done.err
+    assert done.json["metrics"]["evaluate.auc"]["low"] > 0.95
+    assert done.json["metrics"]["evaluate.accuracy"]["value"] > 0.9
+    assert done.json["verdict"] == "pass"
+    assert done.json["model_version"] is None  # its registering step was not asked for

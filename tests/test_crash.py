@@ -1,0 +1,295 @@
+"""Killed at every boundary, at random moments, with a full disk: nothing sealed is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Done, Project, children_of, command, environment, parameters
+
+from runner.failpoint import NAMES, VARIABLE
+
+TOML = """
+name = "crash"
+[steps.first]
+notebook = "first.ipynb"
+inputs = { source = "./in.txt" }
+outputs = { model = "model/" }
+[steps.second]
+notebook = "second.ipynb"
+inputs = { model = "first.model", before = "approved:thing" }
+outputs = { scored = "scored.txt" }
+[[gate]]
+metric = "second.score"
+min = 0.5
+[model]
+name = "thing"
+from = "first.model"
+[steps.last]
+notebook = "last.ipynb"
+inputs = { model = "first.model", verdict = "gate.verdict" }
+"""
+BEFORE_A_MANIFEST = ("run folder made", "snapshot taken")
+
+
+def made(folder: Path) -> Project:
+    project = Project(folder)
+    project.folder.mkdir(parents=True, exist_ok=True)
+    (folder / "in.txt").write_text("seed\n")
+    project.write(
+        "first.ipynb",
+        parameters('source: str = ""\nmodel: str = ""'),
+        "import json, pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)",
+        # registered by its bytes alone; nothing here loads it
+        "(place / 'model.json').write_text(json.dumps({'trees': open(source).read()}))\n"
+        "(place / 'signature.json').write_text('{}')",
+    )
+    project.write(
+        "second.ipynb",
+        parameters('model: str = ""\nbefore: str = ""\nscored: str = ""'),
+        "import scrapbook\nassert open(scored, 'w').write(open(model + '/model.json').read() * 3)",
+        "scrapbook.glue('score', 0.75)",
+    )
+    project.write(
+        "last.ipynb",
+        parameters('model: str = ""\nverdict: str = ""'),
+        "from runner.model.request import register\nregister(model, card='# Thing')",
+    )
+    project.toml(TOML)
+    return project
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return made(tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of every output of a run that nothing happened to."""
+    project = made(tmp_path_factory.mktemp("undisturbed"))
+    done = project.runner("run", "--json")
+    assert done.code == 0, done.err
+    return outputs(project)
+
+
+@pytest.fixture
+def project(fresh: Project, tmp_path: Path) -> Project:
+    shutil.copytree(fresh.folder, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def outputs(project: Project) -> dict[str, str]:
+    return {
+        f"{step['name']}.{name}": output["sha256"]
+        for step in project.manifest["steps"]
+        for name, output in (step["result"] or {"outputs": {}})["outputs"].items()
+    }
+
+
+def killed(project: Project, *arguments: str, at: str) -> None:
+    done = project.runner(*arguments, env={VARIABLE: at})
+    assert done.code == -signal.SIGKILL, f"{at} was never reached: {done.code}\n{done.err}"
+
+
+def finished(project: Project) -> Done:
+    """Resume where there is something to resume, run anew where the run never began."""
+    done = project.runner("resume", "latest", "--json") if any(project.runs) else project.runner("run", "--json")
+    assert done.code == 0, done.err
+    return done
+
+
+def sound(project: Project, undisturbed: dict[str, str]) -> None:
+    """What faults may never break: see each line."""
+    assert outputs(project) == undisturbed  # a resumed run's outputs are an uninterrupted run's
+    assert project.manifest["status"] == "succeeded"
+    (version,) = project.runner("models", "--json").json  # registered once
+    assert version["run"] == project.manifest["run"]
+    assert project.manifest["model_version"]["version"] == version["version"] == 1
+    verified = project.runner("verify", "--all", "--json")  # every file in a manifest is there with its hash
+    assert verified.code == 0, verified.out
+    assert kernels_of(project) == []  # nothing is left running
+
+
+def kernels_of(project: Project) -> list[int]:
+    deadline = time.monotonic() + 5
+    while True:
+        found = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and str(project.folder).encode() in _environ(entry)
+        ]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+def _environ(entry: Path) -> bytes:
+    try:
+        return (entry / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_killed_at_any_boundary_is_finished_as_if_nothing_had_been(
+    project: Project, undisturbed: dict[str, str], name: str
+) -> None:
+    killed(project, "run", at=name)
+    assert len(project.runs) == (0 if name in BEFORE_A_MANIFEST else 1)
+    finished(project)
+    sound(project, undisturbed)
+
+
+def test_what_was_sealed_before_the_kill_is_not_run_again(project: Project) -> None:
+    killed(project, "run", at="step about to run:second")
+    before = project.step("first")["result"]["ended"]
+    (listed,) = project.runner("runs", "--json").json
+    assert listed["status"] == "interrupted"
+    finished(project)
+    assert project.step("first")["result"]["ended"] == before
+    assert project.runner("resume", "latest").code == 0  # of a run that has succeeded: nothing to do
+
+
+def test_a_second_kill_while_resuming_changes_nothing(project: Project, undisturbed: dict[str, str]) -> None:
+    killed(project, "run", at="step sealed:first")
+    killed(project, "resume", "latest", at="registered")
+    finished(project)
+    sound(project, undisturbed)
+
+
+def test_of_two_resumes_the_second_is_told_who_is_at_work(project: Project) -> None:
+    killed(project, "run", at="run begun")
+    project.write(
+        "first.ipynb", parameters("x: int = 1"), "raise SystemError('the working tree is not what is resumed')"
+    )
+    going = project.start("resume", "latest", "--json")
+    time.sleep(0.6)
+    second = project.runner("resume", "latest")
+    _, err = going.communicate(timeout=120)
+    assert going.returncode == 0, err
+    assert "first.ipynb has changed since" in err
+    if second.code != 0:
+        assert (second.code, f"process {going.pid} on" in second.err) == (8, True)
+
+
+def kill_at(project: Project, after_s: float) -> None:
+    going = subprocess.Popen(
+        command("run"), cwd=project.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(after_s)
+    below = list(children_of(going.pid))
+    going.kill()
+    going.wait()
+    deadline = time.monotonic() + 5
+    while left := [Path(f"/proc/{pid}/cmdline").read_text() for pid in below if _alive(pid)]:
+        assert time.monotonic() < deadline, f"outlived their runner: {left}"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_run_killed_at_a_random_moment_is_finished(
+    project: Project, undisturbed: dict[str, str], number: int
+) -> None:
+    kill_at(project, random.Random(number).uniform(0.2, 2.5))
+    finished(project)
+    sound(project, undisturbed)
+
+
+@pytest.mark.soak
+def test_a_hundred_kills_at_random_moments_lose_nothing(
+    fresh: Project, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    draw = random.Random(99)
+    for number in range(100):
+        shutil.copytree(fresh.folder, tmp_path / str(number))
+        project = Project(tmp_path / str(number))
+        kill_at(project, draw.uniform(0.05, 3.0))
+        if any(project.runs) and draw.random() < 0.5:
+            going = project.start("resume", "latest")
+            time.sleep(draw.uniform(0.05, 2.0))
+            going.kill()
+            going.communicate()
+        finished(project)
+        sound(project, undisturbed)
+        shutil.rmtree(project.folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB; needs the right to mount, which root in a container may lack."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 30_000, 60_000, 120_000, 300_000])
+def test_a_full_disk_seals_nothing_half_and_the_run_goes_on_once_there_is_space(
+    fresh: Project, small_disk: Path, undisturbed: dict[str, str], left: int
+) -> None:
+    shutil.copytree(fresh.folder, small_disk / "project")
+    project = Project(small_disk / "project")
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk)
+    filler.write_bytes(b"\0" * max(0, free.f_bavail * free.f_frsize - left))
+    done = project.runner("run", env={"TMPDIR": os.environ.get("TMPDIR", "/tmp")})
+    assert done.code != 0
+    assert "Traceback" not in done.err
+    assert "space" in done.err
+    filler.unlink()
+    finished(project)
+    sound(project, undisturbed)
+
+
+def test_a_run_of_a_newer_version_is_refused_and_left_as_it_is(project: Project) -> None:
+    assert project.runner("run").code == 0
+    file = project.runs[-1] / "run.json"
+    newer = json.dumps({**json.loads(file.read_text()), "format": 99, "unheard_of": 1})
+    file.write_text(newer)
+    for arguments in (("show", "latest"), ("resume", "latest"), ("verify", "latest"), ("reproduce", "latest")):
+        done = project.runner(*arguments)
+        assert (done.code, "format 99" in done.err + done.out) in ((8, True), (4, True)), arguments
+    assert file.read_text() == newer
+
+
+def test_a_manifest_cut_or_changed_anywhere_is_told_and_never_a_traceback(project: Project) -> None:
+    assert project.runner("run").code == 0
+    from runner.errors import RunnerError
+    from runner.run.store import Store
+
+    store, file = Store(project.folder / "runs"), project.runs[-1] / "run.json"
+    whole = file.read_bytes()
+    before = store.manifest(project.runs[-1].name)
+    for place in range(0, len(whole), max(1, len(whole) // 400)):
+        for broken in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :]):
+            file.write_bytes(broken)
+            try:
+                found = store.manifest(file.parent.name)
+            except RunnerError:
+                continue
+            assert found != before  # what still reads says something else, for `verify` to compare with the rest
+    file.write_bytes(whole[: len(whole) // 2])
+    done = project.runner("show", "latest")
+    assert done.code == 8
+    assert "Traceback" not in done.err

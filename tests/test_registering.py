@@ -1,0 +1,310 @@
+"""From a run that passed to a version that a person decides on, through the command."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from conftest import Done, Project, parameters
+
+import runner.model
+from runner.content import artifact
+from runner.errors import UsageError
+from runner.model.request import REQUEST, STEP_FOLDER
+
+TOML = """
+name = "tiny"
+[steps.train]
+notebook = "train.ipynb"
+outputs = { model = "model/", aside = "aside/" }
+[steps.register]
+notebook = "register.ipynb"
+inputs = { model = "train.model", aside = "train.aside", verdict = "gate.verdict" }
+[[gate]]
+metric = "train.score"
+min = 0.5
+[model]
+name = "tiny"
+from = "train.model"
+[profiles.quick]
+skip = ["register"]
+"""
+TRAIN = (
+    "import shutil\nimport numpy as np\nimport pandas as pd\nimport xgboost as xgb\nimport runner.model\n"
+    "from runner.scraps import metric",
+    "chance = np.random.default_rng(1)\n"
+    "table = pd.DataFrame({'age': chance.integers(18, 90, 200), 'plan': pd.Categorical(chance.choice(['a', 'b'], 200))})\n"
+    "answer = (table['age'] > 50).astype(int)",
+    "data = xgb.DMatrix(table, answer, enable_categorical=True)\n"
+    "booster = xgb.train({'objective': 'binary:logistic', 'nthread': 1}, data, 5)",
+    "runner.model.save(model, booster, table, target='old')\n"
+    "shutil.copytree(model, aside, dirs_exist_ok=True)\nopen(aside + '/more.txt', 'w').write('x')",
+    "metric('score', score, low=score - 0.1, high=score + 0.1, better='higher')",
+)
+FIELDS = ["name", "version", "status", "run", "sha256", "metrics", "created", "decided_by", "reason"]
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose only run registered tiny/1; each test changes a copy of it, so that it is made once."""
+    project = Project(tmp_path_factory.mktemp("registering") / "project")
+    project.folder.mkdir()
+    project.write("train.ipynb", parameters('score: float = 0.9\nmodel: str = "work/m"\naside: str = "work/a"'), *TRAIN)
+    registering(project, "model")
+    project.toml(TOML)
+    done = project.runner("run", "--json")
+    assert done.code == 0, done.err
+    assert done.json["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
+    return project
+
+
+@pytest.fixture
+def project(origin: Project, tmp_path: Path) -> Project:
+    shutil.copytree(origin.folder, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project")
+
+
+def registering(project: Project, folder: str) -> None:
+    project.write(
+        "register.ipynb",
+        parameters('model: str = ""\naside: str = ""\nverdict: str = ""'),
+        f"import runner.model\nrunner.model.register({folder}, card='# Card', description='Tiny model')",
+    )
+
+
+def versions(project: Project) -> list[tuple[str, int, str]]:
+    done = project.runner("models", "--json")
+    assert done.code == 0, done.err
+    return [(version["name"], version["version"], version["status"]) for version in done.json]
+
+
+def approve(project: Project, version: str = "tiny/1", reason: str = "reviewed") -> Done:
+    return project.runner("approve", version, "--reason", reason, "--json")
+
+
+def without_registry(project: Project) -> Project:
+    (project.folder / "runs" / "registry.db").unlink()
+    return project
+
+
+def refused(done: Done, said: str) -> None:
+    """Exit code 8 and a sentence, nothing else."""
+    assert (done.code, done.out) == (8, ""), done.err
+    assert re.search(said, done.err), done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_run_that_passes_registers_one_pending_version_that_leads_back_to_it(origin: Project) -> None:
+    (version,) = origin.runner("models", "--json").json
+    assert list(version) == [*FIELDS, "commit", "sources"]
+    run = origin.runs[-1]
+    model = run / "steps" / "train" / "out" / "model"
+    created = datetime.fromisoformat(version["created"])
+    assert created.tzinfo == UTC
+    assert abs((datetime.now(UTC) - created).total_seconds()) < 3600
+    assert {field: version[field] for field in FIELDS if field != "created"} == {
+        "name": "tiny",
+        "version": 1,
+        "status": "pending",
+        "run": run.name,
+        "sha256": artifact(model, name="model").sha256,
+        "metrics": {"train.score": {"value": 0.9, "low": 0.8, "high": 1.0}},
+        "decided_by": None,
+        "reason": None,
+    }
+    assert runner.model.load(model, sha256=version["sha256"]).signature.target == "old"
+    assert "tiny/1  pending" in origin.runner("models", "tiny").out
+    assert "runner approve tiny/1" not in origin.runner("models").out
+
+
+def test_running_again_registers_nothing_new(project: Project) -> None:
+    first = project.runs[-1].name
+    for arguments in ((), (), ("--tag", "another")):
+        done = project.runner("run", "--json", *arguments)
+        assert [step["status"] for step in done.json["steps"]] == ["cached", "cached"]
+        assert done.json["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
+    assert len(project.runs) == 4
+    (version,) = project.runner("models", "--json").json
+    assert version["run"] == first
+
+
+def test_a_version_is_approved_once_and_may_be_revoked_once(project: Project) -> None:
+    assert project.runner("approve", "tiny/1").code == 2
+    assert approve(project, reason="  ").code == 2
+    assert versions(project) == [("tiny", 1, "pending")]
+    done = approve(project, reason="metrics reviewed, Größe passt")
+    assert done.code == 0, done.err
+    assert (done.json["status"], done.json["reason"]) == ("approved", "metrics reviewed, Größe passt")
+    who = done.json["decided_by"]
+    refused(approve(project), rf"tiny/1 is already approved, by {who} at 20.*Größe passt")
+    done = project.runner("reject", "tiny/1", "--reason", "wrong month", "--json")
+    assert (done.code, done.json["status"], done.json["reason"]) == (0, "rejected", "wrong month")
+    refused(project.runner("reject", "tiny/1", "--reason", "again"), "already rejected")
+    refused(approve(project), "already rejected")
+    assert versions(project) == [("tiny", 1, "rejected")]
+
+    events = project.runner("history", "tiny", "--json").json
+    assert [(event["kind"], event["version"], event["why"]) for event in events] == [
+        ("registered", 1, ""),
+        ("approved", 1, "metrics reviewed, Größe passt"),
+        ("rejected", 1, "wrong month"),
+    ]
+    assert {event["who"] for event in events} == {who, project.manifest["started_by"]}
+    assert all(datetime.fromisoformat(event["at"]).tzinfo == UTC for event in events)
+    lines = project.runner("history", "tiny").out.splitlines()
+    assert lines[0].split()[:2] == ["when", "(UTC)"]
+    for line, event in zip(lines[1:], events, strict=True):
+        assert line.startswith(event["at"][:19].replace("T", " "))
+        assert all(part in line for part in ("tiny/1", event["kind"], event["who"], event["why"]))
+
+
+def test_a_pending_version_can_be_rejected(project: Project) -> None:
+    done = project.runner("reject", "tiny/1", "--reason", "not now")
+    assert (done.code, done.out.splitlines()[0]) == (0, "model tiny/1 rejected")
+    refused(approve(project), "already rejected")
+
+
+def test_what_is_no_version_is_said(origin: Project) -> None:
+    for version, said in (("tiny/2", "versions are 1 to 1"), ("other/1", "Registered: tiny"), ("tiny", "NAME/VERSION")):
+        done = approve(origin, version)
+        assert (done.code, done.out) == (2, "")
+        assert said in done.err
+    assert origin.runner("history", "other").code == 2
+
+
+def altered(model: Path) -> None:
+    path = model / "model.ubj"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (altered, r"altered since its run \(model\.ubj\)"),
+        (lambda model: (model / "more.txt").write_text("x"), r"altered since its run \(more\.txt\)"),
+        (lambda model: (model / "signature.json").unlink(), r"altered since its run \(signature\.json\)"),
+        (shutil.rmtree, "cannot be read"),
+    ],
+)
+def test_an_altered_model_is_not_approved(project: Project, change: Callable[[Path], object], said: str) -> None:
+    change(project.runs[-1] / "steps" / "train" / "out" / "model")
+    refused(approve(project), said)
+    assert versions(project) == [("tiny", 1, "pending")]
+
+
+def test_a_run_that_fails_its_gate_registers_nothing(project: Project) -> None:
+    done = project.runner("run", "--json", "-p", "train.score=0.4")
+    assert (done.code, done.json["verdict"], done.json["model_version"]) == (4, "fail", None)
+    assert [step["status"] for step in done.json["steps"]] == ["succeeded", "skipped"]
+    refused(project.runner("register", "latest"), "its verdict fail")
+    assert versions(project) == [("tiny", 1, "pending")]
+
+
+@pytest.mark.parametrize("arguments", [("--no-register",), ("--profile", "quick")])
+def test_a_run_that_was_not_to_register_can_register_later_and_once(
+    project: Project, arguments: tuple[str, ...]
+) -> None:
+    done = without_registry(project).runner("run", "--json", *arguments)
+    assert (done.code, done.json["verdict"], done.json["model_version"]) == (0, "pass", None)
+    assert versions(project) == []
+    for _ in range(2):
+        done = project.runner("register", "latest", "--json")
+        assert done.code == 0, done.err
+        assert (done.json["version"], done.json["run"]) == (1, project.runs[-1].name)
+    assert versions(project) == [("tiny", 1, "pending")]
+    assert project.manifest["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
+    assert approve(project).code == 0
+
+
+def test_another_folder_than_the_pipeline_names_is_refused(project: Project) -> None:
+    registering(project, "aside")
+    done = without_registry(project).runner("run")
+    assert done.code == 8
+    assert "not the one that [model] from = 'train.model' names" in done.err
+    assert project.step("register")["status"] == "failed"
+    assert project.manifest["status"] == "failed"
+    assert versions(project) == []
+
+
+def test_a_model_without_a_name_is_refused(project: Project) -> None:
+    project.toml(TOML.replace('[model]\nname = "tiny"\nfrom = "train.model"\n', ""))
+    done = without_registry(project).runner("run")
+    assert done.code == 8
+    assert "no [model]" in done.err
+    assert versions(project) == []
+
+
+def test_a_lost_registry_is_filled_by_the_next_run(project: Project) -> None:
+    done = without_registry(project).runner("run", "--json")
+    assert [step["status"] for step in done.json["steps"]] == ["cached", "cached"]
+    assert done.json["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
+    (version,) = project.runner("models", "--json").json
+    assert version["run"] == project.runs[-1].name
+    assert approve(project).code == 0
+
+
+def test_a_model_that_is_given_another_name_is_registered_under_it(project: Project) -> None:
+    project.toml(TOML.replace('[model]\nname = "tiny"', '[model]\nname = "small"'))
+    done = project.runner("run", "--json")
+    assert done.json["model_version"] == {"name": "small", "version": 1, "status": "pending"}
+    assert versions(project) == [("small", 1, "pending"), ("tiny", 1, "pending")]
+
+
+def test_a_history_that_was_altered_is_refused_everywhere(project: Project) -> None:
+    assert approve(project).code == 0
+    connection = sqlite3.connect(project.folder / "runs" / "registry.db")
+    connection.execute("DROP TRIGGER events_stay")
+    connection.execute("UPDATE events SET event = replace(event, 'reviewed', 'demanded')")
+    connection.commit()
+    connection.close()
+    done = project.runner("history", "tiny")
+    assert done.code == 8
+    assert "event 2 (approved tiny/1) was altered" in done.err
+    assert "demanded" in done.out
+    for arguments in (("models",), ("reject", "tiny/1", "--reason", "x"), ("run", "--tag", "another")):
+        done = project.runner(*arguments)
+        assert done.code == 8, arguments
+        assert "Traceback" not in done.err
+
+
+def test_a_registry_that_cannot_be_read_is_refused_and_kept(project: Project) -> None:
+    path = project.folder / "runs" / "registry.db"
+    path.write_bytes(path.read_bytes()[:5000])
+    before = path.read_bytes()
+    refused(project.runner("models"), "restore a copy")
+    refused(approve(project), "restore a copy")
+    done = project.runner("run", "--tag", "another")
+    assert (done.code, "restore a copy" in done.err) == (8, True)
+    assert path.read_bytes() == before
+
+
+# What the notebook calls
+
+
+def test_by_hand_nothing_is_registered(origin: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STEP_FOLDER, raising=False)
+    model = origin.runs[-1] / "steps" / "train" / "out" / "model"
+    before = artifact(model.parent, name="out")
+    assert "Nothing is registered" in runner.model.register(model)
+    assert artifact(model.parent, name="out") == before
+
+
+def test_a_step_asks_for_one_model(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setenv(STEP_FOLDER, str(tmp_path))
+    model = origin.runs[-1] / "steps" / "train" / "out" / "model"
+    with pytest.raises(UsageError, match="nowhere"):
+        runner.model.register(tmp_path / "nowhere")
+    assert "will be registered, pending" in runner.model.register(model, card="# Card")
+    asked = (tmp_path / "out" / REQUEST).read_bytes()
+    with pytest.raises(UsageError, match="called before"):
+        runner.model.register(model)
+    assert (tmp_path / "out" / REQUEST).read_bytes() == asked

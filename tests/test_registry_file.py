@@ -1,0 +1,314 @@
+"""The registry's SQLite file: rows altered behind its back, damage, locks, many processes, and processes that die."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from conftest import environment
+from test_registry import everything, new, numbers
+
+from runner.errors import NewerStore, RegistryUnusable, RunnerError, Tampered, UsageError
+from runner.model.events import verify_chain
+from runner.model.registry import LocalRegistry
+
+# registers `count` versions one by one and writes the number of each once it is there
+WORKER = """
+import sys
+from pathlib import Path
+from runner.model.registry import LocalRegistry
+from runner.model.versions import NewVersion
+from runner.records import Artifact
+path, who, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+registry = LocalRegistry(path)
+artifact = Artifact(path="steps/train/out/model", sha256="ab" * 32, size_bytes=1)
+for number in range(count):
+    run = f"{who}-{number}"
+    new = NewVersion(name="m", run=run, sha256="ab" * 32, artifact=artifact, created_by=who)
+    print(run, registry.register(new).version, flush=True)
+"""
+DECIDER = """
+import sys
+from pathlib import Path
+from runner.errors import Refused
+from runner.model.registry import LocalRegistry
+try:
+    LocalRegistry(Path(sys.argv[1])).decide("m", 1, "approved", who=sys.argv[2], why="at once")
+except Refused:
+    sys.exit(8)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.db"
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a registry: m/1 revoked, m/2 approved, m/3 pending; other/1 rejected last of all."""
+    made = LocalRegistry(tmp_path_factory.mktemp("filled") / "registry.db")
+    for number in (1, 2, 3):
+        made.register(new(number))
+    made.register(new(1, name="other"))
+    made.decide("m", 1, "approved", who="ana", why="reviewed")
+    made.decide("m", 2, "approved", who="ana", why="better")
+    made.decide("m", 1, "rejected", who="ben", why="wrong month")
+    made.decide("other", 1, "rejected", who="ben", why="überholt")
+    return made.path.read_bytes()
+
+
+@pytest.fixture
+def filled(path: Path, content: bytes) -> LocalRegistry:
+    path.write_bytes(content)
+    return LocalRegistry(path)
+
+
+TAMPERED = [
+    "UPDATE events SET event = replace(event, 'reviewed', 'revlewed') WHERE name = 'm'",
+    "UPDATE events SET event = replace(event, 'wrong month', 'wrong mouth') WHERE name = 'm'",
+    "DELETE FROM events WHERE name = 'm' AND seq = 1",
+    "DELETE FROM events WHERE name = 'm' AND seq = 4",
+    "DELETE FROM events WHERE name = 'm' AND seq = 6",  # the last one: without it m/1 would be approved again
+    "UPDATE events SET seq = 99 - seq WHERE name = 'm'",
+    "UPDATE events SET name = 'n' WHERE name = 'm'",
+    "UPDATE versions SET name = 'n' WHERE name = 'm'",
+    "UPDATE versions SET facts = replace(facts, '0.875', '0.975') WHERE name = 'm' AND version = 2",
+    "UPDATE versions SET facts = replace(facts, 'abab', 'acac') WHERE name = 'm' AND version = 2",
+    "UPDATE versions SET facts = replace(facts, 'Tiny', 'Tidy') WHERE name = 'm' AND version = 3",
+    "UPDATE versions SET created = '2020-01-01T00:00:00.000Z' WHERE name = 'm' AND version = 1",
+    "UPDATE versions SET run = 'another' WHERE name = 'm' AND version = 1",
+    "UPDATE versions SET version = 7 WHERE name = 'm' AND version = 3",
+    "DELETE FROM versions WHERE name = 'm' AND version = 3",
+    "DELETE FROM versions WHERE name = 'm'",
+]
+
+
+@pytest.mark.parametrize("statement", TAMPERED)
+def test_a_row_altered_behind_its_back_is_found(filled: LocalRegistry, statement: str) -> None:
+    with sqlite3.connect(filled.path) as connection:
+        for (trigger,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {trigger}")
+        assert connection.execute(statement).rowcount
+    connection.close()
+    with pytest.raises(Tampered):
+        everything(filled)
+    for act in (
+        lambda: filled.register(new(9)),
+        lambda: filled.decide("m", 3, "approved", who="ana", why="x"),
+        lambda: filled.approved("m"),
+    ):
+        with pytest.raises((Tampered, UsageError)):
+            act()
+
+
+@pytest.mark.parametrize("statement", TAMPERED)
+def test_the_file_itself_keeps_its_rows(filled: LocalRegistry, statement: str) -> None:
+    before = everything(filled)
+    connection = sqlite3.connect(filled.path)
+    with pytest.raises(sqlite3.IntegrityError, match=r"never change|are kept"):
+        connection.execute(statement)
+    connection.close()
+    assert everything(filled) == before
+
+
+def damaged(registry: LocalRegistry, contents: Iterable[bytes]) -> None:
+    """Each content of the file reads right or is an error of ours; the file itself is left as it is."""
+    expected = everything(registry)
+    bad = registry.path.with_name("bad.db")
+    for number, content in enumerate(contents):
+        bad.write_bytes(content)
+        try:
+            found = everything(LocalRegistry(bad))
+        except RunnerError:
+            assert bad.read_bytes() == content
+        else:
+            assert found == expected, f"content {number} reads as something else"
+        for beside in bad.parent.glob("bad.db-*"):
+            beside.unlink()
+
+
+def flipped(content: bytes, place: int, bits: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
+
+
+def test_a_damaged_byte_never_reads_as_another_history(filled: LocalRegistry) -> None:
+    content = filled.path.read_bytes()
+    places = [*range(100), *range(100, len(content), 307)]
+    damaged(filled, (flipped(content, place, (1, 2, 16, 255)[place % 4]) for place in places))
+
+
+def test_a_truncated_file_never_reads_as_a_shorter_history(filled: LocalRegistry) -> None:
+    content = filled.path.read_bytes()
+    damaged(filled, (content[:size] for size in range(0, len(content), 613)))
+    for size in (0, 1, 100, 4096, len(content) - 1):
+        filled.path.write_bytes(content[:size])
+        with pytest.raises((RegistryUnusable, Tampered)):
+            filled.register(new(9))
+        assert filled.path.read_bytes() == content[:size]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("first", "bits"), list(enumerate([1, 2, 16, 128, 255])))
+def test_no_damaged_byte_reads_as_another_history(filled: LocalRegistry, first: int, bits: int) -> None:
+    content = filled.path.read_bytes()
+    damaged(filled, (flipped(content, place, bits) for place in range(first, len(content), 5)))
+
+
+def test_a_newer_registry_is_refused_and_left_alone(filled: LocalRegistry) -> None:
+    connection = sqlite3.connect(filled.path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = filled.path.read_bytes()
+    for act in (filled.list, lambda: filled.register(new(9)), lambda: filled.approved("m")):
+        with pytest.raises(NewerStore, match=r"format 99.*reads up to \d"):
+            act()
+    assert filled.path.read_bytes() == before
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE versions (x)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(RegistryUnusable, match="no registry"):
+        LocalRegistry(path).register(new(1))
+    assert path.read_bytes() == before
+    path.write_text("not a database at all, but long enough to look at" * 100)
+    with pytest.raises(RegistryUnusable, match="restore"):
+        LocalRegistry(path).list()
+
+
+def test_a_locked_registry_is_waited_for_and_then_said(filled: LocalRegistry) -> None:
+    connection = sqlite3.connect(filled.path, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    hasty = LocalRegistry(filled.path, busy_s=0.2)
+    for act in (hasty.list, lambda: hasty.register(new(9))):
+        began = time.monotonic()
+        with pytest.raises(RegistryUnusable, match=r"locked for 0\.2 s"):
+            act()
+        assert 0.15 < time.monotonic() - began < 5
+    connection.close()
+    assert hasty.register(new(9)).version == 4
+
+
+def test_looking_at_a_registry_that_is_not_there_makes_none(path: Path) -> None:
+    assert list(LocalRegistry(path).list()) == []
+    assert LocalRegistry(path).approved("m") is None
+    assert not path.exists()
+
+
+def test_its_folder_may_have_any_name(tmp_path: Path) -> None:
+    odd = LocalRegistry(tmp_path / "läufe mit ? # % & leer" / "registry.db")
+    odd.register(new(1))
+    assert numbers(odd.list()) == [("m", 1, "pending")]
+    assert [entry.name for entry in odd.path.parent.iterdir()] == ["registry.db"]
+
+
+# Many processes, and processes that die
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+
+
+def registered_at_once(path: Path, *, processes: int, each: int) -> None:
+    workers = [start(WORKER, path, f"worker{number}", each) for number in range(processes)]
+    said = [worker.communicate(timeout=300)[0].split() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * processes
+    told = {(run, int(version)) for lines in said for run, version in zip(lines[::2], lines[1::2], strict=True)}
+    versions = LocalRegistry(path).list()
+    assert [version.version for version in versions] == list(range(1, processes * each + 1))
+    assert {(version.run, version.version) for version in versions} == told
+    assert verify_chain(LocalRegistry(path).events("m")) is None
+
+
+def test_processes_registering_at_once_leave_no_gap_and_lose_nothing(path: Path) -> None:
+    registered_at_once(path, processes=8, each=12)
+
+
+def test_of_decisions_made_at_once_one_wins(path: Path) -> None:
+    LocalRegistry(path).register(new(1))
+    deciders = [start(DECIDER, path, f"person{number}") for number in range(4)]
+    codes = [(decider.communicate(timeout=60), decider.returncode)[1] for decider in deciders]
+    assert sorted(codes) == [0, 8, 8, 8]
+    assert LocalRegistry(path).get("m", 1).decided_by == f"person{codes.index(0)}"
+    assert len(LocalRegistry(path).events("m")) == 2
+
+
+def killed_at_random_moments(path: Path, *, kills: int) -> None:
+    told: set[tuple[str, int]] = set()
+    chance = random.Random(7)
+    for number in range(kills):
+        worker = start(WORKER, path, f"life{number}", 100_000)
+        assert worker.stdout is not None
+        lines = [worker.stdout.readline()]  # it has begun
+        time.sleep(chance.uniform(0, 0.2))
+        os.kill(worker.pid, signal.SIGKILL)
+        lines += worker.communicate(timeout=60)[0].splitlines()
+        told |= {(run, int(version)) for run, version in (line.split() for line in lines)}
+    versions = LocalRegistry(path).list()
+    assert [version.version for version in versions] == list(range(1, len(versions) + 1))
+    assert told <= {(version.run, version.version) for version in versions}
+    assert len(versions) - len(told) <= kills  # written, and killed before it could say so
+    assert len(told) > kills
+
+
+def test_a_killed_process_loses_nothing_it_said_was_registered(path: Path) -> None:
+    killed_at_random_moments(path, kills=4)
+
+
+@pytest.mark.soak
+def test_many_processes_registering_at_once_lose_nothing(path: Path) -> None:
+    registered_at_once(path, processes=8, each=50)
+
+
+@pytest.mark.soak
+def test_sixty_killed_processes_lose_nothing(path: Path) -> None:
+    killed_at_random_moments(path, kills=60)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from runner.errors import RegistryUnusable
+from runner.model.registry import LocalRegistry
+from runner.model.versions import NewVersion
+from runner.records import Artifact
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+artifact = Artifact(path="steps/train/out/model", sha256="ab" * 32, size_bytes=1)
+new = NewVersion(name="m", run="big", sha256="ab" * 32, artifact=artifact, created_by="ana", card="x" * 200_000)
+try:
+    LocalRegistry(path).register(new)
+except RegistryUnusable as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("room", [100, 40_000])
+def test_a_file_that_cannot_grow_is_said_and_nothing_is_half_written(filled: LocalRegistry, room: int) -> None:
+    before = everything(filled)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(filled.path), str(room)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert everything(filled) == before
+    assert filled.register(new(9)).version == 4

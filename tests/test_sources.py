@@ -1,0 +1,251 @@
+"""Inputs from outside: HTTP, S3, links and pipes; fetched once, recorded with version and hash, never half."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Project, command, environment, parameters
+
+TABLE = b"a,b\n1,2\n3,4\n"
+
+
+class Shelf(http.server.ThreadingHTTPServer):
+    """Serves the bytes in `files`; counts requests; `cut` bytes are missing from the end of every reply."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.files: dict[str, bytes] = {}
+        self.asked: Counter[str] = Counter()
+        self.cut = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    server: Shelf
+
+    def do_HEAD(self) -> None:
+        self._head()
+
+    def do_GET(self) -> None:
+        body = self._head()
+        self.wfile.write(body[: len(body) - self.server.cut])
+
+    def _head(self) -> bytes:
+        self.server.asked[self.command] += 1
+        body = self.server.files.get(self.path)
+        self.send_response(200 if body is not None else 404)
+        if body is not None:
+            self.send_header("ETag", f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"')
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        return body or b""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A test's server is quiet."""
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    server = Shelf()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[dict[str, str]]:
+    """The environment of a process that talks to a small S3 over HTTP."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    found = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=found["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    client.create_bucket(Bucket="tables")
+    client.put_bucket_versioning(Bucket="tables", VersioningConfiguration={"Status": "Enabled"})
+    client.put_object(Bucket="tables", Key="one.csv", Body=TABLE)
+    for day in ("01", "02"):
+        client.put_object(Bucket="tables", Key=f"daily/{day}/part.csv", Body=day.encode())
+    yield found
+    server.stop()
+
+
+def reading(project: Project, source: str, **extra: str) -> Project:
+    """A pipeline of one step that copies its source, or lists it where it is a folder or an address."""
+    project.write(
+        "nb.ipynb",
+        parameters('source: str = ""\ncopy: str = ""'),
+        "import pathlib\ngiven = pathlib.Path(source)\n"
+        "found = given.read_bytes() if given.is_file() else '\\n'.join("
+        "str(p.relative_to(given)) for p in sorted(given.rglob('*.csv'))).encode() if given.is_dir() else source.encode()",
+        "assert pathlib.Path(copy).write_bytes(found) is not None",
+    )
+    keys = "".join(f", {name} = {value}" for name, value in extra.items())
+    project.toml(
+        'name = "reads"\n[steps.only]\nnotebook = "nb.ipynb"\noutputs = { copy = "copy" }\n'
+        f'inputs = {{ source = {{ from = "{source}"{keys} }} }}\n'
+    )
+    return project
+
+
+def copied(project: Project) -> bytes:
+    return (project.runs[-1] / "steps" / "only" / "out" / "copy").read_bytes()
+
+
+def test_an_address_is_fetched_once_and_recorded_with_its_version_and_hash(project: Project, shelf: Shelf) -> None:
+    shelf.files["/t.csv"] = TABLE
+    reading(project, f"{shelf.address}/t.csv")
+    assert project.runner("run").code == 0
+    assert copied(project) == TABLE
+    fact = project.manifest["sources"]["only.source"]
+    assert fact["artifact"]["sha256"] == hashlib.sha256(TABLE).hexdigest()
+    assert fact["version"]
+    assert project.runner("run", "--force").code == 0
+    assert shelf.asked["GET"] == 1
+    shelf.files["/t.csv"] = TABLE * 2
+    done = project.runner("run", "--json")
+    assert done.json["steps"][0]["status"] == "succeeded"
+    assert copied(project) == TABLE * 2
+    assert "input source changed" in done.err
+
+
+def test_a_download_cut_short_is_refused_and_nothing_of_it_is_used(project: Project, shelf: Shelf) -> None:
+    shelf.files["/t.csv"] = TABLE * 1000
+    shelf.cut = 7
+    done = reading(project, f"{shelf.address}/t.csv").runner("run")
+    assert done.code == 7
+    assert shelf.address in done.err
+    assert not list((project.folder / "runs").glob("*/run.json"))
+    assert not [path for path in (project.folder / "runs" / "objects").iterdir() if path.is_file()]
+    shelf.cut = 0
+    assert project.runner("run").code == 0
+
+
+def test_an_address_that_is_not_there_is_named(project: Project, shelf: Shelf) -> None:
+    done = reading(project, f"{shelf.address}/none.csv").runner("run")
+    assert done.code == 7
+    assert f"{shelf.address}/none.csv: 404" in done.err
+    assert reading(project, f"{shelf.address}/none.csv", optional="true").runner("run").code == 0
+    assert copied(project) == b""
+
+
+def test_an_object_in_s3_is_read_by_its_version(project: Project, bucket: dict[str, str]) -> None:
+    done = reading(project, "s3://tables/one.csv").runner("run", env=bucket)
+    assert done.code == 0, done.err
+    assert copied(project) == TABLE
+    fact = project.manifest["sources"]["only.source"]
+    assert fact["source"] == "s3://tables/one.csv"
+    assert len(fact["version"]) > 8
+    missing = reading(project, "s3://tables/none.csv").runner("run", env=bucket)
+    assert missing.code == 7
+    assert "head_object was answered 404" in missing.err
+
+
+def test_a_prefix_in_s3_is_a_folder_and_as_uri_it_is_only_listed(project: Project, bucket: dict[str, str]) -> None:
+    assert reading(project, "s3://tables/daily/").runner("run", env=bucket).code == 0
+    assert copied(project) == b"01/part.csv\n02/part.csv"
+    done = reading(project, "s3://tables/daily/", **{"as": '"uri"'}).runner("run", "--json", env=bucket)
+    assert done.code == 0, done.err
+    assert copied(project) == b"s3://tables/daily/"
+    assert project.manifest["sources"]["only.source"]["artifact"]["size_bytes"] == 4
+    again = project.runner("run", "--json", env=bucket)
+    assert [step["status"] for step in again.json["steps"]] == ["cached"]
+
+
+def test_a_key_that_climbs_out_of_its_folder_is_refused(project: Project, bucket: dict[str, str]) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=bucket["AWS_ENDPOINT_URL"], region_name="us-east-1",
+                          aws_access_key_id="test", aws_secret_access_key="test")  # fmt: skip
+    client.put_object(Bucket="tables", Key="evil/../../../../climbed.csv", Body=b"!")
+    done = reading(project, "s3://tables/evil/").runner("run", env=bucket)
+    assert done.code == 8
+    assert "leads out of its folder" in done.err
+    assert not list(project.folder.rglob("climbed.csv"))
+
+
+def test_plain_http_is_only_for_this_machine(project: Project) -> None:
+    done = reading(project, "http://192.0.2.1/t.csv").runner("run")
+    assert done.code == 2
+    assert "https" in done.err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "device"])
+def test_what_is_no_file_is_refused_and_never_hangs(project: Project, kind: str) -> None:
+    source = project.folder / "source"
+    match kind:
+        case "pipe":
+            os.mkfifo(source)
+        case "loop":
+            source.symlink_to("source")
+        case "device":
+            source.symlink_to("/dev/zero")
+    done = reading(project, "./source").runner("run")
+    assert done.code in (2, 8)
+    assert "source" in done.err
+    assert not list((project.folder / "runs").glob("2*")) if (project.folder / "runs").exists() else True
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(project: Project) -> None:
+    reading(project, "./nb.ipynb")
+    (project.folder / "runs").write_text("in the way")  # as root, permissions alone refuse nothing
+    done = project.runner("run")
+    assert done.code == 8
+    assert "Cannot write to" in done.err
+    assert "starting" not in done.err
+
+
+def test_two_runs_at_once_both_finish_with_ids_of_their_own(project: Project) -> None:
+    reading(project, "./nb.ipynb")
+    going = [
+        subprocess.Popen(
+            command("run", "--json", "--force"),
+            cwd=project.folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [json.loads(process.communicate(timeout=120)[0]) for process in going]
+    assert [process.returncode for process in going] == [0, 0]
+    assert len({run["run"] for run in told}) == 2
+    assert project.runner("verify", "--all").code == 0
+
+
+def test_a_source_that_is_kept_is_read_from_the_runs_own_bytes(project: Project) -> None:
+    source: Path = project.folder / "t.csv"
+    source.write_bytes(TABLE)
+    assert reading(project, "./t.csv", keep="true").runner("run").code == 0
+    source.write_bytes(b"overwritten")
+    assert (project.runs[-1] / "steps" / "only" / "in" / "source").read_bytes() == TABLE
+    assert project.runner("verify", "latest").code == 0

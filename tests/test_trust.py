@@ -1,0 +1,453 @@
+"""A run can be checked, done again, carried elsewhere, debugged; and a version from long ago still leads to all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Project, environment, parameters, text
+
+TOML = """
+name = "trust"
+[parameters]
+seed = 1
+[steps.make]
+notebook = "notebooks/make.ipynb"
+inputs = { source = { from = "./in.csv", keep = true } }
+outputs = { table = "table.csv" }
+[steps.fit]
+notebook = "notebooks/fit.ipynb"
+inputs = { table = "make.table" }
+outputs = { model = "model/" }
+[[gate]]
+metric = "fit.score"
+min = 0.5
+[model]
+name = "thing"
+from = "fit.model"
+[steps.enter]
+notebook = "notebooks/enter.ipynb"
+inputs = { model = "fit.model", verdict = "gate.verdict" }
+"""
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with one run that passed, version 1 approved."""
+    project = Project(tmp_path_factory.mktemp("trust") / "project")
+    project.folder.mkdir()
+    (project.folder / "in.csv").write_text("a\n1\n2\n")
+    write_notebooks(project)
+    project.toml(TOML)
+    done = project.runner("run", "--json")
+    assert done.code == 0, done.err
+    assert project.runner("approve", "thing/1", "--reason", "good").code == 0
+    return project
+
+
+def write_notebooks(project: Project, *, extra: str = "") -> None:
+    project.write(
+        "notebooks/make.ipynb",
+        text("# Make"),
+        parameters('source: str = ""\ntable: str = ""\nseed: int = 0'),
+        f"import helper{extra}",
+        "assert open(table, 'w').write(helper.clean(open(source).read()) * seed)",
+    )
+    (project.folder / "notebooks" / "helper.py").write_text("def clean(text):\n    return text.strip()\n")
+    project.write(
+        "notebooks/fit.ipynb",
+        parameters('table: str = ""\nmodel: str = ""\nboost: float = 0.0'),
+        "import json, pathlib\nfrom runner.scraps import metric\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)",
+        "size = len(open(table).read())\n(place / 'model.json').write_text(json.dumps({'size': size}))\n"
+        "(place / 'signature.json').write_text('{}')",
+        "metric('score', 0.75 + boost, low=0.7 + boost, high=0.8 + boost)",
+    )
+    project.write(
+        "notebooks/enter.ipynb",
+        parameters('model: str = ""\nverdict: str = ""'),
+        "from runner.model.request import register\nregister(model, card='# Thing')",
+    )
+
+
+@pytest.fixture
+def project(origin: Project, tmp_path: Path) -> Project:
+    """A copy, with its links."""
+    subprocess.run(["cp", "-a", str(origin.folder), str(tmp_path / "project")], check=True)
+    return Project(tmp_path / "project")
+
+
+def out(project: Project, step: str, name: str) -> Path:
+    return project.runs[-1] / "steps" / step / "out" / name
+
+
+def overwrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.chmod(0o644)
+    path.write_bytes(change(path.read_bytes()))
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+TAMPERED: dict[str, tuple[Callable[[Project], Path], str]] = {
+    "an output": (lambda p: out(p, "make", "table.csv"), "table.csv was altered"),
+    "a model": (lambda p: out(p, "fit", "model") / "model.json", "model.json was altered"),
+    "an executed notebook": (lambda p: p.runs[-1] / "steps" / "fit" / "executed.ipynb", "executed.ipynb was altered"),
+    "a notebook as run": (lambda p: p.runs[-1] / "steps" / "fit" / "notebook.ipynb", "notebook.ipynb was altered"),
+    "a module": (lambda p: p.runs[-1] / "steps" / "make" / "modules" / "helper.py", "helper.py was altered"),
+    "the bytes kept of a source": (lambda p: p.runs[-1] / "steps" / "make" / "in" / "source", "the bytes kept of"),
+    "the verdict": (lambda p: p.runs[-1] / "verdict.json", "verdict"),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_verify_names_what_was_altered(project: Project, what: str) -> None:
+    find, said = TAMPERED[what]
+    overwrite(find(project), flipped)
+    for reference in ("latest", "--all"):
+        done = project.runner("verify", reference)
+        assert done.code == 4, done.out
+        assert said in done.out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m["metrics"]["fit.score"].update(value=0.99), "metrics"),
+        (lambda m: m["steps"][1]["result"]["metrics"]["score"].update(value=0.99), "does not say what run.json says"),
+        (lambda m: m["verdict"].update(outcome="fail"), "verdict"),
+        (lambda m: m["steps"][0]["result"].update(cells_run=99), "does not say what run.json says"),
+    ],
+)
+def test_verify_notices_a_manifest_that_tells_another_story(
+    project: Project, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    manifest = project.manifest
+    change(manifest)
+    (project.runs[-1] / "run.json").write_text(json.dumps(manifest))
+    done = project.runner("verify", "thing/1")
+    assert done.code == 4
+    assert said in done.out
+
+
+def test_verify_of_a_sound_project_reads_everything(project: Project) -> None:
+    done = project.runner("verify", "--all", "--json")
+    assert (done.code, done.json["sound"], done.json["findings"]) == (0, True, [])
+    assert done.json["files"] >= 12
+    assert project.runner("verify", "thing/1").code == 0
+    assert project.runner("verify").code == 2
+
+
+def test_reproduce_gives_the_same_bytes_though_everything_around_has_changed(project: Project) -> None:
+    (project.folder / "in.csv").write_text("overwritten")
+    write_notebooks(project, extra="\nraise SystemError('the working tree is not what is reproduced')")
+    (project.folder / "notebooks" / "helper.py").write_text("raise SystemError")
+    done = project.runner("reproduce", "thing/1", "--json")
+    assert done.code == 0, done.out + done.err
+    assert (done.json["reproduced"], done.json["same"]) == (True, ["make", "fit", "enter"])
+    assert len(project.runs) == 1  # in a folder of its own
+
+
+def test_reproduce_catches_what_is_not_seeded_and_names_the_first_step(project: Project) -> None:
+    project.write(
+        "notebooks/make.ipynb",
+        parameters('source: str = ""\ntable: str = ""\nseed: int = 0'),
+        "import random\nassert open(table, 'w').write(str(random.random()))",
+    )
+    assert project.runner("run").code == 0
+    done = project.runner("reproduce", "latest", "--json")
+    assert (done.code, done.json["step"], done.json["same"]) == (4, "make", [])
+    assert done.json["differences"] == ["output table differs"]
+    assert "not seeded" in done.json["cause"]
+
+
+def test_reproduce_takes_a_tolerance_for_metrics(project: Project) -> None:
+    project.write(
+        "notebooks/fit.ipynb",
+        parameters('table: str = ""\nmodel: str = ""'),
+        "import pathlib, os\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n"
+        "(place / 'model.json').write_text('{}')\n(place / 'signature.json').write_text('{}')",
+        "from runner.scraps import metric\nmetric('score', 0.75 + 0.001 * os.path.exists('/proc/self') * (os.getpid() % 7))",
+    )
+    assert project.runner("run").code == 0
+    assert project.runner("reproduce", "latest", "--tolerance", "0.01").code == 0
+
+
+def test_reproduce_says_when_a_source_is_gone_and_what_to_do(project: Project) -> None:
+    project.toml(TOML.replace("keep = true", "keep = false"))
+    assert project.runner("run", "--force").code == 0
+    (project.folder / "in.csv").write_text("another table")
+    (project.folder / "runs" / "objects" / hashlib.sha256(b"a\n1\n2\n").hexdigest()).unlink()  # kept by the first run
+    done = project.runner("reproduce", "latest")
+    assert done.code == 8
+    assert "keep = true" in done.err
+
+
+def failing(project: Project) -> Path:
+    return project.write(
+        "notebooks/fit.ipynb",
+        parameters('table: str = ""\nmodel: str = ""\nboost: float = 0.0'),
+        text("## Regions"),
+        "import helper\nsize = len(helper.clean(open(table).read())) + boost",
+        "regions = {'north': size}\nregions['south']",
+        "never = 1",
+    )
+
+
+RUN_ALL = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import nbclient, nbformat
+made = nbformat.read(sys.argv[1], as_version=4)
+try:
+    nbclient.NotebookClient(made, timeout=60, kernel_name="python3", resources={"metadata": {"path": "/"}}).execute()
+except nbclient.exceptions.CellExecutionError as error:
+    print(error.ename, error.evalue)
+"""
+
+
+def raised(path: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, path], env=environment(), capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_debug_brings_the_failure_into_a_fresh_kernel_and_leaves_the_source(project: Project) -> None:
+    source = failing(project)
+    before = source.read_bytes()
+    done = project.runner("run", "-p", "fit.boost=2")
+    assert done.code == 3
+    assert "runner debug" in done.err
+    failing(project)
+    (project.folder / "in.csv").write_text("another table by now")
+    made = project.runner("debug", "latest", "fit", "--no-open")
+    assert made.code == 0, made.err
+    path = Path(made.out.strip())
+    assert path.name == "fit.ipynb"
+    assert raised(str(path)) == "KeyError 'south'"
+    cells = json.loads(path.read_text())["cells"]
+    marked = next(number for number, cell in enumerate(cells) if "failed-cell" in cell["metadata"].get("tags", []))
+    assert "regions['south']" in cells[marked]["source"]
+    assert "failed in the run" in cells[marked - 1]["source"]
+    assert any("boost = 2.0" in "".join(cell["source"]) for cell in cells)
+    assert source.read_bytes() == before
+    (path.parent / "in" / "table").write_text("changed by hand")
+    assert "AssertionError" in raised(str(path))
+    assert project.runner("verify", "--all").code == 0
+
+
+def test_debug_names_a_step_that_did_not_run(project: Project) -> None:
+    done = project.runner("debug", "latest", "evaluate", "--no-open")
+    assert done.code == 2
+    assert "it ran: make, fit, enter" in done.err
+
+
+def test_a_packed_version_is_verified_reproduced_and_debugged_elsewhere(project: Project, tmp_path: Path) -> None:
+    done = project.runner("pack", "thing/1", "-o", "thing.tar.gz")
+    assert done.code == 0, done.err
+    first = (project.folder / "thing.tar.gz").read_bytes()
+    assert project.runner("pack", "thing/1", "-o", "again.tar.gz").code == 0
+    assert (project.folder / "again.tar.gz").read_bytes() == first  # equal runs, equal files
+    laptop = Project(tmp_path / "laptop of mine")
+    laptop.folder.mkdir()
+    shutil.copy(project.folder / "thing.tar.gz", laptop.folder)
+    shutil.rmtree(project.folder)
+    taken = laptop.runner("import", "thing.tar.gz", "--json")
+    assert taken.code == 0, taken.err
+    assert taken.json["versions"] == ["thing/1"]
+    for arguments in (
+        ("verify", "thing/1"),
+        ("verify", "--all"),
+        ("reproduce", "thing/1"),
+        ("report", "thing/1"),
+        ("debug", "thing/1", "fit", "--no-open"),
+    ):
+        answer = laptop.runner(*arguments)
+        assert answer.code == 0, (arguments, answer.out, answer.err)
+    assert laptop.runner("models", "--json").json[0]["status"] == "approved"
+    assert laptop.runner("import", "thing.tar.gz").code == 0  # again: nothing new
+    assert len(laptop.runs) == 1
+
+
+def test_a_run_is_packed_with_a_source_that_it_did_not_keep(project: Project, tmp_path: Path) -> None:
+    project.toml(TOML.replace("keep = true", "keep = false"))
+    assert project.runner("run", "make", "--force").code == 0
+    assert project.runner("pack", "latest", "-o", str(tmp_path / "run.tar.gz")).code == 0
+    laptop = Project(tmp_path / "laptop")
+    laptop.folder.mkdir()
+    assert laptop.runner("import", str(tmp_path / "run.tar.gz")).code == 0
+    (project.folder / "in.csv").unlink()
+    assert laptop.runner("reproduce", "latest").code == 0
+
+
+def repacked(
+    source: Path, target: Path, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes]]
+) -> None:
+    import io
+
+    with tarfile.open(source) as old, tarfile.open(target, "w:gz") as new:
+        for member in old:
+            content = old.extractfile(member)
+            assert content is not None
+            made, body = change(member, content.read())
+            made.size = len(body)
+            new.addfile(made, io.BytesIO(body))
+
+
+def climbing(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    if member.name.endswith("report.html"):
+        member.name = "run/../../../climbed.html"
+    return member, body
+
+
+def linking(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    if member.name.endswith("report.html"):
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        return member, b""
+    return member, body
+
+
+def altering(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    return member, flipped(body) if member.name.startswith("objects/") else body
+
+
+def lying(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    return member, body.replace(b'"value": 0.75', b'"value": 0.99') if member.name.endswith(".json") else body
+
+
+def bursting(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    return member, b"\0" * 150_000_000 if member.name.endswith("report.html") else body
+
+
+@pytest.mark.parametrize("change", [climbing, linking, altering, lying, bursting])
+def test_a_pack_that_was_meddled_with_is_refused_and_nothing_of_it_kept(
+    origin: Project, tmp_path: Path, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes]]
+) -> None:
+    assert origin.runner("pack", "thing/1", "-o", str(tmp_path / "good.tar.gz")).code == 0
+    repacked(tmp_path / "good.tar.gz", tmp_path / "bad.tar.gz", change)
+    laptop = Project(tmp_path / "laptop")
+    laptop.folder.mkdir()
+    done = laptop.runner("import", str(tmp_path / "bad.tar.gz"))
+    assert done.code == 8, done.err
+    assert "Traceback" not in done.err
+    kept = [path for path in laptop.folder.rglob("*") if path.is_file()]
+    assert kept == []
+    assert not (tmp_path / "climbed.html").exists()
+
+
+def test_a_pack_cut_short_is_refused(origin: Project, tmp_path: Path) -> None:
+    assert origin.runner("pack", "latest", "-o", str(tmp_path / "good.tar.gz")).code == 0
+    whole = (tmp_path / "good.tar.gz").read_bytes()
+    laptop = Project(tmp_path / "laptop")
+    laptop.folder.mkdir()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.tar.gz").write_bytes(whole[:size])
+        done = laptop.runner("import", str(tmp_path / "cut.tar.gz"))
+        assert (done.code, "Traceback" in done.err) == (8, False), done.err
+
+
+def test_resume_goes_on_with_the_runs_own_code_and_says_that_the_tree_differs(project: Project) -> None:
+    failing(project)
+    flag = project.folder / "flag"
+    project.write(
+        "notebooks/fit.ipynb",
+        parameters('table: str = ""\nmodel: str = ""'),
+        f"import pathlib\nassert pathlib.Path({str(flag)!r}).exists(), 'not yet'",
+        "place = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n(place / 'model.json').write_text('{}')\n"
+        "(place / 'signature.json').write_text('{}')\nfrom runner.scraps import metric\nmetric('score', 0.6)",
+    )
+    assert project.runner("run").code == 3
+    flag.touch()
+    project.write("notebooks/fit.ipynb", parameters('table: str = ""\nmodel: str = ""'), "raise SystemError")
+    done = project.runner("resume", "latest", "--json")
+    assert done.code == 0, done.err
+    assert "notebooks/fit.ipynb has changed since" in done.err
+    assert done.json["model_version"]["version"] == 2
+    assert project.runner("verify", "--all").code == 0
+
+
+def test_resume_refuses_a_source_that_is_another_by_now(project: Project) -> None:
+    project.toml(TOML.replace("keep = true", "keep = false"))
+    project.write("notebooks/make.ipynb", parameters('source: str = ""\ntable: str = ""'), "raise ValueError")
+    assert project.runner("run").code == 3
+    (project.folder / "in.csv").write_text("another")
+    done = project.runner("resume", "latest")
+    assert done.code == 8
+    assert "has changed since the run was started" in done.err
+
+
+def test_gc_keeps_what_was_approved_pinned_or_is_new_and_says_so_before(project: Project) -> None:
+    approved = project.runs[-1].name
+    for number, tags in ((2, ()), (3, ("--tag", "pinned")), (4, ()), (5, ())):
+        assert project.runner("run", "-p", f"seed={number}", "--no-register", *tags).code == 0
+    runs = [run.name for run in project.runs]
+    preview = project.runner("gc", "--keep", "1", "--dry-run", "--json").json
+    assert sorted(preview["runs"]) == [runs[1], runs[3]]
+    assert preview["kept"] == {approved: "approved", runs[2]: "tagged pinned", runs[4]: "among the newest 1"}
+    assert len(project.runs) == 5
+    freed = project.runner("gc", "--keep", "1", "--json").json
+    assert (freed["runs"], freed["objects"]) == (preview["runs"], preview["objects"])
+    assert freed["objects"] > 0
+    assert [run.name for run in project.runs] == [approved, runs[2], runs[4]]
+    assert project.runner("verify", "--all").code == 0
+    again = project.runner("run", "-p", "seed=3", "--no-register", "--json").json
+    assert [step["status"] for step in again["steps"]] == ["cached", "cached", "cached"]
+
+
+def test_the_auditors_question_is_answered_after_a_year(project: Project) -> None:
+    """Table overwritten, helper edited, notebooks rewritten, garbage collected, the version revoked: it still leads to all."""
+    head = project.runner("history", "thing", "--head").out.split()
+    run = project.runs[-1].name
+    (project.folder / "in.csv").write_text("next year's table\n")
+    write_notebooks(project, extra="  # rewritten")
+    (project.folder / "notebooks" / "helper.py").write_text("def clean(text):\n    return text.upper()\n")
+    assert project.runner("run").code == 0
+    between = project.runner("history", "thing", "--json").json[-1]["at"]
+    assert project.runner("reject", "thing/1", "--reason", "replaced").code == 0
+    assert project.runner("gc", "--keep", "1").code == 0
+    then = project.runner("history", "thing", "--at", between, "--json").json
+    assert then["approved"] == 1
+    (first, second) = then["versions"]
+    assert (first["run"], first["status"], first["reason"]) == (run, "approved", "good")
+    assert (second["version"], second["status"]) == (2, "pending")
+    assert first["sources"] == {"make.source": hashlib.sha256(b"a\n1\n2\n").hexdigest()}
+    assert project.runner("history", "thing", "--at", "2020-01-01T00:00Z", "--json").json["approved"] is None
+    assert project.runner("verify", "thing/1").code == 0
+    assert project.runner("reproduce", "thing/1").code == 0
+    shown = project.runner("show", "thing/1").out
+    assert run in shown
+    events = project.runner("history", "thing", "--json").json
+    assert events[int(head[1]) - 1]["hash"] == head[2]  # the head noted a year ago is in today's chain
+
+
+def test_runs_are_ranked_and_shown_with_what_the_gate_judges(project: Project) -> None:
+    for boost in ("0.2", "0.1"):
+        assert project.runner("run", "-p", f"fit.boost={boost}", "--no-register", "--tag", "sweep").code == 0
+    best = project.runner("runs", "--best", "fit.score", "--json").json
+    assert [round(run["metrics"]["fit.score"]["value"], 2) for run in best] == [0.95, 0.85, 0.75]
+    assert len(project.runner("runs", "--tag", "sweep", "--json").json) == 2
+    assert "0.95 [0.9, 1]" in project.runner("runs").out
+    wrong = project.runner("runs", "--best", "fit.scroe")
+    assert (wrong.code, "fit.score" in wrong.err) == (2, True)
+
+
+def test_a_failed_run_as_markdown_shows_error_cell_and_next_command(project: Project) -> None:
+    failing(project)
+    assert project.runner("run").code == 3
+    page = project.runner("show", "latest", "--md").out
+    assert page.startswith("## ❌ `trust`: step `fit` failed")
+    assert "`KeyError: 'south'` in cell [3] of `notebooks/fit.ipynb`" in page
+    assert "```python\nregions = {'north': size}\nregions['south']\n```" in page
+    assert "runner debug" in page
+    passed = project.runner("show", "thing/1", "--md").out
+    assert "## ✅ `trust`: the gate passed" in passed
+    assert "| ✅ | `fit.score` |" in passed
