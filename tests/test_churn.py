@@ -98,7 +98,7 @@ def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) ->
     assert churn.runner("approve", "churn/1", "--reason", "first").code == 0
     done = churn.runner("run", "-p", "seed=43", "--json")
     assert done.code == 0, done.err
-    assert [step["status"] for step in done.json["steps"]][0] == "cached"
+    assert done.json["steps"][0]["status"] == "cached"
     gain = done.json["metrics"]["evaluate.auc_gain"]
     assert -0.02 <= gain["low"] <= gain["value"] <= gain["high"]
     assert done.json["metrics"]["evaluate.champion_seen"]["value"] == 0

@@ -244,22 +244,45 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-@pytest.mark.parametrize("left", [0, 30_000, 60_000, 120_000, 300_000])
+BLOCK = 4096  # of a tmpfs
+
+
+def run_with_space_for(blocks: int, project: Project) -> Done:
+    """Run while the disk has only so many blocks left; afterwards it has room again."""
+    filler = project.folder.parent / "filler"
+    filler.write_bytes(b"")
+    free = os.statvfs(project.folder)
+    filler.write_bytes(b"\0" * BLOCK * max(0, free.f_bavail * free.f_frsize // BLOCK - blocks))
+    done = project.runner("run")
+    filler.unlink()
+    return done
+
+
+@pytest.mark.parametrize("blocks", [0, 3, 6, 10, 14])
 def test_a_full_disk_seals_nothing_half_and_the_run_goes_on_once_there_is_space(
-    fresh: Project, small_disk: Path, undisturbed: dict[str, str], left: int
+    fresh: Project, small_disk: Path, undisturbed: dict[str, str], blocks: int
 ) -> None:
-    shutil.copytree(fresh.folder, small_disk / "project")
-    project = Project(small_disk / "project")
-    filler = small_disk / "filler"
-    free = os.statvfs(small_disk)
-    filler.write_bytes(b"\0" * max(0, free.f_bavail * free.f_frsize - left))
-    done = project.runner("run", env={"TMPDIR": os.environ.get("TMPDIR", "/tmp")})
+    project = Project(Path(shutil.copytree(fresh.folder, small_disk / "project")))
+    done = run_with_space_for(blocks, project)
     assert done.code != 0
     assert "Traceback" not in done.err
-    assert "space" in done.err
-    filler.unlink()
+    assert "No space left" in done.err
     finished(project)
     sound(project, undisturbed)
+
+
+@pytest.mark.soak
+def test_a_disk_that_fills_at_any_write_loses_nothing(
+    fresh: Project, small_disk: Path, undisturbed: dict[str, str]
+) -> None:
+    for blocks in range(80):
+        project = Project(Path(shutil.copytree(fresh.folder, small_disk / "project")))
+        done = run_with_space_for(blocks, project)
+        assert "Traceback" not in done.err, f"with {blocks} blocks left: {done.err}"
+        finished(project)
+        sound(project, undisturbed)
+        shutil.rmtree(project.folder)
+    assert done.code == 0  # by now there was room for all of it
 
 
 def test_a_run_of_a_newer_version_is_refused_and_left_as_it_is(project: Project) -> None:

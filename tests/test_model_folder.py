@@ -32,7 +32,7 @@ import pandas as pd
 def transform(frame):
     return pd.DataFrame({"rate": frame["calls"] / (frame["minutes"] + 1), "plan": frame["plan"]})
 """
-SPLIT = {"seed": 7, "key": "phone", "shares": {"train": 0.7, "validation": 0.18, "test": 0.12}}
+SPLIT: dict[str, Any] = {"seed": 7, "key": "phone", "shares": {"train": 0.7, "validation": 0.18, "test": 0.12}}
 SETTINGS = {"objective": "binary:logistic", "max_depth": 3, "seed": 1, "nthread": 1}
 
 

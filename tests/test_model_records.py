@@ -136,7 +136,7 @@ def test_what_cannot_be_scored_is_named_by_row_and_column(
         if unknown == "missing" and said.endswith("plan"):
             continue
         with pytest.raises(BadRecords, match=said):
-            model.predict(change(records(10)), unknown=unknown)  # type: ignore[arg-type]
+            model.predict(change(records(10)), unknown=unknown)
 
 
 values = st.one_of(

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -101,11 +101,12 @@ def test_a_row_altered_behind_its_back_is_found(filled: LocalRegistry, statement
     connection.close()
     with pytest.raises(Tampered):
         everything(filled)
-    for act in (
+    acts: list[Callable[[], object]] = [
         lambda: filled.register(new(9)),
         lambda: filled.decide("m", 3, "approved", who="ana", why="x"),
         lambda: filled.approved("m"),
-    ):
+    ]
+    for act in acts:
         with pytest.raises((Tampered, UsageError)):
             act()
 

@@ -18,7 +18,15 @@ def main() -> int:
     if not arguments:
         sys.stderr.write("usage: python -m runner.report [--follow] FOLDER [STEP...]\n")
         return 2
-    folder, steps = Path(arguments[0]), arguments[1:]
+    try:
+        _write(Path(arguments[0]), arguments[1:])
+    except OSError as error:  # a full disk, a folder that is gone: the command says how to try again
+        sys.stderr.write(f"{error.strerror}: {error.filename or arguments[0]}\n")
+        return 1
+    return 0
+
+
+def _write(folder: Path, steps: list[str]) -> None:
     if "--follow" in sys.argv:
         for line in sys.stdin:
             write_step(folder, line.strip())
@@ -26,7 +34,6 @@ def main() -> int:
         for name in steps or [state.name for state in read(RunManifest, folder / "run.json").steps]:
             write_step(folder, name)
     write_report(folder)
-    return 0
 
 
 def write_step(folder: Path, name: str) -> None:

@@ -46,22 +46,25 @@ def git_state(root: Path, notebooks: Iterable[Path]) -> GitState | None:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = (_git(root, "status", "--porcelain", "--untracked-files=no") or "").splitlines()
+    status = _git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
     top = Path((_git(root, "rev-parse", "--show-toplevel") or ".").strip())
-    paths = {line[3:].split(" -> ")[-1].strip('"') for line in changed}
+    paths = {entry[3:] for entry in (status or "").split("\0") if entry}
     modified: dict[str, list[str]] = {}
     others = set(paths)
     for notebook in notebooks:
         with contextlib.suppress(ValueError):
             relative = notebook.resolve().relative_to(top.resolve()).as_posix()
-            if relative in paths:
+            if relative in paths or status is None:
                 others.discard(relative)
                 cells = _changed_cells(root, relative, notebook)
                 if cells:
                     modified[relative] = cells
     branch = _git(root, "symbolic-ref", "--short", "-q", "HEAD")
     return GitState(
-        commit=commit.strip(), branch=branch.strip() if branch else None, modified=modified, dirty=bool(others)
+        commit=commit.strip(),
+        branch=branch.strip() if branch else None,
+        modified=modified,
+        dirty=bool(others) or status is None,  # git cannot say, for example where a filter's environment is gone
     )
 
 
@@ -70,7 +73,10 @@ def _changed_cells(root: Path, relative: str, notebook: Path) -> list[str]:
     before = _git(root, "show", f"HEAD:{relative}")
     if before is None:
         return ["new"]
-    committed = code_cells(json.loads(before))
+    try:
+        committed = code_cells(json.loads(before))
+    except ValueError:
+        return ["new"]  # what was committed is no notebook
     now = code_cells(json.loads(notebook.read_bytes()))
     if now == committed:
         return []

@@ -1,8 +1,9 @@
 """The kernel's process: ipykernel, with imports made while it waits and an end when its runner ends.
 
 Started as `python -P -m runner.step.kernel -f CONNECTION`. The environment says the rest:
-`RUNNER_PATH` (folders to import from, first first) and `RUNNER_PRELOAD` (installed packages that the
-notebook is going to import, loaded before its first cell arrives).
+`RUNNER_OWNER` (the process whose end is also this one's), `RUNNER_PATH` (folders to import from, first
+first) and `RUNNER_PRELOAD` (installed packages that the notebook is going to import, loaded before its first
+cell arrives).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ POLL_S = 0.5
 
 def main() -> None:
     """Serve one kernel until told to shut down, or until the runner is gone."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # by name: a runner that was killed before this line is not our parent any more
+    owner = int(os.environ.pop("RUNNER_OWNER", "0")) or os.getppid()
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     preload = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
     sys.path[:0] = folders

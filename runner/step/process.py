@@ -51,7 +51,7 @@ class KernelProcess:
                 self.process = subprocess.Popen(
                     [part.replace("{connection_file}", str(file)) for part in argv],
                     cwd=cwd,
-                    env=dict(environment),
+                    env={**environment, "RUNNER_OWNER": str(os.getpid())},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
