@@ -44,7 +44,7 @@ TRAIN = (
     "booster = xgb.train({'objective': 'binary:logistic', 'nthread': 1}, data, 5)",
     "runner.model.save(model, booster, table, target='old')\n"
     "shutil.copytree(model, aside, dirs_exist_ok=True)\nopen(aside + '/more.txt', 'w').write('x')",
-    "metric('score', score, low=score - 0.1, high=score + 0.1, better='higher')",
+    "metric('score', 0.9, low=0.8, high=1.0, better='higher')",
 )
 FIELDS = ["name", "version", "status", "run", "sha256", "metrics", "created", "decided_by", "reason"]
 
@@ -54,7 +54,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose only run registered tiny/1; each test changes a copy of it, so that it is made once."""
     project = Project(tmp_path_factory.mktemp("registering") / "project")
     project.folder.mkdir()
-    project.write("train.ipynb", parameters('score: float = 0.9\nmodel: str = "work/m"\naside: str = "work/a"'), *TRAIN)
+    project.write("train.ipynb", parameters('model: str = "work/m"\naside: str = "work/a"'), *TRAIN)
     registering(project, "model")
     project.toml(TOML)
     done = project.runner("run", "--json")
@@ -124,11 +124,11 @@ def test_a_run_that_passes_registers_one_pending_version_that_leads_back_to_it(o
 
 def test_running_again_registers_nothing_new(project: Project) -> None:
     first = project.runs[-1].name
-    for arguments in ((), (), ("--tag", "another")):
+    for arguments in ((), ("--tag", "another")):
         done = project.runner("run", "--json", *arguments)
         assert [step["status"] for step in done.json["steps"]] == ["cached", "cached"]
         assert done.json["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
-    assert len(project.runs) == 4
+    assert len(project.runs) == 3
     (version,) = project.runner("models", "--json").json
     assert version["run"] == first
 
@@ -145,7 +145,6 @@ def test_a_version_is_approved_once_and_may_be_revoked_once(project: Project) ->
     done = project.runner("reject", "tiny/1", "--reason", "wrong month", "--json")
     assert (done.code, done.json["status"], done.json["reason"]) == (0, "rejected", "wrong month")
     refused(project.runner("reject", "tiny/1", "--reason", "again"), "already rejected")
-    refused(approve(project), "already rejected")
     assert versions(project) == [("tiny", 1, "rejected")]
 
     events = project.runner("history", "tiny", "--json").json
@@ -201,9 +200,10 @@ def test_an_altered_model_is_not_approved(project: Project, change: Callable[[Pa
 
 
 def test_a_run_that_fails_its_gate_registers_nothing(project: Project) -> None:
-    done = project.runner("run", "--json", "-p", "train.score=0.4")
+    project.toml(TOML.replace("min = 0.5", "min = 0.95"))
+    done = project.runner("run", "--json")
     assert (done.code, done.json["verdict"], done.json["model_version"]) == (4, "fail", None)
-    assert [step["status"] for step in done.json["steps"]] == ["succeeded", "skipped"]
+    assert [step["status"] for step in done.json["steps"]] == ["cached", "skipped"]
     refused(project.runner("register", "latest"), "its verdict fail")
     assert versions(project) == [("tiny", 1, "pending")]
 
@@ -214,14 +214,13 @@ def test_a_run_that_was_not_to_register_can_register_later_and_once(
 ) -> None:
     done = without_registry(project).runner("run", "--json", *arguments)
     assert (done.code, done.json["verdict"], done.json["model_version"]) == (0, "pass", None)
-    assert versions(project) == []
+    assert not (project.folder / "runs" / "registry.db").exists()
     for _ in range(2):
         done = project.runner("register", "latest", "--json")
         assert done.code == 0, done.err
         assert (done.json["version"], done.json["run"]) == (1, project.runs[-1].name)
     assert versions(project) == [("tiny", 1, "pending")]
     assert project.manifest["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
-    assert approve(project).code == 0
 
 
 def test_another_folder_than_the_pipeline_names_is_refused(project: Project) -> None:
@@ -231,7 +230,7 @@ def test_another_folder_than_the_pipeline_names_is_refused(project: Project) -> 
     assert "not the one that [model] from = 'train.model' names" in done.err
     assert project.step("register")["status"] == "failed"
     assert project.manifest["status"] == "failed"
-    assert versions(project) == []
+    assert not (project.folder / "runs" / "registry.db").exists()
 
 
 def test_a_model_without_a_name_is_refused(project: Project) -> None:
@@ -239,7 +238,7 @@ def test_a_model_without_a_name_is_refused(project: Project) -> None:
     done = without_registry(project).runner("run")
     assert done.code == 8
     assert "no [model]" in done.err
-    assert versions(project) == []
+    assert not (project.folder / "runs" / "registry.db").exists()
 
 
 def test_a_lost_registry_is_filled_by_the_next_run(project: Project) -> None:

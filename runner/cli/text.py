@@ -35,6 +35,9 @@ def summary(manifest: RunManifest, folder: Path) -> str:
 def hint(manifest: RunManifest) -> Iterator[str]:
     """The next command, by cause."""
     short = manifest.run.rpartition("-")[2]
+    for step in manifest.steps:
+        for what in step.result.redacted if step.result and step.status != "cached" else ():
+            yield f"  redacted in {step.notebook}, {what}; change that credential if it was real"
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
     if failed is not None and failed.result is not None and failed.result.error is not None:
         kind = failed.result.error.kind

@@ -180,7 +180,8 @@ def _numbers(series: pd.Series, column: Column) -> pd.Series:
         blank |= values.map(lambda value: isinstance(value, str) and not value.strip())
         if column.kind == "boolean":
             said = {"true": 1, "false": 0}
-            values = values.map(lambda value: said.get(str(value).strip().lower(), value)).astype("object")
+            read = [said.get(str(value).strip().lower(), value) for value in values]
+            values = pd.Series(read, index=series.index, dtype="object")
         strange = ~blank & ~values.map(_may_be_number)
         numbers = pd.to_numeric(values.mask(blank | strange, None), errors="coerce").astype("float64")
     wrong = (strange & ~blank) | (numbers.isna() & ~blank) | np.isinf(numbers)

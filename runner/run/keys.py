@@ -10,11 +10,15 @@ from typing import Any
 
 import msgspec
 
+from runner import __version__
 from runner.content import file_fact
 from runner.pipeline.notebook import Notebook, imported_names, python_source
 from runner.pipeline.plan import PlannedStep
 from runner.records import CellFact, InputFact, StepKey, Value
 from runner.run.packages import closure
+
+# by what a notebook imports of ours: the packages that do the work there (all that we require would be too much)
+OURS = {"runner.scraps": {"scrapbook"}, "runner.model": {"xgboost", "pandas"}}
 
 
 def step_key(step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: Path) -> StepKey:
@@ -29,16 +33,16 @@ def step_key(step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: 
         modules={name: file_fact(path).sha256 for name, path in step.modules.items()},
         outputs=dict(sorted(step.spec.outputs.items())),
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        packages=closure(imports(step), index_file=index_file),
+        packages={**closure(imports(step), index_file=index_file), "runner": __version__},
     )
 
 
 def imports(step: PlannedStep) -> set[str]:
-    """Every module name the notebook and its project modules import; ours is there by what writes scraps."""
+    """Every module name the notebook and its project modules import, and what ours stand on."""
     names = set().union(*(imported_names(python_source(cell)) for cell in step.notebook.code))
     for path in step.modules.values():
         names |= imported_names(path.read_text(encoding="utf-8"))
-    return names
+    return names.union(*(under for ours, under in OURS.items() if any(name.startswith(ours) for name in names)))
 
 
 def digest(key: StepKey) -> str:

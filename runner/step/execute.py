@@ -134,7 +134,7 @@ def execute(
     finally:
         session.kernel.close()
         shutil.rmtree(folder / "modules" / "__pycache__", ignore_errors=True)
-    error = _error(session, cells, job, _out_of_memory_count() > ooms)
+    error = _error(session, cells, job, _out_of_memory_count() > ooms, redactor)
     outputs, inputs = dict[str, Artifact](), dict(job.inputs)
     registration = None
     if error is None:
@@ -280,7 +280,9 @@ def _cells_run(session: Session, cells: list[Any]) -> int:
     )
 
 
-def _error(session: Session, cells: list[Any], job: StepJob, out_of_memory: bool) -> StepError | None:
+def _error(
+    session: Session, cells: list[Any], job: StepJob, out_of_memory: bool, redactor: Redactor
+) -> StepError | None:
     """Why the notebook did not reach its end; None where it did."""
     if session.ending == "end":
         return None
@@ -292,6 +294,7 @@ def _error(session: Session, cells: list[Any], job: StepJob, out_of_memory: bool
     raised = next((out for out in reversed((cell or {}).get("outputs", [])) if out.output_type == "error"), None)
     kind, ename, evalue = _said(session, job, out_of_memory, raised)
     traceback = list(raised.traceback) if raised is not None else session.last_words.splitlines()
+    (evalue, traceback), _ = redactor.inside([evalue, traceback])  # a dying kernel's last words never were an output
     return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first, traceback=traceback)
 
 
