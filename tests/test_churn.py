@@ -47,7 +47,7 @@ def test_a_version_leads_back_to_its_run_notebooks_data_and_model(churn: Project
     import hashlib
 
     (version,) = churn.runner("models", "--json").json
-    assert list(version) == [
+    assert list(version)[:9] == [
         "name", "version", "status", "run", "sha256", "metrics", "created", "decided_by", "reason"
     ]  # fmt: skip
     assert version["run"] == told(churn)["run"]
@@ -91,7 +91,7 @@ def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) 
     registered = churn.runner("register", done.json["run"], "--json")
     assert registered.code == 0, registered.err
     assert (registered.json["version"], registered.json["run"]) == (2, done.json["run"])
-    assert churn.runner("reject", "churn/2", "--reason", "five rounds only").code == 0
+    assert churn.runner("reject", "churn/2", "--reason", "a smoke test").code == 0
 
 
 def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) -> None:
