@@ -106,11 +106,11 @@ class LiveDisplay:
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, get_renderable=self._lines, refresh_per_second=8, transient=False)
         self._manifest: RunManifest | None = None
         self._progress: dict[str, Progress] = {}
         self._started: dict[str, float] = {}
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, get_renderable=self._lines, refresh_per_second=8, transient=False)
 
     def started(self, manifest: RunManifest) -> None:
         self._manifest = manifest
