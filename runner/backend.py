@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from runner.errors import Refused, RunnerError
 from runner.model import approval
-from runner.model.registry import LocalRegistry, Registry
-from runner.model.versions import ModelVersion
+from runner.model.registry import LocalRegistry
+from runner.model.versions import ModelVersion, Registry
 from runner.pipeline.file import load
 from runner.records import Pipeline, RunManifest
 from runner.run import provenance
@@ -51,6 +51,12 @@ def world(file: Path, spec: Pipeline, *, watcher: Watcher | None, stop: threadin
         watcher=watcher or Silent(),
         stop=stop or threading.Event(),
     )
+
+
+def rebuild_registry(pipeline: Path) -> Sequence[ModelVersion]:
+    """The versions of the local registry, made anew from its events' copies; see `LocalRegistry.rebuild`."""
+    load(pipeline)
+    return LocalRegistry(pipeline.parent / RUNS / REGISTRY).rebuild()
 
 
 def remote_for(address: str) -> Remote:
@@ -224,5 +230,6 @@ def import_run(pipeline: Path, file: Path) -> tuple[str, list[ModelVersion]]:
     if not pipeline.exists():  # an empty folder becomes a project in which the run can be looked at
         shutil.copyfile(runs.folder(found.run) / "pipeline.toml", pipeline)
     if found.events:
-        LocalRegistry(runs.root / REGISTRY).adopt(found.versions, found.events)
+        versions = {version.version: version for version in found.versions}
+        LocalRegistry(runs.root / REGISTRY).adopt(versions, found.events)
     return found.run, [version for version in found.versions if version.run == found.run]

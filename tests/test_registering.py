@@ -208,14 +208,14 @@ def test_a_run_that_fails_its_gate_registers_nothing(project: Project) -> None:
     assert versions(project) == [("tiny", 1, "pending")]
 
 
-@pytest.mark.parametrize("arguments", [("--no-register",), ("--profile", "quick")])
+@pytest.mark.parametrize(("arguments", "times"), [(("--no-register",), 2), (("--profile", "quick"), 1)])
 def test_a_run_that_was_not_to_register_can_register_later_and_once(
-    project: Project, arguments: tuple[str, ...]
+    project: Project, arguments: tuple[str, ...], times: int
 ) -> None:
     done = without_registry(project).runner("run", "--json", *arguments)
     assert (done.code, done.json["verdict"], done.json["model_version"]) == (0, "pass", None)
     assert not (project.folder / "runs" / "registry.db").exists()
-    for _ in range(2):
+    for _ in range(times):
         done = project.runner("register", "latest", "--json")
         assert done.code == 0, done.err
         assert (done.json["version"], done.json["run"]) == (1, project.runs[-1].name)
@@ -268,10 +268,8 @@ def test_a_history_that_was_altered_is_refused_everywhere(project: Project) -> N
     assert done.code == 8
     assert "event 2 (approved tiny/1) was altered" in done.err
     assert "demanded" in done.out
-    for arguments in (("models",), ("reject", "tiny/1", "--reason", "x"), ("run", "--tag", "another")):
-        done = project.runner(*arguments)
-        assert done.code == 8, arguments
-        assert "Traceback" not in done.err
+    refused(project.runner("models"), "event 2 .* was altered")
+    refused(project.runner("reject", "tiny/1", "--reason", "x"), "event 2 .* was altered")
 
 
 def test_a_registry_that_cannot_be_read_is_refused_and_kept(project: Project) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.events import FIRST, chained, state, verify_chain
-from runner.model.registry import LocalRegistry, Registry
-from runner.model.versions import Event, ModelVersion, NewVersion
+from runner.model.registry import LocalRegistry
+from runner.model.versions import Event, ModelVersion, NewVersion, Registry
 from runner.records import Artifact, FileFact, Metric, decode, encode
 
 RUN = "20261122-1016{:02d}-7f3a"

@@ -16,7 +16,7 @@ import pytest
 from conftest import environment
 from test_registry import everything, new, numbers
 
-from runner.errors import NewerStore, RegistryUnusable, RunnerError, Tampered, UsageError
+from runner.errors import NewerStore, Refused, RegistryUnusable, RunnerError, Tampered, UsageError
 from runner.model.events import verify_chain
 from runner.model.registry import LocalRegistry
 
@@ -211,7 +211,7 @@ def test_its_folder_may_have_any_name(tmp_path: Path) -> None:
     odd = LocalRegistry(tmp_path / "läufe mit ? # % & leer" / "registry.db")
     odd.register(new(1))
     assert numbers(odd.list()) == [("m", 1, "pending")]
-    assert [entry.name for entry in odd.path.parent.iterdir()] == ["registry.db"]
+    assert sorted(entry.name for entry in odd.path.parent.iterdir()) == ["registry-events", "registry.db"]
 
 
 # Many processes, and processes that die
@@ -313,3 +313,55 @@ def test_a_file_that_cannot_grow_is_said_and_nothing_is_half_written(filled: Loc
     assert "Traceback" not in done.stderr
     assert everything(filled) == before
     assert filled.register(new(9)).version == 4
+
+
+def lived(path: Path) -> LocalRegistry:
+    """Two names, three versions, two decisions."""
+    registry = LocalRegistry(path)
+    for number, name in ((1, "m"), (2, "m"), (3, "other")):
+        registry.register(new(number, name=name))
+    registry.decide("m", 1, "approved", who="ana", why="good")
+    registry.decide("m", 2, "rejected", who="ben", why="bad")
+    return registry
+
+
+@pytest.mark.parametrize("fault", ["truncated", "overwritten", "lost"])
+def test_a_damaged_registry_is_made_anew_with_every_decision_and_the_damaged_file_is_kept(
+    tmp_path: Path, fault: str
+) -> None:
+    path = tmp_path / "registry.db"
+    registry = lived(path)
+    before = everything(registry)
+    damaged = {"truncated": path.read_bytes()[:3000], "overwritten": b"\0" * 9000, "lost": b""}[fault]
+    path.unlink() if fault == "lost" else path.write_bytes(damaged)
+    registry.rebuild()
+    assert everything(registry) == before
+    kept = [file.read_bytes() for file in tmp_path.glob("registry.db.damaged-*")]
+    assert kept == ([] if fault == "lost" else [damaged])
+    registry.decide("m", 1, "rejected", who="ana", why="revoked")
+    assert [event.seq for event in registry.events("m")] == [1, 2, 3, 4, 5]
+
+
+def test_a_sound_registry_is_not_made_anew_and_altered_copies_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    registry = lived(path)
+    with pytest.raises(Refused, match="is sound"):
+        registry.rebuild()
+    copy = tmp_path / "registry-events" / "m" / "000003.json"
+    whole = copy.read_text()
+    path.write_bytes(b"rubbish")
+    for altered in (whole.replace('"good"', '"best"'), whole[:50], None):
+        copy.unlink() if altered is None else copy.write_text(altered)
+        with pytest.raises(Tampered):
+            registry.rebuild()
+        assert path.read_bytes() == b"rubbish"
+    copy.write_text(whole)
+    assert [version.status for version in registry.rebuild()] == ["approved", "rejected", "pending"]
+
+
+def test_a_registry_that_was_removed_begins_anew_and_the_old_copies_are_put_aside(tmp_path: Path) -> None:
+    registry = lived(tmp_path / "registry.db")
+    registry.path.unlink()
+    assert registry.register(new(7)).version == 1
+    assert len(list(tmp_path.glob("registry-events.before-*/m/*.json"))) == 4
+    assert [event.kind for event in registry.events("m")] == ["registered"]

@@ -27,9 +27,10 @@ reason_option = click.option("--reason", required=True, metavar="TEXT", help="Wh
 
 @click.command("models")
 @click.argument("name", required=False)
+@click.option("--rebuild", is_flag=True, help="Make a damaged or lost registry anew from the copies of its events.")
 @json_option
 @pipeline_option
-def models_command(name: str | None, as_json: bool, pipeline: Path) -> None:
+def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Path) -> None:
     """List registered model versions, of NAME or of all names.
 
     \b
@@ -39,6 +40,8 @@ def models_command(name: str | None, as_json: bool, pipeline: Path) -> None:
     from runner import backend
     from runner.pipeline.file import load
 
+    if rebuild:
+        backend.rebuild_registry(pipeline)
     versions = backend.registry(pipeline).list(name)
     judged = [rule.metric for rule in load(pipeline).gate]
     shown = [metric for metric in dict.fromkeys(judged) if any(metric in version.metrics for version in versions)]

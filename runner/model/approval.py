@@ -13,7 +13,7 @@ from runner.model.versions import ModelVersion
 from runner.records import RunManifest
 
 if TYPE_CHECKING:
-    from runner.model.registry import Registry
+    from runner.model.versions import Registry
 
 # pickle from protocol 2 on, zip (torch), and what joblib compresses with (zlib, gzip, bzip2, xz, lz4): formats that
 # execute code when they are loaded; pickles of protocol 0 and 1 have no such beginning and are parsed

@@ -1,4 +1,4 @@
-"""Where versions are kept: the protocol, and the local one in a SQLite file.
+"""The local registry: versions and events in a SQLite file.
 
 The file has facts that never change (`versions`) and events that are only added (`events`); a version's state is what
 its events add up to, so it stands in one place. The event of a registration has the hash of the version's facts, and
@@ -14,15 +14,16 @@ import os
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from runner.content import fsync_folder
 from runner.errors import NewerStore, Refused, RegistryUnusable, Tampered, UsageError
+from runner.model import copies
 from runner.model.events import FIRST, chained, state, verify_chain
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
 
@@ -30,6 +31,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x52554E52  # "RUNR", in the file's header
 BUSY_S = 30.0
+COPIES = "registry-events"
 SCHEMA = """
 CREATE TABLE versions (
     name TEXT NOT NULL, version INTEGER NOT NULL CHECK (version > 0), run TEXT NOT NULL, created TEXT NOT NULL,
@@ -46,36 +48,13 @@ CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, '
 """
 
 
-class Registry(Protocol):
-    """Versions of models, numbered per name without gaps. All raise RegistryUnusable where the store cannot be used."""
-
-    def register(self, new: NewVersion) -> ModelVersion:
-        """The new version, pending; the existing one where this run registered before. Refused if its bytes differ."""
-
-    def get(self, name: str, version: int) -> ModelVersion:
-        """Raises UsageError naming what there is."""
-
-    def list(self, name: str | None = None) -> Sequence[ModelVersion]:
-        """By name and number."""
-
-    def decide(
-        self, name: str, version: int, decision: Decision, *, who: str, why: str, data: dict[str, Any] | None = None
-    ) -> ModelVersion:
-        """pending → approved | rejected; approved → rejected. Anything else is Refused, naming who decided and when."""
-
-    def events(self, name: str) -> Sequence[Event]:
-        """All events of the name, oldest first."""
-
-    def approved(self, name: str) -> ModelVersion | None:
-        """The highest approved version."""
-
-
 class LocalRegistry:
-    """Implements `Registry` in one SQLite file, safe for many processes at once."""
+    """Implements `runner.model.versions.Registry` in one SQLite file, safe for many processes at once."""
 
-    def __init__(self, path: Path, *, busy_s: float = BUSY_S) -> None:
+    def __init__(self, path: Path, *, busy_s: float = BUSY_S, keeps: bool = True) -> None:
         self.path = path
         self.busy_s = busy_s
+        self.keeps = keeps  # copies of its events in files beside it
 
     def register(self, new: NewVersion) -> ModelVersion:
         if not NAME.match(new.name):
@@ -95,7 +74,9 @@ class LocalRegistry:
             connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", (new.name, version, new.run, now, facts))
             data = {"run": new.run, "sha256": new.sha256, "facts_sha256": _sha256(facts)}
             _add(connection, new.name, version, "registered", who=new.created_by, why="", at=now, data=data)
-            return _get(connection, new.name, version)
+            made = _get(connection, new.name, version)
+        self._copy(new.name)
+        return made
 
     def get(self, name: str, version: int) -> ModelVersion:
         with self._reading() as connection:
@@ -124,7 +105,9 @@ class LocalRegistry:
                     f"({current.reason}). It stays so; see `runner history {name}`."
                 )
             _add(connection, name, version, decision, who=who, why=why, at=_now(), data=data or {})
-            return _get(connection, name, version)
+            made = _get(connection, name, version)
+        self._copy(name)
+        return made
 
     def events(self, name: str) -> Sequence[Event]:
         with self._reading() as connection:
@@ -135,33 +118,66 @@ class LocalRegistry:
                 raise UsageError(_unknown(connection, name, None))
             return found
 
-    def adopt(self, versions: Sequence[ModelVersion], events: Sequence[Event]) -> None:
-        """Take in one name's whole history from another registry, as it is; what is here already must be part of it.
+    def adopt(self, versions: Mapping[int, NewVersion | ModelVersion], events: Sequence[Event]) -> None:
+        """Take in one name's whole history from elsewhere, as it is; what is here already must be its beginning.
 
-        Raises Tampered where its chain or a row is not what was registered, Refused where this registry has another
-        history of that name. Nothing is changed then.
+        `events` has at least one. Raises Tampered where the chain or a row is not what was registered, Refused where
+        this registry has another history of that name. Nothing is changed then.
         """
         broken = verify_chain(events)
         if broken is not None:
             raise Tampered(f"The history of {events[0].name} was altered: {broken}")
-        name, rows = events[0].name, {version.version: version for version in versions}
+        name = events[0].name
         with self._writing() as connection:
             here = _events(connection, name)
             if any(ours != theirs for ours, theirs in zip(here, events, strict=False)):
                 raise Refused(f"{self.path} has another history of {name}; the two cannot be one.")
             for event in events[len(here) :]:
                 if event.kind == "registered":
-                    if event.name != name or event.version not in rows:
+                    if event.name != name or event.version not in versions:
                         raise Tampered(
                             f"The history of {name} speaks of {event.name}/{event.version}, which is not there."
                         )
-                    facts = _facts(rows[event.version])
+                    found = versions[event.version]
                     connection.execute(
                         "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-                        (name, event.version, rows[event.version].run, event.at, facts),
+                        (name, event.version, found.run, event.at, _facts(found)),
                     )
                 _insert(connection, event)
             _versions(connection, name)  # each row against the event of its registration
+        self._copy(name)
+
+    def rebuild(self) -> Sequence[ModelVersion]:
+        """Make a damaged or lost registry anew from the copies of its events; the damaged file is kept.
+
+        Raises Refused where the registry is sound or there are no copies, Tampered where one was altered or is gone.
+        """
+        histories = list(copies.kept(self._copies))
+        if self.path.exists() or not histories:
+            with contextlib.suppress(RegistryUnusable, Tampered):
+                self.list()
+                raise Refused(f"{self.path} is sound, or there is nothing in {self._copies} to rebuild it from.")
+        made = LocalRegistry(self.path.with_name(f".{self.path.name}-{secrets.token_hex(4)}"), keeps=False)
+        try:
+            for versions, events in histories:
+                made.adopt(versions, events)
+            if self.path.exists():
+                self.path.rename(self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(4)}"))
+            made.path.rename(self.path)
+        finally:
+            made.path.unlink(missing_ok=True)
+        return self.list()
+
+    @property
+    def _copies(self) -> Path:
+        return self.path.parent / COPIES
+
+    def _copy(self, name: str) -> None:
+        """After the change, never before: what is copied has happened."""
+        if self.keeps:
+            with self._reading() as connection:
+                versions = {version.version: version for version in _versions(connection, name)}
+                copies.keep(self._copies, _events(connection, name), versions)
 
     def approved(self, name: str) -> ModelVersion | None:
         with self._reading() as connection:
@@ -199,6 +215,8 @@ class LocalRegistry:
         beside = self.path.with_name(f".{self.path.name}-{secrets.token_hex(4)}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.keeps and self._copies.exists():  # of a registry that was removed; this one begins anew
+                self._copies.rename(self._copies.with_name(f"{COPIES}.before-{secrets.token_hex(4)}"))
             with contextlib.closing(sqlite3.connect(beside)) as connection:
                 connection.executescript(
                     f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; "
@@ -245,7 +263,7 @@ class LocalRegistry:
                 f"{self.path} cannot be used: {error}. Nothing was changed; free space or make it writable."
             )
         return RegistryUnusable(
-            f"{self.path} cannot be read as a registry: {error}. The file was left as it is; restore a copy of it."
+            f"{self.path} cannot be read as a registry: {error}. The file was left as it is; restore a copy of it, or make it anew: `runner models --rebuild`."
         )
 
     def _check_header(self, connection: sqlite3.Connection) -> None:
@@ -257,11 +275,13 @@ class LocalRegistry:
             )
         if owner != APPLICATION_ID or version != SCHEMA_VERSION:
             raise RegistryUnusable(
-                f"{self.path} is no registry, or was truncated. It was left as it is; restore a copy of it."
+                f"{self.path} is no registry, or was truncated. It was left as it is; restore a copy of it, or make it anew: `runner models --rebuild`."
             )
         # the quick check would not see an index that has lost a row
         if connection.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
-            raise RegistryUnusable(f"{self.path} is corrupt. It was left as it is; restore a copy of it.")
+            raise RegistryUnusable(
+                f"{self.path} is corrupt. It was left as it is; restore a copy of it, or make it anew: `runner models --rebuild`."
+            )
 
 
 def _get(connection: sqlite3.Connection, name: str, version: int) -> ModelVersion:
@@ -347,8 +367,7 @@ def _insert(connection: sqlite3.Connection, event: Event) -> None:
 
 def _facts(version: NewVersion | ModelVersion) -> str:
     """What never changes of a version, as JSON; equal facts give equal text."""
-    facts = NewVersion(**{field: getattr(version, field) for field in NewVersion.__struct_fields__})
-    return msgspec.json.encode(facts, order="sorted").decode()
+    return msgspec.json.encode(copies.facts_of(version), order="sorted").decode()
 
 
 def _unknown(connection: sqlite3.Connection, name: str, version: int | None) -> str:

@@ -1,8 +1,9 @@
-"""The registry's records: what is asked for, what there is, and what happened to it."""
+"""The registry's records, what is asked for, what there is, what happened to it; and what a registry can do."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 from runner.records import Artifact, Metric, Record
 
@@ -58,3 +59,27 @@ class Event(Record, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
     previous: str
     hash: str
+
+
+class Registry(Protocol):
+    """Versions of models, numbered per name without gaps. All raise RegistryUnusable where the store cannot be used."""
+
+    def register(self, new: NewVersion) -> ModelVersion:
+        """The new version, pending; the existing one where this run registered before. Refused if its bytes differ."""
+
+    def get(self, name: str, version: int) -> ModelVersion:
+        """Raises UsageError naming what there is."""
+
+    def list(self, name: str | None = None) -> Sequence[ModelVersion]:
+        """By name and number."""
+
+    def decide(
+        self, name: str, version: int, decision: Decision, *, who: str, why: str, data: dict[str, Any] | None = None
+    ) -> ModelVersion:
+        """pending → approved | rejected; approved → rejected. Anything else is Refused, naming who decided and when."""
+
+    def events(self, name: str) -> Sequence[Event]:
+        """All events of the name, oldest first."""
+
+    def approved(self, name: str) -> ModelVersion | None:
+        """The highest approved version."""
