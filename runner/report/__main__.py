@@ -5,11 +5,12 @@ A process of its own, so that importing nbconvert happens beside the next step a
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from runner.records import RunManifest, read
-from runner.report.notebook import write_notebook_page
+from runner.report.notebook import converter, write_notebook_page
 from runner.report.page import write_report
 
 
@@ -28,6 +29,8 @@ def main() -> int:
 
 def _write(folder: Path, steps: list[str]) -> None:
     if "--follow" in sys.argv:
+        os.nice(5)  # the step that is running now is what somebody waits for
+        converter()
         for line in sys.stdin:
             write_step(folder, line.strip())
     else:
