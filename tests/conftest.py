@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
+PAGES = {"RUNNER_NO_REPORT": "0"}  # the environment of a run whose report is looked at
 
 
 def code(source: str, *tags: str) -> dict[str, Any]:
@@ -123,9 +124,11 @@ def command(*arguments: str) -> Sequence[str]:
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    # what tests pages asks for them; most tests do not look, and half of a small run's time is theirs
+    extra = {"RUNNER_NO_REPORT": "1", **(extra or {})}
     left_out = ("RUNNER_", "PYTEST_", "PYTHONDONTWRITEBYTECODE")  # the last would have each kernel compile its imports
     kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-    return {**kept, **(extra or {})}
+    return {**kept, **extra}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Done, Project, parameters, text
+from conftest import PAGES, Done, Project, parameters, text
 
 TOML = """
 name = "cached"
@@ -70,7 +70,7 @@ def plan(project: Project, *arguments: str) -> dict[str, tuple[str, str]]:
 
 def test_nothing_changed_takes_everything_from_the_earlier_run(project: Project) -> None:
     origin = project.runs[-1].name
-    done = project.runner("run", "--json")
+    done = project.runner("run", "--json", env=PAGES)
     assert [step["status"] for step in done.json["steps"]] == ["cached", "cached"]
     assert done.json["metrics"] == {"second.n": {"value": 8.0, "low": None, "high": None}}
     assert len(project.runs) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REAL_TABLE, ROOT, Project
+from conftest import PAGES, REAL_TABLE, ROOT, Project
 
 STEPS = ["data", "train", "evaluate", "register"]
 
@@ -21,7 +21,7 @@ def churn(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for name in ("notebooks", "data"):
         shutil.copytree(ROOT / name, project.folder / name, ignore=skip)
     shutil.copy(ROOT / "pipeline.toml", project.folder)
-    done = project.runner("run", "--json")
+    done = project.runner("run", "--json", env=PAGES)
     assert done.code == 0, done.err
     (project.folder / "told.json").write_text(done.out)
     return project
@@ -96,7 +96,7 @@ def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) 
 
 def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) -> None:
     assert churn.runner("approve", "churn/1", "--reason", "first").code == 0
-    done = churn.runner("run", "-p", "seed=43", "--json")
+    done = churn.runner("run", "-p", "seed=43", "--json", env=PAGES)
     assert done.code == 0, done.err
     assert done.json["steps"][0]["status"] == "cached"
     gain = done.json["metrics"]["evaluate.auc_gain"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import gzip
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -245,6 +248,26 @@ def test_a_faulty_table_is_refused_with_what_is_wrong(execute: Execute, tmp_path
     assert type(raised.value).__name__ == "CellExecutionError"
     assert "ValueError" in str(raised.value)
     assert not (tmp_path / "train.parquet").exists()
+
+
+def test_a_table_too_large_for_memory_is_refused_unread_and_an_archive_is_no_table(
+    execute: Execute, tmp_path: Path
+) -> None:
+    with (tmp_path / "huge.csv").open("wb") as file:
+        file.truncate(600_000_000)
+    with pytest.raises(Exception, match="has 600 MB; the parameter `max_megabytes` allows 500"):
+        data(execute, tmp_path, source=tmp_path / "huge.csv")
+    for name, compress in (("bomb.csv", gzip.compress), ("bomb.zip", zipped)):
+        (tmp_path / name).write_bytes(compress(b"0" * 50_000_000))
+        with pytest.raises(Exception, match=r"is not utf-8|a NUL byte"):
+            data(execute, tmp_path, source=tmp_path / name)
+
+
+def zipped(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("churn.csv", content)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,23 @@ def _environ(entry: Path) -> bytes:
         return b""
 
 
+def test_a_run_killed_at_every_boundary_one_after_the_other_is_finished_as_if_nothing_had_been(
+    project: Project, undisturbed: dict[str, str]
+) -> None:
+    """Each resume gets as far as the next boundary: of the first step, of the second, of the gate and the registry."""
+    for name in BEFORE_A_MANIFEST:
+        killed(project, "run", at=name)
+        assert not any(project.runs)
+    killed(project, "run", at="run begun")
+    of_a_step = [name for name in NAMES[3 : NAMES.index("step recorded") + 1] if name != "object half stored"]
+    for name in ["object half stored", *of_a_step, "verdict written", *NAMES[NAMES.index("before registering") :]]:
+        killed(project, "resume", "latest", at=name)
+        assert len(project.runs) == 1
+    finished(project)
+    sound(project, undisturbed)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_killed_at_any_boundary_is_finished_as_if_nothing_had_been(
     project: Project, undisturbed: dict[str, str], name: str
@@ -202,7 +219,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_a_run_killed_at_a_random_moment_is_finished(
     project: Project, undisturbed: dict[str, str], number: int
 ) -> None:
@@ -258,7 +275,7 @@ def run_with_space_for(blocks: int, project: Project) -> Done:
     return done
 
 
-@pytest.mark.parametrize("blocks", [0, 3, 6, 10, 14])
+@pytest.mark.parametrize("blocks", [0, 6, 12])
 def test_a_full_disk_seals_nothing_half_and_the_run_goes_on_once_there_is_space(
     fresh: Project, small_disk: Path, undisturbed: dict[str, str], blocks: int
 ) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Done, Project, code, parameters, text
+from conftest import PAGES, Done, Project, code, parameters, text
 
 TOML = """
 name = "diabetes"
@@ -107,14 +107,15 @@ def run(project: Project, *arguments: str) -> Done:
 
 
 def test_another_model_is_trained_judged_and_registered_from_anywhere(project: Project, tmp_path: Path) -> None:
-    done = project.runner("run", "-j", "2", "--json", "--pipeline", str(project.folder / "diabètes.toml"), cwd=tmp_path)
+    file = str(project.folder / "diabètes.toml")
+    done = project.runner("run", "-j", "2", "--json", "--pipeline", file, cwd=tmp_path, env=PAGES)
     assert done.code == 0, done.err
     told = done.json
     assert told["model_version"] == {"name": "progression", "version": 1, "status": "pending"}
     rmse, baseline = told["metrics"]["judge.rmse"], told["metrics"]["baseline.rmse"]
     assert 45 < rmse["low"] < rmse["value"] < rmse["high"] < baseline["value"] + 10
     assert told["metrics"]["judge.had_champion"]["value"] == 0
-    assert (project.folder / told["report"]).exists() or Path(told["report"]).exists()
+    assert Path(told["report"]).exists()
     assert not list(tmp_path.iterdir())
     approved = project.runner("approve", "progression/1", "--reason", "ok", "--pipeline", "diabètes.toml")
     assert approved.code == 0, approved.err

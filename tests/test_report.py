@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import Project, code, notebook, parameters, text
+from conftest import PAGES, Project, code, notebook, parameters, text
 
 from runner.records import RunManifest, read
 from runner.report import clean
@@ -82,7 +82,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Project:
         'name = "page"\n[steps.fit]\nnotebook = "nb.ipynb"\n'
         '[[gate]]\nmetric = "fit.auc"\nmin = 0.85\nconfident = true\n[[gate]]\nmetric = "fit.rmse"\nmax = 2.0\n'
     )
-    done = project.runner("run", "-m", "a <note>", "--tag", "t&1")
+    done = project.runner("run", "-m", "a <note>", "--tag", "t&1", env=PAGES)
     assert done.code == 0, done.err
     return project
 
@@ -126,7 +126,7 @@ def test_every_link_of_the_report_leads_to_a_file(passed: Project) -> None:
 def test_a_failed_run_opens_at_the_failing_cell(project: Project) -> None:
     project.write("nb.ipynb", "a = 1", "table = {}\ntable['<region>']", "never = 1")
     project.toml('name = "page"\n[steps.fit]\nnotebook = "nb.ipynb"\n')
-    assert project.runner("run").code == 3
+    assert project.runner("run", env=PAGES).code == 3
     page = Page(project.runs[-1] / "report.html")
     assert page.text.index("Failed: fit stopped at cell [2]. KeyError: '<region>'") < page.text.index("Steps")
     assert page.text.index("table['<region>']") < page.text.index("Steps")
@@ -151,7 +151,7 @@ def hostile(project: Project) -> Path:
         code("raise ValueError(bad)"),
     )
     project.toml(f'name = "page"\n[steps.fit]\nnotebook = "nb.ipynb"\nparameters = {{ x = {json.dumps(bad)} }}\n')
-    assert project.runner("run", "-m", bad).code == 3
+    assert project.runner("run", "-m", bad, env=PAGES).code == 3
     folder = project.runs[-1]
     executed = folder / "steps" / "fit" / "executed.ipynb"
     document = json.loads(executed.read_text())

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Project, parameters
+from conftest import PAGES, Project, parameters
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.pipeline.credentials import MARK, Redactor
 
 TOKEN = "s3cr3t-canary-7f1e9c"
-ENVIRONMENT = {"SHOP_TOKEN": TOKEN, "OTHER_PASSWORD": "canary-in-the-environment"}
+ENVIRONMENT = {"SHOP_TOKEN": TOKEN, "OTHER_PASSWORD": "canary-in-the-environment", **PAGES}
 CANARIES = {
     "AWS access key id": "AKIA" + "IOSFODNN7EXAMPLE",
     "GitHub token": "ghp_" + "0123456789abcdefghijABCDEFGHIJ012345",
@@ -94,7 +94,7 @@ def test_debug_takes_the_secret_from_the_environment_too(project: Project) -> No
 def test_what_looks_like_a_credential_is_taken_out_and_flagged(project: Project) -> None:
     shown = [f"print({canary!r})" for canary in CANARIES.values() if "\n" not in canary and ":" not in canary]
     using(project, *shown, "print('postgres://' + 'admin:hunter2@db/x')")
-    done = project.runner("run", "--json")
+    done = project.runner("run", "--json", env=PAGES)
     assert done.code == 0, done.err
     executed = project.executed("only")
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]

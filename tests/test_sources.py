@@ -224,6 +224,23 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(project:
     assert "starting" not in done.err
 
 
+def test_a_store_on_a_read_only_disk_is_refused_before_anything_runs(project: Project) -> None:
+    reading(project, "./nb.ipynb")
+    (project.folder / "runs").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", project.folder / "runs"], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a file system here: {mounted.stderr.decode().strip()}")
+    try:
+        done = project.runner("run")
+    finally:
+        subprocess.run(["umount", "--lazy", project.folder / "runs"], check=True)
+    assert done.code == 8
+    assert "Cannot write to" in done.err
+    assert "starting" not in done.err
+
+
 def test_two_runs_at_once_both_finish_with_ids_of_their_own(project: Project) -> None:
     reading(project, "./nb.ipynb")
     going = [

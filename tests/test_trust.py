@@ -342,13 +342,13 @@ def repacked(
 
 
 def climbing(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
-    if member.name.endswith("report.html"):
-        member.name = "run/../../../climbed.html"
+    if member.name.endswith("pipeline.toml"):
+        member.name = "run/../../../climbed.toml"
     return member, body
 
 
 def linking(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
-    if member.name.endswith("report.html"):
+    if member.name.endswith("pipeline.toml"):
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
         return member, b""
     return member, body
@@ -363,7 +363,7 @@ def lying(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]
 
 
 def bursting(member: tarfile.TarInfo, body: bytes) -> tuple[tarfile.TarInfo, bytes]:
-    return member, b"\0" * 150_000_000 if member.name.endswith("report.html") else body
+    return member, b"\0" * 150_000_000 if member.name.endswith("pipeline.toml") else body
 
 
 @pytest.mark.parametrize("change", [climbing, linking, altering, lying, bursting])
@@ -379,7 +379,7 @@ def test_a_pack_that_was_meddled_with_is_refused_and_nothing_of_it_kept(
     assert "Traceback" not in done.err
     kept = [path for path in laptop.folder.rglob("*") if path.is_file()]
     assert kept == []
-    assert not (tmp_path / "climbed.html").exists()
+    assert not (tmp_path / "climbed.toml").exists()
 
 
 def test_a_pack_cut_short_is_refused(origin: Project, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from runner.run.provenance import VARIABLES
 from runner.run.store import OBJECTS, Store, facts_of
 
 
-def leave(plan: Plan, manifest: RunManifest, *, as_json: bool, code: int) -> None:
+def leave(plan: Plan, manifest: RunManifest, *, as_json: bool, pages: bool, code: int) -> None:
     """Note everything the run depended on. Nothing is left after a failed run, or one with remote sources."""
     if manifest.status != "succeeded" or any(_is_remote(fact.source) for fact in manifest.sources.values()):
         return
@@ -27,7 +27,7 @@ def leave(plan: Plan, manifest: RunManifest, *, as_json: bool, code: int) -> Non
         manifest, run=unchanged.RUN, started=unchanged.STARTED, ended=unchanged.ENDED, steps=steps
     )
     folder = Store(runs).folder(unchanged.RUN)
-    words = summary(template, folder)
+    words = summary(template, folder, pages=pages)
     out = json.dumps(run_json(template, folder), indent=2, ensure_ascii=False) if as_json else words
     lines = [headline(template), *(step_line(state, None, started=None) for state in steps)]
     lines += [*([words] if as_json else []), *hint(template)]

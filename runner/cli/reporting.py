@@ -21,8 +21,9 @@ class Reporter:
     Leaving the context waits for the pages and for the run's report.
     """
 
-    def __init__(self, shown: Display) -> None:
+    def __init__(self, shown: Display, *, pages: bool) -> None:
         self._shown = shown
+        self._pages = pages
         self._process: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
         self._runs: Path | None = None
@@ -50,12 +51,13 @@ class Reporter:
     def started(self, manifest: RunManifest) -> None:
         assert self._runs is not None
         self._folder = self._runs / manifest.run
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "runner.report", "--follow", str(self._folder)],
-            stdin=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the run; its report is still wanted
-        )
+        if self._pages:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "runner.report", "--follow", str(self._folder)],
+                stdin=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the run; its report is still wanted
+            )
         self._shown.started(manifest)
 
     def progress(self, progress: Progress) -> None:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from runner.records import Pipeline, RunManifest
     from runner.run.world import Options, World
 
+no_report_option = click.option(
+    "--no-report",
+    is_flag=True,
+    envvar="RUNNER_NO_REPORT",
+    help="Write no pages; `runner report` does it later.",
+)
+
 
 @click.command("run")
 @click.argument("steps", nargs=-1, metavar="[STEP]...")
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Run every step, taking nothing from earlier runs.")
 @click.option("--dry-run", is_flag=True, help="Say what would run, and why; start nothing.")
 @click.option("--no-register", is_flag=True, help="Register nothing, whatever the verdict.")
+@no_report_option
 @json_option
 @pipeline_option
 def run_command(
@@ -53,6 +61,7 @@ def run_command(
     force: bool,
     dry_run: bool,
     no_register: bool,
+    no_report: bool,
     as_json: bool,
     pipeline: Path,
 ) -> int:
@@ -92,11 +101,11 @@ def run_command(
         made.append(run(plan, options, world))
         return made[0]
 
-    code = carry_out(plan.file, plan.pipeline, start, as_json=as_json)
+    code = carry_out(plan.file, plan.pipeline, start, as_json=as_json, pages=not no_report)
     if not force:
         from runner.cli.repeat import leave
 
-        leave(plan, made[0], as_json=as_json, code=code)
+        leave(plan, made[0], as_json=as_json, pages=not no_report, code=code)
     return code
 
 
@@ -105,9 +114,10 @@ def run_command(
 @click.option(
     "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
 )
+@no_report_option
 @json_option
 @pipeline_option
-def resume_command(run: str, jobs: int, as_json: bool, pipeline: Path) -> int:
+def resume_command(run: str, jobs: int, no_report: bool, as_json: bool, pipeline: Path) -> int:
     """Continue an interrupted or failed run from its first unsealed step, with its own code and parameters.
 
     \b
@@ -126,11 +136,15 @@ def resume_command(run: str, jobs: int, as_json: bool, pipeline: Path) -> int:
     for notebook in working_tree_differs(manifest, store, pipeline.parent):
         click.echo(f"  note: {notebook} has changed since; this continues with the run's own copy", err=True)
     return carry_out(
-        pipeline, manifest.pipeline, lambda world: resume(run_id, pipeline, Options(jobs=jobs), world), as_json=as_json
+        pipeline,
+        manifest.pipeline,
+        lambda world: resume(run_id, pipeline, Options(jobs=jobs), world),
+        as_json=as_json,
+        pages=not no_report,
     )
 
 
-def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest], *, as_json: bool) -> int:
+def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest], *, as_json: bool, pages: bool) -> int:
     """Do what makes or continues a run, show it as it goes on, print what came of it; the exit code."""
     from runner import backend
     from runner.cli.display import display
@@ -138,7 +152,7 @@ def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest],
 
     stop = threading.Event()
     shown = display()
-    with _signals(stop) as received, Reporter(shown) as watcher:
+    with _signals(stop) as received, Reporter(shown, pages=pages) as watcher:
         world = backend.world(file, spec, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:
@@ -148,7 +162,7 @@ def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest],
     folder = world.store.folder(manifest.run)
     if as_json:
         print_json(run_json(manifest, folder))
-    click.echo(summary(manifest, folder), err=as_json)  # a person reading a CI log wants the words too
+    click.echo(summary(manifest, folder, pages=pages), err=as_json)  # a person reading a CI log wants the words too
     for line in hint(manifest):
         click.echo(line, err=True)
     return exit_code(manifest, received)

@@ -14,8 +14,8 @@ OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", 
 RULE_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
 
 
-def summary(manifest: RunManifest, folder: Path) -> str:
-    """Verdict with its rules, the registered version, where the report is."""
+def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
+    """Verdict with its rules, the registered version, where the report is (or, without `pages`, how to have one)."""
     lines: list[str] = []
     if manifest.verdict is not None:
         lines.append(f"gate {OUTCOMES[manifest.verdict.outcome]}")
@@ -28,7 +28,7 @@ def summary(manifest: RunManifest, folder: Path) -> str:
     if manifest.model_version is not None:
         version = f"{manifest.model_version.name}/{manifest.model_version.version}"
         lines.append(f"model {version} {manifest.model_version.status}")
-    lines.append(f"report {_near(folder / 'report.html')}")
+    lines.append(f"report {_near(folder / 'report.html')}" if pages else f"report: runner report {manifest.run}")
     return "\n".join(lines)
 
 

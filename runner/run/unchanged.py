@@ -31,9 +31,11 @@ def again(arguments: Sequence[str]) -> int | None:
         with open(os.path.join(runs, FILE), encoding="utf-8") as file:
             kept = json.load(file)
         entry = kept["commands"][_command(arguments)] if kept["format"] == FORMAT else None
-        if entry is None or not _same(entry, runs):
+        if entry is None:
             return None
-        return _repeat(entry, runs)
+        with open(os.path.join(runs, "lock"), "a", encoding="utf-8") as shared:
+            fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an OSError while garbage is collected
+            return _repeat(entry, runs) if _same(entry, runs) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

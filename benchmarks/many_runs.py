@@ -1,0 +1,104 @@
+"""`python -m benchmarks.many_runs`: a store of ten thousand runs, and how fast `verify` reads beside sha256sum."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+LIMIT_S, READS = 0.5, 0.8
+ASKED = (["runs"], ["show", "latest"], ["run"])
+TOML = """
+name = "many"
+[steps.make]
+notebook = "make.ipynb"
+outputs = { data = "data.bin" }
+[steps.count]
+notebook = "count.ipynb"
+inputs = { data = "make.data" }
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--megabytes", type=int, default=1_000, help="of the output that verify reads")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        project = Path(scratch)
+        write_project(project, options.megabytes)
+        run(project, ["run"])
+        verify(project)
+        multiply(project, options.runs)
+        print(f"\n{options.runs:,} runs     median s   (limit {LIMIT_S} s)")
+        for arguments in ASKED:
+            seconds = [timed(project, arguments) for _ in range(7)]
+            print(f"runner {' '.join(arguments):<14} {statistics.median(seconds):.3f}")
+
+
+def write_project(project: Path, megabytes: int) -> None:
+    (project / "pipeline.toml").write_text(TOML)
+    write = f"import os\nwith open(data, 'wb') as file:\n    for _ in range({megabytes}):\n        file.write(os.urandom(1_000_000))"
+    for name, parameters, cell in (("make", 'data: str = ""', write), ("count", 'data: str = ""', "size = len(data)")):
+        cells = [
+            {"id": "p", "cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": parameters},
+            {"id": "c", "cell_type": "code", "metadata": {}, "source": cell},
+        ]
+        document = {
+            "cells": [{**cell, "outputs": [], "execution_count": None} for cell in cells],
+            "metadata": {"kernelspec": {"name": "runner", "display_name": "runner", "language": "python"}},
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+        (project / f"{name}.ipynb").write_text(json.dumps(document))
+
+
+def multiply(project: Path, count: int) -> None:
+    """Copies of the one run under earlier ids, so that it stays the latest."""
+    runs = project / "runs"
+    (original,) = [path for path in runs.iterdir() if (path / "run.json").exists()]
+    text = (original / "run.json").read_text()
+    began = datetime.strptime(original.name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    for number in range(1, count):
+        name = f"{began - timedelta(minutes=number):%Y%m%d-%H%M%S}-{number % 65536:04x}"
+        shutil.copytree(original, runs / name, symlinks=True, copy_function=os.link)
+        (runs / name / "run.json").unlink()
+        (runs / name / "run.json").write_text(text.replace(original.name, name))
+
+
+def verify(project: Path) -> None:
+    """The same files by `verify --all` and by sha256sum, five times each in turn."""
+    files = [str(path) for path in (project / "runs" / "objects").iterdir()]
+    size = sum(Path(path).stat().st_size for path in files)
+    ours, theirs = [], []
+    for _ in range(5):
+        ours.append(timed(project, ["verify", "--all"]))
+        clock = time.perf_counter()
+        subprocess.run(["sha256sum", *files], check=True, capture_output=True)
+        theirs.append(time.perf_counter() - clock)
+    speed, reference = size / statistics.median(ours), size / statistics.median(theirs)
+    print(f"verify --all    {speed / 1e6:7.0f} MB/s with its start, {statistics.median(ours):.2f} s")
+    print(f"sha256sum       {reference / 1e6:7.0f} MB/s, {statistics.median(theirs):.2f} s")
+    print(f"ratio           {speed / reference:7.2f}   (required {READS})")
+
+
+def timed(project: Path, arguments: list[str]) -> float:
+    clock = time.perf_counter()
+    run(project, arguments)
+    return time.perf_counter() - clock
+
+
+def run(project: Path, arguments: list[str]) -> None:
+    subprocess.run([sys.executable, "-m", "runner", *arguments], cwd=project, check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    main()
