@@ -14,7 +14,7 @@ run: $(VENV)/.core
 	$(BIN)/runner run
 
 test: $(VENV)/.all
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not soak"
 
 soak: $(VENV)/.all
 	$(BIN)/python -m pytest -q -m soak

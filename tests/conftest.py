@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
 PAGES = {"RUNNER_NO_REPORT": "0"}  # the environment of a run whose report is looked at
 
 

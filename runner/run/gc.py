@@ -5,6 +5,7 @@ Kept for good: the runs of every version that was ever approved, and runs with a
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,49 +43,35 @@ def collect(
 
     A run whose manifest cannot be read is kept. With `dry_run`, says what would go. Raises Refused while a run goes on.
     """
-    if not dry_run:
-        with store.alone():
-            return _collect(store, set(approved_runs), versions, keep, tags, project, dry_run=False)
-    return _collect(store, set(approved_runs), versions, keep, tags, project, dry_run=True)
-
-
-def _collect(
-    store: Store,
-    approved: set[str],
-    versions: Iterable[ModelVersion],
-    keep: int,
-    tags: Iterable[str],
-    project: Path,
-    *,
-    dry_run: bool,
-) -> Freed:
-    pins = {*tags, PINNED}
-    kept: dict[str, str] = {}
-    manifests: list[RunManifest] = []
-    gone: list[str] = []
-    for number, run in enumerate(store.runs()):
-        why = _why(store, run, number, keep, approved, pins, manifests)
-        if why:
-            kept[run] = why
-        else:
-            gone.append(run)
-    needed = {fact.sha256 for manifest in manifests for fact in _facts(manifest)}
-    needed |= {
-        fact.sha256 for version in versions for fact in facts_of(version.artifact).values() if version.run in kept
-    }
-    unreadable = any(why == "cannot be read" for why in kept.values())
-    objects = [] if unreadable else [path for path in _objects(store) if path.name not in needed]
-    size = sum(path.stat().st_size for path in objects)
-    if not dry_run:
-        for run in gone:
-            shutil.rmtree(store.folder(run))
-        for path in objects:
-            path.unlink()
-        for leftover in store.objects.glob(".*"):  # of writers that were killed
-            leftover.unlink()
-        shutil.rmtree(store.root / FETCHED, ignore_errors=True)
-        _remember(store, manifests, project)
-    return Freed(tuple(gone), len(objects), size, kept)
+    approved, pins = set(approved_runs), {*tags, PINNED}
+    with contextlib.nullcontext() if dry_run else store.alone():
+        kept: dict[str, str] = {}
+        manifests: list[RunManifest] = []
+        gone: list[str] = []
+        for number, run in enumerate(store.runs()):
+            why = _why(store, run, number, keep, approved, pins, manifests)
+            if why:
+                kept[run] = why
+            else:
+                gone.append(run)
+        needed = {fact.sha256 for manifest in manifests for fact in _facts(manifest)}
+        needed |= {
+            fact.sha256 for version in versions for fact in facts_of(version.artifact).values() if version.run in kept
+        }
+        unreadable = any(why == "cannot be read" for why in kept.values())
+        objects = [] if unreadable else [path for path in _objects(store) if path.name not in needed]
+        size = sum(path.stat().st_size for path in objects)
+        if not dry_run:
+            for run in gone:
+                shutil.rmtree(store.folder(run))
+            for path in objects:
+                path.unlink()
+            for leftover in (*store.objects.glob(".*"), *store.root.glob(".import-*"), *store.root.glob(".pack-*")):
+                # of writers that were killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            shutil.rmtree(store.root / FETCHED, ignore_errors=True)
+            _remember(store, manifests, project)
+        return Freed(tuple(gone), len(objects), size, kept)
 
 
 def _why(

@@ -119,6 +119,7 @@ class Store:
 
     @contextlib.contextmanager
     def _store_lock(self, kind: int) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK).open("a") as file:
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)

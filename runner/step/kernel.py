@@ -36,18 +36,19 @@ def main() -> None:
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     preload = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
     sys.path[:0] = folders
-    from ipykernel.kernelapp import IPKernelApp
+    with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
+        from ipykernel.kernelapp import IPKernelApp
 
-    app: Any = IPKernelApp.instance()
-    app.initialize(
-        [
-            *sys.argv[1:],
-            "--IPKernelApp.outstream_class=runner.step.stream.CappedStream",
-            # sys.path is complete: the run's own snapshot comes before the working folder
-            "--IPKernelApp.ignore_cwd=True",
-            "--HistoryManager.enabled=False",
-        ]
-    )
+        app: Any = IPKernelApp.instance()
+        app.initialize(
+            [
+                *sys.argv[1:],
+                "--IPKernelApp.outstream_class=runner.step.stream.CappedStream",
+                # sys.path is complete: the run's own snapshot comes before the working folder
+                "--IPKernelApp.ignore_cwd=True",
+                "--HistoryManager.enabled=False",
+            ]
+        )
     _keep_stderr_for_crashes()
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
     if opened:
