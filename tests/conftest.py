@@ -18,6 +18,17 @@ REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
 PAGES = {"RUNNER_NO_REPORT": "0"}  # the environment of a run whose report is looked at
 
+# Jupyter's Run All: each notebook named, one after the other, saved with its outputs
+RUN_ALL = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import nbclient, nbformat
+for name in sys.argv[1:]:
+    made = nbformat.read(name, as_version=4)
+    nbclient.NotebookClient(made, timeout=120).execute()
+    nbformat.write(made, name)
+"""
+
 
 def code(source: str, *tags: str) -> dict[str, Any]:
     return {"cell_type": "code", "source": source, "tags": list(tags)}
@@ -29,6 +40,15 @@ def parameters(source: str) -> dict[str, Any]:
 
 def text(source: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "source": source, "tags": []}
+
+
+def recorded(name: str, value: str) -> str:
+    """A cell that records as scrapbook does, without the second that importing it takes. `value` is source text."""
+    return (
+        "from IPython.display import display\n"
+        f"display({{'application/scrapbook.scrap.json+json': {{'name': '{name}', 'data': {value}, 'encoder': 'json', "
+        f"'version': 1}}}}, metadata={{'scrapbook': {{'name': '{name}', 'data': True, 'display': False}}}}, raw=True)"
+    )
 
 
 def notebook(*cells: dict[str, Any] | str, kernel: str = "runner", language: str = "python") -> dict[str, Any]:

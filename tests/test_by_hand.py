@@ -10,16 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Project, environment, parameters
-
-RUN_ALL = """
-import sys, warnings
-warnings.simplefilter("ignore")
-import nbclient, nbformat
-made = nbformat.read(sys.argv[1], as_version=4)
-nbclient.NotebookClient(made, timeout=120).execute()
-nbformat.write(made, sys.argv[1])
-"""
+from conftest import RUN_ALL, Project, environment, parameters
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +45,13 @@ def test_the_registered_kernel_runs_the_notebooks_by_hand_in_order(project: Proj
     assert project.runner("kernel", "--prefix", str(prefix)).code == 0
     folder = tmp_path / "notebooks"
     shutil.copytree(project.folder / "notebooks", folder, ignore=shutil.ignore_patterns("work"))
-    for name in ("01_make.ipynb", "02_count.ipynb"):
-        subprocess.run(
-            [sys.executable, "-c", RUN_ALL, name],
-            cwd=folder,
-            env=environment({"JUPYTER_PATH": str(prefix / "share" / "jupyter")}),
-            check=True,
-            capture_output=True,
-        )
+    subprocess.run(
+        [sys.executable, "-c", RUN_ALL, "01_make.ipynb", "02_count.ipynb"],
+        cwd=folder,
+        env=environment({"JUPYTER_PATH": str(prefix / "share" / "jupyter")}),
+        check=True,
+        capture_output=True,
+    )
     assert (folder / "work" / "make" / "table.csv").read_text() == "row\n" * 3
     outputs = [o for cell in json.loads((folder / "02_count.ipynb").read_text())["cells"] for o in cell["outputs"]]
     assert any(o.get("metadata", {}).get("scrapbook", {}).get("name") == "rows" for o in outputs)

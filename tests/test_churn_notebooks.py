@@ -375,6 +375,7 @@ for name, parameters in json.loads(sys.argv[2]).items():
 """
 
 
+@pytest.mark.soak
 def test_by_hand_and_under_plain_papermill_they_run_in_order_and_make_the_same_model(tmp_path: Path) -> None:
     notebooks = tmp_path / "project" / "notebooks"
     shutil.copytree(ROOT / "notebooks", notebooks, ignore=shutil.ignore_patterns("work", ".ipynb_checkpoints"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, Project, parameters, text
+from conftest import PAGES, Done, Project, parameters, text
 from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page, inert
@@ -117,7 +117,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     git(project.folder, "init", "-q", "-b", "main")
     git(project.folder, "add", "-A")
     git(project.folder, "commit", "-q", "-m", "first")
-    assert project.runner("run").code == 4  # 0.85 is below the gate
+    assert project.runner("run", env=PAGES).code == 4  # 0.85 is below the gate
     score(
         project,
         "metric('loss', 1.0 - auc, better='lower')  # \x1b[2J",
@@ -126,7 +126,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
         shown="",
     )
     (project.folder / "nb" / "helper.py").write_text("SHIFT = 1\n")
-    assert project.runner("run", "-p", "depth=6", "-p", f"train.label={HOSTILE}", "-m", "<b>deeper</b>").code == 0
+    assert (
+        project.runner("run", "-p", "depth=6", "-p", f"train.label={HOSTILE}", "-m", "<b>deeper</b>", env=PAGES).code
+        == 0
+    )
     (project.folder / "rows.csv").write_text("1\n2\n3\n")
     assert project.runner("run", "-p", "depth=6", "-p", f"train.label={HOSTILE}").code == 0
     return Compared(project, *(folder.name for folder in project.runs))

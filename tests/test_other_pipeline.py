@@ -155,27 +155,33 @@ def test_some_steps_give_no_verdict_and_register_nothing(project: Project) -> No
 
 
 @pytest.mark.parametrize(
-    ("cell", "gate", "verdict", "exit_code"),
+    ("gate", "verdict", "exit_code"),
     [
-        ("metric('m', 0.9)", "min = 0.9", "pass", 0),
-        ("metric('m', 0.89)", "min = 0.9", "fail", 4),
-        ("metric('m', 0.9, low=0.8, high=0.95)", "min = 0.85\nconfident = true", "inconclusive", 5),
-        ("metric('other', 0.9)", "min = 0.9", "error", 5),
-        ("scrapbook.glue('m', float('nan'))", "max = 0.9", "error", 5),
-        ("scrapbook.glue('m', 'nan')", "max = 0.9", "error", 5),
-        ("scrapbook.glue('m', True)", "min = 0.9", "error", 5),
-        ("scrapbook.glue('m', 0.95); scrapbook.glue('m', 0.95)", "min = 0.9", "error", 5),
+        ({"exact": "min = 0.9"}, "pass", 0),
+        ({"exact": "min = 0.91"}, "fail", 4),
+        ({"exact": "min = 0.9", "wide": "min = 0.85\nconfident = true"}, "inconclusive", 5),
+        (dict.fromkeys(("exact", "absent", "nan", "text", "truth", "twice"), "max = 1.0"), "error", 5),
     ],
 )
 def test_only_a_number_that_is_there_once_can_pass(
-    tmp_path: Path, cell: str, gate: str, verdict: str, exit_code: int
+    tmp_path: Path, gate: dict[str, str], verdict: str, exit_code: int
 ) -> None:
     project = Project(tmp_path)
-    project.write("nb.ipynb", parameters("x: int = 1"), "import scrapbook\nfrom runner.scraps import metric", cell)
-    project.toml(f'name = "one"\n[steps.only]\nnotebook = "nb.ipynb"\n[[gate]]\nmetric = "only.m"\n{gate}\n')
+    project.write(
+        "nb.ipynb",
+        parameters("x: int = 1"),
+        "import scrapbook\nfrom runner.scraps import metric\nmetric('exact', 0.9)\nmetric('wide', 0.9, low=0.8, high=0.95)",
+        "for name, value in (('nan', float('nan')), ('text', 'nan'), ('truth', True), ('twice', 0.5), ('twice', 0.5)):\n"
+        "    scrapbook.glue(name, value)",
+    )
+    rules = "".join(f'[[gate]]\nmetric = "only.{name}"\n{rule}\n' for name, rule in gate.items())
+    project.toml(f'name = "one"\n[steps.only]\nnotebook = "nb.ipynb"\n{rules}')
     done = project.runner("run", "--json")
     assert (done.json["verdict"], done.code) == (verdict, exit_code), done.err
     assert done.json["status"] == "succeeded"
+    outcomes = {rule["rule"]["metric"]: rule["outcome"] for rule in project.manifest["verdict"]["rules"]}
+    assert outcomes["only.exact"] == ("fail" if verdict == "fail" else "pass")
+    assert {outcomes[f"only.{name}"] for name in gate if name != "exact"} <= {verdict}
 
 
 def test_independent_steps_run_side_by_side_with_j_2(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, environment, parameters, text
+from conftest import Project, environment, parameters, recorded, text
 
 TOML = """
 name = "trust"
@@ -65,10 +65,11 @@ def write_notebooks(project: Project, *, extra: str = "") -> None:
     project.write(
         "notebooks/fit.ipynb",
         parameters('table: str = ""\nmodel: str = ""\nboost: float = 0.0'),
-        "import json, pathlib\nfrom runner.scraps import metric\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)",
+        "import json, pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)",
         "size = len(open(table).read())\n(place / 'model.json').write_text(json.dumps({'size': size}))\n"
         "(place / 'signature.json').write_text('{}')",
-        "metric('score', 0.75 + boost, low=0.7 + boost, high=0.8 + boost)",
+        recorded("score", "0.75 + boost"),
+        recorded("score.interval", "{'low': 0.7 + boost, 'high': 0.8 + boost}"),
     )
     project.write(
         "notebooks/enter.ipynb",
@@ -175,7 +176,7 @@ def test_reproduce_takes_a_tolerance_for_metrics(project: Project) -> None:
         parameters('table: str = ""\nmodel: str = ""'),
         "import pathlib, os\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n"
         "(place / 'model.json').write_text('{}')\n(place / 'signature.json').write_text('{}')",
-        "from runner.scraps import metric\nmetric('score', 0.75 + 0.001 * os.path.exists('/proc/self') * (os.getpid() % 7))",
+        recorded("score", "0.75 + 0.001 * (os.getpid() % 7)"),
     )
     assert project.runner("run").code == 0
     assert project.runner("reproduce", "latest", "--tolerance", "0.01").code == 0
@@ -401,7 +402,8 @@ def test_resume_goes_on_with_the_runs_own_code_and_says_that_the_tree_differs(pr
         parameters('table: str = ""\nmodel: str = ""'),
         f"import pathlib\nassert pathlib.Path({str(flag)!r}).exists(), 'not yet'",
         "place = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n(place / 'model.json').write_text('{}')\n"
-        "(place / 'signature.json').write_text('{}')\nfrom runner.scraps import metric\nmetric('score', 0.6)",
+        "(place / 'signature.json').write_text('{}')",
+        recorded("score", "0.6"),
     )
     assert project.runner("run").code == 3
     flag.touch()
@@ -425,19 +427,19 @@ def test_resume_refuses_a_source_that_is_another_by_now(project: Project) -> Non
 
 def test_gc_keeps_what_was_approved_pinned_or_is_new_and_says_so_before(project: Project) -> None:
     approved = project.runs[-1].name
-    for number, tags in ((2, ()), (3, ("--tag", "pinned")), (4, ()), (5, ())):
+    for number, tags in ((2, ("--tag", "pinned")), (3, ()), (4, ())):
         assert project.runner("run", "-p", f"seed={number}", "--no-register", *tags).code == 0
     runs = [run.name for run in project.runs]
     preview = project.runner("gc", "--keep", "1", "--dry-run", "--json").json
-    assert sorted(preview["runs"]) == [runs[1], runs[3]]
-    assert preview["kept"] == {approved: "approved", runs[2]: "tagged pinned", runs[4]: "among the newest 1"}
-    assert len(project.runs) == 5
+    assert preview["runs"] == [runs[2]]
+    assert preview["kept"] == {approved: "approved", runs[1]: "tagged pinned", runs[3]: "among the newest 1"}
+    assert len(project.runs) == 4
     freed = project.runner("gc", "--keep", "1", "--json").json
     assert (freed["runs"], freed["objects"]) == (preview["runs"], preview["objects"])
     assert freed["objects"] > 0
-    assert [run.name for run in project.runs] == [approved, runs[2], runs[4]]
+    assert [run.name for run in project.runs] == [approved, runs[1], runs[3]]
     assert project.runner("verify", "--all").code == 0
-    again = project.runner("run", "-p", "seed=3", "--no-register", "--json").json
+    again = project.runner("run", "-p", "seed=2", "--no-register", "--json").json
     assert [step["status"] for step in again["steps"]] == ["cached", "cached", "cached"]
 
 

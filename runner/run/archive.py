@@ -25,8 +25,9 @@ from runner.errors import Refused, Tampered
 from runner.model.versions import Event, ModelVersion
 from runner.records import FORMAT, Artifact, Record, RunManifest, StepState, decode, encode
 from runner.run import folder as run_folder
+from runner.run.ids import RUN_ID
 from runner.run.inputs import copy, recorded
-from runner.run.store import LOCK, MANIFEST, RUN_ID, Store, facts_of, inside
+from runner.run.store import LOCK, MANIFEST, Store, facts_of, inside
 from runner.run.verify import Verifier
 
 PACK = "pack.json"

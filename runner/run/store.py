@@ -13,12 +13,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -27,9 +25,9 @@ from runner.content import artifact, atomic_write, file_fact, fsync_folder
 from runner.errors import Refused, Tampered, UsageError
 from runner.failpoint import reach
 from runner.records import Artifact, FileFact, RunManifest, encode, read
+from runner.run.ids import RUN_ID, make_folder
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE = "run.json", "lock", "objects", "quarantine"
-RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}\Z")
 
 
 class Store:
@@ -53,13 +51,7 @@ class Store:
 
     def new(self) -> str:
         """A fresh run id with its folder."""
-        while True:
-            run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-            try:
-                (self.root / run).mkdir()
-            except FileExistsError:
-                continue
-            return run
+        return make_folder(self.root)
 
     def folder(self, run: str) -> Path:
         return self.root / run

@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from runner.run.ids import make_folder
+
 FILE, FORMAT = "unchanged.json", 1
 RUN, STARTED, ENDED = "@run@", "@started@", "@ended@"
 FRESH_S = 2.0  # younger than this, a file may change again without a new time
@@ -93,14 +95,7 @@ def _same(entry: dict[str, Any], runs: str) -> bool:
 
 
 def _repeat(entry: dict[str, Any], runs: str) -> int:
-    now = time.time()
-    while True:
-        run = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
-        try:
-            os.mkdir(os.path.join(runs, run))
-            break
-        except FileExistsError:
-            continue
+    now, run = time.time(), make_folder(runs)
     folder, earlier = os.path.join(runs, run), os.path.join(runs, entry["run"])
     with open(os.path.join(folder, "lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,0 +1,38 @@
+"""Names of runs, in the order in which they began. Standard library only: the way back for unchanged runs needs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}\Z")
+LAST = 0xFFFF
+
+
+def make_folder(runs: str | os.PathLike[str]) -> str:
+    """Make the folder of a new run below `runs` and give its id, which sorts after all that are there.
+
+    The id begins with the time in UTC, or with the latest run's where the clock stands before that.
+    """
+    while True:
+        latest = max((entry.name for entry in os.scandir(runs) if RUN_ID.match(entry.name)), default="")
+        run = _after(latest, time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
+        try:
+            os.mkdir(os.path.join(runs, run))
+            return run
+        except FileExistsError:  # another process began in this moment
+            continue
+
+
+def _after(latest: str, now: str) -> str:
+    if now > latest[:15]:
+        return f"{now}-{secrets.randbelow(LAST // 2):04x}"
+    number = int(latest[16:], 16) + 1 + secrets.randbelow(64)
+    if number <= LAST:
+        return f"{latest[:15]}-{number:04x}"
+    import calendar  # with datetime, which nearly no run needs here
+
+    moment = time.gmtime(calendar.timegm(time.strptime(latest[:15], "%Y%m%d-%H%M%S")) + 1)
+    return f"{time.strftime('%Y%m%d-%H%M%S', moment)}-{secrets.randbelow(LAST // 2):04x}"
