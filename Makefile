@@ -19,8 +19,10 @@ test: $(VENV)/.all
 soak: $(VENV)/.all
 	$(BIN)/python -m pytest -q -m soak
 
-bench: $(VENV)/.all
+bench: $(VENV)/.all $(VENV)-peers/.ready
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.unchanged
+	$(BIN)/python -m benchmarks.many_runs
 
 lab: $(VENV)/.all
 	$(BIN)/runner kernel --prefix $(VENV)
@@ -38,7 +40,7 @@ locks:
 		-c requirements-all.lock -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.core: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.12")'
@@ -48,6 +50,12 @@ $(VENV)/.core: requirements.lock pyproject.toml
 
 $(VENV)/.all: requirements-all.lock $(VENV)/.core
 	$(call install,requirements-all.lock)
+	touch $@
+
+# what the benchmarks compare with, in an environment of its own
+$(VENV)-peers/.ready: benchmarks/peers.lock | $(VENV)/.core
+	$(PYTHON) -m venv $(VENV)-peers
+	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python --require-hashes -r $<
 	touch $@
 
 # pip installs uv by its hash from the same lock, and uv the rest: seconds instead of minutes

@@ -20,6 +20,7 @@ from benchmarks.__main__ import measure
 from benchmarks.paths import ROOT, copy_project, plain_script, runner
 from runner.pipeline.plan import Plan, PlannedStep, plan
 
+KERNEL = "bench"
 PEERS = ROOT / ".venv-peers" / "bin"
 REQUIRED = {"plain script": 0.05, "dvc repro": 0.1, "ploomber build": 0.1}
 
@@ -90,14 +91,13 @@ def ploomber(project: Path) -> list[str]:
         tasks.append({"source": str(source.relative_to(project)), "name": step.name, "product": product})
     (project / "ploomber" / "out").mkdir()
     (project / "pipeline.yaml").write_text(json.dumps({"tasks": tasks}))
-    # its kernel is ours, with the packages that the notebooks need
-    return [
-        "env",
-        "PLOOMBER_STATS_ENABLED=false",
-        f"JUPYTER_PATH={sys.prefix}/share/jupyter",
-        str(PEERS / "ploomber"),
-        "build",
-    ]
+    # the kernel is this environment's, with the packages that the notebooks need
+    spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+    kernel = project / "jupyter" / "kernels" / KERNEL / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({**spec, "display_name": KERNEL}))
+    variables = ["PLOOMBER_STATS_ENABLED=false", f"JUPYTER_PATH={project / 'jupyter'}"]
+    return ["env", *variables, str(PEERS / "ploomber"), "build"]
 
 
 def _for_ploomber(made: Plan, step: PlannedStep) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _for_ploomber(made: Plan, step: PlannedStep) -> dict[str, Any]:
         "execution_count": None,
     }
     document["cells"].insert(at + 1, glue)
-    document["metadata"]["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    document["metadata"]["kernelspec"] = {"name": KERNEL, "display_name": KERNEL, "language": "python"}
     return document
 
 
