@@ -17,7 +17,7 @@ test: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not soak"
 
 soak: $(VENV)/.all
-	$(BIN)/python -m pytest -q -m soak
+	$(BIN)/python -m pytest -q -n 2 -m soak
 
 bench: $(VENV)/.all $(VENV)-peers/.ready
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -37,7 +37,12 @@ def again(arguments: Sequence[str]) -> int | None:
             return None
         with open(os.path.join(runs, "lock"), "a", encoding="utf-8") as shared:
             fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an OSError while garbage is collected
-            return _repeat(entry, runs) if _same(entry, runs) else None
+            before = json.dumps(entry["files"])
+            if not _same(entry, runs):
+                return None
+            if json.dumps(entry["files"]) != before:  # what was hashed this time need not be the next
+                _write(os.path.join(runs, FILE), json.dumps(kept))
+            return _repeat(entry, runs)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -115,11 +120,17 @@ def _repeat(entry: dict[str, Any], runs: str) -> int:
 
 
 def _unchanged(path: str, mark: list[Any]) -> bool:
-    """By size, time and inode; where these are new or were too fresh to trust, by content."""
+    """By size, time and inode; where these are new or were too fresh to trust, by content, and `mark` is renewed."""
     stamp = _stamp(path)
     if stamp is None or mark[1] is None:
         return stamp is None and mark[1] is None
-    return bool(stamp == mark[0] or _sha256(path) == mark[1])
+    if stamp == mark[0]:
+        return True
+    now = _mark(path)
+    same = bool(now[1] == mark[1])
+    if same:
+        mark[0] = now[0]
+    return same
 
 
 def _mark(path: str) -> list[Any]:
