@@ -123,7 +123,7 @@ class Project:
 
     @property
     def runs(self) -> list[Path]:
-        return sorted(path for path in (self.folder / "runs").iterdir() if (path / "run.json").exists())
+        return sorted(file.parent for file in (self.folder / "runs").glob("*/run.json"))
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import RUN_ALL, Project, environment, parameters
+from conftest import Project, environment, parameters
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +36,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert done.code == 0, done.err
     assert done.json["metrics"]["count.rows"]["value"] == 7
     return project
-
-
-def test_the_registered_kernel_runs_the_notebooks_by_hand_in_order(project: Project, tmp_path: Path) -> None:
-    prefix = tmp_path / "prefix"
-    assert project.runner("kernel", "--prefix", str(prefix)).code == 0
-    folder = tmp_path / "notebooks"
-    shutil.copytree(project.folder / "notebooks", folder, ignore=shutil.ignore_patterns("work"))
-    subprocess.run(
-        [sys.executable, "-c", RUN_ALL, "01_make.ipynb", "02_count.ipynb"],
-        cwd=folder,
-        env=environment({"JUPYTER_PATH": str(prefix / "share" / "jupyter")}),
-        check=True,
-        capture_output=True,
-    )
-    assert (folder / "work" / "make" / "table.csv").read_text() == "row\n" * 3
-    outputs = [o for cell in json.loads((folder / "02_count.ipynb").read_text())["cells"] for o in cell["outputs"]]
-    assert any(o.get("metadata", {}).get("scrapbook", {}).get("name") == "rows" for o in outputs)
 
 
 def test_a_notebook_runs_under_the_plain_papermill_command(project: Project, tmp_path: Path) -> None:

@@ -233,11 +233,11 @@ def test_a_run_killed_at_a_random_moment_is_finished(
 
 
 @pytest.mark.soak
-def test_sixty_kills_at_random_moments_lose_nothing(
+def test_forty_kills_at_random_moments_lose_nothing(
     fresh: Project, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     draw = random.Random(99)
-    for number in range(60):
+    for number in range(40):
         shutil.copytree(fresh.folder, tmp_path / str(number))
         project = Project(tmp_path / str(number))
         kill_at(project, draw.uniform(0.05, 3.0))
