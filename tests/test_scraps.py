@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def test_plain_glue_and_metric_read_the_same_in_both_readers(tmp_path: Path) -> 
 
 def test_a_name_is_recorded_once_unless_its_cell_is_run_again() -> None:
     from jupyter_client.blocking.client import BlockingKernelClient
-    from jupyter_client.manager import start_new_kernel
+    from jupyter_client.manager import KernelManager
 
     def run(client: BlockingKernelClient, source: str, cell: str | None) -> str:
         """What the kernel says to the cell, sent as Jupyter sends it, or without an id as papermill does."""
@@ -133,9 +134,16 @@ def test_a_name_is_recorded_once_unless_its_cell_is_run_again() -> None:
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                 return str(reply["content"].get("evalue", ""))
 
+    place = tempfile.TemporaryDirectory(
+        prefix="ipc-"
+    )  # a socket's path must be short, and ports can be taken meanwhile
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # jupyter_client's own: an unencrypted port
-        manager, client = start_new_kernel(kernel_name="python3")
+        warnings.simplefilter("ignore")  # jupyter_client's own
+        manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{place.name}/k")
+        manager.start_kernel()
+        client = manager.blocking_client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
     refused = "Metric {} was recorded already in this kernel; give this one a name of its own."
     try:
         assert run(client, "from runner.scraps import metric; metric('auc', 0.5)", "a") == ""
@@ -148,6 +156,7 @@ def test_a_name_is_recorded_once_unless_its_cell_is_run_again() -> None:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+        place.cleanup()
 
 
 def test_figures_and_tables_are_shown_and_read_back(tmp_path: Path) -> None:
