@@ -317,6 +317,22 @@ def test_a_packed_version_is_verified_reproduced_and_debugged_elsewhere(project:
     assert len(laptop.runs) == 1
 
 
+def test_a_pack_that_cannot_be_written_is_said_and_two_imports_at_once_are_as_good_as_one(
+    origin: Project, tmp_path: Path
+) -> None:
+    for place, said in ((tmp_path / "none" / "run.tar.gz", "There is no folder"), (tmp_path, "is a directory")):
+        done = origin.runner("pack", "latest", "-o", str(place))
+        assert (done.code, said in done.err) == (2, True), done.err
+    assert origin.runner("pack", "thing/1", "-o", str(tmp_path / "run.tar.gz")).code == 0
+    laptop = Project(tmp_path / "laptop")
+    laptop.folder.mkdir()
+    going = [laptop.start("import", str(tmp_path / "run.tar.gz")) for _ in range(3)]
+    said_by = [process.communicate(timeout=60)[1] for process in going]
+    assert [process.returncode for process in going] == [0, 0, 0], said_by
+    assert len(laptop.runs) == 1
+    assert laptop.runner("verify", "--all").code == 0
+
+
 def test_a_run_is_packed_with_a_source_that_it_did_not_keep(project: Project, tmp_path: Path) -> None:
     project.toml(TOML.replace("keep = true", "keep = false"))
     assert project.runner("run", "make", "--force").code == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
+from runner.errors import UsageError
 
 
 @click.command("debug")
@@ -39,7 +40,13 @@ def debug_command(run: str, step: str, no_open: bool, pipeline: Path) -> int:
 
 @click.command("pack")
 @click.argument("run", metavar="RUN|NAME/VERSION")
-@click.option("-o", "output", type=click.Path(path_type=Path), metavar="FILE", help="Default: RUN.run.tar.gz here.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Default: RUN.run.tar.gz here.",
+)
 @pipeline_option
 def pack_command(run: str, output: Path | None, pipeline: Path) -> None:
     """Put a run, with all its inputs and outputs, into one file; for NAME/VERSION with the version's evidence.
@@ -51,6 +58,8 @@ def pack_command(run: str, output: Path | None, pipeline: Path) -> None:
     """
     from runner import backend
 
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
     made, size = backend.pack(pipeline, run, output)
     click.echo(f"{made}   {size:,} bytes", err=True)
     click.echo(made)

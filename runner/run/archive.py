@@ -84,10 +84,7 @@ def unpack(file: Path, store: Store) -> Pack:
         manifest = scratch.manifest_as_written(found.run)
         if manifest.run != found.run:
             raise Tampered(f"{file} says it is run {found.run}, and its manifest says {manifest.run}.")
-        there = store.folder(found.run) / MANIFEST
-        if there.exists():
-            if there.read_bytes() != (folder / MANIFEST).read_bytes():
-                raise Refused(f"Another run {found.run} is in {store.root} already; this one is not taken in.")
+        if _is_there(folder, store):
             return found
         for state, artifact in _placed(manifest):
             scratch.link(artifact, run_folder.step_folder(scratch, found.run, state.name) / artifact.path.rstrip("/"))
@@ -96,7 +93,11 @@ def unpack(file: Path, store: Store) -> Pack:
             raise Tampered(f"{file} is not sound, so nothing of it was kept: {findings[0]}")
         for state, artifact in _placed(manifest):
             store.seal(run_folder.step_folder(scratch, found.run, state.name), artifact)
-        folder.rename(store.folder(found.run))
+        try:
+            folder.rename(store.folder(found.run))
+        except OSError:  # unless another process took the same run in meanwhile
+            if not _is_there(folder, store):
+                raise
         return found
     except (tarfile.TarError, OSError, EOFError, msgspec.MsgspecError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -104,6 +105,16 @@ def unpack(file: Path, store: Store) -> Pack:
         raise Refused(f"{file} is no whole pack of a run: {error}.") from error
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
+
+
+def _is_there(folder: Path, store: Store) -> bool:
+    """Whether the store has the run in `folder` already. Raises Refused where that is another of the same id."""
+    there = store.folder(folder.name) / MANIFEST
+    if not there.exists():
+        return False
+    if there.read_bytes() != (folder / MANIFEST).read_bytes():
+        raise Refused(f"Another run {folder.name} is in {store.root} already; this one is not taken in.")
+    return True
 
 
 def _placed(manifest: RunManifest) -> Iterator[tuple[StepState, Artifact]]:
