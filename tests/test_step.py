@@ -70,7 +70,7 @@ def test_a_kernel_that_dies_is_told_with_its_signal_and_cell(
 
 
 @pytest.mark.parametrize(
-    "source", ["import sys; sys.exit(0)", "raise SystemExit", "exit()\nimport time; time.sleep(5)"]
+    "source", ["import sys; sys.exit(0)", "raise SystemExit", "exit()\nimport time; time.sleep(1)"]
 )
 def test_leaving_early_is_no_success(project: Project, one_step: Run, source: str) -> None:
     done = one_step(source, "import time; time.sleep(3)\nnever = 1")

@@ -63,7 +63,9 @@ class S3:
                 f"{address}: {action} was answered {code}. Check the address and your rights to it."
             ) from error
         except BotoCoreError as error:
-            raise RemoteError(f"{address}: {action}: {error}") from error
+            raise RemoteError(
+                f"{address}: {action}: {error}. Check the address and the network, then run again."
+            ) from error
         return reply
 
 
