@@ -15,23 +15,26 @@ from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, Registry
 from runner.pipeline.file import load
 from runner.records import Pipeline, RunManifest
-from runner.run import provenance
+from runner.run import provenance, sources
 from runner.run.again import register
 from runner.run.sources import Remote
 from runner.run.store import Store
-from runner.run.world import Options, Silent, Watcher, World
+from runner.run.world import Executor, Options, Runtime, Silent, Watcher, World
 
 if TYPE_CHECKING:
+    from runner.aws.session import Session
+    from runner.records import FileFact
     from runner.run.gc import Freed
     from runner.run.reproduce import Reproduced
 
 RUNS, REGISTRY = "runs", "registry.db"
+LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
 
 
 def store(pipeline: Path) -> Store:
     """The runs beside the pipeline file. Raises PipelineError where there is no such file."""
     load(pipeline)
-    return Store(pipeline.parent / RUNS)
+    return _store(pipeline.parent)
 
 
 def registry(pipeline: Path) -> Registry:
@@ -39,17 +42,41 @@ def registry(pipeline: Path) -> Registry:
     return _registry(pipeline.parent, spec.model.registry if spec.model else "local")
 
 
-def world(file: Path, spec: Pipeline, *, watcher: Watcher | None, stop: threading.Event | None = None) -> World:
-    """What a run of the pipeline in `file` talks to on this machine."""
-    from runner.step.local import LocalExecutor
+def world(
+    file: Path,
+    spec: Pipeline,
+    *,
+    on: str = LOCAL,
+    watcher: Watcher | None = None,
+    stop: threading.Event | None = None,
+) -> World:
+    """What a run of the pipeline in `file` talks to, with its steps on this machine or in SageMaker."""
+    runs = _store(file.parent)
+    executor: Executor
+    match on:
+        case "sagemaker":
+            from runner.aws.executor import SageMakerExecutor, runtime
+            from runner.run.cache import Cache
 
+            elsewhere: Runtime | None = runtime(spec, file.parent)
+            cache = Cache(runs, file.parent)
+            executor = SageMakerExecutor(
+                _session(spec), spec, root=file.parent, store=runs, undeclared=cache.undeclared
+            )
+        case _:
+            from runner.step.local import LocalExecutor
+
+            elsewhere = None
+            executor = LocalExecutor(file.parent)
     return World(
-        store=Store(file.parent / RUNS),
-        executor=LocalExecutor(file.parent),
+        store=runs,
+        executor=executor,
         registry=_registry(file.parent, spec.model.registry if spec.model else "local"),
         remote_for=remote_for,
         watcher=watcher or Silent(),
         stop=stop or threading.Event(),
+        runtime=elsewhere,
+        place=sources.place if elsewhere is None else sources.name_only,
     )
 
 
@@ -83,7 +110,8 @@ def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunMani
     """Register the model of a run that passed; its registering step is run now where it was skipped then."""
     run = find_run(pipeline, reference)
     spec = store(pipeline).manifest(run).pipeline
-    return register(run, pipeline, Options(), world(pipeline, spec, watcher=watcher))
+    on = store(pipeline).manifest(run).on
+    return register(run, pipeline, Options(), world(pipeline, spec, on=on, watcher=watcher))
 
 
 def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
@@ -189,6 +217,60 @@ def collect_garbage(pipeline: Path, *, keep: int, tags: Iterable[str], dry_run: 
     )
 
 
+class _Elsewhere:
+    """Implements `runner.run.store.Remote`; AWS is asked only where an object's bytes are wanted that are not here."""
+
+    def fetch(self, address: str, fact: FileFact, target: Path) -> None:
+        from runner.aws.s3 import S3
+
+        S3().fetch(address, fact, target)
+
+    def digest(self, address: str) -> FileFact:
+        from runner.aws.s3 import S3
+
+        return S3().digest(address)
+
+
+def _store(root: Path) -> Store:
+    return Store(root / RUNS, _Elsewhere())
+
+
+def _session(spec: Pipeline) -> Session:
+    from runner.aws.session import Session
+    from runner.pipeline.remote import settings
+
+    return Session(settings(spec).region)
+
+
+def stop_run(pipeline: Path, reference: str) -> list[str]:
+    """End what a run has going on, here or elsewhere; what was told to stop, in words."""
+    from runner.run.again import stop
+
+    runs = store(pipeline)
+    manifest = runs.manifest_as_written(find_run(pipeline, reference))
+    said: list[str] = []
+    if manifest.on == SAGEMAKER:
+        from runner.aws.jobs import Jobs
+        from runner.aws.request import job_name
+
+        jobs = Jobs(_session(manifest.pipeline), poll_s=0)
+        for state in manifest.steps:
+            if state.status == "running":
+                name = job_name(manifest.pipeline.name, manifest.run, state.name, state.attempt)
+                if jobs.stop(name):
+                    said.append(f"job {name}")
+    return said + stop(manifest, runs)
+
+
+def fetch_run(pipeline: Path, reference: str, steps: tuple[str, ...] = ()) -> tuple[RunManifest, int]:
+    """Bring a run's outputs here that stayed where they were made; the run, and the bytes that came."""
+    from runner.run.folder import fetch
+
+    runs = store(pipeline)
+    manifest = runs.manifest(find_run(pipeline, reference))
+    return manifest, fetch(manifest, runs, steps=steps)
+
+
 def _registry(root: Path, kind: str) -> Registry:
     match kind:
         case "local":
@@ -225,7 +307,7 @@ def import_run(pipeline: Path, file: Path) -> tuple[str, list[ModelVersion]]:
     """The run taken in from a pack, and the versions that came with it."""
     from runner.run.archive import unpack
 
-    runs = Store(pipeline.parent / RUNS)
+    runs = _store(pipeline.parent)
     found = unpack(file, runs)
     if not pipeline.exists():  # an empty folder becomes a project in which the run can be looked at
         shutil.copyfile(runs.folder(found.run) / "pipeline.toml", pipeline)

@@ -8,6 +8,7 @@ RunnerError                  1  internal
 ├── GateUndecided            5  the gate is inconclusive or in error
 ├── KernelDied               6  the kernel died or ran out of time
 ├── RemoteError              7  a remote service did not give what was asked
+├── Detached               130  what was started elsewhere goes on without us
 └── Refused                  8  unapproved, tampered, already decided, locked
     ├── Tampered             8  bytes differ from their recorded hash
     ├── NewerStore           8  written by a newer version of this program
@@ -62,6 +63,15 @@ class KernelDied(RunnerError):
 class RemoteError(RunnerError):
     exit_code = 7
     headline = "a remote service failed"
+
+
+class Detached(RunnerError):
+    exit_code = 130
+    headline = "detached"
+
+    def __init__(self, message: str, *, run: str) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class Refused(RunnerError):

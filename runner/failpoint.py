@@ -27,6 +27,16 @@ NAMES = (
     "version recorded",
     "before the end",
 )
+# of a registration or a decision in SageMaker's registry; a run with the local one does not come by here
+SAGEMAKER_NAMES = (
+    "group made",
+    "facts written",
+    "model uploaded",
+    "package created",
+    "registration recorded",
+    "decision recorded",
+    "decision carried out",
+)
 
 
 def reach(name: str, step: str = "") -> None:

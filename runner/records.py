@@ -37,6 +37,39 @@ class InputSpec(Record, frozen=True, kw_only=True):
     keep: bool = False
 
 
+class Vpc(Record, frozen=True, kw_only=True):
+    subnets: list[str]
+    security_groups: list[str]
+
+
+class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[sagemaker] and [steps.NAME.sagemaker]; what a step leaves out is the pipeline's. See `runner.pipeline.remote`."""
+
+    bucket: str | None = None
+    prefix: str | None = None  # folder in the bucket; the pipeline's name
+    region: str | None = None
+    role: str | None = None  # that the jobs run as
+    image: str | None = None
+    python: str | None = None  # the image's, "3.12"
+    platform: str | None = None  # the newest platform tag of wheels that the image takes
+    lock: str | None = None  # the lock file, relative to pipeline.toml
+    packages: Literal["lock", "image"] | None = None  # image: install nothing, compare only
+    allow_other_versions: bool | None = None
+    include: list[str] | None = None  # further files the notebooks read, as patterns relative to pipeline.toml
+    instance: str | None = None
+    instance_count: int | None = None  # only 1: a notebook runs on one machine
+    volume_gb: int | None = None
+    timeout_s: int | None = None  # of a job, where its step names no time limit
+    tags: dict[str, str] | None = None
+    vpc: Vpc | None = None
+    kms_key: str | None = None
+    encrypt_traffic: bool | None = None
+    prices: str | None = None  # a table of prices, relative to pipeline.toml
+    poll_s: float | None = None
+    small_mb: float | None = None  # outputs up to this size come back with the results
+    serving_image: str | None = None
+
+
 class StepSpec(Record, frozen=True, kw_only=True):
     notebook: str
     inputs: dict[str, InputSpec] = {}
@@ -46,7 +79,7 @@ class StepSpec(Record, frozen=True, kw_only=True):
     timeout_s: float | None = None
     cell_timeout_s: float | None = None
     retries: int = 0
-    sagemaker: dict[str, Any] = {}
+    sagemaker: SageMaker = SageMaker()
 
 
 class Rule(Record, frozen=True, kw_only=True):
@@ -61,6 +94,19 @@ class Rule(Record, frozen=True, kw_only=True):
     max: float | None = None
     confident: bool = False
     when: str | None = None
+
+
+class StoreSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[store]: `runs` is the s3:// address that several people and CI share runs through."""
+
+    runs: str | None = None
+
+
+class ApprovalSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[approval]: who may decide (any where empty), and whether whoever started the run may not."""
+
+    by: list[str] = []
+    not_starter: bool = False
 
 
 class ModelSpec(Record, frozen=True, kw_only=True):
@@ -78,9 +124,9 @@ class Pipeline(Record, frozen=True, kw_only=True):
     gate: list[Rule] = []
     model: ModelSpec | None = None
     skip: list[str] = []
-    sagemaker: dict[str, Any] = {}
-    store: dict[str, Any] = {}
-    approval: dict[str, Any] = {}
+    sagemaker: SageMaker = SageMaker()
+    store: StoreSpec = StoreSpec()
+    approval: ApprovalSpec = ApprovalSpec()
     targets: dict[str, dict[str, Any]] = {}
     monitor: list[dict[str, Any]] = []
 
@@ -139,6 +185,7 @@ class InputFact(Record, frozen=True, kw_only=True):
     version: str | None = None
     stamp: str = ""  # size, times and inodes as they were when it was hashed; "" where that was elsewhere
     value: str = ""  # what the notebook's parameter is set to: relative to the step folder, an address, or ""
+    listed: bool = False  # `artifact` is of a listing, as the bytes never came here
 
 
 class StepJob(Record, frozen=True, kw_only=True):
@@ -187,12 +234,26 @@ class StepError(Record, frozen=True, kw_only=True):
     """Why a step did not succeed, for a person and for `runner debug`."""
 
     kind: Literal["exception", "stopped early", "kernel died", "timeout", "out of memory", "output missing",
-                  "input changed", "interrupted", "refused"]  # fmt: skip
+                  "input changed", "interrupted", "refused", "remote"]  # fmt: skip
     ename: str
     evalue: str
     cell: int | None = None  # as after Run All: the number in [9]
     first_line: str = ""
     traceback: list[str] = []
+
+
+class RemoteJob(Record, frozen=True, kw_only=True):
+    """The job elsewhere that executed a step: where its outputs lie, on what it ran, and what that cost."""
+
+    name: str
+    at: str  # the address below which the result's paths lie; ends in `/`
+    image: str
+    instance: str
+    python: str
+    environment: Literal["image", "lock"]  # the image's own packages, or those installed from the lock
+    packages: dict[str, str]  # as found in the job
+    billed_s: float | None = None
+    price_usd: float | None = None  # billed seconds by the price table, None where it has no such instance
 
 
 class StepResult(Record, frozen=True, kw_only=True):
@@ -216,6 +277,7 @@ class StepResult(Record, frozen=True, kw_only=True):
     registration: Registration | None = None
     opened: dict[str, Opened] = {}  # path relative to the project
     redacted: list[str] = []  # "cell [4]: AWS access key id": what was taken out of the executed notebook
+    remote: RemoteJob | None = None  # None where it ran on this machine
 
 
 class Registration(Record, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ ALLOWED = {
     "step": LEAVES | {"pipeline"},
     "run": LEAVES | {"pipeline", "gate", "model", "step"},
     "report": LEAVES | {"pipeline", "gate", "run"},
-    "aws": LEAVES | {"run"},
+    "aws": LEAVES | {"pipeline", "model", "step", "run"},
     "backend": LEAVES | {"pipeline", "model", "run", "step", "aws"},
     "cli": LEAVES | {"pipeline", "gate", "model", "run", "step", "report", "backend"},
 }

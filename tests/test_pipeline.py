@@ -133,7 +133,7 @@ def test_reserved_sections_are_accepted_and_their_mistakes_are_not(two: Project)
     reserved = '[store]\nruns = "s3://b/x"\n[approval]\nby = ["a"]\nnot_starter = true\n[targets.production]\nkind = "local"\n[[monitor]]\ntarget = "production"\n[sagemaker]\ninstance_count = 1\nvolume_gb = 30\n[steps.first.sagemaker]\ninstance = "ml.m5.large"\n'
     first = TWO.replace("[steps.second]", "[steps.second]")
     two.toml(first + reserved)
-    assert planned(two).pipeline.store == {"runs": "s3://b/x"}
+    assert planned(two).pipeline.store.runs == "s3://b/x"
     assert "sagemaker.instanc is no key; did you mean `instance`?" in findings(
         two, TWO + '[sagemaker]\ninstanc = "x"\n'
     )

@@ -1,29 +1,27 @@
-"""Sources in S3, identified by VersionId or ETag; public buckets are read unsigned where there are no credentials."""
+"""S3 by address: sources, identified by VersionId or ETag, and objects that stayed there; public buckets are read
+unsigned where there are no credentials."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from runner.aws.bucket import Bucket
+from runner.aws.session import Session
 from runner.errors import RemoteError
+from runner.records import FileFact
 from runner.run.sources import RemoteFile
 
 
 class S3:
-    """Reads objects; implements `runner.run.sources.Remote`."""
+    """Reads objects; implements `runner.run.sources.Remote` and `runner.run.store.Remote`."""
 
-    def __init__(self) -> None:
-        import boto3  # 0.25 s, and only where an s3:// source is read
-        from botocore import UNSIGNED
-        from botocore.config import Config
-
-        session = boto3.Session()
-        signature = {} if session.get_credentials() is not None else {"signature_version": UNSIGNED}
-        region = session.region_name or "us-east-1"
-        self.client: Any = session.client("s3", region_name=region, config=Config(**signature))
+    def __init__(self, session: Session | None = None) -> None:
+        self.session = session or Session(anonymous=True)
 
     def listing(self, address: str) -> list[RemoteFile]:
-        bucket, key = _split(address)
+        bucket, key = split(address)
         if key and not key.endswith("/"):
             head = self._call(address, "head_object", Bucket=bucket, Key=key)
             return [RemoteFile(path="", size_bytes=head["ContentLength"], version=_version(head))]
@@ -44,32 +42,27 @@ class S3:
         return sorted(files, key=lambda file: file.path)
 
     def download(self, address: str, file: RemoteFile, target: IO[bytes]) -> None:
-        bucket, key = _split(address)
-        body = self._call(address, "get_object", Bucket=bucket, Key=key + file.path)["Body"]
-        try:
-            for chunk in body.iter_chunks(1 << 20):
-                target.write(chunk)
-        except Exception as error:  # botocore's stream errors share no base class
-            raise RemoteError(f"{address}: the download broke off: {error}. Run again.") from error
+        place, key = self._place(address + file.path)
+        place.fetch(key, target)
+
+    def fetch(self, address: str, fact: FileFact, target: Path) -> None:
+        place, key = self._place(address)
+        place.download(key, target, fact)
+
+    def digest(self, address: str) -> FileFact:
+        place, key = self._place(address)
+        return place.digest(key)
+
+    def _place(self, address: str) -> tuple[Bucket, str]:
+        bucket, key = split(address)
+        return Bucket(self.session, bucket), key
 
     def _call(self, address: str, action: str, **arguments: str) -> dict[str, Any]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            reply: dict[str, Any] = getattr(self.client, action)(**arguments)
-        except ClientError as error:
-            code = error.response["Error"].get("Code")
-            raise RemoteError(
-                f"{address}: {action} was answered {code}. Check the address and your rights to it."
-            ) from error
-        except BotoCoreError as error:
-            raise RemoteError(
-                f"{address}: {action}: {error}. Check the address and the network, then run again."
-            ) from error
-        return reply
+        return self.session.call("s3", action, about=address, **arguments)
 
 
-def _split(address: str) -> tuple[str, str]:
+def split(address: str) -> tuple[str, str]:
+    """Bucket and key of an s3:// address."""
     parts = urlsplit(address, allow_fragments=False)
     return parts.netloc, parts.path.removeprefix("/")
 

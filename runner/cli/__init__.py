@@ -20,6 +20,8 @@ HIDDEN = ""  # instead of a first line: programs call it, people need not see it
 COMMANDS = {
     "run": ("run", "Run the pipeline's notebooks, judge, and register the model."),
     "resume": ("run", "Continue an interrupted or failed run with its own code and parameters."),
+    "stop": ("run", "Stop a run: its jobs elsewhere, or the process that works on it."),
+    "fetch": ("carry", "Bring a run's outputs here that stayed in S3."),
     "check": ("project", "Say what is wrong with pipeline.toml and its notebooks; start nothing."),
     "open": ("project", "Open a step's notebook in Jupyter, with a run's inputs where it reads them."),
     "kernel": ("project", "Register this environment as a Jupyter kernel."),

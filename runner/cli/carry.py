@@ -85,3 +85,21 @@ def import_command(file: Path, as_json: bool, pipeline: Path) -> None:
     click.echo(f"run {run}")
     for version in versions:
         click.echo(f"model {version.name}/{version.version} {version.status}")
+
+
+@click.command("fetch")
+@click.argument("run")
+@click.argument("steps", nargs=-1, metavar="[STEP]...")
+@pipeline_option
+def fetch_command(run: str, steps: tuple[str, ...], pipeline: Path) -> None:
+    """Bring the outputs of a run that ran elsewhere into its folder, each checked against its hash.
+
+    \b
+    Example:
+      runner fetch latest
+      runner fetch latest train
+    """
+    from runner import backend
+
+    manifest, came = backend.fetch_run(pipeline, run, steps)
+    click.echo(f"run {manifest.run}: {came / 1e6:.1f} MB fetched")

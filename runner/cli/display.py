@@ -47,7 +47,7 @@ def step_line(step: StepState, progress: Progress | None, *, started: float | No
     result = step.result
     line = f"  {MARKS[step.status]} {step.name:<12} "
     if step.status == "running":
-        cells = f"{progress.done}/{progress.total} cells" if progress else "starting"
+        cells = _cells(progress)
         elapsed = "" if started is None else f"  {_clock(time.monotonic() - started)}"
         where = f"  [{progress.cell}] {progress.first_line}" if progress and progress.cell else ""
         return f"{line}{cells}{elapsed}{where}"
@@ -142,6 +142,12 @@ class LiveDisplay:
             text.append(line[4:] + "\n", style="dim" if state.status in (None, "skipped") else "")
         text.right_crop(1)
         return text
+
+
+def _cells(progress: Progress | None) -> str:
+    if progress is None:
+        return "starting"
+    return f"{progress.done}/{progress.total} cells" if progress.total else progress.first_line
 
 
 def _clock(seconds: float) -> str:

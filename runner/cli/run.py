@@ -14,6 +14,7 @@ import click
 
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
 from runner.cli.text import exit_code, hint, summary
+from runner.errors import Detached
 
 if TYPE_CHECKING:
     from runner.pipeline.plan import Plan
@@ -41,6 +42,9 @@ no_report_option = click.option(
 @click.option(
     "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
 )
+@click.option(
+    "--on", type=click.Choice(["local", "sagemaker"]), default="local", show_default=True, help="Where the steps run."
+)
 @click.option("--kernel", type=click.Choice(["standard"]), default="standard", help="How notebooks are executed.")
 @click.option("-m", "note", default="", metavar="NOTE", help="A note kept with the run.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag kept with the run.")
@@ -55,6 +59,7 @@ def run_command(
     parameters: tuple[str, ...],
     profile: str | None,
     jobs: int,
+    on: str,
     kernel: str,
     note: str,
     tags: tuple[str, ...],
@@ -90,6 +95,7 @@ def run_command(
         profile=profile,
         targets=steps,
         overrides=overrides,
+        on=on,
     )
     if dry_run:
         return _preview(plan, options, as_json)
@@ -101,8 +107,8 @@ def run_command(
         made.append(run(plan, options, world))
         return made[0]
 
-    code = carry_out(plan.file, plan.pipeline, start, as_json=as_json, pages=not no_report)
-    if not force:
+    code = carry_out(plan.file, plan.pipeline, start, on=on, as_json=as_json, pages=not no_report)
+    if not force and on == "local":
         from runner.cli.repeat import leave
 
         leave(plan, made[0], as_json=as_json, pages=not no_report, code=code)
@@ -139,12 +145,15 @@ def resume_command(run: str, jobs: int, no_report: bool, as_json: bool, pipeline
         pipeline,
         manifest.pipeline,
         lambda world: resume(run_id, pipeline, Options(jobs=jobs), world),
+        on=manifest.on,
         as_json=as_json,
         pages=not no_report,
     )
 
 
-def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest], *, as_json: bool, pages: bool) -> int:
+def carry_out(
+    file: Path, spec: Pipeline, start: Callable[[World], RunManifest], *, on: str, as_json: bool, pages: bool
+) -> int:
     """Do what makes or continues a run, show it as it goes on, print what came of it; the exit code."""
     from runner import backend
     from runner.cli.display import display
@@ -153,10 +162,16 @@ def carry_out(file: Path, spec: Pipeline, start: Callable[[World], RunManifest],
     stop = threading.Event()
     shown = display()
     with _signals(stop) as received, Reporter(shown, pages=pages) as watcher:
-        world = backend.world(file, spec, watcher=watcher, stop=stop)
+        world = backend.world(file, spec, on=on, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:
             manifest = start(world)
+        except Detached as error:
+            shown.close()
+            short = error.run.rpartition("-")[2]
+            click.echo(str(error), err=True)
+            click.echo(f"  `runner resume {short}` follows it again, `runner stop {short}` ends it", err=True)
+            return 143 if received and received[0] == signal.SIGTERM else Detached.exit_code
         finally:
             shown.close()
     folder = world.store.folder(manifest.run)
@@ -172,7 +187,7 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
     from runner import backend
     from runner.run.preview import preview
 
-    world = backend.world(plan.file, plan.pipeline, watcher=None, stop=threading.Event())
+    world = backend.world(plan.file, plan.pipeline, on=options.on)
     found = preview(plan, options, world)
     if as_json:
         print_json([{"name": step.name, "would": step.would, "why": step.why} for step in found])
@@ -180,6 +195,22 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
         for step in found:
             click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
     return 0
+
+
+@click.command("stop")
+@click.argument("run")
+@pipeline_option
+def stop_command(run: str, pipeline: Path) -> None:
+    """Stop a run: its jobs in SageMaker, or the process that works on it here. `runner resume` goes on later.
+
+    \b
+    Example:
+      runner stop latest
+    """
+    from runner import backend
+
+    for what in backend.stop_run(pipeline, run) or ["nothing: nobody works on it"]:
+        click.echo(f"stopped {what}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runner.cli.options import metric_text
-from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, StepFailed
+from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed
 from runner.records import RunManifest, StepState
 
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
@@ -70,6 +70,8 @@ def _failed_code(step: StepState) -> int:
     kind = step.result.error.kind if step.result and step.result.error else "exception"
     if kind in ("kernel died", "timeout", "out of memory"):
         return KernelDied.exit_code
+    if kind == "remote":
+        return RemoteError.exit_code
     return Refused.exit_code if kind == "refused" else StepFailed.exit_code
 
 

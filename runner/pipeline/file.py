@@ -16,7 +16,17 @@ import msgspec
 
 from runner.errors import PipelineError
 from runner.gate import describe
-from runner.records import InputSpec, ModelSpec, Pipeline, Record, Rule, StepSpec
+from runner.records import (
+    ApprovalSpec,
+    InputSpec,
+    ModelSpec,
+    Pipeline,
+    Record,
+    Rule,
+    SageMaker,
+    StepSpec,
+    StoreSpec,
+)
 
 APPROVED, VERDICT = "approved:", "gate.verdict"
 ADDRESSES = ("s3://", "https://")
@@ -38,14 +48,7 @@ TOP = (
     "targets",
     "monitor",
 )
-OPEN_TABLES = {
-    "sagemaker": (
-        "bucket", "prefix", "role", "image", "region", "instance", "instance_count", "volume_gb", "timeout_s", "tags",
-        "vpc", "kms_key", "prices",
-    ),
-    "store": ("runs",),
-    "approval": ("by", "not_starter"),
-}  # fmt: skip
+TABLES: dict[str, type[Record]] = {"sagemaker": SageMaker, "store": StoreSpec, "approval": ApprovalSpec}
 
 R = TypeVar("R", bound=Record)
 
@@ -133,10 +136,6 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
     for key in table:
         if key not in valid:
             findings.append(f"`{key}` is no key{nearest(key, TOP)}")
-    for key, keys in OPEN_TABLES.items():
-        for name in table.get(key) or {}:
-            if name not in keys:
-                findings.append(f"{key}.{name} is no key{nearest(name, keys)}")
     steps = {
         name: step for name, raw in _items(table, "steps", findings) if (step := _step(name, raw, findings)) is not None
     }
@@ -146,14 +145,14 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
         if (rule := _record(Rule, raw, f"gate rule {index}", findings)) is not None
     ]
     model = _record(ModelSpec, table["model"], "model", findings) if "model" in table else None
-    plain = {
-        key: table[key] for key in ("name", "parameters", "skip", *OPEN_TABLES, "targets", "monitor") if key in table
-    }
+    plain = {key: table[key] for key in ("name", "parameters", "skip", "targets", "monitor") if key in table}
+    read = {key: _record(kind, table[key], key, findings) for key, kind in TABLES.items() if key in table}
     if not isinstance(plain.get("name"), str) or not NAME.match(plain["name"]):
         findings.append("`name` is needed: letters, digits and `-`, at most 63.")
         plain["name"] = "unnamed"
     shell = _record(Pipeline, plain, "", findings) or Pipeline(name="unnamed")
-    return msgspec.structs.replace(shell, steps=steps, gate=rules, model=model)
+    tables = {key: made for key, made in read.items() if made is not None}
+    return msgspec.structs.replace(shell, steps=steps, gate=rules, model=model, **tables)
 
 
 def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
@@ -175,11 +174,9 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
         )
         is not None
     }
-    for key in raw.get("sagemaker") or {}:
-        if key not in OPEN_TABLES["sagemaker"]:
-            findings.append(f"{where}.sagemaker.{key} is no key{nearest(key, OPEN_TABLES['sagemaker'])}")
-    step = _record(StepSpec, {**raw, "inputs": {}}, where, findings)
-    return msgspec.structs.replace(step, inputs=inputs) if step else None
+    remote = _record(SageMaker, raw.get("sagemaker", {}), f"{where}.sagemaker", findings) or SageMaker()
+    step = _record(StepSpec, {**raw, "inputs": {}, "sagemaker": {}}, where, findings)
+    return msgspec.structs.replace(step, inputs=inputs, sagemaker=remote) if step else None
 
 
 def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | None:

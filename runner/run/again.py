@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ import msgspec
 from runner.content import artifact
 from runner.errors import Refused, RunnerError
 from runner.pipeline.notebook import read_notebook
-from runner.records import InputFact, RunManifest
+from runner.records import InputFact, RunManifest, StepState
 from runner.run import folder as run_folder
 from runner.run import registration
 from runner.run.orchestrate import Steps
@@ -39,11 +42,8 @@ def resume(run_id: str, file: Path, options: Options, world: World) -> RunManife
                     *state.result.outputs.values(),
                     *([state.result.executed] if state.result.executed else []),
                 ):
-                    check(run_folder.step_folder(store, run_id, state.name), found)
-        steps = [
-            state if state.status in SEALED else msgspec.structs.replace(state, status=None, why="", result=None)
-            for state in manifest.steps
-        ]
+                    check(run_folder.step_folder(store, run_id, state.name), found, store)
+        steps = [state if state.status in SEALED else _open_again(state) for state in manifest.steps]
         open_steps = {state.name for state in steps if state.status is None}
         for key, fact in manifest.sources.items():
             if key.partition(".")[0] in open_steps:
@@ -101,6 +101,34 @@ def working_tree_differs(manifest: RunManifest, store: Store, root: Path) -> Ite
             continue
         if [cell.source for cell in own.code] != [cell.source for cell in now.code]:
             yield state.notebook
+
+
+def stop(manifest: RunManifest, store: Store) -> list[str]:
+    """Tell the process that works on the run to stop, or note that nobody does; what was told, in words."""
+    try:
+        with store.lock(manifest.run):
+            manifest = store.manifest_as_written(manifest.run)
+            steps = [
+                msgspec.structs.replace(state, status="interrupted", attempt=state.attempt + 1)
+                if state.status == "running"
+                else state
+                for state in manifest.steps
+            ]
+            if manifest.status == "running":
+                store.write(msgspec.structs.replace(manifest, status="interrupted", steps=steps))
+            return []
+    except Refused:
+        pid, host = store.owner(manifest.run)
+        if host != socket.gethostname():
+            raise
+        os.kill(pid, signal.SIGINT)
+        return [f"process {pid}"]
+
+
+def _open_again(state: StepState) -> StepState:
+    """A step that is to run: one that had ended gets a new attempt, one whose end nobody saw is taken up again."""
+    attempt = state.attempt + (state.result is not None)
+    return msgspec.structs.replace(state, status=None, why="", result=None, attempt=attempt)
 
 
 def _same(key: str, fact: InputFact) -> None:

@@ -21,7 +21,8 @@ from runner.records import Opened, Record, StepKey, StepState, encode, read
 from runner.run import folder as run_folder
 from runner.run.checked import Checked
 from runner.run.keys import differences, digest
-from runner.run.store import Store, files_of
+from runner.run.sources import changed_objects
+from runner.run.store import Store, facts_of, files_of
 
 CACHE, LATEST, INDEX, PACKAGES = "cache", "latest.json", "checked.json", "packages.json"
 NEVER, ALTERED = "never run", "an output was altered"
@@ -78,7 +79,8 @@ class Cache:
             if not latest:
                 return Found(why=NEVER)
             sources = {name: spec.from_ for name, spec in step.spec.inputs.items()}
-            why = ", ".join(differences(latest[-1].key, key, sources)) or self._changed(latest[-1].opened) or NEVER
+            said = differences(latest[-1].key, key, sources, lambda old, new: changed_objects(old, new, self.store))
+            why = ", ".join(said) or self._changed(latest[-1].opened) or NEVER
         return Found(why=why)
 
     def undeclared(self, step: str) -> dict[str, Opened]:
@@ -106,18 +108,21 @@ class Cache:
         target = run_folder.step_folder(self.store, run, found.state.name)
         result = found.state.result
         assert result is not None
-        for artifact in (*result.outputs.values(), *([result.executed] if result.executed else [])):
-            self.store.link(artifact, target / artifact.path.rstrip("/"))
-        for name in (run_folder.JOB, run_folder.RESULT, "executed.html"):
+        for artifact in run_folder.produced(result):
+            if all(self.store.here(fact) for fact in facts_of(artifact).values()):  # the rest is fetched when asked for
+                self.store.link(artifact, target / artifact.path.rstrip("/"))
+        for name in (run_folder.JOB, run_folder.RESULT, "executed.html", "job.log"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(source / name, target / name)
 
     def _check(self, state: StepState) -> None:
-        """Raises Tampered where an output or the executed notebook is not what it was."""
+        """Raises Tampered where an output or the executed notebook is not what it was. What lies elsewhere is checked
+        by whoever fetches it."""
         assert state.result is not None
-        executed = [state.result.executed] if state.result.executed else []
-        for artifact in (*state.result.outputs.values(), *executed):
+        for artifact in run_folder.produced(state.result):
             for _, fact in files_of(artifact):
+                if not self.store.here(fact) and self.store.address(fact) is not None:
+                    continue
                 path = self.store.object(fact)
                 if self.checked.fact(path) != fact:
                     raise Tampered(f"{path} was altered.")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
 
 from runner.content import atomic_write, file_fact
+from runner.pipeline.file import is_address
 from runner.pipeline.notebook import read_notebook
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep, needs_of, needs_verdict
-from runner.records import InputFact, RunManifest, StepJob, StepResult, encode
+from runner.records import Artifact, InputFact, RunManifest, StepJob, StepResult, encode
 from runner.run.sources import place
-from runner.run.store import Store
+from runner.run.store import Store, facts_of, files_of
+
+Place = Callable[[InputFact, str, Path, Store], InputFact]
 
 STEPS, JOB, SOURCE, MODULES, RESULT = "steps", "job.json", "notebook.ipynb", "modules", "result.json"
 
@@ -71,6 +74,7 @@ def job(
     kernel: str,
     threads: int,
     attempt: int,
+    place: Place = place,
 ) -> StepJob:
     """The step's job, written to its folder with its inputs put in place and its outputs cleared."""
     declared = step.notebook.parameters
@@ -92,10 +96,12 @@ def job(
         threads=threads,
         attempt=attempt,
     )
-    return write_job(wanted, inputs, folder=step_folder(store, run, step.name), store=store)
+    return write_job(wanted, inputs, folder=step_folder(store, run, step.name), store=store, place=place)
 
 
-def write_job(wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store) -> StepJob:
+def write_job(
+    wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store, place: Place = place
+) -> StepJob:
     """The job with `inputs` put in place in its folder, as job.json there; what an earlier try left is removed."""
     for leftover in ("in", "out"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
@@ -107,10 +113,40 @@ def write_job(wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path,
 
 
 def seal(result: StepResult, *, store: Store, run: str, step: str) -> None:
-    """Turn the step's outputs and its executed notebook into objects. Calling twice is safe."""
+    """Turn the step's outputs and its executed notebook into objects; of what stayed with a job elsewhere, note the
+    address. Calling twice is safe."""
     folder = step_folder(store, run, step)
-    for found in (*result.outputs.values(), *([result.executed] if result.executed else [])):
-        store.seal(folder, found)
+    for given in result.inputs.values() if result.remote is not None else ():
+        if given.artifact is not None and given.as_ == "path" and not given.listed and is_address(given.source):
+            for relative, part in facts_of(given.artifact).items():
+                store.point(part, given.source + relative)
+    for found in produced(result):
+        if result.remote is None:
+            store.seal(folder, found)
+            continue
+        for path, fact in files_of(found):
+            store.point(fact, result.remote.at + path)
+            if (folder / path).exists():
+                store.seal(folder, Artifact(path=path, sha256=fact.sha256, size_bytes=fact.size_bytes))
+
+
+def produced(result: StepResult) -> list[Artifact]:
+    """Everything a step leaves: its outputs and the executed notebook."""
+    return [*result.outputs.values(), *([result.executed] if result.executed else [])]
+
+
+def fetch(manifest: RunManifest, store: Store, *, steps: Collection[str] = ()) -> int:
+    """Bring outputs that lie elsewhere into the run's folder (of these steps, or all); the bytes that came."""
+    came = 0
+    for state in manifest.steps:
+        if state.result is None or (steps and state.name not in steps):
+            continue
+        folder = step_folder(store, manifest.run, state.name)
+        for found in produced(state.result):
+            came += sum(fact.size_bytes for _, fact in files_of(found) if not store.here(fact))
+            if not all((folder / path).exists() for path, _ in files_of(found)):
+                store.link(found, folder / found.path.rstrip("/"))
+    return came
 
 
 def as_input(result: StepResult, output: str, source: str) -> InputFact:

@@ -16,7 +16,7 @@ from runner.model.versions import ModelVersion
 from runner.records import FileFact, RunManifest
 from runner.run.cache import CACHE, Cache
 from runner.run.sources import FETCHED
-from runner.run.store import Store, facts_of
+from runner.run.store import ELSEWHERE, Store, facts_of
 
 PINNED = "pinned"
 
@@ -70,6 +70,9 @@ def collect(
                 # of writers that were killed
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             shutil.rmtree(store.root / FETCHED, ignore_errors=True)
+            for pointer in (store.root / ELSEWHERE).glob("*"):
+                if pointer.name not in needed:
+                    pointer.unlink()
             _remember(store, manifests, project)
         return Freed(tuple(gone), len(objects), size, kept)
 
@@ -98,7 +101,7 @@ def _why(
 def _facts(manifest: RunManifest) -> Iterable[FileFact]:
     for state in manifest.steps:
         for fact in state.job.inputs.values() if state.job else ():
-            if fact.artifact is not None and fact.as_ == "path":
+            if fact.artifact is not None and fact.as_ == "path" and not fact.listed:
                 yield from facts_of(fact.artifact).values()
         if state.result is not None:
             for artifact in (
@@ -107,7 +110,7 @@ def _facts(manifest: RunManifest) -> Iterable[FileFact]:
             ):
                 yield from facts_of(artifact).values()
     for fact in manifest.sources.values():
-        if fact.artifact is not None and fact.as_ == "path":
+        if fact.artifact is not None and fact.as_ == "path" and not fact.listed:
             yield from facts_of(fact.artifact).values()
 
 

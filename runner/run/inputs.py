@@ -12,10 +12,16 @@ from runner.run.store import Store, facts_of
 
 
 def recorded(manifest: RunManifest, step: str, name: str) -> InputFact:
-    """The input as it was pinned when the run started, or as it came from an earlier step."""
+    """The input as it was pinned when the run started, or as it came from an earlier step.
+
+    One whose bytes never came here is given as the step found it, where it ran.
+    """
     state = next(state for state in manifest.steps if state.name == step)
     assert state.job is not None
-    return manifest.sources.get(f"{step}.{name}", state.job.inputs[name])
+    pinned = manifest.sources.get(f"{step}.{name}", state.job.inputs[name])
+    if pinned.listed and pinned.as_ == "path" and state.result is not None:
+        return state.result.inputs.get(name, pinned)
+    return pinned
 
 
 def held(found: Artifact, store: Store) -> bool:

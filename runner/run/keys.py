@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,21 @@ from runner.pipeline.notebook import Notebook, imported_names, python_source
 from runner.pipeline.plan import PlannedStep
 from runner.records import CellFact, InputFact, StepKey, Value
 from runner.run.packages import closure
+from runner.run.world import Runtime
 
 # by what a notebook imports of ours: the packages that do the work there (all that we require would be too much)
 OURS = {"runner.scraps": {"scrapbook"}, "runner.model": {"xgboost", "pandas"}}
+MOST_PACKAGES = 5  # that differ are named one by one; more are another environment
 
 
-def step_key(step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: Path) -> StepKey:
-    """The key of a step with these inputs. Prose, outputs, metadata and thread counts are not in it."""
+def step_key(
+    step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: Path, runtime: Runtime | None = None
+) -> StepKey:
+    """The key of a step with these inputs, here or on `runtime`. Prose, outputs, metadata and thread counts are not in
+    it."""
+    if runtime is None:
+        packages = closure(imports(step), index_file=index_file)
+        runtime = Runtime(f"{platform.python_implementation()} {platform.python_version()}", packages)
     return StepKey(
         code=[
             CellFact(sha256="" if "parameters" in cell.tags else _digest(cell.source), first_line=cell.first_line)
@@ -32,8 +40,8 @@ def step_key(step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: 
         inputs={name: fact.artifact.sha256 if fact.artifact else "" for name, fact in sorted(inputs.items())},
         modules={name: file_fact(path).sha256 for name, path in step.modules.items()},
         outputs=dict(sorted(step.spec.outputs.items())),
-        python=f"{platform.python_implementation()} {platform.python_version()}",
-        packages={**closure(imports(step), index_file=index_file), "runner": __version__},
+        python=runtime.python,
+        packages={**runtime.packages, "runner": __version__},
     )
 
 
@@ -50,10 +58,15 @@ def digest(key: StepKey) -> str:
     return hashlib.sha256(msgspec.json.encode(key, order="sorted")).hexdigest()
 
 
-def differences(before: StepKey, now: StepKey, sources: Mapping[str, str]) -> Iterator[str]:
+def differences(
+    before: StepKey,
+    now: StepKey,
+    sources: Mapping[str, str],
+    objects: Callable[[str, str], str | None] = lambda *_: None,
+) -> Iterator[str]:
     """Why `now` is not `before`: "cell [7] changed", "max_depth 5 → 6", "input source changed", "numpy 2.4.6 → 2.5.0".
 
-    `sources` says where each input comes from.
+    `sources` says where each input comes from, `objects` how two listings differ, by their hashes.
     """
     yield from _cells(before, now)
     yield from _values(before.parameters, now.parameters)
@@ -61,6 +74,10 @@ def differences(before: StepKey, now: StepKey, sources: Mapping[str, str]) -> It
         old, new = before.inputs.get(name), now.inputs.get(name)
         if old != new:
             how = "appeared" if not old else "is gone" if not new else "changed"
+            counted = objects(old, new) if old and new else None
+            if counted is not None:
+                yield f"input {name}: {counted}"
+                continue
             where = sources.get(name, "")
             yield f"input {name} {how}" + (f" ({where})" if "." in where and "/" not in where else "")
     yield from _files(before.modules, now.modules)
@@ -68,10 +85,16 @@ def differences(before: StepKey, now: StepKey, sources: Mapping[str, str]) -> It
         yield "the declared outputs changed"
     if before.python != now.python:
         yield f"{before.python} → {now.python}"
-    for name in sorted({*before.packages, *now.packages}):
-        old, new = before.packages.get(name), now.packages.get(name)
-        if old != new:
-            yield f"{name} {old or 'not there'} → {new or 'not there'}"
+    other = [
+        name
+        for name in sorted({*before.packages, *now.packages})
+        if before.packages.get(name) != now.packages.get(name)
+    ]
+    if len(other) > MOST_PACKAGES:
+        yield f"{len(other)} packages"
+        return
+    for name in other:
+        yield f"{name} {before.packages.get(name) or 'not there'} → {now.packages.get(name) or 'not there'}"
 
 
 def _cells(before: StepKey, now: StepKey) -> Iterator[str]:

@@ -16,7 +16,7 @@ import msgspec
 
 from runner import __version__
 from runner.content import atomic_write, file_fact
-from runner.errors import RunnerError
+from runner.errors import Detached, RunnerError
 from runner.failpoint import reach
 from runner.gate import judge
 from runner.pipeline.file import VERDICT
@@ -105,8 +105,12 @@ class Steps:
         ended = {state.name for state in manifest.steps if state.status in ("succeeded", "cached", "skipped")}
         self.waiting = [step for step in plan.steps if step.name not in ended]
         self.going: set[str] = set()
+        self.left: set[str] = set()  # steps that go on elsewhere while we leave
         self.cache = Cache(world.store, plan.root)
-        self.threads = max(1, (os.cpu_count() or 1) // max(1, options.jobs))
+        cores = max(1, (os.cpu_count() or 1) // max(1, options.jobs))
+        self.threads = cores if world.runtime is None else 0  # elsewhere a step has a machine for itself
+        # attempts number a step's executions over all resumptions; `retries` counts from this owner's first
+        self.first = {state.name: state.attempt for state in manifest.steps}
 
     def finish(self) -> RunManifest:
         self.world.watcher.started(self.manifest)
@@ -116,6 +120,11 @@ class Steps:
             while self._start_ready():
                 if self.going:
                     self._collect()
+            if self.left:
+                raise Detached(
+                    f"Run {self.manifest.run} goes on without us: {', '.join(sorted(self.left))}.",
+                    run=self.manifest.run,
+                )
         finally:
             self.world.executor.close()
             self.cache.checked.save()
@@ -143,9 +152,10 @@ class Steps:
         # a step taken from an earlier run or skipped may have made others ready
         return bool(self.going) or len(self.waiting) < before
 
-    def _start(self, step: PlannedStep, attempt: int = 1) -> None:
+    def _start(self, step: PlannedStep, retry: int = 0) -> None:
+        attempt = max(1, self.first[step.name]) + retry
         inputs = {name: self._input(step, name, spec) for name, spec in step.spec.inputs.items()}
-        if attempt == 1 and not self._look_up(step, inputs):
+        if not retry and not self._look_up(step, inputs):
             return
         job = run_folder.job(
             step,
@@ -155,6 +165,7 @@ class Steps:
             kernel=self.options.kernel,
             threads=self.threads,
             attempt=attempt,
+            place=self.world.place,
         )
         self._set(step.name, status="running", attempt=attempt, job=job)
         reach("step about to run", step.name)
@@ -164,7 +175,7 @@ class Steps:
 
     def _look_up(self, step: PlannedStep, inputs: dict[str, InputFact]) -> bool:
         """Note the step's key and why it has to run; False where an earlier result was put in place instead."""
-        key = step_key(step, inputs, index_file=self.cache.packages_file)
+        key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=self.world.runtime)
         found = Found(why="forced") if self.options.force else self.cache.find(step, key)
         if found.state is None:
             self._note(step.name, key=key, why=found.why)
@@ -204,12 +215,16 @@ class Steps:
             except queue.Empty:
                 continue
         self.going.discard(step.name)
+        if isinstance(outcome, Detached):
+            self.left.add(step.name)
+            return
         if isinstance(outcome, BaseException):
             raise outcome
         state = self._state(step.name)
-        retry = outcome.error is not None and outcome.error.kind in RETRIED and state.attempt <= step.spec.retries
+        tried = state.attempt - max(1, self.first[step.name])
+        retry = outcome.error is not None and outcome.error.kind in RETRIED and tried < step.spec.retries
         if retry and not self.world.stop.is_set():
-            self._start(step, state.attempt + 1)
+            self._start(step, tried + 1)
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
         reach("step sealed", step.name)

@@ -27,7 +27,7 @@ def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | N
             elif is_path(spec.from_):
                 found[key] = sources.local(spec, plan.root, world.store)
             elif is_address(spec.from_):
-                found[key] = sources.remote(spec, world.store, world.remote_for)
+                found[key] = sources.remote(spec, world.store, world.remote_for, fetch=world.runtime is None)
             elif spec.from_.startswith(APPROVED):
                 version = world.registry.approved(spec.from_.removeprefix(APPROVED))
                 found[key] = _approved(spec.from_, version, world.store)
@@ -42,7 +42,9 @@ def _approved(source: str, version: ModelVersion | None, store: Store) -> InputF
     """The approved version's folder; its bytes must still be those that were approved."""
     if version is None:
         return sources.absent(source)
-    for fact in facts_of(version.artifact).values():
+    for path, fact in facts_of(version.artifact).items():
+        if version.location and not store.here(fact):
+            store.point(fact, version.location + path)
         if file_fact(store.object(fact)) != fact:
             raise Refused(
                 f"The approved {version.name}/{version.version} was altered: object {fact.sha256[:12]} has other bytes. "

@@ -12,7 +12,7 @@ from runner.run import folder as run_folder
 from runner.run.cache import Cache
 from runner.run.keys import step_key
 from runner.run.pins import pinned
-from runner.run.world import Options, World
+from runner.run.world import Options, Runtime, World
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,18 @@ def preview(plan: Plan, options: Options, world: World) -> list[Expected]:
     results: dict[str, StepResult] = {}
     expected: list[Expected] = []
     for step in plan.steps:
-        expected.append(_expect(step, plan, sources, cache, results))
+        expected.append(_expect(step, plan, sources, cache, results, world.runtime))
     cache.checked.save()
     return expected
 
 
 def _expect(
-    step: PlannedStep, plan: Plan, sources: dict[str, InputFact], cache: Cache, results: dict[str, StepResult]
+    step: PlannedStep,
+    plan: Plan,
+    sources: dict[str, InputFact],
+    cache: Cache,
+    results: dict[str, StepResult],
+    runtime: Runtime | None,
 ) -> Expected:
     if step.skip:
         return Expected(step.name, "skip", step.skip)
@@ -59,7 +64,7 @@ def _expect(
         else:
             upstream, _, output = spec.from_.partition(".")
             inputs[name] = run_folder.as_input(results[upstream], output, spec.from_)
-    found = cache.find(step, step_key(step, inputs, index_file=cache.packages_file))
+    found = cache.find(step, step_key(step, inputs, index_file=cache.packages_file, runtime=runtime))
     if found.state is None or found.state.result is None:
         return Expected(step.name, "run", found.why)
     results[step.name] = found.state.result

@@ -7,6 +7,7 @@ VersionId) is recorded beside the hash of the bytes.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from runner.records import Artifact, FileFact, InputFact, InputSpec, Record, enc
 from runner.run.store import Store, facts_of, inside
 
 FETCHED = "fetched"  # folder of the store: which version of an address is which object
+LISTINGS = "listings"  # folder of the store: what lay below an address, by the hash of the listing
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def absent(source: str) -> InputFact:
     return InputFact(source=source, present=False)
 
 
-def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote]) -> InputFact:
-    """An address: identified by a listing for `as = "uri"`, otherwise downloaded where this version is not here yet."""
+def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *, fetch: bool = True) -> InputFact:
+    """An address: identified by a listing for `as = "uri"` or without `fetch`, otherwise downloaded where this version
+    is not here yet."""
     address = spec.from_
     service = remote_for(address)
     try:
@@ -81,17 +84,38 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote]) -
     for file in files:
         if file.path:
             inside(file.path)
-    version = files[0].version if len(files) == 1 and not files[0].path else _digest(files)
-    if spec.as_ == "uri":
+    version = files[0].version if len(files) == 1 and not files[0].path else listing_digest(files)
+    if spec.as_ == "uri" or not fetch:
         size = sum(file.size_bytes or 0 for file in files)
-        found = Artifact(path=address, sha256=_digest(files), size_bytes=size)
-        return InputFact(source=address, as_="uri", artifact=found, version=version, value=address)
+        found = Artifact(path=address, sha256=_keep_listing(files, store), size_bytes=size)
+        value = address if spec.as_ == "uri" else ""
+        return InputFact(source=address, as_=spec.as_, artifact=found, version=version, value=value, listed=True)
     facts = {file.path: _fetch(address, file, store, service) for file in files}
     if list(facts) == [""]:
         found = Artifact(path=address, sha256=facts[""].sha256, size_bytes=facts[""].size_bytes)
     else:
         found = folder_artifact(address, facts)
     return InputFact(source=address, artifact=found, version=version)
+
+
+def changed_objects(before: str, now: str, store: Store) -> str | None:
+    """ "1 of 100,000 objects changed": how two listings with these hashes differ; None where one was not kept."""
+    try:
+        old, new = (_listing(sha256, store) for sha256 in (before, now))
+    except (OSError, ValueError):
+        return None
+    changed = sum(old[path] != line for path, line in new.items() if path in old)
+    said = [f"{changed:,} of {len(new):,} objects changed"] if changed else []
+    said += [f"{count:,} added"] if (count := len(new.keys() - old.keys())) else []
+    said += [f"{count:,} removed"] if (count := len(old.keys() - new.keys())) else []
+    return ", ".join(said)
+
+
+def name_only(fact: InputFact, name: str, *_: object) -> InputFact:
+    """As `place` for a step that runs elsewhere: its input's place, with nothing put there."""
+    if not fact.present or fact.as_ == "uri":
+        return fact
+    return msgspec.structs.replace(fact, value=f"in/{name}", stamp="")
 
 
 def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
@@ -132,6 +156,27 @@ def _fetch(address: str, file: RemoteFile, store: Store, service: Remote) -> Fil
     return fact
 
 
-def _digest(files: list[RemoteFile]) -> str:
-    lines = "".join(f"{file.version}  {file.size_bytes}  {file.path}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+def listing_lines(files: list[RemoteFile]) -> str:
+    """The listing as text, a line a file; equal while every file has its size and version."""
+    return "".join(f"{file.version}  {file.size_bytes}  {file.path}\n" for file in files)
+
+
+def listing_digest(files: list[RemoteFile]) -> str:
+    """The hash by which a listing is known."""
+    return hashlib.sha256(listing_lines(files).encode()).hexdigest()
+
+
+def _keep_listing(files: list[RemoteFile], store: Store) -> str:
+    """Write the listing beside the objects, so that a later one can be told apart from it; its hash."""
+    place = store.root / LISTINGS / f"{(sha256 := listing_digest(files))}.gz"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, gzip.compress(listing_lines(files).encode(), 6, mtime=0))
+    return sha256
+
+
+def _listing(sha256: str, store: Store) -> dict[str, str]:
+    """Version and size by path."""
+    text = gzip.decompress((store.root / LISTINGS / f"{inside(sha256)}.gz").read_bytes()).decode()
+    parts = [line.split("  ", 2) for line in text.splitlines()]
+    return {path: f"{version}  {size}" for version, size, path in parts}

@@ -4,6 +4,7 @@
     runs/<run>/lock         held by flock while the run's owner lives; the kernel releases it
     runs/lock               shared by all that run, held alone while garbage is collected
     runs/objects/<sha256>   read-only, by content
+    runs/elsewhere/<sha256> the address of an object whose bytes have not come here; they come when they are asked for
 
 Every file that counts is written beside its place, flushed to disk and renamed there.
 """
@@ -18,6 +19,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import msgspec
 
@@ -27,15 +29,26 @@ from runner.failpoint import reach
 from runner.records import Artifact, FileFact, RunManifest, encode, read
 from runner.run.ids import RUN_ID, make_folder
 
-MANIFEST, LOCK, OBJECTS, QUARANTINE = "run.json", "lock", "objects", "quarantine"
+MANIFEST, LOCK, OBJECTS, QUARANTINE, ELSEWHERE = "run.json", "lock", "objects", "quarantine", "elsewhere"
+
+
+class Remote(Protocol):
+    """Where objects lie whose bytes have not come here. Both raise RemoteError."""
+
+    def fetch(self, address: str, fact: FileFact, target: Path) -> None:
+        """Write the bytes at the address to the file; others than `fact` says are an error."""
+
+    def digest(self, address: str) -> FileFact:
+        """Hash and size of the bytes at the address, read without being kept."""
 
 
 class Store:
     """The folder `runs/` beside a pipeline.toml."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remote: Remote | None = None) -> None:
         self.root = root
         self.objects = root / OBJECTS
+        self.remote = remote
 
     def prepare(self) -> None:
         """Make it ready to write to. Raises Refused where it cannot be, before anything is computed."""
@@ -134,6 +147,13 @@ class Store:
             file.flush()
             yield
 
+    def owner(self, run: str) -> tuple[int, str]:
+        """(process id, host) of who holds the run's lock. Raises Refused where that cannot be told."""
+        said = (self.folder(run) / LOCK).read_text(encoding="utf-8").split()
+        if len(said) != 4 or not said[1].isdecimal():
+            raise Refused(f"Run {run} is being worked on by another process.")
+        return int(said[1]), said[3]
+
     def locked(self, run: str) -> bool:
         try:
             with (self.folder(run) / LOCK).open() as file:
@@ -164,15 +184,47 @@ class Store:
             link_or_copy(self.object(fact), place)
 
     def object(self, fact: FileFact) -> Path:
-        """The object's file, its size checked."""
+        """The object's file, its size checked; one that lies elsewhere is fetched."""
         path = self.objects / inside(fact.sha256)
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            raise Tampered(f"Object {fact.sha256[:12]} is missing from {self.objects}.") from None
+            address = self.address(fact)
+            if address is None or self.remote is None:
+                raise Tampered(f"Object {fact.sha256[:12]} is missing from {self.objects}.") from None
+            self._fetch(address, fact, self.remote)
+            return path
         if size != fact.size_bytes:
             raise Tampered(f"Object {path} has {size} bytes instead of {fact.size_bytes}.")
         return path
+
+    def here(self, fact: FileFact) -> bool:
+        """Whether the object's bytes are in this store."""
+        return (self.objects / inside(fact.sha256)).exists()
+
+    def address(self, fact: FileFact) -> str | None:
+        """Where the object lies elsewhere, as far as is known."""
+        try:
+            return (self.root / ELSEWHERE / inside(fact.sha256)).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def point(self, fact: FileFact, address: str) -> None:
+        """Remember where the object's bytes lie."""
+        place = self.root / ELSEWHERE / inside(fact.sha256)
+        place.parent.mkdir(exist_ok=True)
+        atomic_write(place, address.encode())
+
+    def _fetch(self, address: str, fact: FileFact, remote: Remote) -> None:
+        beside = self.objects / f".fetch-{secrets.token_hex(4)}"
+        self.objects.mkdir(parents=True, exist_ok=True)
+        try:
+            remote.fetch(address, fact, beside)
+            if file_fact(beside) != fact:
+                raise Tampered(f"{address} has other bytes than were recorded ({fact.sha256[:12]}); none were kept.")
+            self._adopt(beside, fact)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def add(self, path: Path, fact: FileFact) -> None:
         """Keep a copy of a file that belongs to somebody else as an object. Raises Tampered where it is another now."""
@@ -234,8 +286,13 @@ def files_of(found: Artifact) -> list[tuple[str, FileFact]]:
     return [(str(PurePosixPath(found.path) / relative), fact) for relative, fact in facts_of(found).items()]
 
 
-def check(folder: Path, found: Artifact) -> None:
-    """Read the artifact's files in `folder` again. Raises Tampered naming the first that differs."""
+def check(folder: Path, found: Artifact, store: Store) -> None:
+    """Read the artifact's files in `folder` again. Raises Tampered naming the first that differs.
+
+    What lies elsewhere is checked by whoever fetches it.
+    """
+    if not found_here(folder, found, store):
+        return
     for path, fact in files_of(found):
         try:
             now = file_fact(folder / path)
@@ -245,6 +302,14 @@ def check(folder: Path, found: Artifact) -> None:
             raise Tampered(f"{folder / path} was altered: its hash is {now.sha256[:12]}, recorded {fact.sha256[:12]}.")
     if found.files is not None and artifact(folder / found.path, name=found.path).sha256 != found.sha256:
         raise Tampered(f"{folder / found.path} has files that were not there when it was sealed.")
+
+
+def found_here(folder: Path, found: Artifact, store: Store) -> bool:
+    """Whether the artifact is to be in the folder; not where a file of it is known to lie elsewhere and is not here."""
+    return not any(
+        not (folder / path).exists() and not store.here(fact) and store.address(fact) is not None
+        for path, fact in files_of(found)
+    )
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from runner.pipeline.scraps import read_scraps
 from runner.records import FileFact, RunManifest, StepJob, StepResult, StepState, encode, read
 from runner.run import folder as run_folder
 from runner.run.registration import model_artifact
-from runner.run.store import Store, facts_of, files_of
+from runner.run.store import Store, facts_of, files_of, found_here
 
 
 class Verifier:
@@ -31,7 +31,7 @@ class Verifier:
         for state in manifest.steps:
             yield from self._step(manifest, state)
         for key, fact in manifest.sources.items():
-            if fact.present and not fact.stamp and fact.artifact is not None and fact.as_ == "path":
+            if fact.present and not (fact.stamp or fact.listed) and fact.artifact is not None and fact.as_ == "path":
                 for part in facts_of(fact.artifact).values():
                     yield from self._file(
                         self.store.objects / part.sha256, part, f"{manifest.run}: the bytes kept of {key}"
@@ -53,8 +53,10 @@ class Verifier:
         sources = {key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact}
         if version.sources != sources:
             yield f"{name}: the hashes of its data are not those of run {manifest.run}."
+        here = found_here(self.store.folder(version.run), version.artifact, self.store)
         for relative, fact in files_of(version.artifact):
-            yield from self._file(self.store.folder(version.run) / relative, fact, name)
+            place = self.store.folder(version.run) / relative
+            yield from self._file(place, fact, name) if here else self._elsewhere(fact, name)
 
     def _step(self, manifest: RunManifest, state: StepState) -> Iterator[str]:
         folder = run_folder.step_folder(self.store, manifest.run, state.name)
@@ -73,8 +75,9 @@ class Verifier:
             yield from self._record(folder / run_folder.JOB, state.job, where)
         executed = [state.result.executed] if state.result.executed else []
         for artifact in (*state.result.outputs.values(), *executed):
+            here = found_here(folder, artifact, self.store)
             for relative, fact in files_of(artifact):
-                yield from self._file(folder / relative, fact, where)
+                yield from self._file(folder / relative, fact, where) if here else self._elsewhere(fact, where)
         if state.result.executed is not None and (folder / "executed.ipynb").exists():
             try:
                 scraps = read_scraps(folder / "executed.ipynb")
@@ -108,6 +111,22 @@ class Verifier:
             return
         if found != fact:
             yield f"{where}: {path} was altered: sha256 {found.sha256[:12]}, recorded {fact.sha256[:12]}."
+
+    def _elsewhere(self, fact: FileFact, where: str) -> Iterator[str]:
+        """Read where it lies; the bytes are not kept."""
+        address = self.store.address(fact)
+        if self.store.here(fact) or address is None or self.store.remote is None:
+            yield from self._file(self.store.objects / fact.sha256, fact, where)
+            return
+        try:
+            found = self.store.remote.digest(address)
+        except RunnerError as error:
+            yield f"{where}: {error}"
+            return
+        self.files += 1
+        self.size_bytes += found.size_bytes
+        if found != fact:
+            yield f"{where}: {address} was altered: sha256 {found.sha256[:12]}, recorded {fact.sha256[:12]}."
 
     def _fact(self, path: Path) -> FileFact:
         status = path.stat()

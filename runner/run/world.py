@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.model.versions import ModelVersion, NewVersion
-from runner.records import RunManifest, StepResult, Verdict
-from runner.run.sources import Remote
+from runner.records import InputFact, RunManifest, StepResult, Verdict
+from runner.run.sources import Remote, place
 from runner.run.store import Store
 from runner.step.execute import Progress
 
@@ -24,7 +24,7 @@ class Executor(Protocol):
     def run(
         self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
     ) -> StepResult:
-        """Execute the step folder; returns once its result.json is there."""
+        """Execute the step folder; returns once its result.json is there. Raises Detached where it goes on without us."""
 
     def close(self) -> None:
         """Let go of everything prepared."""
@@ -83,8 +83,16 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """What a step elsewhere runs on, as far as its result may depend on it."""
+
+    python: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class World:
-    """Everything outside a run that it talks to."""
+    """Everything outside a run that it talks to. With a `runtime`, steps run elsewhere, and no input comes here."""
 
     store: Store
     executor: Executor
@@ -92,3 +100,5 @@ class World:
     remote_for: Callable[[str], Remote]
     watcher: Watcher
     stop: threading.Event
+    runtime: Runtime | None = None
+    place: Callable[[InputFact, str, Path, Store], InputFact] = place

@@ -1,0 +1,274 @@
+"""What a job's container starts first: sees to it that the packages are those of the lock, then becomes the step.
+
+`python3 -u …/bundle/_run.py MODULE ARG…`. Stands alone: standard library only, any Python from 3.10, and the image's
+boto3 where wheels have to be fetched. `environment.json` beside it says what to expect. Nothing is run in an
+environment that was not made whole and compared with the lock.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import http.client
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+FAILED = 90  # exit code: no step was begun
+TERMINATED = 128 + signal.SIGTERM
+INPUT, OUTPUT = "/opt/ml/processing/input", "/opt/ml/output"  # where SageMaker mounts and reads; tests set their own
+MESSAGE_BYTES = 1000  # ExitMessage holds 1 KB
+THREADS = 8
+ATTEMPTS = 5
+SHOWN = 12  # differences in a message
+TEMPORARY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException")
+
+
+class Failed(Exception):
+    """One sentence for the person who started the job."""
+
+
+_children: list[subprocess.Popen[str]] = []
+
+
+def main(arguments: list[str]) -> NoReturn:
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        if not arguments:
+            raise Failed("Usage: _run.py MODULE ARG…")
+        bundle = Path(os.environ.get("RUNNER_INPUT", INPUT)) / "bundle"
+        python, kind = prepare(bundle)
+        became = _environment(bundle, kind=kind, python=python)
+        sys.stdout.flush()
+        os.execve(python, [python, "-u", "-m", *arguments], became)
+    except Failed as error:
+        _fail(str(error))
+    except Exception as error:  # whatever it was, the job's page must say something
+        _fail(f"The job's packages could not be made ready: {type(error).__name__}: {error}")
+
+
+def prepare(bundle: Path) -> tuple[str, str]:
+    """(the Python to go on with, "image" or "lock"). Raises Failed."""
+    try:
+        wanted: dict[str, Any] = json.loads((bundle / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Failed(f"{bundle / 'environment.json'} cannot be read: {error}.") from error
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if here != ".".join(str(wanted["python"]).split(".")[:2]):
+        raise Failed(
+            f"The image has Python {here}, the job was made for {wanted['python']}. "
+            f'Write [sagemaker] python = "{here}" in pipeline.toml, or choose another image.'
+        )
+    different = differences(wanted["pins"])
+    if not different:
+        _say("image equals the lock, nothing installed")
+        return sys.executable, "image"
+    if wanted["packages"] == "image":
+        if not wanted.get("allow_other_versions"):
+            raise Failed(
+                f"The image differs from the lock in {len(different)} packages: {_some(different)}. Make the image from "
+                'infra/Dockerfile, write [sagemaker] packages = "lock", or allow_other_versions = true.'
+            )
+        _say(f"image differs from the lock in {len(different)} packages, as allowed: {_some(different)}")
+        return sys.executable, "image"
+    if not wanted.get("wheels"):
+        raise Failed(f"The image differs from the lock, and the job has no wheels: {_some(different)}.")
+    return make(wanted["pins"], wanted["wheels"], below=bundle.parent.parent / "env"), "lock"
+
+
+def differences(pins: dict[str, str]) -> list[str]:
+    """What this Python has otherwise than pinned, one entry for each package."""
+    found = []
+    for name, version in sorted(pins.items()):
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} is missing (lock: {version})")
+            continue
+        if installed != version:
+            found.append(f"{name} {installed} (lock: {version})")
+    return found
+
+
+def make(pins: dict[str, str], wheels: dict[str, Any], *, below: Path) -> str:
+    """The Python of a new environment with exactly `pins`. Raises Failed, and leaves nothing behind."""
+    began = time.monotonic()
+    scratch = _scratch(below)
+    try:
+        folder = scratch / "wheels"
+        folder.mkdir()
+        fetch(wheels, folder)
+        fetched_s = time.monotonic() - began
+        uv = _uv(folder, scratch)
+        python = _install(uv, pins, folder, scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    took_s = time.monotonic() - began
+    _say(f"made an environment of {len(pins)} packages in {took_s:.1f} s ({fetched_s:.1f} s of it to fetch them)")
+    return str(python)
+
+
+def fetch(wheels: dict[str, Any], folder: Path) -> None:
+    """Put every wheel into the folder, its hash checked. Raises Failed."""
+    try:
+        import boto3  # the image's own, and only where the image is not the lock
+        from botocore.config import Config
+    except ImportError as error:
+        raise Failed(
+            "The image has no boto3, which fetches the lock's packages. Choose an image that has it, or make one from "
+            'infra/Dockerfile and write [sagemaker] packages = "image".'
+        ) from error
+    settings = Config(retries={"mode": "standard", "total_max_attempts": 4}, max_pool_connections=THREADS)
+    client = boto3.client("s3", region_name=wheels["region"], config=settings)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        pending = [
+            pool.submit(_fetch, client, wheels["bucket"], fact, folder / filename)
+            for filename, fact in sorted(wheels["keys"].items(), key=lambda item: -int(item[1]["size"]))
+        ]
+        try:
+            for future in concurrent.futures.as_completed(pending):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _fetch(client: Any, bucket: str, fact: dict[str, Any], target: Path) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    address = f"s3://{bucket}/{fact['key']}"
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(0.25 * 2**attempt)
+        try:
+            body = client.get_object(Bucket=bucket, Key=fact["key"])["Body"]
+            digest = hashlib.sha256()
+            with target.open("wb") as file:
+                while chunk := body.read(1 << 20):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if digest.hexdigest() == fact["sha256"]:
+                return
+            problem = f"{address} does not have the bytes that were uploaded: its hash differs from the recorded one"
+            if attempt:
+                break  # twice whole and twice other bytes: it was altered
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            problem = f"{address} was answered {code}; the job's role needs s3:GetObject on it"
+            if code not in TEMPORARY and status < 500:
+                break
+        except (BotoCoreError, http.client.HTTPException, OSError) as error:
+            problem = f"{address} did not arrive: {type(error).__name__}: {error}"
+        except Exception as error:  # urllib3's errors share no base with the others, and it may not be importable
+            if not type(error).__module__.startswith("urllib3"):
+                raise
+            problem = f"{address} did not arrive: {error}"
+    raise Failed(f"{problem}.")
+
+
+def _scratch(below: Path) -> Path:
+    try:
+        below.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="made-", dir=below))
+    except OSError:  # the job's volume is not ours to write, or full
+        return Path(tempfile.mkdtemp(prefix="runner-"))
+
+
+def _uv(folder: Path, scratch: Path) -> Path:
+    """The installer, taken out of its own wheel."""
+    for wheel in sorted(folder.glob("uv-*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.endswith(".data/scripts/uv"):
+                    program = scratch / "uv"
+                    program.write_bytes(archive.read(name))
+                    program.chmod(0o755)
+                    return program
+    raise Failed("The lock has no uv, which installs its packages. Add uv to the lock and run again.")
+
+
+def _install(uv: Path, pins: dict[str, str], folder: Path, scratch: Path) -> Path:
+    """The Python of an environment with the pins, compared with them once it is made."""
+    made = scratch / "environment"
+    wanted = scratch / "pins.txt"
+    wanted.write_text("".join(f"{name}=={version}\n" for name, version in sorted(pins.items())), encoding="utf-8")
+    # the cache lies beside the environment, so that files are linked and not copied
+    common = ["--offline", "--no-config", "--quiet", "--cache-dir", str(scratch / "cache")]
+    _do([str(uv), "venv", *common, "--python", sys.executable, str(made)])
+    python = made / "bin" / "python"
+    found = ["--no-index", "--no-deps", "--find-links", str(folder), "--link-mode", "hardlink"]
+    _do([str(uv), "pip", "install", *common, *found, "--python", str(python), "-r", str(wanted)])
+    check = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import _run, json; "
+    check += "print(json.dumps(_run.differences(json.load(sys.stdin))))"
+    different = json.loads(_do([str(python), "-I", "-c", check], given=json.dumps(pins)))
+    if different:
+        raise Failed(f"The environment differs from the lock after it was made: {_some(different)}.")
+    return python
+
+
+def _do(command: list[str], *, given: str = "") -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON"))}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+    _children.append(process)
+    out, err = process.communicate(given)
+    _children.remove(process)
+    if process.returncode != 0:
+        raise Failed(f"{' '.join(command[:3])} ended with {process.returncode}: {' '.join(err.split())}")
+    return out
+
+
+def _environment(bundle: Path, *, kind: str, python: str) -> dict[str, str]:
+    made = {**os.environ, "PYTHONPATH": str(bundle), "RUNNER_ENVIRONMENT": kind}
+    if kind == "lock":  # nothing of the image may show through
+        made.pop("PYTHONHOME", None)
+        made["PYTHONNOUSERSITE"] = "1"
+        made["VIRTUAL_ENV"] = str(Path(python).parents[1])
+        made["PATH"] = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)])
+    return made
+
+
+def _some(different: list[str]) -> str:
+    more = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+    return ", ".join(different[:SHOWN]) + more
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"runner: {text}\n")
+    sys.stdout.flush()
+
+
+def _fail(sentence: str) -> NoReturn:
+    sys.stderr.write(f"runner: {sentence}\n")
+    sys.stderr.flush()
+    folder = Path(os.environ.get("RUNNER_OUTPUT", OUTPUT))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # SageMaker fails the job over a message that is not UTF-8
+        short = sentence.encode("utf-8", "replace")[:MESSAGE_BYTES].decode("utf-8", "ignore")
+        (folder / "message").write_text(short, encoding="utf-8")
+    except OSError as error:
+        sys.stderr.write(f"runner: the message could not be left at {folder}: {error}\n")
+    sys.exit(FAILED)
+
+
+def _end(_number: int, _frame: object) -> NoReturn:
+    for child in _children:
+        child.kill()
+    os._exit(TERMINATED)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

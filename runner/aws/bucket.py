@@ -1,0 +1,161 @@
+"""One prefix of one bucket, as a place for bytes: put once, read with their hash checked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from runner.aws.session import ABSENT, AwsError, Session
+from runner.records import FileFact
+
+CHUNK_BYTES = 1 << 20
+ATTEMPTS = 4  # of a download whose bytes did not all arrive
+TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
+
+
+class Bucket:
+    """Keys are relative to the prefix, which is "" or ends in `/`."""
+
+    def __init__(self, session: Session, bucket: str, prefix: str = "") -> None:
+        self.session, self.name, self.prefix = session, bucket, prefix
+
+    def address(self, key: str) -> str:
+        return f"s3://{self.name}/{self.prefix}{key}"
+
+    def put(self, key: str, data: bytes, *, once: bool = False) -> bool:
+        """Write the object; with `once` only where there is none, and False where there is one."""
+        condition = {"IfNoneMatch": "*"} if once else {}
+        try:
+            self._call("put_object", key, Body=data, **condition)
+        except AwsError as error:
+            if once and error.code in TAKEN:
+                return False
+            raise
+        return True
+
+    def get(self, key: str) -> bytes | None:
+        """The object's bytes; None where there is none."""
+        whole = io.BytesIO()
+        try:
+            self.fetch(key, whole)
+        except AwsError as error:
+            if error.code in ABSENT:
+                return None
+            raise
+        return whole.getvalue()
+
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes; None where there is none."""
+        try:
+            return int(self._call("head_object", key)["ContentLength"])
+        except AwsError as error:
+            if error.code in ABSENT:
+                return None
+            raise
+
+    def keys(self, below: str = "") -> Iterator[tuple[str, int]]:
+        """(key relative to the prefix, size in bytes) of every object below, in order."""
+        token: dict[str, str] = {}
+        while True:
+            page = self.session.call(
+                "s3",
+                "list_objects_v2",
+                about=self.address(below),
+                Bucket=self.name,
+                Prefix=self.prefix + below,
+                **token,
+            )
+            for item in page.get("Contents", []):
+                yield item["Key"][len(self.prefix) :], item["Size"]
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def upload(self, key: str, path: Path, *, missing_only: bool = True) -> int:
+        """Copy the file there, in parts where it is large; the bytes moved, 0 where an object of its size is there."""
+        size = path.stat().st_size
+        if missing_only and self.size(key) == size:
+            return 0
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            self.session.client("s3").upload_file(str(path), self.name, self.prefix + key)
+        except (S3UploadFailedError, BotoCoreError, ClientError) as error:
+            raise AwsError(f"{self.address(key)}: the upload of {path} failed: {error}", code="UploadFailed") from error
+        return size
+
+    def download(self, key: str, target: Path, fact: FileFact | None = None) -> None:
+        """Copy the object to the file; with `fact`, bytes that differ from it are fetched again, then refused."""
+        for attempt in range(1, ATTEMPTS + 1):
+            with target.open("wb") as file:
+                self.fetch(key, file)
+            if fact is None:
+                return
+            with target.open("rb") as file:
+                found = FileFact(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=file.tell())
+            if found == fact:
+                return
+            if attempt == ATTEMPTS:
+                target.unlink(missing_ok=True)
+                raise AwsError(
+                    f"{self.address(key)} has {found.size_bytes} bytes with hash {found.sha256[:12]}; recorded were "
+                    f"{fact.size_bytes} with {fact.sha256[:12]}. It was altered; nothing of it was kept.",
+                    code="Altered",
+                )
+
+    def digest(self, key: str) -> FileFact:
+        """Hash and size of the object, read without being kept."""
+        sink = _Hash()
+        self.fetch(key, sink)
+        return FileFact(sha256=sink.sha256.hexdigest(), size_bytes=sink.size_bytes)
+
+    def fetch(self, key: str, target: IO[bytes] | _Hash) -> None:
+        """Write the object's bytes to `target`; what broke off is fetched again from the start."""
+        for attempt in range(1, ATTEMPTS + 1):
+            reply = self._call("get_object", key)
+            arrived = 0
+            try:
+                for chunk in reply["Body"].iter_chunks(CHUNK_BYTES):
+                    target.write(chunk)
+                    arrived += len(chunk)
+            except Exception as error:  # botocore's stream errors share no base class
+                broken: Exception | None = error
+            else:
+                broken = None
+            if broken is None and arrived == reply["ContentLength"]:
+                return
+            if attempt == ATTEMPTS:
+                raise AwsError(
+                    f"{self.address(key)}: {arrived} of {reply['ContentLength']} bytes arrived, {ATTEMPTS} times. "
+                    "Check the network and run again.",
+                    code="Truncated",
+                ) from broken
+            target.seek(0)
+            target.truncate()
+
+    def _call(self, action: str, key: str, **arguments: object) -> dict[str, Any]:
+        return self.session.call(
+            "s3", action, about=self.address(key), Bucket=self.name, Key=self.prefix + key, **arguments
+        )
+
+
+class _Hash:
+    """A file that keeps nothing but the hash of what is written to it."""
+
+    def __init__(self) -> None:
+        self.seek(0)
+
+    def write(self, data: bytes) -> None:
+        self.sha256.update(data)
+        self.size_bytes += len(data)
+
+    def seek(self, _: int) -> None:
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def truncate(self) -> None:
+        """Starting over has emptied it."""

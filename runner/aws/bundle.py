@@ -1,0 +1,228 @@
+"""What a job is given to run, by content: this package with its bootstrap, and a step's notebook with its project files.
+
+A bundle is named by the hash of its paths and their bytes, never by times or by the order they were found in. It is
+complete in the bucket once its last file is there. `.runnerignore` beside pipeline.toml keeps files out, in
+gitignore's patterns: `*`, `**`, `?`, `[…]`, a leading or inner `/` for "from here", a last `/` for folders, `!` for
+exceptions, of which the last to match decides; below a folder that is kept out there are none.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from runner.aws.bucket import Bucket
+from runner.errors import UsageError
+
+IGNORE_FILE = ".runnerignore"
+LARGEST_BYTES = 50_000_000
+THREADS = 8
+START, NOTEBOOK = "_run.py", "notebook.ipynb"
+NEVER = (".git/", ".venv*/", "__pycache__/", ".ipynb_checkpoints/", "/runs/", ".DS_Store")
+SECRET_NAMES = (
+    ".env*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "id_rsa*", "id_dsa*", "id_ecdsa*",
+    "id_ed25519*", "credentials", "credentials.json", "credentials.csv", ".netrc", "_netrc", ".pypirc",
+    ".git-credentials", ".htpasswd",
+)  # fmt: skip
+SNIFFED_BYTES = 8192  # a file with a zero byte among these is no text
+
+
+@dataclass(frozen=True)
+class Bundle:
+    sha256: str
+    files: dict[str, bytes]  # by path within it, sorted
+    size_bytes: int
+
+
+def bundle(files: Mapping[str, bytes]) -> Bundle:
+    ordered = dict(sorted(files.items()))
+    lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in ordered.items())
+    size_bytes = sum(len(data) for data in ordered.values())
+    return Bundle(hashlib.sha256(lines.encode()).hexdigest(), ordered, size_bytes)
+
+
+def runner_bundle(environment: Mapping[str, object]) -> Bundle:
+    """This package's sources, the bootstrap and what it is to expect."""
+    package = Path(__file__).parents[1]
+    files = {
+        f"{package.name}/{path.relative_to(package).as_posix()}": path.read_bytes()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    }
+    files[START] = Path(__file__).with_name(START).read_bytes()
+    files["environment.json"] = json.dumps(environment, indent=1, sort_keys=True).encode() + b"\n"
+    return bundle(files)
+
+
+def code_bundle(
+    source: bytes,
+    *,
+    notebook: str,
+    modules: Mapping[str, Path],
+    root: Path,
+    include: Iterable[str] = (),
+    also: Iterable[str] = (),
+    forms: Mapping[str, re.Pattern[str]],
+) -> Bundle:
+    """A step's notebook as `notebook.ipynb`, its modules below `modules/`, project files below `project/`.
+
+    `source` is the notebook's bytes and `notebook` its path from `root`, for messages. `include` are glob patterns
+    from `root`, a folder meaning all below it; `also` are single files, and those gone since are left out. Modules may
+    lie elsewhere, as in a run's folder, but not be links. `forms` are what credentials look like, by kind. Raises UsageError for a secret, for more than 50 MB, for a link that
+    leaves `root`, and for what is neither file nor folder.
+    """
+    found = {f"modules/{name}": path for name, path in modules.items()}
+    ignored = Ignored(root)
+    for relative in sorted({*_included(root, include, ignored), *_named(root, also, ignored)}):
+        found[f"project/{relative}"] = root / relative
+    sizes = {name: _size(path, root) for name, path in found.items()}
+    _refuse_large({NOTEBOOK: len(source), **sizes})
+    files = {NOTEBOOK: source, **{name: path.read_bytes() for name, path in found.items()}}
+    for name, data in files.items():
+        kind = _secret(name, data, forms)
+        if kind:
+            shown = notebook if name == NOTEBOOK else name.partition("/")[2]
+            raise UsageError(f"{shown} {kind}, and would be sent to the job. {_way_out(name, shown)}")
+    return bundle(files)
+
+
+def upload(bucket: Bucket, below: str, bundle: Bundle) -> tuple[str, int]:
+    """(the key it lies at, ending in `/`; bytes moved, 0 where it was there). Safe to call again after it broke off."""
+    at = f"{below}{bundle.sha256}/"
+    last = START if START in bundle.files else NOTEBOOK
+    if bucket.size(at + last) == len(bundle.files[last]):
+        return at, 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        first = [(path, data) for path, data in bundle.files.items() if path != last]
+        list(pool.map(lambda item: bucket.put(at + item[0], item[1]), first))
+    bucket.put(at + last, bundle.files[last])
+    return at, bundle.size_bytes
+
+
+class Ignored:
+    """What `.runnerignore` in the root, and what no job ever needs, keep out."""
+
+    def __init__(self, root: Path) -> None:
+        file = root / IGNORE_FILE
+        own = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        self._rules = [rule for line in [*NEVER, IGNORE_FILE, *own] if (rule := _rule(line)) is not None]
+
+    def __call__(self, relative: str) -> bool:
+        """Whether the file at this path from the root is kept out, itself or with a folder above it."""
+        above = [parent.as_posix() for parent in reversed(PurePosixPath(relative).parents)][1:]
+        return any(self._kept_out(folder, folder=True) for folder in above) or self._kept_out(relative, folder=False)
+
+    def _kept_out(self, path: str, *, folder: bool) -> bool:
+        verdict = False
+        for expression, only_folders, out in self._rules:
+            if (folder or not only_folders) and expression.fullmatch(path):
+                verdict = out
+        return verdict
+
+
+def _rule(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
+    """(expression over the whole path, only for folders, keeps out) of one line; None for blanks and comments."""
+    line = line.rstrip()
+    if not line or line.startswith("#"):
+        return None
+    out = not line.startswith("!")
+    pattern = line.removeprefix("!").removeprefix("\\")
+    only_folders = pattern.endswith("/")
+    pattern = pattern.rstrip("/")
+    start = "" if "/" in pattern else "(?:.*/)?"
+    parts = []
+    for token in re.findall(r"\*\*/|/\*\*$|\*+|\?|\[!?[^]]+\]|.", pattern.removeprefix("/")):
+        match token:
+            case "**/":
+                parts.append("(?:.*/)?")
+            case "/**":
+                parts.append("/.*")
+            case "?":
+                parts.append("[^/]")
+            case _ if token.startswith("*"):
+                parts.append("[^/]*")
+            case _ if len(token) > 1:
+                parts.append(token.replace("[!", "[^", 1).replace("\\", r"\\"))
+            case _:
+                parts.append(re.escape(token))
+    try:
+        return re.compile(start + "".join(parts)), only_folders, out
+    except re.error as error:
+        raise UsageError(f"{IGNORE_FILE} has a pattern that cannot be read: {line}: {error}.") from error
+
+
+def _included(root: Path, include: Iterable[str], ignored: Ignored) -> Iterator[str]:
+    for pattern in include:
+        if pattern.startswith("/") or ".." in PurePosixPath(pattern).parts:
+            raise UsageError(f'[sagemaker] include = "{pattern}" leaves the project. Patterns go from pipeline.toml.')
+        matches = [root] if pattern.strip("./") == "" else sorted(root.glob(pattern.rstrip("/")))
+        if not matches:
+            raise UsageError(f'[sagemaker] include = "{pattern}" matches nothing below {root}.')
+        for match in matches:
+            for path in sorted(match.rglob("*")) if match.is_dir() else [match]:
+                relative = path.relative_to(root).as_posix()
+                if not path.is_dir() and not ignored(relative):
+                    yield relative
+                elif path.is_symlink() and not ignored(relative):
+                    raise UsageError(f"{path} is a link to a folder; put the folder itself there, or leave it out.")
+
+
+def _named(root: Path, also: Iterable[str], ignored: Ignored) -> Iterator[str]:
+    for relative in also:
+        path = PurePosixPath(relative)
+        if path.is_absolute() or ".." in path.parts:
+            raise UsageError(f"{relative} lies outside the project, and cannot be sent to a job. Make it an input.")
+        if (root / path).is_file() and not ignored(path.as_posix()):
+            yield path.as_posix()
+
+
+def _size(path: Path, root: Path) -> int:
+    try:
+        whole = path.resolve(strict=True)
+        inside = whole.is_relative_to(root.resolve())
+        status = path.stat()
+    except (OSError, RuntimeError) as error:  # a link that leads nowhere, or round and round
+        raise UsageError(f"{path} cannot be read: {error}. Leave it out in {IGNORE_FILE}.") from error
+    if not inside:
+        raise UsageError(f"{path} is a link that leaves the project. Put the file itself there, or leave it out.")
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{path} is not a regular file. Leave it out in {IGNORE_FILE}.")
+    return status.st_size
+
+
+def _refuse_large(sizes: Mapping[str, int]) -> None:
+    total = sum(sizes.values())
+    if total <= LARGEST_BYTES:
+        return
+    biggest = sorted(sizes, key=lambda name: -sizes[name])[:5]
+    shown = ", ".join(f"{name.removeprefix('project/')} ({sizes[name] / 1e6:.1f} MB)" for name in biggest)
+    raise UsageError(
+        f"The step's files have {total / 1e6:.1f} MB; a job takes {LARGEST_BYTES / 1e6:.0f} MB of them. The biggest: "
+        f"{shown}. Leave them out in {IGNORE_FILE}, or declare what is data as an input of the step."
+    )
+
+
+def _secret(name: str, data: bytes, forms: Mapping[str, re.Pattern[str]]) -> str:
+    """What is secret about the file, as words that follow its name; "" for nothing."""
+    last = PurePosixPath(name).name.lower()
+    if any(fnmatch.fnmatchcase(last, pattern) for pattern in SECRET_NAMES):
+        return "is named like a file of secrets"
+    if b"\0" not in data[:SNIFFED_BYTES]:
+        text = data.decode("utf-8", "replace")
+        for kind, form in forms.items():
+            if form.search(text):
+                return f"has in it what looks like a credential ({kind})"
+    return ""
+
+
+def _way_out(name: str, shown: str) -> str:
+    if name.startswith("project/"):
+        return f"Leave it out with a line `/{shown}` in {IGNORE_FILE}."
+    return "Take it out there, and give it to the step as a secret parameter."

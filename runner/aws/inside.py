@@ -1,0 +1,169 @@
+"""Inside a processing job: a step folder is put together, executed as everywhere, and what came of it put away.
+
+The job itself puts the executed notebook and the result into S3, whatever becomes of it, before it ends; its outputs
+are uploaded by the service once it has ended well.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from runner.aws.bucket import Bucket
+from runner.aws.jobs import END, progress_line
+from runner.aws.request import INPUT, OUTPUT, Place
+from runner.aws.session import Session
+from runner.content import artifact
+from runner.errors import RunnerError
+from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read
+from runner.run.packages import versions
+from runner.step.__main__ import exit_code
+from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE, Progress, execute
+
+ROOT = Path(INPUT).parent
+STEP = ROOT / "step"
+MESSAGE = Path("/opt/ml/output/message")
+LONGEST_MESSAGE_BYTES = 1000  # of 1 KB; what is longer fails the job
+
+
+def main() -> int:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
+    session = Session(place.region)
+    _secrets(job, place, session)
+    _put_together(job)
+    came, wrong = _inputs(job, place)
+    if wrong is None:
+        project = Path(INPUT) / "step" / "project"
+        cwd = project / place.notebook_folder
+        cwd.mkdir(parents=True, exist_ok=True)
+        result = execute(STEP, cwd=cwd, project=project, stop=stop, on_progress=_say)
+    else:
+        result = _not_executed(job, wrong)
+    result = msgspec.structs.replace(result, inputs={**result.inputs, **came}, remote=_job(place))
+    if result.error is None:
+        _move_outputs()
+    bucket = Bucket(session, place.bucket, place.key)
+    if result.executed is not None:
+        bucket.put(EXECUTED, (STEP / EXECUTED).read_bytes())
+    bucket.put(RESULT, encode(result))
+    if result.error is not None:
+        _message(result.error)
+    _line(END)
+    return exit_code(result)
+
+
+def _put_together(job: StepJob) -> None:
+    shutil.rmtree(STEP, ignore_errors=True)
+    (STEP / "in").mkdir(parents=True)
+    code = Path(INPUT) / "step"
+    shutil.copyfile(code / SOURCE, STEP / SOURCE)
+    if (code / "modules").is_dir():
+        shutil.copytree(code / "modules", STEP / "modules")
+    (STEP / JOB).write_bytes(encode(job))
+
+
+def _inputs(job: StepJob, place: Place) -> tuple[dict[str, InputFact], StepError | None]:
+    """Put each input where the step reads it. Gives what was not known by content before, and what is not as it was."""
+    came: dict[str, InputFact] = {}
+    for name, fact in job.inputs.items():
+        if not fact.present or fact.as_ == "uri" or fact.artifact is None:
+            continue
+        arrived = Path(INPUT) / "in" / name / place.files[name]
+        try:
+            found = artifact(arrived, name=fact.artifact.path)
+        except RunnerError as error:
+            return came, _changed(name, fact, str(error))
+        if fact.listed:
+            came[name] = msgspec.structs.replace(fact, artifact=found, listed=False)
+        elif found.sha256 != fact.artifact.sha256:
+            return came, _changed(name, fact, f"sha256 {found.sha256[:12]}, recorded {fact.artifact.sha256[:12]}")
+        (STEP / "in" / name).symlink_to(arrived)
+    return came, _moved_on(job)
+
+
+def _moved_on(job: StepJob) -> StepError | None:
+    """A source in S3 that is not any more what it was when the run was started."""
+    from runner.aws.s3 import S3
+    from runner.run.sources import listing_digest
+
+    for name, fact in job.inputs.items():
+        if fact.listed and fact.artifact is not None and fact.as_ == "path":
+            now = listing_digest(S3().listing(fact.source))
+            if now != fact.artifact.sha256:
+                return _changed(name, fact, "its listing is another than when the run was started")
+    return None
+
+
+def _changed(name: str, fact: InputFact, why: str) -> StepError:
+    return StepError(
+        kind="input changed",
+        ename="InputChanged",
+        evalue=f"input `{name}` ({fact.source}) is not what the run was started with: {why}. Run again.",
+    )
+
+
+def _secrets(job: StepJob, place: Place, session: Session) -> None:
+    """Values of secret parameters come from Secrets Manager, never through the job's description."""
+    for variable in job.secrets.values():
+        if variable not in os.environ:
+            name = f"{place.secrets}{variable}"
+            found = session.call("secretsmanager", "get_secret_value", about=f"secret {name}", SecretId=name)
+            os.environ[variable] = found["SecretString"]
+
+
+def _move_outputs() -> None:
+    """Only what is whole is uploaded: the folder is filled once the step has succeeded."""
+    target = Path(OUTPUT) / "out"
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted((STEP / "out").iterdir()) if (STEP / "out").is_dir() else ():
+        shutil.move(entry, target / entry.name)
+
+
+def _job(place: Place) -> RemoteJob:
+    return RemoteJob(
+        name=place.job,
+        at=f"s3://{place.bucket}/{place.key}",
+        image=place.image,
+        instance=place.instance,
+        python=platform.python_version(),
+        environment="image" if os.environ.get("RUNNER_ENVIRONMENT") == "image" else "lock",
+        packages=versions(),
+    )
+
+
+def _not_executed(job: StepJob, error: StepError) -> StepResult:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return StepResult(
+        status="failed", started=now, ended=now, seconds=0.0, cells=0, cells_run=0, inputs=dict(job.inputs), error=error
+    )
+
+
+def _say(progress: Progress) -> None:
+    _line(progress_line(progress.done, progress.total, progress.cell, progress.first_line))
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _message(error: StepError) -> None:
+    where = f" in cell [{error.cell}] {error.first_line}" if error.cell is not None else ""
+    said = f"{error.ename}: {error.evalue}{where}".encode()[:LONGEST_MESSAGE_BYTES].decode(errors="ignore")
+    MESSAGE.parent.mkdir(parents=True, exist_ok=True)
+    MESSAGE.write_text(said, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

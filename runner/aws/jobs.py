@@ -1,0 +1,190 @@
+"""One processing job: made once whatever happens to the client, followed with its logs, stopped when told to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from runner.aws.request import HASH_TAG, digest
+from runner.aws.session import ABSENT, DENIED, AwsError, Session
+from runner.errors import Refused
+
+LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
+OVER = ("Completed", "Failed", "Stopped")
+TAKEN = "ResourceInUse"  # botocore: ResourceInUse, in the model without the suffix
+EVERY_DESCRIBE = 4  # of the ticks that read logs, one asks for the job itself
+DRAINS = 8  # pages of logs at most that are read once a job has ended
+
+
+@dataclass(frozen=True)
+class Ended:
+    """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran."""
+
+    status: str
+    reason: str
+    message: str
+    billed_s: float
+
+
+class Jobs:
+    def __init__(self, session: Session, *, poll_s: float) -> None:
+        self.session, self.poll_s = session, poll_s
+
+    def ensure(self, request: dict[str, Any]) -> bool:
+        """Create the job; False where it was there already from this very request, as when a reply was lost.
+
+        Raises Refused where another request has the name.
+        """
+        name = request["ProcessingJobName"]
+        try:
+            self._call("create_processing_job", name, **request)
+        except AwsError as error:
+            if not error.code.startswith(TAKEN):
+                raise
+            arn = self.describe(name)["ProcessingJobArn"]
+            tags = {tag["Key"]: tag["Value"] for tag in self._call("list_tags", name, ResourceArn=arn)["Tags"]}
+            if tags.get(HASH_TAG) != digest(request):
+                raise Refused(
+                    f"A processing job {name} is there already, made by another request. "
+                    "Set another [sagemaker] prefix, or start a new run."
+                ) from error
+            return False
+        return True
+
+    def describe(self, name: str) -> dict[str, Any]:
+        return self._call("describe_processing_job", name, ProcessingJobName=name)
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """The job's description; None where there is none of that name."""
+        try:
+            return self.describe(name)
+        except AwsError as error:
+            if error.code in ABSENT or "ValidationException" in error.code:  # what the service answers for it
+                return None
+            raise
+
+    def stop(self, name: str) -> bool:
+        """Ask the job to stop; False where it is over or never was."""
+        try:
+            self._call("stop_processing_job", name, ProcessingJobName=name)
+        except AwsError as error:
+            if error.code in ABSENT or "ValidationException" in error.code:
+                return False
+            raise
+        return True
+
+    def follow(
+        self, name: str, *, left: threading.Event, on_line: Callable[[str], None], on_status: Callable[[str], None]
+    ) -> Ended | None:
+        """Wait for the job's end with its log lines as they come; None once `left` is set, with the job going on.
+
+        One call each `poll_s`: the logs, where there are any, or the job.
+        """
+        logs = _Logs(self.session, name, on_line)
+        tick = 0
+        while True:
+            if tick % EVERY_DESCRIBE == 0 or not logs.read():
+                found = self.describe(name)
+                on_status(found["ProcessingJobStatus"])
+                if found["ProcessingJobStatus"] in OVER:
+                    logs.drain()
+                    return _ended(found)
+                if "ProcessingStartTime" in found:
+                    logs.expected = True
+            tick += 1
+            if logs.ended:  # its last line was seen: the end is a matter of moments
+                tick = 0
+            if left.wait(self.poll_s):
+                return None
+
+    def _call(self, action: str, name: str, **arguments: Any) -> dict[str, Any]:
+        return self.session.call("sagemaker", action, about=f"processing job {name}", **arguments)
+
+
+def _ended(found: dict[str, Any]) -> Ended:
+    start, end = found.get("ProcessingStartTime"), found.get("ProcessingEndTime")
+    billed = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
+    return Ended(found["ProcessingJobStatus"], found.get("FailureReason", ""), found.get("ExitMessage", ""), billed)
+
+
+class _Logs:
+    """The job's lines in CloudWatch Logs. What is late, or may not be read, is no error: a run goes on without it."""
+
+    def __init__(self, session: Session, job: str, on_line: Callable[[str], None]) -> None:
+        self.session, self.job, self.on_line = session, job, on_line
+        self.expected = False  # the job has started, so a stream may be there
+        self.allowed = True
+        self.ended = False
+        self._stream = ""
+        self._token: str | None = None
+
+    def read(self) -> bool:
+        """One call: find the stream, or read on in it. False where no call was made."""
+        if not (self.expected and self.allowed) or self.ended:
+            return False
+        if self._stream:
+            self._page()
+            return True
+        found = self._call("describe_log_streams", logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self.job}/")
+        streams = found.get("logStreams", [])
+        if streams:
+            self._stream = streams[0]["logStreamName"]
+        return True
+
+    def drain(self) -> None:
+        """All that is left of a job that is over."""
+        self.ended, self.expected = False, True
+        if not self._stream:
+            self.read()
+        for _ in range(DRAINS):
+            before = self._token
+            if not self._stream or not self.allowed:
+                return
+            self._page()
+            if self._token == before:
+                return
+
+    def _page(self) -> None:
+        more = {"nextToken": self._token} if self._token else {}
+        found = self._call(
+            "get_log_events", logGroupName=LOG_GROUP, logStreamName=self._stream, startFromHead=True, **more
+        )
+        for event in found.get("events", []):
+            line = event["message"].rstrip("\n")
+            self.ended = self.ended or line.startswith(END)
+            self.on_line(line)
+        self._token = found.get("nextForwardToken", self._token)
+
+    def _call(self, action: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            return self.session.call("logs", action, about=f"log of {self.job}", **arguments)
+        except AwsError as error:
+            if error.code in DENIED:
+                self.allowed = False
+                self.on_line(f"(the log may not be read: {error})")
+            elif error.code not in ABSENT:
+                raise
+            return {}
+
+
+PROGRESS, END = "runner:progress ", "runner:end"
+
+
+def progress_line(done: int, total: int, cell: int | None, first_line: str) -> str:
+    """What a job says of its progress, in its log."""
+    return PROGRESS + json.dumps([done, total, cell, first_line])
+
+
+def read_progress(line: str) -> tuple[int, int, int | None, str] | None:
+    """The progress in a line of the log; None where it is any other line."""
+    if not line.startswith(PROGRESS):
+        return None
+    try:
+        done, total, cell, first_line = json.loads(line.removeprefix(PROGRESS))
+    except ValueError:
+        return None
+    return done, total, cell, first_line

@@ -1,0 +1,152 @@
+"""A step as a CreateProcessingJob request: pure, so that equal steps give equal requests.
+
+    <bucket>/<prefix>bundles/<sha256>/                 runner, lock and bootstrap        → input/bundle
+    <bucket>/<prefix>steps/<sha256>/                   the notebook and its modules      → input/step
+    <bucket>/<prefix>runs/<run>/<step>/attempts/<n>/
+        job/job.json, job/place.json                   what to do, and where that is     → input/job
+        out/…, executed.ipynb, result.json             what came of it
+    <bucket>/<prefix>inputs/<sha256>/…                 files that came from a client
+
+Outputs go up when the container has ended well. The executed notebook and the result are put there by the job itself,
+as whether anything is uploaded for a container that failed is not documented.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from runner.errors import UsageError
+from runner.pipeline.remote import LONGEST_S, Settings
+from runner.records import FORMAT, Record, StepJob
+
+INPUT, OUTPUT = "/opt/ml/processing/input", "/opt/ml/processing/output"
+MODULE = "runner.aws.inside"
+# the service's limits (botocore: ProcessingInputs, ProcessingJobName, Tags)
+MOST_INPUTS, LONGEST_NAME, MOST_TAGS = 10, 63, 50
+OWN_INPUTS = 3  # bundle, step, job
+AFTER_STEP_S = 900  # beyond the step's own limit: starting, the environment, putting results away
+HASH_TAG = "runner:request"
+
+
+class Place(Record, frozen=True, kw_only=True):
+    """place.json: where a job is, for itself. `key` is the attempt's prefix in the bucket, ending in `/`."""
+
+    format: int = FORMAT
+    job: str
+    bucket: str
+    key: str
+    region: str
+    image: str
+    instance: str
+    notebook_folder: str  # relative to the project, the kernel's working folder
+    files: dict[str, str]  # input -> the file's name in its folder; "" where the folder itself is the input
+    secrets: str  # what the names of secrets in Secrets Manager begin with
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a job finds what it needs, as s3:// prefixes; `inputs` by the name of the parameter."""
+
+    bundle: str
+    step: str
+    attempt: str
+    inputs: dict[str, str]
+
+
+def job_name(project: str, run: str, step: str, attempt: int) -> str:
+    """`<project>-<run>-<step>-<n>`, in the characters and the length that the service allows."""
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{project}-{run}-{step}").strip("-")
+    end = f"-{attempt}"
+    if len(plain) + len(end) > LONGEST_NAME:
+        digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+        plain = f"{plain[: LONGEST_NAME - len(end) - 9].rstrip('-')}-{digest}"
+    return plain + end
+
+
+def attempt_key(run: str, step: str, attempt: int) -> str:
+    return f"runs/{run}/{step}/attempts/{attempt}/"
+
+
+def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, project: str) -> dict[str, Any]:
+    """The arguments of create_processing_job. Raises UsageError where the step is beyond the service's limits."""
+    if len(at.inputs) > MOST_INPUTS - OWN_INPUTS:
+        raise UsageError(
+            f"Step {job.step} has {len(at.inputs)} inputs to copy; a processing job takes {MOST_INPUTS - OWN_INPUTS}. "
+            'Write files that belong together into one output folder, or pass addresses with `as = "uri"`.'
+        )
+    limit = settings.timeout_s if job.timeout_s is None else int(job.timeout_s)
+    made: dict[str, Any] = {
+        "ProcessingJobName": name,
+        "RoleArn": settings.role,
+        "AppSpecification": {
+            "ImageUri": settings.image,
+            "ContainerEntrypoint": ["python3", "-u", f"{INPUT}/bundle/_run.py"],
+            "ContainerArguments": [MODULE],
+        },
+        "ProcessingInputs": [
+            _input("bundle", at.bundle),
+            _input("step", at.step),
+            _input("job", f"{at.attempt}job/"),
+            *(
+                _input(f"in-{number}", address, f"in/{key}")
+                for number, (key, address) in enumerate(sorted(at.inputs.items()))
+            ),
+        ],
+        "ProcessingOutputConfig": {"Outputs": [_output(at.attempt)]},
+        "ProcessingResources": {"ClusterConfig": _cluster(settings)},
+        "StoppingCondition": {"MaxRuntimeInSeconds": min(limit + AFTER_STEP_S, LONGEST_S)},
+        "Environment": {"RUNNER_JOB": name},
+        "Tags": _tags(settings, project=project, run=job.run, step=job.step),
+    }
+    if settings.kms_key:
+        made["ProcessingOutputConfig"]["KmsKeyId"] = settings.kms_key
+    if settings.vpc is not None or settings.encrypt_traffic:
+        made["NetworkConfig"] = network(settings)
+    return {**made, "Tags": [*made["Tags"], {"Key": HASH_TAG, "Value": digest(made)}]}
+
+
+def digest(made: dict[str, Any]) -> str:
+    """What tells two requests of one name apart; over everything but its own tag."""
+    tags = [tag for tag in made["Tags"] if tag["Key"] != HASH_TAG]
+    return hashlib.sha256(json.dumps({**made, "Tags": tags}, sort_keys=True).encode()).hexdigest()
+
+
+def network(settings: Settings) -> dict[str, Any]:
+    made: dict[str, Any] = {"EnableInterContainerTrafficEncryption": settings.encrypt_traffic}
+    if settings.vpc is not None:
+        made["VpcConfig"] = {"Subnets": settings.vpc.subnets, "SecurityGroupIds": settings.vpc.security_groups}
+    return made
+
+
+def _cluster(settings: Settings) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "InstanceCount": settings.instance_count,
+        "InstanceType": settings.instance,
+        "VolumeSizeInGB": settings.volume_gb,
+    }
+    return {**made, "VolumeKmsKeyId": settings.kms_key} if settings.kms_key else made
+
+
+def _input(name: str, address: str, folder: str = "") -> dict[str, Any]:
+    source = {
+        "S3Uri": address,
+        "LocalPath": f"{INPUT}/{folder or name}",
+        "S3DataType": "S3Prefix",
+        "S3InputMode": "File",
+    }
+    return {"InputName": name, "S3Input": source}
+
+
+def _output(attempt: str) -> dict[str, Any]:
+    target = {"S3Uri": f"{attempt}out/", "LocalPath": f"{OUTPUT}/out", "S3UploadMode": "EndOfJob"}
+    return {"OutputName": "out", "S3Output": target}
+
+
+def _tags(settings: Settings, **facts: str) -> list[dict[str, str]]:
+    tags = {**settings.tags, **{f"runner:{key}": value for key, value in facts.items()}}
+    if len(tags) >= MOST_TAGS:
+        raise UsageError(f"[sagemaker] tags has {len(settings.tags)}; {MOST_TAGS - len(facts) - 1} is the most.")
+    return [{"Key": key, "Value": value} for key, value in sorted(tags.items())]

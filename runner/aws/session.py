@@ -1,0 +1,172 @@
+"""Calls to AWS with patience: what is transient is tried again for two minutes, what is not fails at once with a
+sentence that names the action, the resource and the remedy.
+
+botocore's own retries are off (three attempts within half a second give up far too early). All clients of a process
+share one pace: a throttled call slows every thread down, so that fifty waiting steps do not knock in turn.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any
+
+from runner.errors import RemoteError
+
+PATIENCE_S = 150.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+SLOWEST_GAP_S = 1.0
+THROTTLED = (
+    "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException", "RequestLimitExceeded",
+    "SlowDown", "RequestThrottled", "RequestThrottledException", "429",
+)  # fmt: skip
+TRANSIENT = (
+    "InternalError", "InternalFailure", "InternalServerError", "InternalServerException", "ServiceUnavailable",
+    "ServiceUnavailableException", "RequestTimeout", "500", "502", "503", "504", "OperationAborted",
+    "ConditionalRequestConflict",
+)  # fmt: skip
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidClientTokenId", "UnrecognizedClientException",
+           "InvalidAccessKeyId", "SignatureDoesNotMatch")  # fmt: skip
+DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
+QUOTA = ("ResourceLimitExceeded", "LimitExceededException", "QuotaExceeded")
+ABSENT = ("404", "NoSuchKey", "NoSuchBucket", "NotFound", "ResourceNotFound", "ResourceNotFoundException")
+
+
+class AwsError(RemoteError):
+    """A call that failed for good. `code` is the service's own."""
+
+    headline = "AWS refused or failed"
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Session:
+    """The clients of one region. Safe for many threads."""
+
+    def __init__(self, region: str | None = None, *, patience_s: float = PATIENCE_S, anonymous: bool = False) -> None:
+        """Raises AwsError where there are no credentials or no region; `anonymous` does without, for public buckets."""
+        import boto3  # 0.25 s, and only where AWS is asked
+
+        self._session = boto3.Session(region_name=region)
+        if self._session.region_name is None and anonymous:
+            self._session = boto3.Session(region_name="us-east-1")
+        self._unsigned = anonymous and self._session.get_credentials() is None
+        if self._session.region_name is None:
+            raise AwsError(
+                'No AWS region is set. Write [sagemaker] region = "…" in pipeline.toml, or set AWS_REGION.',
+                code="NoRegion",
+            )
+        if self._session.get_credentials() is None and not self._unsigned:
+            raise AwsError(
+                "There are no AWS credentials here. Log in (`aws sso login`, `aws configure`) or set AWS_PROFILE.",
+                code="NoCredentials",
+            )
+        self.region: str = self._session.region_name
+        self.patience_s = patience_s
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._gap_s = 0.0  # between two calls to one service's control plane, once it has throttled
+        self._next = 0.0
+
+    def client(self, service: str) -> Any:
+        with self._lock:
+            if service not in self._clients:
+                from botocore import UNSIGNED
+                from botocore.config import Config
+
+                settings = Config(
+                    retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60, max_pool_connections=64
+                )
+                if self._unsigned:
+                    settings = settings.merge(Config(signature_version=UNSIGNED))
+                self._clients[service] = self._session.client(service, config=settings)
+            return self._clients[service]
+
+    def call(self, service: str, action: str, *, about: str, **arguments: Any) -> dict[str, Any]:
+        """The reply of `action` (botocore's method name). `about` is the resource, for the sentence of an error.
+
+        Raises AwsError: after `patience_s` for what is transient, at once for everything else.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        method = getattr(self.client(service), action)
+        began, wait_s = time.monotonic(), FIRST_WAIT_S
+        while True:
+            self._take_turn(service)
+            try:
+                reply: dict[str, Any] = method(**arguments)
+            except ClientError as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                if code in THROTTLED:
+                    self._slow_down(service)
+                elif code not in TRANSIENT and not (status >= 500 and code not in QUOTA):
+                    raise AwsError(_sentence(action, about, code, error), code=code) from error
+                failed: Exception = error
+            except BotoCoreError as error:
+                if not _broken_connection(error):
+                    raise AwsError(
+                        _sentence(action, about, type(error).__name__, error), code=type(error).__name__
+                    ) from error
+                code, failed = type(error).__name__, error
+            else:
+                self._speed_up(service)
+                return reply
+            if time.monotonic() - began + wait_s > self.patience_s:
+                raise AwsError(
+                    f"{about}: {action} was answered {code} for {self.patience_s:.0f} s. "
+                    "What was started goes on; try again later, for example with `runner resume latest`.",
+                    code=code,
+                ) from failed
+            time.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def _take_turn(self, service: str) -> None:
+        if service == "s3":
+            return
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next)
+            self._next = at + self._gap_s
+        time.sleep(at - now)
+
+    def _slow_down(self, service: str) -> None:
+        if service != "s3":
+            with self._lock:
+                self._gap_s = min(SLOWEST_GAP_S, max(0.05, self._gap_s * 1.5))
+
+    def _speed_up(self, service: str) -> None:
+        if service != "s3" and self._gap_s:
+            with self._lock:
+                self._gap_s = self._gap_s * 0.97 if self._gap_s > 0.02 else 0.0
+
+
+def _broken_connection(error: Exception) -> bool:
+    """Whether the request may have arrived, or may arrive when tried again."""
+    from botocore.exceptions import ConnectionError as BotocoreConnectionError
+    from botocore.exceptions import HTTPClientError
+
+    return isinstance(error, BotocoreConnectionError | HTTPClientError)
+
+
+def _sentence(action: str, about: str, code: str, error: Exception) -> str:
+    response = getattr(error, "response", None)
+    said = response.get("Error", {}).get("Message", "") if isinstance(response, dict) else str(error)
+    if code in EXPIRED or "expired" in code.lower():
+        remedy = "The credentials are not valid any more: log in again, then `runner resume latest`."
+    elif code in DENIED:
+        remedy = f"Grant the caller {_permission(action)} on it; infra/ has the policies, `runner doctor --on sagemaker` checks them."
+    elif code in QUOTA:
+        remedy = "Ask for a higher quota in Service Quotas, or choose another instance in [sagemaker] instance."
+    elif code in ABSENT:
+        remedy = "Check the name and the region."
+    else:
+        remedy = ""
+    return " ".join(f"{about}: {action} was answered {code}: {said.strip()} {remedy}".split())
+
+
+def _permission(action: str) -> str:
+    return "".join(part.capitalize() for part in action.split("_"))

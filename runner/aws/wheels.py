@@ -1,0 +1,318 @@
+"""The lock's packages as wheels for the job's image: which apply, fetched once, laid into the bucket once.
+
+Wheels lie by content at `wheels/files/<sha256>/<file name>`, so that a changed lock uploads what is new in it, and
+`wheels/<digest>/index.json` lists those of one lock. The index is written last: where it is, they all are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from runner.aws.bucket import Bucket
+from runner.errors import RemoteError, UsageError
+
+FILES = "wheels/files/"
+THREADS = 8
+LARGE_BYTES = 64 << 20  # above it a file goes up in parts and is not held in memory
+LEGACY = {"2_17": "manylinux2014", "2_12": "manylinux2010", "2_5": "manylinux1"}  # names that older wheels bear
+LATEST_PATCH = 99  # an image's Python is a late one of its series; locks tell patches apart by the first few
+_HASH = re.compile(r"--hash[= ]sha256:([0-9a-f]{64})")
+_PLATFORM = re.compile(r"manylinux_2_(\d+)_(x86_64|aarch64)")
+_NONE_FOUND = re.compile(r"No matching distribution found for (\S+)")
+
+
+class _Locked(NamedTuple):
+    name: str
+    version: str
+    hashes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Wheel:
+    filename: str
+    sha256: str
+    size_bytes: int
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return f"{FILES}{self.sha256}/{self.filename}"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A lock's wheels in the bucket. `prefix` and the keys of `files` are as the bucket's whole address needs them."""
+
+    bucket: str
+    region: str
+    prefix: str
+    digest: str
+    files: dict[str, dict[str, str | int]]  # file name -> key, sha256, size
+    moved_bytes: int
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What environment.json says under `wheels`."""
+        return {"bucket": self.bucket, "region": self.region, "keys": self.files}
+
+
+def pins(lock: Path, *, python: str, platform: str) -> dict[str, str]:
+    """Package -> version of what the lock has for that Python ("3.12", or a patch of it) on that platform.
+
+    Raises UsageError for a lock that is missing, has no hashes or does not pin.
+    """
+    return {pin.name: pin.version for pin in _applying(lock, python, platform)}
+
+
+def wheels(lock: Path, *, python: str = "3.12", platform: str = "manylinux_2_28_x86_64", cache: Path) -> list[Wheel]:
+    """Exactly the wheels of `pins`, by file name; what `cache` does not have is downloaded into it.
+
+    Raises UsageError for a package without a wheel, RemoteError where the download failed or the hashes differ.
+    """
+    wanted = _applying(lock, python, platform)
+    folder = cache / f"cp{''.join(python.split('.')[:2])}-{platform}"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _choose(wanted, folder, python, platform)
+    missing = [pin for pin in wanted if pin.name not in found]
+    if missing:
+        _download(missing, folder, python, platform)
+        found |= _choose(missing, folder, python, platform)
+    lost = [f"{pin.name}=={pin.version}" for pin in wanted if pin.name not in found]
+    if lost:
+        raise RemoteError(f"No wheel with a hash of {lock} arrived for {', '.join(lost)}. Make the lock again.")
+    return sorted(found.values(), key=lambda wheel: wheel.filename)
+
+
+def digest(wheels: Sequence[Wheel]) -> str:
+    lines = sorted(f"{wheel.filename}  {wheel.sha256}\n" for wheel in wheels)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def missing_bytes(bucket: Bucket, wheels: Sequence[Wheel]) -> int:
+    """How much `upload` would move."""
+    if bucket.size(_index(wheels)) is not None:
+        return 0
+    return sum(wheel.size_bytes for wheel in _missing(bucket, wheels))
+
+
+def upload(bucket: Bucket, wheels: Sequence[Wheel]) -> Environment:
+    """Lay the wheels into the bucket; nothing moves where they are there. Safe to call again after it broke off."""
+    if not any(wheel.filename.startswith("uv-") for wheel in wheels):
+        raise UsageError("The lock has no uv, which makes the environment in the job. Add uv to it and lock again.")
+    files: dict[str, dict[str, str | int]] = {
+        wheel.filename: {"key": bucket.prefix + wheel.key, "sha256": wheel.sha256, "size": wheel.size_bytes}
+        for wheel in sorted(wheels, key=lambda wheel: wheel.filename)
+    }
+    moved = 0
+    if bucket.size(_index(wheels)) is None:
+        missing = _missing(bucket, wheels)
+        with ThreadPoolExecutor(THREADS) as pool:
+            moved = sum(pool.map(lambda wheel: _put(bucket, wheel), missing))
+        index = json.dumps(files, indent=1).encode()
+        bucket.put(_index(wheels), index)
+        moved += len(index)
+    return Environment(
+        bucket=bucket.name,
+        region=bucket.session.region,
+        prefix=f"{bucket.prefix}wheels/{digest(wheels)}/",
+        digest=digest(wheels),
+        files=files,
+        moved_bytes=moved,
+    )
+
+
+def _index(wheels: Sequence[Wheel]) -> str:
+    return f"wheels/{digest(wheels)}/index.json"
+
+
+def _missing(bucket: Bucket, wheels: Sequence[Wheel]) -> list[Wheel]:
+    present = dict(bucket.keys(FILES))
+    return [wheel for wheel in wheels if present.get(wheel.key) != wheel.size_bytes]
+
+
+def _put(bucket: Bucket, wheel: Wheel) -> int:
+    if wheel.size_bytes > LARGE_BYTES:
+        return bucket.upload(wheel.key, wheel.path)
+    bucket.put(wheel.key, wheel.path.read_bytes())
+    return wheel.size_bytes
+
+
+def _applying(lock: Path, python: str, platform: str) -> list[_Locked]:
+    environment = _markers(python, platform)
+    found: dict[str, _Locked] = {}
+    for line in _lines(lock):
+        wanted, hashes = _HASH.sub("", line).strip(), frozenset(_HASH.findall(line))
+        try:
+            requirement = Requirement(wanted)
+        except InvalidRequirement as error:
+            raise UsageError(f"{lock} has a line that is no pinned package: {wanted}. Lock again.") from error
+        if requirement.marker is not None and not requirement.marker.evaluate(environment):
+            continue
+        exact = [part.version for part in requirement.specifier if part.operator == "==" and "*" not in part.version]
+        if len(exact) != 1 or not hashes or requirement.url:
+            raise UsageError(
+                f"{lock} does not give {requirement.name} one version with its hashes. "
+                "Make it with `uv pip compile --universal --generate-hashes`."
+            )
+        name = canonicalize_name(requirement.name)
+        if found.setdefault(name, made := _Locked(name, exact[0], hashes)) != made:
+            raise UsageError(f"{lock} has two versions of {name} for Python {python} on {platform}. Lock again.")
+    return sorted(found.values())
+
+
+def _lines(lock: Path) -> Iterator[str]:
+    """Requirements with their continuations; comments and options of the installer are left out."""
+    try:
+        text = lock.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{lock}: {error.strerror}. Name the lock file in [sagemaker] lock.") from error
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        line = re.sub(r"(^|\s)#.*", "", line).strip()
+        if line.startswith(("-e", "-r", "-c", "--editable", "--requirement", "--constraint")):
+            raise UsageError(f"{lock} refers elsewhere: {line}. A lock has every package in itself; lock again.")
+        if line and not line.startswith("-"):
+            yield line
+
+
+def _markers(python: str, platform: str) -> dict[str, str]:
+    full = _full(python)
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": full,
+        "os_name": "posix",
+        "platform_machine": _machine(platform)[1],
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": full,
+        "python_version": ".".join(full.split(".")[:2]),
+        "sys_platform": "linux",
+        "extra": "",
+    }
+
+
+def _full(python: str) -> str:
+    parts = python.split(".")
+    if len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
+        raise UsageError(f'[sagemaker] python = "{python}" is no version such as 3.12.')
+    return python if len(parts) == 3 else f"{python}.{LATEST_PATCH}"
+
+
+def _machine(platform: str) -> tuple[int, str]:
+    """(the newest glibc 2.n, machine) of the platform's name."""
+    match = _PLATFORM.fullmatch(platform)
+    if match is None:
+        raise UsageError(
+            f'[sagemaker] platform = "{platform}" is none of manylinux_2_<n>_x86_64 and manylinux_2_<n>_aarch64.'
+        )
+    return int(match[1]), match[2]
+
+
+def _platforms(platform: str) -> list[str]:
+    """The platform and the older ones whose wheels run on it, newest first, each with its former name."""
+    newest, machine = _machine(platform)
+    found = []
+    for minor in range(newest, 4, -1):
+        found.append(f"manylinux_2_{minor}_{machine}")
+        if f"2_{minor}" in LEGACY:
+            found.append(f"{LEGACY[f'2_{minor}']}_{machine}")
+    return [*found, f"linux_{machine}"]
+
+
+def _tags(python: str, platform: str) -> dict[Tag, int]:
+    """Every tag that fits, the best first."""
+    major, minor = (int(part) for part in python.split(".")[:2])
+    platforms = _platforms(platform)
+    fitting = [
+        *cpython_tags((major, minor), platforms=platforms),
+        *compatible_tags((major, minor), f"cp{major}{minor}", platforms),
+    ]
+    return {tag: rank for rank, tag in reversed(list(enumerate(fitting)))}
+
+
+def _choose(wanted: list[_Locked], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
+    """The best wheel in the folder for each pin whose bytes the lock knows; others are as if not there."""
+    ranks = _tags(python, platform)
+    by_pin: dict[tuple[str, str], list[tuple[int, Path]]] = {}
+    for path in folder.glob("*.whl"):
+        try:
+            name, version, _, tags = parse_wheel_filename(path.name)
+        except InvalidWheelFilename:
+            continue
+        fitting = [ranks[tag] for tag in tags if tag in ranks]
+        if fitting:
+            by_pin.setdefault((name, str(version)), []).append((min(fitting), path))
+    found: dict[str, Wheel] = {}
+    for pin in wanted:
+        for _, path in sorted(by_pin.get((pin.name, pin.version), [])):
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                size_bytes = file.tell()
+            if sha256 in pin.hashes:
+                found[pin.name] = Wheel(path.name, sha256, size_bytes, path)
+                break
+    return found
+
+
+def _download(wanted: list[_Locked], folder: Path, python: str, platform: str) -> None:
+    """The pins' wheels into the folder, each of them whole."""
+    with tempfile.TemporaryDirectory(prefix=".arriving-", dir=folder) as place:
+        arriving = Path(place)
+        lines = arriving / "lock.txt"
+        lines.write_text("".join(_line(pin) for pin in wanted), encoding="utf-8")
+        options = [
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--quiet",
+            "--no-input",
+            "--implementation=cp",
+        ]
+        options += [f"--platform={name}" for name in _platforms(platform)]
+        command = [*_pip(), "download", *options, f"--python-version={_full(python)}", "-r", str(lines)]
+        done = subprocess.run(
+            [*command, "--dest", str(arriving)], capture_output=True, text=True, check=False, timeout=3600
+        )
+        if done.returncode != 0:
+            raise _failed(done.stderr, python, platform)
+        for wheel in arriving.glob("*.whl"):
+            wheel.replace(folder / wheel.name)
+
+
+def _pip() -> list[str]:
+    """uv cannot gather wheels (astral-sh/uv#1681); where the environment has no pip, uv brings one for the moment."""
+    import importlib.util
+
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    return [sys.executable, "-m", "uv", "tool", "run", "--quiet", "--python", sys.executable, "--from", "pip", "pip"]
+
+
+def _line(pin: _Locked) -> str:
+    return f"{pin.name}=={pin.version} " + " ".join(f"--hash=sha256:{value}" for value in sorted(pin.hashes)) + "\n"
+
+
+def _failed(said: str, python: str, platform: str) -> UsageError | RemoteError:
+    none = _NONE_FOUND.search(said)
+    if none is not None:
+        return UsageError(
+            f"{none[1]} has no wheel for Python {python} on {platform}. Lock a version that has one, or make the image "
+            'from infra/Dockerfile and write [sagemaker] packages = "image".'
+        )
+    last = " ".join(said.split())[-600:]
+    return RemoteError(f"The lock's wheels could not be downloaded: {last or 'no reason was given'}. Run again.")

@@ -1,0 +1,18 @@
+"""The server's process: settings come in on stdin, the address goes out on stdout, and stdin's end ends it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import sys
+
+from .control import ControlServer
+from .server import Server
+
+asked = json.loads(sys.stdin.readline())
+server = Server(pickle.loads(base64.b64decode(asked["settings"])))
+ControlServer(asked["control"], base64.b64decode(asked["key"]), server.methods())
+print(json.dumps({"url": server.url}), flush=True)
+sys.stdin.read()
+server.close()

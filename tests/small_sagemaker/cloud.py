@@ -1,0 +1,196 @@
+"""The double as a test sees it: starts the server's process, and asks it things."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import pickle
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .calls import CLIENT_KEY, Call
+from .container import check_permitted
+from .control import Control
+from .images import Image
+from .jobs import Settings
+
+DROPPED = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+
+
+class RemoteFaults:
+    """`Faults` of the server, method by method; see there."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def add(
+        self,
+        action: str,
+        error: str = "",
+        *,
+        times: int | None = 1,
+        skip: int = 0,
+        match: str | Mapping[str, str] | None = None,
+        caller: str | None = None,
+        message: str | None = None,
+        status: int | None = None,
+        delay_s: float = 0.0,
+    ) -> int:
+        number: int = self._control.call(
+            "faults.add", action, error, times=times, skip=skip, match=match, caller=caller, message=message,
+            status=status, delay_s=delay_s,
+        )  # fmt: skip
+        return number
+
+    def rate(self, actions: Sequence[str] | str, per_second: float) -> None:
+        self._control.call("faults.rate", actions, per_second)
+
+    def job(self, name_contains: str, fail: str, *, times: int | None = 1, after_s: float = 0.0) -> None:
+        self._control.call("faults.job", name_contains, fail, times=times, after_s=after_s)
+
+    def delay_logs(self, seconds: float, *, name_contains: str = "") -> None:
+        self._control.call("faults.delay_logs", seconds, name_contains=name_contains)
+
+    def hits(self, number: int) -> int:
+        hits: int = self._control.call("faults.hits", number)
+        return hits
+
+    def remove(self, number: int) -> None:
+        self._control.call("faults.remove", number)
+
+    def clear(self) -> None:
+        self._control.call("faults.clear")
+
+
+class SmallSageMaker:
+    """A small SageMaker with S3, Logs, IAM, STS, ECR and EventBridge beside it, on a port of this machine.
+
+    `images` names an Image for each image address, "*" for every other one; without any, a container has only the
+    system's programs. `quotas` limits instances per type and job, `roles` lists the roles that exist (None: all do).
+    Raises NotPermittedError where this machine cannot run containers.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, Image] | None = None,
+        *,
+        region: str = "eu-west-1",
+        pending_s: float = 0.05,
+        grace_s: float = 3.0,
+        poll_s: float = 0.1,
+        quotas: Mapping[str, int] | None = None,
+        roles: Sequence[str] | None = None,
+    ) -> None:
+        check_permitted()
+        known = {"*": Image("/usr")} if images is None else dict(images)
+        settings = Settings(known, region, pending_s, grace_s, poll_s, dict(quotas or {}), tuple(roles) if roles is not None else None)
+        self.region = region
+        self._folder = Path(tempfile.mkdtemp(prefix="small-sagemaker-"))
+        address, key = str(self._folder / "control"), secrets.token_bytes(16)
+        self._errors = open(self._folder / "stderr", "w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", str(__package__).rpartition(".")[2]],
+            cwd=Path(__file__).parents[1],
+            env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": str(self._folder), "LANG": "C.UTF-8"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        asked = {
+            "settings": base64.b64encode(pickle.dumps(settings)).decode(),
+            "control": address,
+            "key": base64.b64encode(key).decode(),
+        }
+        self._stdin.write(json.dumps(asked) + "\n")
+        self._stdin.flush()
+        said = self._stdout.readline()
+        if not said:
+            self.close()
+            raise RuntimeError("the server did not start")
+        self.url: str = json.loads(said)["url"]
+        self._control = Control(address, key)
+        self.faults = RemoteFaults(self._control)
+
+    @property
+    def _stdin(self) -> Any:
+        return self._process.stdin
+
+    @property
+    def _stdout(self) -> Any:
+        return self._process.stdout
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client's process needs, over whatever else it has."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": CLIENT_KEY,
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_REGION": self.region,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def client(self, service: str, *, access_key: str = CLIENT_KEY, **named: Any) -> Any:
+        """A boto3 client that speaks to this server."""
+        import boto3  # takes half a second, and many tests need none
+
+        return boto3.client(
+            service,
+            endpoint_url=self.url,
+            region_name=self.region,
+            aws_access_key_id=access_key,
+            aws_secret_access_key="secret",
+            **named,
+        )
+
+    @property
+    def calls(self) -> list[Call]:
+        """Every API call of clients and containers, in the order of their arrival."""
+        found: list[Call] = self._control.call("calls")
+        return found
+
+    @property
+    def service_calls(self) -> list[Call]:
+        """The calls the service made itself: inputs, outputs, logs."""
+        found: list[Call] = self._control.call("service_calls")
+        return found
+
+    def forget_calls(self) -> None:
+        self._control.call("forget_calls")
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """What DescribeProcessingJob says of each job, without a call being recorded."""
+        found: list[dict[str, Any]] = self._control.call("jobs")
+        return found
+
+    def close(self) -> None:
+        """Ends every job and the server, and removes their folders. May be called twice."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stdout.close()
+        self._errors.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> SmallSageMaker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

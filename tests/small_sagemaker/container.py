@@ -1,0 +1,171 @@
+"""A process that sees a container: its own root, /opt/ml, /tmp, processes and network.
+
+Its root holds the system's programs and the image read-only and nothing else of this machine; its network is a loopback
+device with one open port, where the services listen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from .errors import NotPermittedError
+from .images import Image
+
+CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS = 0x8914
+IFF_UP_RUNNING = 0x1 | 0x40
+SYSTEM_FOLDERS = ("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# arguments: the root, how many folders to bind, the folders, the command
+SETUP = """
+set -e
+root=$1; count=$2; shift 2
+while [ "$count" -gt 0 ]; do
+    "$MOUNT" --bind "$1" "$root$1"; "$MOUNT" -o remount,bind,ro "$root$1"
+    shift; count=$((count - 1))
+done
+"$MOUNT" --rbind /dev "$root/dev"; "$MOUNT" -t tmpfs tmpfs "$root/dev/shm"; "$MOUNT" -t proc proc "$root/proc"
+unset MOUNT
+exec "$CHROOT" "$root" /usr/bin/env -u PWD -u OLDPWD -u CHROOT "$@"
+"""
+
+
+def check_permitted() -> None:
+    """Raises NotPermittedError where this machine cannot give containers what they need."""
+    tools = [name for name in ("unshare", "mount", "chroot") if shutil.which(name, path=SYSTEM_PATH) is None]
+    if sys.platform != "linux" or tools:
+        raise NotPermittedError(f"containers need Linux with unshare, mount and chroot; missing: {', '.join(tools)}")
+    if os.geteuid() != 0:
+        raise NotPermittedError("containers need the right to mount and to make network namespaces; run as root")
+    tried = subprocess.run(
+        ["unshare", "--mount", "--net", "--pid", "--fork", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+        capture_output=True,
+        text=True,
+        env={"PATH": SYSTEM_PATH},
+    )
+    if tried.returncode:
+        raise NotPermittedError(f"containers need the right to mount: {tried.stderr.strip()}")
+
+
+class Container:
+    """One container below `folder`. `start` is called once, from any thread; the listener is for the server."""
+
+    def __init__(self, folder: Path, image: Image) -> None:
+        self.root = folder / "root"
+        self.image = image
+        self.process: subprocess.Popen[bytes] | None = None
+        for name in ("dev", "proc", "tmp", "root", "run", "var/tmp", "opt/ml/config", "opt/ml/output"):
+            (self.root / name).mkdir(parents=True)
+        for name in ("tmp", "var/tmp"):
+            (self.root / name).chmod(0o1777)
+
+    def host(self, path: str) -> Path:
+        """Where a path of the container lies on this machine."""
+        return self.root / path.lstrip("/")
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], *, port: int) -> socket.socket:
+        """Starts the command; what comes back accepts the container's connections to 127.0.0.1:`port`."""
+        made: list[socket.socket] = []
+        trouble: list[BaseException] = []
+
+        def enter_and_start() -> None:  # a namespace is entered by a thread, and ends with it unless in use
+            try:
+                made.append(listen_in_new_network(port))
+                self.process = self._spawn(command, environment)
+            except BaseException as error:
+                trouble.append(error)
+
+        thread = threading.Thread(target=enter_and_start)
+        thread.start()
+        thread.join()
+        if trouble:
+            raise trouble[0]
+        return made[0]
+
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        bound = self._prepare_root()
+        unshare = shutil.which("unshare", path=SYSTEM_PATH) or "unshare"
+        namespaces = ["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private"]
+        tools = {name.upper(): shutil.which(name, path=SYSTEM_PATH) or name for name in ("mount", "chroot")}
+        return subprocess.Popen(
+            [unshare, *namespaces, "/bin/sh", "-c", SETUP, "setup", str(self.root), str(len(bound)), *bound, *command],
+            env={**environment, **tools},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _prepare_root(self) -> list[str]:
+        """Makes the places for what is bound into the root, and names it."""
+        bound = []
+        for name in SYSTEM_FOLDERS:
+            path = Path(name)
+            if path.is_symlink():
+                self.host(name).symlink_to(path.readlink())
+            elif path.is_dir():
+                bound.append(name)
+        bound += [str(folder) for folder in self.image.folders()]
+        for name in bound:
+            self.host(name).mkdir(parents=True, exist_ok=True)
+        return bound
+
+    @property
+    def output(self) -> IO[bytes]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def poll(self) -> int | None:
+        """The exit code as a shell tells it, None while it runs."""
+        assert self.process is not None
+        code = self.process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def terminate(self) -> None:
+        """SIGTERM to the container's first process, and to no other: what a container runtime does."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        with contextlib.suppress(OSError):
+            for number in children.read_text().split():
+                os.kill(int(number), signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends every process in the container."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+
+    def remove(self) -> None:
+        self.kill()
+        if self.process is not None:
+            self.process.wait()
+            self.output.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def listen_in_new_network(port: int) -> socket.socket:
+    """Moves this thread into a network of its own and listens there on 127.0.0.1."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise NotPermittedError(f"containers need the right to make network namespaces: {os.strerror(number)}")
+    listener = socket.socket()
+    fcntl.ioctl(listener, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP_RUNNING))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
+    return listener

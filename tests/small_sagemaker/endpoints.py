@@ -1,0 +1,221 @@
+"""Models and endpoints: moto keeps them, this adds what it lacks.
+
+An endpoint is Creating before it is InService, can be updated and can fail, and InvokeEndpoint reaches a real server.
+"""
+
+from __future__ import annotations
+
+import http.client
+import queue
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from moto.backends import get_backend
+
+from .calls import ACCOUNT, Call, read_body, read_headers
+from .errors import ServiceError, refuse
+from .gateway import Action, Reply
+from .registry import Registry
+from .transfer import list_prefix, split_uri
+
+REPLY_TIMEOUT_S = 60  # the service's own limit on a model's answer
+MAX_BODY_BYTES = 6 * 1024 * 1024
+PASSED_ON = ("content-type", "accept", "x-amzn-sagemaker-custom-attributes", "x-amzn-sagemaker-inference-id")
+ANSWER_TIMEOUT_S = 60
+
+
+class Endpoints:
+    """`wait_s` is how long creating and updating take at least."""
+
+    def __init__(self, region: str, registry: Registry, s3: Any, wait_s: float) -> None:
+        self._region = region
+        self._registry = registry
+        self._s3 = s3
+        self._wait_s = wait_s
+        self._urls: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
+        self._asked: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._answers: dict[str, queue.Queue[tuple[str | None, str | None]]] = {}
+        self.asks_test = False
+
+    def actions(self) -> dict[tuple[str, str], Action]:
+        return {
+            ("sagemaker", "CreateModel"): self.check_model,
+            ("sagemaker", "CreateEndpointConfig"): self.check_config,
+            ("sagemaker", "CreateEndpoint"): self.create,
+            ("sagemaker", "UpdateEndpoint"): self.update,
+            ("sagemaker", "DeleteEndpoint"): self.delete,
+            ("sagemaker-runtime", "InvokeEndpoint"): self.invoke,
+        }
+
+    @property
+    def _moto(self) -> Any:
+        return get_backend("sagemaker")[ACCOUNT][self._region]
+
+    def serve(self, name: str, url: str) -> None:
+        """Sends what InvokeEndpoint brings for `name` to the server at `url`."""
+        self._urls[name] = url.rstrip("/")
+
+    def fail(self, name: str, reason: str) -> None:
+        """Makes the next creation or update of `name` fail; after a failed update the old configuration serves on."""
+        self._failures[name] = reason
+
+    def check_model(self, call: Call, environ: dict[str, Any]) -> None:
+        wanted = call.parameters
+        if wanted["ModelName"] in self._moto._models:
+            raise refuse(f"Cannot create already existing model {wanted['ModelName']!r}.")
+        for container in [wanted.get("PrimaryContainer"), *wanted.get("Containers", ())]:
+            if container is None:
+                continue
+            url, package = container.get("ModelDataUrl"), container.get("ModelPackageName")
+            if url is not None and not self._exists(url):
+                raise refuse(f"Could not find model data at {url}.")
+            if package is not None and self._registry.approval(package) not in (None, "Approved"):
+                raise refuse(f"ModelPackage {package} is not in Approved status and cannot be deployed.")
+
+    def _exists(self, uri: str) -> bool:
+        bucket, key = split_uri(uri)
+        try:
+            return key in list_prefix(self._s3, bucket, key)
+        except self._s3.exceptions.ClientError:
+            return False
+
+    def check_config(self, call: Call, environ: dict[str, Any]) -> None:
+        name = call.parameters["EndpointConfigName"]
+        if name in self._moto.endpoint_configs:
+            raise refuse(f"Cannot create already existing endpoint configuration {name!r}.")
+
+    def create(self, call: Call, environ: dict[str, Any]) -> dict[str, Any]:
+        wanted, moto = call.parameters, self._moto
+        name = wanted["EndpointName"]
+        if name in moto.endpoints:
+            raise refuse(f"Cannot create already existing endpoint {moto.endpoints[name].arn!r}.")
+        self._check_config_exists(wanted["EndpointConfigName"])
+        made = moto.create_endpoint(name, wanted["EndpointConfigName"], wanted.get("Tags"))
+        self._begin(made, "Creating", None)
+        return {"EndpointArn": made.arn}
+
+    def update(self, call: Call, environ: dict[str, Any]) -> dict[str, Any]:
+        wanted, moto = call.parameters, self._moto
+        found = self._get(wanted["EndpointName"])
+        self._check_config_exists(wanted["EndpointConfigName"])
+        if found.endpoint_status not in ("InService", "UpdateRollbackFailed"):
+            raise refuse(f"Cannot update in-progress endpoint {found.arn!r}: it is {found.endpoint_status}.")
+        self._begin(found, "Updating", moto.endpoint_configs[wanted["EndpointConfigName"]])
+        return {"EndpointArn": found.arn}
+
+    def delete(self, call: Call, environ: dict[str, Any]) -> None:
+        found = self._get(call.parameters["EndpointName"])
+        if found.endpoint_status in ("Creating", "Updating"):
+            raise refuse(f"Cannot update in-progress endpoint {found.arn!r}: it is {found.endpoint_status}.")
+        self._urls.pop(call.parameters["EndpointName"], None)
+
+    def _check_config_exists(self, name: str) -> None:
+        if name not in self._moto.endpoint_configs:
+            arn = f"arn:aws:sagemaker:{self._region}:{ACCOUNT}:endpoint-config/{name}"
+            raise refuse(f"Could not find endpoint configuration {arn!r}.")
+
+    def _get(self, name: str) -> Any:
+        found = self._moto.endpoints.get(name)
+        if found is None:
+            raise refuse(f"Could not find endpoint 'arn:aws:sagemaker:{self._region}:{ACCOUNT}:endpoint/{name}'.")
+        return found
+
+    def _begin(self, endpoint: Any, status: str, config: Any) -> None:
+        endpoint.endpoint_status, endpoint.failure_reason = status, None
+        threading.Thread(target=self._finish, args=(endpoint, status, config), daemon=True).start()
+
+    def _finish(self, endpoint: Any, status: str, config: Any) -> None:
+        """Brings an endpoint into service, or says why it did not come."""
+        name = endpoint.endpoint_name
+        time.sleep(self._wait_s)
+        reason = self._failures.pop(name, None)
+        if reason is None and self.asks_test:
+            url, reason = self._ask_test(name, status, config)
+            if url is not None:
+                self.serve(name, url)
+        if reason is None and config is not None:
+            endpoint.endpoint_config_name = config.endpoint_config_name
+            endpoint.production_variants = endpoint._process_production_variants(config.production_variants)
+            endpoint.data_capture_config = config.data_capture_config
+        endpoint.failure_reason = reason
+        endpoint.last_modified_time = type(endpoint.creation_time).now(endpoint.creation_time.tzinfo)
+        endpoint.endpoint_status = "Failed" if reason is not None and status == "Creating" else "InService"
+
+    def _ask_test(self, name: str, status: str, config: Any) -> tuple[str | None, str | None]:
+        config_name = config.endpoint_config_name if config else self._get(name).endpoint_config_name
+        variants = self._moto.endpoint_configs[config_name].production_variants
+        models = [self._moto._models[variant["ModelName"]] for variant in variants]
+        answer: queue.Queue[tuple[str | None, str | None]] = queue.Queue()
+        self._answers[name] = answer
+        self._asked.put(
+            {
+                "EndpointName": name,
+                "EndpointConfigName": config_name,
+                "EndpointStatus": status,
+                "ProductionVariants": variants,
+                "Models": [{"ModelName": model.model_name, "Containers": list_containers(model)} for model in models],
+            }
+        )
+        try:
+            return answer.get(timeout=ANSWER_TIMEOUT_S)
+        except queue.Empty:
+            return None, "The test did not answer what serves this endpoint"
+
+    def next_asked(self, timeout_s: float) -> dict[str, Any] | None:
+        """For the test process: the next endpoint that waits for an answer."""
+        try:
+            return self._asked.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def answer(self, name: str, url: str | None, reason: str | None) -> None:
+        self._answers[name].put((url, reason))
+
+    def invoke(self, call: Call, environ: dict[str, Any]) -> Reply:
+        name = call.parameters["EndpointName"]
+        found = self._moto.endpoints.get(name)
+        if found is None:
+            raise ServiceError("ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
+        if found.endpoint_status not in ("InService", "Updating"):
+            raise ServiceError("ValidationError", f"Endpoint {name} of account {ACCOUNT} is {found.endpoint_status}.")
+        body = read_body(environ)
+        if len(body) > MAX_BODY_BYTES:
+            raise ServiceError("ValidationError", f"Request body is larger than {MAX_BODY_BYTES} bytes.", status=413)
+        status, headers, answer = self._post(name, body, read_headers(environ))
+        if status >= 400:
+            kind = "client" if status < 500 else "server"
+            text = answer.decode(errors="replace")
+            raise ServiceError(
+                "ModelError",
+                f'Received {kind} error ({status}) from primary with message "{text}".',
+                OriginalStatusCode=status,
+                OriginalMessage=text,
+                LogStreamArn=f"arn:aws:logs:{self._region}:{ACCOUNT}:log-group:/aws/sagemaker/Endpoints/{name}",
+            )
+        variant = found.production_variants[0]["VariantName"] if found.production_variants else "AllTraffic"
+        return status, [*headers, ("x-Amzn-Invoked-Production-Variant", variant)], answer
+
+    def _post(self, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
+        if name not in self._urls:
+            raise ServiceError("ModelError", "No server is bound to this endpoint.", OriginalStatusCode=503)
+        address = urlsplit(self._urls[name])
+        sent = {key: headers[key] for key in PASSED_ON if headers.get(key)}
+        connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=REPLY_TIMEOUT_S)
+        try:
+            connection.request("POST", f"{address.path}/invocations", body, sent)
+            reply = connection.getresponse()
+            answer = reply.read()
+        except OSError as error:
+            text = f"Your invocation failed before a response came from container primary: {error}"
+            raise ServiceError("ModelError", text, OriginalStatusCode=0, OriginalMessage=str(error)) from error
+        finally:
+            connection.close()
+        kept = ("content-type", "x-amzn-sagemaker-custom-attributes")
+        return reply.status, [(key, value) for key, value in reply.getheaders() if key.lower() in kept], answer
+
+
+def list_containers(model: Any) -> list[dict[str, Any]]:
+    return [container for container in (model.primary_container, *(model.containers or ())) if container]

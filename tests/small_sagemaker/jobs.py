@@ -1,0 +1,324 @@
+"""Processing jobs: what the API promises about them, and their life from InProgress to an end.
+
+A job that exceeds MaxRuntimeInSeconds ends as Stopped without a FailureReason: the reference says of the condition that
+"the processing job is stopped"; what a real account adds to it is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .calls import ACCOUNT, JOB_KEY
+from .container import SYSTEM_PATH, Container
+from .errors import ServiceError, refuse
+from .faults import Faults
+from .images import Image
+from .transfer import LogStream, TransferError, Uploads, download
+
+ENDS = ("Completed", "Failed", "Stopped")
+KEPT = (
+    "ProcessingInputs", "ProcessingOutputConfig", "ProcessingJobName", "ProcessingResources", "StoppingCondition",
+    "AppSpecification", "Environment", "NetworkConfig", "RoleArn", "ExperimentConfig",
+)  # fmt: skip
+DEFAULT_LIMIT_S = 86400
+MAX_TEXT_BYTES = 1024  # ExitMessage and FailureReason
+INPUT_ROOT = "/opt/ml/processing/"
+
+
+@dataclass
+class Settings:
+    """What the test asked of this double."""
+
+    images: Mapping[str, Image]
+    region: str = "eu-west-1"
+    pending_s: float = 0.05
+    grace_s: float = 3.0
+    poll_s: float = 0.1
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    roles: tuple[str, ...] | None = None
+
+    def find_image(self, uri: str) -> Image | None:
+        return self.images.get(uri) or self.images.get("*")
+
+    def name_arn(self, kind: str, name: str) -> str:
+        return f"arn:aws:sagemaker:{self.region}:{ACCOUNT}:{kind}/{name}"
+
+
+@dataclass
+class Job:
+    """One processing job. `events` tells when it is asked to stop and when it has ended."""
+
+    request: dict[str, Any]
+    arn: str
+    status: str = "InProgress"
+    failure_reason: str | None = None
+    exit_message: str | None = None
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+    modified: float = field(default_factory=time.time)
+    stop_asked: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    pipeline_execution_arn: str | None = None
+    logs_visible_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.request["ProcessingJobName"])
+
+    def change(self, status: str, reason: str | None = None) -> None:
+        self.status, self.modified = status, time.time()
+        if reason is not None:
+            self.failure_reason = reason.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+
+    def describe(self) -> dict[str, Any]:
+        found = {key: self.request[key] for key in KEPT if key in self.request}
+        found |= {
+            "ProcessingJobArn": self.arn,
+            "ProcessingJobStatus": self.status,
+            "CreationTime": self.created,
+            "LastModifiedTime": self.modified,
+            "ProcessingStartTime": self.started,
+            "ProcessingEndTime": self.ended,
+            "FailureReason": self.failure_reason,
+            "ExitMessage": self.exit_message,
+            "PipelineExecutionArn": self.pipeline_execution_arn,
+        }
+        found.setdefault("StoppingCondition", {"MaxRuntimeInSeconds": DEFAULT_LIMIT_S})
+        return {key: value for key, value in found.items() if value is not None}
+
+    def summarize(self) -> dict[str, Any]:
+        kept = ("ProcessingJobName", "ProcessingJobArn", "CreationTime", "ProcessingEndTime", "LastModifiedTime")
+        kept += ("ProcessingJobStatus", "FailureReason", "ExitMessage")
+        described = self.describe()
+        return {key: described[key] for key in kept if key in described}
+
+
+def check_request(request: Mapping[str, Any], settings: Settings) -> None:
+    """The rules of CreateProcessingJob that the service model does not tell."""
+    inputs = request.get("ProcessingInputs") or []
+    outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
+    for kind, found in (("Input", inputs), ("Output", outputs)):
+        names = [item[f"{kind}Name"] for item in found]
+        if len(set(names)) < len(names):
+            raise refuse(f"{kind} names must be unique within a processing job: {', '.join(names)}")
+        for item in found:
+            place = (item.get(f"S3{kind}") or {}).get("LocalPath")
+            if place is not None and not f"{place}/".startswith(INPUT_ROOT):
+                raise refuse(f"{kind} LocalPath must begin with {INPUT_ROOT}, found {place}")
+    role = request["RoleArn"]
+    if settings.roles is not None and role not in settings.roles:
+        raise refuse(f"Could not assume role {role}. Please ensure that the role exists and allows principal "
+                     "'sagemaker.amazonaws.com' to assume the role.")  # fmt: skip
+    cluster = request["ProcessingResources"]["ClusterConfig"]
+    kind, count = cluster.get("InstanceType", ""), cluster.get("InstanceCount", 1)
+    if count > settings.quotas.get(kind, count):
+        limit = settings.quotas[kind]
+        raise ServiceError(
+            "ResourceLimitExceeded",
+            f"The account-level service limit '{kind} for processing job usage' is {limit} Instances, with current "
+            f"utilization of 0 Instances and a request delta of {count} Instances. Please use AWS Service Quotas to "
+            "request an increase for this quota.",
+        )
+
+
+class Jobs:
+    """All processing jobs of the account. `serve` answers the connections a container makes."""
+
+    def __init__(self, settings: Settings, faults: Faults, port: int, serve: Callable[[Any], Callable[[], None]]):
+        self.settings = settings
+        self.faults = faults
+        self.port = port
+        self.serve = serve
+        self.s3: Any = None
+        self.logs: Any = None
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def create(self, request: dict[str, Any], *, execution_arn: str | None = None) -> Job:
+        """Accepts or refuses a request and starts its job; the one way in for clients and for pipelines."""
+        check_request(request, self.settings)
+        name = request["ProcessingJobName"]
+        with self._lock:
+            if name in self._jobs:
+                raise ServiceError(
+                    "ResourceInUse",
+                    "Job name must be unique within an AWS account and region, and a job with this name already "
+                    f"exists ({self._jobs[name].arn})",
+                )
+            job = Job(request, self.settings.name_arn("processing-job", name), pipeline_execution_arn=execution_arn)
+            self._jobs[name] = job
+        thread = threading.Thread(target=Run(self, job).live, daemon=True, name=f"job {name}")
+        self._threads.append(thread)
+        thread.start()
+        return job
+
+    def get(self, name: str) -> Job:
+        job = self._jobs.get(name)
+        if job is None:
+            raise refuse(f"Could not find requested job with name: {name}")
+        return job
+
+    def stop(self, name: str) -> None:
+        job = self.get(name)
+        if job.status not in ENDS:
+            job.change("Stopping")
+            job.stop_asked.set()
+
+    def list_all(self) -> list[Job]:
+        with self._lock:
+            return list(self._jobs.values())
+
+    def hides_logs(self, prefix: str) -> bool:
+        """Whether the stream that is asked for belongs to a job whose logs are held back."""
+        name = prefix.partition("/")[0]
+        return name in self._jobs and self._jobs[name].logs_visible_at > time.monotonic()
+
+    def close(self) -> None:
+        for job in self.list_all():
+            job.stop_asked.set()
+            job.change("Closing")
+        for thread in self._threads:
+            thread.join(5)
+
+
+class Run:
+    """The life of one job, in a thread of its own."""
+
+    def __init__(self, jobs: Jobs, job: Job) -> None:
+        self.jobs, self.job, self.settings = jobs, job, jobs.settings
+        self.folder = Path(tempfile.mkdtemp(prefix="small-sagemaker-"))
+        self.limit_s = (job.request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", DEFAULT_LIMIT_S)
+        self.fault = jobs.faults.pick_job(job.name)
+
+    def live(self) -> None:
+        job = self.job
+        try:
+            status, reason = self._run()
+        except TransferError as error:
+            status, reason = "Failed", str(error)
+        except Exception as error:
+            status, reason = "Failed", f"InternalServerError: {type(error).__name__}: {error}"
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        job.ended = time.time()
+        job.change(status, reason)
+        job.over.set()
+
+    def _run(self) -> tuple[str, str | None]:
+        job, application = self.job, self.job.request["AppSpecification"]
+        if job.stop_asked.wait(self.settings.pending_s):
+            return "Stopped", None
+        if self.fault is not None and not self.fault.after_s:
+            return "Failed", self.fault.fail
+        image = self.settings.find_image(application["ImageUri"])
+        if image is None:
+            return "Failed", f"ClientError: Cannot pull image {application['ImageUri']}: the image does not exist"
+        container = Container(self.folder, image)
+        try:
+            return self._run_container(container)
+        finally:
+            container.remove()
+
+    def _run_container(self, container: Container) -> tuple[str, str | None]:
+        job, request = self.job, self.job.request
+        for item in request.get("ProcessingInputs") or []:
+            if "S3Input" in item:
+                download(self.jobs.s3, item["S3Input"]["S3Uri"], container.host(item["S3Input"]["LocalPath"]))
+        found = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
+        outputs = [(item["S3Output"], container.host(item["S3Output"]["LocalPath"])) for item in found]
+        for _, folder in outputs:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._write_configuration(container.host("/opt/ml/config"))
+        application = request["AppSpecification"]
+        command = [*application.get("ContainerEntrypoint", []), *application.get("ContainerArguments", [])]
+        if not command:
+            return "Failed", "ClientError: The image has no entry point of its own here; name one"
+        job.started = time.time()
+        listener = container.start(command, self._environment(container.image), port=self.jobs.port)
+        stop_serving = self.jobs.serve(listener)
+        delay_s = self.jobs.faults.logs_delay_s(job.name)
+        job.logs_visible_at = time.monotonic() + delay_s
+        stream = LogStream(self.jobs.logs, job.name, container.output, delay_s)
+        try:
+            uploads = Uploads(self.jobs.s3, outputs)
+            ended, code = self._watch(container, uploads)
+            stream.finish(5)
+            uploads.send(end_of_job=ended is None and code == 0)
+            return self._conclude(container, ended, code)
+        finally:
+            stop_serving()
+
+    def _watch(self, container: Container, uploads: Uploads) -> tuple[str | None, int]:
+        """Waits for the end; why it was ended ("stop", "limit", "fault") or None, and the exit code."""
+        why: str | None = None
+        begun, ended_at = time.monotonic(), 0.0
+        while (code := container.poll()) is None:
+            uploads.send(end_of_job=False)
+            now = time.monotonic()
+            if why is None:
+                why = self._why_end(now - begun)
+                if why == "fault":
+                    container.kill()
+                elif why is not None:
+                    self.job.change("Stopping")
+                    ended_at = now
+                    container.terminate()
+            elif now - ended_at > self.settings.grace_s or self.job.status == "Closing":
+                container.kill()
+            time.sleep(self.settings.poll_s if why is None else 0.02)
+        return why, code
+
+    def _why_end(self, running_s: float) -> str | None:
+        if self.job.stop_asked.is_set():
+            return "stop"
+        if running_s > self.limit_s:
+            return "limit"
+        if self.fault is not None and running_s > self.fault.after_s:
+            return "fault"
+        return None
+
+    def _conclude(self, container: Container, ended: str | None, code: int) -> tuple[str, str | None]:
+        message = container.host("/opt/ml/output/message")
+        if message.is_file():
+            try:
+                self.job.exit_message = message.read_bytes()[:MAX_TEXT_BYTES].decode()
+            except UnicodeDecodeError:
+                return "Failed", "AlgorithmError: The exit message is not UTF-8"
+        if ended == "fault" and self.fault is not None:
+            return "Failed", self.fault.fail
+        if ended is not None:
+            return "Stopped", None
+        if code:
+            return "Failed", f"AlgorithmError: See job logs for more information, exit code: {code}"
+        return "Completed", None
+
+    def _write_configuration(self, folder: Path) -> None:
+        host = {"current_host": "algo-1", "hosts": ["algo-1"]}
+        (folder / "resourceconfig.json").write_text(json.dumps(host))
+        job = {"ProcessingJobArn": self.job.arn, **{key: self.job.request.get(key) for key in KEPT}}
+        (folder / "processingjobconfig.json").write_text(json.dumps(job))
+
+    def _environment(self, image: Image) -> dict[str, str]:
+        return {
+            "PATH": f"{image.path}/bin:{SYSTEM_PATH}",
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "AWS_REGION": self.settings.region,
+            "AWS_DEFAULT_REGION": self.settings.region,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.jobs.port}",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ACCESS_KEY_ID": JOB_KEY,
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "PROCESSING_JOB_ARN": self.job.arn,
+            **(self.job.request.get("Environment") or {}),
+        }
