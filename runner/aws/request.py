@@ -77,7 +77,6 @@ def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, proje
             f"Step {job.step} has {len(at.inputs)} inputs to copy; a processing job takes {MOST_INPUTS - OWN_INPUTS}. "
             'Write files that belong together into one output folder, or pass addresses with `as = "uri"`.'
         )
-    limit = settings.timeout_s if job.timeout_s is None else int(job.timeout_s)
     made: dict[str, Any] = {
         "ProcessingJobName": name,
         "RoleArn": settings.role,
@@ -97,7 +96,7 @@ def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, proje
         ],
         "ProcessingOutputConfig": {"Outputs": [_output(at.attempt)]},
         "ProcessingResources": {"ClusterConfig": _cluster(settings)},
-        "StoppingCondition": {"MaxRuntimeInSeconds": min(limit + AFTER_STEP_S, LONGEST_S)},
+        "StoppingCondition": {"MaxRuntimeInSeconds": limit_s(job.timeout_s, settings)},
         "Environment": {"RUNNER_JOB": name},
         "Tags": _tags(settings, project=project, run=job.run, step=job.step),
     }
@@ -106,6 +105,11 @@ def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, proje
     if settings.vpc is not None or settings.encrypt_traffic:
         made["NetworkConfig"] = network(settings)
     return {**made, "Tags": [*made["Tags"], {"Key": HASH_TAG, "Value": digest(made)}]}
+
+
+def limit_s(timeout_s: float | None, settings: Settings) -> int:
+    """How long a job may run: its step's own time and what comes before and after."""
+    return min(int(settings.timeout_s if timeout_s is None else timeout_s) + AFTER_STEP_S, LONGEST_S)
 
 
 def digest(made: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from runner.errors import Detached
 
 if TYPE_CHECKING:
     from runner.pipeline.plan import Plan
-    from runner.records import Pipeline, RunManifest
+    from runner.records import InputFact, Pipeline, RunManifest
     from runner.run.world import Options, World
 
 no_report_option = click.option(
@@ -84,7 +84,7 @@ def run_command(
     from runner.run.world import Options
 
     overrides = parse_overrides(parameters)
-    plan = make_plan(pipeline, profile=profile, overrides=overrides, targets=steps)
+    plan = make_plan(pipeline, profile=profile, overrides=overrides, targets=steps, secrets_here=on == "local")
     options = Options(
         jobs=jobs,
         kernel=kernel,
@@ -188,12 +188,19 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
     from runner.run.preview import preview
 
     world = backend.world(plan.file, plan.pipeline, on=options.on)
-    found = preview(plan, options, world)
+    sources: dict[str, InputFact] = {}
+    found = preview(plan, options, world, on_sources=sources)
     if as_json:
         print_json([{"name": step.name, "would": step.would, "why": step.why} for step in found])
     else:
         for step in found:
             click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
+    if options.on == "sagemaker":
+        may_run = [step.name for step in found if step.would in ("run", "maybe")]
+        made = backend.estimate(plan, may_run, sources, world.store)
+        ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
+        click.echo(f"moves {made.move_bytes / 1e6:.1f} MB to S3", err=as_json)
+        click.echo(f"costs at most {ceiling}: each step for as long as it may run ({made.prices})", err=as_json)
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from runner.cli.options import metric_text
 from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed
 from runner.records import RunManifest, StepState
+from runner.run.cost import cost
 
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
 RULE_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
@@ -28,6 +29,9 @@ def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
     if manifest.model_version is not None:
         version = f"{manifest.model_version.name}/{manifest.model_version.version}"
         lines.append(f"model {version} {manifest.model_version.status}")
+    paid = cost(manifest)
+    if paid is not None:
+        lines.append(f"SageMaker: {paid}")
     lines.append(f"report {_near(folder / 'report.html')}" if pages else f"report: runner report {manifest.run}")
     return "\n".join(lines)
 

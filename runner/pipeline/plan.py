@@ -57,8 +57,11 @@ def plan(
     profile: str | None = None,
     overrides: Mapping[str, str] | None = None,
     targets: Sequence[str] = (),
+    secrets_here: bool = True,
 ) -> Plan:
     """The plan for the pipeline in `file`. `overrides` are -p's texts; paths in them are from the working folder.
+
+    `secrets_here`: the variables that have the values of secrets are those of this process.
 
     Raises PipelineError with every finding.
     """
@@ -70,7 +73,8 @@ def plan(
     warnings: list[str] = []
     for name in order:
         if name in notebooks:
-            step = _planned(name, pipeline, notebooks[name], given.get(name, {}), findings, warnings, file.name)
+            texts = given.get(name, {})
+            step = _planned(name, pipeline, notebooks[name], texts, findings, warnings, file.name, secrets_here)
             if name in wanted:
                 findings += _sources(name, pipeline.steps[name], file.parent)
             else:
@@ -207,6 +211,7 @@ def _planned(
     findings: list[str],
     warnings: list[str],
     file: str,
+    secrets_here: bool,
 ) -> PlannedStep:
     spec = pipeline.steps[name]
     declared = notebook.parameters
@@ -220,7 +225,7 @@ def _planned(
         for key, value in table.items():
             if key in declared and _is_parameter(key, spec, notebook):
                 if declared[key].secret:
-                    findings += _secret(value, f"{file}: {where}.{key}")
+                    findings += _secret(value, f"{file}: {where}.{key}", secrets_here)
                     values[key] = value
                     continue
                 try:
@@ -231,7 +236,7 @@ def _planned(
                 warnings += _drift(declared[key], values[key], file)
     for key, text in texts.items():
         if declared[key].secret:
-            findings += _secret(text, f"-p {key}")
+            findings += _secret(text, f"-p {key}", secrets_here)
             values[key] = text
             continue
         try:
@@ -249,12 +254,12 @@ def _planned(
     )
 
 
-def _secret(value: Value, where: str) -> Iterator[str]:
+def _secret(value: Value, where: str, here: bool) -> Iterator[str]:
     """A secret's value is named, never given: it would be in the shell's history and in the run's manifest."""
     variable = value.removeprefix(ENVIRONMENT) if isinstance(value, str) and value.startswith(ENVIRONMENT) else ""
     if not variable.isidentifier():
         yield f"{where}: is secret; write {ENVIRONMENT}NAME, the environment variable that has its value."
-    elif variable not in os.environ:
+    elif here and variable not in os.environ:
         yield f"{where}: there is no environment variable {variable}."
 
 

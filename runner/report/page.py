@@ -13,6 +13,7 @@ from runner.pipeline.scraps import read_figures
 from runner.records import Metric, RuleResult, RunManifest, StepState, read
 from runner.report import clean
 from runner.report.files import environment, number, style
+from runner.run.cost import cost
 
 REPORT = "report.html"
 WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
@@ -41,6 +42,7 @@ def write_report(run_folder: Path) -> Path:
             rules=[_rule(result) for result in manifest.verdict.rules] if manifest.verdict else [],
             comparison=_comparison(manifest),
             steps=[_step(run_folder, step) for step in manifest.steps],
+            paid=cost(manifest),
             metrics=sorted(manifest.metrics.items()),
             problems=sorted(manifest.problems.items()),
             shown=[made for step in manifest.steps if (made := _shown(run_folder, step))],

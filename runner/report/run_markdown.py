@@ -10,6 +10,7 @@ from runner.pipeline.notebook import read_notebook
 from runner.records import RunManifest, StepState
 from runner.report.files import number
 from runner.report.pull_request import code, fence, table
+from runner.run.cost import cost
 
 MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "error": "⚠️", "not judged": "–"}
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "is inconclusive", "error": "is in error"}
@@ -49,6 +50,10 @@ def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[st
             for step in manifest.steps
         ],
     )
+    paid = cost(manifest)
+    if paid is not None:
+        yield f"SageMaker: {paid}."
+        yield ""
     if manifest.model_version is not None:
         version = manifest.model_version
         yield f"Model {code(f'{version.name}/{version.version}')} {version.status}."

@@ -42,6 +42,8 @@ from runner.run.world import Options, World
 VERDICT_FILE = "verdict.json"
 # what a second try can cure; a notebook that left early or wrote no output will do so again
 RETRIED = ("exception", "kernel died", "timeout")
+# of a job that its service ended: tried again whatever `retries` says, as the step has no part in it
+TRANSIENT, TRANSIENT_RETRIES = ("InternalServerError", "CapacityError"), 2
 
 
 def run(plan: Plan, options: Options, world: World) -> RunManifest:
@@ -222,8 +224,7 @@ class Steps:
             raise outcome
         state = self._state(step.name)
         tried = state.attempt - max(1, self.first[step.name])
-        retry = outcome.error is not None and outcome.error.kind in RETRIED and tried < step.spec.retries
-        if retry and not self.world.stop.is_set():
+        if tried < _retries(outcome.error, step) and not self.world.stop.is_set():
             self._start(step, tried + 1)
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
@@ -327,6 +328,15 @@ class Steps:
     def _write(self, **changes: object) -> None:
         self.manifest = msgspec.structs.replace(self.manifest, **changes)
         self.world.store.write(self.manifest)
+
+
+def _retries(error: StepError | None, step: PlannedStep) -> int:
+    """How many further tries a step that ended so may have."""
+    if error is None:
+        return 0
+    if error.kind == "remote" and error.ename in TRANSIENT:
+        return max(step.spec.retries, TRANSIENT_RETRIES)
+    return step.spec.retries if error.kind in RETRIED else 0
 
 
 def _present(manifest: RunManifest) -> set[str]:

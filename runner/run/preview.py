@@ -24,16 +24,24 @@ class Expected:
     why: str
 
 
-def preview(plan: Plan, options: Options, world: World) -> list[Expected]:
-    """What each step would do, in order. Remote sources are fetched for it; nothing is executed."""
-    if options.force:
-        return [Expected(step.name, "skip" if step.skip else "run", step.skip or "forced") for step in plan.steps]
+def preview(
+    plan: Plan, options: Options, world: World, *, on_sources: dict[str, InputFact] | None = None
+) -> list[Expected]:
+    """What each step would do, in order. Remote sources are fetched for it; nothing is executed.
+
+    `on_sources` is filled with what comes from outside the run, by "step.input".
+    """
     world.store.prepare()
     sources, _ = pinned(plan, world)
     cache = Cache(world.store, plan.root)
     results: dict[str, StepResult] = {}
     expected: list[Expected] = []
+    if on_sources is not None:
+        on_sources.update(sources)
     for step in plan.steps:
+        if options.force:
+            expected.append(Expected(step.name, "skip" if step.skip else "run", step.skip or "forced"))
+            continue
         expected.append(_expect(step, plan, sources, cache, results, world.runtime))
     cache.checked.save()
     return expected

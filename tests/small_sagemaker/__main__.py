@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import shutil
 import sys
 
 from .control import ControlServer
@@ -16,3 +17,4 @@ ControlServer(asked["control"], base64.b64decode(asked["key"]), server.methods()
 print(json.dumps({"url": server.url}), flush=True)
 sys.stdin.read()
 server.close()
+shutil.rmtree(asked["folder"], ignore_errors=True)  # the test's process may be gone

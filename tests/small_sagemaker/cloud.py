@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,8 @@ from .control import Control
 from .images import Image
 from .jobs import Settings
 
-DROPPED = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+# gets what CreateEndpoint or UpdateEndpoint brings, gives the address of the server for it; raising makes it Failed
+OnEndpoint = Callable[[dict[str, Any]], str | None]
 
 
 class RemoteFaults:
@@ -74,7 +76,7 @@ class RemoteFaults:
 class SmallSageMaker:
     """A small SageMaker with S3, Logs, IAM, STS, ECR and EventBridge beside it, on a port of this machine.
 
-    `images` names an Image for each image address, "*" for every other one; without any, a container has only the
+    `on_endpoint` is called, in a thread, when an endpoint is created or updated. `images` names an Image for each image address, "*" for every other one; without any, a container has only the
     system's programs. `quotas` limits instances per type and job, `roles` lists the roles that exist (None: all do).
     Raises NotPermittedError where this machine cannot run containers.
     """
@@ -89,37 +91,50 @@ class SmallSageMaker:
         poll_s: float = 0.1,
         quotas: Mapping[str, int] | None = None,
         roles: Sequence[str] | None = None,
+        on_endpoint: OnEndpoint | None = None,
     ) -> None:
         check_permitted()
         known = {"*": Image("/usr")} if images is None else dict(images)
-        settings = Settings(known, region, pending_s, grace_s, poll_s, dict(quotas or {}), tuple(roles) if roles is not None else None)
+        settings = Settings(
+            known, region, pending_s, grace_s, poll_s, dict(quotas or {}), tuple(roles) if roles is not None else None
+        )
         self.region = region
+        self._closing = threading.Event()
+        self._answers: threading.Thread | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="small-sagemaker-"))
         address, key = str(self._folder / "control"), secrets.token_bytes(16)
-        self._errors = open(self._folder / "stderr", "w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", str(__package__).rpartition(".")[2]],
-            cwd=Path(__file__).parents[1],
-            env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": str(self._folder), "LANG": "C.UTF-8"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        errors = self._folder / "stderr"
+        with open(errors, "w") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", str(__package__).rpartition(".")[2]],
+                cwd=Path(__file__).parents[1],
+                env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": str(self._folder), "LANG": "C.UTF-8"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
         asked = {
             "settings": base64.b64encode(pickle.dumps(settings)).decode(),
             "control": address,
+            "folder": str(self._folder),
             "key": base64.b64encode(key).decode(),
         }
         self._stdin.write(json.dumps(asked) + "\n")
         self._stdin.flush()
         said = self._stdout.readline()
         if not said:
+            self._process.wait()
+            reason = errors.read_text()
             self.close()
-            raise RuntimeError("the server did not start")
+            raise RuntimeError(f"the server did not start: {reason}")
         self.url: str = json.loads(said)["url"]
         self._control = Control(address, key)
         self.faults = RemoteFaults(self._control)
+        if on_endpoint is not None:
+            self._control.call("ask_test")
+            self._answers = threading.Thread(target=self._answer_endpoints, args=(on_endpoint,), daemon=True)
+            self._answers.start()
 
     @property
     def _stdin(self) -> Any:
@@ -174,8 +189,36 @@ class SmallSageMaker:
         found: list[dict[str, Any]] = self._control.call("jobs")
         return found
 
+    def serve_endpoint(self, name: str, url: str) -> None:
+        """Makes InvokeEndpoint of `name` post to `url`/invocations."""
+        self._control.call("serve_endpoint", name, url)
+
+    def fail_endpoint(self, name: str, reason: str) -> None:
+        """Makes the next creation or update of the endpoint fail with this reason."""
+        self._control.call("fail_endpoint", name, reason)
+
+    def troubles(self) -> list[str]:
+        """Tracebacks of the double itself; leaving `with` raises RuntimeError where there are any."""
+        found: list[str] = self._control.call("troubles")
+        return found
+
+    def _answer_endpoints(self, on_endpoint: OnEndpoint) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while not self._closing.is_set():
+                asked = self._control.call("next_endpoint", 0.2)
+                if asked is None:
+                    continue
+                try:
+                    url, reason = on_endpoint(asked), None
+                except Exception as error:
+                    url, reason = None, f"{type(error).__name__}: {error}"
+                self._control.call("answer_endpoint", asked["EndpointName"], url, reason)
+
     def close(self) -> None:
         """Ends every job and the server, and removes their folders. May be called twice."""
+        self._closing.set()
+        if self._answers is not None:
+            self._answers.join(5)
         with contextlib.suppress(OSError):
             self._stdin.close()
         try:
@@ -184,7 +227,6 @@ class SmallSageMaker:
             self._process.kill()
             self._process.wait()
         self._stdout.close()
-        self._errors.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> SmallSageMaker:
@@ -193,4 +235,9 @@ class SmallSageMaker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            troubles = [] if kind is not None else self.troubles()
+        finally:
+            self.close()
+        if troubles:
+            raise RuntimeError("the double itself went wrong:\n" + "\n".join(troubles))

@@ -169,4 +169,3 @@ class Faults:
     def logs_delay_s(self, name: str) -> float:
         with self._lock:
             return max((seconds for part, seconds in self._logs if part in name), default=0.0)
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,6 +36,7 @@ class Gateway:
         self.actions: dict[tuple[str, str], Action] = {}
         self.calls: list[Call] = []
         self.service_calls: list[Call] = []
+        self.troubles: list[str] = []  # what went wrong in this double itself
         self._lock = threading.Lock()
         self._moto = DomainDispatcherApplication(create_backend_app)
 
@@ -49,10 +51,17 @@ class Gateway:
             reply = self._answer(call, environ, fault)
         except ConnectionLost:
             close(environ)
-            return []
+            raise ConnectionAbortedError from None  # werkzeug then writes nothing
         except ServiceError as error:
             call.error = error.code
             reply = write_error(call.service, error)
+        except NotImplementedError as error:
+            call.error = "NotImplemented"
+            reply = write_error(call.service, ServiceError("NotImplemented", str(error), status=501))
+        except Exception:
+            self.troubles.append(f"{call.service} {call.action}\n{traceback.format_exc()}")
+            call.error = "InternalServerError"
+            reply = write_error(call.service, ServiceError(call.error, traceback.format_exc()))
         call.status = reply[0]
         return self._send(reply, environ, start_response, fault)
 
@@ -63,6 +72,7 @@ class Gateway:
             if fault.error == REFUSED:
                 raise ConnectionLost
             if fault.error not in ("", LOST_REPLY, TRUNCATED, CUT):
+                drain(environ)
                 raise ServiceError(fault.error, fault.message, status=fault.status)
         if call.service == "sagemaker":
             limits.check("sagemaker", call.action, call.parameters)
@@ -116,6 +126,14 @@ def write_reply(answer: dict[str, Any] | Reply) -> Reply:
 def cut_off(body: bytes, environ: dict[str, Any]) -> Iterable[bytes]:
     yield body
     close(environ)
+
+
+def drain(environ: dict[str, Any]) -> None:
+    """Reads what is left of the request, or its sender would see a reset connection and no answer."""
+    if environ.get("wsgi.input_terminated"):
+        environ["wsgi.input"].read()
+    elif environ.get("CONTENT_LENGTH"):
+        environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
 
 
 def close(environ: dict[str, Any]) -> None:

@@ -1,16 +1,19 @@
 """Processing jobs: what the API promises about them, and their life from InProgress to an end.
 
 A job that exceeds MaxRuntimeInSeconds ends as Stopped without a FailureReason: the reference says of the condition that
-"the processing job is stopped"; what a real account adds to it is not known here.
+"the processing job is stopped"; what a real account adds to it is not known here. Outputs at EndOfJob are stored when the
+exit code is 0 and nobody ended the job. However many instances are asked for, one container runs. Inputs come as files.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import socket
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +24,17 @@ from .container import SYSTEM_PATH, Container
 from .errors import ServiceError, refuse
 from .faults import Faults
 from .images import Image
+from .tags import Tags
 from .transfer import LogStream, TransferError, Uploads, download
 
 ENDS = ("Completed", "Failed", "Stopped")
 KEPT = (
     "ProcessingInputs", "ProcessingOutputConfig", "ProcessingJobName", "ProcessingResources", "StoppingCondition",
     "AppSpecification", "Environment", "NetworkConfig", "RoleArn", "ExperimentConfig",
+)  # fmt: skip
+SUMMARY = (
+    "ProcessingJobName", "ProcessingJobArn", "CreationTime", "ProcessingEndTime", "LastModifiedTime",
+    "ProcessingJobStatus", "FailureReason", "ExitMessage",
 )  # fmt: skip
 DEFAULT_LIMIT_S = 86400
 MAX_TEXT_BYTES = 1024  # ExitMessage and FailureReason
@@ -96,10 +104,8 @@ class Job:
         return {key: value for key, value in found.items() if value is not None}
 
     def summarize(self) -> dict[str, Any]:
-        kept = ("ProcessingJobName", "ProcessingJobArn", "CreationTime", "ProcessingEndTime", "LastModifiedTime")
-        kept += ("ProcessingJobStatus", "FailureReason", "ExitMessage")
         described = self.describe()
-        return {key: described[key] for key in kept if key in described}
+        return {key: described[key] for key in SUMMARY if key in described}
 
 
 def check_request(request: Mapping[str, Any], settings: Settings) -> None:
@@ -130,16 +136,37 @@ def check_request(request: Mapping[str, Any], settings: Settings) -> None:
         )
 
 
-class Jobs:
-    """All processing jobs of the account. `serve` answers the connections a container makes."""
+def check_input(item: Mapping[str, Any]) -> None:
+    """Raises TransferError for what the service can do and this double cannot."""
+    for key, known in (("S3DataType", "S3Prefix"), ("S3InputMode", "File"), ("S3CompressionType", "None")):
+        if item.get(key, known) != known:
+            raise TransferError(f"InternalServerError: this double knows {key} {known} only, not {item[key]}")
 
-    def __init__(self, settings: Settings, faults: Faults, port: int, serve: Callable[[Any], Callable[[], None]]):
+
+class Jobs:
+    """All processing jobs of the account.
+
+    `serve` answers the connections a container makes, `tell_trouble` takes what goes wrong in this double itself.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        faults: Faults,
+        tags: Tags,
+        port: int,
+        serve: Callable[[socket.socket], Callable[[], None]],
+        tell_trouble: Callable[[str], None],
+    ) -> None:
         self.settings = settings
         self.faults = faults
+        self.tags = tags
         self.port = port
         self.serve = serve
+        self.tell_trouble = tell_trouble
         self.s3: Any = None
         self.logs: Any = None
+        self.closing = threading.Event()
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -157,6 +184,7 @@ class Jobs:
                 )
             job = Job(request, self.settings.name_arn("processing-job", name), pipeline_execution_arn=execution_arn)
             self._jobs[name] = job
+        self.tags.keep(job.arn, request.get("Tags"))
         thread = threading.Thread(target=Run(self, job).live, daemon=True, name=f"job {name}")
         self._threads.append(thread)
         thread.start()
@@ -184,9 +212,9 @@ class Jobs:
         return name in self._jobs and self._jobs[name].logs_visible_at > time.monotonic()
 
     def close(self) -> None:
+        self.closing.set()
         for job in self.list_all():
             job.stop_asked.set()
-            job.change("Closing")
         for thread in self._threads:
             thread.join(5)
 
@@ -208,6 +236,8 @@ class Run:
             status, reason = "Failed", str(error)
         except Exception as error:
             status, reason = "Failed", f"InternalServerError: {type(error).__name__}: {error}"
+            if not self.jobs.closing.is_set():
+                self.jobs.tell_trouble(f"job {job.name}\n{traceback.format_exc()}")
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
         job.ended = time.time()
@@ -233,6 +263,7 @@ class Run:
         job, request = self.job, self.job.request
         for item in request.get("ProcessingInputs") or []:
             if "S3Input" in item:
+                check_input(item["S3Input"])
                 download(self.jobs.s3, item["S3Input"]["S3Uri"], container.host(item["S3Input"]["LocalPath"]))
         found = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
         outputs = [(item["S3Output"], container.host(item["S3Output"]["LocalPath"])) for item in found]
@@ -243,6 +274,8 @@ class Run:
         command = [*application.get("ContainerEntrypoint", []), *application.get("ContainerArguments", [])]
         if not command:
             return "Failed", "ClientError: The image has no entry point of its own here; name one"
+        if job.stop_asked.is_set():
+            return "Stopped", None
         job.started = time.time()
         listener = container.start(command, self._environment(container.image), port=self.jobs.port)
         stop_serving = self.jobs.serve(listener)
@@ -273,7 +306,7 @@ class Run:
                     self.job.change("Stopping")
                     ended_at = now
                     container.terminate()
-            elif now - ended_at > self.settings.grace_s or self.job.status == "Closing":
+            elif now - ended_at > self.settings.grace_s or self.jobs.closing.is_set():
                 container.kill()
             time.sleep(self.settings.poll_s if why is None else 0.02)
         return why, code

@@ -18,12 +18,28 @@ from .errors import ServiceError
 NUMBERS = ("integer", "long", "float", "double")
 
 
+# classes of characters that Python writes out
+JAVA_CLASSES = {
+    "\\p{L}": r"\w",
+    "\\p{N}": r"\d",
+    "\\p{Z}": r" \u00a0\u2000-\u200a\u3000",
+    "\\p{M}": r"\u0300-\u036f",
+    "\\p{S}": r"$+<=>\^`|~\u00a2-\u00b4\u20a0-\u20bf\u2100-\u2bff",
+    "\\p{P}": r"!-#%-*,-/:;?@\[-\]_{}\u00a1\u00a7\u00ab\u00bb\u00bf\u2010-\u205e",
+    "\\p{Alnum}": r"A-Za-z0-9",
+}
+REPEATED_END = re.compile(r"\$\{\d+,\d+\}")  # some patterns repeat the end of the text
+
+
 @functools.cache
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A pattern of the model, which is written for Java."""
-    for java, python in (("\\p{L}", r"\w"), ("\\p{N}", r"\d"), ("\\p{Z}", r" \u00a0\u2000-\u200a\u3000")):
+def compile_pattern(pattern: str) -> re.Pattern[str] | None:
+    """A pattern of the model, which is written for Java; None where Python has no words for it."""
+    for java, python in JAVA_CLASSES.items():
         pattern = pattern.replace(java, python)
-    return re.compile(pattern)
+    try:
+        return re.compile(REPEATED_END.sub("$", pattern))
+    except re.error:
+        return None
 
 
 def check(service: str, action: str, parameters: dict[str, Any]) -> None:
@@ -87,6 +103,8 @@ def walk_number(shape: Shape, value: Any, path: str) -> Iterator[str]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         yield say(value, path, "Member must be a number")
         return
+    if isinstance(value, float) and shape.type_name in ("integer", "long"):
+        yield say(value, path, "Member must be an integer")
     least, most = shape.metadata.get("min"), shape.metadata.get("max")
     if most is not None and value > most:
         yield say(value, path, f"Member must have value less than or equal to {most}")
@@ -101,8 +119,11 @@ def walk_string(shape: Shape, value: Any, path: str) -> Iterator[str]:
     yield from walk_size(shape, value, path)
     enum, pattern = shape.metadata.get("enum"), shape.metadata.get("pattern")
     if enum and value not in enum:
-        yield say(value, path, f"Member must satisfy enum value set: [{', '.join(enum[:20])}…]")
-    if pattern and not compile_pattern(pattern).fullmatch(value):
+        yield say(
+            value, path, f"Member must satisfy enum value set: [{', '.join(enum[:20])}{', …' * (len(enum) > 20)}]"
+        )
+    compiled = compile_pattern(pattern) if pattern else None
+    if compiled is not None and not compiled.fullmatch(value):
         yield say(value, path, f"Member must satisfy regular expression pattern: {pattern}")
 
 

@@ -1,0 +1,35 @@
+"""What the jobs of a run took and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runner.records import RemoteJob, RunManifest, StepState
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`price_usd` is None where a job's instance is in no price table."""
+
+    jobs: int
+    billed_s: float
+    price_usd: float | None
+
+    def __str__(self) -> str:
+        price = "price not known" if self.price_usd is None else f"{self.price_usd:.4f} USD by the price table"
+        return f"{self.jobs} job{'s' if self.jobs > 1 else ''}, {self.billed_s:.0f} s billed, {price}"
+
+
+def cost(manifest: RunManifest) -> Cost | None:
+    """Of the jobs that this run itself had; None where it ran here."""
+    jobs = [job for state in manifest.steps if (job := job_of(state)) is not None]
+    if not jobs:
+        return None
+    prices = [job.price_usd for job in jobs]
+    known = [price for price in prices if price is not None]
+    return Cost(len(jobs), sum(job.billed_s or 0.0 for job in jobs), sum(known) if len(known) == len(prices) else None)
+
+
+def job_of(state: StepState) -> RemoteJob | None:
+    """The job in which the step ran; None for one that ran here, or was taken from an earlier run."""
+    return state.result.remote if state.result is not None and state.status != "cached" else None

@@ -1,0 +1,47 @@
+"""One server for the tests of this folder, and clients that try once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from . import NotPermittedError, SmallSageMaker, own_image
+from .trying import BUCKET, ONE_ATTEMPT
+
+LARGE = "ml.p3.2xlarge"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[SmallSageMaker]:
+    try:
+        made = SmallSageMaker({"*": own_image()}, grace_s=0.3, poll_s=0.05, quotas={LARGE: 0})
+    except NotPermittedError as error:
+        pytest.skip(str(error))
+    with made as cloud:
+        place = {"LocationConstraint": cloud.region}
+        cloud.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)
+        yield cloud
+
+
+@pytest.fixture
+def cloud(shared: SmallSageMaker) -> Iterator[SmallSageMaker]:
+    shared.forget_calls()
+    yield shared
+    shared.faults.clear()
+
+
+@pytest.fixture
+def s3(cloud: SmallSageMaker) -> Any:
+    return cloud.client("s3", config=ONE_ATTEMPT)
+
+
+@pytest.fixture
+def sagemaker(cloud: SmallSageMaker) -> Any:
+    return cloud.client("sagemaker", config=ONE_ATTEMPT)
+
+
+@pytest.fixture
+def logs(cloud: SmallSageMaker) -> Any:
+    return cloud.client("logs", config=ONE_ATTEMPT)

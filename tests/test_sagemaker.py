@@ -1,0 +1,474 @@
+"""A step that runs as a SageMaker processing job comes to what it comes to here."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud import BUCKET, RemoteProject, jobs, running
+from conftest import Done, Project, parameters, recorded, text
+from small_sagemaker import CLIENT_KEY, SmallSageMaker
+
+WRITE = parameters("out: str = 'work/x.txt'  # what it writes\nnumber: int = 3  # how many lines, 1 to 9")
+TOML = """
+name = "tiny"
+[steps.make]
+notebook = "nb/make.ipynb"
+inputs = { source = "./in.txt" }
+outputs = { out = "x.txt" }
+[steps.judge]
+notebook = "nb/judge.ipynb"
+inputs = { table = "make.out" }
+outputs = { folder = "folder/" }
+"""
+GATE = """
+[[gate]]
+metric = "judge.score"
+min = 0.5
+"""
+NEEDS = """
+[steps.after]
+notebook = "nb/after.ipynb"
+inputs = { verdict = "gate.verdict" }
+"""
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[SmallSageMaker]:
+    with running() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def sound(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No fault of one test reaches the next."""
+    yield
+    if "cloud" in request.fixturenames:
+        request.getfixturevalue("cloud").faults.clear()
+
+
+@pytest.fixture
+def far(cloud: SmallSageMaker, tmp_path: Path) -> RemoteProject:
+    """A project of its own name, so that no two tests' jobs have one name."""
+    return RemoteProject(tmp_path, cloud)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Cells of the two notebooks, further TOML, and the exit code that it comes to."""
+
+    make: tuple[Any, ...] = ("open(out, 'w').write(open(source).read() * number)",)
+    judge: tuple[Any, ...] = (
+        "import pathlib; pathlib.Path(folder, 'a').mkdir(); pathlib.Path(folder, 'a', 'b.txt').write_text(open(table).read())",
+        recorded("score", "0.75"),
+    )
+    toml: str = GATE + NEEDS
+    code: int = 0
+
+
+SLOW = "import time\ntime.sleep(600)"
+CASES = {
+    "success": Case(),
+    "failing cell": Case(make=("print('before')", "{}['region']", "print('after')"), code=3),
+    "stopped early": Case(make=("import sys; sys.exit(0)",), code=3),
+    "dead kernel": Case(make=("import os, signal; os.kill(os.getpid(), signal.SIGKILL)",), code=6),
+    "time-out of a cell": Case(make=(SLOW,), toml=GATE.replace("[[gate]]", "[steps.make.x]\n[[gate]]"), code=6),
+    "missing output": Case(make=("print(number)",), code=3),
+    "gate fail": Case(judge=("open(folder + '/a', 'w').write('a')", recorded("score", "0.25")), code=4),
+    "gate in error": Case(judge=("open(folder + '/a', 'w').write('a')",), code=5),
+    "gate inconclusive": Case(
+        judge=(
+            "open(folder + '/a', 'w').write('a')",
+            "from runner.scraps import metric\nmetric('score', 0.6, low=0.4, high=0.8)",
+        ),
+        toml=GATE + "confident = true\n" + NEEDS,
+        code=5,
+    ),
+}
+CASES["time-out of a cell"] = Case(make=(SLOW,), toml="", code=6)
+
+
+def made(project: Project, case: Case, name: str) -> Done:
+    made_project(project, case, name)
+    return project.runner("run", "--json", *(["--on", "sagemaker"] if isinstance(project, RemoteProject) else []))
+
+
+def made_project(project: Project, case: Case, name: str) -> None:
+    (project.folder / "in.txt").write_text("one line\n")
+    first = parameters("source: str = ''  # a text\n" + WRITE["source"])
+    project.write("nb/make.ipynb", text("Makes."), first, *case.make)
+    project.write("nb/judge.ipynb", parameters("table: str = ''\nfolder: str = ''"), *case.judge)
+    project.write("nb/after.ipynb", parameters("verdict: str = ''"), "print(open(verdict).read())")
+    limit = "cell_timeout_s = 1.5\n" if case.make == (SLOW,) else ""
+    project.toml(TOML.replace("tiny", name).replace("[steps.judge]", f"{limit}[steps.judge]") + case.toml)
+
+
+def plain(value: Any, folder: Path) -> Any:
+    """JSON without what differs from place to place: paths, times, ids."""
+    said = json.dumps(value, sort_keys=True)
+    said = re.sub(re.escape(str(folder)) + r"/runs/[^/\"]+/steps/\w+|/opt/ml/processing/step", "STEP", said)
+    said = re.sub(re.escape(str(folder / "nb")) + r"|/opt/ml/processing/input/step/project/nb", "CWD", said)
+    said = re.sub(r"\d{8}-\d{6}-[0-9a-f]{4}", "RUN", said)
+    said = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z?(\+00:00)?", "TIME", said)
+    said = re.sub(r"ipykernel_\d+/\d+", "ipykernel", said)
+    return json.loads(said)
+
+
+def executed(project: Project, step: str) -> Any:
+    """The executed notebook without its times."""
+    found = project.executed(step)
+    found["metadata"].pop("papermill", None)
+    for cell in found["cells"]:
+        cell["metadata"].pop("papermill", None)
+        cell["metadata"].pop("execution", None)
+        cell.pop("id", None)
+    return plain(found, project.folder)
+
+
+FIELDS = ("status", "cells", "cells_run", "metrics", "problems", "outputs", "error", "kernel", "redacted")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_comes_to_the_same_here_and_there(name: str, far: RemoteProject, tmp_path_factory: Any) -> None:
+    case = CASES[name]
+    near = Project(tmp_path_factory.mktemp("near"))
+    here, there = made(near, case, "same"), made(far, case, "same" + name.replace(" ", ""))
+    assert (here.code, there.code) == (case.code, case.code), there.err
+    mine, theirs = here.json, there.json
+    assert (theirs["status"], theirs["verdict"], theirs["metrics"]) == (
+        mine["status"],
+        mine["verdict"],
+        mine["metrics"],
+    )
+    for one, other in zip(near.manifest["steps"], far.manifest["steps"], strict=True):
+        assert (one["name"], one["status"]) == (other["name"], other["status"])
+        if one["result"] is None:
+            assert other["result"] is None
+            continue
+        results = [plain({key: step["result"].get(key) for key in FIELDS}, project.folder)
+                   for step, project in ((one, near), (other, far))]  # fmt: skip
+        assert results[0] == results[1]
+        notebooks = [executed(project, one["name"]) for project in (near, far)]
+        if name == "dead kernel":  # whether the cell's number was heard of before the end is a matter of chance
+            for found in notebooks:
+                found["cells"][-1]["execution_count"] = None
+        assert notebooks[0] == notebooks[1]
+        job = other["result"]["remote"]
+        assert job["billed_s"] > 0
+        assert job["price_usd"] == pytest.approx(job["billed_s"] * 0.23 / 3600, abs=1e-5)
+        assert job["packages"]["papermill"] == "2.7.0"
+    if case.code in (0, 4):
+        assert far.runner("verify", "latest").code == 0
+
+
+# What stays in S3, and what comes back
+
+
+BIG = Case(
+    make=("open(out, 'wb').write(b'x' * 6_000_000)",),
+    judge=("open(folder + '/a', 'w').write(str(len(open(table).read())))", recorded("score", "0.75")),
+)
+
+
+def test_outputs_stay_in_s3_and_come_when_they_are_asked_for(far: RemoteProject) -> None:
+    assert made(far, BIG, "big").code == 0
+    run = far.runs[-1]
+    assert not (run / "steps/make/out/x.txt").exists()  # over small_mb, and the next step read it in S3
+    assert (run / "steps/judge/out/folder/a").read_text() == "6000000"
+    assert (run / "steps/make/executed.ipynb").exists()
+    assert far.runner("verify", "latest").code == 0
+    assert not (run / "steps/make/out/x.txt").exists()  # verify reads it where it lies
+    done = far.runner("fetch", "latest", "make")
+    assert "6.0 MB" in done.out
+    assert (run / "steps/make/out/x.txt").stat().st_size == 6_000_000
+
+
+def test_a_file_altered_in_s3_is_found_and_not_taken(far: RemoteProject) -> None:
+    assert made(far, BIG, "altered").code == 0
+    at = far.step("make")["result"]["remote"]["at"].removeprefix(f"s3://{BUCKET}/")
+    far.cloud.client("s3").put_object(Bucket=BUCKET, Key=f"{at}out/x.txt", Body=b"y" * 6_000_000)
+    verified = far.runner("verify", "latest")
+    assert verified.code == 4
+    assert "out/x.txt was altered" in verified.out + verified.err
+    fetched = far.runner("fetch", "latest")
+    assert fetched.code in (7, 8)
+    assert "altered" in fetched.err
+    assert not (far.runs[-1] / "steps/make/out/x.txt").exists()
+
+
+def test_a_second_run_takes_everything_from_the_first_and_a_local_step_reads_what_lies_in_s3(
+    far: RemoteProject,
+) -> None:
+    assert made(far, BIG, "again").code == 0
+    before = jobs(far.cloud)
+    second = far.runner("run", "--on", "sagemaker", "--json")
+    assert [step["status"] for step in second.json["steps"]] == ["cached"] * 3
+    assert jobs(far.cloud) == before
+    assert far.runner("verify", "latest").code == 0
+    # debug puts the inputs of a step of a remote run on this machine
+    assert far.runner("debug", "latest", "judge").code == 0
+    opened = next((far.folder / "runs/debug").iterdir())
+    assert (opened / "in/table").stat().st_size == 6_000_000
+    reproduced = far.runner("reproduce", "latest")
+    assert reproduced.code == 0, reproduced.err
+
+
+def test_sources_in_s3_go_to_the_job_and_never_come_here(far: RemoteProject) -> None:
+    s3 = far.cloud.client("s3")
+    s3.put_object(Bucket=BUCKET, Key="raw/table.csv", Body=b"one line\n")
+    case = Case(toml='[steps.judge.sagemaker]\ninstance = "ml.m5.large"\n')
+    made(far, case, "sources")
+    mark = len(far.cloud.calls)
+    done = far.runner("run", "--on", "sagemaker", "--json", "-p", f"make.source=s3://{BUCKET}/raw/table.csv")
+    assert done.code == 0, done.err
+    read = [
+        call
+        for call in far.cloud.calls[mark:]
+        if call.action == "GetObject" and "raw/" in str(call.parameters) and call.access_key == CLIENT_KEY
+    ]
+    assert not read
+    source = far.step("make")["result"]["inputs"]["source"]
+    assert (source["listed"], source["artifact"]["size_bytes"]) == (False, 9)  # as the job found it
+    assert far.runner("verify", "latest").code == 0
+    s3.put_object(Bucket=BUCKET, Key="raw/table.csv", Body=b"two lines\n")
+    again = far.runner("run", "--on", "sagemaker", "--dry-run", "-p", f"make.source=s3://{BUCKET}/raw/table.csv")
+    assert re.search(r"make +run +input source: 1 of 1 objects changed", again.out), again.out
+
+
+# A client that leaves, comes back, or dies
+
+
+WAIT = Case(make=("import time\ntime.sleep(4)", "open(out, 'w').write('x')"), toml="")
+
+
+def begun(far: RemoteProject, name: str) -> subprocess.Popen[str]:
+    """The run of a slow pipeline, with its first job running."""
+    made_project(far, WAIT, name)
+    process = far.start("run", "--on", "sagemaker", env=far.cloud.environment)
+    wait_for(lambda: any(job.startswith(f"{name}-") for job in jobs(far.cloud)))
+    return process
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_ctrl_c_leaves_the_job_running_and_resume_follows_it_again(far: RemoteProject) -> None:
+    process = begun(far, "leave")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "runner resume" in said
+    assert "runner stop" in said
+    done = far.runner("resume", "latest", "--json")
+    assert (done.code, done.json["status"]) == (0, "succeeded"), done.err
+    mine = [job for job in jobs(far.cloud) if job.startswith("leave-")]
+    assert len(mine) == 2
+    assert {step["attempt"] for step in far.manifest["steps"]} == {1}
+
+
+def test_stop_ends_the_job_and_resume_starts_another(far: RemoteProject) -> None:
+    process = begun(far, "stop")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    stopped = far.runner("stop", "latest")
+    assert stopped.out.startswith("stopped job stop-")
+    assert far.runner("show", "latest", "--json").json["status"] == "interrupted"
+    name = next(job for job in jobs(far.cloud) if job.startswith("stop-"))
+    status = far.cloud.client("sagemaker").describe_processing_job
+    wait_for(lambda: status(ProcessingJobName=name)["ProcessingJobStatus"] == "Stopped")
+    assert far.runner("stop", "latest").out == "stopped nothing: nobody works on it\n"
+    assert far.runner("resume", "latest").code == 0
+    assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("stop-")) == ["1", "1", "2"]
+
+
+def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> None:
+    process = begun(far, "console")
+    name = next(job for job in jobs(far.cloud) if job.startswith("console-"))
+    far.cloud.client("sagemaker").stop_processing_job(ProcessingJobName=name)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert far.step("make")["result"]["error"]["kind"] == "interrupted"
+    assert far.runner("resume", "latest").code == 0
+
+
+@pytest.mark.parametrize(
+    "point", ["job about to be created", "job created", "job ended", "step sealed", "step recorded"]
+)
+def test_a_killed_client_finds_its_job_again(far: RemoteProject, point: str) -> None:
+    name = "killed-" + point.replace(" ", "")
+    made_project(far, Case(toml=""), name)
+    assert far.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": f"{point}:make"}).code == -signal.SIGKILL
+    done = far.runner("resume", "latest", "--json")
+    assert (done.code, done.json["status"]) == (0, "succeeded"), done.err
+    assert len([job for job in jobs(far.cloud) if job.startswith(name)]) == 2  # one for each step
+    assert far.runner("verify", "latest").code == 0
+
+
+# A service that fails
+
+
+def test_a_lost_reply_is_the_same_job_and_a_taken_name_is_refused(far: RemoteProject) -> None:
+    far.cloud.faults.add("CreateProcessingJob", "LostReply", times=1)
+    assert made(far, Case(toml=""), "lost").code == 0
+    assert len([job for job in jobs(far.cloud) if job.startswith("lost-")]) == 2
+    # the next run's name is not to be had: somebody else's job has it
+    made_project(far, Case(toml=""), "lost")
+    far.runner("run", "--on", "sagemaker", "--force", env={"RUNNER_FAILPOINT": "job about to be created:make"})
+    kept = far.runs[-1] / "steps/make/request.json"
+    wanted = json.loads(kept.read_text())
+    other = {**wanted, "Tags": [{"Key": "runner:request", "Value": "another"}]}
+    far.cloud.client("sagemaker").create_processing_job(**other)
+    refused = far.runner("resume", "latest")
+    assert refused.code == 8
+    assert "made by another request" in refused.err
+
+
+def test_what_passes_is_waited_out_and_a_job_the_service_lost_is_tried_again(far: RemoteProject) -> None:
+    for action, error in (
+        ("CreateProcessingJob", "Throttling"),
+        ("DescribeProcessingJob", "InternalServerError"),
+        ("GetLogEvents", "Throttling"),
+        ("GetObject", "Truncated"),
+    ):
+        far.cloud.faults.add(action, error, times=2, caller=CLIENT_KEY)
+    far.cloud.faults.job("patient", fail="InternalServerError: We encountered an internal error.", times=1)
+    done = made(far, Case(toml=""), "patient")
+    assert done.code == 0, done.err
+    assert far.step("make")["attempt"] == 2
+    assert far.runner("verify", "latest").code == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("AccessDeniedException", "Grant the caller CreateProcessingJob"),
+        ("ExpiredTokenException", "log in again"),
+        ("ResourceLimitExceeded", "higher quota"),
+    ],
+)
+def test_what_does_not_pass_fails_at_once_naming_action_and_remedy(far: RemoteProject, error: str, said: str) -> None:
+    number = far.cloud.faults.add("CreateProcessingJob", error, times=None)
+    done = made(far, Case(toml=""), "at-once")
+    assert done.code == 7
+    assert said in done.err
+    assert "create_processing_job" in done.err
+    assert far.cloud.faults.hits(number) == 1
+
+
+def test_an_image_that_is_not_there_fails_with_the_service_s_reason(far: RemoteProject) -> None:
+    far.cloud.faults.job("no-image", fail="ClientError: Cannot pull the image", times=1)
+    done = made(far, Case(toml=""), "no-image")
+    assert done.code == 7
+    assert "ClientError: Cannot pull the image" in done.err
+    assert "runner resume" in done.err
+
+
+def test_logs_that_may_not_be_read_do_not_matter(far: RemoteProject) -> None:
+    far.cloud.faults.add("DescribeLogStreams", "AccessDeniedException", times=None)
+    assert made(far, Case(toml=""), "no-logs").code == 0
+
+
+def test_late_logs_arrive_and_those_of_the_step_lie_beside_it(far: RemoteProject) -> None:
+    far.cloud.faults.delay_logs(1.0)
+    assert (
+        made(far, Case(make=("import sys; print('seen', file=sys.__stderr__)", *Case().make), toml=""), "late").code
+        == 0
+    )
+    assert (far.runs[-1] / "steps/make/job.log").exists()
+
+
+# What it costs
+
+
+def test_a_step_takes_few_calls(far: RemoteProject) -> None:
+    mark = len(far.cloud.calls)
+    assert made(far, Case(toml=""), "calls").code == 0
+    calls = [
+        call
+        for call in far.cloud.calls[mark:]
+        if call.access_key == CLIENT_KEY and "/bundles/" not in str(call.parameters)
+    ]
+    polls = sum(call.action in ("DescribeProcessingJob", "GetLogEvents", "DescribeLogStreams") for call in calls)
+    assert len(calls) - polls <= 2 * 8, [call.action for call in calls]  # two steps; with waiting, 12 each
+
+
+def test_a_dry_run_says_what_moves_and_what_it_costs_at_most(far: RemoteProject) -> None:
+    made_project(far, Case(toml="[steps.make.sagemaker]\ntimeout_s = 2700\n"), "dry")
+    before = jobs(far.cloud)
+    done = far.runner("run", "--on", "sagemaker", "--dry-run")
+    assert done.code == 0, done.err
+    assert re.search(r"^make|  make +run +never run", done.out)
+    assert "MB to S3" in done.out
+    assert re.search(r"costs at most \d+\.\d\d USD", done.out)
+    assert jobs(far.cloud) == before
+
+
+def test_fifty_steps_at_once_under_a_throttled_service_all_finish(far: RemoteProject) -> None:
+    far.write("nb/x.ipynb", parameters("n: int = 0"), "print(n)")
+    steps = "".join(f'[steps.s{n}]\nnotebook = "nb/x.ipynb"\nparameters = {{ n = {n} }}\n' for n in range(6))
+    far.toml(f'name = "many"\n{steps}')
+    far.cloud.faults.rate(["CreateProcessingJob", "DescribeProcessingJob", "GetLogEvents", "DescribeLogStreams"], 5)
+    done = far.runner("run", "--on", "sagemaker", "--json", "-j", "6")
+    far.cloud.faults.rate([], 0)
+    assert done.code == 0, done.err
+
+
+def test_a_secret_comes_from_secrets_manager_and_is_written_nowhere(far: RemoteProject) -> None:
+    value = "s3cr3t-canary-91"
+    far.cloud.client("secretsmanager").create_secret(Name="team/TOKEN", SecretString=value)
+    far.write("nb/x.ipynb", parameters("token: str = ''  # secret"), "print('got', len(token), token)")
+    far.toml('name = "hidden"\n[steps.x]\nnotebook = "nb/x.ipynb"\n')
+    done = far.runner("run", "--on", "sagemaker", "-p", "x.token=env:TOKEN")
+    assert done.code == 0, done.err
+    assert f"got {len(value)} [redacted]" in json.dumps(far.executed("x"))
+    s3 = far.cloud.client("s3")
+    for found in s3.list_objects_v2(Bucket=BUCKET, Prefix="team/runs/")["Contents"]:
+        assert value.encode() not in s3.get_object(Bucket=BUCKET, Key=found["Key"])["Body"].read()
+    description = [
+        far.cloud.client("sagemaker").describe_processing_job(ProcessingJobName=job) for job in jobs(far.cloud)
+    ]
+    assert value not in str(description)
+
+
+# One listing
+
+
+def test_of_a_hundred_thousand_objects_one_that_changed_is_told(tmp_path: Path) -> None:
+    from runner.records import InputSpec
+    from runner.run import sources
+    from runner.run.sources import RemoteFile
+    from runner.run.store import Store
+
+    class Listed:
+        """A bucket's listing, as S3 gives it."""
+
+        def __init__(self, files: list[RemoteFile]) -> None:
+            self.files = files
+
+        def listing(self, address: str) -> list[RemoteFile]:
+            return self.files
+
+        def download(self, address: str, file: RemoteFile, target: Any) -> None:
+            raise AssertionError("nothing is downloaded")
+
+    store = Store(tmp_path)
+    files = [RemoteFile(path=f"part-{n:06}.parquet", size_bytes=n, version=f"{n:032x}") for n in range(100_000)]
+    spec = InputSpec(from_="s3://b/raw/", as_="uri")
+    before = sources.remote(spec, store, lambda _: Listed(files))
+    changed = [*files[:500], RemoteFile(path=files[500].path, size_bytes=1, version="f" * 32), *files[501:]]
+    now = sources.remote(spec, store, lambda _: Listed(changed))
+    assert before.artifact is not None
+    assert now.artifact is not None
+    assert sources.changed_objects(before.artifact.sha256, now.artifact.sha256, store) == "1 of 100,000 objects changed"
