@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,10 +87,11 @@ def test_the_bundle_of_this_package_runs_where_nothing_is_installed_of_it(tmp_pa
     assert first.sha256 != runner_bundle({"python": "3.11"}).sha256
     assert json.loads(first.files["environment.json"]) == environment
     assert first.files["_run.py"] == (ROOT / "runner" / "aws" / "_run.py").read_bytes()
-    assert "runner/report/templates/style.css" in first.files
-    assert not any("__pycache__" in path or path.endswith(".pyc") for path in first.files)
-    for name, data in first.files.items():
-        write(tmp_path, name, data)
+    with zipfile.ZipFile(io.BytesIO(first.files["runner.zip"])) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)
+    assert "runner/report/templates/style.css" in names
+    assert not any("__pycache__" in path or path.endswith(".pyc") for path in names)
     code = "import runner.step.execute; print(runner.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True
@@ -233,6 +236,11 @@ def test_links_that_leave_the_project_or_lead_nowhere_are_refused(root: Path) ->
         link.unlink()
     link.symlink_to(root / "tools" / "clean.py")
     assert made(root, include=["queries"]).files["project/queries/link.txt"] == b"x = 1\n"
+
+
+def test_modules_may_lie_in_a_run_folder_outside_the_project(root: Path) -> None:
+    copied = write(root.parent, "runs/r1/modules/clean.py", "x = 1")
+    assert made(root, modules={"clean.py": copied}).files["modules/clean.py"] == b"x = 1"
 
 
 def test_links_to_folders_and_pipes_are_refused(root: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_second_run_takes_everything_from_the_first_and_a_local_step_reads_wha
     assert jobs(far.cloud) == before
     assert far.runner("verify", "latest").code == 0
     # debug puts the inputs of a step of a remote run on this machine
-    assert far.runner("debug", "latest", "judge").code == 0
+    assert far.runner("debug", "latest", "judge", "--no-open").code == 0
     opened = next((far.folder / "runs/debug").iterdir())
     assert (opened / "in/table").stat().st_size == 6_000_000
     reproduced = far.runner("reproduce", "latest")
@@ -323,9 +323,9 @@ def test_a_lost_reply_is_the_same_job_and_a_taken_name_is_refused(far: RemotePro
     far.cloud.faults.add("CreateProcessingJob", "LostReply", times=1)
     assert made(far, Case(toml=""), "lost").code == 0
     assert len([job for job in jobs(far.cloud) if job.startswith("lost-")]) == 2
-    # the next run's name is not to be had: somebody else's job has it
-    made_project(far, Case(toml=""), "lost")
-    far.runner("run", "--on", "sagemaker", "--force", env={"RUNNER_FAILPOINT": "job about to be created:make"})
+    # a name that is not to be had: somebody else's job has it
+    made_project(far, Case(make=(*Case().make, "print('taken')"), toml=""), "lost")
+    far.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job about to be created:make"})
     kept = far.runs[-1] / "steps/make/request.json"
     wanted = json.loads(kept.read_text())
     other = {**wanted, "Tags": [{"Key": "runner:request", "Value": "another"}]}

@@ -29,6 +29,7 @@ INPUT, OUTPUT = "/opt/ml/processing/input", "/opt/ml/output"  # where SageMaker 
 MESSAGE_BYTES = 1000  # ExitMessage holds 1 KB
 THREADS = 8
 ATTEMPTS = 5
+SOURCES = "runner.zip"
 SHOWN = 12  # differences in a message
 TEMPORARY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException")
 
@@ -231,13 +232,21 @@ def _do(command: list[str], *, given: str = "") -> str:
 
 
 def _environment(bundle: Path, *, kind: str, python: str) -> dict[str, str]:
-    made = {**os.environ, "PYTHONPATH": str(bundle), "RUNNER_ENVIRONMENT": kind}
+    made = {**os.environ, "PYTHONPATH": _sources(bundle), "RUNNER_ENVIRONMENT": kind}
     if kind == "lock":  # nothing of the image may show through
         made.pop("PYTHONHOME", None)
         made["PYTHONNOUSERSITE"] = "1"
         made["VIRTUAL_ENV"] = str(Path(python).parents[1])
         made["PATH"] = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)])
     return made
+
+
+def _sources(bundle: Path) -> str:
+    """Where the runner's own modules are, taken out of their archive: its templates have to be files."""
+    target = bundle.parent.parent / "runner"
+    with zipfile.ZipFile(bundle / SOURCES) as archive:
+        archive.extractall(target)
+    return str(target)
 
 
 def _some(different: list[str]) -> str:

@@ -205,7 +205,7 @@ def lock(chosen: Settings, root: Path) -> Path:
     if not path.exists():
         raise UsageError(
             f"There is no {path}, which says what packages a job runs with. Write it with "
-            f"`uv pip compile --generate-hashes -o {chosen.lock} pyproject.toml`, or name it in [sagemaker] lock."
+            f"`uv pip compile --universal --generate-hashes -o {chosen.lock} pyproject.toml`, or name it in [sagemaker] lock."
         )
     return path
 

@@ -237,7 +237,7 @@ class Execution:
             return
         marks = {"sagemaker:pipeline-execution-arn": self.arn, "sagemaker:pipeline-step-name": run.step.name}
         request["Tags"] = [*request.get("Tags", ()), *({"Key": k, "Value": v} for k, v in marks.items())]
-        run.job = job = self._jobs.create(request, execution_arn=self.arn)
+        run.job = job = self._jobs.create(request)
         run.metadata = {"ProcessingJob": {"Arn": job.arn}}
         if self._stop.is_set():
             self._jobs.stop(job.name)

@@ -55,12 +55,14 @@ def own_image() -> Image:
 def distribution_image(folder: str | os.PathLike[str] | None = None) -> Image:
     """SageMaker Distribution's versions in a virtual environment, built once per machine (a minute) and kept.
 
+    It is compiled as it is built: containers see it read-only and would compile it anew for every job.
+
     Raises subprocess.CalledProcessError where the package index does not answer.
     """
     mark = hashlib.sha256("\n".join(DISTRIBUTION).encode()).hexdigest()[:12]
     base = Path(folder) if folder else Path(tempfile.gettempdir()) / "small-sagemaker-images"
     base.mkdir(parents=True, exist_ok=True)
-    made = base / f"distribution-4.4-{mark}"
+    made = base / f"distribution-4.4-compiled-{mark}"
     with open(base / f"{made.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (made / ".ready").exists():
@@ -73,4 +75,5 @@ def distribution_image(folder: str | os.PathLike[str] | None = None) -> Image:
 def build(made: Path) -> None:
     uv = Path(sys.executable).parent / "uv"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, made], check=True)
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", made / "bin" / "python", *DISTRIBUTION], check=True)
+    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", made / "bin" / "python"]
+    subprocess.run([*install, *DISTRIBUTION], check=True)

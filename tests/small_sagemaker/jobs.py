@@ -75,7 +75,6 @@ class Job:
     modified: float = field(default_factory=time.time)
     stop_asked: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
-    pipeline_execution_arn: str | None = None
     logs_visible_at: float = 0.0
 
     @property
@@ -98,7 +97,6 @@ class Job:
             "ProcessingEndTime": self.ended,
             "FailureReason": self.failure_reason,
             "ExitMessage": self.exit_message,
-            "PipelineExecutionArn": self.pipeline_execution_arn,
         }
         found.setdefault("StoppingCondition", {"MaxRuntimeInSeconds": DEFAULT_LIMIT_S})
         return {key: value for key, value in found.items() if value is not None}
@@ -171,7 +169,7 @@ class Jobs:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    def create(self, request: dict[str, Any], *, execution_arn: str | None = None) -> Job:
+    def create(self, request: dict[str, Any]) -> Job:
         """Accepts or refuses a request and starts its job; the one way in for clients and for pipelines."""
         check_request(request, self.settings)
         name = request["ProcessingJobName"]
@@ -182,7 +180,7 @@ class Jobs:
                     "Job name must be unique within an AWS account and region, and a job with this name already "
                     f"exists ({self._jobs[name].arn})",
                 )
-            job = Job(request, self.settings.name_arn("processing-job", name), pipeline_execution_arn=execution_arn)
+            job = Job(request, self.settings.name_arn("processing-job", name))
             self._jobs[name] = job
         self.tags.keep(job.arn, request.get("Tags"))
         thread = threading.Thread(target=Run(self, job).live, daemon=True, name=f"job {name}")

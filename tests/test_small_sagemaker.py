@@ -1,0 +1,107 @@
+"""The small SageMaker starts, is reached and ends. What it promises in between is tested in its own folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from small_sagemaker import Image, NotPermittedError, SmallSageMaker
+from small_sagemaker.trying import (
+    ONE_ATTEMPT,
+    ROLE,
+    ask,
+    run_job,
+    wait_for,
+)
+
+Start = Callable[..., SmallSageMaker]
+
+
+@pytest.fixture
+def start() -> Start:
+    def started(*arguments: Any, **named: Any) -> SmallSageMaker:
+        try:
+            return SmallSageMaker(*arguments, **named)
+        except NotPermittedError as error:
+            pytest.skip(str(error))
+
+    return started
+
+
+def find_processes(piece: bytes) -> list[bytes]:
+    """The command lines that hold this piece."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes())
+    return [line for line in found if piece in line]
+
+
+def test_each_server_starts_empty_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    image = tmp_path / "image" / "bin"
+    image.mkdir(parents=True)
+    (image / "hello").write_text("#!/bin/sh\nsleep 600\n")
+    (image / "hello").chmod(0o755)
+    with start({"known": Image(str(image.parent))}, roles=[ROLE]) as cloud:
+        assert cloud.client("s3").list_buckets()["Buckets"] == []
+        assert cloud.jobs() == []
+        sagemaker = cloud.client("sagemaker")
+        assert "Cannot pull image" in run_job(sagemaker, "unknown-image")["FailureReason"]
+        request = ask("known-image", AppSpecification={"ImageUri": "known", "ContainerEntrypoint": ["hello"]})
+        with pytest.raises(ClientError, match="Could not assume role"):
+            sagemaker.create_processing_job(**{**request, "RoleArn": f"{ROLE}-2"})
+        sagemaker.create_processing_job(**request)
+        wait_for(lambda: cloud.jobs()[-1].get("ProcessingStartTime"))
+    assert not [path for path in tmp_path.iterdir() if path.name != "image"]
+    assert not find_processes(str(image / "hello").encode())
+
+
+def test_other_processes_use_it_by_their_environment(start: Start) -> None:
+    script = "import boto3; print(boto3.client('sts').get_caller_identity()['Account'])"
+    with start() as cloud:
+        environment = {"PATH": os.environ["PATH"], **cloud.environment}
+        said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert said.stdout == "123456789012\n", said.stderr
+
+
+def test_a_server_whose_test_is_killed_ends_its_jobs(tmp_path: Path, start: Start) -> None:
+    script = f"""
+import sys, tempfile, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+tempfile.tempdir = {str(tmp_path)!r}
+from small_sagemaker import SmallSageMaker
+from small_sagemaker.trying import ask
+cloud = SmallSageMaker()
+cloud.client("sagemaker").create_processing_job(**ask("left", "sleep 76543"))
+while "ProcessingStartTime" not in cloud.jobs()[0]:
+    time.sleep(0.05)
+print("runs", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"runs\n"
+        process.kill()
+    wait_for(lambda: not list(tmp_path.iterdir()))
+    assert not find_processes(b"sleep\x0076543")
+
+
+def test_what_goes_wrong_in_the_double_itself_is_told(start: Start) -> None:
+    def break_it() -> None:
+        with start() as cloud:
+            cloud.faults.add("ListBuckets", delay_s="no number")  # type: ignore[arg-type]
+            with pytest.raises(ClientError):
+                cloud.client("s3", config=ONE_ATTEMPT).list_buckets()
+
+    with pytest.raises(RuntimeError, match="double itself"):
+        break_it()
