@@ -58,6 +58,10 @@ class Bucket:
 
     def keys(self, below: str = "") -> Iterator[tuple[str, int]]:
         """(key relative to the prefix, size in bytes) of every object below, in order."""
+        for item in self._listed(below):
+            yield item["Key"][len(self.prefix) :], item["Size"]
+
+    def _listed(self, below: str) -> Iterator[dict[str, Any]]:
         token: dict[str, str] = {}
         while True:
             page = self.session.call(
@@ -68,11 +72,19 @@ class Bucket:
                 Prefix=self.prefix + below,
                 **token,
             )
-            for item in page.get("Contents", []):
-                yield item["Key"][len(self.prefix) :], item["Size"]
+            yield from page.get("Contents", [])
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def tags(self, below: str = "") -> Iterator[tuple[str, str]]:
+        """(key relative to the prefix, ETag) of every object below, in order."""
+        for item in self._listed(below):
+            yield item["Key"][len(self.prefix) :], item["ETag"].strip('"')
+
+    def delete(self, key: str) -> None:
+        """Remove the object; also where there is none."""
+        self._call("delete_object", key)
 
     def upload(self, key: str, path: Path, *, missing_only: bool = True) -> int:
         """Copy the file there, in parts where it is large; the bytes moved, 0 where an object of its size is there."""

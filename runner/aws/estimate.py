@@ -9,13 +9,12 @@ from pathlib import Path
 from runner.aws import wheels
 from runner.aws.bucket import Bucket
 from runner.aws.bundle import runner_bundle
-from runner.aws.executor import WHEELS, environment, lock
+from runner.aws.executor import environment, lock, wheel_cache
 from runner.aws.prices import Prices
 from runner.aws.request import limit_s
 from runner.aws.session import Session
 from runner.pipeline.remote import settings
 from runner.records import InputFact, Pipeline
-from runner.run.store import Store
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ def estimate(
     sources: Mapping[str, InputFact],
     *,
     root: Path,
-    store: Store,
 ) -> Estimate:
     """For these steps; `sources` are what comes from outside the run, by "step.input"."""
     move, ceiling = 0, 0.0
@@ -48,7 +46,7 @@ def estimate(
             common.add((chosen.lock, chosen.python))
             if chosen.packages == "lock":
                 found = wheels.wheels(
-                    lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=store.root / WHEELS
+                    lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache()
                 )
                 move += wheels.missing_bytes(bucket, found)
             made = runner_bundle(environment(chosen, root=root, keys=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -41,7 +42,6 @@ from runner.run.world import Runtime
 from runner.step.execute import JOB, RESULT, SOURCE, Progress
 
 REQUEST, LOG = "request.json", "job.log"
-WHEELS = "wheels"  # folder of the store: wheels as downloaded
 LAST_LINES = 30  # of the log, in the error of a job that left no result
 
 
@@ -141,7 +141,7 @@ class SageMakerExecutor:
         with self._lock:
             key = (chosen.bucket, chosen.prefix, chosen.lock, chosen.python, chosen.platform, chosen.packages)
             if key not in self._bundles:
-                self._bundles[key] = put_runner(chosen, bucket, root=self._root, cache=self._store.root / WHEELS)
+                self._bundles[key] = put_runner(chosen, bucket, root=self._root)
             return self._bundles[key]
 
     def _code(self, folder: Path, job: StepJob, chosen: Settings, bucket: Bucket) -> str:
@@ -210,6 +210,11 @@ def lock(chosen: Settings, root: Path) -> Path:
     return path
 
 
+def wheel_cache() -> Path:
+    """Where downloaded wheels are kept, for all projects of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runner" / "wheels"
+
+
 def environment(chosen: Settings, *, root: Path, keys: wheels.Environment | None) -> dict[str, Any]:
     """environment.json: what the job's bootstrap compares the image with, and where it finds what the image lacks."""
     return {
@@ -221,11 +226,11 @@ def environment(chosen: Settings, *, root: Path, keys: wheels.Environment | None
     }
 
 
-def put_runner(chosen: Settings, bucket: Bucket, *, root: Path, cache: Path) -> str:
+def put_runner(chosen: Settings, bucket: Bucket, *, root: Path) -> str:
     """Put the runner with its environment where jobs find it, once; its key."""
     keys = None
     if chosen.packages == "lock":
-        found = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=cache)
+        found = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
         keys = wheels.upload(bucket, found)
     return bundle.upload(bucket, "bundles/", bundle.runner_bundle(environment(chosen, root=root, keys=keys)))[0]
 

@@ -78,9 +78,8 @@ class PlainDisplay:
     def progress(self, progress: Progress) -> None:
         with self._lock:
             if time.monotonic() - self._said >= PLAIN_EVERY_S:
-                self._say(
-                    f"    {progress.step} {progress.done}/{progress.total} cells  [{progress.cell}] {progress.first_line}"
-                )
+                where = f"  [{progress.cell}] {progress.first_line}" if progress.cell else ""
+                self._say(f"    {progress.step} {_cells(progress)}{where}")
 
     def changed(self, manifest: RunManifest, step: str) -> None:
         state = next(state for state in manifest.steps if state.name == step)

@@ -108,7 +108,7 @@ def run_command(
         return made[0]
 
     code = carry_out(plan.file, plan.pipeline, start, on=on, as_json=as_json, pages=not no_report)
-    if not force and on == "local":
+    if not force and on == "local" and plan.pipeline.store.runs is None:
         from runner.cli.repeat import leave
 
         leave(plan, made[0], as_json=as_json, pages=not no_report, code=code)
@@ -120,10 +120,11 @@ def run_command(
 @click.option(
     "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
 )
+@click.option("--take-over", is_flag=True, help="Also a run of another machine, which is gone.")
 @no_report_option
 @json_option
 @pipeline_option
-def resume_command(run: str, jobs: int, no_report: bool, as_json: bool, pipeline: Path) -> int:
+def resume_command(run: str, jobs: int, take_over: bool, no_report: bool, as_json: bool, pipeline: Path) -> int:
     """Continue an interrupted or failed run from its first unsealed step, with its own code and parameters.
 
     \b
@@ -144,7 +145,7 @@ def resume_command(run: str, jobs: int, no_report: bool, as_json: bool, pipeline
     return carry_out(
         pipeline,
         manifest.pipeline,
-        lambda world: resume(run_id, pipeline, Options(jobs=jobs), world),
+        lambda world: resume(run_id, pipeline, Options(jobs=jobs, take_over=take_over), world),
         on=manifest.on,
         as_json=as_json,
         pages=not no_report,
@@ -197,7 +198,7 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
             click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
     if options.on == "sagemaker":
         may_run = [step.name for step in found if step.would in ("run", "maybe")]
-        made = backend.estimate(plan, may_run, sources, world.store)
+        made = backend.estimate(plan, may_run, sources)
         ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
         click.echo(f"moves {made.move_bytes / 1e6:.1f} MB to S3", err=as_json)
         click.echo(f"costs at most {ceiling}: each step for as long as it may run ({made.prices})", err=as_json)

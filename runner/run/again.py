@@ -18,7 +18,7 @@ from runner.records import InputFact, RunManifest, StepState
 from runner.run import folder as run_folder
 from runner.run import registration
 from runner.run.orchestrate import Steps
-from runner.run.store import Store, check
+from runner.run.store import OWNED, Store, check
 from runner.run.world import Options, World
 
 SEALED = ("succeeded", "cached", "skipped")
@@ -31,9 +31,13 @@ def resume(run_id: str, file: Path, options: Options, world: World) -> RunManife
     file was altered.
     """
     store = world.store
+    if options.take_over:
+        (store.folder(run_id) / OWNED).unlink(missing_ok=True)
     with store.lock(run_id):
         manifest = store.manifest_as_written(run_id)
         if manifest.status == "succeeded":
+            if world.shared is not None:
+                world.shared.push(manifest, ended=True)
             return manifest
         plan = run_folder.plan_again(manifest, store, file)
         for state in manifest.steps:

@@ -59,7 +59,7 @@ def pack(manifest: RunManifest, store: Store, target: Path, evidence: Pack) -> i
             _add(archive, PACK, encode(evidence))
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 relative = path.relative_to(folder)
-                if _is_record(relative):
+                if is_record(relative):
                     _add(archive, f"run/{relative.as_posix()}", path.read_bytes())
             for sha256, path in sorted(_objects(manifest, store, scratch)):
                 _add_file(archive, f"objects/{sha256}", path)
@@ -147,7 +147,7 @@ def _objects(manifest: RunManifest, store: Store, scratch: Store) -> Iterator[tu
             yield fact.sha256, store.object(fact) if root is None else root / relative if relative else root
 
 
-def _is_record(relative: Path) -> bool:
+def is_record(relative: Path) -> bool:
     """Whether a file of the run's folder is carried as it is; what is an object is carried as one."""
     name = relative.name
     if name in LEFT_OUT or name.endswith(".partial") or name.startswith("."):

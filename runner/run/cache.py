@@ -111,7 +111,10 @@ class Cache:
         for artifact in run_folder.produced(result):
             if all(self.store.here(fact) for fact in facts_of(artifact).values()):  # the rest is fetched when asked for
                 self.store.link(artifact, target / artifact.path.rstrip("/"))
-        for name in (run_folder.JOB, run_folder.RESULT, "executed.html", "job.log"):
+        for name, record in ((run_folder.JOB, found.state.job), (run_folder.RESULT, result)):
+            assert record is not None
+            atomic_write(target / name, encode(record))
+        for name in ("executed.html", "job.log"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(source / name, target / name)
 

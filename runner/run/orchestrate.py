@@ -16,7 +16,7 @@ import msgspec
 
 from runner import __version__
 from runner.content import atomic_write, file_fact
-from runner.errors import Detached, RunnerError
+from runner.errors import Detached, RemoteError, RunnerError
 from runner.failpoint import reach
 from runner.gate import judge
 from runner.pipeline.file import VERDICT
@@ -116,6 +116,8 @@ class Steps:
 
     def finish(self) -> RunManifest:
         self.world.watcher.started(self.manifest)
+        if self.world.shared is not None:
+            self.world.shared.claim(self.manifest, take_over=self.options.take_over)
         self._register_left()
         self._prepare_next()
         try:
@@ -135,7 +137,21 @@ class Steps:
         status = "interrupted" if interrupted else "failed" if "failed" in statuses else "succeeded"
         reach("before the end")
         self._write(status=status, ended=_now())
+        self._share(ended=True)
         return self.manifest
+
+    def _share(self, *, ended: bool = False) -> None:
+        """Let others see how far the run is. What fails on the way is made up for at its end."""
+        if self.world.shared is None:
+            return
+        try:
+            self.world.shared.push(self.manifest, ended=ended)
+        except RemoteError as error:
+            if ended:
+                raise RemoteError(
+                    f"Run {self.manifest.run} has ended and is whole here, but the others cannot see it: {error} "
+                    f"`runner resume {self.manifest.run}` shares it."
+                ) from error
 
     def _start_ready(self) -> bool:
         """Start what can start; False once nothing goes on and nothing ever will."""
@@ -245,6 +261,7 @@ class Steps:
             self._register(step, result, ended.from_run)
         if ended.status == "succeeded":
             self.cache.remember(self.manifest.run, self._state(step.name))
+        self._share()
 
     def _register(self, step: PlannedStep, result: StepResult, from_run: str | None) -> None:
         if not self.options.register:

@@ -30,6 +30,7 @@ from runner.records import Artifact, FileFact, RunManifest, encode, read
 from runner.run.ids import RUN_ID, make_folder
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE, ELSEWHERE = "run.json", "lock", "objects", "quarantine", "elsewhere"
+OWNED = "owned-elsewhere"  # in a run's folder: another machine works on it, as far as was last heard
 
 
 class Remote(Protocol):
@@ -136,6 +137,8 @@ class Store:
     @contextlib.contextmanager
     def lock(self, run: str) -> Iterator[None]:
         """Own the run. Raises Refused naming the process that does."""
+        if (self.folder(run) / OWNED).exists():
+            raise Refused(f"Run {run} is being worked on by another machine: {(self.folder(run) / OWNED).read_text()}")
         with self._store_lock(fcntl.LOCK_SH), (self.folder(run) / LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,6 +158,8 @@ class Store:
         return int(said[1]), said[3]
 
     def locked(self, run: str) -> bool:
+        if (self.folder(run) / OWNED).exists():
+            return True
         try:
             with (self.folder(run) / LOCK).open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -212,7 +217,7 @@ class Store:
     def point(self, fact: FileFact, address: str) -> None:
         """Remember where the object's bytes lie."""
         place = self.root / ELSEWHERE / inside(fact.sha256)
-        place.parent.mkdir(exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(place, address.encode())
 
     def _fetch(self, address: str, fact: FileFact, remote: Remote) -> None:
@@ -305,11 +310,8 @@ def check(folder: Path, found: Artifact, store: Store) -> None:
 
 
 def found_here(folder: Path, found: Artifact, store: Store) -> bool:
-    """Whether the artifact is to be in the folder; not where a file of it is known to lie elsewhere and is not here."""
-    return not any(
-        not (folder / path).exists() and not store.here(fact) and store.address(fact) is not None
-        for path, fact in files_of(found)
-    )
+    """Whether the artifact is to be in the folder; not where a file of it is not, and its bytes came from elsewhere."""
+    return not any(not (folder / path).exists() and store.address(fact) is not None for path, fact in files_of(found))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -52,6 +52,16 @@ class Watcher(Protocol):
     def judged(self, verdict: Verdict) -> None: ...
 
 
+class Shared(Protocol):
+    """Runs that other machines see too. All raise RemoteError where they cannot be reached."""
+
+    def claim(self, manifest: RunManifest, *, take_over: bool = False) -> None:
+        """Own the run, also against other machines. Raises Refused naming who does."""
+
+    def push(self, manifest: RunManifest, *, ended: bool) -> None:
+        """Let the others see the run as it stands. Calling twice is safe."""
+
+
 class Silent:
     """A watcher that tells nobody."""
 
@@ -80,6 +90,7 @@ class Options:
     targets: tuple[str, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)
     on: str = "local"
+    take_over: bool = False  # a run that another machine owned
 
 
 @dataclass(frozen=True)
@@ -102,3 +113,4 @@ class World:
     stop: threading.Event
     runtime: Runtime | None = None
     place: Callable[[InputFact, str, Path, Store], InputFact] = place
+    shared: Shared | None = None

@@ -1,0 +1,210 @@
+"""Runs that several people and CI share: each machine keeps its own folder, and this puts runs there and takes others in.
+
+    <address>/manifests/<run>.json     run.json, written last
+    <address>/records/<run>.tar.gz     the run's folder without what is an object
+    <address>/objects/<sha256>         outputs, executed notebooks, kept sources; what lies in S3 already stays there
+    <address>/owners/<run>.json        who works on the run; gone once it has ended
+
+A run taken in is there by its manifest at once; its records and bytes come when it is asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import shutil
+import socket
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from runner.aws.bucket import Bucket
+from runner.aws.s3 import split
+from runner.aws.session import Session
+from runner.content import atomic_write
+from runner.errors import Refused, RunnerError
+from runner.records import FORMAT, Artifact, Record, RunManifest, decode, encode, read
+from runner.run.archive import is_record
+from runner.run.cache import Cache
+from runner.run.folder import step_folder
+from runner.run.ids import RUN_ID
+from runner.run.store import MANIFEST, OWNED, Store, facts_of, inside
+
+SEEN = "shared.json"  # file of the store: the version of each manifest as it was taken in
+LARGEST_RECORDS_BYTES = 500_000_000  # unpacked; notebooks and their modules, no data
+
+
+class Owner(Record, frozen=True, kw_only=True):
+    """Who works on a run."""
+
+    format: int = FORMAT
+    host: str
+    pid: int
+    who: str
+
+
+class _Seen(Record, frozen=True, kw_only=True):
+    format: int = FORMAT
+    manifests: dict[str, str] = {}
+
+
+class SharedRuns:
+    """Implements `runner.run.world.Shared`. Construction asks nothing."""
+
+    def __init__(self, address: str, store: Store, project: Path, session: Session) -> None:
+        bucket, key = split(address)
+        self.place = Bucket(session, bucket, f"{key.strip('/')}/" if key.strip("/") else "")
+        self.store, self.project = store, project
+        self._there: set[str] = set()  # objects known to be in the bucket
+
+    def claim(self, manifest: RunManifest, *, take_over: bool = False) -> None:
+        """Own the run, also against other machines. Raises Refused naming who does."""
+        key = f"owners/{manifest.run}.json"
+        mine = Owner(host=socket.gethostname(), pid=os.getpid(), who=manifest.started_by)
+        if self.place.put(key, encode(mine), once=not take_over):
+            return
+        content = self.place.get(key)
+        owner = decode(Owner, content, where=self.place.address(key)) if content is not None else mine
+        if owner.host != mine.host:
+            raise Refused(
+                f"Run {manifest.run} is being worked on by {owner.who} on {owner.host}. "
+                f"If that machine is gone: `runner resume {manifest.run} --take-over`."
+            )
+        self.place.put(key, encode(mine))
+
+    def push(self, manifest: RunManifest, *, ended: bool) -> None:
+        """Put there what is new of the run. Calling twice is safe."""
+        for state in manifest.steps:
+            for found in _of_step(manifest, state.name):
+                for fact in facts_of(found).values():
+                    if fact.sha256 not in self._there and self.store.here(fact):
+                        self.place.upload(f"objects/{fact.sha256}", self.store.object(fact))
+                    self._there.add(fact.sha256)
+        self.place.put(f"records/{manifest.run}.tar.gz", self._records(manifest.run))
+        self.place.put(f"manifests/{manifest.run}.json", encode(manifest))
+        if ended:
+            self.place.delete(f"owners/{manifest.run}.json")
+
+    def pull(self) -> list[str]:
+        """Take in the runs that are new there, or have gone on; their ids."""
+        listed = {
+            key.removeprefix("manifests/").removesuffix(".json"): tag for key, tag in self.place.tags("manifests/")
+        }
+        owned = {key.removeprefix("owners/").removesuffix(".json") for key, _ in self.place.keys("owners/")}
+        file = self.store.root / SEEN
+        seen = dict(read(_Seen, file).manifests) if file.exists() else {}
+        new = [run for run, tag in sorted(listed.items()) if RUN_ID.match(run) and seen.get(run) != tag]
+        for run in new:
+            self._take_in(run)
+            seen[run] = listed[run]
+        for run in seen:
+            self._mark(run, owned=run in owned)
+        if new:
+            self.store.root.mkdir(exist_ok=True)
+            atomic_write(file, encode(_Seen(manifests=seen)))
+        return new
+
+    def complete(self, run: str) -> None:
+        """Bring the records and executed notebooks of a run that was taken in."""
+        folder = self.store.folder(run)
+        if not (folder / OWNED).exists() and (folder / "steps").is_dir():
+            return
+        content = self.place.get(f"records/{run}.tar.gz")
+        if content is None:
+            return
+        scratch = self.store.root / f".import-{secrets.token_hex(4)}"
+        try:
+            _unpack(content, scratch)
+            for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
+                target = folder / path.relative_to(scratch)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.name != MANIFEST or path.parent != scratch:
+                    path.replace(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        manifest = self.store.manifest_as_written(run)
+        for state in manifest.steps:
+            if state.result is not None and state.result.executed is not None:
+                found = state.result.executed
+                self.store.link(found, step_folder(self.store, run, state.name) / found.path)
+
+    def _take_in(self, run: str) -> None:
+        """The run's manifest, pointers to its bytes, and its successes for the cache. One that is worked on here stays."""
+        content = self.place.get(f"manifests/{run}.json")
+        folder = self.store.folder(run)
+        if content is None or (not (folder / OWNED).exists() and self.store.locked(run)):
+            return
+        manifest = decode(RunManifest, content, where=self.place.address(f"manifests/{run}.json"))
+        if manifest.run != run or ((folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == content):
+            return
+        for state in manifest.steps:
+            for found in _of_step(manifest, state.name):
+                at = state.result.remote.at if state.result is not None and state.result.remote is not None else ""
+                for relative, fact in facts_of(found).items():
+                    kept = self.store.here(fact) or self.store.address(fact) is not None
+                    path = f"{found.path.rstrip('/')}/{relative}" if relative else found.path
+                    if not kept:
+                        elsewhere = at and found.path.partition("/")[0] != "in"
+                        self.store.point(fact, at + path if elsewhere else self.place.address(f"objects/{fact.sha256}"))
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / MANIFEST, content)
+        cache = Cache(self.store, self.project)
+        for state in manifest.steps:
+            if state.status == "succeeded" and state.key is not None and state.result is not None:
+                cache.remember(run, state)
+
+    def _mark(self, run: str, *, owned: bool) -> None:
+        """Whether another machine works on it, for who looks at the run here."""
+        mark = self.store.folder(run) / OWNED
+        if owned and mark.parent.is_dir() and not self.store.locked(run):
+            content = self.place.get(f"owners/{run}.json")
+            if content is not None and decode(Owner, content, where=run).host != socket.gethostname():
+                atomic_write(mark, content)
+        elif not owned:
+            mark.unlink(missing_ok=True)
+
+    def _records(self, run: str) -> bytes:
+        folder = self.store.folder(run)
+        whole = io.BytesIO()
+        with tarfile.open(fileobj=whole, mode="w:gz", compresslevel=6) as archive:
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                relative = path.relative_to(folder)
+                if is_record(relative) and path.name != OWNED:
+                    archive.add(path, relative.as_posix(), recursive=False)
+        return whole.getvalue()
+
+
+def _of_step(manifest: RunManifest, name: str) -> Iterator[Artifact]:
+    """What lies in a step's folder as objects: outputs, executed notebook, and inputs whose bytes were kept."""
+    state = next(state for state in manifest.steps if state.name == name)
+    if state.result is not None:
+        yield from state.result.outputs.values()
+        if state.result.executed is not None:
+            yield state.result.executed
+    for key, fact in manifest.sources.items():
+        kept = fact.artifact is not None and not fact.stamp and not fact.listed and fact.as_ == "path"
+        if key.partition(".")[0] == name and kept and fact.artifact is not None:
+            yield msgspec.structs.replace(fact.artifact, path=f"in/{key.partition('.')[2]}")
+
+
+def _unpack(content: bytes, target: Path) -> None:
+    """Only regular files below the folder, and no more than records can be. Raises Refused."""
+    left = LARGEST_RECORDS_BYTES
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            for member in archive:
+                left -= member.size
+                if not member.isreg() or left < 0:
+                    raise Refused(
+                        f"The shared records have {member.name!r}, which is no record; nothing of it was kept."
+                    )
+                place = target / inside(member.name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file = archive.extractfile(member)
+                assert file is not None
+                place.write_bytes(file.read())
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise RunnerError(f"The shared records cannot be read: {error}.") from error

@@ -1,0 +1,119 @@
+"""With [store] runs = "s3://…" several people and CI see one set of runs, each from a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cloud import BUCKET, running
+from conftest import Done, Project, code, parameters, recorded
+from small_sagemaker import SmallSageMaker
+
+TOML = f"""
+name = "shared"
+[store]
+runs = "s3://{BUCKET}/ours"
+[steps.make]
+notebook = "make.ipynb"
+outputs = {{ out = "x.txt" }}
+[steps.judge]
+notebook = "judge.ipynb"
+inputs = {{ table = "make.out" }}
+[[gate]]
+metric = "judge.score"
+min = 0.5
+"""
+
+
+@pytest.fixture
+def cloud() -> Iterator[SmallSageMaker]:
+    with running() as made:
+        yield made
+
+
+class Machine(Project):
+    """One person's checkout."""
+
+    def runner(self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
+        return super().runner(*arguments, env={**CLOUD, **(env or {})}, cwd=cwd)
+
+
+CLOUD: dict[str, str] = {}
+
+
+@pytest.fixture
+def machines(cloud: SmallSageMaker, tmp_path: Path) -> tuple[Machine, Machine]:
+    CLOUD.clear()
+    CLOUD.update(cloud.environment)
+    made = []
+    for name in ("ana", "ben"):
+        (tmp_path / name).mkdir()
+        machine = Machine(tmp_path / name)
+        machine.write("make.ipynb", parameters("out: str = ''\nn: int = 1"), "open(out, 'w').write('x' * n)")
+        machine.write(
+            "judge.ipynb", parameters("table: str = ''"), code("print(open(table).read())"), recorded("score", "0.9")
+        )
+        machine.toml(TOML)
+        made.append(machine)
+    return made[0], made[1]
+
+
+def test_one_runs_and_the_other_sees_takes_and_verifies_it(machines: tuple[Machine, Machine]) -> None:
+    ana, ben = machines
+    assert ana.runner("run").code == 0
+    run = ana.runs[-1].name
+    listed = ben.runner("runs", "--json")
+    assert [entry["run"] for entry in listed.json] == [run]
+    assert ben.runner("show", "latest").code == 0
+    assert ben.runner("verify", run).code == 0
+    assert ben.runner("report", run).code == 0
+    assert (ben.folder / "runs" / run / "report.html").exists()
+    taken = ben.runner("run", "--json")
+    assert [step["status"] for step in taken.json["steps"]] == ["cached", "cached"]
+    assert ben.runner("verify", "latest").code == 0
+    changed = ben.runner("run", "--json", "-p", "make.n=3")
+    assert [step["status"] for step in changed.json["steps"]] == ["succeeded", "succeeded"]
+    assert len(ana.runner("runs", "--json").json) == 3
+    differ = ana.runner("diff", run, "latest")
+    assert differ.code == 0
+    assert "n" in differ.out
+
+
+def test_a_run_of_another_machine_is_not_resumed_unless_taken_over(
+    machines: tuple[Machine, Machine], cloud: SmallSageMaker
+) -> None:
+    ana, ben = machines
+    assert ana.runner("run", env={"RUNNER_FAILPOINT": "step about to run:judge"}).code == -signal.SIGKILL
+    # as if ana's machine had another name
+    run = ana.runs[-1].name
+    s3 = cloud.client("s3")
+    owner = json.loads(s3.get_object(Bucket=BUCKET, Key=f"ours/owners/{run}.json")["Body"].read())
+    s3.put_object(
+        Bucket=BUCKET, Key=f"ours/owners/{run}.json", Body=json.dumps({**owner, "host": "ana-laptop"}).encode()
+    )
+    refused = ben.runner("resume", run)
+    assert refused.code == 8
+    assert "ana-laptop" in refused.err
+    taken = ben.runner("resume", run, "--take-over", "--json")
+    assert taken.code == 0, taken.err
+    assert taken.json["status"] == "succeeded"
+    assert ben.runner("verify", run).code == 0
+    assert "Contents" not in s3.list_objects_v2(Bucket=BUCKET, Prefix="ours/owners/")
+
+
+def test_a_run_that_could_not_be_shared_is_whole_and_shared_later(
+    machines: tuple[Machine, Machine], cloud: SmallSageMaker
+) -> None:
+    ana, ben = machines
+    cloud.faults.add("PutObject", "AccessDenied", times=None, match="manifests")
+    done = ana.runner("run")
+    assert done.code == 7
+    assert "is whole here" in done.err
+    assert "runner resume" in done.err
+    assert ben.runner("runs", "--json").json == []
+    cloud.faults.clear()
+    assert ana.runner("resume", "latest").code == 0
+    assert len(ben.runner("runs", "--json").json) == 1
