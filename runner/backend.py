@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from runner.errors import Refused, RunnerError
+from runner.errors import PipelineError, Refused, RunnerError, UsageError
 from runner.model import approval
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, Registry
 from runner.pipeline.file import load
-from runner.records import Pipeline, RunManifest
+from runner.records import Artifact, Pipeline, RunManifest
 from runner.run import provenance, sources
 from runner.run.again import register
 from runner.run.sources import Remote
@@ -22,8 +22,15 @@ from runner.run.store import Store
 from runner.run.world import Executor, Options, Runtime, Silent, Watcher, World
 
 if TYPE_CHECKING:
+    from runner.aws.estimate import Estimate
+    from runner.aws.executions import Seen
+    from runner.aws.pipelines import Outcome
     from runner.aws.session import Session
-    from runner.records import FileFact
+    from runner.aws.shared import SharedRuns
+    from runner.aws.upload import Uploaded
+    from runner.pipeline.plan import Plan
+    from runner.records import FileFact, InputFact
+    from runner.run.doctor import Check
     from runner.run.gc import Freed
     from runner.run.reproduce import Reproduced
 
@@ -33,13 +40,16 @@ LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
 
 def store(pipeline: Path) -> Store:
     """The runs beside the pipeline file. Raises PipelineError where there is no such file."""
-    load(pipeline)
-    return _store(pipeline.parent)
+    spec = load(pipeline)
+    runs = _store(pipeline.parent)
+    if spec.store.runs is not None:
+        _shared(spec, runs, pipeline.parent).pull()
+    return runs
 
 
 def registry(pipeline: Path) -> Registry:
     spec = load(pipeline)
-    return _registry(pipeline.parent, spec.model.registry if spec.model else "local")
+    return _registry(pipeline.parent, spec)
 
 
 def world(
@@ -52,6 +62,8 @@ def world(
 ) -> World:
     """What a run of the pipeline in `file` talks to, with its steps on this machine or in SageMaker."""
     runs = _store(file.parent)
+    if spec.store.runs is not None:
+        _shared(spec, runs, file.parent).pull()
     executor: Executor
     match on:
         case "sagemaker":
@@ -71,12 +83,13 @@ def world(
     return World(
         store=runs,
         executor=executor,
-        registry=_registry(file.parent, spec.model.registry if spec.model else "local"),
+        registry=_registry(file.parent, spec),
         remote_for=remote_for,
         watcher=watcher or Silent(),
         stop=stop or threading.Event(),
         runtime=elsewhere,
         place=sources.place if elsewhere is None else sources.name_only,
+        shared=_shared(spec, runs, file.parent) if spec.store.runs is not None else None,
     )
 
 
@@ -101,9 +114,12 @@ def remote_for(address: str) -> Remote:
 def find_run(pipeline: Path, reference: str) -> str:
     """The run id for an id, a unique part of one, `latest`, or NAME/VERSION."""
     name, slash, number = reference.partition("/")
-    if slash and number.isdecimal():
-        return registry(pipeline).get(name, int(number)).run
-    return store(pipeline).find(reference)
+    runs = store(pipeline)
+    run = registry(pipeline).get(name, int(number)).run if slash and number.isdecimal() else runs.find(reference)
+    spec = load(pipeline)
+    if spec.store.runs is not None:
+        _shared(spec, runs, pipeline.parent).complete(run)
+    return run
 
 
 def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunManifest:
@@ -115,7 +131,7 @@ def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunMani
 
 
 def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
-    versions = registry(pipeline)
+    spec, versions = load(pipeline), registry(pipeline)
     found = versions.get(name, version)
     runs = store(pipeline)
     return approval.approve(
@@ -123,14 +139,25 @@ def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersio
         name,
         version,
         manifest=runs.manifest(found.run),
-        model_folder=runs.folder(found.run) / found.artifact.path,
+        model_folder=model_folder(runs, found.run, found.artifact),
         who=provenance.who(),
         why=why,
+        rules=spec.approval,
+        identity=_identity(spec),
     )
 
 
 def reject(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
-    return approval.reject(registry(pipeline), name, version, who=provenance.who(), why=why)
+    spec = load(pipeline)
+    return approval.reject(
+        registry(pipeline),
+        name,
+        version,
+        who=provenance.who(),
+        why=why,
+        rules=spec.approval,
+        identity=_identity(spec),
+    )
 
 
 def verify(pipeline: Path, reference: str | None) -> tuple[list[str], int, int]:
@@ -235,6 +262,14 @@ def _store(root: Path) -> Store:
     return Store(root / RUNS, _Elsewhere())
 
 
+def _shared(spec: Pipeline, runs: Store, root: Path) -> SharedRuns:
+    from runner.aws.session import Session
+    from runner.aws.shared import SharedRuns
+
+    assert spec.store.runs is not None
+    return SharedRuns(spec.store.runs, runs, root, Session(spec.sagemaker.region))
+
+
 def _session(spec: Pipeline) -> Session:
     from runner.aws.session import Session
     from runner.pipeline.remote import settings
@@ -262,6 +297,13 @@ def stop_run(pipeline: Path, reference: str) -> list[str]:
     return said + stop(manifest, runs)
 
 
+def estimate(plan: Plan, steps: list[str], sources: dict[str, InputFact]) -> Estimate:
+    """What running these steps in SageMaker would move and cost; see `runner.aws.estimate`."""
+    from runner.aws.estimate import estimate as made
+
+    return made(_session(plan.pipeline), plan.pipeline, steps, sources, root=plan.root)
+
+
 def fetch_run(pipeline: Path, reference: str, steps: tuple[str, ...] = ()) -> tuple[RunManifest, int]:
     """Bring a run's outputs here that stayed where they were made; the run, and the bytes that came."""
     from runner.run.folder import fetch
@@ -271,12 +313,44 @@ def fetch_run(pipeline: Path, reference: str, steps: tuple[str, ...] = ()) -> tu
     return manifest, fetch(manifest, runs, steps=steps)
 
 
-def _registry(root: Path, kind: str) -> Registry:
-    match kind:
-        case "local":
-            return LocalRegistry(root / RUNS / REGISTRY)
+def _registry(root: Path, spec: Pipeline) -> Registry:
+    """By [model] registry, wherever the steps run."""
+    match spec.model.registry if spec.model else LOCAL:
+        case "sagemaker":
+            from runner.aws.bucket import Bucket
+            from runner.aws.registry import SageMakerRegistry
+            from runner.pipeline.remote import settings
+
+            chosen, runs = settings(spec), _store(root)
+            bucket = Bucket(_session(spec), chosen.bucket, chosen.prefix)
+            return SageMakerRegistry(
+                bucket.session,
+                bucket,
+                model_folder=lambda new: model_folder(runs, new.run, new.artifact),
+                run_address=lambda run: bucket.address(f"runs/{run}/"),
+                image=chosen.serving_image,
+                tags=chosen.tags,
+                cache=root / RUNS / "registry-cache",
+            )
         case _:
-            raise Refused(f'[model] registry = "{kind}" is not available here; use "local".')
+            return LocalRegistry(root / RUNS / REGISTRY)
+
+
+def model_folder(runs: Store, run: str, found: Artifact) -> Path:
+    """The folder of a run's model, its bytes brought here where they are not."""
+    folder = runs.folder(run) / found.path
+    if not folder.exists():
+        runs.link(found, folder)
+    return folder
+
+
+def _identity(spec: Pipeline) -> str:
+    """Whom AWS takes the caller for, where it keeps the registry."""
+    if spec.model is None or spec.model.registry == LOCAL:
+        return ""
+    from runner.aws.registry import caller
+
+    return caller(_session(spec))
 
 
 def debug(pipeline: Path, reference: str, step: str) -> Path:
@@ -315,3 +389,107 @@ def import_run(pipeline: Path, file: Path) -> tuple[str, list[ModelVersion]]:
         versions = {version.version: version for version in found.versions}
         LocalRegistry(runs.root / REGISTRY).adopt(versions, found.events)
     return found.run, [version for version in found.versions if version.run == found.run]
+
+
+def checks(pipeline: Path, *, on: str, probe: bool, say: Callable[[str], None]) -> Iterator[Check]:
+    """What has to hold before a run can work there; `say` is told of what takes long or costs something."""
+    from runner.run import doctor
+
+    match on:
+        case "sagemaker":
+            from runner.aws.doctor import account
+
+            yield doctor.sound(pipeline)
+            try:
+                spec = load(pipeline)
+            except PipelineError:  # as the line above says
+                return
+            yield from account(spec, pipeline.parent, run_probe=probe, say=say)
+        case _:
+            yield from doctor.machine(pipeline, _store(pipeline.parent))
+
+
+def upload(pipeline: Path, file: Path, *, to: str | None, replace: bool, dry_run: bool) -> tuple[Uploaded, list[str]]:
+    """Put a file into the project's bucket; where it is, and the lines of pipeline.toml that would read it there."""
+    from runner.aws import upload as moving
+
+    spec = load(pipeline)
+    found = moving.upload(spec, file, to=to, replace=replace, dry_run=dry_run)
+    return found, moving.lines(spec, pipeline.parent, file, found.address)
+
+
+def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:
+    """The version of NAME/VERSION, or the highest approved one of NAME, and its files. Raises Refused if there is none."""
+    name, slash, number = reference.partition("/")
+    if slash and not number.isdecimal():
+        raise UsageError(f"{reference!r} is no model version; write {name} or {name}/1.")
+    versions = registry(pipeline)
+    found = versions.get(name, int(number)) if slash else versions.approved(name)
+    if found is None:
+        versions.list(name)  # names what there is, where this is no model
+        raise Refused(f"No version of {name} is approved. See `runner models {name}`.")
+    return found, store(pipeline).folder(found.run) / found.artifact.path
+
+
+def pipeline_definition(file: Path, *, profile: str | None = None) -> dict[str, Any]:
+    """The pipeline as a SageMaker Pipeline's definition, with nothing uploaded and nobody asked."""
+    from runner.aws.pipelines import definition
+    from runner.aws.pushed import Rehearsal, lay
+    from runner.aws.session import Session
+    from runner.pipeline.plan import plan
+    from runner.pipeline.remote import settings
+
+    made = plan(file, profile=profile)
+    chosen = settings(made.pipeline)
+    session = Session(chosen.region, anonymous=True)
+    bucket = Rehearsal(session, chosen.bucket, chosen.prefix)
+    return definition(lay(made, bucket, store=_store(file.parent), profile=profile), region=session.region)
+
+
+def push_pipeline(file: Path, *, profile: str | None = None, dry_run: bool = False) -> Outcome:
+    """Make the SageMaker Pipeline what pipeline.toml and its notebooks are now."""
+    from runner.aws import pipelines
+    from runner.aws.bucket import Bucket
+    from runner.aws.pushed import Rehearsal, lay
+    from runner.pipeline.plan import plan
+    from runner.pipeline.remote import settings
+
+    made = plan(file, profile=profile)
+    chosen = settings(made.pipeline)
+    session = _session(made.pipeline)
+    kind = Rehearsal if dry_run else Bucket
+    bucket = kind(session, chosen.bucket, chosen.prefix)
+    laid = lay(made, bucket, store=_store(file.parent), profile=profile)
+    definition = pipelines.definition(laid, region=session.region)
+    return pipelines.push(definition, session, bucket, chosen, name=made.pipeline.name, dry_run=dry_run)
+
+
+def start_pipeline(file: Path, overrides: dict[str, str], *, profile: str | None = None, note: str = "") -> str:
+    """Start an execution with -p's values, checked as those of a run are; its ARN. Local sources are uploaded."""
+    from runner.aws.bucket import Bucket
+    from runner.aws.executions import start
+    from runner.aws.pushed import INSTANCES, put_source
+    from runner.pipeline.file import is_path
+    from runner.pipeline.plan import plan
+    from runner.pipeline.remote import settings
+
+    given = {key: value for key, value in overrides.items() if key.rpartition(".")[2] not in INSTANCES}
+    made = plan(file, profile=profile, overrides=given)
+    chosen = settings(made.pipeline)
+    session = _session(made.pipeline)
+    bucket = Bucket(session, chosen.bucket, chosen.prefix)
+    values = dict(overrides)
+    for key in given:
+        step, _, name = key.partition(".")
+        spec = made.pipeline.steps[step].inputs.get(name) if step in made.pipeline.steps else None
+        if spec is not None and is_path(spec.from_):
+            values[key] = put_source(Path(spec.from_), bucket)
+    return start(session, made.pipeline.name, values, note=note)
+
+
+def look_at_execution(file: Path, reference: str | None) -> Seen:
+    """An execution of the pipeline in SageMaker: by ARN or id, or the latest."""
+    from runner.aws.executions import look
+
+    spec = load(file)
+    return look(_session(spec), spec.name, reference)

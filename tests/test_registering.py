@@ -8,14 +8,20 @@ import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Done, Project, parameters
 
 import runner.model
 from runner.content import artifact
-from runner.errors import UsageError
+from runner.errors import Refused, UsageError
+from runner.model import approval
+from runner.model.registry import LocalRegistry
 from runner.model.request import REQUEST, STEP_FOLDER
+from runner.model.versions import ModelVersion
+from runner.records import ApprovalSpec
+from runner.run.store import Store
 
 TOML = """
 name = "tiny"
@@ -281,6 +287,50 @@ def test_a_registry_that_cannot_be_read_is_refused_and_kept(project: Project) ->
     done = project.runner("run", "--tag", "another")
     assert (done.code, "restore a copy" in done.err) == (8, True)
     assert path.read_bytes() == before
+
+
+# Who may decide
+
+
+def decided(project: Project, who: str, *, identity: str = "", reject: bool = False, **rules: Any) -> ModelVersion:
+    """The decision on tiny/1, by the rules of [approval]."""
+    registry = LocalRegistry(project.folder / "runs" / "registry.db")
+    by = {"who": who, "why": "reviewed", "identity": identity, "rules": ApprovalSpec(**rules)}
+    if reject:
+        return approval.reject(registry, "tiny", 1, **by)
+    runs = Store(project.folder / "runs")
+    manifest = runs.manifest(registry.get("tiny", 1).run)
+    folder = runs.folder(manifest.run) / registry.get("tiny", 1).artifact.path
+    return approval.approve(registry, "tiny", 1, manifest=manifest, model_folder=folder, **by)
+
+
+def test_only_those_who_are_named_decide(project: Project) -> None:
+    for reject in (False, True):
+        with pytest.raises(Refused, match=r"eve@here may not decide on tiny/1: only ana, ben may \(\[approval\] by"):
+            decided(project, "eve@here", by=["ana", "ben"], reject=reject)
+        with pytest.raises(Refused, match=r"eve@here \(eve\) may not decide"):
+            decided(project, "eve@here", by=["ana"], identity="arn:aws:iam::123456789012:user/eve", reject=reject)
+    assert versions(project) == [("tiny", 1, "pending")]
+    assert decided(project, "ana@here", by=["ana", "ben"]).decided_by == "ana@here"
+    session = "arn:aws:sts::123456789012:assumed-role/Approvers/ben"
+    assert decided(project, "root@job", by=["ana", "ben"], identity=session, reject=True).status == "rejected"
+    events = LocalRegistry(project.folder / "runs" / "registry.db").events("tiny")
+    assert [event.data.get("identity") for event in events] == [None, None, session]
+
+
+def test_whoever_started_the_run_may_be_kept_from_approving_it(project: Project) -> None:
+    starter = project.manifest["started_by"]
+    user = starter.partition("@")[0]
+    for who, identity in (
+        (starter, ""),
+        (f"{user}@elsewhere", ""),
+        ("root@job", f"arn:aws:iam::1:user/{user}x/{user}"),
+    ):
+        with pytest.raises(Refused, match="started the run of tiny/1 and may not approve it"):
+            decided(project, who, identity=identity, not_starter=True)
+    assert versions(project) == [("tiny", 1, "pending")]
+    assert decided(project, "somebody@else", not_starter=True).status == "approved"
+    assert decided(project, starter, not_starter=True, reject=True).status == "rejected"
 
 
 # What the notebook calls

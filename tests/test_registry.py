@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,14 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_sagemaker import SmallSageMaker
 
+from runner.aws.bucket import Bucket
+from runner.aws.registry import SageMakerRegistry
+from runner.aws.session import Session
+from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
-from runner.model.events import FIRST, chained, state, verify_chain
+from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.registry import LocalRegistry
 from runner.model.versions import Event, ModelVersion, NewVersion, Registry
 from runner.records import Artifact, FileFact, Metric, decode, encode
@@ -21,17 +28,90 @@ from runner.records import Artifact, FileFact, Metric, decode, encode
 RUN = "20261122-1016{:02d}-7f3a"
 
 
-@pytest.fixture(params=["local"])
+# Two models, by the hash of their folders: SageMaker's registry takes the bytes themselves
+def contents(trees: str) -> dict[str, bytes]:
+    return {"model.json": f'{{"trees": "{trees}"}}'.encode(), "signature.json": b"{}"}
+
+
+def hash_of(files: dict[str, bytes]) -> str:
+    facts = {
+        name: FileFact(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
+    }
+    return folder_artifact("model", facts).sha256
+
+
+MODELS = {hash_of(contents(trees)): contents(trees) for trees in ("first", "second")}
+FIRST_MODEL, SECOND_MODEL = MODELS
+BUCKET = "models"
+
+
+@contextlib.contextmanager
+def started() -> Iterator[SmallSageMaker]:
+    """A SageMaker that this process and its children talk to, with a bucket."""
+    with SmallSageMaker() as made, pytest.MonkeyPatch.context() as patch:
+        for variable, value in made.environment.items():
+            patch.setenv(variable, value)
+        made.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": made.region})
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[SmallSageMaker]:
+    with started() as made:
+        yield made
+
+
+def emptied(cloud: SmallSageMaker) -> SmallSageMaker:
+    """Without faults, recorded calls and groups, so that numbers begin at 1."""
+    cloud.faults.clear()
+    client = cloud.client("sagemaker")
+    for group in client.list_model_package_groups()["ModelPackageGroupSummaryList"]:
+        name = group["ModelPackageGroupName"]
+        for package in client.list_model_packages(ModelPackageGroupName=name, MaxResults=100)[
+            "ModelPackageSummaryList"
+        ]:
+            client.delete_model_package(ModelPackageName=package["ModelPackageArn"])
+        client.delete_model_package_group(ModelPackageGroupName=name)
+    cloud.forget_calls()
+    return cloud
+
+
+def folder_of(new: NewVersion, below: Path) -> Path:
+    """The folder with the model of that hash."""
+    folder = below / new.sha256
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in MODELS[new.sha256].items():
+        if not (folder / name).exists():  # another process may be reading it
+            (folder / name).write_bytes(data)
+    return folder
+
+
+def in_sagemaker(folder: Path, *, cache: Path | None = None, **settings: Any) -> SageMakerRegistry:
+    """A registry at a prefix of the folder's name."""
+    session = Session(patience_s=20)
+    return SageMakerRegistry(
+        session,
+        Bucket(session, BUCKET, f"{folder.name}/"),
+        model_folder=lambda new: folder_of(new, folder / "folders"),
+        cache=cache,
+        **settings,
+    )
+
+
+@pytest.fixture(params=["local", "sagemaker"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     """Each implementation of the protocol; the tests that take it hold for all of them."""
     match request.param:
         case "local":
             return LocalRegistry(tmp_path / "runs" / "registry.db")
+        case "sagemaker":
+            emptied(request.getfixturevalue("cloud"))
+            return in_sagemaker(tmp_path, cache=tmp_path / "cache")
         case _:
             raise AssertionError(request.param)
 
 
-def new(number: int, *, name: str = "m", sha256: str = "ab" * 32) -> NewVersion:
+def new(number: int, *, name: str = "m", sha256: str = FIRST_MODEL) -> NewVersion:
     return NewVersion(
         name=name,
         run=RUN.format(number),
@@ -87,7 +167,7 @@ def test_a_run_registers_once_and_never_other_bytes(registry: Registry) -> None:
     again = registry.register(new(1))
     assert (again.version, again.status, again.created) == (1, "rejected", first.created)
     with pytest.raises(Refused, match="other bytes"):
-        registry.register(new(1, sha256="ef" * 32))
+        registry.register(new(1, sha256=SECOND_MODEL))
     assert registry.register(new(1, name="other")).version == 1
     assert registry.register(new(2)).version == 2
     assert [event.kind for event in registry.events("m")] == ["registered", "rejected", "registered"]
@@ -247,11 +327,12 @@ versions = st.builds(
     sources=st.dictionaries(texts, digests, max_size=2),
     description=texts,
     card=texts,
+    location=texts,
 )
 drafts = st.lists(
     st.tuples(
         st.integers(1, 4),
-        st.sampled_from(["registered", "approved", "rejected", "deployed"]),
+        st.sampled_from(["registered", "approved", "rejected", "reopened", "deployed"]),
         texts,
         st.dictionaries(texts, values, max_size=2),
     ),
@@ -284,4 +365,4 @@ def test_a_chain_survives_its_json_and_gives_each_version_its_last_state(drafts:
         own = [event for event in events if event.version == version and event.kind != "deployed"]
         last = own[-1] if own else None
         decided = last if last is not None and last.kind != "registered" else None
-        assert state(read, version) == (decided.kind if decided else "pending", decided)
+        assert state(read, version) == (STATES[decided.kind] if decided else "pending", decided)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -472,3 +474,29 @@ def test_of_a_hundred_thousand_objects_one_that_changed_is_told(tmp_path: Path) 
     assert before.artifact is not None
     assert now.artifact is not None
     assert sources.changed_objects(before.artifact.sha256, now.artifact.sha256, store) == "1 of 100,000 objects changed"
+
+
+# What a local run has to do with all this: nothing
+
+
+FORBID = """
+import sys
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("boto3", "botocore", "sagemaker"):
+            open({log!r}, "a").write(name + "\\n")
+sys.meta_path.insert(0, Forbid())
+"""
+
+
+def test_a_local_run_imports_neither_boto3_nor_sagemaker(project: Project, tmp_path_factory: Any) -> None:
+    site = tmp_path_factory.mktemp("site")
+    log = site / "asked.txt"
+    (site / "sitecustomize.py").write_text(FORBID.format(log=str(log)))
+    made_project(project, Case(), "local")
+    env = {"PYTHONPATH": str(site), "RUNNER_NO_REPORT": "0"}
+    for arguments in (["run"], ["run"], ["show", "latest"], ["verify", "--all"], ["check"], ["runs"], ["models"]):
+        assert project.runner(*arguments, env=env).code == 0
+    assert not log.exists(), log.read_text()
+    subprocess.run([sys.executable, "-c", "import boto3"], env={**os.environ, **env}, check=True)
+    assert log.exists()  # the check would have seen it

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,30 @@ def test_what_goes_wrong_in_the_double_itself_is_told(start: Start) -> None:
 
     with pytest.raises(RuntimeError, match="double itself"):
         break_it()
+
+
+def test_a_test_says_what_serves_an_endpoint(start: Start) -> None:
+    asked = []
+
+    def serve(endpoint: dict[str, Any]) -> str | None:
+        asked.append(endpoint)
+        if endpoint["EndpointName"] == "bad":
+            raise ValueError("no such model")
+        return "http://127.0.0.1:9"
+
+    variant = {"VariantName": "all", "ModelName": "m", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+    with start(on_endpoint=serve) as cloud:
+        sagemaker = cloud.client("sagemaker")
+        sagemaker.create_model(ModelName="m", ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "i"})
+        sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
+        for name, status in (("good", "InService"), ("bad", "Failed")):
+            sagemaker.create_endpoint(EndpointName=name, EndpointConfigName="c")
+            found = wait_for(partial(find_ended, sagemaker, name))
+            assert found["EndpointStatus"] == status
+        assert found["FailureReason"] == "ValueError: no such model"
+    assert [endpoint["Models"][0]["Containers"][0]["Image"] for endpoint in asked] == ["i", "i"]
+
+
+def find_ended(sagemaker: Any, name: str) -> dict[str, Any] | None:
+    found: dict[str, Any] = sagemaker.describe_endpoint(EndpointName=name)
+    return None if found["EndpointStatus"] == "Creating" else found

@@ -35,11 +35,22 @@ LONGEST_MESSAGE_BYTES = 1000  # of 1 KB; what is longer fails the job
 
 
 def main() -> int:
+    stop = told_to_stop()
+    place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
+    session = Session(place.region)
+    return leave(perform(job, place, session, stop), place, session)
+
+
+def told_to_stop() -> threading.Event:
+    """Set once the service has asked the container to end."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
-    session = Session(place.region)
+    return stop
+
+
+def perform(job: StepJob, place: Place, session: Session, stop: threading.Event) -> StepResult:
+    """Put the step folder together and execute it. Again from the start where it was called before."""
     _secrets(job, place, session)
     _put_together(job)
     came, wrong = _inputs(job, place)
@@ -49,8 +60,12 @@ def main() -> int:
         cwd.mkdir(parents=True, exist_ok=True)
         result = execute(STEP, cwd=cwd, project=project, stop=stop, on_progress=_say)
     else:
-        result = _not_executed(job, wrong)
-    result = msgspec.structs.replace(result, inputs={**result.inputs, **came}, remote=_job(place))
+        result = not_executed(job, wrong)
+    return msgspec.structs.replace(result, inputs={**result.inputs, **came}, remote=_job(place))
+
+
+def leave(result: StepResult, place: Place, session: Session) -> int:
+    """Put away what came of the step; the exit code."""
     if result.error is None:
         _move_outputs()
     bucket = Bucket(session, place.bucket, place.key)
@@ -58,7 +73,7 @@ def main() -> int:
         bucket.put(EXECUTED, (STEP / EXECUTED).read_bytes())
     bucket.put(RESULT, encode(result))
     if result.error is not None:
-        _message(result.error)
+        say_error(result.error)
     _line(END)
     return exit_code(result)
 
@@ -142,7 +157,7 @@ def _job(place: Place) -> RemoteJob:
     )
 
 
-def _not_executed(job: StepJob, error: StepError) -> StepResult:
+def not_executed(job: StepJob, error: StepError) -> StepResult:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return StepResult(
         status="failed", started=now, ended=now, seconds=0.0, cells=0, cells_run=0, inputs=dict(job.inputs), error=error
@@ -158,9 +173,14 @@ def _line(text: str) -> None:
     sys.stdout.flush()
 
 
-def _message(error: StepError) -> None:
+def say_error(error: StepError) -> None:
     where = f" in cell [{error.cell}] {error.first_line}" if error.cell is not None else ""
-    said = f"{error.ename}: {error.evalue}{where}".encode()[:LONGEST_MESSAGE_BYTES].decode(errors="ignore")
+    say_message(f"{error.ename}: {error.evalue}{where}")
+
+
+def say_message(text: str) -> None:
+    """What DescribeProcessingJob shows as the job's ExitMessage."""
+    said = text.encode()[:LONGEST_MESSAGE_BYTES].decode(errors="ignore")
     MESSAGE.parent.mkdir(parents=True, exist_ok=True)
     MESSAGE.write_text(said, encoding="utf-8")
 

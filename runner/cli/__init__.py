@@ -22,6 +22,8 @@ COMMANDS = {
     "resume": ("run", "Continue an interrupted or failed run with its own code and parameters."),
     "stop": ("run", "Stop a run: its jobs elsewhere, or the process that works on it."),
     "fetch": ("carry", "Bring a run's outputs here that stayed in S3."),
+    "doctor": ("doctor", "Say what would keep a run from working, here or in SageMaker."),
+    "upload": ("doctor", "Put a table into the project's bucket, from where jobs read it."),
     "check": ("project", "Say what is wrong with pipeline.toml and its notebooks; start nothing."),
     "open": ("project", "Open a step's notebook in Jupyter, with a run's inputs where it reads them."),
     "kernel": ("project", "Register this environment as a Jupyter kernel."),
@@ -41,6 +43,9 @@ COMMANDS = {
     "approve": ("models", "Approve a pending model version."),
     "reject": ("models", "Reject a pending version, or revoke an approved one."),
     "history": ("models", "Show everything that happened to a model's versions."),
+    "predict": ("serving", "Score a file of raw records by an approved model version."),
+    "serve": ("serving", "Serve an approved model version over HTTP."),
+    "pipeline": ("pipeline", "Show, push, start and follow the pipeline as a SageMaker Pipeline."),
     "setup-git": ("git", "Keep outputs out of commits, and merge notebooks cell by cell."),
     "clean-notebook": ("git", HIDDEN),
 }

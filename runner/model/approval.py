@@ -5,12 +5,12 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.content import artifact, walk
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.model.versions import ModelVersion
-from runner.records import RunManifest
+from runner.records import ApprovalSpec, RunManifest
 
 if TYPE_CHECKING:
     from runner.model.versions import Registry
@@ -19,17 +19,35 @@ if TYPE_CHECKING:
 # execute code when they are loaded; pickles of protocol 0 and 1 have no such beginning and are parsed
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x04\x22\x4d\x18")  # fmt: skip
 MODEL_FILES = ("model.ubj", "model.json")
+ANYBODY = ApprovalSpec()
 
 
 def approve(
-    registry: Registry, name: str, version: int, *, manifest: RunManifest, model_folder: Path, who: str, why: str
+    registry: Registry,
+    name: str,
+    version: int,
+    *,
+    manifest: RunManifest,
+    model_folder: Path,
+    who: str,
+    why: str,
+    rules: ApprovalSpec = ANYBODY,
+    identity: str = "",
 ) -> ModelVersion:
     """Approve a pending version whose run succeeded with a passing verdict and whose bytes are those of the run.
 
-    Raises Refused with what is not so, Tampered where bytes differ, UsageError without a reason.
+    `who` is `user@host`; `identity` the caller's ARN where AWS knows the caller, kept with the decision.
+    Raises Refused with what is not so or who may decide, Tampered where bytes differ, UsageError without a reason.
     """
     _reasoned(why)
+    _may_decide(rules, f"{name}/{version}", who, identity)
     found = registry.get(name, version)
+    starters = _names(manifest.started_by) | _names(found.created_by)
+    if rules.not_starter and starters & _names(who, identity):
+        raise Refused(
+            f"{_person(who, identity)} started the run of {name}/{version} and may not approve it "
+            "([approval] not_starter in pipeline.toml). Somebody else has to; rejecting it is allowed."
+        )
     if manifest.run != found.run:
         raise Refused(f"{name}/{version} comes from run {found.run}, not {manifest.run}.")
     if manifest.status != "succeeded":
@@ -48,13 +66,26 @@ def approve(
         names = ", ".join(sorted({path for path, _ in changed})) or model_folder.name
         raise Tampered(f"The model of {name}/{version} was altered since its run ({names}). It cannot be approved.")
     check_format(model_folder)
-    return registry.decide(name, version, "approved", who=who, why=why)
+    return registry.decide(name, version, "approved", who=who, why=why, data=_known_by(identity))
 
 
-def reject(registry: Registry, name: str, version: int, *, who: str, why: str) -> ModelVersion:
-    """Reject a pending version or revoke an approved one. Raises Refused where it is rejected already."""
+def reject(
+    registry: Registry,
+    name: str,
+    version: int,
+    *,
+    who: str,
+    why: str,
+    rules: ApprovalSpec = ANYBODY,
+    identity: str = "",
+) -> ModelVersion:
+    """Reject a pending version or revoke an approved one.
+
+    Raises Refused where it is rejected already, or by somebody who may not decide.
+    """
     _reasoned(why)
-    return registry.decide(name, version, "rejected", who=who, why=why)
+    _may_decide(rules, f"{name}/{version}", who, identity)
+    return registry.decide(name, version, "rejected", who=who, why=why, data=_known_by(identity))
 
 
 def check_format(folder: Path) -> None:
@@ -96,6 +127,27 @@ def _is_pickle(content: bytes) -> bool:
     except (ValueError, OverflowError):  # most files: not a word of it is one of pickle's
         return False
     return stop is not None and not content[stop + 1 :].strip()
+
+
+def _may_decide(rules: ApprovalSpec, version: str, who: str, identity: str) -> None:
+    if rules.by and not _names(who, identity) & set(rules.by):
+        raise Refused(
+            f"{_person(who, identity)} may not decide on {version}: only {', '.join(rules.by)} may "
+            "([approval] by in pipeline.toml)."
+        )
+
+
+def _names(who: str, identity: str = "") -> set[str]:
+    """What somebody can be called: `user@host`, `user`, and the ARN's last part, which is a user or a session."""
+    return {name for name in (who, who.partition("@")[0], identity.rpartition("/")[2]) if name}
+
+
+def _person(who: str, identity: str) -> str:
+    return f"{who} ({identity.rpartition('/')[2]})" if identity else who
+
+
+def _known_by(identity: str) -> dict[str, Any] | None:
+    return {"identity": identity} if identity else None
 
 
 def _reasoned(why: str) -> None:

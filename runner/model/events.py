@@ -12,7 +12,13 @@ import msgspec
 from runner.model.versions import Event, Status
 
 FIRST = "0" * 64  # what the first event has as its previous hash
-STATES: dict[str, Status] = {"registered": "pending", "approved": "approved", "rejected": "rejected"}
+# reopened: set back to pending where somebody can, in SageMaker
+STATES: dict[str, Status] = {
+    "registered": "pending",
+    "approved": "approved",
+    "rejected": "rejected",
+    "reopened": "pending",
+}
 
 
 def chained(

@@ -44,6 +44,7 @@ class ModelVersion(Record, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
     description: str = ""
     card: str = ""
+    location: str = ""  # address of the folder's files in S3, ends in `/`; "" where they are in the run alone
 
 
 class Event(Record, frozen=True, kw_only=True):
@@ -52,7 +53,7 @@ class Event(Record, frozen=True, kw_only=True):
     seq: int  # 1, 2, … within one name
     name: str
     version: int
-    kind: str  # registered, approved, rejected; later deployed, rolled back
+    kind: str  # registered, approved, rejected, reopened (only elsewhere); later deployed, rolled back
     who: str
     at: str  # UTC
     why: str

@@ -1,4 +1,11 @@
-"""A small SageMaker on this machine, for tests: a real server, real containers, real refusals."""
+"""A small SageMaker on this machine, for tests: a real server, real containers, real refusals.
+
+with SmallSageMaker({"*": own_image()}) as cloud:
+    cloud.client("s3").create_bucket(...)                   # or any program started with cloud.environment
+    cloud.faults.add("CreateProcessingJob", "ThrottlingException", times=3)
+    cloud.client("sagemaker").create_processing_job(...)    # really runs, without a network but this server
+    cloud.calls                                             # what clients and containers have asked for
+"""
 
 from __future__ import annotations
 

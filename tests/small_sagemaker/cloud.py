@@ -77,7 +77,8 @@ class SmallSageMaker:
     """A small SageMaker with S3, Logs, IAM, STS, ECR and EventBridge beside it, on a port of this machine.
 
     `on_endpoint` is called, in a thread, when an endpoint is created or updated. `images` names an Image for each image address, "*" for every other one; without any, a container has only the
-    system's programs. `quotas` limits instances per type and job, `roles` lists the roles that exist (None: all do).
+    system's programs. `quotas` limits the instances
+    of a type that processing jobs have at a time, `roles` lists the roles that exist (None: all do).
     Raises NotPermittedError where this machine cannot run containers.
     """
 

@@ -11,12 +11,13 @@ from . import NotPermittedError, SmallSageMaker, own_image
 from .trying import BUCKET, ONE_ATTEMPT
 
 LARGE = "ml.p3.2xlarge"
+SCARCE = "ml.g5.xlarge"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Iterator[SmallSageMaker]:
     try:
-        made = SmallSageMaker({"*": own_image()}, grace_s=0.3, poll_s=0.05, quotas={LARGE: 0})
+        made = SmallSageMaker({"*": own_image()}, grace_s=0.3, poll_s=0.05, quotas={LARGE: 0, SCARCE: 2})
     except NotPermittedError as error:
         pytest.skip(str(error))
     with made as cloud:

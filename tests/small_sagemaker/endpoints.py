@@ -70,15 +70,17 @@ class Endpoints:
             if container is None:
                 continue
             url, package = container.get("ModelDataUrl"), container.get("ModelPackageName")
-            if url is not None and not self._exists(url):
-                raise refuse(f"Could not find model data at {url}.")
+            source = (container.get("ModelDataSource") or {}).get("S3DataSource", {}).get("S3Uri")
+            for uri in filter(None, (url, source)):
+                if not self._exists(uri, exactly=uri == url):
+                    raise refuse(f"Could not find model data at {uri}.")
             if package is not None and self._registry.approval(package) not in (None, "Approved"):
                 raise refuse(f"ModelPackage {package} is not in Approved status and cannot be deployed.")
 
-    def _exists(self, uri: str) -> bool:
+    def _exists(self, uri: str, *, exactly: bool) -> bool:
         bucket, key = split_uri(uri)
         try:
-            return key in list_prefix(self._s3, bucket, key)
+            return any(found == key or not exactly for found in list_prefix(self._s3, bucket, key))
         except self._s3.exceptions.ClientError:
             return False
 

@@ -5,6 +5,7 @@ Once a step has failed no other one begins; those that run are waited for. Retry
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import re
@@ -97,6 +98,11 @@ class StepRun:
         return {key: value for key, value in found.items() if value is not None}
 
 
+def stop_job(job: Job) -> None:
+    with contextlib.suppress(ServiceError):  # it has ended by itself
+        job.ask_stop()
+
+
 class Execution:
     """`start` once; the rest may be called from any thread."""
 
@@ -171,7 +177,7 @@ class Execution:
         for run in self._running():
             if run.job is not None and run.status != "Stopping":
                 run.status = "Stopping"
-                self._jobs.stop(run.job.name)
+                stop_job(run.job)
 
     def _begin_ready(self) -> bool:
         """Starts what may start now; whether anything was begun."""
@@ -240,7 +246,7 @@ class Execution:
         run.job = job = self._jobs.create(request)
         run.metadata = {"ProcessingJob": {"Arn": job.arn}}
         if self._stop.is_set():
-            self._jobs.stop(job.name)
+            stop_job(job)
         job.over.wait()
         if job.status != "Completed":
             run.end(job.status, job.failure_reason)

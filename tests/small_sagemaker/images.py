@@ -75,5 +75,13 @@ def distribution_image(folder: str | os.PathLike[str] | None = None) -> Image:
 def build(made: Path) -> None:
     uv = Path(sys.executable).parent / "uv"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, made], check=True)
-    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", made / "bin" / "python"]
+    install: list[str | Path] = [
+        uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--compile-bytecode",
+        "--python",
+        made / "bin" / "python",
+    ]
     subprocess.run([*install, *DISTRIBUTION], check=True)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,37 @@ class Job:
     stop_asked: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     logs_visible_at: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
         return str(self.request["ProcessingJobName"])
 
-    def change(self, status: str, reason: str | None = None) -> None:
-        self.status, self.modified = status, time.time()
-        if reason is not None:
-            self.failure_reason = reason.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+    @property
+    def instances(self) -> tuple[str, int]:
+        """What it runs on: the type and how many."""
+        cluster = self.request["ProcessingResources"]["ClusterConfig"]
+        return cluster.get("InstanceType", ""), cluster.get("InstanceCount", 1)
+
+    def ask_stop(self) -> None:
+        """Raises ValidationException for a job that has ended."""
+        with self.lock:
+            if self.status in ENDS:
+                raise refuse(f"The request was rejected because the processing job is in status {self.status}.")
+            self.status, self.modified = "Stopping", time.time()
+        self.stop_asked.set()
+
+    def show_stopping(self) -> None:
+        with self.lock:
+            self.status, self.modified = "Stopping", time.time()
+
+    def end(self, status: str, reason: str | None) -> None:
+        with self.lock:
+            if reason is not None:
+                self.failure_reason = reason.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+            self.ended = self.modified = time.time()
+            self.status = status
+        self.over.set()
 
     def describe(self) -> dict[str, Any]:
         found = {key: self.request[key] for key in KEPT if key in self.request}
@@ -122,15 +144,18 @@ def check_request(request: Mapping[str, Any], settings: Settings) -> None:
     if settings.roles is not None and role not in settings.roles:
         raise refuse(f"Could not assume role {role}. Please ensure that the role exists and allows principal "
                      "'sagemaker.amazonaws.com' to assume the role.")  # fmt: skip
-    cluster = request["ProcessingResources"]["ClusterConfig"]
-    kind, count = cluster.get("InstanceType", ""), cluster.get("InstanceCount", 1)
-    if count > settings.quotas.get(kind, count):
-        limit = settings.quotas[kind]
+
+
+def check_quota(job: Job, others: Iterable[Job], quotas: Mapping[str, int]) -> None:
+    """Raises ResourceLimitExceeded where the account may not have so many instances at a time."""
+    kind, count = job.instances
+    used = sum(other.instances[1] for other in others if other.instances[0] == kind and other.status not in ENDS)
+    if kind in quotas and used + count > quotas[kind]:
         raise ServiceError(
             "ResourceLimitExceeded",
-            f"The account-level service limit '{kind} for processing job usage' is {limit} Instances, with current "
-            f"utilization of 0 Instances and a request delta of {count} Instances. Please use AWS Service Quotas to "
-            "request an increase for this quota.",
+            f"The account-level service limit '{kind} for processing job usage' is {quotas[kind]} Instances, with "
+            f"current utilization of {used} Instances and a request delta of {count} Instances. Please use AWS Service "
+            "Quotas to request an increase for this quota.",
         )
 
 
@@ -181,6 +206,7 @@ class Jobs:
                     f"exists ({self._jobs[name].arn})",
                 )
             job = Job(request, self.settings.name_arn("processing-job", name))
+            check_quota(job, self._jobs.values(), self.settings.quotas)
             self._jobs[name] = job
         self.tags.keep(job.arn, request.get("Tags"))
         thread = threading.Thread(target=Run(self, job).live, daemon=True, name=f"job {name}")
@@ -195,10 +221,7 @@ class Jobs:
         return job
 
     def stop(self, name: str) -> None:
-        job = self.get(name)
-        if job.status not in ENDS:
-            job.change("Stopping")
-            job.stop_asked.set()
+        self.get(name).ask_stop()
 
     def list_all(self) -> list[Job]:
         with self._lock:
@@ -238,9 +261,7 @@ class Run:
                 self.jobs.tell_trouble(f"job {job.name}\n{traceback.format_exc()}")
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
-        job.ended = time.time()
-        job.change(status, reason)
-        job.over.set()
+        job.end(status, reason)
 
     def _run(self) -> tuple[str, str | None]:
         job, application = self.job, self.job.request["AppSpecification"]
@@ -301,7 +322,7 @@ class Run:
                 if why == "fault":
                     container.kill()
                 elif why is not None:
-                    self.job.change("Stopping")
+                    self.job.show_stopping()
                     ended_at = now
                     container.terminate()
             elif now - ended_at > self.settings.grace_s or self.jobs.closing.is_set():
@@ -320,7 +341,7 @@ class Run:
 
     def _conclude(self, container: Container, ended: str | None, code: int) -> tuple[str, str | None]:
         message = container.host("/opt/ml/output/message")
-        if message.is_file():
+        if message.is_file() and not message.is_symlink():
             try:
                 self.job.exit_message = message.read_bytes()[:MAX_TEXT_BYTES].decode()
             except UnicodeDecodeError:

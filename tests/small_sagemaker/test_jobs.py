@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from .conftest import LARGE
+from .conftest import LARGE, SCARCE
 from .trying import (
     BUCKET,
     ask,
@@ -100,7 +101,7 @@ def test_stopping_sends_a_signal_and_then_kills(sagemaker: Any, logs: Any) -> No
     sagemaker.create_processing_job(**ask("polite", "trap 'echo term; exit 0' TERM; echo on; sleep 60 & wait"))
     sagemaker.create_processing_job(**ask("deaf", "trap '' TERM; echo on; sleep 60; sleep 60"))
     for name in ("polite", "deaf"):
-        wait_for(lambda name=name: says(logs, name, "on"))
+        wait_for(partial(says, logs, name, "on"))
         sagemaker.stop_processing_job(ProcessingJobName=name)
     for name in ("polite", "deaf"):
         found = await_end(sagemaker, name)
@@ -175,3 +176,29 @@ def test_an_instance_type_without_quota_is_refused(sagemaker: Any) -> None:
     with pytest.raises(ClientError, match=LARGE) as caught:
         sagemaker.create_processing_job(**ask("quota", ProcessingResources={"ClusterConfig": cluster}))
     assert code_of(caught) == "ResourceLimitExceeded"
+
+
+def test_a_quota_counts_what_runs(sagemaker: Any) -> None:
+    def ask_scarce(name: str, count: int) -> dict[str, Any]:
+        cluster = {"InstanceCount": count, "InstanceType": SCARCE, "VolumeSizeInGB": 30}
+        return ask(name, "sleep 600", ProcessingResources={"ClusterConfig": cluster})
+
+    sagemaker.create_processing_job(**ask_scarce("scarce-1", 1))
+    with pytest.raises(ClientError, match="utilization of 1 Instances and a request delta of 2"):
+        sagemaker.create_processing_job(**ask_scarce("scarce-2", 2))
+    sagemaker.stop_processing_job(ProcessingJobName="scarce-1")
+    await_end(sagemaker, "scarce-1")
+    sagemaker.create_processing_job(**ask_scarce("scarce-2", 2))
+    sagemaker.stop_processing_job(ProcessingJobName="scarce-2")
+
+
+def test_a_job_that_has_ended_is_not_stopped(sagemaker: Any) -> None:
+    run_job(sagemaker, "ended")
+    with pytest.raises(ClientError, match="in status Completed"):
+        sagemaker.stop_processing_job(ProcessingJobName="ended")
+
+
+def test_links_and_pipes_are_not_stored(sagemaker: Any, s3: Any) -> None:
+    script = "cd /opt/ml/processing/output/out; ln -s /etc/hostname link; mkfifo pipe; echo 1 > file"
+    run_job(sagemaker, "odd-files", script, ProcessingOutputConfig=take(f"s3://{BUCKET}/out/odd"))
+    assert list_keys(s3, "out/odd") == ["out/odd/file"]

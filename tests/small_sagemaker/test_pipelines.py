@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -224,8 +226,12 @@ def test_an_expired_or_failed_step_is_not_taken_from_the_cache(sagemaker: Any, e
     push(sagemaker, "never-good", write_definition(process("one", "exit 1", CacheConfig={"Enabled": True})))
     for name in ("expires", "never-good"):
         ended = list_steps(sagemaker, execute(name))["one"]["EndTime"]
-        wait_for(lambda ended=ended: (ended.now(ended.tzinfo) - ended).total_seconds() > 1)
+        wait_for(partial(is_older, ended, 1))
         assert "CacheHitResult" not in list_steps(sagemaker, execute(name))["one"]
+
+
+def is_older(then: datetime, age_s: float) -> bool:
+    return (datetime.now(then.tzinfo) - then).total_seconds() > age_s
 
 
 def test_an_execution_is_stopped_with_its_jobs(sagemaker: Any) -> None:

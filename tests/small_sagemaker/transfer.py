@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -83,7 +84,9 @@ class Uploads:
             for name in sorted(names):
                 path = Path(parent, name)
                 with contextlib.suppress(FileNotFoundError):  # the container may take files away while we look
-                    found = path.stat()
+                    found = path.lstat()
+                    if not stat.S_ISREG(found.st_mode):
+                        continue
                     state = (found.st_mtime_ns, found.st_size)
                     if self._sent.get(path) == state:
                         continue

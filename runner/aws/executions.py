@@ -1,0 +1,167 @@
+"""Executions of a SageMaker Pipeline: started, looked at, whoever started them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from runner.aws.jobs import Jobs
+from runner.aws.pipelines import Pipelines
+from runner.aws.pushed import LONGEST_VALUE
+from runner.aws.session import ABSENT, AwsError, Session
+from runner.errors import UsageError
+from runner.pipeline.file import nearest
+
+ENDED = ("Succeeded", "Failed", "Stopped")
+
+
+@dataclass(frozen=True)
+class StepSeen:
+    """A step as the service lists it. `cached_from` is the execution it was taken from, "" where it ran."""
+
+    name: str
+    status: str
+    kind: str
+    seconds: float | None
+    cached_from: str
+    reason: str
+    job: str = ""  # the processing job's name
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An execution; its steps in the order in which they began."""
+
+    arn: str
+    status: str
+    reason: str
+    started: datetime
+    ended: datetime | None
+    steps: list[StepSeen] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        return self.arn.rpartition("/")[2]
+
+
+def start(session: Session, name: str, given: Mapping[str, str], *, note: str = "") -> str:
+    """Start the Pipeline with these values by -p's keys; the execution's ARN.
+
+    Raises UsageError for a name that the Pipeline as pushed has not, or where there is no such Pipeline.
+    """
+    pipelines = Pipelines(session, name)
+    found = pipelines.describe()
+    if found is None:
+        raise UsageError(f"There is no Pipeline {name} in {session.region} yet. Make it with `runner pipeline push`.")
+    names = [item["Name"] for item in json.loads(found["PipelineDefinition"]).get("Parameters", [])]
+    values = {}
+    for key, value in given.items():
+        takers = taking(key, names)
+        if not takers:
+            known = {_key(taker) for taker in names}
+            raise UsageError(
+                f"-p {key}: is no parameter of the Pipeline as it was pushed{nearest(key, known)} "
+                "What pipeline.toml gives a value becomes one; `runner pipeline push` brings it up to date."
+            )
+        if len(value) > LONGEST_VALUE:
+            raise UsageError(f"-p {key}: has {len(value)} characters; a Pipeline hands over {LONGEST_VALUE}.")
+        values |= dict.fromkeys(takers, value)
+    said = {"PipelineExecutionDescription": note} if note else {}
+    reply = pipelines.call(
+        "start_pipeline_execution",
+        # the same for each try, so that a lost reply starts nothing twice
+        ClientRequestToken=uuid.uuid4().hex,
+        PipelineParameters=[{"Name": taker, "Value": value} for taker, value in values.items()],
+        **said,
+    )
+    return str(reply["PipelineExecutionArn"])
+
+
+def taking(key: str, names: list[str]) -> list[str]:
+    """The Pipeline's parameters that -p KEY sets: as in a run, a plain name goes to every step that takes it."""
+    if "." in key:
+        return [name for name in names if _key(name) == key]
+    return [name for name in names if name == key or name.rpartition("-")[2] == key]
+
+
+def look(session: Session, name: str, reference: str | None = None) -> Seen:
+    """The execution by its ARN or id, or the latest. Raises UsageError where there is none."""
+    arn = find(session, name, reference)
+    found = _call(session, "describe_pipeline_execution", arn)
+    status = str(found["PipelineExecutionStatus"])
+    return Seen(
+        arn=arn,
+        status=status,
+        reason=str(found.get("FailureReason", "")),
+        started=found["CreationTime"].astimezone(UTC),
+        ended=found["LastModifiedTime"].astimezone(UTC) if status in ENDED else None,
+        steps=[_step(item, session) for item in _steps(session, arn)],
+    )
+
+
+def find(session: Session, name: str, reference: str | None) -> str:
+    """The execution's ARN. Raises UsageError where there is none."""
+    if reference is not None and reference.startswith("arn:"):
+        return reference
+    token: dict[str, str] = {}
+    pipelines = Pipelines(session, name)
+    while True:
+        try:
+            page = pipelines.call("list_pipeline_executions", SortBy="CreationTime", SortOrder="Descending", **token)
+        except AwsError as error:
+            if error.code not in ABSENT:
+                raise
+            raise UsageError(f"There is no Pipeline {name} in {session.region}. See `runner pipeline push`.") from error
+        for item in page["PipelineExecutionSummaries"]:
+            arn = str(item["PipelineExecutionArn"])
+            if reference is None or arn.rpartition("/")[2] == reference:
+                return arn
+        if not page.get("NextToken"):
+            break
+        token = {"NextToken": page["NextToken"]}
+    said = f"no execution {reference}" if reference else "no execution yet; `runner pipeline start` makes one"
+    raise UsageError(f"The Pipeline {name} has {said}.")
+
+
+def _steps(session: Session, arn: str) -> Iterator[dict[str, Any]]:
+    token: dict[str, str] = {}
+    while True:
+        page = _call(session, "list_pipeline_execution_steps", arn, SortOrder="Ascending", MaxResults=100, **token)
+        yield from page["PipelineExecutionSteps"]
+        if not page.get("NextToken"):
+            return
+        token = {"NextToken": page["NextToken"]}
+
+
+def _step(item: dict[str, Any], session: Session) -> StepSeen:
+    metadata = item.get("Metadata", {})
+    job = str(metadata.get("ProcessingJob", {}).get("Arn", "")).rpartition("/")[2]
+    reason = str(item.get("FailureReason", ""))
+    if item["StepStatus"] == "Failed" and job:  # what the job itself has said is nearer to the cause
+        reason = str((Jobs(session, poll_s=0).find(job) or {}).get("ExitMessage") or reason)
+    hit = str(item.get("CacheHitResult", {}).get("SourcePipelineExecutionArn", ""))
+    began, ended = item.get("StartTime"), item.get("EndTime")
+    return StepSeen(
+        name=item["StepName"],
+        status=item["StepStatus"],
+        kind=next(iter(metadata), ""),
+        seconds=round((ended - began).total_seconds(), 3) if began and ended else None,
+        cached_from=hit.rpartition("/")[2],
+        reason=str(metadata.get("Fail", {}).get("ErrorMessage", "")) or reason,
+        job=job,
+    )
+
+
+def _key(name: str) -> str:
+    """-p's key for a parameter's name; names of notebooks' parameters have no `-`."""
+    step, dash, parameter = name.rpartition("-")
+    return f"{step}.{parameter}" if dash else name
+
+
+def _call(session: Session, action: str, arn: str, **arguments: Any) -> dict[str, Any]:
+    about = f"execution {arn.rpartition('/')[2]}"
+    return session.call("sagemaker", action, about=about, PipelineExecutionArn=arn, **arguments)

@@ -1,0 +1,110 @@
+"""Model package groups and their packages, as SageMaker has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from runner.aws.creation import line
+from runner.aws.session import AwsError, Session
+from runner.model.events import STATES
+from runner.model.versions import Event, Status
+
+STATUS: dict[str, Status] = {"PendingManualApproval": "pending", "Approved": "approved", "Rejected": "rejected"}
+SERVICE = {status: word for word, status in STATUS.items()}
+CARRIED_OUT = "runner-decision"  # in a package's metadata: the number of the last event that was carried out on it
+ABSENT = ("does not exist", "not found")  # the service says it in words only
+
+
+@dataclass
+class Listed:
+    """A model package as a listing has it."""
+
+    arn: str
+    status: Status
+    description: str
+
+
+class Groups:
+    """The calls; `tags` are those of the groups it makes."""
+
+    def __init__(self, session: Session, tags: dict[str, str]) -> None:
+        self.session, self.tags = session, tags
+
+    def make(self, name: str) -> None:
+        """Make the group, unless it is there."""
+        tags = [{"Key": key, "Value": value} for key, value in self.tags.items()]
+        try:
+            self._call(
+                "create_model_package_group", name, ModelPackageGroupName=name, **({"Tags": tags} if tags else {})
+            )
+        except AwsError as error:
+            if "already exists" not in str(error):
+                raise
+
+    def add(self, name: str, arguments: dict[str, Any]) -> str:
+        """The ARN of the new package."""
+        return str(self._call("create_model_package", name, **arguments)["ModelPackageArn"])
+
+    def packages(self, name: str) -> dict[int, Listed]:
+        """The group's packages by version, empty where there is no group; a call per hundred."""
+        found: dict[int, Listed] = {}
+        token: dict[str, str] = {}
+        while True:
+            try:
+                page = self._call(
+                    "list_model_packages", name, ModelPackageGroupName=name, MaxResults=100, SortBy="CreationTime",
+                    SortOrder="Ascending", **token,
+                )  # fmt: skip
+            except AwsError as error:
+                if any(words in str(error) for words in ABSENT):
+                    return {}
+                raise
+            for item in page.get("ModelPackageSummaryList", []):
+                found[int(item["ModelPackageVersion"])] = _listed(item)
+            if not page.get("NextToken"):
+                return found
+            token = {"NextToken": page["NextToken"]}
+
+    def describe(self, arn: str) -> dict[str, Any]:
+        return self._call("describe_model_package", arn, ModelPackageName=arn)
+
+    def find(self, arn: str) -> Listed | None:
+        """The package as a listing would have it; None where it is gone."""
+        try:
+            return _listed(self.describe(arn))
+        except AwsError as error:
+            if any(words in str(error) for words in ABSENT):
+                return None
+            raise
+
+    def carry_out(self, listed: Listed, event: Event) -> None:
+        """Set the package's state to what the event says. Doing it twice is doing it once."""
+        status = STATES[event.kind]
+        self._call(
+            "update_model_package",
+            f"{event.name}/{event.version}",
+            ModelPackageArn=listed.arn,
+            ModelApprovalStatus=SERVICE[status],
+            ApprovalDescription=described(event),
+            CustomerMetadataProperties={CARRIED_OUT: str(event.seq)},
+        )
+        listed.status = status
+
+    def _call(self, action: str, about: str, **arguments: Any) -> dict[str, Any]:
+        return self.session.call("sagemaker", action, about=f"model package {about}", **arguments)
+
+
+def _listed(item: dict[str, Any]) -> Listed:
+    status = STATUS.get(item.get("ModelApprovalStatus", ""), "pending")
+    return Listed(item["ModelPackageArn"], status, item.get("ModelPackageDescription", ""))
+
+
+def carried_out(found: dict[str, Any]) -> int:
+    """The number of the last event that was carried out on the package of this description; 0 for none."""
+    return int(found.get("CustomerMetadataProperties", {}).get(CARRIED_OUT, 0))
+
+
+def described(event: Event) -> str:
+    """What SageMaker is told of a decision."""
+    return line(f"{event.who}: {event.why}")

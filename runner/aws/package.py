@@ -1,0 +1,127 @@
+"""The archive that an endpoint unpacks: the model folder, and the script that answers requests with it.
+
+model.ubj  signature.json  features.py     the folder's files, as they are
+code/inference.py                          runner/serve/inference.py, which needs nothing of ours beside it
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.content import folder_artifact
+from runner.errors import Refused, Tampered, UsageError
+from runner.model.approval import check_files, read_files
+from runner.records import FileFact
+
+SCRIPT = Path(__file__).parents[1] / "serve" / "inference.py"  # read, never imported
+PROGRAM = "inference.py"
+INSIDE = f"code/{PROGRAM}"
+# who holds the serving image in each region: image_uri_config/xgboost.json of the SageMaker Python SDK
+ACCOUNTS = {
+    "af-south-1": "510948584623", "ap-east-1": "651117190479", "ap-northeast-1": "354813040037",
+    "ap-northeast-2": "366743142698", "ap-northeast-3": "867004704886", "ap-south-1": "720646828776",
+    "ap-south-2": "628508329040", "ap-southeast-1": "121021644041", "ap-southeast-2": "783357654285",
+    "ap-southeast-3": "951798379941", "ap-southeast-4": "106583098589", "ca-central-1": "341280168497",
+    "ca-west-1": "190319476487", "cn-north-1": "450853457545", "cn-northwest-1": "451049120500",
+    "eu-central-1": "492215442770", "eu-central-2": "680994064768", "eu-north-1": "662702820516",
+    "eu-south-1": "978288397137", "eu-south-2": "104374241257", "eu-west-1": "141502667606",
+    "eu-west-2": "764974769150", "eu-west-3": "659782779980", "il-central-1": "898809789911",
+    "me-central-1": "272398656194", "me-south-1": "801668240914", "sa-east-1": "737474898029",
+    "us-east-1": "683313688378", "us-east-2": "257758044811", "us-gov-east-1": "237065988967",
+    "us-gov-west-1": "414596584902", "us-west-1": "746614075791", "us-west-2": "246618743249",
+}  # fmt: skip
+REPOSITORY, TAG = "sagemaker-xgboost", "3.2-0"
+
+
+@dataclass(frozen=True)
+class Package:
+    """The archive in memory, with the content of the folder that it was made of."""
+
+    archive: bytes
+    sha256: str  # of the archive
+    files: dict[str, bytes]
+
+    @property
+    def folder_sha256(self) -> str:
+        """As `runner.content.artifact` gives it of the folder."""
+        facts = {
+            name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+            for name, content in self.files.items()
+        }
+        return folder_artifact("model", facts).sha256
+
+    @property
+    def objective(self) -> str:
+        """XGBoost's name for what the model was trained for; "" where no signature says it."""
+        try:
+            return str(json.loads(self.files["signature.json"])["objective"])
+        except (KeyError, TypeError, ValueError):
+            return ""
+
+
+def package(folder: Path, *, script: bytes | None = None) -> Package:
+    """The folder as model.tar.gz: equal files give equal bytes. `script` is code/inference.py, by default ours.
+
+    Raises Refused for a pickle or another format that runs code when it is loaded, UsageError where the folder has a
+    file in the script's place.
+    """
+    files = read_files(folder)
+    check_files(files, folder)
+    if INSIDE in files:
+        raise UsageError(f"{folder / INSIDE} stands where the endpoint's own script goes. Save it under another name.")
+    content = {**files, INSIDE: SCRIPT.read_bytes() if script is None else script}
+    made = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=made, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name in sorted(content):
+            member = tarfile.TarInfo(name)  # no time, no owner
+            member.size, member.mode = len(content[name]), 0o644
+            archive.addfile(member, io.BytesIO(content[name]))
+    data = made.getvalue()
+    return Package(archive=data, sha256=hashlib.sha256(data).hexdigest(), files=files)
+
+
+def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
+    """The files of an archive that is about to be deployed, by name; nothing is written.
+
+    Raises Tampered where its hash is not `sha256` or it would write outside its folder, Refused for a pickle.
+    """
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise Tampered(f"The model archive has the hash {found[:12]}; recorded is {sha256[:12]}. It was altered.")
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            for member in archive:
+                tarfile.data_filter(member, "/nowhere")
+                content = archive.extractfile(member) if member.isreg() else None
+                if content is None or member.name in files:
+                    raise Tampered(f"The model archive has {member.name!r}, which is no file or there twice.")
+                files[member.name] = content.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise Tampered(f"The model archive {sha256[:12]} cannot be unpacked: {error}") from error
+    check_files(files, Path("model.tar.gz"))
+    if INSIDE not in files:
+        raise Refused(f"The model archive {sha256[:12]} has no {INSIDE}, so no endpoint could answer with it.")
+    return files
+
+
+def serving_image(region: str, chosen: str | None = None) -> str:
+    """The image an endpoint runs: `chosen`, or SageMaker's XGBoost. Raises UsageError where the region has none known."""
+    if chosen is not None:
+        return chosen
+    if region not in ACCOUNTS:
+        raise UsageError(
+            f"It is not known which account holds {REPOSITORY} in {region}. "
+            f'Write [sagemaker] serving_image = "ACCOUNT.dkr.ecr.{region}.amazonaws.com/{REPOSITORY}:{TAG}".'
+        )
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return f"{ACCOUNTS[region]}.dkr.ecr.{region}.{suffix}/{REPOSITORY}:{TAG}"

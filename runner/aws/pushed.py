@@ -1,0 +1,389 @@
+"""What a push lays into the bucket for the jobs of a SageMaker Pipeline, and what those leave there.
+
+    <bucket>/<prefix>steps/<sha256>/        the notebook and its modules, with task.json      → a step's input/step
+                                            pipeline.json, what was pushed                    → the pin's
+                                            rules.json                                        → the gate's
+    <bucket>/<prefix>inputs/<sha256>/…      local sources, by content
+    <bucket>/<prefix>runs/<execution>/
+        pin/pins.json                       what this execution was started with and depends on from outside
+        <step>/                             job.json, executed.ipynb, result.json, out/…, version.json
+        gate/verdict.json, gate/gate.json   the verdict; its outcome and reasons for the Condition and the Fail step
+
+A step's bundle has nothing in it that is not the step's own, so that a push leaves the others' caches alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from runner import __version__
+from runner.aws import bundle
+from runner.aws.bucket import Bucket
+from runner.aws.executor import put_runner
+from runner.content import artifact
+from runner.errors import PipelineError
+from runner.pipeline.cleaned import cleaned
+from runner.pipeline.credentials import FORMS
+from runner.pipeline.file import APPROVED, is_address, is_path
+from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
+from runner.pipeline.remote import settings
+from runner.pipeline.types import DoesNotFit, Type, read_text
+from runner.records import (
+    FORMAT,
+    Champion,
+    Environment,
+    GitState,
+    InputFact,
+    InputSpec,
+    Pipeline,
+    Record,
+    Rule,
+    StepJob,
+    Value,
+    encode,
+)
+from runner.run import provenance
+from runner.run.cache import Cache
+from runner.run.store import Store, facts_of
+
+TASK, PUSHED, RULES, PINS = "task.json", "pipeline.json", "rules.json", "pins.json"
+PIN, GATE, CONDITION, FAIL = "pin", "gate", "gate-passed", "gate-failed"  # the Pipeline's own steps
+ABSENT, ABSENT_KEY = "absent", "inputs/absent/"
+INSTANCE, SMALL_INSTANCE = "InstanceType", "SmallInstanceType"
+INSTANCES = (INSTANCE, SMALL_INSTANCE)
+SMALL = "ml.t3.medium"  # of the pin and the gate
+LONGEST_VALUE = 256  # of an environment variable (botocore: ProcessingEnvironmentValue)
+_EXPOSABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")  # a Pipeline parameter's name
+
+
+class Task(Record, frozen=True, kw_only=True):
+    """task.json: what one step is to do, whatever execution it is in. `given` come from the environment."""
+
+    format: int = FORMAT
+    job: StepJob  # without run and inputs
+    inputs: dict[str, InputSpec]
+    given: list[str]
+    retries: int
+    prefix: str  # the project's, in the bucket
+
+
+class Rules(Record, frozen=True, kw_only=True):
+    format: int = FORMAT
+    rules: list[Rule]
+
+
+class Parameter(Record, frozen=True, kw_only=True):
+    """A parameter of the Pipeline: `name` there, `key` as -p has it, who takes it and how its text is read."""
+
+    name: str
+    key: str
+    default: str
+    types: dict[str, str | None] = {}  # notebook -> the declared type; empty for addresses and instances
+
+
+class PushedStep(Record, frozen=True, kw_only=True):
+    name: str
+    key: str  # of its bundle
+    gated: bool  # runs only after a passing gate
+
+
+class Pushed(Record, frozen=True, kw_only=True):
+    """pipeline.json: all that a run's manifest says of what it was made from."""
+
+    format: int = FORMAT
+    pipeline: Pipeline
+    file: str
+    toml: str
+    profile: str | None
+    judges: bool
+    steps: list[PushedStep]  # in an order that respects every need
+    skipped: dict[str, str] = {}  # step -> why it is not among them
+    parameters: list[Parameter]
+    sources: list[str]  # "step.input" of what is pinned when an execution starts
+    git: GitState | None
+    pushed_by: str
+    runner_version: str
+
+
+class Pin(Record, frozen=True, kw_only=True):
+    """One input from outside: what a step is told of it, where its bytes are, and what identifies them."""
+
+    of: str  # "step.input"
+    fact: InputFact
+    address: str
+    digest: str
+
+
+class Pins(Record, frozen=True, kw_only=True):
+    """pins.json. The keys of `pins` are made for JsonGet."""
+
+    format: int = FORMAT
+    run: str
+    execution: str  # ARN
+    started: str
+    started_by: str
+    parameters: dict[str, str]  # by key, as this execution has them
+    pins: dict[str, Pin]
+    champion: Champion | None
+    environment: Environment
+    pushed: Pushed
+
+
+@dataclass(frozen=True)
+class Laid:
+    """What a push has put into the bucket, as addresses, with what the definition is made of."""
+
+    plan: Plan
+    pushed: Pushed
+    tasks: dict[str, Task]
+    runners: dict[str, str]  # step, pin or gate -> prefix of the runner with that step's environment
+    bundles: dict[str, str]  # step, pin or gate -> prefix of its own
+    runs: str  # address below which executions leave their folders, without a last slash
+    absent: str
+
+
+class Rehearsal(Bucket):
+    """A bucket in which nothing is written and nothing asked for: every key is as `lay` would give it."""
+
+    def put(self, key: str, data: bytes, *, once: bool = False) -> bool:
+        return True
+
+    def size(self, key: str) -> int | None:
+        return None
+
+    def keys(self, below: str = "") -> Iterable[tuple[str, int]]:  # type: ignore[override]
+        return ()
+
+    def upload(self, key: str, path: Path, *, missing_only: bool = True) -> int:
+        return path.stat().st_size
+
+
+def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Laid:
+    """Put there what the Pipeline's jobs need, each thing once, under names made of its content.
+
+    Raises PipelineError where the pipeline cannot run as a SageMaker Pipeline, UsageError as bundles do.
+    """
+    _refuse(plan)
+    gated = gated_steps(plan)
+    bucket.put(f"{ABSENT_KEY}absent.txt", b"There is no such input in this execution.\n")
+    sources = _sources(plan, bucket)
+    parameters, taken = _parameters(plan, sources)
+    cache = Cache(store, plan.root)
+    tasks, keys = {}, {}
+    for step in active(plan):
+        tasks[step.name] = _task(step, taken[step.name], bucket.prefix)
+        keys[step.name] = bundle.upload(bucket, "steps/", _code(step, plan, tasks[step.name], cache))[0]
+    pushed = Pushed(
+        pipeline=plan.pipeline,
+        file=plan.file.name,
+        toml=plan.file.read_text(encoding="utf-8-sig"),
+        profile=profile,
+        judges=plan.judges,
+        steps=[PushedStep(name=name, key=key, gated=name in gated) for name, key in keys.items()],
+        skipped={step.name: step.skip for step in plan.steps if step.skip},
+        parameters=parameters,
+        sources=_pinned(plan),
+        git=provenance.git_state(plan.root, [step.notebook.path for step in plan.steps]),
+        pushed_by=provenance.who(),
+        runner_version=__version__,
+    )
+    keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
+    keys[GATE] = _put_record(bucket, RULES, encode(Rules(rules=plan.pipeline.gate)))
+    return Laid(
+        plan=plan,
+        pushed=pushed,
+        tasks=tasks,
+        runners=_runners(plan, bucket),
+        bundles={name: bucket.address(key) for name, key in keys.items()},
+        runs=bucket.address("runs"),
+        absent=bucket.address(ABSENT_KEY),
+    )
+
+
+def put_source(path: Path, bucket: Bucket) -> str:
+    """The address of a local file or folder, put there under its content's name."""
+    found = artifact(path, name=path.name)
+    key = f"inputs/{found.sha256}/"
+    for relative in facts_of(found):
+        bucket.upload(key + (relative or path.name), path / relative if relative else path)
+    return bucket.address(key if found.files is not None else key + path.name)
+
+
+def active(plan: Plan) -> list[PlannedStep]:
+    return [step for step in plan.steps if not step.skip]
+
+
+def gated_steps(plan: Plan) -> set[str]:
+    """The steps that run only after a passing gate: those that need the verdict, and what comes after them."""
+    gated: set[str] = set()
+    for step in active(plan):
+        if step.needs_verdict or gated & set(step.needs):
+            gated.add(step.name)
+    return gated
+
+
+def pin_key(pushed: Pushed, of: str) -> str:
+    """The key of a pinned input in pins.json."""
+    return f"pin_{pushed.sources.index(of) + 1}"
+
+
+def is_pinned(spec: InputSpec) -> bool:
+    """Whether the input comes from outside the execution."""
+    source = spec.from_
+    return not source or is_path(source) or is_address(source) or source.startswith(APPROVED)
+
+
+def _refuse(plan: Plan) -> None:
+    model = plan.pipeline.model
+    local = model is None or model.registry != "sagemaker"
+    findings = [
+        f"steps.{step.name}: in SageMaker `{step.name}` is a step of the Pipeline's own; rename it."
+        for step in active(plan)
+        if step.name in (PIN, CONDITION, FAIL)
+    ]
+    findings += [
+        f"steps.{step.name}.inputs.{name}: the approved version is looked up in SageMaker's registry when an execution "
+        'starts; write [model] registry = "sagemaker".'
+        for step in active(plan)
+        for name, spec in step.spec.inputs.items()
+        if spec.from_.startswith(APPROVED) and local
+    ]
+    if model is not None and local and gated_steps(plan):
+        findings.append(
+            '[model] registry = "local" is on this machine, where no execution can register; write registry = "sagemaker".'
+        )
+    if findings:
+        raise PipelineError(*findings)
+
+
+def _pinned(plan: Plan) -> list[str]:
+    return [
+        f"{step.name}.{name}" for step in active(plan) for name, spec in step.spec.inputs.items() if is_pinned(spec)
+    ]
+
+
+def _sources(plan: Plan, bucket: Bucket) -> dict[str, str]:
+    """The address of each source that an execution may be given another for, by "step.input"; "" for an absent one."""
+    found = {}
+    for step in active(plan):
+        for name, spec in step.spec.inputs.items():
+            if is_path(spec.from_):
+                path = (plan.root / Path(spec.from_).expanduser()).resolve()
+                found[f"{step.name}.{name}"] = "" if spec.optional and not path.exists() else put_source(path, bucket)
+            elif is_address(spec.from_) or not spec.from_:
+                found[f"{step.name}.{name}"] = spec.from_
+    return found
+
+
+def _parameters(plan: Plan, sources: Mapping[str, str]) -> tuple[list[Parameter], dict[str, dict[str, str]]]:
+    """The Pipeline's parameters; and for each step which of the notebook's come from which of them."""
+    found: dict[str, Parameter] = {}
+    taken: dict[str, dict[str, str]] = {step.name: {} for step in active(plan)}
+    for step in active(plan):
+        declared = step.notebook.parameters
+        for name, value in step.parameters.items():
+            own = name in step.spec.parameters
+            key = f"{step.name}.{name}" if own else name
+            text = as_text(value, declared[name].type)
+            if declared[name].secret or text is None or not _EXPOSABLE.match(key.replace(".", "-")):
+                continue
+            said = declared[name].type
+            types = {**found[key].types} if key in found else {}
+            types[step.spec.notebook] = None if said is None else str(said)
+            found[key] = Parameter(name=key.replace(".", "-"), key=key, default=text, types=types)
+            taken[step.name][name] = found[key].name
+    others = {**sources, SMALL_INSTANCE: SMALL, INSTANCE: settings(plan.pipeline).instance}
+    for step in active(plan):
+        if step.spec.sagemaker.instance is not None:
+            others[f"{step.name}.{INSTANCE}"] = step.spec.sagemaker.instance
+    findings = []
+    for key, default in others.items():
+        name = key.replace(".", "-")
+        if key in found or not _EXPOSABLE.match(name) or len(default) > LONGEST_VALUE:
+            findings.append(f"{key}: cannot be a parameter of a Pipeline; give it another name (64 characters of A-Z).")
+        found[key] = Parameter(name=name, key=key, default=default)
+    if findings:
+        raise PipelineError(*findings)
+    return list(found.values()), taken
+
+
+def as_text(value: Value, type_: Type | None) -> str | None:
+    """The text that is read back as this value by its declared type; None where there is none short enough."""
+    if isinstance(value, str) and type_ is not None:
+        text = value
+    elif value is None:
+        text = "null"
+    else:
+        text = msgspec.json.encode(value).decode()
+    try:
+        again = read_text(text, type_)
+    except DoesNotFit:
+        return None
+    return text if (again, type(again)) == (value, type(value)) and len(text) <= LONGEST_VALUE else None
+
+
+def _task(step: PlannedStep, taken: Mapping[str, str], prefix: str) -> Task:
+    declared = step.notebook.parameters
+    secrets = {
+        name: str(value).removeprefix(ENVIRONMENT) for name, value in step.parameters.items() if declared[name].secret
+    }
+    fixed = {name: value for name, value in step.parameters.items() if name not in secrets and name not in taken}
+    return Task(
+        job=StepJob(
+            run="",
+            step=step.name,
+            notebook=step.spec.notebook,
+            parameters=fixed,
+            secrets=secrets,
+            outputs=step.spec.outputs,
+            timeout_s=step.spec.timeout_s,
+            cell_timeout_s=step.spec.cell_timeout_s,
+        ),
+        # which local file an address stands for is the push's business
+        inputs={
+            name: msgspec.structs.replace(spec, from_="") if is_path(spec.from_) else spec
+            for name, spec in step.spec.inputs.items()
+        },
+        given=sorted(taken),
+        retries=step.spec.retries,
+        prefix=prefix,
+    )
+
+
+def _code(step: PlannedStep, plan: Plan, task: Task, cache: Cache) -> bundle.Bundle:
+    """The step's code, without what executing the notebook by hand has left in it, and its task."""
+    code = bundle.code_bundle(
+        cleaned(step.notebook.path.read_bytes()),
+        notebook=step.spec.notebook,
+        modules=step.modules,
+        root=plan.root,
+        include=settings(plan.pipeline, step.name).include,
+        also=cache.undeclared(step.name),
+        forms=FORMS,
+    )
+    return bundle.bundle({**code.files, TASK: encode(task)})
+
+
+def _runners(plan: Plan, bucket: Bucket) -> dict[str, str]:
+    made: dict[tuple[str, ...], str] = {}
+    found = {}
+    for name in (PIN, GATE, *(step.name for step in active(plan))):
+        chosen = settings(plan.pipeline, name if name in plan.pipeline.steps else None)
+        key = (chosen.lock, chosen.python, chosen.platform, chosen.packages)
+        if key not in made:
+            made[key] = bucket.address(put_runner(chosen, bucket, root=plan.root))
+        found[name] = made[key]
+    return found
+
+
+def _put_record(bucket: Bucket, name: str, content: bytes) -> str:
+    key = f"steps/{hashlib.sha256(content).hexdigest()}/"
+    if bucket.size(key + name) != len(content):
+        bucket.put(key + name, content)
+    return key

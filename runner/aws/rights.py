@@ -1,0 +1,177 @@
+"""Who asks AWS, and what that caller and the jobs' role may do, as checks of `runner doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any
+
+from runner.aws.group import ABSENT as NO_GROUP
+from runner.aws.jobs import LOG_GROUP
+from runner.aws.request import job_name
+from runner.aws.session import ABSENT, DENIED, AwsError, Session
+from runner.records import Pipeline
+from runner.run.doctor import Check, failed, ok, unknown
+
+SERVICE = "sagemaker.amazonaws.com"
+ROLE = re.compile(r"arn:aws[\w-]*:iam::(\d{12}):role/(?:.*/)?([\w+=,.@-]+)")
+GRANT = "attach the caller policy of infra/policies.yaml (docs/sagemaker.md, step 3)"
+NAME_A_ROLE = 'write [sagemaker] role = "arn:aws:iam::…:role/…", which jobs run as; infra/policies.yaml makes one'
+
+
+@dataclass(frozen=True)
+class Caller:
+    """`simulated` is the ARN of which IAM simulates the rights; "" where it is not known, or is root's."""
+
+    arn: str
+    account: str
+    partition: str
+    simulated: str
+
+
+def identity(session: Session) -> Caller:
+    """Raises AwsError where the credentials are not accepted."""
+    arn = str(session.call("sts", "get_caller_identity", about="the credentials")["Arn"])
+    _, partition, _, _, account, resource = arn.split(":", 5)
+    simulated = arn if resource.startswith("user/") else ""
+    if resource.startswith("assumed-role/"):
+        name = resource.split("/")[1]
+        try:  # the role's path is not in the session's ARN
+            simulated = session.call("iam", "get_role", about=f"role {name}", RoleName=name)["Role"]["Arn"]
+        except AwsError:
+            simulated = ""
+    return Caller(arn, account, partition, simulated)
+
+
+def role(session: Session, caller: Caller, arn: str) -> Check:
+    match = ROLE.fullmatch(arn)
+    if match is None:
+        return failed("role", f"{arn} is no role's ARN", NAME_A_ROLE)
+    account, name = match.groups()
+    if account != caller.account:
+        fix = "a role is passed within its account only: name one of yours, or log in to that account"
+        return failed("role", f"{arn} is of another account than the caller's {caller.account}", fix)
+    try:
+        found = session.call("iam", "get_role", about=f"role {name}", RoleName=name)["Role"]
+    except AwsError as error:
+        if error.code in DENIED:
+            return unknown("role", f"{name}: the caller may not ask (iam:GetRole)")
+        if error.code.startswith("NoSuchEntity"):
+            return failed("role", f"there is no role {name}", "deploy infra/policies.yaml, which makes one")
+        raise
+    if found["Arn"] != arn:
+        return failed("role", f"there is no {arn}", f'write [sagemaker] role = "{found["Arn"]}"')
+    if not _trusts_sagemaker(found["AssumeRolePolicyDocument"]):
+        fix = f'allow {{"Service": "{SERVICE}"}} sts:AssumeRole in its trust policy, as infra/policies.yaml does'
+        return failed("role", f"{name} may not be assumed by {SERVICE}", fix)
+    return ok("role", f"{name} may be assumed by {SERVICE}")
+
+
+def pass_role(session: Session, caller: Caller, arn: str) -> Check:
+    if ROLE.fullmatch(arn) is None:
+        return unknown("passrole", "not asked: there is no role")
+    passed = {"ContextKeyName": "iam:PassedToService", "ContextKeyValues": [SERVICE], "ContextKeyType": "string"}
+    return _simulated(session, caller, "passrole", ["iam:PassRole"], [arn], [passed])
+
+
+def job_rights(session: Session, caller: Caller, project: str) -> Check:
+    arn = f"{_sagemaker(session, caller)}:processing-job/{job_name(project, 'doctor', 'probe', 1)}"
+    verbs = ("CreateProcessingJob", "DescribeProcessingJob", "StopProcessingJob", "AddTags", "ListTags")
+    return _simulated(session, caller, "jobs", [f"sagemaker:{verb}" for verb in verbs], [arn], [])
+
+
+def registry(session: Session, caller: Caller, spec: Pipeline) -> Check:
+    if spec.model is None or spec.model.registry != "sagemaker":
+        return ok("registry", "nothing to ask: versions are not kept in SageMaker")
+    name = spec.model.name
+    try:
+        page = session.call(
+            "sagemaker",
+            "list_model_packages",
+            about=f"model package group {name}",
+            ModelPackageGroupName=name,
+            MaxResults=1,
+        )
+        said = f"group {name} is there{'' if page.get('ModelPackageSummaryList') else ' and has no version'}"
+    except AwsError as error:
+        if not any(words in str(error) for words in NO_GROUP):
+            raise
+        said = f"there is no group {name} yet, the first version makes it"
+    at = _sagemaker(session, caller)
+    group, version = f"{at}:model-package-group/{name}", f"{at}:model-package/{name}/1"
+    may_group = _simulated(session, caller, "registry", ["sagemaker:CreateModelPackageGroup"], [group], [])
+    verbs = ["sagemaker:CreateModelPackage", "sagemaker:DescribeModelPackage"]
+    may_version = _simulated(session, caller, "registry", verbs, [version], [])
+    worst = may_group if may_group.status == "failed" else may_version
+    return dataclasses.replace(worst, said=f"{said}; {worst.said}")
+
+
+def logs(session: Session) -> Check:
+    try:
+        session.call("logs", "describe_log_streams", about=LOG_GROUP, logGroupName=LOG_GROUP, limit=1)
+    except AwsError as error:
+        if error.code in DENIED:
+            said = f"{LOG_GROUP} may not be read; runs go on without their jobs' lines"
+            return failed("logs", said, f"grant logs:DescribeLogStreams: {GRANT}", code=error.exit_code)
+        if error.code not in ABSENT:
+            raise
+        return ok("logs", f"{LOG_GROUP} is not there yet, the first job makes it")
+    return ok("logs", f"{LOG_GROUP} may be read")
+
+
+def _sagemaker(session: Session, caller: Caller) -> str:
+    return f"arn:{caller.partition}:sagemaker:{session.region}:{caller.account}"
+
+
+def _simulated(
+    session: Session,
+    caller: Caller,
+    name: str,
+    actions: list[str],
+    resources: list[str],
+    context: list[dict[str, Any]],
+) -> Check:
+    """What IAM's simulator says of the caller; service control policies and session policies are not in it."""
+    words = ", ".join(actions)
+    if caller.arn.endswith(":root"):
+        return ok(name, f"{words}: the account's root may do everything; let a role run jobs instead")
+    if not caller.simulated:
+        return unknown(name, f"{words}: the rights of {caller.arn} cannot be asked for")
+    try:
+        reply = session.call(
+            "iam",
+            "simulate_principal_policy",
+            about=f"the rights of {caller.simulated}",
+            PolicySourceArn=caller.simulated,
+            ActionNames=actions,
+            ResourceArns=resources,
+            ContextEntries=context,
+        )
+    except AwsError as error:
+        if error.code in DENIED:
+            return unknown(name, f"{words}: the caller may not ask (iam:SimulatePrincipalPolicy)")
+        return unknown(name, f"{words}: IAM did not answer ({error.code})")
+    denied = [one["EvalActionName"] for one in reply["EvaluationResults"] if one["EvalDecision"] != "allowed"]
+    if denied:
+        said = f"{caller.simulated} may not {', '.join(denied)} on {', '.join(resources)}"
+        return failed(name, said, GRANT, code=AwsError.exit_code)
+    return ok(name, f"{words} allowed on {', '.join(resources)}")
+
+
+def _trusts_sagemaker(document: Any) -> bool:
+    """Whether the trust policy (a document, or its URL-encoded JSON) lets the service assume the role."""
+    if isinstance(document, str):
+        document = json.loads(urllib.parse.unquote(document))
+    statements = document.get("Statement", [])
+    for statement in [statements] if isinstance(statements, dict) else statements:
+        principal = statement.get("Principal", {})
+        services = principal.get("Service", []) if isinstance(principal, dict) else []
+        actions = statement.get("Action", [])
+        named = SERVICE in ([services] if isinstance(services, str) else services)
+        assumed = "sts:AssumeRole" in ([actions] if isinstance(actions, str) else actions)
+        if statement.get("Effect") == "Allow" and named and assumed:
+            return True
+    return False

@@ -1,0 +1,105 @@
+"""A table put where jobs read it: named by its content, so that the same bytes are moved once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from runner.aws.bucket import Bucket
+from runner.aws.session import Session
+from runner.errors import Refused, UsageError
+from runner.pipeline.remote import settings
+from runner.records import Pipeline
+
+DATA = "data/"
+NAMED_BY = 16  # digits of the hash in the key
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """`moved_bytes` is what went there, or would without the dry run; 0 where those bytes were there."""
+
+    address: str
+    sha256: str
+    size_bytes: int
+    moved_bytes: int
+
+
+def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run: bool) -> Uploaded:
+    """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, or to `<prefix><to>`.
+
+    Raises UsageError for what is no regular file, Refused where `to` has other content and `replace` does not say that
+    it may go.
+    """
+    before = _regular(file)
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    place = _place(spec)
+    key = f"{DATA}{sha256[:NAMED_BY]}/{file.name}" if to is None else _key(to, file.name)
+    there = place.size(key)
+    # a key that has the hash in it has those bytes, or another program wrote there
+    same = there == before.st_size and (to is None or place.digest(key).sha256 == sha256)
+    if not same and there is not None and not replace:
+        raise Refused(
+            f"{place.address(key)} has other content, {there:,} bytes of it. Runs that read it could not be repeated; "
+            "leave --to away to have a name by content, or write --replace."
+        )
+    if not same and not dry_run:
+        place.upload(key, file, missing_only=False)
+        after = _regular(file)
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise Refused(
+                f"{file} was changed while it was read, so {place.address(key)} is of no use. "
+                f"Remove it with `aws s3 rm {place.address(key)}`, and upload again."
+            )
+    return Uploaded(place.address(key), sha256, before.st_size, 0 if same else before.st_size)
+
+
+def lines(spec: Pipeline, root: Path, file: Path, address: str) -> list[str]:
+    """What to write in pipeline.toml to read it there: where this file is read now, or where any table is."""
+    outside = [
+        (step, name, given.from_)
+        for step, planned in spec.steps.items()
+        for name, given in planned.inputs.items()
+        if given.from_.startswith(("./", "../", "/")) or "://" in given.from_
+    ]
+    this = [place for place in outside if "://" not in place[2] and (root / place[2]).resolve() == file.resolve()]
+    return [f'[steps.{step}] inputs: {name} = "{address}"' for step, name, _ in this or outside]
+
+
+def _regular(file: Path) -> os.stat_result:
+    try:
+        found = file.stat()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"{file} is a folder; a table is one file. `aws s3 sync {file} s3://…/` copies a folder.")
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(
+            f"{file} is not a regular file, so it has no size and could not be read twice. Save it as one."
+        )
+    return found
+
+
+def _place(spec: Pipeline) -> Bucket:
+    """[sagemaker] bucket at its prefix; what jobs need beside it need not be set yet."""
+    if spec.sagemaker.bucket is None:
+        raise UsageError(
+            'pipeline.toml does not say where to: write [sagemaker] bucket = "…". '
+            "An account that has used Studio has a bucket sagemaker-REGION-ACCOUNT."
+        )
+    role, image = spec.sagemaker.role or "-", spec.sagemaker.image or "-"
+    filled = msgspec.structs.replace(spec.sagemaker, role=role, image=image)
+    chosen = settings(msgspec.structs.replace(spec, sagemaker=filled))
+    return Bucket(Session(chosen.region), chosen.bucket, chosen.prefix)
+
+
+def _key(to: str, name: str) -> str:
+    if to.startswith(("/", "s3://")) or ".." in PurePosixPath(to).parts or not to.strip():
+        raise UsageError(f"--to {to!r} is no key below the project's prefix; write one such as raw/june.csv, or raw/.")
+    return to + name if to.endswith("/") else to

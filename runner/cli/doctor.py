@@ -1,0 +1,107 @@
+"""Before a run: `doctor` looks whether it can work, `upload` puts a table where jobs read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from runner.cli.options import json_option, pipeline_option, print_json
+
+if TYPE_CHECKING:
+    from runner.run.doctor import Check
+
+MARKS = {"ok": "✓", "failed": "✗", "unknown": "?"}
+WIDTH = 11  # of the longest name, credentials
+
+
+@click.command("doctor")
+@click.option(
+    "--on",
+    type=click.Choice(["local", "sagemaker"]),
+    default="local",
+    show_default=True,
+    help="Where runs are to work.",
+)
+@click.option("--probe", is_flag=True, help="With --on sagemaker: start one ml.t3.medium for 2 minutes at most.")
+@json_option
+@pipeline_option
+def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
+    """Say what would keep a run from working, here or in SageMaker, before it is started.
+
+    A line for each check: ✓ holds, ✗ does not, with what to do, ? cannot be told from here, and why. Leaves with 0
+    where nothing fails, with 2 where something here is wrong, with 7 where AWS is in the way.
+
+    \b
+    Example:
+      runner doctor
+      runner doctor --on sagemaker
+      runner doctor --on sagemaker --probe
+    """
+    from runner import backend
+
+    if probe and on != "sagemaker":
+        raise click.UsageError("--probe starts a job, so it needs --on sagemaker.")
+    checks = backend.checks(pipeline, on=on, probe=probe, say=lambda line: click.echo(f"  … {line}", err=True))
+    made = list(checks) if as_json else list(_printed(checks))
+    if as_json:
+        print_json(
+            {
+                "ok": not any(check.status == "failed" for check in made),
+                "checks": [
+                    {"name": check.name, "status": check.status, "said": check.said, "fix": check.fix or None}
+                    for check in made
+                ],
+            }
+        )
+    return min((check.code for check in made if check.status == "failed"), default=0)
+
+
+def _printed(checks: Iterable[Check]) -> Iterable[Check]:
+    for check in checks:
+        fix = f": {check.fix}" if check.fix else ""
+        click.echo(f"{MARKS[check.status]} {check.name:<{WIDTH}}  {check.said}{fix}")
+        yield check
+
+
+@click.command("upload")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--to", metavar="KEY", help="Below the project's prefix, instead of a name by content; a last / is a folder."
+)
+@click.option("--replace", is_flag=True, help="With --to: overwrite other content that is there.")
+@click.option("--dry-run", is_flag=True, help="Say where it would go and what would move; move nothing.")
+@json_option
+@pipeline_option
+def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+    """Put a table into [sagemaker] bucket, from where jobs read it; the same bytes move once.
+
+    \b
+    Example:
+      runner upload data/table.csv
+      runner upload data/table.csv --to raw/ --dry-run
+    """
+    from runner import backend
+
+    found, lines = backend.upload(pipeline, file, to=to, replace=replace, dry_run=dry_run)
+    if as_json:
+        print_json(
+            {
+                "address": found.address,
+                "sha256": found.sha256,
+                "size_bytes": found.size_bytes,
+                "moved_bytes": found.moved_bytes,
+                "dry_run": dry_run,
+                "lines": lines,
+            }
+        )
+        return
+    click.echo(found.address)
+    verb = "would move" if dry_run else "moved"
+    click.echo(
+        f"  {verb} {found.moved_bytes:,} of {found.size_bytes:,} bytes; to read it, in {pipeline.name}:", err=True
+    )
+    for line in lines:
+        click.echo(f"  {line}")

@@ -1,0 +1,606 @@
+"""The registry in SageMaker survives what the service does: crashes in between, lost replies, others at work, Studio."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import environment
+from small_sagemaker import SmallSageMaker
+from test_registry import BUCKET, SECOND_MODEL, emptied, everything, folder_of, in_sagemaker, new, numbers, started
+
+from runner.aws.creation import creation
+from runner.aws.evaluation import evaluation
+from runner.aws.history import facts_key, facts_sha256
+from runner.aws.package import INSIDE, SCRIPT, check_package, package, serving_image
+from runner.aws.registry import SageMakerRegistry, caller
+from runner.aws.session import AwsError, Session
+from runner.content import artifact
+from runner.errors import Refused, Tampered, UsageError
+from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
+from runner.model.events import verify_chain
+from runner.model.versions import NewVersion
+from runner.records import Metric, encode
+
+# registers the version in a file, or decides on m/1; writes what came of it
+WORKER = """
+import sys
+from pathlib import Path
+from runner.aws.bucket import Bucket
+from runner.aws.registry import SageMakerRegistry
+from runner.aws.session import Session
+from runner.errors import Refused
+from runner.model.versions import NewVersion
+from runner.records import read
+prefix, what, where, who = sys.argv[1:]
+session = Session(patience_s=60)
+folders = Path(where).parent / "folders"
+registry = SageMakerRegistry(
+    session, Bucket(session, "models", prefix), model_folder=lambda new: folders / new.sha256
+)
+try:
+    if what == "register":
+        print(registry.register(read(NewVersion, Path(where))).version)
+    else:
+        print(registry.decide("m", 1, what, who=who, why=f"{what} at once").status)
+except Refused as error:
+    print(error)
+    sys.exit(8)
+"""
+EVENT = "{}/registry/m/events/{:06}.json"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SmallSageMaker]:
+    with started() as made:
+        yield made
+
+
+@pytest.fixture
+def cloud(server: SmallSageMaker) -> SmallSageMaker:
+    return emptied(server)
+
+
+@pytest.fixture
+def registry(cloud: SmallSageMaker, tmp_path: Path) -> SageMakerRegistry:
+    return in_sagemaker(tmp_path)
+
+
+def start(folder: Path, what: str, version: NewVersion | None = None, who: str = "ana", *, at: str = "") -> Any:
+    """A process that registers or decides, and may be made to die."""
+    version = version or new(1)
+    file = folder / f"{version.run}.json"
+    file.write_bytes(encode(version))
+    folder_of(version, folder / "folders")
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, f"{folder.name}/", what, str(file), who],
+        env=environment({VARIABLE: at} if at else {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: Any) -> tuple[int, str]:
+    out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    return process.returncode, out.strip()
+
+
+def killed(folder: Path, what: str, *, at: str) -> None:
+    assert ended(start(folder, what, at=at)) == (-signal.SIGKILL, "")
+
+
+def kinds(registry: SageMakerRegistry) -> list[tuple[int, str, str]]:
+    events = registry.events("m")
+    assert verify_chain(events) is None
+    return [(event.version, event.kind, event.who) for event in events]
+
+
+def arn(cloud: SmallSageMaker, version: int = 1) -> str:
+    return f"arn:aws:sagemaker:{cloud.region}:123456789012:model-package/m/{version}"
+
+
+def described(cloud: SmallSageMaker, version: int = 1) -> dict[str, Any]:
+    found: dict[str, Any] = cloud.client("sagemaker").describe_model_package(ModelPackageName=arn(cloud, version))
+    return found
+
+
+def in_studio(cloud: SmallSageMaker, status: str, version: int = 1, **more: str) -> None:
+    cloud.client("sagemaker").update_model_package(
+        ModelPackageArn=arn(cloud, version), ModelApprovalStatus=status, **more
+    )
+
+
+def change(cloud: SmallSageMaker, key: str, before: str, after: str) -> None:
+    s3 = cloud.client("s3")
+    content = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read().decode()
+    assert before in content
+    s3.put_object(Bucket=BUCKET, Key=key, Body=content.replace(before, after).encode())
+
+
+def actions(cloud: SmallSageMaker) -> list[str]:
+    return [call.action for call in cloud.calls]
+
+
+# The archive
+
+
+def test_equal_folders_give_equal_archives_that_hold_the_model_and_the_script(tmp_path: Path) -> None:
+    first, second = (folder_of(new(1), tmp_path / name) for name in ("a", "b"))
+    time.sleep(0.01)
+    for path in sorted(second.iterdir(), reverse=True):  # made anew, in another order, at another time
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+        path.chmod(0o600)
+    made = package(first)
+    assert made == package(second)
+    assert made.folder_sha256 == artifact(first, name="model").sha256
+    assert made.archive[4:8] == bytes(4)  # gzip's time
+    files = check_package(made.archive, made.sha256)
+    assert list(files) == sorted(["model.json", "signature.json", INSIDE])
+    assert files == {**made.files, INSIDE: SCRIPT.read_bytes()}
+    with tarfile.open(fileobj=io.BytesIO(made.archive)) as archive:
+        assert {(member.mtime, member.uid, member.gid, member.uname) for member in archive} == {(0, 0, 0, "")}
+
+
+def test_a_folder_that_could_run_code_or_shadows_the_script_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(new(1), tmp_path)
+    (folder / "encoder.bin").write_bytes(b"\x80\x04N.")
+    with pytest.raises(Refused, match=r"encoder\.bin is a pickle"):
+        package(folder)
+    (folder / "encoder.bin").unlink()
+    (folder / "features.py").write_text("def transform(frame):\n    return frame\n")
+    assert "features.py" in check_package(package(folder).archive, package(folder).sha256)
+    (folder / "code").mkdir()
+    (folder / INSIDE).write_text("")
+    with pytest.raises(UsageError, match="where the endpoint's own script goes"):
+        package(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("../outside", tarfile.REGTYPE, "cannot be unpacked"),
+        ("/etc/passwd", tarfile.SYMTYPE, "no file|cannot be unpacked"),
+        ("link", tarfile.LNKTYPE, "no file|cannot be unpacked"),
+        ("pipe", tarfile.FIFOTYPE, "no file|cannot be unpacked"),
+        ("model.json", tarfile.REGTYPE, "there twice"),
+        ("bad.pkl", tarfile.REGTYPE, "is a pickle"),
+    ],
+)
+def test_an_archive_that_is_not_what_was_registered_is_not_deployed(name: str, kind: bytes, said: str) -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for member in (tarfile.TarInfo("model.json"), tarfile.TarInfo(INSIDE), tarfile.TarInfo(name)):
+            member.type = kind if member.name == name else tarfile.REGTYPE
+            member.linkname = "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            member.size = 2 if member.isreg() else 0
+            archive.addfile(member, io.BytesIO(b"{}") if member.isreg() else None)
+    data = made.getvalue()
+    with pytest.raises(Tampered, match="It was altered"):
+        check_package(data, "00" * 32)
+    with pytest.raises(Refused, match=said):
+        check_package(data, hashlib.sha256(data).hexdigest())
+
+
+# What SageMaker is told
+
+
+def test_metrics_take_the_form_that_studio_shows() -> None:
+    metrics = {
+        "evaluate.auc": Metric(value=0.875, low=0.84, high=0.91, better="higher"),
+        "evaluate.accuracy": Metric(value=0.9),
+        "train.rounds": Metric(value=5.0),
+        "evaluate.rounds": Metric(value=6.0),
+    }
+    report = json.loads(evaluation(metrics))["binary_classification_metrics"]
+    assert report["auc"] == {"value": 0.875, "standard_deviation": pytest.approx(0.07 / (2 * 1.959964))}
+    assert report["accuracy"] == {"value": 0.9, "standard_deviation": "NaN"}
+    assert (report["train.rounds"]["value"], report["evaluate.rounds"]["value"]) == (5.0, 6.0)
+    assert list(json.loads(evaluation(metrics, objective="reg:squarederror"))) == ["regression_metrics"]
+    assert evaluation(metrics) == evaluation(dict(reversed(metrics.items())))
+
+
+def test_the_serving_image_is_the_region_s_or_the_chosen_one() -> None:
+    known = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:3.2-0"
+    assert serving_image("us-east-1") == known
+    assert serving_image("mars-1", "own:1") == "own:1"
+    with pytest.raises(UsageError, match=r"mars-1.*serving_image ="):
+        serving_image("mars-1")
+
+
+def test_the_package_leads_back_to_its_run(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    registry = in_sagemaker(tmp_path, run_address=lambda run: f"s3://{BUCKET}/runs/{run}/", tags={"team": "a"})
+    assert cloud.calls == []  # making one asks nothing
+    made = registry.register(new(1))
+    found = described(cloud)
+    container = found["InferenceSpecification"]["Containers"][0]
+    deployable = registry.deployable("m", 1)
+    assert (found["ModelApprovalStatus"], deployable.package) == ("PendingManualApproval", arn(cloud))
+    assert container["ModelDataUrl"] == deployable.archive
+    assert container["Image"].endswith(f".{cloud.region}.amazonaws.com/sagemaker-xgboost:3.2-0")
+    assert container["Environment"]["SAGEMAKER_PROGRAM"] == "inference.py"
+    assert found["MetadataProperties"] == {"CommitId": "4e1c2d", "GeneratedBy": f"s3://{BUCKET}/runs/{made.run}/"}
+    assert found["CustomerMetadataProperties"]["runner-run"] == made.run
+    assert found["ModelPackageDescription"] == f"Tiny model (run {made.run})"
+
+    def content(address: str) -> bytes:
+        key = address.removeprefix(f"s3://{BUCKET}/")
+        body: bytes = cloud.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return body
+
+    files = check_package(content(deployable.archive), deployable.archive_sha256)
+    assert content(f"{made.location}model.json") == files["model.json"]
+    statistics = found["ModelMetrics"]["ModelQuality"]["Statistics"]
+    assert json.loads(content(statistics["S3Uri"]))["binary_classification_metrics"]["auc"]["value"] == 0.875
+    tags = cloud.client("sagemaker").list_tags(ResourceArn=arn(cloud).replace("package", "package-group")[:-2])
+    assert tags["Tags"] == [{"Key": "team", "Value": "a"}]
+
+
+def test_any_text_keeps_within_the_service_s_limits(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    odd = "Größe\n\t\x00„Anführung“ 🦜 <b>" * 90
+    version = msgspec.structs.replace(new(1), description=odd, created_by=odd, commit=None)
+    registry = in_sagemaker(tmp_path, image="own:1")
+    registry.register(version)
+    assert registry.decide("m", 1, "approved", who=odd, why=odd).reason == odd
+    found = described(cloud)
+    assert len(found["ModelPackageDescription"]) == 1024
+    assert len(found["ApprovalDescription"]) == 1024
+    made = package(folder_of(version, tmp_path / "folders"))
+    asked = creation(version, made, bucket=registry.bucket, image="own:1", registry=registry.own, source="")
+    assert "MetadataProperties" not in asked
+    assert len(asked["CustomerMetadataProperties"]["runner-created-by"]) == 256
+
+
+def test_a_folder_that_is_not_what_the_run_recorded_is_not_registered(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    registry.model_folder = lambda version: folder_of(new(1), tmp_path)
+    with pytest.raises(Tampered, match="recorded is"):
+        registry.register(new(1, sha256=SECOND_MODEL))
+    (folder_of(new(1), tmp_path) / "model.bin").write_bytes(b"PK\x03\x04")
+    with pytest.raises(Refused, match="pickle or an archive"):
+        registry.register(new(1))
+    assert list(registry.list()) == []
+    assert "CreateModelPackageGroup" not in actions(cloud)
+
+
+# Crashes and other processes
+
+
+@pytest.mark.parametrize("at", [name for name in SAGEMAKER_NAMES if "decision" not in name])
+def test_a_registration_killed_anywhere_gives_exactly_one_version(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path, at: str
+) -> None:
+    killed(tmp_path, "register", at=at)
+    was_made = at in ("package created", "registration recorded")
+    assert numbers(registry.list()) == ([("m", 1, "pending")] if was_made else [])
+    made = registry.register(new(1))
+    assert numbers(registry.list()) == [("m", 1, "pending")]
+    assert msgspec.structs.asdict(new(1)).items() <= msgspec.structs.asdict(made).items()
+    assert kinds(registry) == [(1, "registered", "ana")]
+    assert len(cloud.client("sagemaker").list_model_packages(ModelPackageGroupName="m")["ModelPackageSummaryList"]) == 1
+
+
+@pytest.mark.parametrize("at", ["decision recorded", "decision carried out"])
+@pytest.mark.parametrize(("decision", "status"), [("approved", "Approved"), ("rejected", "Rejected")])
+def test_a_decision_killed_anywhere_is_carried_out_by_whoever_looks_next(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path, at: str, decision: str, status: str
+) -> None:
+    registry.register(new(1))
+    killed(tmp_path, decision, at=at)
+    champion = registry.approved("m")
+    assert (champion is not None) == (decision == "approved")
+    found = described(cloud)
+    assert (found["ModelApprovalStatus"], found["ApprovalDescription"]) == (status, f"ana: {decision} at once")
+    assert kinds(registry) == [(1, "registered", "ana"), (1, decision, "ana")]
+
+
+def test_a_revocation_killed_before_it_was_carried_out_is_not_taken_for_an_approval(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    registry.register(new(1))
+    registry.decide("m", 1, "approved", who="ben", why="reviewed")
+    killed(tmp_path, "rejected", at="decision recorded")
+    assert registry.approved("m") is None
+    assert described(cloud)["ModelApprovalStatus"] == "Rejected"
+    assert [kind for _, kind, _ in kinds(registry)] == ["registered", "approved", "rejected"]
+
+
+def test_two_processes_that_register_one_run_make_one_version(registry: SageMakerRegistry, tmp_path: Path) -> None:
+    assert [ended(process) for process in [start(tmp_path, "register") for _ in range(2)]] == [(0, "1"), (0, "1")]
+    assert kinds(registry) == [(1, "registered", "ana")]
+
+
+def test_one_run_with_two_models_is_refused_wherever_the_other_got_to(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    """The other process has made its package, and nothing of it was seen before this one's is made."""
+    other = in_sagemaker(tmp_path)
+    folder_then = registry.model_folder
+
+    def meanwhile(version: NewVersion) -> Path:
+        other.register(new(1))
+        return folder_then(version)
+
+    registry.model_folder = meanwhile
+    with pytest.raises(Refused, match="with other bytes before"):
+        registry.register(new(1, sha256=SECOND_MODEL))
+    assert numbers(registry.list()) == [("m", 1, "pending")]
+
+
+def test_eight_processes_number_their_versions_without_gaps(registry: SageMakerRegistry, tmp_path: Path) -> None:
+    processes = [start(tmp_path, "register", new(number)) for number in range(8)]
+    assert sorted(ended(process) for process in processes) == [(0, str(number)) for number in range(1, 9)]
+    assert numbers(registry.list("m")) == [("m", number, "pending") for number in range(1, 9)]
+    everything(registry)
+    assert [event.version for event in registry.events("m")] == list(range(1, 9))
+
+
+def test_of_approving_and_rejecting_at_once_exactly_one_wins(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    registry.register(new(1))
+    cloud.faults.add("ListModelPackages", times=None, delay_s=0.3)  # both have looked before either decides
+    done = [ended(process) for process in [start(tmp_path, what) for what in ("approved", "rejected", "approved")]]
+    assert sum(code == 0 for code, _ in done) in (1, 2)  # rejecting after an approval is allowed
+    history = kinds(registry)
+    assert len(history) == 1 + sum(code == 0 for code, _ in done)
+    assert [kind for _, kind, _ in history[1:]] in (["approved"], ["rejected"], ["approved", "rejected"])
+    status = registry.get("m", 1).status
+    assert described(cloud)["ModelApprovalStatus"] == status.capitalize()
+
+
+# Trouble with the service
+
+
+@pytest.mark.parametrize(
+    ("action", "match"),
+    [
+        ("CreateModelPackageGroup", None),
+        ("CreateModelPackage", None),
+        ("UpdateModelPackage", None),
+        ("PutObject", "events/000001"),
+        ("PutObject", "events/000002"),
+        ("PutObject", "model.tar.gz"),
+    ],
+)
+def test_a_lost_reply_changes_nothing(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, action: str, match: str | None
+) -> None:
+    number = cloud.faults.add(action, "LostReply", match=match)
+    registry.register(new(1))
+    assert registry.decide("m", 1, "approved", who="ben", why="reviewed").status == "approved"
+    assert cloud.faults.hits(number) == 1
+    assert kinds(registry) == [(1, "registered", "ana"), (1, "approved", "ben")]
+    assert numbers(registry.list()) == [("m", 1, "approved")]
+
+
+def test_throttling_is_waited_out(cloud: SmallSageMaker, registry: SageMakerRegistry) -> None:
+    for action in ("CreateModelPackage", "ListModelPackages", "DescribeModelPackage", "UpdateModelPackage"):
+        cloud.faults.add(action, "ThrottlingException", times=2)
+    registry.register(new(1))
+    assert registry.decide("m", 1, "approved", who="ben", why="reviewed").status == "approved"
+
+
+def test_whom_sagemaker_does_not_permit_decides_nothing(cloud: SmallSageMaker, registry: SageMakerRegistry) -> None:
+    registry.register(new(1))
+    cloud.faults.add("UpdateModelPackage", "AccessDeniedException")
+    with pytest.raises(AwsError, match="Grant the caller UpdateModelPackage"):
+        registry.decide("m", 1, "approved", who="eve", why="mine")
+    assert registry.get("m", 1).status == "pending"
+    assert described(cloud)["ModelApprovalStatus"] == "PendingManualApproval"
+    assert [kind for _, kind, _ in kinds(registry)] == ["registered", "approved", "reopened"]
+    in_studio(cloud, "Approved")
+    assert registry.get("m", 1).decided_by == "external"
+    registry.decide("m", 1, "rejected", who="ben", why="no")
+    assert described(cloud)["ModelApprovalStatus"] == "Rejected"
+
+
+def test_a_failing_service_says_that_the_decision_stands(cloud: SmallSageMaker, registry: SageMakerRegistry) -> None:
+    registry.register(new(1))
+    cloud.faults.add("UpdateModelPackage", "ConflictException")
+    with pytest.raises(AwsError, match="is written down; the next `runner models` carries it out"):
+        registry.decide("m", 1, "approved", who="ben", why="reviewed")
+    assert registry.get("m", 1).status == "approved"
+    assert described(cloud)["ModelApprovalStatus"] == "Approved"
+
+
+def test_whoever_may_only_read_sees_what_others_would_write_down(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.register(new(1))
+    in_studio(cloud, "Approved", ApprovalDescription="looks fine")
+    cloud.faults.add("PutObject", "AccessDenied", times=None)
+    champion = registry.approved("m")
+    assert champion is not None
+    assert "is not written down" in caplog.text
+    cloud.faults.clear()
+    assert [kind for _, kind, _ in kinds(registry)] == ["registered", "approved"]
+
+
+# Decisions made in Studio
+
+
+def test_a_decision_made_in_studio_is_taken_in(cloud: SmallSageMaker, registry: SageMakerRegistry) -> None:
+    registry.register(new(1))
+    in_studio(cloud, "Approved", ApprovalDescription="seen in Studio")
+    champion = registry.approved("m")
+    assert champion is not None
+    assert (champion.decided_by, champion.reason) == ("external", "seen in Studio")
+    event = registry.events("m")[-1]
+    assert (event.kind, event.data) == ("approved", {"external": True})
+    modified = described(cloud)["LastModifiedTime"]
+    assert event.at[:19] == modified.astimezone(UTC).isoformat()[:19]
+    with pytest.raises(Refused, match=r"already approved, by external at 20.*seen in Studio"):
+        registry.decide("m", 1, "approved", who="ben", why="me too")
+    registry.decide("m", 1, "rejected", who="ben", why="wrong month")
+    assert described(cloud)["ModelApprovalStatus"] == "Rejected"
+    assert [kind for _, kind, _ in kinds(registry)] == ["registered", "approved", "rejected"]
+
+
+def test_what_our_rules_forbid_is_taken_in_as_it_happened(cloud: SmallSageMaker, registry: SageMakerRegistry) -> None:
+    registry.register(new(1))
+    registry.decide("m", 1, "rejected", who="ben", why="no")
+    for status in ("Approved", "PendingManualApproval", "Rejected", "Approved"):
+        in_studio(cloud, status)
+        assert registry.get("m", 1).status == {"PendingManualApproval": "pending"}.get(status, status.lower())
+    assert [kind for _, kind, _ in kinds(registry)] == [
+        "registered", "rejected", "approved", "reopened", "rejected", "approved",
+    ]  # fmt: skip
+    assert {event.why for event in registry.events("m")[2:]} == {"decided in SageMaker"}  # not ben's reason
+
+
+def test_a_decision_in_studio_after_a_crash_is_not_undone(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    registry.register(new(1))
+    killed(tmp_path, "approved", at="decision recorded")
+    in_studio(cloud, "Rejected", ApprovalDescription="no")
+    assert registry.get("m", 1).status == "rejected"
+    assert described(cloud)["ModelApprovalStatus"] == "Rejected"
+    assert kinds(registry)[1:] == [(1, "approved", "ana"), (1, "rejected", "external")]
+
+
+def test_a_version_that_was_deleted_in_studio_keeps_its_history(
+    cloud: SmallSageMaker, registry: SageMakerRegistry
+) -> None:
+    registry.register(new(1))
+    cloud.client("sagemaker").delete_model_package(ModelPackageName=arn(cloud))
+    assert numbers(registry.list()) == [("m", 1, "pending")]
+    with pytest.raises(Refused, match="m/1 was deleted in SageMaker"):
+        registry.decide("m", 1, "approved", who="ben", why="reviewed")
+    assert registry.register(new(2)).version == 2
+
+
+def test_packages_of_others_in_the_group_are_left_alone(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    client = cloud.client("sagemaker")
+    client.create_model_package_group(ModelPackageGroupName="m")
+    client.create_model_package(ModelPackageGroupName="m", ModelPackageDescription="by hand")
+    client.create_model_package(ModelPackageGroupName="m", ModelPackageDescription="as if (run x)")
+    other_project = in_sagemaker(tmp_path / "other")
+    assert other_project.register(new(1)).version == 3
+    assert registry.register(new(1)).version == 4
+    assert numbers(registry.list()) == [("m", 4, "pending")]
+    assert numbers(other_project.list()) == [("m", 3, "pending")]
+
+
+# What was altered
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after", "said"),
+    [
+        ("events/000002.json", "reviewed", "demanded", "event 2 .* was altered"),
+        ("events/000001.json", "registered", "rejected", "event 1 .* was altered"),
+        ("events/000002.json", '"m"', '"n"', "events of another name"),
+        ("events/000002.json", "{", "[", "is not a readable Event"),
+        ("facts", "0.875", "0.975", "is not what was registered"),
+        ("facts", "{", "[", "is not a readable NewVersion"),
+    ],
+)
+def test_an_altered_object_is_found(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path, key: str, before: str, after: str, said: str
+) -> None:
+    registry.register(new(1))
+    registry.decide("m", 1, "approved", who="ben", why="reviewed")
+    place = facts_key("m", new(1).run, facts_sha256(new(1))) if key == "facts" else f"registry/m/{key}"
+    change(cloud, f"{tmp_path.name}/{place}", before, after)
+    fresh = in_sagemaker(tmp_path)
+    for ask in (lambda: everything(fresh), lambda: fresh.get("m", 1), lambda: fresh.approved("m")):
+        with pytest.raises(Tampered, match=said):
+            ask()
+    with pytest.raises(Tampered):
+        registry.list()  # which has read it before
+    with pytest.raises(Tampered):
+        fresh.decide("m", 1, "rejected", who="ben", why="x")
+
+
+def test_facts_altered_before_their_version_was_recorded_are_found(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    killed(tmp_path, "register", at="package created")
+    change(cloud, f"{tmp_path.name}/{facts_key('m', new(1).run, facts_sha256(new(1)))}", '"ana"', '"eve"')
+    with pytest.raises(Tampered, match="is not what was registered"):
+        registry.list()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_removed_event_is_found_or_its_decision_is_external(
+    cloud: SmallSageMaker, tmp_path: Path, number: int
+) -> None:
+    registry = in_sagemaker(tmp_path, cache=tmp_path / "cache")
+    registry.register(new(1))
+    registry.decide("m", 1, "approved", who="ben", why="reviewed")
+    registry.decide("m", 1, "rejected", who="ben", why="wrong month")
+    registry.list()
+    cloud.client("s3").delete_object(Bucket=BUCKET, Key=EVENT.format(tmp_path.name, number))
+    with pytest.raises(Tampered, match=f"event {number + 1} .* where event {number} was"):
+        in_sagemaker(tmp_path).list()
+    with pytest.raises(Tampered, match=rf"events/00000{number}\.json was there before and is gone"):
+        in_sagemaker(tmp_path, cache=tmp_path / "cache").list()
+    cloud.client("s3").delete_object(Bucket=BUCKET, Key=EVENT.format(tmp_path.name, 3))
+    with pytest.raises(Tampered, match=r"is gone"):
+        registry.list()
+
+
+def test_without_the_last_event_a_revoked_version_is_not_approved_again(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    registry.register(new(1))
+    registry.decide("m", 1, "approved", who="ben", why="reviewed")
+    registry.decide("m", 1, "rejected", who="ben", why="wrong month")
+    cloud.client("s3").delete_object(Bucket=BUCKET, Key=EVENT.format(tmp_path.name, 3))
+    fresh = in_sagemaker(tmp_path)
+    assert fresh.approved("m") is None
+    assert fresh.events("m")[-1].data == {"external": True}
+
+
+# What it costs
+
+
+def test_listing_fifty_versions_takes_two_calls_once_they_are_known(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    registry = in_sagemaker(tmp_path)
+    registry.groups.make("m")
+    made = package(folder_of(new(1), tmp_path / "folders"))
+    for number in range(50):  # as fifty runs that died before they wrote their event
+        version = msgspec.structs.replace(new(1), run=f"20261122-101630-{number:04x}")
+        registry.history.keep_facts(version)
+        asked = creation(version, made, bucket=registry.bucket, image="own:1", registry=registry.own, source="")
+        registry.groups.add("m", asked)
+    assert [version.version for version in registry.list()] == list(range(1, 51))
+    assert len(in_sagemaker(tmp_path, cache=tmp_path / "cache").list()) == 50
+    cloud.forget_calls()
+    assert len(in_sagemaker(tmp_path, cache=tmp_path / "cache").list()) == 50
+    assert actions(cloud) == ["ListObjectsV2", "ListModelPackages"]
+    cloud.forget_calls()
+    assert in_sagemaker(tmp_path, cache=tmp_path / "cache").approved("m") is None
+    assert actions(cloud) == ["ListObjectsV2", "ListModelPackages"]
+    file = tmp_path / "cache" / "m.json"
+    file.write_bytes(file.read_bytes()[:-100])  # a damaged memory is none
+    assert len(in_sagemaker(tmp_path, cache=tmp_path / "cache").list()) == 50
+
+
+def test_an_event_is_a_file_that_people_can_read(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
+) -> None:
+    registry.register(new(1))
+    body = cloud.client("s3").get_object(Bucket=BUCKET, Key=EVENT.format(tmp_path.name, 1))["Body"].read()
+    assert body.decode().splitlines()[1] == ' "seq": 1,'
+    assert caller(Session()).startswith("arn:aws")
