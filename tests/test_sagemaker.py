@@ -391,6 +391,77 @@ def test_late_logs_arrive_and_those_of_the_step_lie_beside_it(far: RemoteProject
     assert (far.runs[-1] / "steps/make/job.log").exists()
 
 
+# What users of processing jobs run into
+
+
+def test_a_value_longer_than_the_service_s_limits_arrives_whole(far: RemoteProject) -> None:
+    far.write("nb/x.ipynb", parameters("words: str = ''"), "print(len(words), words[-5:])")
+    far.toml('name = "long"\n[steps.x]\nnotebook = "nb/x.ipynb"\n')
+    done = far.runner("run", "--on", "sagemaker", "-p", f"words={'ä' * 5000}tail.")
+    assert done.code == 0, done.err
+    assert "5005 tail." in json.dumps(far.executed("x"))
+
+
+def test_files_that_the_notebook_reads_beside_its_inputs_go_along(far: RemoteProject) -> None:
+    case = Case(make=("import helper, json\nopen(out, 'w').write(helper.say() + open('words.json').read())",), toml="")
+    made_project(far, case, "beside")
+    (far.folder / "nb/helper.py").write_text("def say():\n    return 'hello '\n")
+    (far.folder / "nb/words.json").write_text('"world"')
+    missing = far.runner("run", "--on", "sagemaker", "make")  # never run here, so nobody knows of words.json
+    assert missing.code == 3
+    assert "words.json" in missing.err
+    assert far.runner("run", "make").code == 0
+    assert far.runner("run", "--on", "sagemaker", "make").code == 0  # what it read here is sent with it
+    (far.folder / "nb/words.json").write_text('"again"')
+    told = far.runner("run", "--on", "sagemaker", "--dry-run", "make").out
+    assert "words.json, read by cell [2], changed" in told
+
+
+def test_a_job_that_fails_before_the_notebook_says_why_and_keeps_its_log(far: RemoteProject) -> None:
+    made_project(far, Case(toml=""), "early")
+    pipeline = far.folder / "pipeline.toml"
+    pipeline.write_text(pipeline.read_text().replace('python = "3.11"', 'python = "3.12"'))
+    done = far.runner("run", "--on", "sagemaker")
+    assert done.code == 7
+    assert "The image has Python 3.11, the job was made for 3.12" in done.err
+    assert "The image has Python 3.11" in (far.runs[-1] / "steps/make/job.log").read_text()
+    assert far.step("make")["result"]["error"]["kind"] == "remote"
+
+
+def test_two_runs_at_once_keep_apart(far: RemoteProject) -> None:
+    made_project(far, Case(toml=""), "apart")
+    env = far.cloud.environment
+    both = [far.start("run", "--on", "sagemaker", "-p", f"make.number={n}", env=env) for n in (1, 2)]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    lengths = {len((run / "steps/make/out/x.txt").read_text()) for run in far.runs}
+    assert lengths == {len("one line\n"), 2 * len("one line\n")}
+
+
+def test_credentials_that_expire_leave_the_job_and_its_run_to_be_taken_up(far: RemoteProject) -> None:
+    far.cloud.faults.add("DescribeProcessingJob", "ExpiredTokenException", times=None, skip=1, caller=CLIENT_KEY)
+    made_project(far, WAIT, "expired")
+    done = far.runner("run", "--on", "sagemaker")
+    assert done.code == 7
+    assert "log in again" in done.err
+    far.cloud.faults.clear()
+    assert far.runner("resume", "latest").code == 0
+    assert len([job for job in jobs(far.cloud) if job.startswith("expired-")]) == 2
+
+
+def test_more_inputs_than_a_job_takes_are_named_before_it_is_made(far: RemoteProject) -> None:
+    names = [f"in{n}" for n in range(8)]
+    for name in names:
+        (far.folder / f"{name}.txt").write_text(name)
+    far.write("nb/x.ipynb", parameters("\n".join(f"{name}: str = ''" for name in names)), "print(1)")
+    inputs = ", ".join(f'{name} = "./{name}.txt"' for name in names)
+    far.toml(f'name = "inputs"\n[steps.x]\nnotebook = "nb/x.ipynb"\ninputs = {{ {inputs} }}\n')
+    done = far.runner("run", "--on", "sagemaker")
+    assert done.code == 2
+    assert "has 8 inputs to copy; a processing job takes 7" in done.err
+
+
 # What it costs
 
 
@@ -417,12 +488,13 @@ def test_a_dry_run_says_what_moves_and_what_it_costs_at_most(far: RemoteProject)
     assert jobs(far.cloud) == before
 
 
-def test_fifty_steps_at_once_under_a_throttled_service_all_finish(far: RemoteProject) -> None:
+@pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.soak)])
+def test_many_steps_at_once_under_a_throttled_service_all_finish(far: RemoteProject, count: int) -> None:
     far.write("nb/x.ipynb", parameters("n: int = 0"), "print(n)")
-    steps = "".join(f'[steps.s{n}]\nnotebook = "nb/x.ipynb"\nparameters = {{ n = {n} }}\n' for n in range(6))
-    far.toml(f'name = "many"\n{steps}')
+    steps = "".join(f'[steps.s{n}]\nnotebook = "nb/x.ipynb"\nparameters = {{ n = {n} }}\n' for n in range(count))
+    far.toml(f'name = "many{count}"\n{steps}')
     far.cloud.faults.rate(["CreateProcessingJob", "DescribeProcessingJob", "GetLogEvents", "DescribeLogStreams"], 5)
-    done = far.runner("run", "--on", "sagemaker", "--json", "-j", "6")
+    done = far.runner("run", "--on", "sagemaker", "--json", "-j", str(count))
     far.cloud.faults.rate([], 0)
     assert done.code == 0, done.err
 

@@ -14,7 +14,7 @@ import msgspec
 
 from runner.aws import bundle, wheels
 from runner.aws.bucket import Bucket
-from runner.aws.jobs import Ended, Jobs, read_progress
+from runner.aws.jobs import END, Ended, Jobs, read_progress
 from runner.aws.prices import Prices
 from runner.aws.request import Addresses, Place, attempt_key, job_name, request
 from runner.aws.session import Session
@@ -326,7 +326,7 @@ class _Log:
         progress = read_progress(line)
         if progress is not None:
             self._on_progress(Progress(self._job.step, *progress))
-        elif not line.startswith("runner:"):
+        elif line != END:
             text, _ = self._redactor.text(line)
             self.lines = [*self.lines[-LAST_LINES:], text]
             self._file.write(text + "\n")
