@@ -35,11 +35,12 @@ def display() -> Display:
 
 def headline(manifest: RunManifest) -> str:
     git = manifest.git
+    where = "" if manifest.on == "local" else "   on SageMaker"
     if git is None:
-        return f"run {manifest.run}"
+        return f"run {manifest.run}{where}"
     count = len(git.modified)
     changed = f" ({count} notebook{'s' if count > 1 else ''} modified)" if count else ""
-    return f"run {manifest.run}   {git.branch or 'detached'}@{git.commit[:6]}{changed}"
+    return f"run {manifest.run}   {git.branch or 'detached'}@{git.commit[:6]}{changed}{where}"
 
 
 def step_line(step: StepState, progress: Progress | None, *, started: float | None) -> str:
