@@ -138,7 +138,10 @@ def executed(project: Project, step: str) -> Any:
 FIELDS = ("status", "cells", "cells_run", "metrics", "problems", "outputs", "error", "kernel", "redacted")
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = ("stopped early", "time-out of a cell", "missing output", "gate in error", "gate inconclusive")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LONG)) for name in CASES])
 def test_a_step_comes_to_the_same_here_and_there(name: str, far: RemoteProject, tmp_path_factory: Any) -> None:
     case = CASES[name]
     near = Project(tmp_path_factory.mktemp("near"))
@@ -306,7 +309,14 @@ def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> 
 
 
 @pytest.mark.parametrize(
-    "point", ["job about to be created", "job created", "job ended", "step sealed", "step recorded"]
+    "point",
+    [
+        "job created",
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in ("job about to be created", "job ended", "step sealed", "step recorded")
+        ),
+    ],
 )
 def test_a_killed_client_finds_its_job_again(far: RemoteProject, point: str) -> None:
     name = "killed-" + point.replace(" ", "")

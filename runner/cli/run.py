@@ -162,7 +162,7 @@ def carry_out(
 
     stop = threading.Event()
     shown = display()
-    with _signals(stop) as received, Reporter(shown, pages=pages) as watcher:
+    with signals(stop) as received, Reporter(shown, pages=pages) as watcher:
         world = backend.world(file, spec, on=on, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:
@@ -222,7 +222,7 @@ def stop_command(run: str, pipeline: Path) -> None:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[list[int]]:
+def signals(stop: threading.Event) -> Iterator[list[int]]:
     """SIGINT and SIGTERM set `stop`, so that kernels end and the manifest says so; a second one gives up waiting."""
     received: list[int] = []
 

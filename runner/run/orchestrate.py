@@ -109,7 +109,7 @@ class Steps:
         self.going: set[str] = set()
         self.left: set[str] = set()  # steps that go on elsewhere while we leave
         self.cache = Cache(world.store, plan.root)
-        cores = max(1, (os.cpu_count() or 1) // max(1, options.jobs))
+        cores = max(1, (os.cpu_count() or 1) // max(1, options.jobs * options.beside))
         self.threads = cores if world.runtime is None else 0  # elsewhere a step has a machine for itself
         # attempts number a step's executions over all resumptions; `retries` counts from this owner's first
         self.first = {state.name: state.attempt for state in manifest.steps}
@@ -219,7 +219,7 @@ class Steps:
 
     def _prepare_next(self) -> None:
         """The kernel of the next step starts beside the current one; one ahead is enough for two cores."""
-        if self.waiting and not self.world.stop.is_set():
+        if self.waiting and self.options.beside == 1 and not self.world.stop.is_set():
             step = self.waiting[0]
             folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
             self.world.executor.prepare(folder, cwd=self._cwd(step), threads=self.threads)

@@ -91,6 +91,7 @@ class Options:
     overrides: Mapping[str, str] = field(default_factory=dict)
     on: str = "local"
     take_over: bool = False  # a run that another machine owned
+    beside: int = 1  # how many runs share this machine
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""The page of a sweep: the winner first, then all combinations as a plot and as a table."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runner.content import atomic_write
+from runner.report import clean
+from runner.report.comparison import COLOURS
+from runner.report.files import environment, number, style
+from runner.run.sweep import Swept
+
+SWEEPS, PAGE, FACTS = "sweeps", "report.html", "sweep.json"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_LINES = len(MARKERS)
+
+
+def write_sweep(swept: Swept, runs: Path) -> Path:
+    """Write runs/sweeps/<first run>/report.html and sweep.json beside it; the page's path."""
+    named = min((tried.run for tried in swept.tried if tried.run), default="none")
+    folder = runs / SWEEPS / named
+    folder.mkdir(parents=True, exist_ok=True)
+    page = (
+        environment()
+        .get_template("sweep.html.j2")
+        .render(
+            style=style(),
+            policy=clean.POLICY,
+            swept=swept,
+            names=list(swept.tried[0].values),
+            best=swept.tried[0] if swept.value(swept.tried[0]) else None,
+            plot=plot(swept),
+            others=sorted({name for tried in swept.tried for name in tried.metrics} - {swept.metric}),
+        )
+    )
+    atomic_write(folder / PAGE, page.encode())
+    facts = {
+        "step": swept.step,
+        "metric": swept.metric,
+        "better": swept.better,
+        "winner": swept.winner.run if swept.winner else None,
+        "tried": [{"values": dict(tried.values), "run": tried.run, "why": tried.why} for tried in swept.tried],
+    }
+    atomic_write(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+    return folder / PAGE
+
+
+def plot(swept: Swept) -> tuple[str, str] | None:
+    """(address for `img`, the same in words) of the metric over the first swept value, a line for each other one."""
+    points = [(tried, metric) for tried in swept.tried if (metric := swept.value(tried)) is not None]
+    if len(points) < 2:
+        return None
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # half a second to import
+    from matplotlib.figure import Figure
+
+    names = list(swept.tried[0].values)
+    # the name with the most values goes along the axis
+    counts = {name: len({tried.values[name] for tried, _ in points}) for name in names}
+    along = max(names, key=lambda name: counts[name])
+    ticks = sorted({tried.values[along] for tried, _ in points}, key=_as_number)
+    lines: dict[str, list[tuple[int, Any]]] = {}
+    for tried, metric in points:
+        label = ", ".join(f"{name} {tried.values[name]}" for name in names if name != along)
+        lines.setdefault(label, []).append((ticks.index(tried.values[along]), metric))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure = Figure(figsize=(7.2, 3.6), facecolor="none")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        for place, (label, found) in enumerate(sorted(lines.items())):
+            found.sort(key=lambda pair: pair[0])
+            colour = COLOURS[place % len(COLOURS)]
+            shift = (place - (len(lines) - 1) / 2) * min(0.08, 0.5 / max(1, len(lines)))
+            xs, ys = [x + shift for x, _ in found], [metric.value for _, metric in found]
+            if all(metric.low is not None and metric.high is not None for _, metric in found):
+                low = [max(0.0, metric.value - metric.low) for _, metric in found]
+                high = [max(0.0, metric.high - metric.value) for _, metric in found]
+                axes.errorbar(xs, ys, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
+            axes.plot(xs, ys, marker=MARKERS[place % len(MARKERS)], color=colour, linewidth=1.4, label=label)
+        axes.set_xticks(range(len(ticks)), labels=ticks, parse_math=False)
+        axes.set_xlabel(along, parse_math=False)
+        axes.set_ylabel(f"{swept.metric} ({swept.better} is better)", parse_math=False)
+        axes.grid(axis="y", color="#8b949e", linewidth=0.4, alpha=0.6)
+        axes.set_facecolor("none")
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8, ncols=1 + len(lines) // 8, loc="best")
+        figure.tight_layout()
+        made = io.BytesIO()
+        figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None})
+    best = swept.tried[0]
+    told = ", ".join(f"{name} {value}" for name, value in best.values.items())
+    metric = swept.value(best)
+    assert metric is not None
+    alt = f"{swept.metric} of {len(points)} combinations over {along}; the best is {number(metric.value)} with {told}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(made.getvalue()).decode()}", alt
+
+
+def _as_number(text: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(text), text)
+    except ValueError:
+        return (1, 0.0, text)
