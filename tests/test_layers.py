@@ -22,7 +22,7 @@ ALLOWED = {
     "serve": LEAVES | {"model"},
     "run": LEAVES | {"pipeline", "gate", "model", "step"},
     "report": LEAVES | {"pipeline", "gate", "run"},
-    "aws": LEAVES | {"pipeline", "model", "step", "run"},
+    "aws": LEAVES | {"gate", "pipeline", "model", "step", "run"},
     "backend": LEAVES | {"pipeline", "model", "run", "step", "serve", "aws"},
     "cli": LEAVES | {"pipeline", "gate", "model", "run", "step", "serve", "report", "backend"},
 }

@@ -7,14 +7,19 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from runner.aws.bucket import Bucket
 from runner.aws.jobs import Jobs
+from runner.aws.parameters import INSTANCES, LONGEST_VALUE, key_of, named, taking
 from runner.aws.pipelines import Pipelines
-from runner.aws.pushed import LONGEST_VALUE
+from runner.aws.pushed import put_source
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import UsageError
-from runner.pipeline.file import nearest
+from runner.pipeline.file import is_path, nearest
+from runner.pipeline.plan import Plan
+from runner.pipeline.remote import settings
 
 ENDED = ("Succeeded", "Failed", "Stopped")
 
@@ -41,6 +46,7 @@ class Seen:
     reason: str
     started: datetime
     ended: datetime | None
+    note: str = ""
     steps: list[StepSeen] = field(default_factory=list)
 
     @property
@@ -48,21 +54,30 @@ class Seen:
         return self.arn.rpartition("/")[2]
 
 
-def start(session: Session, name: str, given: Mapping[str, str], *, note: str = "") -> str:
-    """Start the Pipeline with these values by -p's keys; the execution's ARN.
+def to_check(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Those of -p's values that pipeline.toml and the notebooks know of; the others are the Pipeline's own."""
+    return {key: value for key, value in overrides.items() if key.rpartition(".")[2] not in INSTANCES}
+
+
+def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "") -> str:
+    """Start the Pipeline with -p's values, which `plan` was made with too; the execution's ARN. Local sources go up.
 
     Raises UsageError for a name that the Pipeline as pushed has not, or where there is no such Pipeline.
     """
-    pipelines = Pipelines(session, name)
+    chosen = settings(plan.pipeline)
+    session = Session(chosen.region)
+    pipelines = Pipelines(session, plan.pipeline.name)
     found = pipelines.describe()
     if found is None:
-        raise UsageError(f"There is no Pipeline {name} in {session.region} yet. Make it with `runner pipeline push`.")
+        raise UsageError(
+            f"There is no Pipeline {pipelines.name} in {session.region} yet. Make it with `runner pipeline push`."
+        )
     names = [item["Name"] for item in json.loads(found["PipelineDefinition"]).get("Parameters", [])]
-    values = {}
-    for key, value in given.items():
+    values: dict[str, str] = {}
+    for key, value in overrides.items():
         takers = taking(key, names)
         if not takers:
-            known = {_key(taker) for taker in names}
+            known = {key_of(taker) for taker in names}
             raise UsageError(
                 f"-p {key}: is no parameter of the Pipeline as it was pushed{nearest(key, known)} "
                 "What pipeline.toml gives a value becomes one; `runner pipeline push` brings it up to date."
@@ -70,6 +85,7 @@ def start(session: Session, name: str, given: Mapping[str, str], *, note: str = 
         if len(value) > LONGEST_VALUE:
             raise UsageError(f"-p {key}: has {len(value)} characters; a Pipeline hands over {LONGEST_VALUE}.")
         values |= dict.fromkeys(takers, value)
+    values |= _uploaded(plan, overrides, Bucket(session, chosen.bucket, chosen.prefix))
     said = {"PipelineExecutionDescription": note} if note else {}
     reply = pipelines.call(
         "start_pipeline_execution",
@@ -81,11 +97,15 @@ def start(session: Session, name: str, given: Mapping[str, str], *, note: str = 
     return str(reply["PipelineExecutionArn"])
 
 
-def taking(key: str, names: list[str]) -> list[str]:
-    """The Pipeline's parameters that -p KEY sets: as in a run, a plain name goes to every step that takes it."""
-    if "." in key:
-        return [name for name in names if _key(name) == key]
-    return [name for name in names if name == key or name.rpartition("-")[2] == key]
+def _uploaded(plan: Plan, overrides: Mapping[str, str], bucket: Bucket) -> dict[str, str]:
+    """The addresses of local sources among the values, by parameter, once they are there."""
+    found = {}
+    for key in overrides:
+        step, _, name = key.partition(".")
+        spec = plan.pipeline.steps[step].inputs.get(name) if step in plan.pipeline.steps else None
+        if spec is not None and is_path(spec.from_):
+            found[named(key)] = put_source(Path(spec.from_), bucket)
+    return found
 
 
 def look(session: Session, name: str, reference: str | None = None) -> Seen:
@@ -99,6 +119,7 @@ def look(session: Session, name: str, reference: str | None = None) -> Seen:
         reason=str(found.get("FailureReason", "")),
         started=found["CreationTime"].astimezone(UTC),
         ended=found["LastModifiedTime"].astimezone(UTC) if status in ENDED else None,
+        note=str(found.get("PipelineExecutionDescription", "")),
         steps=[_step(item, session) for item in _steps(session, arn)],
     )
 
@@ -154,12 +175,6 @@ def _step(item: dict[str, Any], session: Session) -> StepSeen:
         reason=str(metadata.get("Fail", {}).get("ErrorMessage", "")) or reason,
         job=job,
     )
-
-
-def _key(name: str) -> str:
-    """-p's key for a parameter's name; names of notebooks' parameters have no `-`."""
-    step, dash, parameter = name.rpartition("-")
-    return f"{step}.{parameter}" if dash else name
 
 
 def _call(session: Session, action: str, arn: str, **arguments: Any) -> dict[str, Any]:

@@ -201,10 +201,11 @@ def _input(name: str, spec: InputSpec, task: Task, here: Here, found: Pins, sess
         return next(pin.fact for pin in found.pins.values() if pin.of == f"{task.job.step}.{name}")
     if spec.from_ == VERDICT:
         fact = file_fact(Path(INPUT) / "in" / name / VERDICT_FILE)
-        found_ = Artifact(path=VERDICT_FILE, sha256=fact.sha256, size_bytes=fact.size_bytes)
-        return InputFact(source=VERDICT, artifact=found_)
-    upstream = _addresses(here)[name].partition("/out/")[0]
-    return as_input(_result(upstream, session), spec.from_.partition(".")[2], spec.from_)
+        verdict = Artifact(path=VERDICT_FILE, sha256=fact.sha256, size_bytes=fact.size_bytes)
+        return InputFact(source=VERDICT, artifact=verdict)
+    runs = here.execution.rstrip("/").rpartition("/")[0]
+    execution, upstream = _addresses(here)[name].removeprefix(f"{runs}/").split("/")[:2]
+    return as_input(_result(f"{runs}/{execution}/{upstream}", session), spec.from_.partition(".")[2], spec.from_)
 
 
 def _pins(here: Here, bucket: Bucket) -> Pins:

@@ -22,28 +22,29 @@ from types import SimpleNamespace
 from typing import Any
 
 from runner.aws.bucket import Bucket
+from runner.aws.parameters import INSTANCE, SMALL_INSTANCE, active
 from runner.aws.pushed import (
     CONDITION,
     FAIL,
     GATE,
-    INSTANCE,
     PIN,
     PINS,
-    SMALL_INSTANCE,
     Laid,
-    active,
+    Rehearsal,
     gated_steps,
     is_pinned,
+    lay,
     pin_key,
 )
 from runner.aws.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, request
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import UsageError
 from runner.pipeline.file import VERDICT
-from runner.pipeline.plan import PlannedStep
+from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.remote import Settings, settings
 from runner.records import StepJob
 from runner.run.orchestrate import VERDICT_FILE
+from runner.run.store import Store
 
 MODULE = "runner.aws.pipeline_job"
 MOST_VALUES = 100  # of a job's environment (botocore: ProcessingEnvironmentMap)
@@ -78,6 +79,39 @@ class Outcome:
     name: str
     what: str
     arn: str = ""  # "" where there is none yet
+
+
+def show(plan: Plan, store: Store, *, profile: str | None) -> dict[str, Any]:
+    """The definition that a push would make; nothing is uploaded and nobody asked."""
+    chosen = settings(plan.pipeline)
+    session = Session(chosen.region, anonymous=True)
+    bucket = Rehearsal(session, chosen.bucket, chosen.prefix)
+    return definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
+
+
+def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> Outcome:
+    """Put there what the jobs need, and make the Pipeline, or the one that is there equal; what is equal is left alone."""
+    chosen, name = settings(plan.pipeline), plan.pipeline.name
+    session = Session(chosen.region)
+    bucket = (Rehearsal if dry_run else Bucket)(session, chosen.bucket, chosen.prefix)
+    made = definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
+    pipelines = Pipelines(session, name)
+    found = pipelines.describe()
+    tags = [{"Key": key, "Value": value} for key, value in {**chosen.tags, "runner:project": name}.items()]
+    if found is None:
+        if dry_run:
+            return Outcome(name, "created")
+        reply = pipelines.call("create_pipeline", **_arguments(made, bucket, chosen), Tags=tags)
+        return Outcome(name, "created", str(reply["PipelineArn"]))
+    arn = str(found["PipelineArn"])
+    equal = json.loads(found["PipelineDefinition"]) == made and found["RoleArn"] == chosen.role
+    if not dry_run:
+        there = {tag["Key"]: tag["Value"] for tag in pipelines.tags(arn)}
+        if any(there.get(tag["Key"]) != tag["Value"] for tag in tags):
+            session.call("sagemaker", "add_tags", about=f"pipeline {name}", ResourceArn=arn, Tags=tags)
+        if not equal:
+            pipelines.call("update_pipeline", **_arguments(made, bucket, chosen))
+    return Outcome(name, "unchanged" if equal else "updated", arn)
 
 
 def definition(laid: Laid, *, region: str) -> dict[str, Any]:
@@ -245,29 +279,6 @@ class _Definition:
         return {"InputName": name, "S3Input": source}
 
 
-def push(
-    made: dict[str, Any], session: Session, bucket: Bucket, chosen: Settings, *, name: str, dry_run: bool = False
-) -> Outcome:
-    """Create the Pipeline, or make the one that is there equal to this; one that is equal is left alone."""
-    pipelines = Pipelines(session, name)
-    found = pipelines.describe()
-    tags = [{"Key": key, "Value": value} for key, value in {**chosen.tags, "runner:project": name}.items()]
-    if found is None:
-        if dry_run:
-            return Outcome(name, "created")
-        reply = pipelines.call("create_pipeline", **_arguments(made, bucket, chosen), Tags=tags)
-        return Outcome(name, "created", str(reply["PipelineArn"]))
-    arn = str(found["PipelineArn"])
-    equal = json.loads(found["PipelineDefinition"]) == made and found["RoleArn"] == chosen.role
-    if not dry_run:
-        there = {tag["Key"]: tag["Value"] for tag in pipelines.tags(arn)}
-        if any(there.get(tag["Key"]) != tag["Value"] for tag in tags):
-            session.call("sagemaker", "add_tags", about=f"pipeline {name}", ResourceArn=arn, Tags=tags)
-        if not equal:
-            pipelines.call("update_pipeline", **_arguments(made, bucket, chosen))
-    return Outcome(name, "unchanged" if equal else "updated", arn)
-
-
 class Pipelines:
     """The calls about one Pipeline."""
 
@@ -329,6 +340,8 @@ def _sdk(region: str) -> Iterator[SimpleNamespace]:
     """The SDK's parts, without its warnings, its look at the role, and its need of a region in the environment."""
     needed = {"AWS_DEFAULT_REGION": region, "SAGEMAKER_VALIDATE_ROLE": "false"}
     before = {name: os.environ.get(name) for name in needed}
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
     os.environ.update(needed)
     logging.disable(logging.WARNING)
     try:
@@ -341,6 +354,8 @@ def _sdk(region: str) -> Iterator[SimpleNamespace]:
             yield SimpleNamespace(**{name: getattr(module, name) for name, module in parts.items()})
     finally:
         logging.disable(logging.NOTSET)
+        root.setLevel(level)  # the SDK would have everything of everybody on stderr
+        root.handlers[:] = handlers
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

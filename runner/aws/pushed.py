@@ -15,8 +15,7 @@ A step's bundle has nothing in it that is not the step's own, so that a push lea
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from runner import __version__
 from runner.aws import bundle
 from runner.aws.bucket import Bucket
 from runner.aws.executor import put_runner
+from runner.aws.parameters import Parameter, active, exposed
 from runner.content import artifact
 from runner.errors import PipelineError
 from runner.pipeline.cleaned import cleaned
@@ -33,7 +33,6 @@ from runner.pipeline.credentials import FORMS
 from runner.pipeline.file import APPROVED, is_address, is_path
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
 from runner.pipeline.remote import settings
-from runner.pipeline.types import DoesNotFit, Type, read_text
 from runner.records import (
     FORMAT,
     Champion,
@@ -45,7 +44,6 @@ from runner.records import (
     Record,
     Rule,
     StepJob,
-    Value,
     encode,
 )
 from runner.run import provenance
@@ -55,11 +53,6 @@ from runner.run.store import Store, facts_of
 TASK, PUSHED, RULES, PINS = "task.json", "pipeline.json", "rules.json", "pins.json"
 PIN, GATE, CONDITION, FAIL = "pin", "gate", "gate-passed", "gate-failed"  # the Pipeline's own steps
 ABSENT, ABSENT_KEY = "absent", "inputs/absent/"
-INSTANCE, SMALL_INSTANCE = "InstanceType", "SmallInstanceType"
-INSTANCES = (INSTANCE, SMALL_INSTANCE)
-SMALL = "ml.t3.medium"  # of the pin and the gate
-LONGEST_VALUE = 256  # of an environment variable (botocore: ProcessingEnvironmentValue)
-_EXPOSABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")  # a Pipeline parameter's name
 
 
 class Task(Record, frozen=True, kw_only=True):
@@ -76,15 +69,6 @@ class Task(Record, frozen=True, kw_only=True):
 class Rules(Record, frozen=True, kw_only=True):
     format: int = FORMAT
     rules: list[Rule]
-
-
-class Parameter(Record, frozen=True, kw_only=True):
-    """A parameter of the Pipeline: `name` there, `key` as -p has it, who takes it and how its text is read."""
-
-    name: str
-    key: str
-    default: str
-    types: dict[str, str | None] = {}  # notebook -> the declared type; empty for addresses and instances
 
 
 class PushedStep(Record, frozen=True, kw_only=True):
@@ -107,7 +91,6 @@ class Pushed(Record, frozen=True, kw_only=True):
     parameters: list[Parameter]
     sources: list[str]  # "step.input" of what is pinned when an execution starts
     git: GitState | None
-    pushed_by: str
     runner_version: str
 
 
@@ -145,7 +128,6 @@ class Laid:
     runners: dict[str, str]  # step, pin or gate -> prefix of the runner with that step's environment
     bundles: dict[str, str]  # step, pin or gate -> prefix of its own
     runs: str  # address below which executions leave their folders, without a last slash
-    absent: str
 
 
 class Rehearsal(Bucket):
@@ -155,10 +137,10 @@ class Rehearsal(Bucket):
         return True
 
     def size(self, key: str) -> int | None:
-        return None
+        return 0  # there, so that no wheel is read; and of another size, so that everything else is made
 
-    def keys(self, below: str = "") -> Iterable[tuple[str, int]]:  # type: ignore[override]
-        return ()
+    def keys(self, below: str = "") -> Iterator[tuple[str, int]]:
+        return iter(())
 
     def upload(self, key: str, path: Path, *, missing_only: bool = True) -> int:
         return path.stat().st_size
@@ -173,7 +155,7 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
     gated = gated_steps(plan)
     bucket.put(f"{ABSENT_KEY}absent.txt", b"There is no such input in this execution.\n")
     sources = _sources(plan, bucket)
-    parameters, taken = _parameters(plan, sources)
+    parameters, taken = exposed(plan, sources)
     cache = Cache(store, plan.root)
     tasks, keys = {}, {}
     for step in active(plan):
@@ -190,7 +172,6 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
         parameters=parameters,
         sources=_pinned(plan),
         git=provenance.git_state(plan.root, [step.notebook.path for step in plan.steps]),
-        pushed_by=provenance.who(),
         runner_version=__version__,
     )
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
@@ -202,7 +183,6 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
         runners=_runners(plan, bucket),
         bundles={name: bucket.address(key) for name, key in keys.items()},
         runs=bucket.address("runs"),
-        absent=bucket.address(ABSENT_KEY),
     )
 
 
@@ -213,10 +193,6 @@ def put_source(path: Path, bucket: Bucket) -> str:
     for relative in facts_of(found):
         bucket.upload(key + (relative or path.name), path / relative if relative else path)
     return bucket.address(key if found.files is not None else key + path.name)
-
-
-def active(plan: Plan) -> list[PlannedStep]:
-    return [step for step in plan.steps if not step.skip]
 
 
 def gated_steps(plan: Plan) -> set[str]:
@@ -281,54 +257,7 @@ def _sources(plan: Plan, bucket: Bucket) -> dict[str, str]:
     return found
 
 
-def _parameters(plan: Plan, sources: Mapping[str, str]) -> tuple[list[Parameter], dict[str, dict[str, str]]]:
-    """The Pipeline's parameters; and for each step which of the notebook's come from which of them."""
-    found: dict[str, Parameter] = {}
-    taken: dict[str, dict[str, str]] = {step.name: {} for step in active(plan)}
-    for step in active(plan):
-        declared = step.notebook.parameters
-        for name, value in step.parameters.items():
-            own = name in step.spec.parameters
-            key = f"{step.name}.{name}" if own else name
-            text = as_text(value, declared[name].type)
-            if declared[name].secret or text is None or not _EXPOSABLE.match(key.replace(".", "-")):
-                continue
-            said = declared[name].type
-            types = {**found[key].types} if key in found else {}
-            types[step.spec.notebook] = None if said is None else str(said)
-            found[key] = Parameter(name=key.replace(".", "-"), key=key, default=text, types=types)
-            taken[step.name][name] = found[key].name
-    others = {**sources, SMALL_INSTANCE: SMALL, INSTANCE: settings(plan.pipeline).instance}
-    for step in active(plan):
-        if step.spec.sagemaker.instance is not None:
-            others[f"{step.name}.{INSTANCE}"] = step.spec.sagemaker.instance
-    findings = []
-    for key, default in others.items():
-        name = key.replace(".", "-")
-        if key in found or not _EXPOSABLE.match(name) or len(default) > LONGEST_VALUE:
-            findings.append(f"{key}: cannot be a parameter of a Pipeline; give it another name (64 characters of A-Z).")
-        found[key] = Parameter(name=name, key=key, default=default)
-    if findings:
-        raise PipelineError(*findings)
-    return list(found.values()), taken
-
-
-def as_text(value: Value, type_: Type | None) -> str | None:
-    """The text that is read back as this value by its declared type; None where there is none short enough."""
-    if isinstance(value, str) and type_ is not None:
-        text = value
-    elif value is None:
-        text = "null"
-    else:
-        text = msgspec.json.encode(value).decode()
-    try:
-        again = read_text(text, type_)
-    except DoesNotFit:
-        return None
-    return text if (again, type(again)) == (value, type(value)) and len(text) <= LONGEST_VALUE else None
-
-
-def _task(step: PlannedStep, taken: Mapping[str, str], prefix: str) -> Task:
+def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> Task:
     declared = step.notebook.parameters
     secrets = {
         name: str(value).removeprefix(ENVIRONMENT) for name, value in step.parameters.items() if declared[name].secret

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.run import no_report_option
 from runner.errors import UsageError
+
+EXECUTION = re.compile(r"arn:aws[\w-]*:sagemaker:.*/execution/[a-z0-9]{12}\Z|[a-z0-9]{12}\Z")
 
 
 @click.command("debug")
@@ -66,25 +70,41 @@ def pack_command(run: str, output: Path | None, pipeline: Path) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", metavar="FILE|EXECUTION")
+@no_report_option
 @json_option
 @pipeline_option
-def import_command(file: Path, as_json: bool, pipeline: Path) -> None:
-    """Take in a packed run: every file is checked against its hash before anything is kept. Twice is as good as once.
+def import_command(file: str, no_report: bool, as_json: bool, pipeline: Path) -> None:
+    """Take in a packed run, or an execution of the pipeline in SageMaker by its ARN or id.
+
+    Every file is checked against its hash before anything is kept. Twice is as good as once.
 
     \b
     Example:
       runner import run.tar.gz && runner report latest
+      runner import EXECUTION-ARN
     """
     from runner import backend
 
-    run, versions = backend.import_run(pipeline, file)
+    if Path(file).is_file() or not EXECUTION.match(file):
+        if not Path(file).is_file():
+            raise UsageError(f"There is no file {file}, and it is no execution's ARN or id.")
+        run, versions = backend.import_run(pipeline, Path(file))
+        named = [(f"{version.name}/{version.version}", version.status) for version in versions]
+    else:
+        manifest = backend.import_execution(pipeline, file)
+        if not no_report:
+            from runner.cli.reporting import write_all
+
+            write_all(backend.store(pipeline).folder(manifest.run), manifest)
+        run, made = manifest.run, manifest.model_version
+        named = [(f"{made.name}/{made.version}", made.status)] if made is not None else []
     if as_json:
-        print_json({"run": run, "versions": [f"{version.name}/{version.version}" for version in versions]})
+        print_json({"run": run, "versions": [name for name, _ in named]})
         return
     click.echo(f"run {run}")
-    for version in versions:
-        click.echo(f"model {version.name}/{version.version} {version.status}")
+    for name, status in named:
+        click.echo(f"model {name} {status}")
 
 
 @click.command("fetch")

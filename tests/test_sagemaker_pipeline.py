@@ -1,0 +1,679 @@
+"""pipeline.toml as a SageMaker Pipeline: one story in the small SageMaker, from the push to the imported runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud import BUCKET, SAGEMAKER, RemoteProject, running
+from conftest import ROOT, Done, Project, environment, parameters, recorded
+from hypothesis import given
+from hypothesis import strategies as st
+from small_sagemaker import SmallSageMaker
+
+from runner import backend
+from runner.aws.bucket import Bucket
+from runner.aws.parameters import as_text
+from runner.aws.pin import pins, run_id
+from runner.aws.pushed import Rehearsal, lay
+from runner.aws.session import Session
+from runner.cli import entry
+from runner.errors import PipelineError, UsageError
+from runner.pipeline.plan import Plan, plan
+from runner.pipeline.types import Type, read_text
+from runner.run.ids import RUN_ID
+from runner.run.store import Store
+
+SCHEMA = ROOT.parent / "shared" / "data" / "pipeline-definition.schema.json"
+TOML = """
+name = "flow"
+[parameters]
+level = "007"
+[steps.data]
+notebook = "nb/data.ipynb"
+inputs = { source = "./in.txt" }
+outputs = { table = "table.txt" }
+parameters = { factor = 2 }
+[steps.train]
+notebook = "nb/train.ipynb"
+inputs = { table = "data.table" }
+outputs = { model = "model/" }
+[steps.evaluate]
+notebook = "nb/evaluate.ipynb"
+inputs = { model = "train.model", champion = "approved:flow" }
+parameters = { score = 0.75, sound = true }
+[[gate]]
+metric = "evaluate.score"
+min = 0.5
+[[gate]]
+metric = "evaluate.score"
+min = 0.6
+when = "evaluate.champion"
+[model]
+name = "flow"
+from = "train.model"
+registry = "sagemaker"
+[steps.register]
+notebook = "nb/register.ipynb"
+inputs = { model = "train.model", verdict = "gate.verdict" }
+"""
+# a prefix with a word in it that the jobs' own folders have too
+SETTINGS = SAGEMAKER.replace('"team"', '"team/out"') + 'tags = { team = "blue" }\n'
+ENDED = ("Succeeded", "Failed", "Stopped")
+
+
+def write(project: Project) -> None:
+    """Four tiny notebooks: a table, a model of it, a score, a registration."""
+    project.write(
+        "nb/data.ipynb",
+        parameters("source: str = ''\ntable: str = ''\nfactor: int = 1\nlevel: str = '1'"),
+        "open(table, 'w').write(open(source).read() * factor + level)",
+        recorded("rows", "float(factor)"),
+    )
+    project.write(
+        "nb/train.ipynb",
+        parameters("table: str = ''\nmodel: str = ''"),
+        "import json, pathlib\npathlib.Path(model, 'model.json').write_text(json.dumps({'table': open(table).read()}))",
+    )
+    project.write(
+        "nb/evaluate.ipynb",
+        parameters("model: str = ''\nchampion: str = ''\nscore: float = 0.1\nsound: bool = True"),
+        "import pathlib\nprint('champion', champion and pathlib.Path(champion, 'model.json').read_text())",
+        "assert sound, 'no sound table'",
+        recorded("score", "score"),
+    )
+    project.write(
+        "nb/register.ipynb",
+        parameters("model: str = ''\nverdict: str = ''"),
+        "import json\nassert json.load(open(verdict))['outcome'] == 'pass'",
+        "from runner.model import register\nregister(model, card='# Tiny', description='a tiny one')",
+    )
+    (project.folder / "in.txt").write_text("hello\n")
+    project.toml(TOML)
+
+
+@dataclass
+class Story:
+    """What was done, in order; executions as `pipeline status --json` has them once they have ended."""
+
+    project: RemoteProject
+    cloud: SmallSageMaker
+    pushed: list[str] = field(default_factory=list)
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    said: dict[str, Done] = field(default_factory=dict)
+    started: dict[str, str] = field(default_factory=dict)
+    throttled: int = 0
+
+    def here(self, *arguments: str) -> Done:
+        """The command in this process, which has the SDK imported already."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = entry([*arguments, "--pipeline", str(self.project.folder / "pipeline.toml")])
+        return Done(code, out.getvalue(), err.getvalue())
+
+    def start(self, name: str, *arguments: str) -> None:
+        done = self.here("pipeline", "start", "--json", *arguments)
+        assert done.code == 0, done.err
+        self.started[name] = done.json["arn"]
+
+    def start_elsewhere(self, name: str, **values: str) -> None:
+        """As Studio or EventBridge do."""
+        given = [{"Name": key.replace("_", "-"), "Value": value} for key, value in values.items()]
+        found = self.cloud.client("sagemaker").start_pipeline_execution(PipelineName="flow", PipelineParameters=given)
+        self.started[name] = found["PipelineExecutionArn"]
+
+    def follow(self, *names: str) -> None:
+        client = self.cloud.client("sagemaker")
+        for name in names:
+            arn = self.started[name]
+            while client.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] not in ENDED:
+                time.sleep(0.3)
+            done = self.here("pipeline", "status", arn, "--json")
+            assert done.code == 0, done.err
+            self.seen[name] = done.json
+
+    def take_in(self, name: str) -> dict[str, Any]:
+        done = self.here("import", self.started[name], "--json", "--no-report")
+        assert done.code == 0, done.err
+        self.runs[name] = done.json["run"]
+        return self.manifest(name)
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        if name not in self.runs:
+            return self.take_in(name)
+        found: dict[str, Any] = json.loads((self.project.folder / "runs" / self.runs[name] / "run.json").read_text())
+        return found
+
+    def steps(self, name: str) -> dict[str, str]:
+        """What became of each step: "ran", "cached", or the service's word."""
+        return {
+            step["name"]: "cached"
+            if step["cached_from"]
+            else "ran"
+            if step["status"] == "Succeeded"
+            else step["status"]
+            for step in self.seen[name]["steps"]
+        }
+
+    def state(self, name: str, step: str) -> dict[str, Any]:
+        return next(state for state in self.manifest(name)["steps"] if state["name"] == step)
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[SmallSageMaker]:
+    with running() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def aws(cloud: SmallSageMaker) -> Iterator[None]:
+    """The SDK takes seconds to import, so what needs it runs in this process where it can."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cloud.environment.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def story(cloud: SmallSageMaker, aws: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    project = RemoteProject(tmp_path_factory.mktemp("flow"), cloud, SETTINGS)
+    write(project)
+    told = Story(project, cloud)
+    fault = cloud.faults.add("CreatePipeline", "ThrottlingException", times=2)
+    told.said["push"] = told.here("pipeline", "push", "--json")
+    told.throttled = cloud.faults.hits(fault)
+    assert told.said["push"].code == 0, told.said["push"].err
+    cloud.faults.add("StartPipelineExecution", "LostReply")
+    told.start("first", "-m", "the first")
+    told.said["early"] = told.here("import", told.started["first"])
+    told.follow("first")
+    told.take_in("first")
+    told.start_elsewhere("again")
+    told.follow("again")
+    told.said["approve"] = told.here("approve", "flow/1", "--reason", "looked at")
+    assert told.said["approve"].code == 0, told.said["approve"].err
+    told.start("champion")
+    told.start("worse", "-p", "evaluate.score=0.1")
+    told.start_elsewhere("broken", evaluate_sound="false")
+    told.start_elsewhere("misfit", data_factor="banana")
+    told.start_elsewhere("stopped")
+    cloud.client("sagemaker").stop_pipeline_execution(
+        PipelineExecutionArn=told.started["stopped"], ClientRequestToken="0" * 32
+    )
+    told.follow("champion", "worse", "broken", "misfit", "stopped")
+    told.pushed.append(told.here("pipeline", "push", "--json").json["outcome"])
+    project.write("nb/register.ipynb", *LATER)
+    told.pushed.append(told.here("pipeline", "push", "--dry-run", "--json").json["outcome"])
+    told.pushed.append(told.here("pipeline", "push", "--json").json["outcome"])
+    told.start("edited")
+    told.follow("edited")
+    return told
+
+
+LATER = (
+    parameters("model: str = ''\nverdict: str = ''"),
+    "from runner.model import register\nregister(model, card='# Later', description='a later one')",
+)
+
+
+# The first execution
+
+
+def test_an_execution_registers_the_model_of_a_run_that_passed_once(story: Story) -> None:
+    assert story.seen["first"]["status"] == "Succeeded"
+    assert story.steps("first") == dict.fromkeys(
+        ["pin", "data", "train", "evaluate", "gate", "gate-passed", "register"], "ran"
+    )
+    packages = story.cloud.client("sagemaker").list_model_packages(ModelPackageGroupName="flow", SortBy="CreationTime")
+    found = {item["ModelPackageVersion"]: item for item in packages["ModelPackageSummaryList"]}
+    described = story.cloud.client("sagemaker").describe_model_package(
+        ModelPackageName=found[1]["ModelPackageArn"],
+    )
+    assert described["CustomerMetadataProperties"]["runner-run"] == story.runs["first"]
+    assert [found[number]["ModelApprovalStatus"] for number in sorted(found)] == [
+        "Approved",
+        "PendingManualApproval",
+        "PendingManualApproval",
+    ]
+    assert [event["kind"] for event in story.here("history", "flow", "--json").json][:2] == [
+        "registered",
+        "approved",
+    ]
+
+
+def test_a_throttled_push_and_a_lost_reply_make_one_pipeline_and_one_execution(story: Story) -> None:
+    assert story.throttled == 2
+    assert story.said["push"].json["outcome"] == "created"
+    pages = story.cloud.client("sagemaker").list_pipeline_executions(PipelineName="flow")
+    assert sorted(item["PipelineExecutionArn"] for item in pages["PipelineExecutionSummaries"]) == sorted(
+        story.started.values()
+    )
+
+
+def test_the_pipeline_has_the_projects_tags_and_its_jobs_too(story: Story) -> None:
+    client = story.cloud.client("sagemaker")
+    tags = client.list_tags(ResourceArn=story.said["push"].json["arn"])["Tags"]
+    assert {tag["Key"]: tag["Value"] for tag in tags} == {"team": "blue", "runner:project": "flow"}
+    job = client.describe_processing_job(ProcessingJobName=story.seen["first"]["steps"][1]["job"])
+    tags = client.list_tags(ResourceArn=job["ProcessingJobArn"])["Tags"]
+    assert {"Key": "team", "Value": "blue"} in tags
+    assert {"Key": "runner:step", "Value": "data"} in tags
+
+
+def test_an_execution_that_goes_on_is_not_imported(story: Story) -> None:
+    assert story.said["early"].code == 2
+    assert "Import it when it has ended." in story.said["early"].err
+
+
+# Caching
+
+
+def test_a_second_execution_takes_every_step_from_the_first(story: Story) -> None:
+    assert story.steps("again") == {
+        "pin": "ran",
+        "data": "cached",
+        "train": "cached",
+        "evaluate": "cached",
+        "gate": "cached",
+        "gate-passed": "ran",
+        "register": "cached",
+    }
+
+
+def test_a_new_champion_has_the_model_evaluated_again(story: Story) -> None:
+    assert story.steps("champion") == {
+        "pin": "ran",
+        "data": "cached",
+        "train": "cached",
+        "evaluate": "ran",
+        "gate": "ran",
+        "gate-passed": "ran",
+        "register": "ran",
+    }
+    manifest = story.manifest("champion")
+    assert (manifest["champion"]["version"], manifest["champion"]["run"]) == (1, story.runs["first"])
+    assert [rule["outcome"] for rule in manifest["verdict"]["rules"]] == ["pass", "pass"]
+    assert [rule["outcome"] for rule in story.manifest("first")["verdict"]["rules"]] == ["pass", "not judged"]
+
+
+def test_a_push_after_one_notebook_was_edited_leaves_the_other_steps_cached(story: Story) -> None:
+    assert story.pushed == ["unchanged", "updated", "updated"]
+    assert {name for name, how in story.steps("edited").items() if how == "ran"} == {"pin", "gate-passed", "register"}
+    assert story.manifest("edited")["model_version"]["version"] == 3
+
+
+def test_a_changed_parameter_runs_what_depends_on_it(story: Story) -> None:
+    assert [story.steps("worse")[name] for name in ("data", "train", "evaluate", "gate")] == [
+        "cached",
+        "cached",
+        "ran",
+        "ran",
+    ]
+    assert story.manifest("worse")["overrides"] == {"evaluate.score": "0.1"}
+    assert story.state("worse", "evaluate")["parameters"] == {"score": 0.1, "sound": True}
+
+
+# The gate, and what goes wrong
+
+
+def test_a_gate_that_says_no_fails_the_execution_with_its_reasons(story: Story) -> None:
+    assert story.seen["worse"]["status"] == "Failed"
+    said = story.seen["worse"]["steps"][-1]
+    assert said["name"] == "gate-failed"
+    assert "The gate's verdict is fail" in said["reason"]
+    assert "evaluate.score is 0.1, but >= 0.5 is required" in said["reason"]
+
+
+def test_a_gate_that_says_no_is_a_run_that_ended_well_with_a_failing_verdict(story: Story) -> None:
+    manifest = story.manifest("worse")
+    assert (manifest["status"], manifest["verdict"]["outcome"]) == ("succeeded", "fail")
+    assert story.state("worse", "register")["status"] == "skipped"
+    assert story.state("worse", "register")["why"] == "the gate's verdict is fail"
+
+
+def test_a_failing_cell_is_in_the_status_and_in_the_imported_run(story: Story) -> None:
+    assert story.seen["broken"]["status"] == "Failed"
+    failed = next(step for step in story.seen["broken"]["steps"] if step["status"] == "Failed")
+    assert failed["name"] == "evaluate"
+    assert failed["reason"] == "AssertionError: no sound table in cell [3] assert sound, 'no sound table'"
+    manifest = story.manifest("broken")
+    assert (manifest["status"], manifest["verdict"]) == ("failed", None)
+    error = story.state("broken", "evaluate")["result"]["error"]
+    assert (error["kind"], error["cell"]) == ("exception", 3)
+    folder = story.project.folder / "runs" / story.runs["broken"] / "steps" / "evaluate"
+    assert (folder / "executed.ipynb").exists()
+
+
+def test_a_value_that_does_not_fit_fails_before_any_notebook_runs(story: Story) -> None:
+    assert story.steps("misfit") == {"pin": "Failed"}
+    reason = story.seen["misfit"]["steps"][0]["reason"]
+    assert reason == "-p data.factor: 'banana' does not fit int, declared in nb/data.ipynb."
+    manifest = story.manifest("misfit")
+    assert (manifest["status"], [step["status"] for step in manifest["steps"]]) == ("failed", [None] * 4)
+
+
+def test_a_stopped_execution_is_an_interrupted_run(story: Story) -> None:
+    manifest = story.manifest("stopped")
+    assert (manifest["status"], [step["status"] for step in manifest["steps"]]) == ("interrupted", [None] * 4)
+
+
+def test_an_execution_of_a_pipeline_that_was_not_pushed_from_here_is_not_imported(
+    story: Story, cloud: SmallSageMaker
+) -> None:
+    client = cloud.client("sagemaker")
+    stop = {"Name": "stop", "Type": "Fail", "Arguments": {"ErrorMessage": "no"}}
+    text = json.dumps({"Version": "2020-12-01", "Steps": [stop]})
+    client.create_pipeline(PipelineName="foreign", PipelineDefinition=text, RoleArn="arn:aws:iam::123456789012:role/r")
+    story.started["foreign"] = client.start_pipeline_execution(PipelineName="foreign")["PipelineExecutionArn"]
+    story.follow("foreign")
+    done = story.here("import", story.started.pop("foreign"))
+    assert (done.code, "is not of a Pipeline that `runner pipeline push` made" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-p", "evaluate.scor=1"], "did you mean `score`?"),
+        (["-p", "factor=x"], "'x' does not fit int, declared in nb/data.ipynb."),
+        (["-p", "evaluate.champion=approved:other"], "is no parameter of the Pipeline as it was pushed"),
+        (["-p", "InstanceTyp=ml.m5.large"], "no notebook declares it"),
+    ],
+)
+def test_start_refuses_what_a_run_would_refuse_and_what_was_not_pushed(
+    story: Story, arguments: list[str], said: str
+) -> None:
+    done = story.here("pipeline", "start", *arguments)
+    assert (done.code, said in done.err) == (2, True), done.err
+
+
+# Executions as runs
+
+
+@pytest.mark.parametrize("name", ["first", "again", "champion", "worse", "broken", "misfit", "stopped", "edited"])
+def test_every_execution_is_a_sound_run_with_a_report(story: Story, name: str) -> None:
+    manifest = story.manifest(name)
+    run = story.runs[name]
+    assert RUN_ID.match(run)
+    assert manifest["on"] == "sagemaker"
+    assert story.started[name] in manifest["note"]
+    verified = story.here("verify", run)
+    assert verified.code == 0, verified.out + verified.err
+    shown = story.here("show", run)
+    assert shown.code == 0, shown.err
+
+
+@pytest.mark.parametrize("name", ["worse", "broken"])
+def test_an_imported_run_has_its_report(story: Story, name: str) -> None:
+    story.manifest(name)
+    done = story.project.runner("report", story.runs[name])
+    assert done.code == 0, done.err
+    assert (story.project.folder / "runs" / story.runs[name] / "report.html").exists()
+    assert (story.project.folder / "runs" / story.runs[name] / "steps" / "evaluate" / "executed.html").exists()
+
+
+def test_a_cached_step_says_which_run_it_comes_from(story: Story) -> None:
+    story.manifest("again")
+    for name in ("data", "train", "evaluate", "register"):
+        state = story.state("again", name)
+        assert (state["status"], state["from_run"]) == ("cached", story.runs["first"])
+    assert story.manifest("again")["model_version"] == story.manifest("first")["model_version"]
+    shown = story.here("show", story.runs["again"])
+    assert f"cached     from {story.runs['first']}" in shown.out
+
+
+def test_importing_twice_gives_the_same_run(story: Story) -> None:
+    file = story.project.folder / "runs" / story.runs["first"] / "run.json"
+    before = file.read_bytes()
+    done = story.here("import", story.started["first"].rpartition("/")[2], "--no-report")
+    assert (done.code, done.out.splitlines()[0]) == (0, f"run {story.runs['first']}")
+    assert file.read_bytes() == before
+
+
+def test_an_imported_run_has_parameters_as_declared_and_its_version_verifies(story: Story) -> None:
+    assert story.state("first", "data")["parameters"] == {"factor": 2, "level": "007"}
+    assert story.manifest("first")["note"].startswith("the first (arn:")
+    verified = story.here("verify", "flow/1")
+    assert verified.code == 0, verified.out + verified.err
+    fetched = story.here("fetch", story.runs["first"])
+    assert fetched.code == 0, fetched.err
+
+
+# The definition
+
+
+def test_show_prints_what_a_push_makes_without_asking_anybody(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    shown = story.here("pipeline", "show")
+    assert (shown.code, shown.err) == (0, "")
+    found = story.cloud.client("sagemaker").describe_pipeline(PipelineName="flow")
+    assert shown.json == json.loads(found["PipelineDefinition"])
+
+
+@pytest.fixture(scope="module")
+def definition(story: Story) -> Any:
+    return backend.pipeline_definition(story.project.folder / "pipeline.toml")
+
+
+def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_does(definition: Any) -> None:
+    if not SCHEMA.exists():
+        pytest.skip(f"the service's schema is not on this machine ({SCHEMA})")
+    import jsonschema
+
+    schema = json.loads(SCHEMA.read_text())
+    schema["definitions"]["ProcessingStep"]["properties"]["PropertyFiles"] = {"type": "array"}
+    errors = list(jsonschema.Draft7Validator(schema).iter_errors(plain(definition)))
+    assert not errors, errors[0]
+
+
+def plain(value: Any) -> Any:
+    """The definition with text where Std:Join and Std:JsonGet stand, which the schema is too old to know there."""
+    if isinstance(value, dict):
+        return (
+            "text" if value.keys() & {"Std:Join", "Std:JsonGet"} else {key: plain(item) for key, item in value.items()}
+        )
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def test_nothing_in_what_a_step_is_cached_by_differs_between_executions(definition: Any) -> None:
+    steps = [step for step in definition["Steps"] if step.get("CacheConfig")]
+    assert [step["Name"] for step in steps] == ["data", "train", "evaluate", "gate"]
+    for step in steps:
+        keyed = [step["Arguments"].get(name) for name in ("AppSpecification", "Environment", "ProcessingInputs")]
+        assert "Execution." not in json.dumps(keyed)
+
+
+def test_the_list_of_steps_says_what_is_cached_and_what_comes_after_what(story: Story) -> None:
+    shown = story.here("pipeline", "show", "--text")
+    assert shown.code == 0, shown.err
+    rows = [line.split() for line in shown.out.splitlines() if line]
+    assert ["evaluate-score", "0.75"] in rows
+    assert ["gate", "Processing", "yes", "data,", "train,", "evaluate"] in rows
+    assert next(row for row in rows if row[0] == "register")[3:5] == ["if", "gate-passed,"]
+
+
+# Without the service
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Callable[[str, str], Plan]:
+    """The plan of the story's project with one text of its pipeline.toml replaced."""
+
+    def make(old: str = "", new: str = "") -> Plan:
+        project = Project(tmp_path)
+        write(project)
+        return plan(project.toml((TOML + SETTINGS).replace(old, new) if old else TOML + SETTINGS))
+
+    return make
+
+
+def rehearsed(made: Plan, tmp_path: Path) -> Any:
+    (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
+    bucket = Rehearsal(Session("eu-west-1", anonymous=True), BUCKET, "team/")
+    return lay(made, bucket, store=Store(tmp_path / "runs"), profile=None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('registry = "sagemaker"', 'registry = "local"', "steps.evaluate.inputs.champion: the approved version"),
+        ('registry = "sagemaker"', 'registry = "local"', "is on this machine, where no execution can register"),
+        ("[steps.train]", "[steps.pin]", "`pin` is a step of the Pipeline's own; rename it."),
+        ('level = "007"', 'InstanceType = "x"', "InstanceType: "),
+    ],
+)
+def test_a_push_refuses_what_could_not_run_there(
+    planned: Callable[[str, str], Plan], tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    with pytest.raises(PipelineError) as refused:
+        rehearsed(renamed(planned, old, new), tmp_path)
+    assert said in str(refused.value)
+
+
+def renamed(planned: Callable[[str, str], Plan], old: str, new: str) -> Plan:
+    if old == "[steps.train]":
+        planned("", "")
+        text = (TOML + SETTINGS).replace("steps.train]", "steps.pin]").replace("train.model", "pin.model")
+        return planned(TOML + SETTINGS, text)
+    return planned(old, new)
+
+
+def test_prose_outputs_and_other_steps_leave_a_steps_bundle_as_it_was(
+    planned: Callable[[str, str], Plan], tmp_path: Path
+) -> None:
+    before = rehearsed(planned("", ""), tmp_path).bundles
+    made = planned("min = 0.5", "min = 0.4")
+    notebook = tmp_path / "nb" / "train.ipynb"
+    document = json.loads(notebook.read_text())
+    document["cells"][1] |= {
+        "execution_count": 7,
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}],
+    }
+    notebook.write_text(json.dumps(document))
+    after = rehearsed(made, tmp_path).bundles
+    assert {name for name in before if before[name] != after[name]} == {"pin", "gate"}
+
+
+def test_without_the_extra_the_way_to_install_it_is_said(story: Story) -> None:
+    blocked = "import sys; sys.modules['sagemaker'] = None\nfrom runner.cli import entry\nsys.exit(entry(['pipeline', 'show']))"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked],
+        cwd=story.project.folder,
+        env=environment(story.cloud.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "pip install 'runner[sagemaker]'" in done.stderr
+
+
+def test_status_and_start_say_that_there_is_no_pipeline_yet(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    project = RemoteProject(tmp_path, cloud, SETTINGS)
+    write(project)
+    (tmp_path / "pipeline.toml").write_text((TOML + SETTINGS).replace('name = "flow"', 'name = "other"', 1))
+    for command in ("status", "start"):
+        done = project.runner("pipeline", command)
+        assert (done.code, "runner pipeline push" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["show", "push", "start", "status"])
+def test_every_command_has_help_with_an_example(tmp_path: Path, command: str) -> None:
+    done = Project(tmp_path).runner("pipeline", command, "--help")
+    assert done.code == 0
+    assert f"runner pipeline {command}" in done.out.partition("Example:")[2]
+
+
+# What an execution is pinned to
+
+
+class Table(BaseHTTPRequestHandler):
+    """One small table."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.send_header("ETag", '"one"')
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"a\n1\n2")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+def test_a_source_on_the_web_is_brought_into_the_bucket_once_and_an_absent_one_is_absent(
+    cloud: SmallSageMaker, aws: None, planned: Callable[[str, str], Plan], tmp_path: Path
+) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Table)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        pushed = rehearsed(planned("", ""), tmp_path).pushed
+        values = {parameter.key: parameter.default for parameter in pushed.parameters}
+        bucket = Bucket(Session(), BUCKET, "web/")
+        arn = "arn:aws:sagemaker:eu-west-1:123456789012:pipeline/flow/execution/abcdefghijkl"
+        web = {**values, "data.source": f"http://127.0.0.1:{server.server_port}/table.csv"}
+        made = pins(pushed, web, bucket, execution=arn, started="2026-11-22T10:16:30.000Z")
+        absent = pins(pushed, {**values, "data.source": ""}, bucket, execution=arn, started="2026-11-22T10:16:30Z")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (made.run[:16], made.run) == ("20261122-101630-", absent.run)
+    pin = made.pins["pin_1"]
+    assert pin.of == "data.source"
+    assert pin.address.endswith("/table.csv")
+    assert bucket.get(pin.address.removeprefix(bucket.address(""))) == b"a\n1\n2"
+    assert (absent.pins["pin_1"].fact.present, absent.pins["pin_1"].digest) == (False, "absent")
+    with pytest.raises(PipelineError, match=r"data\.source: './x' is no address that a job can read"):
+        pins(pushed, {**values, "data.source": "./x"}, bucket, execution=arn, started="")
+
+
+def test_the_run_of_an_execution_has_an_id_like_all_others() -> None:
+    assert RUN_ID.match(run_id("2026-11-22T10:16:30.123Z", "arn:a"))
+    assert RUN_ID.match(run_id("not a time", "arn:a"))
+    assert run_id("2026-11-22T10:16:30Z", "arn:a") != run_id("2026-11-22T10:16:30Z", "arn:b")
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
+KINDS = {str: "str", bool: "bool", int: "int", float: "float", type(None): "None", list: "list", dict: "dict"}
+
+
+@given(PLAIN | st.text(max_size=300) | st.lists(PLAIN, max_size=5) | st.dictionaries(st.text(), PLAIN, max_size=4))
+def test_a_value_becomes_a_text_that_is_read_as_that_value_or_none(value: Any) -> None:
+    for type_ in (None, Type(KINDS[type(value)])):  # type: ignore[arg-type]
+        text = as_text(value, type_)
+        if text is not None:
+            assert len(text) <= 256
+            assert (read_text(text, type_), type(read_text(text, type_))) == (value, type(value))
+        else:
+            assert isinstance(value, str | list | dict)
+
+
+def test_a_step_with_more_inputs_than_a_job_takes_is_refused(
+    planned: Callable[[str, str], Plan], tmp_path: Path, aws: None
+) -> None:
+    names = [f"i{number}" for number in range(9)]
+    write(Project(tmp_path))
+    Project(tmp_path).write("nb/train.ipynb", parameters("\n".join(f"{name}: str = ''" for name in [*names, "model"])))
+    inputs = ", ".join(f'{name} = "data.table"' for name in names)
+    text = (TOML + SETTINGS).replace('inputs = { table = "data.table" }', f"inputs = {{ {inputs} }}")
+    file = tmp_path / "pipeline.toml"
+    file.write_text(text)
+    (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
+    with pytest.raises(UsageError, match="Step train has 9 inputs to copy; a processing job takes 8"):
+        backend.pipeline_definition(file)
