@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment
-from test_registry import everything, new, numbers
+from test_registry import FIRST_MODEL, SECOND_MODEL, everything, new, numbers
 
 from runner.errors import NewerStore, Refused, RegistryUnusable, RunnerError, Tampered, UsageError
 from runner.model.events import verify_chain
@@ -82,7 +82,7 @@ TAMPERED = [
     "UPDATE events SET name = 'n' WHERE name = 'm'",
     "UPDATE versions SET name = 'n' WHERE name = 'm'",
     "UPDATE versions SET facts = replace(facts, '0.875', '0.975') WHERE name = 'm' AND version = 2",
-    "UPDATE versions SET facts = replace(facts, 'abab', 'acac') WHERE name = 'm' AND version = 2",
+    f"UPDATE versions SET facts = replace(facts, '{FIRST_MODEL}', '{SECOND_MODEL}') WHERE name = 'm' AND version = 2",
     "UPDATE versions SET facts = replace(facts, 'Tiny', 'Tidy') WHERE name = 'm' AND version = 3",
     "UPDATE versions SET created = '2020-01-01T00:00:00.000Z' WHERE name = 'm' AND version = 1",
     "UPDATE versions SET run = 'another' WHERE name = 'm' AND version = 1",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
+import re
 import signal
 import subprocess
 import sys
-import tarfile
-import time
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
@@ -18,21 +15,33 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_sagemaker import SmallSageMaker
-from test_registry import BUCKET, SECOND_MODEL, emptied, everything, folder_of, in_sagemaker, new, numbers, started
+from test_registry import (
+    BUCKET,
+    FIRST_MODEL,
+    SECOND_MODEL,
+    emptied,
+    everything,
+    folder_of,
+    in_sagemaker,
+    new,
+    numbers,
+    started,
+)
 
 from runner.aws.creation import creation
-from runner.aws.evaluation import evaluation
 from runner.aws.history import facts_key, facts_sha256
-from runner.aws.package import INSIDE, SCRIPT, check_package, package, serving_image
+from runner.aws.package import check_package, package
 from runner.aws.registry import SageMakerRegistry, caller
 from runner.aws.session import AwsError, Session
-from runner.content import artifact
-from runner.errors import Refused, Tampered, UsageError
+from runner.errors import Refused, RunnerError, Tampered
 from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
 from runner.model.events import verify_chain
-from runner.model.versions import NewVersion
-from runner.records import Metric, encode
+from runner.model.registry import LocalRegistry
+from runner.model.versions import NewVersion, Registry
+from runner.records import encode
 
 # registers the version in a file, or decides on m/1; writes what came of it
 WORKER = """
@@ -135,92 +144,7 @@ def actions(cloud: SmallSageMaker) -> list[str]:
     return [call.action for call in cloud.calls]
 
 
-# The archive
-
-
-def test_equal_folders_give_equal_archives_that_hold_the_model_and_the_script(tmp_path: Path) -> None:
-    first, second = (folder_of(new(1), tmp_path / name) for name in ("a", "b"))
-    time.sleep(0.01)
-    for path in sorted(second.iterdir(), reverse=True):  # made anew, in another order, at another time
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content)
-        path.chmod(0o600)
-    made = package(first)
-    assert made == package(second)
-    assert made.folder_sha256 == artifact(first, name="model").sha256
-    assert made.archive[4:8] == bytes(4)  # gzip's time
-    files = check_package(made.archive, made.sha256)
-    assert list(files) == sorted(["model.json", "signature.json", INSIDE])
-    assert files == {**made.files, INSIDE: SCRIPT.read_bytes()}
-    with tarfile.open(fileobj=io.BytesIO(made.archive)) as archive:
-        assert {(member.mtime, member.uid, member.gid, member.uname) for member in archive} == {(0, 0, 0, "")}
-
-
-def test_a_folder_that_could_run_code_or_shadows_the_script_is_refused(tmp_path: Path) -> None:
-    folder = folder_of(new(1), tmp_path)
-    (folder / "encoder.bin").write_bytes(b"\x80\x04N.")
-    with pytest.raises(Refused, match=r"encoder\.bin is a pickle"):
-        package(folder)
-    (folder / "encoder.bin").unlink()
-    (folder / "features.py").write_text("def transform(frame):\n    return frame\n")
-    assert "features.py" in check_package(package(folder).archive, package(folder).sha256)
-    (folder / "code").mkdir()
-    (folder / INSIDE).write_text("")
-    with pytest.raises(UsageError, match="where the endpoint's own script goes"):
-        package(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "said"),
-    [
-        ("../outside", tarfile.REGTYPE, "cannot be unpacked"),
-        ("/etc/passwd", tarfile.SYMTYPE, "no file|cannot be unpacked"),
-        ("link", tarfile.LNKTYPE, "no file|cannot be unpacked"),
-        ("pipe", tarfile.FIFOTYPE, "no file|cannot be unpacked"),
-        ("model.json", tarfile.REGTYPE, "there twice"),
-        ("bad.pkl", tarfile.REGTYPE, "is a pickle"),
-    ],
-)
-def test_an_archive_that_is_not_what_was_registered_is_not_deployed(name: str, kind: bytes, said: str) -> None:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
-        for member in (tarfile.TarInfo("model.json"), tarfile.TarInfo(INSIDE), tarfile.TarInfo(name)):
-            member.type = kind if member.name == name else tarfile.REGTYPE
-            member.linkname = "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
-            member.size = 2 if member.isreg() else 0
-            archive.addfile(member, io.BytesIO(b"{}") if member.isreg() else None)
-    data = made.getvalue()
-    with pytest.raises(Tampered, match="It was altered"):
-        check_package(data, "00" * 32)
-    with pytest.raises(Refused, match=said):
-        check_package(data, hashlib.sha256(data).hexdigest())
-
-
 # What SageMaker is told
-
-
-def test_metrics_take_the_form_that_studio_shows() -> None:
-    metrics = {
-        "evaluate.auc": Metric(value=0.875, low=0.84, high=0.91, better="higher"),
-        "evaluate.accuracy": Metric(value=0.9),
-        "train.rounds": Metric(value=5.0),
-        "evaluate.rounds": Metric(value=6.0),
-    }
-    report = json.loads(evaluation(metrics))["binary_classification_metrics"]
-    assert report["auc"] == {"value": 0.875, "standard_deviation": pytest.approx(0.07 / (2 * 1.959964))}
-    assert report["accuracy"] == {"value": 0.9, "standard_deviation": "NaN"}
-    assert (report["train.rounds"]["value"], report["evaluate.rounds"]["value"]) == (5.0, 6.0)
-    assert list(json.loads(evaluation(metrics, objective="reg:squarederror"))) == ["regression_metrics"]
-    assert evaluation(metrics) == evaluation(dict(reversed(metrics.items())))
-
-
-def test_the_serving_image_is_the_region_s_or_the_chosen_one() -> None:
-    known = "683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:3.2-0"
-    assert serving_image("us-east-1") == known
-    assert serving_image("mars-1", "own:1") == "own:1"
-    with pytest.raises(UsageError, match=r"mars-1.*serving_image ="):
-        serving_image("mars-1")
 
 
 def test_the_package_leads_back_to_its_run(cloud: SmallSageMaker, tmp_path: Path) -> None:
@@ -363,6 +287,39 @@ def test_of_approving_and_rejecting_at_once_exactly_one_wins(
     assert [kind for _, kind, _ in history[1:]] in (["approved"], ["rejected"], ["approved", "rejected"])
     status = registry.get("m", 1).status
     assert described(cloud)["ModelApprovalStatus"] == status.capitalize()
+
+
+operations = st.lists(
+    st.tuples(st.just("register"), st.integers(1, 3), st.booleans())
+    | st.tuples(st.sampled_from(["approved", "rejected"]), st.integers(1, 2), st.booleans()),
+    max_size=8,
+)
+
+
+def said(registry: Registry, asked: list[tuple[str, int, bool]]) -> list[Any]:
+    """What came of each operation, and what there is in the end; times, which differ, left out."""
+    found: list[Any] = []
+    for what, number, second in asked:
+        try:
+            if what == "register":
+                made = registry.register(new(number, sha256=SECOND_MODEL if second else FIRST_MODEL))
+            else:
+                made = registry.decide("m", number, what, who="ben", why="x")  # type: ignore[arg-type]
+            found.append((made.version, made.status, made.run, made.sha256, made.reason))
+        except RunnerError as error:
+            found.append((type(error), re.sub(r"at 20\S+", "", str(error))))
+    events = registry.events("m") if registry.list() else []
+    return [*found, numbers(registry.list()), [(event.seq, event.version, event.kind, event.why) for event in events]]
+
+
+@settings(max_examples=6, deadline=None)
+@given(operations)
+def test_it_says_what_the_local_registry_says(
+    server: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, int, bool]]
+) -> None:
+    emptied(server)
+    folder = tmp_path_factory.mktemp("both")
+    assert said(in_sagemaker(folder), asked) == said(LocalRegistry(folder / "registry.db"), asked)
 
 
 # Trouble with the service

@@ -25,7 +25,7 @@ from runner.aws.package import Package, package, serving_image
 from runner.aws.session import DENIED, AwsError, Session
 from runner.errors import Refused, RegistryUnusable, Tampered, UsageError
 from runner.failpoint import reach
-from runner.model.events import FIRST, chained, state, verify_chain
+from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.registry import NAME
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion, Status
 
@@ -172,6 +172,19 @@ class SageMakerRegistry:
             raise
         reach("decision carried out")
         return self._versions(view)[version]
+
+    def record(
+        self, name: str, version: int, kind: str, *, who: str, why: str, data: dict[str, Any] | None = None
+    ) -> Event:
+        assert kind not in STATES, kind
+        for _ in range(ATTEMPTS):
+            view = self._view(name)
+            if version not in view.registered:
+                raise UsageError(self._unknown(name, version))
+            event = _next(name, view.events, version, kind, who=who, why=why, at=_now(), data=data or {})
+            if self.history.append(event):
+                return event
+        raise _busy(name)
 
     def events(self, name: str) -> Sequence[Event]:
         listed = self.history.listed(name).get(name, {})

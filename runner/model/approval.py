@@ -39,11 +39,11 @@ def approve(
     `who` is `user@host`; `identity` the caller's ARN where AWS knows the caller, kept with the decision.
     Raises Refused with what is not so or who may decide, Tampered where bytes differ, UsageError without a reason.
     """
-    _reasoned(why)
-    _may_decide(rules, f"{name}/{version}", who, identity)
+    reasoned(why)
+    may_decide(rules, f"{name}/{version}", who, identity)
     found = registry.get(name, version)
-    starters = _names(manifest.started_by) | _names(found.created_by)
-    if rules.not_starter and starters & _names(who, identity):
+    starters = names_of(manifest.started_by) | names_of(found.created_by)
+    if rules.not_starter and starters & names_of(who, identity):
         raise Refused(
             f"{_person(who, identity)} started the run of {name}/{version} and may not approve it "
             "([approval] not_starter in pipeline.toml). Somebody else has to; rejecting it is allowed."
@@ -83,8 +83,8 @@ def reject(
 
     Raises Refused where it is rejected already, or by somebody who may not decide.
     """
-    _reasoned(why)
-    _may_decide(rules, f"{name}/{version}", who, identity)
+    reasoned(why)
+    may_decide(rules, f"{name}/{version}", who, identity)
     return registry.decide(name, version, "rejected", who=who, why=why, data=_known_by(identity))
 
 
@@ -129,15 +129,16 @@ def _is_pickle(content: bytes) -> bool:
     return stop is not None and not content[stop + 1 :].strip()
 
 
-def _may_decide(rules: ApprovalSpec, version: str, who: str, identity: str) -> None:
-    if rules.by and not _names(who, identity) & set(rules.by):
+def may_decide(rules: ApprovalSpec, version: str, who: str, identity: str) -> None:
+    """Raises Refused where [approval] by names others."""
+    if rules.by and not names_of(who, identity) & set(rules.by):
         raise Refused(
             f"{_person(who, identity)} may not decide on {version}: only {', '.join(rules.by)} may "
             "([approval] by in pipeline.toml)."
         )
 
 
-def _names(who: str, identity: str = "") -> set[str]:
+def names_of(who: str, identity: str = "") -> set[str]:
     """What somebody can be called: `user@host`, `user`, and the ARN's last part, which is a user or a session."""
     return {name for name in (who, who.partition("@")[0], identity.rpartition("/")[2]) if name}
 
@@ -150,6 +151,7 @@ def _known_by(identity: str) -> dict[str, Any] | None:
     return {"identity": identity} if identity else None
 
 
-def _reasoned(why: str) -> None:
+def reasoned(why: str) -> None:
+    """Raises UsageError where no reason is given."""
     if not why.strip():
         raise UsageError("A decision needs a reason: --reason TEXT.")
