@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # where it is set, every kernel compiles the two thousand files it imports once more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test soak bench lab lint locks clean
+.PHONY: run test soak bench lab studio lint locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -27,6 +27,13 @@ bench: $(VENV)/.all $(VENV)-peers/.ready
 lab: $(VENV)/.all
 	$(BIN)/runner kernel --prefix $(VENV)
 	$(BIN)/jupyter lab notebooks
+
+# in SageMaker Studio's terminal: this environment as the kernel that the notebooks name; twice is once
+studio:
+	@$(BIN)/python -c '' 2> /dev/null || { rm -rf $(VENV); echo "the environment $(VENV) is made anew"; }
+	@$(MAKE) --no-print-directory $(VENV)/.all
+	@$(BIN)/runner kernel
+	@echo "open a notebook of $(CURDIR)/notebooks and choose the kernel Python (runner)"
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -255,7 +255,7 @@ def environment(session: Session, chosen: Settings, root: Path, say: Callable[[s
     pins = wheels.pins(lock(chosen, root), python=chosen.python, platform=chosen.platform)
     if chosen.packages == "image":
         return ok("packages", f"{len(pins)} pinned by {what}, which the image is to have itself")
-    say(f"fetching the wheels of {what}, once")
+    say(f"looking for a wheel of each package of {what}; the first time they are downloaded")
     found = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
     whole = sum(wheel.size_bytes for wheel in found) / 1e6
     said = f"a wheel for each of the {len(found)} of {what}, {whole:,.0f} MB"
@@ -325,10 +325,10 @@ def _asked(name: str, ask: Callable[[], Check]) -> Check:
     try:
         return ask()
     except AwsError as error:
-        fix = GRANT if error.code in DENIED else "what it says, then ask again"
+        fix = GRANT if error.code in DENIED else "do what it says, then ask again"
         return failed(name, _line(error), fix, code=error.exit_code)
     except RunnerError as error:
-        return failed(name, _line(error), "what it says, then ask again", code=error.exit_code)
+        return failed(name, _line(error), "do what it says, then ask again", code=error.exit_code)
 
 
 def _distinct(values: Iterable[T]) -> list[T]:

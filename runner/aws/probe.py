@@ -65,7 +65,7 @@ def probe(session: Session, project: str, chosen: Settings, *, root: Path) -> Ch
         session.call("s3", "delete_object", about=bucket.address(key), Bucket=chosen.bucket, Key=chosen.prefix + key)
     if ended.status != "Completed" or content is None:
         told = ended.message or ended.reason or " ".join(lines[-LAST_LINES:]) or "it left no result"
-        fix = "what it says; its whole log is in CloudWatch under /aws/sagemaker/ProcessingJobs"
+        fix = "do what it says; its log is in CloudWatch, /aws/sagemaker/ProcessingJobs"
         return failed("versions", f"the job {name} ended {ended.status}: {told}", fix, code=7)
     found = msgspec.json.decode(content, type=Found)
     kind = "the image's own packages" if found.environment == "image" else "an environment made from the lock"

@@ -31,7 +31,7 @@ class Uploaded:
 
 
 def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run: bool) -> Uploaded:
-    """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, or to `<prefix><to>`.
+    """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, or to `<prefix>data/<to>`.
 
     Raises UsageError for what is no regular file, Refused where `to` has other content and `replace` does not say that
     it may go.
@@ -40,7 +40,7 @@ def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     place = _place(spec)
-    key = f"{DATA}{sha256[:NAMED_BY]}/{file.name}" if to is None else _key(to, file.name)
+    key = DATA + (f"{sha256[:NAMED_BY]}/{file.name}" if to is None else _key(to, file.name))
     there = place.size(key)
     # a key that has the hash in it has those bytes, or another program wrote there
     same = there == before.st_size and (to is None or place.digest(key).sha256 == sha256)
@@ -101,5 +101,7 @@ def _place(spec: Pipeline) -> Bucket:
 
 def _key(to: str, name: str) -> str:
     if to.startswith(("/", "s3://")) or ".." in PurePosixPath(to).parts or not to.strip():
-        raise UsageError(f"--to {to!r} is no key below the project's prefix; write one such as raw/june.csv, or raw/.")
+        raise UsageError(
+            f"--to {to!r} is no key below the project's data/; write one such as june/table.csv, or june/."
+        )
     return to + name if to.endswith("/") else to

@@ -69,7 +69,7 @@ def _printed(checks: Iterable[Check]) -> Iterable[Check]:
 @click.command("upload")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--to", metavar="KEY", help="Below the project's prefix, instead of a name by content; a last / is a folder."
+    "--to", metavar="KEY", help="Below the project's data/, instead of a name by content; a last / is a folder."
 )
 @click.option("--replace", is_flag=True, help="With --to: overwrite other content that is there.")
 @click.option("--dry-run", is_flag=True, help="Say where it would go and what would move; move nothing.")
@@ -81,7 +81,7 @@ def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_
     \b
     Example:
       runner upload data/table.csv
-      runner upload data/table.csv --to raw/ --dry-run
+      runner upload data/table.csv --to june/ --dry-run
     """
     from runner import backend
 

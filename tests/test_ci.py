@@ -1,0 +1,389 @@
+"""What runs without a person: the workflows, the buildspec and Studio's lifecycle script do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from cloud import SAGEMAKER, running
+from conftest import ROOT, Project, environment, parameters, recorded
+
+from runner.cli import group
+from runner.pipeline.plan import plan
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+BUILDSPEC = ROOT / "codebuild-buildspec.yml"
+LIFECYCLE = ROOT / "infra" / "studio-lifecycle.sh"
+GUIDE = ROOT / "docs" / "sagemaker.md"
+AUTHOR = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+TOML = """
+name = "tiny"
+[steps.only]
+notebook = "only.ipynb"
+parameters = { level = 1 }
+[[gate]]
+metric = "only.score"
+min = 0.5
+[profiles.smoke]
+parameters = { level = 2 }
+"""
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def steps(workflow: Path) -> list[dict[str, Any]]:
+    return [step for job in read(workflow)["jobs"].values() for step in job["steps"]]
+
+
+def scripts(path: Path) -> list[str]:
+    if path == BUILDSPEC:
+        return [command for phase in read(path)["phases"].values() for command in phase["commands"]]
+    return [step["run"] for step in steps(path) if "run" in step]
+
+
+def commands(script: str, program: str) -> Iterator[list[str]]:
+    """The words of each call of the program in a shell script, variables replaced by a word."""
+    plain = re.sub(r"\$\{[^}]*\}|\$\w+", "X", re.sub(r"\\\n", " ", script))
+    for found in re.finditer(rf"(?:^|[\s;{{(|&$]){program} ([^\n|;&>)]+)", plain):
+        yield shlex.split(re.sub(r"\s\d?$", "", found[1]), comments=True)
+
+
+def parse(words: Sequence[str]) -> None:
+    """Raises click.UsageError for a command line of ours that is none."""
+    command: click.Command = group
+    context = click.Context(group)
+    rest = list(words)
+    while isinstance(command, click.Group):
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        command, context = found, click.Context(found, parent=context, info_name=name)
+    command.make_context(context.info_name, rest)
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, BUILDSPEC], ids=lambda path: path.name)
+def test_every_command_in_ci_is_one(path: Path) -> None:
+    ours = [words for script in scripts(path) for words in commands(script, "runner")]
+    assert len(ours) >= 5
+    for words in ours:
+        parse(words)
+    for words in (words for script in scripts(path) for words in commands(script, "make")):
+        done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_command_that_is_none_would_be_seen() -> None:
+    (words,) = commands('if true; then runner run --profil "$X" 2>&1 | tee log; fi', "runner")
+    assert words == ["run", "--profil", "X"]
+    with pytest.raises(click.UsageError):
+        parse(words)
+    with pytest.raises(click.UsageError):
+        parse(["pipeline", "pusch"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_hands_no_text_of_others_to_a_shell_and_keeps_its_reports(path: Path) -> None:
+    assert all("${{" not in script for script in scripts(path))
+    assert "permissions" in read(path)
+    kept = next(
+        step["with"]["path"] for step in steps(path) if step.get("uses", "").startswith("actions/upload-artifact")
+    )
+    assert "runs/*/report.html" in kept
+    assert "executed.html" in kept
+    assert "runs/*/report.html" in read(BUILDSPEC)["artifacts"]["files"]
+
+
+# The flows themselves, in a repository with an origin
+
+
+@dataclass(frozen=True)
+class Checkout(Project):
+    """A clone with a smoke profile, and the programs that CI has: make and gh leave a note of what they were asked."""
+
+    programs: Path
+
+    def shell(self, script: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env={**environment({"RUNNER_NO_REPORT": "0"}), "PATH": path, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def workflow(self, name: str, skip: str = " !=") -> tuple[int, str]:
+        """(the exit code of the first step that fails, the summary), without steps whose `if` has `skip` in it."""
+        files = {
+            variable: self.programs / variable for variable in ("GITHUB_ENV", "GITHUB_PATH", "GITHUB_STEP_SUMMARY")
+        }
+        for file in files.values():
+            file.write_text("")
+        code = 0
+        for step in steps(ROOT / ".github" / "workflows" / name):
+            if "run" not in step or skip in str(step.get("if", "")):
+                continue
+            if code and "failure()" not in str(step.get("if", "")):
+                continue
+            said = [line.partition("=") for line in files["GITHUB_ENV"].read_text().splitlines()]
+            given = {key: EXPRESSIONS[value] for key, value in step.get("env", {}).items()}
+            variables = {variable: str(file) for variable, file in files.items()}
+            done = self.shell(step["run"], {**variables, **{key: value for key, _, value in said}, **given})
+            code = code or done.returncode
+        return code, files["GITHUB_STEP_SUMMARY"].read_text()
+
+    @property
+    def asked(self) -> list[str]:
+        file = self.programs / "asked"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def git(self, *arguments: str) -> None:
+        subprocess.run(["git", *AUTHOR, *arguments], cwd=self.folder, check=True, capture_output=True)
+
+    def step_with(self, score: str) -> None:
+        self.write("only.ipynb", parameters("level: int = 1"), f"score = {score}", recorded("score", "score"))
+
+
+EXPRESSIONS = {
+    "${{ github.event.pull_request.base.ref }}": "main",
+    "${{ github.event.pull_request.number }}": "7",
+    "${{ github.token }}": "token",
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, script in {
+        "runner": f'exec {shlex.quote(sys.executable)} -m runner "$@"',
+        "make": f'echo "make $*" >> {programs}/asked',
+        "gh": f'echo "gh $*" >> {programs}/asked',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{script}\n")
+        (programs / name).chmod(0o755)
+    made = Checkout(tmp_path / "checkout", programs)
+    made.folder.mkdir()
+    made.step_with("0.8")
+    (made.folder / ".gitignore").write_text("runs/\n")
+    made.toml(TOML)
+    made.git("init", "-q", "-b", "main")
+    made.git("add", ".")
+    made.git("commit", "-qm", "a")
+    subprocess.run(["git", "clone", "-q", "--bare", made.folder, tmp_path / "origin"], check=True)
+    made.git("remote", "add", "origin", str(tmp_path / "origin"))
+    made.git("fetch", "-q")
+    return made
+
+
+def test_a_pull_request_is_told_what_it_changes_in_code_and_metrics(checkout: Checkout) -> None:
+    code, summary = checkout.workflow("main.yml")
+    assert code == 0
+    assert "No model is registered yet." in summary
+    assert "AWS_ROLE is not set" in summary
+    checkout.step_with("0.7")
+    code, summary = checkout.workflow("pull-request.yml")
+    assert code == 0
+    comment = (checkout.folder / "comment.md").read_text()
+    assert "-score = 0.8" in comment
+    assert "+score = 0.7" in comment
+    assert re.search(r"only\.score.*0\.8.*0\.7", comment)
+    assert comment in summary
+    assert checkout.asked[-1] == "gh pr comment 7 --body-file comment.md --edit-last --create-if-none"
+    assert checkout.manifest["profile"] == "smoke"
+
+
+def test_a_pull_request_without_an_earlier_run_is_told_so_and_what_its_code_changes(checkout: Checkout) -> None:
+    checkout.step_with("0.7")
+    code, summary = checkout.workflow("pull-request.yml")
+    assert code == 0
+    assert "There is no earlier run to compare with" in summary
+    assert "+score = 0.7" in summary
+
+
+def test_a_pull_request_whose_gate_fails_is_red_and_commented_all_the_same(checkout: Checkout) -> None:
+    checkout.step_with("0.1")
+    code, summary = checkout.workflow("pull-request.yml")
+    assert code == 4
+    assert "0.1" in summary
+    assert checkout.asked[-1].startswith("gh pr comment")
+
+
+def buildspec(checkout: Checkout, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """As CodeBuild does it: each phase's commands in one shell, in which a failing one does not end the others."""
+    phases = [read(BUILDSPEC)["phases"][name]["commands"] for name in ("install", "build")]
+    return checkout.shell("\n".join(["set +e +o pipefail", *phases[0], *phases[1]]), variables)
+
+
+def test_the_buildspec_runs_the_smoke_profile_for_a_pull_request(checkout: Checkout) -> None:
+    checkout.step_with("0.7")
+    done = buildspec(checkout, {"CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"})
+    assert done.returncode == 0, done.stderr
+    assert "+score = 0.7" in (checkout.folder / "summary.md").read_text()
+    checkout.step_with("0.1")
+    assert buildspec(checkout, {"CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"}).returncode == 4
+
+
+def test_the_buildspec_pushes_and_starts_the_pipeline_of_the_branch(checkout: Checkout) -> None:
+    shutil.copyfile(ROOT / "requirements.lock", checkout.folder / "requirements.lock")
+    checkout.toml(TOML + SAGEMAKER)
+    trust = {
+        "Statement": {
+            "Effect": "Allow",
+            "Principal": {"Service": "sagemaker.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+        }
+    }
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}
+    with running() as cloud:
+        cloud.client("iam").create_role(
+            RoleName="jobs", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", **trust})
+        )
+        cloud.client("ecr").create_repository(repositoryName="own")
+        cloud.client("ecr").put_image(repositoryName="own", imageManifest=json.dumps(manifest), imageTag="1")
+        done = buildspec(checkout, {**cloud.environment, "CODEBUILD_RESOLVED_SOURCE_VERSION": "abc"})
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = cloud.client("sagemaker").list_pipeline_executions(PipelineName="tiny")["PipelineExecutionSummaries"]
+        assert len(found) == 1
+        assert found[0]["PipelineExecutionArn"] in (checkout.folder / "summary.md").read_text()
+        # where the doctor finds something, nothing is pushed and nothing is started
+        cloud.client("iam").delete_role(RoleName="jobs")
+        assert buildspec(checkout, cloud.environment).returncode == 2
+        found = cloud.client("sagemaker").list_pipeline_executions(PipelineName="tiny")["PipelineExecutionSummaries"]
+        assert len(found) == 1
+
+
+# Studio
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Path:
+    """A home folder with this project in it, its environment being the one that runs this."""
+    home = tmp_path / "home"
+    project = home / "churn"
+    (project / "notebooks").mkdir(parents=True)
+    for name in ("Makefile", "pipeline.toml", "pyproject.toml", "requirements.lock", "requirements-all.lock"):
+        shutil.copyfile(ROOT / name, project / name)
+        os.utime(project / name, (0, 0))  # older than the environment, which so is not made again
+    (project / ".venv" / "bin").mkdir(parents=True)
+    for mark in (".core", ".all"):
+        (project / ".venv" / mark).touch()
+    for name in ("python", "runner"):
+        program = project / ".venv" / "bin" / name
+        module = "" if name == "python" else " -m runner"
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{module} "$@"\n')
+        program.chmod(0o755)
+    return home
+
+
+def lifecycle(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    left_out = ("JUPYTER", "XDG_", "MAKE", "MFLAGS")
+    kept = {name: value for name, value in environment().items() if not name.startswith(left_out)}
+    return subprocess.run(
+        ["bash", LIFECYCLE, *arguments], env={**kept, "HOME": str(home)}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_lifecycle_script_registers_a_kernel_that_starts_and_twice_is_once(studio: Path) -> None:
+    for _ in range(2):
+        done = lifecycle(studio, "--wait")
+        assert done.returncode == 0, done.stderr
+        assert f"kernel runner in {studio}/.local/share/jupyter/kernels/runner" in done.stdout
+        assert "choose the kernel Python (runner)" in done.stdout
+    folder = studio / ".local" / "share" / "jupyter"
+    assert [path.name for path in (folder / "kernels").iterdir()] == ["runner"]
+    assert json.loads((folder / "kernels" / "runner" / "kernel.json").read_text())["argv"][0] == sys.executable
+    code = (
+        "from jupyter_client.manager import start_new_kernel\n"
+        "manager, client = start_new_kernel(kernel_name='runner')\n"
+        "reply = client.execute_interactive('import runner.scraps', timeout=60)\n"
+        "print(reply['content']['status'])\n"
+        "client.stop_channels(); manager.shutdown_kernel(now=True)"
+    )
+    kept = {**environment(), "JUPYTER_DATA_DIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ok", done.stderr
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(studio: Path) -> None:
+    project = studio / "churn"
+    (project / ".venv" / "bin" / "python").write_text("#!/nowhere/python\n")
+    makefile = (project / "Makefile").read_text()
+    (project / "Makefile").write_text(makefile.replace("$(PYTHON) -m venv $(VENV)", "exit 9"))
+    done = lifecycle(studio, "--wait")
+    assert "the environment .venv is made anew" in done.stdout
+    assert done.returncode == 1
+    assert "failed; see above, then run make studio there" in done.stdout
+
+
+def test_the_lifecycle_script_returns_at_once_and_its_log_says_the_rest(studio: Path) -> None:
+    done = lifecycle(studio)
+    assert done.returncode == 0
+    log = studio / ".runner-studio.log"
+    assert done.stdout == f"environments and kernels are being made; see {log}\n"
+    for _ in range(600):
+        if log.exists() and "choose the kernel" in log.read_text():
+            break
+        time.sleep(0.1)
+    assert "kernel runner in" in log.read_text()
+
+
+def test_the_lifecycle_script_says_what_it_would_do(studio: Path, tmp_path: Path) -> None:
+    dry = lifecycle(studio, "--dry-run")
+    assert (dry.returncode, dry.stdout) == (0, f"would make the environment and the kernel of {studio}/churn\n")
+    assert not (studio / ".local").exists()
+    assert "there is no project" in lifecycle(tmp_path / "nowhere", "--wait").stdout
+    assert lifecycle(studio, "--help").stdout.startswith("Usage: ")
+    assert lifecycle(studio, "--what").returncode == 2
+
+
+# The guide
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_every_command_of_the_guide_is_one() -> None:
+    text = "\n".join(blocks("console"))
+    lines = [line.removeprefix("$ ") for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.startswith("$ ")]
+    assert len(lines) > 15
+    for line in lines:
+        program, _, rest = line.partition(" ")
+        if program == "runner":
+            parse(shlex.split(rest))
+        if program == "make":
+            done = subprocess.run(["make", "--dry-run", rest], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        for file in re.findall(r"(?:file://)?(infra/[\w.-]+)", line):
+            assert (ROOT / file).exists(), line
+
+
+def test_the_guide_has_every_key_of_the_sagemaker_table() -> None:
+    from runner.records import SageMaker
+
+    rows = re.findall(r"^\| `(\w+)` \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(SageMaker.__struct_fields__)
+
+
+def test_the_guides_pipeline_tables_can_be_read(project: Project) -> None:
+    project.write("nb.ipynb", parameters("x: int = 1\nmodel: str = ''"), "x")
+    for table in blocks("toml"):
+        named = 'name = "a"\n[steps.train]\nnotebook = "nb.ipynb"\noutputs = { model = "model/" }\n'
+        assert plan(project.toml(named + table)).pipeline.name == "a"
