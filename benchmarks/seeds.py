@@ -21,7 +21,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.paths import ROOT, copy_project
-from runner.records import Metric, RunManifest, read
+from runner.manifest import RunManifest
+from runner.records import Metric, read
 
 REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
 OWN_TABLE = ROOT / "data" / "churn.csv"

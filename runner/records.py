@@ -109,6 +109,55 @@ class ApprovalSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     not_starter: bool = False
 
 
+class Capture(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What an endpoint keeps of its requests and answers, for monitoring."""
+
+    percent: int = 100
+    to: str | None = None  # an s3:// prefix; `captured/TARGET/` in the project's bucket
+
+
+class Scaling(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Machines of an endpoint, by the requests a minute that each is to get."""
+
+    min: int = 1
+    max: int
+    requests_per_minute: float = 1000.0
+
+
+class Serverless(Record, frozen=True, kw_only=True, omit_defaults=True):
+    memory_mb: int = 2048
+    concurrency: int = 5
+
+
+class Target(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[targets.NAME]: where a version is served, and what is asked of it before.
+
+    `host` to `max_connections` are for a process of this machine, those below for an endpoint in SageMaker; of the
+    latter tags, vpc and kms_key are [sagemaker]'s where they are left out.
+    """
+
+    kind: Literal["local", "sagemaker"]
+    requires: str | None = None  # the target that the version must have served at before
+    second_approval: bool = False  # by somebody else: `runner approve NAME/VERSION --to TARGET`
+    unknown: Literal["error", "missing"] = "error"  # what a category is that the model has never seen
+    host: str | None = None
+    port: int | None = None
+    workers: int | None = None
+    max_body_mb: float | None = None
+    timeout_s: float | None = None
+    max_connections: int | None = None
+    endpoint: str | None = None  # its name; PROJECT-TARGET
+    role: str | None = None  # that the endpoint runs as; [sagemaker] role
+    instance: str | None = None
+    instance_count: int | None = None
+    serverless: Serverless | None = None  # instead of instances
+    scaling: Scaling | None = None
+    capture: Capture | None = None
+    tags: dict[str, str] | None = None
+    vpc: Vpc | None = None
+    kms_key: str | None = None
+
+
 class ModelSpec(Record, frozen=True, kw_only=True):
     name: str
     from_: str = msgspec.field(name="from")
@@ -127,7 +176,7 @@ class Pipeline(Record, frozen=True, kw_only=True):
     sagemaker: SageMaker = SageMaker()
     store: StoreSpec = StoreSpec()
     approval: ApprovalSpec = ApprovalSpec()
-    targets: dict[str, dict[str, Any]] = {}
+    targets: dict[str, Target] = {}
     monitor: list[dict[str, Any]] = []
 
 
@@ -287,81 +336,6 @@ class Registration(Record, frozen=True, kw_only=True):
     model_sha256: str
     card: str = ""  # Markdown
     description: str = ""
-
-
-class StepState(Record, frozen=True, kw_only=True):
-    name: str
-    notebook: str
-    status: StepStatus | None = None  # None until it starts
-    why: str = ""  # why it ran, or why not
-    snapshot: dict[str, str] = {}  # sha256 of notebook.ipynb and each of modules/
-    parameters: dict[str, Value] = {}  # as resolved; the cell's defaults stay in the cell
-    from_run: str | None = None  # the run it was taken from, when cached
-    attempt: int = 0
-    key: StepKey | None = None
-    job: StepJob | None = None
-    result: StepResult | None = None
-
-
-class Champion(Record, frozen=True, kw_only=True):
-    """The approved version as it was pinned when the run started."""
-
-    name: str
-    version: int
-    run: str
-    sha256: str
-
-
-class GitState(Record, frozen=True, kw_only=True):
-    commit: str
-    branch: str | None
-    modified: dict[str, list[str]]  # notebook -> code cells that differ from the commit, as "[7]"
-    dirty: bool  # anything else tracked differs
-
-
-class Environment(Record, frozen=True, kw_only=True):
-    python: str
-    implementation: str
-    platform: str
-    cpus: int
-    packages: dict[str, str]
-    variables: dict[str, str] = {}  # by allow-list
-
-
-class ModelVersionRef(Record, frozen=True, kw_only=True):
-    name: str
-    version: int
-    status: Literal["pending", "approved", "rejected"]
-
-
-class RunManifest(Record, frozen=True, kw_only=True):
-    """run.json: the only truth about a run. Replaced atomically; all paths relative to the run's folder."""
-
-    format: int = FORMAT
-    run: str
-    pipeline_file: str
-    pipeline: Pipeline
-    targets: list[str] = []  # the steps asked for; empty for all
-    overrides: dict[str, str] = {}  # -p, as given
-    profile: str | None = None
-    note: str = ""
-    tags: list[str] = []
-    started_by: str
-    started: str
-    ended: str | None = None
-    on: str = "local"
-    register: bool = True
-    status: RunStatus
-    steps: list[StepState]
-    sources: dict[str, InputFact] = {}  # "step.input" -> what came from outside the run, as pinned when it started
-    champion: Champion | None = None
-    metrics: dict[str, Metric] = {}  # "step.name"
-    problems: dict[str, str] = {}
-    verdict: Verdict | None = None
-    model_version: ModelVersionRef | None = None
-    git: GitState | None = None
-    environment: Environment
-    runner_version: str
 
 
 R = TypeVar("R", bound=Record)

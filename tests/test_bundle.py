@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.aws.bucket import Bucket
-from runner.aws.bundle import Bundle, Ignored, bundle, code_bundle, runner_bundle, upload
+from runner.aws.processing.bundle import Bundle, Ignored, bundle, code_bundle, runner_bundle, upload
 from runner.aws.session import Session
 from runner.errors import UsageError
 from runner.pipeline.credentials import FORMS
@@ -86,7 +86,7 @@ def test_the_bundle_of_this_package_runs_where_nothing_is_installed_of_it(tmp_pa
     assert first == runner_bundle(dict(reversed(environment.items())))
     assert first.sha256 != runner_bundle({"python": "3.11"}).sha256
     assert json.loads(first.files["environment.json"]) == environment
-    assert first.files["_run.py"] == (ROOT / "runner" / "aws" / "_run.py").read_bytes()
+    assert first.files["_run.py"] == (ROOT / "runner" / "aws" / "processing" / "_run.py").read_bytes()
     with zipfile.ZipFile(io.BytesIO(first.files["runner.zip"])) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path)

@@ -240,6 +240,7 @@ def test_the_buildspec_runs_the_smoke_profile_for_a_pull_request(checkout: Check
     assert buildspec(checkout, {"CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"}).returncode == 4
 
 
+@pytest.mark.soak
 def test_the_buildspec_pushes_and_starts_the_pipeline_of_the_branch(checkout: Checkout) -> None:
     shutil.copyfile(ROOT / "requirements.lock", checkout.folder / "requirements.lock")
     checkout.toml(TOML + SAGEMAKER)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from conftest import ROOT
 
-LEAVES = {"records", "errors", "content", "lean", "failpoint"}
+LEAVES = {"records", "manifest", "errors", "content", "lean", "failpoint"}
 ALLOWED = {
     "errors": set[str](),
     "records": {"errors"},
+    "manifest": {"records"},
     "content": {"records", "errors"},
     "lean": set[str](),
     "failpoint": set[str](),
@@ -24,7 +25,8 @@ ALLOWED = {
     "report": LEAVES | {"pipeline", "gate", "run"},
     "aws": LEAVES | {"gate", "pipeline", "model", "step", "run"},
     "backend": LEAVES | {"pipeline", "model", "run", "step", "serve", "aws"},
-    "cli": LEAVES | {"pipeline", "gate", "model", "run", "step", "serve", "report", "backend"},
+    "actions": LEAVES | {"pipeline", "model", "run", "step", "serve", "aws", "backend"},
+    "cli": LEAVES | {"actions", "pipeline", "gate", "model", "run", "step", "serve", "report", "backend"},
 }
 HEAVY = {
     "papermill",

@@ -231,6 +231,36 @@ def test_each_event_says_who_when_and_why_and_follows_the_one_before(registry: R
     assert verify_chain(events) is None
 
 
+def test_what_is_recorded_changes_no_state_and_follows_in_the_chain(registry: Registry) -> None:
+    registry.register(new(1))
+    registry.decide("m", 1, "approved", who="ben", why="reviewed")
+    before = [registry.get("m", 1), registry.approved("m")]
+    kinds = ["deployed", "rolled back", "removed", "approved for production"]
+    made = [registry.record("m", 1, kind, who="ana", why="ticket 41", data={"target": "production"}) for kind in kinds]
+    assert [registry.get("m", 1), registry.approved("m")] == before
+    assert list(registry.events("m"))[2:] == made
+    assert [(event.seq, event.kind, event.who, event.data) for event in made] == [
+        (seq, kind, "ana", {"target": "production"}) for seq, kind in enumerate(kinds, 3)
+    ]
+    assert verify_chain(registry.events("m")) is None
+    with pytest.raises(Refused, match=f"by ben at {registry.events('m')[1].at}"):  # the decision's time
+        registry.decide("m", 1, "approved", who="ana", why="again")
+    assert registry.decide("m", 1, "rejected", who="ana", why="wrong month").status == "rejected"
+    assert everything(registry)
+
+
+def test_nothing_is_recorded_of_what_is_not_there(registry: Registry) -> None:
+    registry.register(new(1))
+    before = everything(registry)
+    with pytest.raises(UsageError, match="its versions are 1 to 1"):
+        registry.record("m", 2, "deployed", who="ana", why="")
+    with pytest.raises(UsageError, match="Registered: m"):
+        registry.record("n", 1, "deployed", who="ana", why="")
+    with pytest.raises(AssertionError):
+        registry.record("m", 1, "approved", who="ana", why="")
+    assert everything(registry) == before
+
+
 def test_what_is_not_there_is_said_with_what_is(registry: Registry) -> None:
     assert list(registry.list()) == []
     with pytest.raises(UsageError, match="none yet"):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import PAGES, Project, code, notebook, parameters, text
 
-from runner.records import RunManifest, read
+from runner.manifest import RunManifest
+from runner.records import read
 from runner.report import clean
 from runner.report.notebook import write_notebook_page
 from runner.report.page import write_report

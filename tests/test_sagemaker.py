@@ -138,7 +138,7 @@ def executed(project: Project, step: str) -> Any:
 FIELDS = ("status", "cells", "cells_run", "metrics", "problems", "outputs", "error", "kernel", "redacted")
 
 
-LONG = ("stopped early", "time-out of a cell", "missing output", "gate in error", "gate inconclusive")
+LONG = ("gate fail", "stopped early", "time-out of a cell", "missing output", "gate in error", "gate inconclusive")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LONG)) for name in CASES])
@@ -196,6 +196,7 @@ def test_outputs_stay_in_s3_and_come_when_they_are_asked_for(far: RemoteProject)
     assert (run / "steps/make/out/x.txt").stat().st_size == 6_000_000
 
 
+@pytest.mark.soak
 def test_a_file_altered_in_s3_is_found_and_not_taken(far: RemoteProject) -> None:
     assert made(far, BIG, "altered").code == 0
     at = far.step("make")["result"]["remote"]["at"].removeprefix(f"s3://{BUCKET}/")
@@ -283,6 +284,7 @@ def test_ctrl_c_leaves_the_job_running_and_resume_follows_it_again(far: RemotePr
     assert {step["attempt"] for step in far.manifest["steps"]} == {1}
 
 
+@pytest.mark.soak
 def test_stop_ends_the_job_and_resume_starts_another(far: RemoteProject) -> None:
     process = begun(far, "stop")
     process.send_signal(signal.SIGINT)
@@ -298,6 +300,7 @@ def test_stop_ends_the_job_and_resume_starts_another(far: RemoteProject) -> None
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("stop-")) == ["1", "1", "2"]
 
 
+@pytest.mark.soak
 def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> None:
     process = begun(far, "console")
     name = next(job for job in jobs(far.cloud) if job.startswith("console-"))
@@ -387,11 +390,13 @@ def test_an_image_that_is_not_there_fails_with_the_service_s_reason(far: RemoteP
     assert "runner resume" in done.err
 
 
+@pytest.mark.soak
 def test_logs_that_may_not_be_read_do_not_matter(far: RemoteProject) -> None:
     far.cloud.faults.add("DescribeLogStreams", "AccessDeniedException", times=None)
     assert made(far, Case(toml=""), "no-logs").code == 0
 
 
+@pytest.mark.soak
 def test_late_logs_arrive_and_those_of_the_step_lie_beside_it(far: RemoteProject) -> None:
     far.cloud.faults.delay_logs(1.0)
     assert (
@@ -438,6 +443,7 @@ def test_a_job_that_fails_before_the_notebook_says_why_and_keeps_its_log(far: Re
     assert far.step("make")["result"]["error"]["kind"] == "remote"
 
 
+@pytest.mark.soak
 def test_two_runs_at_once_keep_apart(far: RemoteProject) -> None:
     made_project(far, Case(toml=""), "apart")
     env = far.cloud.environment
@@ -498,7 +504,7 @@ def test_a_dry_run_says_what_moves_and_what_it_costs_at_most(far: RemoteProject)
     assert jobs(far.cloud) == before
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.soak)])
 def test_many_steps_at_once_under_a_throttled_service_all_finish(far: RemoteProject, count: int) -> None:
     far.write("nb/x.ipynb", parameters("n: int = 0"), "print(n)")
     steps = "".join(f'[steps.s{n}]\nnotebook = "nb/x.ipynb"\nparameters = {{ n = {n} }}\n' for n in range(count))

@@ -22,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_sagemaker import SmallSageMaker
 
-from runner import backend
+from runner import actions
 from runner.aws.bucket import Bucket
-from runner.aws.parameters import as_text
-from runner.aws.pin import pins, run_id
-from runner.aws.pushed import Rehearsal, lay
+from runner.aws.pipelines.parameters import as_text
+from runner.aws.pipelines.pin import pins, run_id
+from runner.aws.pipelines.pushed import Rehearsal, lay
 from runner.aws.session import Session
 from runner.cli import entry
 from runner.errors import PipelineError, UsageError
@@ -465,7 +465,7 @@ def test_show_prints_what_a_push_makes_without_asking_anybody(story: Story, monk
 
 @pytest.fixture(scope="module")
 def definition(story: Story) -> Any:
-    return backend.pipeline_definition(story.project.folder / "pipeline.toml")
+    return actions.pipeline_definition(story.project.folder / "pipeline.toml")
 
 
 def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_does(definition: Any) -> None:
@@ -676,4 +676,4 @@ def test_a_step_with_more_inputs_than_a_job_takes_is_refused(
     file.write_text(text)
     (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
     with pytest.raises(UsageError, match="Step train has 9 inputs to copy; a processing job takes 8"):
-        backend.pipeline_definition(file)
+        actions.pipeline_definition(file)

@@ -23,9 +23,9 @@ import pytest
 from conftest import ROOT
 
 from runner.aws.bucket import Bucket
-from runner.aws.bundle import runner_bundle
+from runner.aws.processing.bundle import runner_bundle
+from runner.aws.processing.wheels import Wheel, digest, missing_bytes, pins, upload, wheels
 from runner.aws.session import Session
-from runner.aws.wheels import Wheel, digest, missing_bytes, pins, upload, wheels
 from runner.errors import RunnerError, UsageError
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -454,7 +454,7 @@ def test_an_image_without_boto3_is_named(job: Job, tmp_path: Path) -> None:
 
 
 def test_the_bootstrap_is_understood_by_the_oldest_python_there_is() -> None:
-    source = (ROOT / "runner" / "aws" / "_run.py").read_text(encoding="utf-8")
+    source = (ROOT / "runner" / "aws" / "processing" / "_run.py").read_text(encoding="utf-8")
     compile(source, "_run.py", "exec")
     import ast
 

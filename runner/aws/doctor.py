@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from runner.aws import wheels
 from runner.aws.bucket import Bucket
-from runner.aws.executor import lock, wheel_cache
-from runner.aws.prices import Prices
 from runner.aws.probe import INSTANCE, ceiling, probe
-from runner.aws.request import limit_s
+from runner.aws.processing import wheels
+from runner.aws.processing.executor import lock, wheel_cache
+from runner.aws.processing.prices import Prices
+from runner.aws.processing.request import limit_s
 from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, logs, pass_role, registry, role
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.errors import PipelineError, RemoteError, RunnerError
@@ -239,7 +239,7 @@ def price(spec: Pipeline, steps: dict[str, Settings], root: Path) -> Check:
     for name, chosen in steps.items():
         prices = Prices.read(root / chosen.prices if chosen.prices else None)
         if chosen.instance not in prices.hourly:
-            fix = 'copy runner/aws/prices.toml, add it, and write [sagemaker] prices = "prices.toml"'
+            fix = 'copy runner/aws/processing/prices.toml, add it, and write [sagemaker] prices = "prices.toml"'
             return unknown("price", f"{chosen.instance} is in no table ({prices.source}); {fix}")
         hourly[chosen.instance], source = prices.hourly[chosen.instance], prices.source
         step = spec.steps.get(name)

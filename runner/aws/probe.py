@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.jobs import Jobs
-from runner.aws.prices import Prices
-from runner.aws.request import INPUT, job_name, network
+from runner.aws.processing.jobs import Jobs
+from runner.aws.processing.prices import Prices
+from runner.aws.processing.request import INPUT, job_name, network
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.pipeline.remote import Settings
@@ -48,7 +48,7 @@ def ceiling(chosen: Settings, root: Path) -> str:
 
 def probe(session: Session, project: str, chosen: Settings, *, root: Path) -> Check:
     """Start the job, wait for its end, and say what it found. Raises AwsError where it cannot be started."""
-    from runner.aws.executor import put_runner
+    from runner.aws.processing.executor import put_runner
 
     bucket = Bucket(session, chosen.bucket, chosen.prefix)
     mark = secrets.token_hex(4)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.aws.group import ABSENT as NO_GROUP
-from runner.aws.jobs import LOG_GROUP
-from runner.aws.request import job_name
+from runner.aws.processing.jobs import LOG_GROUP
+from runner.aws.processing.request import job_name
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.records import Pipeline
 from runner.run.doctor import Check, failed, ok, unknown

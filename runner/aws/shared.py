@@ -26,7 +26,8 @@ from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import atomic_write
 from runner.errors import Refused, RunnerError
-from runner.records import FORMAT, Artifact, Record, RunManifest, decode, encode, read
+from runner.manifest import RunManifest
+from runner.records import FORMAT, Artifact, Record, decode, encode, read
 from runner.run.archive import is_record
 from runner.run.cache import Cache
 from runner.run.folder import step_folder

@@ -30,9 +30,9 @@ def debug_command(run: str, step: str, no_open: bool, pipeline: Path) -> int:
     Example:
       runner debug latest STEP
     """
-    from runner import backend
+    from runner import actions
 
-    made = backend.debug(pipeline, run, step)
+    made = actions.debug(pipeline, run, step)
     if no_open:
         click.echo(made)
         return 0
@@ -60,11 +60,11 @@ def pack_command(run: str, output: Path | None, pipeline: Path) -> None:
       runner pack latest -o run.tar.gz
       runner pack NAME/3
     """
-    from runner import backend
+    from runner import actions
 
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
-    made, size = backend.pack(pipeline, run, output)
+    made, size = actions.pack(pipeline, run, output)
     click.echo(f"{made}   {size:,} bytes", err=True)
     click.echo(made)
 
@@ -84,15 +84,15 @@ def import_command(file: str, no_report: bool, as_json: bool, pipeline: Path) ->
       runner import run.tar.gz && runner report latest
       runner import EXECUTION-ARN
     """
-    from runner import backend
+    from runner import actions, backend
 
     if Path(file).is_file() or not EXECUTION.match(file):
         if not Path(file).is_file():
             raise UsageError(f"There is no file {file}, and it is no execution's ARN or id.")
-        run, versions = backend.import_run(pipeline, Path(file))
+        run, versions = actions.import_run(pipeline, Path(file))
         named = [(f"{version.name}/{version.version}", version.status) for version in versions]
     else:
-        manifest = backend.import_execution(pipeline, file)
+        manifest = actions.import_execution(pipeline, file)
         if not no_report:
             from runner.cli.reporting import write_all
 
@@ -119,7 +119,7 @@ def fetch_command(run: str, steps: tuple[str, ...], pipeline: Path) -> None:
       runner fetch latest
       runner fetch latest train
     """
-    from runner import backend
+    from runner import actions
 
-    manifest, came = backend.fetch_run(pipeline, run, steps)
+    manifest, came = actions.fetch_run(pipeline, run, steps)
     click.echo(f"run {manifest.run}: {came / 1e6:.1f} MB fetched")

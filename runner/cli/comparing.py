@@ -14,7 +14,8 @@ from runner.cli.options import json_option, metric_text, pipeline_option, print_
 from runner.errors import Refused, UsageError
 
 if TYPE_CHECKING:
-    from runner.records import Metric, RunManifest
+    from runner.manifest import RunManifest
+    from runner.records import Metric
     from runner.run.compare import Comparison, RunFacts
     from runner.run.diff import Change, Difference, MetricChange, StepChange
     from runner.run.store import Store

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import click
 
-from runner.records import RunManifest, StepState, Verdict
+from runner.manifest import RunManifest, StepState
+from runner.records import Verdict
 from runner.step.execute import Progress
 
 MARKS = {"running": "▸", "succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", None: " "}

@@ -40,11 +40,11 @@ def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
       runner doctor --on sagemaker
       runner doctor --on sagemaker --probe
     """
-    from runner import backend
+    from runner import actions
 
     if probe and on != "sagemaker":
         raise click.UsageError("--probe starts a job, so it needs --on sagemaker.")
-    checks = backend.checks(pipeline, on=on, probe=probe, say=lambda line: click.echo(f"  … {line}", err=True))
+    checks = actions.checks(pipeline, on=on, probe=probe, say=lambda line: click.echo(f"  … {line}", err=True))
     made = list(checks) if as_json else list(_printed(checks))
     if as_json:
         print_json(
@@ -83,9 +83,9 @@ def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_
       runner upload data/table.csv
       runner upload data/table.csv --to june/ --dry-run
     """
-    from runner import backend
+    from runner import actions
 
-    found, lines = backend.upload(pipeline, file, to=to, replace=replace, dry_run=dry_run)
+    found, lines = actions.upload(pipeline, file, to=to, replace=replace, dry_run=dry_run)
     if as_json:
         print_json(
             {

@@ -20,7 +20,7 @@ from runner.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from runner.model.versions import Event, ModelVersion
+    from runner.model.versions import Event, ModelVersion, Registry
 
 reason_option = click.option("--reason", required=True, metavar="TEXT", help="Why; kept for good.")
 
@@ -37,11 +37,11 @@ def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Pat
     Example:
       runner models
     """
-    from runner import backend
+    from runner import actions, backend
     from runner.pipeline.file import load
 
     if rebuild:
-        backend.rebuild_registry(pipeline)
+        actions.rebuild_registry(pipeline)
     versions = backend.registry(pipeline).list(name)
     judged = [rule.metric for rule in load(pipeline).gate]
     shown = [metric for metric in dict.fromkeys(judged) if any(metric in version.metrics for version in versions)]
@@ -79,11 +79,11 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
     Example:
       runner register latest
     """
-    from runner import backend
+    from runner import actions, backend
     from runner.cli.display import PlainDisplay
     from runner.cli.reporting import write_all
 
-    manifest = backend.register_run(pipeline, run, watcher=PlainDisplay())
+    manifest = actions.register_run(pipeline, run, watcher=PlainDisplay())
     assert manifest.model_version is not None
     write_all(backend.store(pipeline).folder(manifest.run), manifest)
     version = backend.registry(pipeline).get(manifest.model_version.name, manifest.model_version.version)
@@ -96,18 +96,24 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
 @click.command("approve")
 @click.argument("version", metavar="NAME/VERSION")
 @reason_option
+@click.option("--to", "target", metavar="TARGET", help="Give the second approval that this target asks for.")
 @json_option
 @pipeline_option
-def approve_command(version: str, reason: str, as_json: bool, pipeline: Path) -> None:
+def approve_command(version: str, reason: str, target: str | None, as_json: bool, pipeline: Path) -> None:
     """Approve a pending model version: its run must have passed and its bytes must match.
 
     \b
     Example:
       runner approve NAME/3 --reason "metrics reviewed, see ticket 41"
+      runner approve NAME/3 --to production --reason "as good in staging"
     """
-    from runner import backend
+    from runner import actions
 
-    _print_decision(backend.approve(pipeline, *parse_version(version), why=reason), as_json)
+    if target is None:
+        found = actions.approve(pipeline, *parse_version(version), why=reason)
+    else:
+        found = actions.approve_for(pipeline, *parse_version(version), target=target, why=reason)
+    _print_decision(found, as_json, f" for {target}" if target else "")
 
 
 @click.command("reject")
@@ -122,24 +128,26 @@ def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> 
     Example:
       runner reject NAME/3 --reason "trained on the wrong month"
     """
-    from runner import backend
+    from runner import actions
 
-    _print_decision(backend.reject(pipeline, *parse_version(version), why=reason), as_json)
+    _print_decision(actions.reject(pipeline, *parse_version(version), why=reason), as_json)
 
 
 @click.command("history")
 @click.argument("name")
 @click.option("--at", "at", metavar="TIME", help="What held then: ISO 8601, UTC where no zone is written.")
+@click.option("--target", metavar="TARGET", help="What this target served; with --at, then, otherwise ever.")
 @click.option("--head", is_flag=True, help="Print the last event's hash, to keep somewhere else.")
 @json_option
 @pipeline_option
-def history_command(name: str, at: str | None, head: bool, as_json: bool, pipeline: Path) -> None:
+def history_command(name: str, at: str | None, target: str | None, head: bool, as_json: bool, pipeline: Path) -> None:
     """Show everything that happened to a model's versions, oldest first, and whether the chain is whole.
 
     \b
     Example:
       runner history NAME
       runner history NAME --at 2027-03-03T12:00Z
+      runner history NAME --at 2027-03-03T12:00Z --target production
     """
     from runner import backend
     from runner.errors import Tampered
@@ -153,17 +161,23 @@ def history_command(name: str, at: str | None, head: bool, as_json: bool, pipeli
             print_json({"name": name, "seq": last.seq, "hash": last.hash})
         else:
             click.echo(f"{name} {last.seq} {last.hash}")
+    elif at is not None and target is not None:
+        _print_served(versions, events, target, parse_time(at), as_json)
     elif at is not None:
         moment = parse_time(at)
         held = state_at(events, moment)
         found = [(versions.get(name, version), *then) for version, then in held.items()]
         _print_state(name, moment, found, as_json)
     elif as_json:
-        print_json([_event_json(event) for event in events])
+        print_json([_event_json(event) for event in events if target in (None, event.data.get("target"))])
     else:
         print_table(
             ["when (UTC)", "model", "what", "who", "why"],
-            [[e.at[:19].replace("T", " "), f"{e.name}/{e.version}", e.kind, e.who, e.why or "–"] for e in events],
+            [
+                [e.at[:19].replace("T", " "), f"{e.name}/{e.version}", _what(e), e.who, e.why or "–"]
+                for e in events
+                if target in (None, e.data.get("target"))
+            ],
         )
     broken = verify_chain(events)
     if broken is not None:
@@ -202,6 +216,58 @@ def _print_state(
     )
 
 
+def _print_served(versions: Registry, events: Sequence[Event], target: str, moment: str, as_json: bool) -> None:
+    """What the target served at that moment, by whose decision and deployment, and what it leads back to."""
+    from runner.model.deployment import served_at, since
+    from runner.model.events import state_at
+
+    name = events[0].name
+    found = served_at(events, target, moment)
+    if found is None:
+        if as_json:
+            print_json({"name": name, "at": moment, "target": target, "served": None})
+        else:
+            click.echo(f"at {moment[:19].replace('T', ' ')} UTC no version of {name} was served at {target}")
+        return
+    version = versions.get(name, found.version)
+    status, decision = state_at(events, moment)[found.version]
+    if as_json:
+        decided = {"status": status, "decided_by": decision.who if decision else None, "reason": decision.why if decision else None}  # fmt: skip
+        print_json(
+            {
+                "name": name,
+                "at": moment,
+                "target": target,
+                "served": {**version_json(version), **decided},
+                "since": since(found),
+                "deployed_by": found.who,
+                "why": found.why,
+                "kind": found.kind,
+                "place": found.data.get("place", ""),
+            }
+        )
+        return
+    approval = f"{decision.who} at {decision.at[:19].replace('T', ' ')}: {decision.why}" if decision else "–"
+    rows = {
+        "served since": f"{since(found)[:19].replace('T', ' ')} UTC",
+        found.kind: f"by {found.who}{f': {found.why}' if found.why else ''}",
+        status: f"by {approval}",
+        "place": str(found.data.get("place") or "–"),
+        "run": version.run,
+        "commit": version.commit or "–",
+        "data": ", ".join(f"{source} {digest[:12]}" for source, digest in version.sources.items()) or "–",
+        "bytes": f"sha256 {version.sha256}",
+    }
+    click.echo(f"at {moment[:19].replace('T', ' ')} UTC {target} served {name}/{found.version}")
+    for what, said in rows.items():
+        click.echo(f"  {what:<12}  {said}")
+
+
+def _what(event: Event) -> str:
+    at = event.data.get("target")
+    return event.kind if at is None or at in event.kind else f"{event.kind} ({at})"
+
+
 def version_json(version: ModelVersion) -> dict[str, Any]:
     return {
         "name": version.name,
@@ -225,10 +291,10 @@ def _event_json(event: Any) -> dict[str, Any]:
     return made
 
 
-def _print_decision(version: ModelVersion, as_json: bool) -> None:
+def _print_decision(version: ModelVersion, as_json: bool, more: str = "") -> None:
     if as_json:
         print_json(version_json(version))
         return
-    click.echo(f"model {version.name}/{version.version} {version.status}")
+    click.echo(f"model {version.name}/{version.version} {version.status}{more}")
     for name, metric in version.metrics.items():
         click.echo(f"  {name} = {metric_text(metric)}")

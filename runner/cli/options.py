@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from runner.errors import UsageError
-from runner.records import Metric, RunManifest
+from runner.manifest import RunManifest
+from runner.records import Metric
 
 pipeline_option = click.option(
     "--pipeline",

@@ -11,7 +11,7 @@ import click
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from runner.aws.executions import Seen
+    from runner.aws.pipelines.executions import Seen
 
 profile_option = click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
 
@@ -42,9 +42,9 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Pa
       runner pipeline show > definition.json
       runner pipeline show --text
     """
-    from runner import backend
+    from runner import actions
 
-    made = backend.pipeline_definition(pipeline, profile=profile)
+    made = actions.pipeline_definition(pipeline, profile=profile)
     if as_json or not as_text:
         print_json(made)
         return
@@ -66,9 +66,9 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
       runner pipeline push
       runner pipeline push --profile smoke --dry-run
     """
-    from runner import backend
+    from runner import actions
 
-    found = backend.push_pipeline(pipeline, profile=profile, dry_run=dry_run)
+    found = actions.push_pipeline(pipeline, profile=profile, dry_run=dry_run)
     if as_json:
         print_json({"pipeline": found.name, "outcome": found.what, "arn": found.arn or None, "dry_run": dry_run})
         return
@@ -97,9 +97,9 @@ def start_command(parameters: tuple[str, ...], note: str, profile: str | None, a
       runner pipeline start
       runner pipeline start -p train.max_depth=6 -p InstanceType=ml.m5.2xlarge
     """
-    from runner import backend
+    from runner import actions
 
-    arn = backend.start_pipeline(pipeline, parse_overrides(parameters), profile=profile, note=note)
+    arn = actions.start_pipeline(pipeline, parse_overrides(parameters), profile=profile, note=note)
     execution = arn.rpartition("/")[2]
     if as_json:
         print_json({"execution": execution, "arn": arn})
@@ -122,9 +122,9 @@ def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None
       runner pipeline status
       runner pipeline status abcd1234efgh --json
     """
-    from runner import backend
+    from runner import actions
 
-    found = backend.look_at_execution(pipeline, execution)
+    found = actions.look_at_execution(pipeline, execution)
     if as_json:
         print_json(_seen_json(found))
         return

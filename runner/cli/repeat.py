@@ -10,8 +10,9 @@ import msgspec
 from runner.cli.display import headline, step_line
 from runner.cli.options import run_json
 from runner.cli.text import hint, summary
+from runner.manifest import RunManifest, StepState
 from runner.pipeline.plan import Plan
-from runner.records import RunManifest, StepState, encode
+from runner.records import encode
 from runner.run import unchanged
 from runner.run.provenance import VARIABLES
 from runner.run.store import OBJECTS, Store, facts_of

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from runner.cli.display import Display
-from runner.records import RunManifest, Verdict
+from runner.manifest import RunManifest
+from runner.records import Verdict
 from runner.step.execute import Progress
 
 ENDED = ("succeeded", "cached", "failed", "interrupted")

@@ -17,8 +17,9 @@ from runner.cli.text import exit_code, hint, summary
 from runner.errors import Detached
 
 if TYPE_CHECKING:
+    from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
-    from runner.records import InputFact, Pipeline, RunManifest
+    from runner.records import InputFact, Pipeline
     from runner.run.world import Options, World
 
 no_report_option = click.option(
@@ -185,7 +186,7 @@ def carry_out(
 
 
 def _preview(plan: Plan, options: Options, as_json: bool) -> int:
-    from runner import backend
+    from runner import actions, backend
     from runner.run.preview import preview
 
     world = backend.world(plan.file, plan.pipeline, on=options.on)
@@ -198,7 +199,7 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
             click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
     if options.on == "sagemaker":
         may_run = [step.name for step in found if step.would in ("run", "maybe")]
-        made = backend.estimate(plan, may_run, sources)
+        made = actions.estimate(plan, may_run, sources)
         ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
         click.echo(f"moves {made.move_bytes / 1e6:.1f} MB to S3", err=as_json)
         click.echo(f"costs at most {ceiling}: each step for as long as it may run ({made.prices})", err=as_json)
@@ -215,9 +216,9 @@ def stop_command(run: str, pipeline: Path) -> None:
     Example:
       runner stop latest
     """
-    from runner import backend
+    from runner import actions
 
-    for what in backend.stop_run(pipeline, run) or ["nothing: nobody works on it"]:
+    for what in actions.stop_run(pipeline, run) or ["nothing: nobody works on it"]:
         click.echo(f"stopped {what}")
 
 

@@ -20,7 +20,7 @@ from runner.cli.options import (
     run_json,
 )
 from runner.cli.text import hint, summary
-from runner.records import RunManifest
+from runner.manifest import RunManifest
 
 if TYPE_CHECKING:
     from runner.run.store import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runner.cli.options import metric_text
 from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed
-from runner.records import RunManifest, StepState
+from runner.manifest import RunManifest, StepState
 from runner.run.cost import cost
 
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}

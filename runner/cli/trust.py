@@ -25,11 +25,11 @@ def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: P
       runner verify NAME/3
       runner verify --all
     """
-    from runner import backend
+    from runner import actions
 
     if all_ == (reference is not None):
         raise UsageError("Name one RUN or NAME/VERSION, or write --all.")
-    found, count, size = backend.verify(pipeline, reference)
+    found, count, size = actions.verify(pipeline, reference)
     if as_json:
         print_json({"sound": not found, "findings": found, "files": count, "size_bytes": size})
     else:
@@ -61,14 +61,14 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipel
       runner reproduce latest
       runner reproduce NAME/3 --env recorded
     """
-    from runner import backend
+    from runner import actions
 
     if env == "recorded":
-        return backend.reproduce_in_recorded_environment(
+        return actions.reproduce_in_recorded_environment(
             pipeline, run, ["--tolerance", str(tolerance), *(["--json"] if as_json else [])]
         )
     with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch:
-        found = backend.reproduce_run(
+        found = actions.reproduce_run(
             pipeline,
             run,
             scratch=Path(scratch),
@@ -116,9 +116,9 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
     Example:
       runner gc --keep 50 --dry-run
     """
-    from runner import backend
+    from runner import actions
 
-    freed = backend.collect_garbage(pipeline, keep=keep, tags=tags, dry_run=dry_run)
+    freed = actions.collect_garbage(pipeline, keep=keep, tags=tags, dry_run=dry_run)
     if as_json:
         print_json(
             {"runs": list(freed.runs), "objects": freed.objects, "size_bytes": freed.size_bytes, "kept": freed.kept}

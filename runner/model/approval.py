@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from runner.content import artifact, walk
 from runner.errors import Refused, RunnerError, Tampered, UsageError
+from runner.manifest import RunManifest
 from runner.model.versions import ModelVersion
-from runner.records import ApprovalSpec, RunManifest
+from runner.records import ApprovalSpec
 
 if TYPE_CHECKING:
     from runner.model.versions import Registry

@@ -24,7 +24,7 @@ import msgspec
 from runner.content import fsync_folder
 from runner.errors import NewerStore, Refused, RegistryUnusable, Tampered, UsageError
 from runner.model import copies
-from runner.model.events import FIRST, chained, state, verify_chain
+from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
@@ -99,13 +99,24 @@ class LocalRegistry:
             current = _get(connection, name, version)
             allowed = current.status == "pending" or (current.status == "approved" and decision == "rejected")
             if not allowed:
-                when = next(e.at for e in reversed(_events(connection, name)) if e.version == version)
+                _, last = state(_events(connection, name), version)
                 raise Refused(
-                    f"{name}/{version} is already {current.status}, by {current.decided_by} at {when} "
+                    f"{name}/{version} is already {current.status}, by {current.decided_by} at {last.at if last else '–'} "
                     f"({current.reason}). It stays so; see `runner history {name}`."
                 )
             _add(connection, name, version, decision, who=who, why=why, at=_now(), data=data or {})
             made = _get(connection, name, version)
+        self._copy(name)
+        return made
+
+    def record(
+        self, name: str, version: int, kind: str, *, who: str, why: str, data: dict[str, Any] | None = None
+    ) -> Event:
+        assert kind not in STATES, kind
+        with self._writing() as connection:
+            _get(connection, name, version)
+            _add(connection, name, version, kind, who=who, why=why, at=_now(), data=data or {})
+            made = _events(connection, name)[-1]
         self._copy(name)
         return made
 

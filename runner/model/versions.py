@@ -53,7 +53,9 @@ class Event(Record, frozen=True, kw_only=True):
     seq: int  # 1, 2, … within one name
     name: str
     version: int
-    kind: str  # registered, approved, rejected, reopened (only elsewhere); later deployed, rolled back
+    kind: (
+        str  # registered, approved, rejected, reopened (only elsewhere); deployed, rolled back, removed, approved for …
+    )
     who: str
     at: str  # UTC
     why: str
@@ -78,6 +80,11 @@ class Registry(Protocol):
         self, name: str, version: int, decision: Decision, *, who: str, why: str, data: dict[str, Any] | None = None
     ) -> ModelVersion:
         """pending → approved | rejected; approved → rejected. Anything else is Refused, naming who decided and when."""
+
+    def record(
+        self, name: str, version: int, kind: str, *, who: str, why: str, data: dict[str, Any] | None = None
+    ) -> Event:
+        """Add an event that changes no state (deployed, rolled back, removed, approved for …)."""
 
     def events(self, name: str) -> Sequence[Event]:
         """All events of the name, oldest first."""

@@ -26,6 +26,7 @@ from runner.records import (
     SageMaker,
     StepSpec,
     StoreSpec,
+    Target,
 )
 
 APPROVED, VERDICT = "approved:", "gate.verdict"
@@ -49,6 +50,11 @@ TOP = (
     "monitor",
 )
 TABLES: dict[str, type[Record]] = {"sagemaker": SageMaker, "store": StoreSpec, "approval": ApprovalSpec}
+
+LOCAL_KEYS = ("host", "port", "workers", "max_body_mb", "timeout_s", "max_connections")
+ENDPOINT_KEYS = (
+    "endpoint", "role", "instance", "instance_count", "serverless", "scaling", "capture", "tags", "vpc", "kms_key",
+)  # fmt: skip
 
 R = TypeVar("R", bound=Record)
 
@@ -145,14 +151,19 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
         if (rule := _record(Rule, raw, f"gate rule {index}", findings)) is not None
     ]
     model = _record(ModelSpec, table["model"], "model", findings) if "model" in table else None
-    plain = {key: table[key] for key in ("name", "parameters", "skip", "targets", "monitor") if key in table}
+    targets = {
+        name: target
+        for name, raw in _items(table, "targets", findings)
+        if (target := _record(Target, raw, f"targets.{name}", findings)) is not None
+    }
+    plain = {key: table[key] for key in ("name", "parameters", "skip", "monitor") if key in table}
     read = {key: _record(kind, table[key], key, findings) for key, kind in TABLES.items() if key in table}
     if not isinstance(plain.get("name"), str) or not NAME.match(plain["name"]):
         findings.append("`name` is needed: letters, digits and `-`, at most 63.")
         plain["name"] = "unnamed"
     shell = _record(Pipeline, plain, "", findings) or Pipeline(name="unnamed")
     tables = {key: made for key, made in read.items() if made is not None}
-    return msgspec.structs.replace(shell, steps=steps, gate=rules, model=model, **tables)
+    return msgspec.structs.replace(shell, steps=steps, gate=rules, model=model, targets=targets, **tables)
 
 
 def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
@@ -227,6 +238,40 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
         if not NAME.match(pipeline.model.name):
             yield f"model.name: {pipeline.model.name!r} is not made of letters, digits and `-`, at most 63."
         yield from _output(pipeline.model.from_, "model.from", pipeline)
+    for name in pipeline.targets:
+        yield from _target_references(name, pipeline)
+
+
+def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
+    where, target = f"targets.{name}", pipeline.targets[name]
+    if not STEP.match(name):
+        yield f"{where}: a target's name is letters, digits, `_` and `-`, at most 31."
+    seen, before = [name], target.requires
+    while before is not None:
+        if before not in pipeline.targets:
+            yield f"{where}.requires: there is no target `{before}`{nearest(before, pipeline.targets)}"
+            break
+        if before in seen:
+            yield f"{where}.requires: {' → '.join([*seen, before])} goes round in a circle."
+            break
+        seen.append(before)
+        before = pipeline.targets[before].requires
+    strange = ENDPOINT_KEYS if target.kind == "local" else LOCAL_KEYS
+    for key in strange:
+        if getattr(target, key) is not None:
+            yield f"{where}.{key} means nothing to a target of kind {target.kind}."
+    if target.port is not None and not 1 <= target.port <= 65535:
+        yield f"{where}.port is {target.port}; it is 1 to 65535."
+    if target.serverless is not None and (target.instance or target.instance_count or target.scaling):
+        yield f"{where}: serverless has no instances to name, count or scale."
+    for key in ("workers", "max_body_mb", "timeout_s", "max_connections", "instance_count"):
+        value = getattr(target, key)
+        if value is not None and not value > 0:
+            yield f"{where}.{key} is {value}; it is above 0."
+    if target.capture is not None and not 0 <= target.capture.percent <= 100:
+        yield f"{where}.capture.percent is {target.capture.percent}; it is 0 to 100."
+    if target.scaling is not None and not 0 < target.scaling.min <= target.scaling.max:
+        yield f"{where}.scaling: min is above 0, and not above max."
 
 
 def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[str]:

@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from runner.records import RunManifest, read
+from runner.manifest import RunManifest
+from runner.records import read
 from runner.report.notebook import converter, write_notebook_page
 from runner.report.page import write_report
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.content import atomic_write
 from runner.lean import PAPERMILLS, without
-from runner.records import RunManifest, StepState
+from runner.manifest import RunManifest, StepState
 from runner.report import clean
 from runner.report.files import TEMPLATES, number, style, when
 

@@ -9,8 +9,9 @@ from typing import Any
 from runner.content import atomic_write
 from runner.errors import RunnerError
 from runner.gate import describe
+from runner.manifest import RunManifest, StepState
 from runner.pipeline.scraps import read_figures
-from runner.records import Metric, RuleResult, RunManifest, StepState, read
+from runner.records import Metric, RuleResult, read
 from runner.report import clean
 from runner.report.files import environment, number, style
 from runner.run.cost import cost

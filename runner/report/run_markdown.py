@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner.manifest import RunManifest, StepState
 from runner.pipeline.notebook import read_notebook
-from runner.records import RunManifest, StepState
 from runner.report.files import number
 from runner.report.pull_request import code, fence, table
 from runner.run.cost import cost

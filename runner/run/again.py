@@ -13,8 +13,9 @@ import msgspec
 
 from runner.content import artifact
 from runner.errors import Refused, RunnerError
+from runner.manifest import RunManifest, StepState
 from runner.pipeline.notebook import read_notebook
-from runner.records import InputFact, RunManifest, StepState
+from runner.records import InputFact
 from runner.run import folder as run_folder
 from runner.run import registration
 from runner.run.orchestrate import Steps

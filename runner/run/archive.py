@@ -22,8 +22,9 @@ from typing import IO, Any
 import msgspec
 
 from runner.errors import Refused, Tampered
+from runner.manifest import RunManifest, StepState
 from runner.model.versions import Event, ModelVersion
-from runner.records import FORMAT, Artifact, Record, RunManifest, StepState, decode, encode
+from runner.records import FORMAT, Artifact, Record, decode, encode
 from runner.run import folder as run_folder
 from runner.run.ids import RUN_ID
 from runner.run.inputs import copy, recorded

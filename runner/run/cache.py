@@ -16,8 +16,9 @@ import msgspec
 
 from runner.content import atomic_write, file_fact
 from runner.errors import RunnerError, Tampered
+from runner.manifest import StepState
 from runner.pipeline.plan import PlannedStep
-from runner.records import Opened, Record, StepKey, StepState, encode, read
+from runner.records import Opened, Record, StepKey, encode, read
 from runner.run import folder as run_folder
 from runner.run.checked import Checked
 from runner.run.keys import differences, digest

@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from runner.manifest import ModelVersionRef, RunManifest, StepState
 from runner.pipeline.file import APPROVED, VERDICT, is_output
-from runner.records import (
-    FORMAT,
-    Better,
-    InputFact,
-    Metric,
-    ModelVersionRef,
-    Outcome,
-    Pipeline,
-    Record,
-    RunManifest,
-    RunStatus,
-    StepState,
-    Value,
-)
+from runner.records import FORMAT, Better, InputFact, Metric, Outcome, Pipeline, Record, RunStatus, Value
 
 SIGNATURE = "signature.json"  # what runner.model.save leaves in a model's folder
 

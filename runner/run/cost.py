@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runner.records import RemoteJob, RunManifest, StepState
+from runner.manifest import RunManifest, StepState
+from runner.records import RemoteJob
 
 
 @dataclass(frozen=True)

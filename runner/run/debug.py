@@ -13,8 +13,9 @@ from typing import Any
 
 from runner.content import artifact, atomic_write
 from runner.errors import UsageError
+from runner.manifest import RunManifest, StepState
 from runner.pipeline.notebook import read_notebook
-from runner.records import RunManifest, StepError, StepJob, StepState, Value
+from runner.records import StepError, StepJob, Value
 from runner.run import folder as run_folder
 from runner.run.inputs import copy, recorded
 from runner.run.store import Store

@@ -17,10 +17,11 @@ import msgspec
 
 from runner.errors import PipelineError, UsageError
 from runner.gate import describe
+from runner.manifest import RunManifest, StepState
 from runner.pipeline.file import load
 from runner.pipeline.notebook import Cell, Notebook, project_modules, read_notebook
 from runner.pipeline.types import DoesNotFit, check
-from runner.records import FORMAT, Metric, Pipeline, Record, Rule, RunManifest, StepSpec, StepState, Value
+from runner.records import FORMAT, Metric, Pipeline, Record, Rule, StepSpec, Value
 from runner.run import compare, revision
 from runner.run import folder as run_folder
 from runner.run.cells import CellChange, How, cell_changes, edits, unified

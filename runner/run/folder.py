@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 
 from runner.content import atomic_write, file_fact
+from runner.manifest import RunManifest
 from runner.pipeline.file import is_address
 from runner.pipeline.notebook import read_notebook
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep, needs_of, needs_verdict
-from runner.records import Artifact, InputFact, RunManifest, StepJob, StepResult, encode
+from runner.records import Artifact, InputFact, StepJob, StepResult, encode
 from runner.run.sources import place
 from runner.run.store import Store, facts_of, files_of
 

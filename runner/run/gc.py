@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import RunnerError
+from runner.manifest import RunManifest
 from runner.model.versions import ModelVersion
-from runner.records import FileFact, RunManifest
+from runner.records import FileFact
 from runner.run.cache import CACHE, Cache
 from runner.run.sources import FETCHED
 from runner.run.store import ELSEWHERE, Store, facts_of

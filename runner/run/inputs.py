@@ -7,7 +7,8 @@ from pathlib import Path
 
 from runner.content import artifact, file_fact
 from runner.errors import Refused, RunnerError, Tampered
-from runner.records import Artifact, InputFact, RunManifest
+from runner.manifest import RunManifest
+from runner.records import Artifact, InputFact
 from runner.run.store import Store, facts_of
 
 

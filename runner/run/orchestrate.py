@@ -19,19 +19,10 @@ from runner.content import atomic_write, file_fact
 from runner.errors import Detached, RemoteError, RunnerError
 from runner.failpoint import reach
 from runner.gate import judge
+from runner.manifest import RunManifest, StepState
 from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import (
-    Artifact,
-    InputFact,
-    InputSpec,
-    RunManifest,
-    StepError,
-    StepResult,
-    StepState,
-    Verdict,
-    encode,
-)
+from runner.records import Artifact, InputFact, InputSpec, StepError, StepResult, Verdict, encode
 from runner.run import folder as run_folder
 from runner.run import provenance, registration
 from runner.run.cache import Cache, Found

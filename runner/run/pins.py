@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from runner.content import file_fact
 from runner.errors import Refused
+from runner.manifest import Champion
 from runner.model.versions import ModelVersion
 from runner.pipeline.file import APPROVED, is_address, is_path
 from runner.pipeline.plan import Plan
-from runner.records import Champion, InputFact
+from runner.records import InputFact
 from runner.run import sources
 from runner.run.store import Store, facts_of
 from runner.run.world import World

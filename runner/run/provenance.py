@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from runner.manifest import Environment, GitState
 from runner.pipeline.notebook import code_cells
-from runner.records import Environment, GitState
 from runner.run import packages
 
 # what can change a result and holds no secret

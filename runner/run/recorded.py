@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import RemoteError
-from runner.records import Environment
+from runner.manifest import Environment
 
 OWN = "runner"  # runs from where it is now; it is not in any index
 

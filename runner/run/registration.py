@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from runner.errors import Refused
+from runner.manifest import ModelVersionRef, RunManifest
 from runner.model.versions import ModelVersion, NewVersion
-from runner.records import Artifact, ModelVersionRef, RunManifest, StepResult
+from runner.records import Artifact, StepResult
 
 
 class Register(Protocol):

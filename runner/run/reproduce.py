@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.records import Environment, InputFact, Metric, RunManifest, StepResult, StepState
+from runner.manifest import Environment, RunManifest, StepState
+from runner.records import InputFact, Metric, StepResult
 from runner.run import folder as run_folder
 from runner.run.inputs import origin, recorded
 from runner.run.store import Store

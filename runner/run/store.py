@@ -26,7 +26,8 @@ import msgspec
 from runner.content import artifact, atomic_write, file_fact, fsync_folder
 from runner.errors import Refused, Tampered, UsageError
 from runner.failpoint import reach
-from runner.records import Artifact, FileFact, RunManifest, encode, read
+from runner.manifest import RunManifest
+from runner.records import Artifact, FileFact, encode, read
 from runner.run.ids import RUN_ID, make_folder
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE, ELSEWHERE = "run.json", "lock", "objects", "quarantine", "elsewhere"

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runner.errors import StepFailed, UsageError
+from runner.manifest import RunManifest
 from runner.pipeline.file import nearest
 from runner.pipeline.plan import Plan, plan
-from runner.records import Metric, RunManifest
+from runner.records import Metric
 from runner.run.orchestrate import run
 from runner.run.world import Options, World
 

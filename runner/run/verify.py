@@ -8,9 +8,10 @@ from pathlib import Path
 from runner.content import file_fact
 from runner.errors import RunnerError
 from runner.gate import judge
+from runner.manifest import RunManifest, StepState
 from runner.model.versions import ModelVersion
 from runner.pipeline.scraps import read_scraps
-from runner.records import FileFact, RunManifest, StepJob, StepResult, StepState, encode, read
+from runner.records import FileFact, StepJob, StepResult, encode, read
 from runner.run import folder as run_folder
 from runner.run.registration import model_artifact
 from runner.run.store import Store, facts_of, files_of, found_here

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from runner.manifest import RunManifest
 from runner.model.versions import ModelVersion, NewVersion
-from runner.records import InputFact, RunManifest, StepResult, Verdict
+from runner.records import InputFact, StepResult, Verdict
 from runner.run.sources import Remote, place
 from runner.run.store import Store
 from runner.step.execute import Progress

@@ -12,21 +12,28 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, cast
-
-from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from runner.lean import PAPERMILLS, without
 
 with without(*PAPERMILLS, "pyarrow"):
     from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from nbformat import NotebookNode
     from papermill.clientwrap import PapermillNotebookClient
 
-from runner.step.process import GRACE_S, KernelProcess
+from runner.step.process import GRACE_S, Kernel, end
 
 READY_S = 60.0
 SHUTDOWN_S = 2.0  # for the notebook's own exit handlers
-LIMIT_BYTES = 50_000_000  # of one displayed output
+LIMIT_BYTES = 50_000_000  # of one displayed output, and of all that one cell displays
+
+OUTPUTS = {
+    "stream": ("name", "text"),
+    "display_data": ("data", "metadata"),
+    "execute_result": ("data", "metadata", "execution_count"),
+    "error": ("ename", "evalue", "traceback"),
+}
 
 Ending = Literal["end", "error", "cell timeout", "step timeout", "stopped", "died"]
 
@@ -44,12 +51,13 @@ class Session:
     on_cell: Callable[[int, bool], None]  # (index of the cell in the notebook, it is done)
     stop: threading.Event
     limits: Limits
-    kernel: KernelProcess
+    kernel: Kernel
     save: Callable[[Any, bool], None]  # (notebook, now rather than when it is time)
     ending: Ending | None = None
     index: int | None = None  # of the cell it ended in
     exit_code: int | None = None
     last_words: str = ""
+    numbers_injected: bool = False  # the injected cell counts like any other
 
 
 class _Ended(Exception):
@@ -63,6 +71,11 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
     def __init__(self, nb_man: Any, session: Session, **kwargs: Any) -> None:
         super().__init__(nb_man, **kwargs)
         self.session = session
+        self.clear_before_next_output: bool
+        self.shown, self.full = (
+            0,
+            False,
+        )  # characters displayed by this cell, and whether it was told that they are too many
 
     def execute(self, **_: Any) -> Any:
         self.reset_execution_trackers()
@@ -71,8 +84,8 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
 
     async def _run(self) -> None:
         session = self.session
-        self.kc = AsyncKernelClient()
-        self.kc.load_connection_info(cast(Any, session.kernel.connection))
+        self.death = asyncio.ensure_future(session.kernel.died())
+        self.kc = session.kernel.client()
         self.kc.start_channels(shell=True, iopub=True, stdin=False, hb=False, control=True)
         try:
             info = await self._ready()
@@ -86,9 +99,11 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         finally:
             # closed first: a dying kernel's sockets must not be waited for
             self.kc.stop_channels()
+            self.death.cancel()
+            await asyncio.gather(self.death, return_exceptions=True)
             if session.kernel.returncode is not None and session.exit_code is None:
                 session.exit_code = session.kernel.returncode
-            await session.kernel.end(grace_s=0.0 if session.kernel.returncode is not None else GRACE_S)
+            await end(session.kernel, grace_s=0.0 if session.kernel.returncode is not None else GRACE_S)
 
     async def _ready(self) -> dict[str, Any]:
         """The reply to kernel_info, once outputs arrive too; nbclient waits a fixed 0.2 s for those."""
@@ -118,10 +133,11 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         for index, cell in enumerate(self.nb.cells):
             session.index = index
             runs = cell.cell_type == "code" and bool(cell.source.strip())
+            self.shown, self.full = 0, False
             session.on_cell(index, False)
             self.nb_man.cell_start(cell, index)
             # the injected cell keeps no history, so that numbers are those after Run All of the source
-            injected = "injected-parameters" in cell.metadata.get("tags", [])
+            injected = "injected-parameters" in cell.metadata.get("tags", []) and not session.numbers_injected
             try:
                 await self._until(
                     self.async_execute_cell(cell, index, store_history=not injected),
@@ -136,15 +152,22 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             finally:
                 if injected:
                     cell.execution_count = None
-                self.nb_man.cell_complete(cell, cell_index=index)
+                self._complete(cell, index)
             session.on_cell(index, True)
             session.save(self.nb, False)
+
+    def _complete(self, cell: Any, index: int) -> None:
+        """papermill's marks of a cell that is done; its parser for the two moments takes longer than a short cell."""
+        marks = cell.metadata.papermill
+        started, marks["start_time"] = marks["start_time"], None
+        self.nb_man.cell_complete(cell, cell_index=index)
+        took = datetime.fromisoformat(marks["end_time"]) - datetime.fromisoformat(started)
+        marks.update(start_time=started, duration=took.total_seconds())
 
     async def _until(self, work: Any, *, limit_s: float | None = None) -> Any:
         """The result of `work`, unless the kernel dies, time runs out, or a stop is asked for first."""
         session = self.session
-        task = asyncio.ensure_future(work)
-        death = asyncio.ensure_future(session.kernel.died())
+        task, death = asyncio.ensure_future(work), self.death
         started = time.monotonic()
         why: Ending | None = None
         while why is None:
@@ -155,7 +178,6 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
                 left.append(session.limits.deadline - time.monotonic())
             done, _ = await asyncio.wait({task, death}, timeout=max(0.0, min(left)), return_when="FIRST_COMPLETED")
             if task in done:
-                death.cancel()
                 try:
                     return task.result()
                 except DeadKernelError:
@@ -176,9 +198,9 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             session.kernel.signal(signal.SIGINT)
             await asyncio.wait({task, death}, timeout=GRACE_S, return_when="FIRST_COMPLETED")
         await asyncio.sleep(0.05)  # for outputs that are on their way
-        for future in (task, death, *self._pollers()):
+        for future in (task, *self._pollers()):
             future.cancel()
-        await asyncio.gather(task, death, return_exceptions=True)
+        await asyncio.gather(task, return_exceptions=True)
         raise _Ended(why)
 
     def _pollers(self) -> list[Any]:
@@ -191,14 +213,40 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         if msg["msg_type"] in ("display_data", "execute_result", "update_display_data"):
             data = msg["content"]["data"]
             size = sum(len(value) for value in data.values() if isinstance(value, str))
+            if msg["msg_type"] == "display_data":
+                self.shown += size
             if size > LIMIT_BYTES:
                 msg["content"]["data"] = {"text/plain": f"[not kept: an output of {size:,} characters]"}
+            elif self.shown > LIMIT_BYTES and msg["msg_type"] == "display_data":
+                if self.full:
+                    return None
+                self.full = True
+                msg["content"]["data"] = {
+                    "text/plain": f"[not kept: what this cell shows after {LIMIT_BYTES:,} characters]"
+                }
+        elif msg["msg_type"] == "clear_output":
+            self.shown, self.full = 0, False
         return super().process_message(msg, cell, cell_index)
+
+    def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:
+        """As nbclient's, without checking each output against the notebook format's schema."""
+        kind = msg["msg_type"]
+        if kind not in OUTPUTS or self.output_hook_stack[msg["parent_header"].get("msg_id")]:
+            return super().output(outs, msg, display_id, cell_index)
+        if self.clear_before_next_output:
+            outs.clear()
+            self.clear_display_id_mapping(cell_index)
+            self.clear_before_next_output = False
+        if display_id:
+            self._display_id_map.setdefault(display_id, {}).setdefault(cell_index, []).append(len(outs))
+        node: Any = NotebookNode
+        made = node(output_type=kind, **{field: msg["content"][field] for field in OUTPUTS[kind]})
+        outs.append(made)
+        return made
 
     async def _shut_down(self) -> None:
         """Ask the kernel to exit, so that its exit handlers run and open files are flushed."""
         self.kc.shutdown()
-        try:
-            await asyncio.wait_for(self.session.kernel.died(), SHUTDOWN_S)
-        except TimeoutError:
+        done, _ = await asyncio.wait({self.death}, timeout=SHUTDOWN_S)
+        if not done:
             self.session.kernel.signal(signal.SIGTERM)

@@ -1,32 +1,29 @@
-"""papermill's way to our client: an engine, and one function that runs a notebook through papermill with it."""
+"""papermill's way to our client: an engine, and one function that runs a notebook with papermill's parts and with it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.failpoint import reach
 from runner.lean import PAPERMILLS, without
-from runner.pipeline.credentials import Redactor
 from runner.records import Value
 
 with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
     import papermill
-    from papermill.engines import Engine, papermill_engines
-    from papermill.exceptions import PapermillExecutionError
+    from nbformat import NotebookNode, v4
+    from papermill.engines import Engine
+    from papermill.execute import prepare_notebook_metadata, remove_error_markers
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
 
 from runner.step.client import Session, StepClient  # after papermill, which it imports too
 
-NAME = "runner"
-SAVE_EVERY_S = 5.0
+NEWEST = 5  # minor version of nbformat 4
 
 
 class RunnerEngine(Engine):  # type: ignore[misc]
-    """Executes in `session.kernel`. papermill's own saves are off: `Saver` writes, atomically and seldom."""
+    """Executes in `session.kernel`. papermill's own saves are off: `session.save` writes, atomically and seldom."""
 
     @classmethod
     def execute_notebook(cls, nb: Any, kernel_name: str, **kwargs: Any) -> Any:
@@ -40,44 +37,8 @@ class RunnerEngine(Engine):  # type: ignore[misc]
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> None:
         _look_up(nb_man.nb, kwargs["secrets"])
-        StepClient(nb_man, kwargs["session"], kernel_name=kernel_name, skip_cells_with_tag="skip-execution").execute()
-
-
-class Saver:
-    """Writes the notebook beside its place, then renames it there: at most every SAVE_EVERY_S, or now.
-
-    What it writes is free of credentials, as is the notebook itself from then on; `redactor` knows what was there.
-    """
-
-    def __init__(self, path: Path, redactor: Redactor) -> None:
-        self.path, self.redactor = path, redactor
-        self.last = time.monotonic()
-
-    def __call__(self, nb: Any, now: bool) -> None:
-        if not now and time.monotonic() - self.last < SAVE_EVERY_S:
-            return
-        from nbformat.v4.nbjson import JSONWriter  # without nbformat.write's validation of every output
-
-        self._redact(nb)
-        beside = self.path.with_suffix(".partial")
-        with beside.open("w", encoding="utf-8") as file:
-            writer: Any = JSONWriter()
-            file.write(writer.writes(nb, split_lines=True) + "\n")
-            reach("notebook half saved")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path)
-        reach("notebook saved")
-        self.last = time.monotonic()
-
-    def _redact(self, nb: Any) -> None:
-        for cell in nb.cells:
-            for output in cell.get("outputs", []):
-                for field in ("text", "data", "evalue", "traceback"):
-                    if field in output:
-                        output[field], kinds = self.redactor.inside(output[field])
-                        where = f"cell [{cell.execution_count}]" if cell.execution_count else "a cell"
-                        self.redactor.note(where, kinds)
+        options = {"skip_cells_with_tag": "skip-execution", **kwargs.get("client", {})}
+        StepClient(nb_man, kwargs["session"], kernel_name=kernel_name, **options).execute()
 
 
 def execute(
@@ -89,32 +50,37 @@ def execute(
     session: Session,
     secrets: Mapping[str, str],
 ) -> list[Any]:
-    """The executed notebook's cells; how it ended is in `session`."""
-    if NAME not in papermill_engines._engines:
-        papermill_engines.register(NAME, RunnerEngine)
-    kept: list[Any] = []
-    save = session.save
+    """The executed notebook's cells; how it ended is in `session`.
 
-    def keep(nb: Any, now: bool) -> None:
-        kept[:] = nb.cells  # papermill inserts banners into a failed notebook afterwards
-        save(nb, now)
+    What papermill.execute_notebook does, without what it does for a file that is not written here, and without its
+    verdict: it goes by the error outputs it finds, so cells tagged `raises-exception` count too.
+    """
+    nb = _load(notebook)
+    if parameters:
+        nb = parameterize_notebook(nb, parameters, kernel_name=kernel_name, language=language)
+    nb = remove_error_markers(prepare_notebook_metadata(nb, str(notebook), None))
+    done = RunnerEngine.execute_notebook(nb, kernel_name, progress_bar=False, session=session, secrets=secrets)
+    return list(done.cells)
 
-    session.save = keep
-    # papermill goes by the error outputs it finds, so cells tagged `raises-exception` count too;
-    # whether this notebook failed is for the session to say
-    with contextlib.suppress(PapermillExecutionError):
-        papermill.execute_notebook(
-            str(notebook),
-            None,
-            parameters=parameters,
-            engine_name=NAME,
-            kernel_name=kernel_name,
-            language=language,
-            progress_bar=False,
-            session=session,
-            secrets=secrets,
-        )
-    return kept
+
+def _load(path: Path) -> Any:
+    """As papermill's load_notebook_node. A notebook of the newest format with proper ids needs no validator for it,
+    which takes 0.1 s to be made; the notebook has been read before, by runner.pipeline.notebook."""
+    nb: Any = v4.reads(  # type: ignore[no-untyped-call]
+        path.read_text(encoding="utf-8")
+    )
+    ids = [cell.get("id") for cell in nb.cells]
+    if nb.get("nbformat_minor") != NEWEST or None in ids or len(set(ids)) < len(ids):
+        return load_notebook_node(str(path))
+    node: Any = NotebookNode
+    nb.metadata.setdefault(
+        "papermill",
+        node(default_parameters=node(), parameters=node(), environment_variables=node(), version=papermill.__version__),
+    )
+    for cell in nb.cells:
+        cell.metadata.setdefault("tags", [])
+        cell.metadata.setdefault("papermill", node())
+    return nb
 
 
 def _look_up(nb: Any, secrets: Mapping[str, str]) -> None:

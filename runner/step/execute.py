@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from runner.content import artifact, atomic_write, file_fact, stamp
 from runner.errors import RunnerError, UsageError
 from runner.failpoint import reach
 from runner.pipeline.credentials import Redactor
-from runner.pipeline.notebook import Cell, Notebook, imported_names, python_source, read_notebook
+from runner.pipeline.notebook import Cell, Notebook, read_notebook
 from runner.pipeline.scraps import read_scraps
 from runner.records import (
     Artifact,
@@ -42,13 +42,18 @@ from runner.records import (
     encode,
     read,
 )
+from runner.step.ending import cells_run, out_of_memory_count, why_ended
+from runner.step.start import OPENED, STANDARD, start
+from runner.step.start import SOURCE as SOURCE  # its name beside those of the step folder's other files
 
 if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import
     from runner.step.client import Session
-    from runner.step.process import KernelProcess
+    from runner.step.process import Kernel
 
-JOB, RESULT, SOURCE, EXECUTED, OPENED = "job.json", "result.json", "notebook.ipynb", "executed.ipynb", "opened.jsonl"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+JOB, RESULT, EXECUTED = "job.json", "result.json", "executed.ipynb"
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,31 +67,12 @@ class Progress:
     first_line: str = ""
 
 
-def start(folder: Path, *, cwd: Path | None = None, threads: int = 0, project: Path | None = None) -> KernelProcess:
-    """The kernel for the step folder, started ahead of `execute` so that it is ready when its inputs are.
-
-    Needs the notebook and its modules there; job.json may still be missing.
-    """
-    from runner.step.process import start_kernel
-
-    notebook = read_notebook(folder / SOURCE)
-    modules = folder / "modules"
-    here = cwd if cwd is not None and cwd.is_dir() else modules
-    here.mkdir(exist_ok=True)
-    return start_kernel(
-        cwd=here,
-        environment=_environment(threads, folder, [modules, here], _preload(notebook), project),
-        language=notebook.language,
-        kernel_name=notebook.kernel_name,
-    )
-
-
 def execute(
     folder: Path,
     *,
     cwd: Path | None = None,
     project: Path | None = None,
-    kernel: KernelProcess | None = None,
+    kernel: Kernel | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> StepResult:
@@ -100,41 +86,28 @@ def execute(
     job = read(StepJob, folder / JOB)
     notebook = read_notebook(folder / SOURCE)
     folder = folder.resolve()
-    (folder / RESULT).unlink(missing_ok=True)
-    (folder / EXECUTED).unlink(missing_ok=True)
-    for place in job.outputs.values():
-        target = folder / "out" / place
-        (target if place.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
-    (folder / "out").mkdir(exist_ok=True)
     began = datetime.now(UTC)
     clock = time.monotonic()
-    ooms = _out_of_memory_count()
+    ooms = out_of_memory_count()
     redactor = Redactor(_secret_values(job))
-    session = _session(
-        job,
-        notebook,
-        folder,
-        kernel or start(folder, cwd=cwd, threads=job.threads, project=project),
-        stop or threading.Event(),
-        on_progress,
-        redactor,
-    )
-    # late: with no kernel started yet, this second of imports would come before it instead of beside it
-    from runner.step.engine import execute as execute_notebook
 
-    try:
-        cells = execute_notebook(
-            folder / SOURCE,
-            _values(job, folder),
-            language=notebook.language,
-            kernel_name=notebook.kernel_name or "python3",
-            session=session,
-            secrets=job.secrets,
-        )
-    finally:
-        session.kernel.close()
-        shutil.rmtree(folder / "modules" / "__pycache__", ignore_errors=True)
-    error = _error(session, cells, job, _out_of_memory_count() > ooms, redactor)
+    def attempt(kernel: Kernel) -> tuple[Session, list[Any]]:
+        _clear(job, folder)
+        deadline = None if job.timeout_s is None else clock + job.timeout_s
+        session = _session(job, notebook, folder, kernel, stop or threading.Event(), on_progress, redactor, deadline)
+        return session, _cells(session, job, notebook, folder)
+
+    def started(kind: str) -> Kernel:
+        return start(folder, cwd=cwd, threads=job.threads, project=project, kernel=kind)
+
+    session, cells = attempt(kernel or started(job.kernel))
+    why = session.kernel.instead or session.kernel.refused
+    if why:
+        log.warning("%s: executed by the standard kernel, because %s", job.step, why)
+    if session.kernel.refused:
+        shutil.rmtree(folder / "out")
+        session, cells = attempt(started(STANDARD))
+    error = why_ended(session, cells, job, out_of_memory=out_of_memory_count() > ooms, redactor=redactor)
     outputs, inputs = dict[str, Artifact](), dict(job.inputs)
     registration = None
     if error is None:
@@ -151,14 +124,14 @@ def execute(
         ended=_utc(datetime.now(UTC)),
         seconds=round(time.monotonic() - clock, 3),
         cells=len(notebook.code),
-        cells_run=_cells_run(session, cells),
+        cells_run=cells_run(session, cells),
         metrics=scraps.metrics,
         problems=scraps.problems,
         inputs=inputs,
         outputs=outputs,
         executed=artifact(folder / EXECUTED, name=EXECUTED),
         error=error,
-        kernel=job.kernel,
+        kernel=session.kernel.kind,
         threads=job.threads,
         registration=registration,
         opened=_opened(folder, project),
@@ -167,6 +140,35 @@ def execute(
     atomic_write(folder / RESULT, encode(result))
     reach("result written", job.step)
     return result
+
+
+def _clear(job: StepJob, folder: Path) -> None:
+    """The step folder as it is before its notebook runs."""
+    for name in (RESULT, EXECUTED):
+        (folder / name).unlink(missing_ok=True)
+    for place in job.outputs.values():
+        target = folder / "out" / place
+        (target if place.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
+    (folder / "out").mkdir(exist_ok=True)
+
+
+def _cells(session: Session, job: StepJob, notebook: Notebook, folder: Path) -> list[Any]:
+    """Execute the notebook; how it ended is in `session`."""
+    # late: with no kernel started yet, this second of imports would come before it instead of beside it
+    from runner.step.engine import execute as execute_notebook
+
+    try:
+        return execute_notebook(
+            folder / SOURCE,
+            _values(job, folder),
+            language=notebook.language,
+            kernel_name=notebook.kernel_name or "python3",
+            session=session,
+            secrets=job.secrets,
+        )
+    finally:
+        session.kernel.close()
+        shutil.rmtree(folder / "modules" / "__pycache__", ignore_errors=True)
 
 
 def _utc(moment: datetime) -> str:
@@ -198,61 +200,18 @@ def _secret_values(job: StepJob) -> list[str]:
     return [os.environ[variable] for variable in job.secrets.values()]
 
 
-def _environment(
-    threads: int, folder: Path, path: list[Path], preload: list[str], project: Path | None
-) -> dict[str, str]:
-    environment = dict(os.environ)
-    # set by test runners, and ipykernel would then not capture what C libraries print
-    environment.pop("PYTEST_CURRENT_TEST", None)
-    environment.update(
-        RUNNER_STEP_FOLDER=str(folder.resolve()),
-        RUNNER_PATH=os.pathsep.join(str(place.resolve()) for place in path),
-        RUNNER_PRELOAD=",".join(preload),
-        # the order of a set of strings must not change a result from run to run
-        PYTHONHASHSEED=os.environ.get("PYTHONHASHSEED", "0"),
-    )
-    # OpenMP's threads would spin while they wait for one that another process keeps from its core: five times slower
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    (folder / OPENED).unlink(missing_ok=True)
-    if project is not None:
-        environment.update(RUNNER_PROJECT=str(project.resolve()), RUNNER_OPENED=str((folder / OPENED).resolve()))
-    if threads:
-        environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    return environment
-
-
-def _preload(notebook: Notebook) -> list[str]:
-    """Installed packages the notebook imports, which its kernel may load while it waits; never the project's own."""
-    from importlib.util import find_spec
-
-    names = sorted(set().union(*(imported_names(python_source(cell)) for cell in notebook.code)))
-    beside = {place.stem for place in notebook.path.parent.glob("*.py")} | {"runner"}
-    found = []
-    for name in names:
-        top = name.partition(".")[0]
-        if top in beside or (notebook.path.parent / "modules" / f"{top}.py").exists():
-            continue
-        if (notebook.path.parent / "modules" / top).exists():
-            continue
-        with contextlib.suppress(ImportError, ValueError):
-            if find_spec(top) is not None:
-                found.append(name)
-    if "runner.scraps" in names:
-        found.append("scrapbook")  # by which it records
-    return found
-
-
 def _session(
     job: StepJob,
     notebook: Notebook,
     folder: Path,
-    kernel: KernelProcess,
+    kernel: Kernel,
     stop: threading.Event,
     on_progress: Callable[[Progress], None],
     redactor: Redactor,
+    deadline: float | None,
 ) -> Session:
     from runner.step.client import Limits, Session
-    from runner.step.engine import Saver
+    from runner.step.saving import Saver
 
     total = len(notebook.code)
     # papermill puts its cell right after the one tagged `parameters`, or first
@@ -269,65 +228,7 @@ def _session(
         if cell is not None and cell.number is not None:
             on_progress(Progress(job.step, cell.number - (not done), total, cell.number, cell.first_line))
 
-    deadline = None if job.timeout_s is None else time.monotonic() + job.timeout_s
     return Session(on_cell, stop, Limits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED, redactor))
-
-
-def _cells_run(session: Session, cells: list[Any]) -> int:
-    """Code cells that ran to their end, without the injected one."""
-    return sum(
-        cell.cell_type == "code" and cell.execution_count is not None
-        for index, cell in enumerate(cells)
-        if session.ending == "end" or session.index is None or index < session.index
-    )
-
-
-def _error(
-    session: Session, cells: list[Any], job: StepJob, out_of_memory: bool, redactor: Redactor
-) -> StepError | None:
-    """Why the notebook did not reach its end; None where it did."""
-    if session.ending == "end":
-        return None
-    cell = cells[session.index] if session.index is not None else None
-    before = cells[: session.index or 0]
-    number = 1 + sum(other.cell_type == "code" and other.execution_count is not None for other in before)
-    source = cell.source if cell is not None else ""
-    first = next((line.strip() for line in source.splitlines() if line.strip()), "")
-    raised = next((out for out in reversed((cell or {}).get("outputs", [])) if out.output_type == "error"), None)
-    kind, ename, evalue = _said(session, job, out_of_memory, raised)
-    traceback = list(raised.traceback) if raised is not None else session.last_words.splitlines()
-    (evalue, traceback), _ = redactor.inside([evalue, traceback])  # a dying kernel's last words never were an output
-    return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first, traceback=traceback)
-
-
-def _said(session: Session, job: StepJob, out_of_memory: bool, raised: Any) -> tuple[Any, str, str]:
-    """(kind, name, sentence) of an ending other than the notebook's own."""
-    if session.ending == "error" and raised is not None:
-        if raised.ename == "SystemExit":
-            code = f" with {raised.evalue}" if raised.evalue else ""
-            return "stopped early", "SystemExit", f"the cell left{code}; a notebook succeeds by reaching its end"
-        return "exception", raised.ename, raised.evalue
-    if session.ending == "cell timeout":
-        return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {job.cell_timeout_s:g}"
-    if session.ending == "step timeout":
-        return "timeout", "StepTimeout", f"the step ran longer than timeout_s = {job.timeout_s:g}"
-    if session.ending == "stopped":
-        return "interrupted", "Interrupted", "the run was told to stop"
-    code_ = session.exit_code
-    if code_ is None:
-        return "kernel died", "KernelDied", f"the kernel did not answer. {session.last_words[-400:]}".strip()
-    if code_ == 0:
-        return "stopped early", "KernelExited", "the kernel process exited; a notebook succeeds by reaching its end"
-    if code_ > 0:
-        return (
-            "kernel died",
-            "KernelDied",
-            f"the kernel process exited with code {code_}. {session.last_words[-400:]}".strip(),
-        )
-    name = signal.Signals(-code_).name
-    if code_ == -signal.SIGKILL and out_of_memory:
-        return "out of memory", "OutOfMemory", "the kernel was killed because the memory was used up"
-    return "kernel died", "KernelDied", f"the kernel was killed by {name}"
 
 
 def _outputs(job: StepJob, folder: Path) -> tuple[dict[str, Artifact], StepError | None]:
@@ -385,12 +286,3 @@ def _opened(folder: Path, project: Path | None) -> dict[str, Opened]:
                 found.setdefault(name, Opened(sha256=file_fact(project / name).sha256, cell=cell))
         (folder / OPENED).unlink()
     return dict(sorted(found.items()))
-
-
-def _out_of_memory_count() -> int:
-    """How often this machine's kernel has killed for memory so far; 0 where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0

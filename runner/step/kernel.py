@@ -20,8 +20,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from runner.lean import PAPERMILLS, without
 
@@ -49,10 +50,13 @@ def main() -> None:
                 "--HistoryManager.enabled=False",
             ]
         )
+    from runner.step.stream import keep_no_copy  # has imported ipykernel's already
+
+    keep_no_copy(app.shell)
     _keep_stderr_for_crashes()
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
     if opened:
-        sys.addaudithook(_Watch(app.shell, project, opened))
+        sys.addaudithook(Watch(app.shell, project, opened))
     with app.shell.builtin_trap:  # pandas asks get_ipython() at import how to display
         for name in preload:
             lean = PAPERMILLS if name.partition(".")[0] in ("papermill", "scrapbook") else ()
@@ -60,7 +64,10 @@ def main() -> None:
             with contextlib.suppress(Exception), without(*lean):
                 importlib.import_module(name)
     app.start()
-    _leave(app)
+    # ipykernel's own way out closes its threads in an order that can wait 10 s for one that has ended
+    atexit.unregister(app.close)
+    atexit.unregister(app.iopub_thread.stop)
+    leave()
 
 
 def _keep_stderr_for_crashes() -> None:
@@ -75,7 +82,7 @@ def _keep_stderr_for_crashes() -> None:
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
 
 
-class _Watch:
+class Watch:
     """Notes which files of the project are opened for reading, and by which cell; an audit hook.
 
     Not seen: files that C++ code opens by itself, as Arrow does.
@@ -109,13 +116,8 @@ class _Watch:
         os.write(self.notes, (json.dumps([name, cell]) + "\n").encode())
 
 
-def _leave(app: Any) -> None:
-    """End the process: the notebook's exit handlers, its open files, and then nothing more.
-
-    ipykernel's own way out closes its threads in an order that can wait 10 s for one that has ended.
-    """
-    atexit.unregister(app.close)
-    atexit.unregister(app.iopub_thread.stop)
+def leave(last: Callable[[], None] = lambda: None) -> NoReturn:
+    """End the process: the notebook's exit handlers, its open files, `last`, and then nothing more."""
     atexit._run_exitfuncs()
     for thing in gc.get_objects():
         # what an interpreter does when it takes its modules down
@@ -124,6 +126,7 @@ def _leave(app: Any) -> None:
                 thing.flush()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    last()
     os._exit(0)
 
 

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.records import StepResult
-from runner.step.execute import Progress, execute, start
-from runner.step.process import KernelProcess
+from runner.pipeline.notebook import read_notebook
+from runner.records import StepJob, StepResult, read
+from runner.step.execute import JOB, Progress, execute
+from runner.step.forked import ForkServer
+from runner.step.process import Kernel
+from runner.step.start import FORKED, STANDARD, Imports, general_environment, needs_standard, start
 
 
 class LocalExecutor:
     """Implements `runner.run.orchestrate.Executor`. Safe to call from several threads."""
 
-    def __init__(self, project: Path | None = None) -> None:
-        """`project` is the folder of which files read without being declared are noted."""
-        self._project = project
-        self._ahead: dict[Path, KernelProcess] = {}
+    def __init__(self, project: Path | None = None, *, kernel: str = STANDARD) -> None:
+        """`project` is the folder of which files read without being declared are noted; `kernel` is standard or forked."""
+        self._project, self._kernel = project, kernel
+        self._ahead: dict[Path, Kernel] = {}
+        self._servers: list[ForkServer] = []  # the last one is asked
         self._lock = threading.Lock()
+
+    def expect(self, notebook: Path, *, threads: int) -> None:
+        """The notebook is going to run first; what it imports is loaded while its step folder is being made."""
+        with contextlib.suppress(RunnerError, OSError), self._lock:
+            found = read_notebook(notebook)
+            imports = Imports(found)
+            if self._kernel == FORKED and not needs_standard(found, imports):
+                self._server(general_environment(threads)).load(imports.ahead)
 
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
         """Start the kernel of a step folder ahead of time; what is wrong with it is for `run` to say."""
         with self._lock:
             if folder not in self._ahead:
                 try:
-                    self._ahead[folder] = start(folder, cwd=cwd, threads=threads, project=self._project)
+                    self._ahead[folder] = self._start(folder, cwd, threads)
                 except (RunnerError, OSError):
                     return
 
@@ -38,6 +51,7 @@ class LocalExecutor:
         stop: threading.Event,
         on_progress: Callable[[Progress], None],
     ) -> StepResult:
+        self.prepare(folder, cwd=cwd, threads=read(StepJob, folder / JOB).threads)
         with self._lock:
             kernel = self._ahead.pop(folder, None)
         return execute(folder, cwd=cwd, project=self._project, kernel=kernel, stop=stop, on_progress=on_progress)
@@ -48,3 +62,16 @@ class LocalExecutor:
             for kernel in self._ahead.values():
                 kernel.close()
             self._ahead.clear()
+            for server in self._servers:
+                server.close()
+            self._servers.clear()
+
+    def _start(self, folder: Path, cwd: Path | None, threads: int) -> Kernel:
+        return start(folder, cwd=cwd, threads=threads, project=self._project, kernel=self._kernel, server=self._server)
+
+    def _server(self, environment: dict[str, str]) -> ForkServer:
+        """The one server of this run; another where it has ended, or has loaded what it should not."""
+        last = self._servers[-1] if self._servers else None
+        if last is None or last.spoiled or not last.alive:
+            self._servers.append(ForkServer(environment, avoid=last.avoid if last is not None else ()))
+        return self._servers[-1]

@@ -22,8 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from runner.aws.bucket import Bucket
-from runner.aws.parameters import INSTANCE, SMALL_INSTANCE, active
-from runner.aws.pushed import (
+from runner.aws.pipelines.parameters import INSTANCE, SMALL_INSTANCE, active
+from runner.aws.pipelines.pushed import (
     CONDITION,
     FAIL,
     GATE,
@@ -36,7 +36,7 @@ from runner.aws.pushed import (
     lay,
     pin_key,
 )
-from runner.aws.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, request
+from runner.aws.processing.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, request
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import UsageError
 from runner.pipeline.file import VERDICT
@@ -46,7 +46,7 @@ from runner.records import StepJob
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.store import Store
 
-MODULE = "runner.aws.pipeline_job"
+MODULE = "runner.aws.pipelines.pipeline_job"
 MOST_VALUES = 100  # of a job's environment (botocore: ProcessingEnvironmentMap)
 SMALL_TIMEOUT_S = 1800  # of the pin and the gate
 EXPIRES = "P365D"

@@ -15,30 +15,28 @@ from typing import Any
 
 import msgspec
 
-from runner.aws import bundle
 from runner.aws.bucket import Bucket
-from runner.aws.executions import Seen, StepSeen, look
-from runner.aws.jobs import Jobs
-from runner.aws.pin import run_id
-from runner.aws.pipeline_job import VERSION
-from runner.aws.prices import Prices
-from runner.aws.pushed import FAIL, GATE, PIN, PINS, PUSHED, Pins, Pushed, PushedStep
+from runner.aws.pipelines.executions import Seen, StepSeen, look
+from runner.aws.pipelines.pin import run_id
+from runner.aws.pipelines.pipeline_job import VERSION
+from runner.aws.pipelines.pushed import FAIL, GATE, PIN, PINS, PUSHED, Pins, Pushed, PushedStep
+from runner.aws.processing import bundle
+from runner.aws.processing.jobs import Jobs
+from runner.aws.processing.prices import Prices
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import atomic_write, file_fact
 from runner.errors import Refused, Tampered, UsageError
+from runner.manifest import ModelVersionRef, RunManifest, StepState
 from runner.pipeline.file import APPROVED
 from runner.pipeline.remote import Settings, settings
 from runner.records import (
     Artifact,
     InputFact,
-    ModelVersionRef,
-    RunManifest,
     RunStatus,
     StepError,
     StepJob,
     StepResult,
-    StepState,
     StepStatus,
     Verdict,
     decode,

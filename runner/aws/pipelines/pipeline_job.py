@@ -18,16 +18,17 @@ from typing import Any
 import msgspec
 
 from runner import __version__
-from runner.aws import inside
 from runner.aws.bucket import Bucket
-from runner.aws.pin import pins, registry
-from runner.aws.pushed import PIN, PINS, PUSHED, RULES, TASK, Pins, Pushed, Rules, Task, is_pinned
-from runner.aws.request import INPUT, OUTPUT, Place
+from runner.aws.pipelines.pin import pins, registry
+from runner.aws.pipelines.pushed import PIN, PINS, PUSHED, RULES, TASK, Pins, Pushed, Rules, Task, is_pinned
+from runner.aws.processing import inside
+from runner.aws.processing.request import INPUT, OUTPUT, Place
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import file_fact
 from runner.errors import RemoteError, RunnerError, UsageError
 from runner.gate import judge
+from runner.manifest import RunManifest, StepState
 from runner.model.versions import NewVersion
 from runner.pipeline.file import VERDICT
 from runner.pipeline.notebook import read_notebook
@@ -38,11 +39,9 @@ from runner.records import (
     InputFact,
     InputSpec,
     Metric,
-    RunManifest,
     StepError,
     StepJob,
     StepResult,
-    StepState,
     Value,
     Verdict,
     decode,

@@ -22,30 +22,19 @@ from pathlib import Path
 import msgspec
 
 from runner import __version__
-from runner.aws import bundle
 from runner.aws.bucket import Bucket
-from runner.aws.executor import put_runner
-from runner.aws.parameters import Parameter, active, exposed
+from runner.aws.pipelines.parameters import Parameter, active, exposed
+from runner.aws.processing import bundle
+from runner.aws.processing.executor import put_runner
 from runner.content import artifact
 from runner.errors import PipelineError
+from runner.manifest import Champion, Environment, GitState
 from runner.pipeline.cleaned import cleaned
 from runner.pipeline.credentials import FORMS
 from runner.pipeline.file import APPROVED, is_address, is_path
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
 from runner.pipeline.remote import settings
-from runner.records import (
-    FORMAT,
-    Champion,
-    Environment,
-    GitState,
-    InputFact,
-    InputSpec,
-    Pipeline,
-    Record,
-    Rule,
-    StepJob,
-    encode,
-)
+from runner.records import FORMAT, InputFact, InputSpec, Pipeline, Record, Rule, StepJob, encode
 from runner.run import provenance
 from runner.run.cache import Cache
 from runner.run.store import Store, facts_of

@@ -12,29 +12,19 @@ from typing import Any
 
 import msgspec
 
-from runner.aws import bundle, wheels
 from runner.aws.bucket import Bucket
-from runner.aws.jobs import END, Ended, Jobs, read_progress
-from runner.aws.prices import Prices
-from runner.aws.request import Addresses, Place, attempt_key, job_name, request
+from runner.aws.processing import bundle, wheels
+from runner.aws.processing.jobs import END, Ended, Jobs, read_progress
+from runner.aws.processing.prices import Prices
+from runner.aws.processing.request import Addresses, Place, attempt_key, job_name, request
 from runner.aws.session import Session
 from runner.content import atomic_write, walk
 from runner.errors import Detached, RemoteError, UsageError
 from runner.failpoint import reach
+from runner.manifest import RunManifest
 from runner.pipeline.credentials import FORMS, Redactor
 from runner.pipeline.remote import Settings, settings
-from runner.records import (
-    Artifact,
-    InputFact,
-    Pipeline,
-    RunManifest,
-    StepError,
-    StepJob,
-    StepResult,
-    decode,
-    encode,
-    read,
-)
+from runner.records import Artifact, InputFact, Pipeline, StepError, StepJob, StepResult, decode, encode, read
 from runner.run.folder import MODULES
 from runner.run.inputs import origin
 from runner.run.store import Store, facts_of, files_of

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.aws import wheels
 from runner.aws.bucket import Bucket
-from runner.aws.bundle import runner_bundle
-from runner.aws.executor import environment, lock, wheel_cache
-from runner.aws.prices import Prices
-from runner.aws.request import limit_s
+from runner.aws.processing import wheels
+from runner.aws.processing.bundle import runner_bundle
+from runner.aws.processing.executor import environment, lock, wheel_cache
+from runner.aws.processing.prices import Prices
+from runner.aws.processing.request import limit_s
 from runner.aws.session import Session
 from runner.pipeline.remote import settings
 from runner.records import InputFact, Pipeline

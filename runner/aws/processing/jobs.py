@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from runner.aws.request import HASH_TAG, digest
+from runner.aws.processing.request import HASH_TAG, digest
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.errors import Refused
 

@@ -53,7 +53,7 @@ def bundle(files: Mapping[str, bytes]) -> Bundle:
 def runner_bundle(environment: Mapping[str, object]) -> Bundle:
     """This package's sources in one archive (a job fetches three objects instead of a hundred), the bootstrap and what
     it is to expect."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(package.rglob("*")):

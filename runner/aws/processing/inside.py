@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.jobs import END, progress_line
-from runner.aws.request import INPUT, OUTPUT, Place
+from runner.aws.processing.jobs import END, progress_line
+from runner.aws.processing.request import INPUT, OUTPUT, Place
 from runner.aws.session import Session
 from runner.content import artifact
 from runner.errors import RunnerError

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.bucket import Bucket
-from runner.aws.jobs import Jobs
-from runner.aws.parameters import INSTANCES, LONGEST_VALUE, key_of, named, taking
-from runner.aws.pipelines import Pipelines
-from runner.aws.pushed import put_source
+from runner.aws.pipelines.definition import Pipelines
+from runner.aws.pipelines.parameters import INSTANCES, LONGEST_VALUE, key_of, named, taking
+from runner.aws.pipelines.pushed import put_source
+from runner.aws.processing.jobs import Jobs
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import UsageError
 from runner.pipeline.file import is_path, nearest

@@ -23,7 +23,7 @@ from runner.pipeline.remote import LONGEST_S, Settings
 from runner.records import FORMAT, Record, StepJob
 
 INPUT, OUTPUT = "/opt/ml/processing/input", "/opt/ml/processing/output"
-MODULE = "runner.aws.inside"
+MODULE = "runner.aws.processing.inside"
 # the service's limits (botocore: ProcessingInputs, ProcessingJobName, Tags)
 MOST_INPUTS, LONGEST_NAME, MOST_TAGS = 10, 63, 50
 OWN_INPUTS = 3  # bundle, step, job

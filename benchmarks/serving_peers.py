@@ -1,0 +1,102 @@
+"""The servers beside which `runner serve` is measured; run by the peers' own Python, so nothing of ours is imported.
+
+floor     uvicorn that reads the body and answers a constant: what HTTP alone costs
+flask     gunicorn, gevent and Flask as in AWS' xgboost container, without the nginx before them there:
+          https://github.com/aws/sagemaker-xgboost-container (algorithm_mode/serve.py, encoder.csv_to_dmatrix)
+mlserver  MLServer with mlserver-xgboost
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def floor_app() -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    return app
+
+
+def flask_app(model: str) -> Any:
+    import csv
+
+    import flask
+    import numpy as np
+    import xgboost as xgb
+
+    app = flask.Flask(__name__)
+    booster = xgb.Booster()
+    booster.load_model(model)
+    booster.set_param("nthread", 1)
+
+    def from_csv(text: str) -> Any:
+        delimiter = csv.Sniffer().sniff(text.split("\n")[0][:512]).delimiter
+        delimiter = "," if delimiter.isalnum() else delimiter
+        rows = [["nan" if field == "" else field for field in line.split(delimiter)] for line in text.split("\n")]
+        return np.array(rows).astype(float)
+
+    @app.route("/ping")
+    def ping() -> Any:
+        return flask.Response(status=200)
+
+    @app.route("/invocations", methods=["POST"])
+    def invocations() -> Any:
+        data = flask.request.data.strip()
+        if flask.request.content_type.startswith("text/csv"):
+            matrix = from_csv(data.decode())
+        else:
+            matrix = np.array(json.loads(data)["instances"], dtype=float)
+        scores = booster.predict(xgb.DMatrix(matrix), validate_features=False).tolist()
+        if flask.request.headers.get("accept") == "application/json":
+            return flask.Response(json.dumps({"predictions": [{"score": one} for one in scores]}), mimetype="application/json")  # fmt: skip
+        return flask.Response("\n".join(map(str, scores)) + "\n", mimetype="text/csv")
+
+    return app
+
+
+def mlserver_folder(folder: Path, model: str, port: int) -> Path:
+    """What `mlserver start` reads."""
+    folder.mkdir()
+    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "parallel_workers": 0, "debug": False}  # fmt: skip
+    (folder / "settings.json").write_text(json.dumps(settings))
+    implementation = {"name": "m", "implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"uri": model}}
+    (folder / "model-settings.json").write_text(json.dumps(implementation))
+    return folder
+
+
+if __name__ == "__main__":
+    kind, port, model = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    here = Path(sys.executable).parent
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.path.insert(0, str(Path(__file__).parent))
+    if kind == "floor":
+        import uvicorn
+
+        uvicorn.run(floor_app(), port=port, access_log=False, lifespan="off", ws="none", log_level="critical")
+    elif kind == "flask":
+        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+        options = [
+            "-k",
+            "gevent",
+            "-w",
+            "1",
+            "--keep-alive",
+            "60",
+            "-b",
+            f"127.0.0.1:{port}",
+            "--log-level",
+            "critical",
+        ]
+        os.execv(here / "gunicorn", ["gunicorn", *options, f"serving_peers:flask_app({model!r})"])
+    else:
+        folder = mlserver_folder(Path(model).parent / f"mlserver-{port}", model, port)
+        os.execv(here / "mlserver", ["mlserver", "start", str(folder)])

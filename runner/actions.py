@@ -1,0 +1,334 @@
+"""What a command does with a project: its runs and registry are opened, one function is called. Standard output is not
+its business."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner import backend
+from runner.errors import PipelineError, Refused, RunnerError, UsageError
+from runner.manifest import RunManifest
+from runner.model import approval
+from runner.model.registry import LocalRegistry
+from runner.model.versions import ModelVersion
+from runner.pipeline.file import load
+from runner.pipeline.plan import plan as make_plan
+from runner.run import provenance
+from runner.run.again import register
+from runner.run.store import Store
+from runner.run.world import Options, Watcher
+
+if TYPE_CHECKING:
+    from runner.aws.pipelines.definition import Outcome
+    from runner.aws.pipelines.executions import Seen
+    from runner.aws.processing.estimate import Estimate
+    from runner.aws.upload import Uploaded
+    from runner.pipeline.plan import Plan
+    from runner.records import InputFact
+    from runner.run.doctor import Check
+    from runner.run.gc import Freed
+    from runner.run.reproduce import Reproduced
+
+RUNS, REGISTRY = "runs", "registry.db"
+LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
+
+
+def rebuild_registry(pipeline: Path) -> Sequence[ModelVersion]:
+    """The versions of the local registry, made anew from its events' copies; see `LocalRegistry.rebuild`."""
+    load(pipeline)
+    return LocalRegistry(pipeline.parent / RUNS / REGISTRY).rebuild()
+
+
+def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunManifest:
+    """Register the model of a run that passed; its registering step is run now where it was skipped then."""
+    run = backend.find_run(pipeline, reference)
+    spec = backend.store(pipeline).manifest(run).pipeline
+    on = backend.store(pipeline).manifest(run).on
+    return register(run, pipeline, Options(), backend.world(pipeline, spec, on=on, watcher=watcher))
+
+
+def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
+    spec, versions = load(pipeline), backend.registry(pipeline)
+    found = versions.get(name, version)
+    if spec.model is not None and spec.model.registry != LOCAL:
+        from runner.aws.endpoint import check_registered
+
+        check_registered(versions, found)  # what an endpoint would load, beside what the run has made
+    runs = backend.store(pipeline)
+    return approval.approve(
+        versions,
+        name,
+        version,
+        manifest=runs.manifest(found.run),
+        model_folder=backend.model_folder(runs, found.run, found.artifact),
+        who=provenance.who(),
+        why=why,
+        rules=spec.approval,
+        identity=backend.identity(spec),
+    )
+
+
+def reject(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
+    spec = load(pipeline)
+    return approval.reject(
+        backend.registry(pipeline),
+        name,
+        version,
+        who=provenance.who(),
+        why=why,
+        rules=spec.approval,
+        identity=backend.identity(spec),
+    )
+
+
+def verify(pipeline: Path, reference: str | None) -> tuple[list[str], int, int]:
+    """Findings, files and bytes read; of one run or version, or of everything where `reference` is None."""
+    from runner.model.events import verify_chain
+    from runner.run.verify import Verifier
+
+    runs, versions = backend.store(pipeline), backend.registry(pipeline)
+    verifier = Verifier(runs)
+    name, slash, number = (reference or "").partition("/")
+    if slash and number.isdecimal():
+        chosen = [versions.get(name, int(number))]
+        run_ids = [chosen[0].run]
+    else:
+        chosen = list(versions.list()) if reference is None else []
+        run_ids = [run for run in runs.runs() if runs.begun(run)] if reference is None else [runs.find(reference)]
+    found: list[str] = []
+    for run in run_ids:
+        try:
+            found += verifier.run(runs.manifest(run))
+        except RunnerError as error:
+            found.append(str(error))
+    for version in chosen:
+        try:
+            found += verifier.version(version, runs.manifest(version.run))
+        except RunnerError as error:
+            found.append(f"{version.name}/{version.version}: {error}")
+    for model in sorted({version.name for version in chosen}):
+        broken = verify_chain(versions.events(model))
+        if broken is not None:
+            found.append(f"{model}: {broken}")
+    return found, verifier.files, verifier.size_bytes
+
+
+def reproduce_run(
+    pipeline: Path, reference: str, *, scratch: Path, tolerance: float, on_step: Callable[[str], None]
+) -> Reproduced:
+    """Execute a run again in `scratch` on this machine and compare."""
+    from runner.run.reproduce import reproduce
+    from runner.step.local import LocalExecutor
+
+    runs = backend.store(pipeline)
+    return reproduce(
+        runs.manifest(backend.find_run(pipeline, reference)),
+        original=runs,
+        scratch=Store(scratch),
+        root=pipeline.parent,
+        executor=LocalExecutor(),
+        now=provenance.environment(),
+        tolerance=tolerance,
+        on_step=on_step,
+    )
+
+
+def reproduce_in_recorded_environment(pipeline: Path, reference: str, options: list[str]) -> int:
+    """Build the run's recorded packages in a throw-away folder and reproduce there; the exit code."""
+    from runner.run.recorded import run_in_recorded_environment
+
+    manifest = backend.store(pipeline).manifest(backend.find_run(pipeline, reference))
+    arguments = ["reproduce", manifest.run, "--pipeline", str(pipeline.absolute()), *options]
+    return run_in_recorded_environment(manifest.environment, arguments)
+
+
+def collect_garbage(pipeline: Path, *, keep: int, tags: Iterable[str], dry_run: bool) -> Freed:
+    """Remove what nothing needs; see `runner.run.gc.collect`."""
+    from runner.run.gc import collect
+
+    versions = backend.registry(pipeline)
+    known = list(versions.list())
+    approved = {
+        version.run
+        for version in known
+        if version.status == "pending"  # somebody may still approve it
+        or any(e.kind == "approved" and e.version == version.version for e in versions.events(version.name))
+    }
+    return collect(
+        backend.store(pipeline),
+        approved_runs=approved,
+        versions=known,
+        keep=keep,
+        tags=tags,
+        project=pipeline.parent,
+        dry_run=dry_run,
+    )
+
+
+def stop_run(pipeline: Path, reference: str) -> list[str]:
+    """End what a run has going on, here or elsewhere; what was told to stop, in words."""
+    from runner.run.again import stop
+
+    runs = backend.store(pipeline)
+    manifest = runs.manifest_as_written(backend.find_run(pipeline, reference))
+    said: list[str] = []
+    if manifest.on == SAGEMAKER:
+        from runner.aws.processing.jobs import Jobs
+        from runner.aws.processing.request import job_name
+
+        jobs = Jobs(backend.session(manifest.pipeline), poll_s=0)
+        for state in manifest.steps:
+            if state.status == "running":
+                name = job_name(manifest.pipeline.name, manifest.run, state.name, state.attempt)
+                if jobs.stop(name):
+                    said.append(f"job {name}")
+    return said + stop(manifest, runs)
+
+
+def estimate(plan: Plan, steps: list[str], sources: dict[str, InputFact]) -> Estimate:
+    """What running these steps in SageMaker would move and cost; see `runner.aws.processing.estimate`."""
+    from runner.aws.processing.estimate import estimate as made
+
+    return made(backend.session(plan.pipeline), plan.pipeline, steps, sources, root=plan.root)
+
+
+def fetch_run(pipeline: Path, reference: str, steps: tuple[str, ...] = ()) -> tuple[RunManifest, int]:
+    """Bring a run's outputs here that stayed where they were made; the run, and the bytes that came."""
+    from runner.run.folder import fetch
+
+    runs = backend.store(pipeline)
+    manifest = runs.manifest(backend.find_run(pipeline, reference))
+    return manifest, fetch(manifest, runs, steps=steps)
+
+
+def debug(pipeline: Path, reference: str, step: str) -> Path:
+    """The notebook to open for a step of a run; see `runner.run.debug.prepare`."""
+    from runner.run.debug import prepare
+
+    runs = backend.store(pipeline)
+    return prepare(runs.manifest(backend.find_run(pipeline, reference)), step, store=runs, project=pipeline.parent)
+
+
+def pack(pipeline: Path, reference: str, output: Path | None) -> tuple[Path, int]:
+    """The file that a run was packed into, and its size in bytes."""
+    from runner.run.archive import Pack
+    from runner.run.archive import pack as write_pack
+
+    runs = backend.store(pipeline)
+    manifest = runs.manifest(backend.find_run(pipeline, reference))
+    name, slash, _ = reference.partition("/")
+    evidence = Pack(run=manifest.run)
+    if slash:
+        versions = backend.registry(pipeline)
+        evidence = Pack(run=manifest.run, versions=list(versions.list(name)), events=list(versions.events(name)))
+    target = output or Path(f"{manifest.run}.run.tar.gz")
+    return target, write_pack(manifest, runs, target, evidence)
+
+
+def import_run(pipeline: Path, file: Path) -> tuple[str, list[ModelVersion]]:
+    """The run taken in from a pack, and the versions that came with it."""
+    from runner.run.archive import unpack
+
+    runs = backend.open_store(pipeline.parent)
+    found = unpack(file, runs)
+    if not pipeline.exists():  # an empty folder becomes a project in which the run can be looked at
+        shutil.copyfile(runs.folder(found.run) / "pipeline.toml", pipeline)
+    if found.events:
+        versions = {version.version: version for version in found.versions}
+        LocalRegistry(runs.root / REGISTRY).adopt(versions, found.events)
+    return found.run, [version for version in found.versions if version.run == found.run]
+
+
+def checks(pipeline: Path, *, on: str, probe: bool, say: Callable[[str], None]) -> Iterator[Check]:
+    """What has to hold before a run can work there; `say` is told of what takes long or costs something."""
+    from runner.run import doctor
+
+    match on:
+        case "sagemaker":
+            from runner.aws.doctor import account
+
+            yield doctor.sound(pipeline)
+            try:
+                spec = load(pipeline)
+            except PipelineError:  # as the line above says
+                return
+            yield from account(spec, pipeline.parent, run_probe=probe, say=say)
+        case _:
+            yield from doctor.machine(pipeline, backend.open_store(pipeline.parent))
+
+
+def upload(pipeline: Path, file: Path, *, to: str | None, replace: bool, dry_run: bool) -> tuple[Uploaded, list[str]]:
+    """Put a file into the project's bucket; where it is, and the lines of pipeline.toml that would read it there."""
+    from runner.aws import upload as moving
+
+    spec = load(pipeline)
+    found = moving.upload(spec, file, to=to, replace=replace, dry_run=dry_run)
+    return found, moving.lines(spec, pipeline.parent, file, found.address)
+
+
+def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:
+    """The version of NAME/VERSION, or the highest approved one of NAME, and its files. Raises Refused if there is none."""
+    name, slash, number = reference.partition("/")
+    if slash and not number.isdecimal():
+        raise UsageError(f"{reference!r} is no model version; write {name} or {name}/1.")
+    versions = backend.registry(pipeline)
+    found = versions.get(name, int(number)) if slash else versions.approved(name)
+    if found is None:
+        versions.list(name)  # names what there is, where this is no model
+        raise Refused(f"No version of {name} is approved. See `runner models {name}`.")
+    return found, backend.store(pipeline).folder(found.run) / found.artifact.path
+
+
+def pipeline_definition(file: Path, *, profile: str | None = None) -> dict[str, Any]:
+    """The pipeline as a SageMaker Pipeline's definition, with nothing uploaded and nobody asked."""
+    from runner.aws.pipelines.definition import show
+
+    return show(make_plan(file, profile=profile), backend.open_store(file.parent), profile=profile)
+
+
+def push_pipeline(file: Path, *, profile: str | None = None, dry_run: bool = False) -> Outcome:
+    """Make the SageMaker Pipeline what pipeline.toml and its notebooks are now."""
+    from runner.aws.pipelines.definition import push
+
+    return push(make_plan(file, profile=profile), backend.open_store(file.parent), profile=profile, dry_run=dry_run)
+
+
+def start_pipeline(file: Path, overrides: dict[str, str], *, profile: str | None = None, note: str = "") -> str:
+    """Start an execution with -p's values, checked as those of a run are; its ARN. Local sources are uploaded."""
+    from runner.aws.pipelines.executions import start, to_check
+
+    return start(make_plan(file, profile=profile, overrides=to_check(overrides)), overrides, note=note)
+
+
+def look_at_execution(file: Path, reference: str | None) -> Seen:
+    """An execution of the pipeline in SageMaker: by ARN or id, or the latest."""
+    from runner.aws.pipelines.executions import look
+
+    spec = load(file)
+    return look(backend.session(spec), spec.name, reference)
+
+
+def import_execution(file: Path, reference: str) -> RunManifest:
+    """An execution in SageMaker, by ARN or id, taken in as a run."""
+    from runner.aws.pipelines import import_execution as execution
+
+    spec = load(file)
+    return execution.import_execution(
+        backend.session(spec), spec.name, reference, backend.open_store(file.parent), root=file.parent
+    )
+
+
+def approve_for(pipeline: Path, name: str, version: int, *, target: str, why: str) -> ModelVersion:
+    """The second approval, for one target; see `runner.model.deployment.approve_for`."""
+    from runner.model import deployment
+
+    spec, versions, who = load(pipeline), backend.registry(pipeline), provenance.who()
+    backend.deployer(pipeline, target)
+    deployment.approve_for(
+        versions, name, version, target=target, targets=spec.targets, who=who, why=why, rules=spec.approval,
+        identity=backend.identity(spec),
+    )  # fmt: skip
+    return versions.get(name, version)

@@ -1,0 +1,398 @@
+"""A target in SageMaker: an endpoint that goes from one configuration to the next.
+
+A change is an event before it is made ("deployment begun") and after ("deployed", "deployment failed"), so that every
+machine sees what is under way, and the next command finishes what somebody died in: it looks at what the endpoint has
+come to, sends it the sample record, and keeps it or goes back. SageMaker brings up the new machines beside the old
+ones (blue/green) and keeps the old ones where the new do not answer /ping; whether they score as recorded is asked
+here, after the switch, and answered by going back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runner.aws.bucket import Bucket
+from runner.aws.endpoint_request import (
+    DIMENSION,
+    Source,
+    Wish,
+    ceiling,
+    endpoint_name,
+    machines,
+    resource,
+    same,
+    scaling,
+    wish,
+)
+from runner.aws.package import INSIDE, check_package, package, serving_image
+from runner.aws.processing.prices import Prices
+from runner.aws.registry import SageMakerRegistry
+from runner.aws.session import AwsError, Session
+from runner.content import folder_artifact
+from runner.errors import Refused, RemoteError, RunnerError, Tampered, UsageError
+from runner.failpoint import reach
+from runner.model.deployment import (
+    CHANGES,
+    Deployment,
+    Health,
+    at_target,
+    check_answer,
+    check_bytes,
+    locked,
+    sample_body,
+    since,
+    written,
+)
+from runner.model.versions import Event, ModelVersion, Registry
+from runner.pipeline.remote import settings
+from runner.records import FileFact, Pipeline, Target
+
+BEGUN, FAILED = "deployment begun", "deployment failed"
+BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+UP = "InService"
+WAIT_S = 45 * 60.0  # for an endpoint to come to what it was told
+QUIET_S = 300.0  # without a sign of whoever began a deployment elsewhere, before another takes over
+ABSENT = ("Could not find", "does not exist")  # the service says it in words only
+TAKEN = "already existing"
+
+
+class SageMakerTarget:
+    """Implements `runner.model.deployment.Deployer`; asks nothing of AWS before one of its methods is called."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: Target,
+        session: Session,
+        pipeline: Pipeline,
+        *,
+        registry: Registry,
+        model_folder: Callable[[ModelVersion], Path],
+        root: Path,
+        folder: Path,
+        quiet_s: float = QUIET_S,
+    ) -> None:
+        self.name, self.spec, self.session, self.registry = name, spec, session, registry
+        self.chosen, self.project = settings(pipeline), pipeline.name
+        self.bucket = Bucket(session, self.chosen.bucket, self.chosen.prefix)
+        self.endpoint = endpoint_name(pipeline.name, name, spec)
+        self.model_folder, self.root, self.folder, self.quiet_s = model_folder, root, folder, quiet_s
+
+    def changing(self, who: str) -> AbstractContextManager[None]:
+        return locked(self.folder, self.name, who)  # on this machine; the history decides between machines
+
+    def finish(self) -> None:
+        """Complete, or take back, what somebody died in. Raises Refused where somebody is at work."""
+        while (event := self._pending()) is not None:
+            found = self._describe()
+            if self._alive(event, found):
+                raise Refused(
+                    f"{event.name}/{event.version} is being deployed to {self.name} by {event.who} since {event.at}."
+                )
+            change = self._change_of(event)
+            previous, config = str(event.data["previous"]), str(event.data["config"])
+            found = self._settled()
+            try:
+                if found is None or found["EndpointStatus"] != UP or found["EndpointConfigName"] != config:
+                    raise Refused("it was interrupted")
+                self._prove(self.registry.get(change.name, change.version))
+            except RunnerError as error:
+                self._back(previous)
+                self._record(change, FAILED, f"{error}")
+            else:
+                at = _utc(found["LastModifiedTime"])
+                made = msgspec.structs.replace(change, at=at, place=found["EndpointArn"])
+                written(self.registry, made)
+
+    def last(self) -> Deployment | None:
+        events = at_target(self.registry, self.name)
+        return self._change_of(events[-1]) if events else None
+
+    def deploy(self, change: Deployment, version: ModelVersion) -> Deployment:
+        source, _ = self._source(version, upload=True)
+        wanted = self._wish(version, source)
+        found = self._describe()
+        if found is not None and found["EndpointStatus"] in BUSY:
+            raise Refused(f"The endpoint {self.endpoint} is {found['EndpointStatus']}. Try again when it has settled.")
+        if found is not None and found["EndpointStatus"] == "Failed":  # was never in service
+            self._back("")
+            found = None
+        previous = found["EndpointConfigName"] if found is not None else ""
+        self._begin(change, wanted, previous)
+        try:
+            self._make(wanted)
+            reach("target ready")
+            self._go(wanted.config_name, found)
+            now = self._arrived(wanted.config_name)
+            self._prove(version)
+            self._scale()
+        except RunnerError as error:
+            self._back(previous)
+            self._record(change, FAILED, str(error))
+            if type(error) is not Refused:
+                raise
+            goes_on = f" {change.replaced} goes on." if change.replaced else ""
+            raise Refused(f"{self.name}: {error}{goes_on}") from error
+        return msgspec.structs.replace(change, at=_now(), place=now["EndpointArn"])
+
+    def remove(self, change: Deployment) -> Deployment:
+        found = self._describe()
+        if found is not None:
+            self._scale(none=True)
+            self._back("")
+        return msgspec.structs.replace(change, at=_now(), place=found["EndpointArn"] if found is not None else "")
+
+    def restart(self) -> Deployment:
+        raise UsageError(f"{self.name} is in SageMaker, which keeps it up; runner deploy NAME/VERSION --to {self.name}")
+
+    def health(self) -> Health:
+        found, event = self._describe(), self._pending()
+        begun = f"{event.name}/{event.version} was begun by {event.who} at {event.at}" if event is not None else ""
+        if found is None:
+            return Health(status="down", said=f"there is no endpoint {self.endpoint}")
+        if found["EndpointStatus"] in BUSY:
+            return Health(status="changing", said=begun or found["EndpointStatus"])
+        last = self.last()
+        if found["EndpointStatus"] != UP or last is None:
+            said = f"{found['EndpointStatus']}: {found.get('FailureReason', '')}".removesuffix(": ")
+            return Health(status="unhealthy", said=said)
+        try:
+            self._prove(self.registry.get(last.name, last.version))
+        except RunnerError as error:
+            return Health(status="unhealthy", said=f"{error}")
+        return Health(status="serving", said=begun)
+
+    def plan(self, version: ModelVersion) -> Sequence[str]:
+        source, _ = self._source(version, upload=False)
+        wanted, found = self._wish(version, source), self._describe()
+        made = scaling(self.endpoint, self.spec)
+        doing = "create" if found is None else "update"
+        prices = Prices.read(self.root / self.chosen.prices if self.chosen.prices else None)
+        return [
+            f"make the model {wanted.model_name} of {source.package or source.archive}",
+            f"make the configuration {wanted.config_name}: {machines(self.spec)}",
+            f"{doing} the endpoint {self.endpoint}"
+            + (f", which has {found['EndpointConfigName']} now" if found is not None else ""),
+            "send it its sample record and compare the answer"
+            + ("; go back where it differs" if found is not None else "; remove it where it differs"),
+            *([f"scale it to {self.spec.scaling.requests_per_minute:g} requests a minute each"] if made and self.spec.scaling else []),
+            ceiling(self.spec, prices),
+        ]  # fmt: skip
+
+    # What is deployed
+
+    def _source(self, version: ModelVersion, *, upload: bool) -> tuple[Source, dict[str, bytes]]:
+        """The model's archive and what is in it. Raises Tampered where that is not what was registered."""
+        if isinstance(self.registry, SageMakerRegistry):
+            return check_archive(self.registry, version)
+        folder = self.model_folder(version)
+        files = check_bytes(version, folder)
+        made = package(folder)
+        key = f"models/{made.sha256}/model.tar.gz"
+        if made.folder_sha256 != version.sha256:
+            raise Tampered(f"{folder} changed while it was read.")
+        if upload:
+            self.bucket.put(key, made.archive)
+        image = serving_image(self.session.region, self.chosen.serving_image)
+        return Source(self.bucket.address(key), made.sha256, "", image), files
+
+    def _wish(self, version: ModelVersion, source: Source) -> Wish:
+        capture_to = self.bucket.address(f"captured/{self.name}/")
+        return wish(self.project, self.name, self.spec, version, source, self.chosen, capture_to=capture_to)
+
+    def _make(self, wanted: Wish) -> None:
+        """The model and the configuration, unless they are there. Raises Refused where something else has the name."""
+        about = f"model {wanted.model_name}"
+        if not self._made("create_model", about, wanted.model):
+            found = self._call("describe_model", about, ModelName=wanted.model_name)
+            same(about, wanted.model, found)
+        about = f"endpoint configuration {wanted.config_name}"
+        if not self._made("create_endpoint_config", about, wanted.config):
+            found = self._call("describe_endpoint_config", about, EndpointConfigName=wanted.config_name)
+            same(about, wanted.config, found)
+
+    def _made(self, action: str, about: str, arguments: dict[str, Any]) -> bool:
+        try:
+            self._call(action, about, **arguments)
+        except AwsError as error:
+            if TAKEN not in str(error):
+                raise
+            return False
+        return True
+
+    def _prove(self, version: ModelVersion) -> None:
+        """The endpoint scores the version's sample as recorded, from the bytes that were registered."""
+        _, files = self._source(version, upload=False)
+        signature = msgspec.json.decode(files["signature.json"])
+        reply = self.session.call(
+            "sagemaker-runtime", "invoke_endpoint", about=f"endpoint {self.endpoint}", EndpointName=self.endpoint,
+            Body=sample_body(signature), ContentType="application/json", Accept="text/csv",
+        )  # fmt: skip
+        check_answer(signature, reply["Body"].read(), f"{version.name}/{version.version}")
+
+    # The endpoint
+
+    def _describe(self) -> dict[str, Any] | None:
+        try:
+            return self._call("describe_endpoint", f"endpoint {self.endpoint}", EndpointName=self.endpoint)
+        except AwsError as error:
+            if any(words in str(error) for words in ABSENT):
+                return None
+            raise
+
+    def _settled(self) -> dict[str, Any] | None:
+        """Once it is no longer on its way somewhere. Raises RemoteError where that takes too long."""
+        until = time.monotonic() + WAIT_S
+        while (found := self._describe()) is not None and found["EndpointStatus"] in BUSY:
+            if time.monotonic() > until:
+                raise RemoteError(
+                    f"The endpoint {self.endpoint} is {found['EndpointStatus']} for {WAIT_S / 60:.0f} minutes. "
+                    "It goes on; `runner deployments` says what came of it, the next deployment finishes it."
+                )
+            time.sleep(self.chosen.poll_s)
+        return found
+
+    def _go(self, config: str, found: dict[str, Any] | None) -> None:
+        """Tell it to go to the configuration."""
+        about = f"endpoint {self.endpoint}"
+        if found is None:
+            tags = [{"Key": "runner:project", "Value": self.project}, {"Key": "runner:target", "Value": self.name}]
+            chosen = self.spec.tags if self.spec.tags is not None else self.chosen.tags
+            tags += [{"Key": key, "Value": value} for key, value in sorted(chosen.items())]
+            self._call("create_endpoint", about, EndpointName=self.endpoint, EndpointConfigName=config, Tags=tags)
+        elif found["EndpointConfigName"] != config:
+            kept: dict[str, Any] = {}
+            if self.spec.scaling is not None:  # as many machines as the load has brought up
+                kept = {
+                    "RetainAllVariantProperties": True,
+                    "ExcludeRetainedVariantProperties": [{"VariantPropertyType": "DataCaptureConfig"}],
+                }
+            self._call("update_endpoint", about, EndpointName=self.endpoint, EndpointConfigName=config, **kept)
+
+    def _arrived(self, config: str) -> dict[str, Any]:
+        """Raises Refused where it did not get there, and is where it was."""
+        found = self._settled()
+        if found is None or found["EndpointStatus"] != UP or found["EndpointConfigName"] != config:
+            said = found.get("FailureReason", found["EndpointStatus"]) if found is not None else "it is gone"
+            raise Refused(f"The endpoint {self.endpoint} did not come up with {config}: {said}.")
+        return found
+
+    def _back(self, config: str) -> None:
+        """To the configuration of before; "" is none."""
+        found = self._settled()
+        if found is not None and not config:
+            self._call("delete_endpoint", f"endpoint {self.endpoint}", EndpointName=self.endpoint)
+            self._settled()
+        elif found is not None and found["EndpointConfigName"] != config:
+            self._go(config, found)
+            self._arrived(config)
+
+    def _scale(self, *, none: bool = False) -> None:
+        made = None if none else scaling(self.endpoint, self.spec)
+        service, about = "application-autoscaling", f"scaling of {self.endpoint}"
+        if made is not None:
+            self.session.call(service, "register_scalable_target", about=about, **made[0])
+            self.session.call(service, "put_scaling_policy", about=about, **made[1])
+            return
+        what = {"ServiceNamespace": "sagemaker", "ScalableDimension": DIMENSION}
+        ids = [resource(self.endpoint)]
+        there = self.session.call(service, "describe_scalable_targets", about=about, ResourceIds=ids, **what)
+        if there.get("ScalableTargets"):
+            self.session.call(service, "deregister_scalable_target", about=about, ResourceId=ids[0], **what)
+
+    # What is on record
+
+    def _begin(self, change: Deployment, wanted: Wish, previous: str) -> None:
+        """Raises Refused where somebody else began first."""
+        data = {
+            "kind": change.kind, "config": wanted.config_name, "previous": previous, "replaced": change.replaced,
+            "process": f"{os.getpid()}@{socket.gethostname()}",
+        }  # fmt: skip
+        self._record(change, BEGUN, change.why, data)
+        first = self._pending()
+        if first is not None and first.data["deployment"] != change.id:
+            self._record(change, FAILED, f"{first.who} began before")
+            raise Refused(f"{first.name}/{first.version} is being deployed to {self.name} by {first.who}.")
+
+    def _pending(self) -> Event | None:
+        """The deployment that was begun and has not ended; of two, the one that was begun first."""
+        events = at_target(self.registry, self.name, (*CHANGES, BEGUN, FAILED))
+        ended = {event.data.get("deployment") for event in events if event.kind != BEGUN}
+        open_ones = [event for event in events if event.kind == BEGUN and event.data["deployment"] not in ended]
+        of_names = {event.name: event for event in sorted(open_ones, key=lambda event: -event.seq)}
+        return min(of_names.values(), key=lambda event: event.at, default=None)
+
+    def _alive(self, event: Event, found: dict[str, Any] | None) -> bool:
+        """Whether whoever began it may still be at work."""
+        pid, _, host = str(event.data["process"]).partition("@")
+        if host == socket.gethostname() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
+            return False
+        if found is not None and found["EndpointStatus"] in BUSY:
+            return True
+        changed = _utc(found["LastModifiedTime"]) if found is not None else ""
+        quiet = datetime.now(UTC) - datetime.fromisoformat(max(event.at, changed))
+        return quiet.total_seconds() < self.quiet_s
+
+    def _change_of(self, event: Event) -> Deployment:
+        data = event.data
+        return Deployment(
+            id=str(data.get("deployment", "")), target=self.name, kind=data.get("kind", event.kind), name=event.name,
+            version=event.version, sha256=self.registry.get(event.name, event.version).sha256, who=event.who,
+            why=event.why, at=since(event), place=str(data.get("place", "")), replaced=str(data.get("replaced", "")),
+        )  # fmt: skip
+
+    def _record(self, change: Deployment, kind: str, why: str, data: dict[str, Any] | None = None) -> None:
+        more = {"target": self.name, "deployment": change.id, **(data or {})}
+        self.registry.record(change.name, change.version, kind, who=change.who, why=why, data=more)
+
+    def _call(self, action: str, about: str, **arguments: Any) -> dict[str, Any]:
+        return self.session.call("sagemaker", action, about=about, **arguments)
+
+
+def check_registered(registry: Registry, version: ModelVersion) -> None:
+    """As `check_archive`, where SageMaker keeps the registry."""
+    if isinstance(registry, SageMakerRegistry):
+        check_archive(registry, version)
+
+
+def check_archive(registry: SageMakerRegistry, version: ModelVersion) -> tuple[Source, dict[str, bytes]]:
+    """The version's archive as an endpoint will fetch it, and its files, all as registered.
+
+    Raises Tampered where the archive, its package or the model in it is another, Refused for a pickle.
+    """
+    found, label = registry.deployable(version.name, version.version), f"{version.name}/{version.version}"
+    bucket, _, key = found.archive.removeprefix("s3://").partition("/")
+    data = Bucket(registry.session, bucket).get(key)
+    if data is None:
+        raise Tampered(f"{found.archive}, the model of {label}, is gone.")
+    files = check_package(data, found.archive_sha256)
+    facts = {
+        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+        for name, content in files.items()
+        if name != INSIDE
+    }
+    if folder_artifact("", facts).sha256 != version.sha256:
+        raise Tampered(f"{found.archive} has other files than {label} was registered with.")
+    described = registry.groups.describe(found.package)
+    addresses = [one.get("ModelDataUrl") for one in described["InferenceSpecification"]["Containers"]]
+    if addresses != [found.archive]:
+        raise Tampered(f"{found.package} names {addresses} as its model; registered was {found.archive}.")
+    return Source(found.archive, found.archive_sha256, found.package, ""), files
+
+
+def _now() -> str:
+    return _utc(datetime.now(UTC))
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""The pipeline as a SageMaker Pipeline: its definition, its jobs, its executions."""

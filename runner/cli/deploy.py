@@ -1,0 +1,258 @@
+"""Targets that serve versions: `deploy`, `rollback`, `undeploy`, `deployments`, `release`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runner.cli.options import json_option, parse_version, pipeline_option, print_json, print_table
+from runner.errors import AnswerIsNo, UsageError
+
+if TYPE_CHECKING:
+    from runner.model.deployment import Deployment, Health
+
+why_option = click.option("--reason", default="", metavar="TEXT", help="Why; kept for good.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done and what it costs; do nothing.")
+
+
+@click.command("deploy")
+@click.argument("version", metavar="NAME/VERSION")
+@click.option("--to", "target", required=True, metavar="TARGET", help="One of [targets] in pipeline.toml.")
+@why_option
+@dry_run_option
+@json_option
+@pipeline_option
+def deploy_command(version: str, target: str, reason: str, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+    """Serve an approved model version at a target.
+
+    The new version is brought up beside the old one, has to answer its sample record as recorded, and only then takes
+    the requests. Where it does not, the old one goes on. The command may be ended at any time; nothing stays half done.
+
+    \b
+    Example:
+      runner deploy NAME/3 --to staging --dry-run
+      runner deploy NAME/3 --to production --reason "ticket 41"
+    """
+    from runner import backend
+    from runner.model import deployment
+    from runner.pipeline.file import load
+    from runner.run.provenance import who
+
+    name, number = parse_version(version)
+    deployer, registry, targets = backend.deployer(pipeline, target), backend.registry(pipeline), load(pipeline).targets
+    if dry_run:
+        found = deployment.deployable(registry, name, number, target=target, targets=targets)
+        _print_plan(f"{version} would be deployed to {target}", deployer.plan(found), as_json)
+        return
+    made = deployment.deploy(registry, deployer, name, number, target=target, targets=targets, who=who(), why=reason)
+    _print_made(made, as_json)
+
+
+@click.command("rollback")
+@click.argument("target")
+@why_option
+@dry_run_option
+@json_option
+@pipeline_option
+def rollback_command(target: str, reason: str, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+    """Serve again what the target served before, in the same way as a deployment; again goes one further back.
+
+    \b
+    Example:
+      runner rollback production --reason "answers too slowly"
+    """
+    from runner import backend
+    from runner.model import deployment
+    from runner.run.provenance import who
+
+    deployer, registry = backend.deployer(pipeline, target), backend.registry(pipeline)
+    if dry_run:
+        found = deployment.before(registry, target)
+        said = f"{target} would go back to {found.name}/{found.version}"
+        _print_plan(said, deployer.plan(found), as_json)
+        return
+    _print_made(deployment.rollback(registry, deployer, target=target, who=who(), why=reason), as_json)
+
+
+@click.command("undeploy")
+@click.argument("target")
+@why_option
+@dry_run_option
+@json_option
+@pipeline_option
+def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+    """Serve nothing at the target any more: requests under way are answered, then it ends.
+
+    \b
+    Example:
+      runner undeploy staging --reason "not needed any more"
+    """
+    from runner import backend
+    from runner.model import deployment
+    from runner.run.provenance import who
+
+    deployer, registry = backend.deployer(pipeline, target), backend.registry(pipeline)
+    if dry_run:
+        last = deployer.last()
+        served = last.label if last is not None and last.kind != "removed" else "nothing"
+        _print_plan(f"{target} serves {served}", [f"end it at {last.place}"] if last and last.place else [], as_json)
+        return
+    _print_made(deployment.remove(registry, deployer, target=target, who=who(), why=reason), as_json)
+
+
+@click.command("deployments")
+@click.argument("target", required=False)
+@click.option("--restart", is_flag=True, help="Serve again what was served where a target is down.")
+@json_option
+@pipeline_option
+def deployments_command(target: str | None, restart: bool, as_json: bool, pipeline: Path) -> None:
+    """Show what each target serves, since when and by whom, and whether it answers now.
+
+    \b
+    Example:
+      runner deployments
+      runner deployments staging --restart      after this machine was started anew
+    """
+    from runner import backend
+    from runner.model import deployment
+    from runner.pipeline.file import load
+    from runner.run.provenance import who
+
+    targets, registry = load(pipeline).targets, backend.registry(pipeline)
+    if not targets:
+        raise UsageError('There are no targets. Write [targets.NAME] with kind = "local" or "sagemaker".')
+    rows: list[tuple[str, str, Deployment | None, Health | None]] = []
+    for name in [target] if target is not None else targets:
+        deployer = backend.deployer(pipeline, name)
+        deployment.catch_up(registry, deployer, who())
+        last = deployer.last()
+        serves = last is not None and last.kind != "removed"
+        health = deployer.health() if serves else None
+        if restart and health is not None and health.status == "down":
+            last = deployment.restart(registry, deployer, target=name, who=who())
+            health = deployer.health()
+        rows.append((name, targets[name].kind, last if serves else None, health))
+    if as_json:
+        print_json([_json(*row) for row in rows])
+    else:
+        print_table(
+            ["target", "kind", "model", "since (UTC)", "by", "place", "process", "health"],
+            [
+                [
+                    name,
+                    kind,
+                    made.label if made else "–",
+                    made.at[:19].replace("T", " ") if made else "–",
+                    made.who if made else "–",
+                    made.place if made else "–",
+                    str(health.process) if health and health.process else "–",
+                    f"{health.status}{f' ({health.said})' if health.said else ''}" if health else "–",
+                ]
+                for name, kind, made, health in rows
+            ],
+        )
+    down = [name for name, _, _, health in rows if health is not None and health.status in ("down", "unhealthy")]
+    if down:
+        raise AnswerIsNo(f"{', '.join(down)}: what should be served does not answer.")
+
+
+@click.command("release")
+@click.argument("version", metavar="NAME/VERSION")
+@click.option("--to", "target", metavar="TARGET", help="The last target.  [default: the one that no other requires]")
+@click.option("--reason", required=True, metavar="TEXT", help="Why; kept for good, with each step.")
+@click.option("--yes", is_flag=True, help="Ask nothing, for CI.")
+@click.option("--dry-run", is_flag=True, help="Say which steps are left; do nothing.")
+@json_option
+@pipeline_option
+def release_command(
+    version: str, target: str | None, reason: str, yes: bool, dry_run: bool, as_json: bool, pipeline: Path
+) -> None:
+    """Walk a version through approval and the targets that require each other, asking before each step.
+
+    What was done before is not done again, so the same command goes on where it stopped: after a no, a failure, or
+    where somebody else has to approve.
+
+    \b
+    Example:
+      runner release NAME/3 --reason "metrics reviewed, see ticket 41"
+      runner release NAME/3 --reason "nightly" --to staging --yes
+    """
+    from runner import actions, backend
+    from runner.model import deployment
+    from runner.model.release import Step, release, steps
+    from runner.pipeline.file import load
+    from runner.run.provenance import who
+
+    name, number = parse_version(version)
+    registry, targets = backend.registry(pipeline), load(pipeline).targets
+    if dry_run:
+        left = steps(registry, name, number, targets=targets, to=target)
+        _print_plan(f"{version} would be released", [step.said(version) for step in left], as_json)
+        return
+
+    def may(step: Step) -> bool:
+        return yes or click.confirm(f"{step.said(version)}?", err=True)
+
+    def do(step: Step) -> Deployment | None:
+        match step.what, step.target:
+            case "approve", _:
+                actions.approve(pipeline, name, number, why=reason)
+            case "approve for", str(at):
+                actions.approve_for(pipeline, name, number, target=at, why=reason)
+            case "deploy", str(at):
+                deployer = backend.deployer(pipeline, at)
+                return deployment.deploy(
+                    registry, deployer, name, number, target=at, targets=targets, who=who(), why=reason
+                )
+        return None
+
+    def done(step: Step) -> Deployment | None:
+        made = do(step)
+        where = f" at {made.place}" if made is not None else ""
+        click.echo(f"✓ {step.said(version)}{where}", err=as_json)
+        return made
+
+    taken = release(registry, name, number, targets=targets, to=target, may=may, do=done)
+    if as_json:
+        print_json({"model": version, "steps": [{"what": step.what, "target": step.target} for step in taken]})
+    elif not taken:
+        click.echo(f"{version} is released already")
+
+
+def _json(name: str, kind: str, made: Deployment | None, health: Health | None) -> dict[str, Any]:
+    return {
+        "target": name,
+        "kind": kind,
+        "model": made.label if made else None,
+        "since": made.at if made else None,
+        "by": made.who if made else None,
+        "why": made.why if made else None,
+        "how": made.kind if made else None,
+        "place": made.place if made else None,
+        "process": health.process if health else None,
+        "health": health.status if health else None,
+        "said": health.said if health else None,
+    }
+
+
+def _print_plan(said: str, steps: Any, as_json: bool) -> None:
+    if as_json:
+        print_json({"said": said, "steps": list(steps)})
+        return
+    click.echo(f"{said}; nothing was done:")
+    for step in steps:
+        click.echo(f"  {step}")
+
+
+def _print_made(made: Deployment, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        print_json({key: value for key, value in msgspec.to_builtins(made).items() if key != "format"})
+    elif made.kind == "removed":
+        click.echo(f"{made.label} is not served at {made.target} any more")
+    else:
+        replaced = f", instead of {made.replaced}" if made.replaced and made.replaced != made.label else ""
+        click.echo(f"{made.target} serves {made.label} at {made.place}{replaced}")

@@ -1,0 +1,175 @@
+"""Scoring by approved versions: `predict` for files, `serve` over HTTP."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from runner.cli.options import json_option, pipeline_option, print_json
+from runner.errors import UsageError
+
+if TYPE_CHECKING:
+    from runner.model.signature import Unknown
+
+unknown_option = click.option(
+    "--unknown",
+    type=click.Choice(["error", "missing"]),
+    default="error",
+    show_default=True,
+    help="What a category is that the model has never seen.",
+)
+
+
+@click.command("predict")
+@click.argument("model", metavar="NAME[/VERSION]")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A .csv, .jsonl or .parquet file."
+)
+@unknown_option
+@json_option
+@pipeline_option
+def predict_command(
+    model: str, file: Path, output: Path | None, unknown: Unknown, as_json: bool, pipeline: Path
+) -> None:
+    """Score a file of raw records (.csv, .jsonl or .parquet) by an approved model version.
+
+    The rows come out as they are, with `prediction` and, unless the model predicts a number, `probability`: as CSV on
+    stdout, or in the file of -o. Without /VERSION the highest approved version scores.
+
+    \b
+    Example:
+      runner predict NAME customers.csv -o scored.csv
+      runner predict NAME/3 customers.parquet | head
+    """
+    from runner import actions
+    from runner.serve.approved import load
+    from runner.serve.predict import format_of, predict, writing
+
+    if as_json and output is None:
+        raise UsageError("--json says what was done; with it, name the file of the rows: -o FILE.")
+    if output is not None and output.exists() and output.samefile(file):
+        raise UsageError(f"{output} is the file that is read; name another with -o.")
+    for path in (file, *([output] if output else [])):
+        format_of(path)
+    version, folder = actions.approved_model(pipeline, model)
+    began = time.monotonic()
+    scorer = load(version, folder, unknown=unknown, threads=_cores())
+    try:
+        with writing(output, sys.stdout) as writer:
+            rows = predict(scorer, file, writer, on_rows=_progress(began))
+    except BrokenPipeError:  # `| head` has seen enough; click would call that a failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    seconds = time.monotonic() - began
+    if as_json:
+        print_json(
+            {
+                "model": scorer.model,
+                "run": version.run,
+                "rows": rows,
+                "output": str(output),
+                "seconds": round(seconds, 3),
+            }
+        )
+    else:
+        click.echo(f"{rows:,} rows scored by {scorer.model} in {seconds:.1f} s", err=True)
+
+
+@click.command("serve")
+@click.argument("model", metavar="NAME[/VERSION]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="An address other than loopback needs a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: one per core]")
+@unknown_option
+@click.option("--max-body-mb", type=click.FloatRange(0, 1024, min_open=True), default=6.0, show_default=True)
+@click.option(
+    "--timeout-s", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="For a request to arrive."
+)
+@click.option("--max-connections", type=click.IntRange(1), default=512, show_default=True, help="In each worker.")
+@click.option(
+    "--token",
+    envvar="RUNNER_TOKEN",
+    metavar="TEXT",
+    help="Better in the variable RUNNER_TOKEN, which `ps` does not show.",
+)
+@pipeline_option
+def serve_command(
+    model: str,
+    host: str,
+    port: int,
+    workers: int | None,
+    unknown: Unknown,
+    max_body_mb: float,
+    timeout_s: float,
+    max_connections: int,
+    token: str | None,
+    pipeline: Path,
+) -> None:
+    """Serve an approved model version over HTTP, as SageMaker asks of a container: GET /ping, POST /invocations.
+
+    There are a page to try it at /, /metrics for Prometheus, and /openapi.json. Records come as CSV, JSON or JSON
+    lines. SIGTERM or Ctrl-C ends it once the requests under way are answered.
+
+    \b
+    Example:
+      runner serve NAME
+      RUNNER_TOKEN=secret runner serve NAME/3 --host 0.0.0.0 --port 80
+    """
+    if not token and not _is_loopback(host):
+        raise UsageError(
+            f"{host} can be reached from other machines, so a token is needed: "
+            "RUNNER_TOKEN=… runner serve …; clients send `Authorization: Bearer …`."
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core, and forked ones
+    from runner import actions
+    from runner.serve.app import Application, Limits
+    from runner.serve.approved import load
+    from runner.serve.metrics import Metrics
+    from runner.serve.server import bind, serve
+
+    version, folder = actions.approved_model(pipeline, model)
+    scorer = load(version, folder, unknown=unknown)
+    processes = workers or _cores()
+    limits = Limits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)
+    application = Application(scorer, version, limits=limits, metrics=Metrics(processes), token=token or None)
+    listening = bind(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}"
+    said = f"serving {scorer.model} of run {version.run} at {address} ({processes} worker{'s' * (processes > 1)})"
+    serve(application, listening, workers=processes, on_ready=lambda: click.echo(said, err=True))
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _progress(began: float) -> Callable[[int, float], None]:
+    """A line on stderr that is written over, twice a second; on no terminal, one every ten seconds."""
+    live = sys.stderr.isatty()
+    shown = began
+
+    def show(rows: int, part: float) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= (0.5 if live else 10):
+            shown = now
+            end: Literal["\r", "\n"] = "\r" if live else "\n"
+            click.echo(f"{rows:>14,} rows  {part:4.0%}  {rows / (now - began):,.0f} rows/s{end}", err=True, nl=False)
+
+    return show

@@ -1,0 +1,252 @@
+"""The HTTP application: SageMaker's `/ping` and `/invocations`, a page, metrics and OpenAPI.
+
+`/invocations` is answered before Starlette's router, which would take as long as all the rest of such an answer.
+Knows nothing of sockets and processes; reads no more of a body than is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from runner.model.versions import ModelVersion
+from runner.serve.describe import openapi, page
+from runner.serve.inference import BadInput, Scorer, accepted
+from runner.serve.metrics import Metrics
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+LARGE_BYTES = 64 * 1024  # from here on a body is read and scored beside the others, not before them
+KNOWN = ("/invocations", "/ping", "/", "/metrics", "/openapi.json")
+CHALLENGE = (b"www-authenticate", b'Basic realm="runner", charset="UTF-8"')
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take."""
+
+    body_bytes: int = 6 * 1024 * 1024
+    timeout_s: float = 30.0
+    connections: int = 512
+
+
+class ClientLeft(Exception):
+    """The connection closed before the request was whole."""
+
+
+class Application:
+    """Answers requests with one model. `draining`: connections are asked to close, and `/ping` says 503."""
+
+    def __init__(
+        self, scorer: Scorer, version: ModelVersion, *, limits: Limits, metrics: Metrics, token: str | None = None
+    ) -> None:
+        self.draining = False
+        self.left: Callable[[], None] | None = None  # called when others accept connections instead of this process
+        self.limits, self.metrics = limits, metrics
+        self.log = Log(scorer.model)
+        self._scorer, self._token = scorer, token
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        self._model = (b"x-model", scorer.model.encode())
+        self._others = _others(self, scorer, version)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        path, method = scope["path"], scope["method"]
+        headers = dict(scope["headers"])
+        scoring = path == "/invocations" and method == "POST"
+        status, rows = 500, 0
+        try:
+            if path != "/ping" and not self._allowed(headers.get(b"authorization", b"")):
+                status = 401
+                await self._send(send, 401, b'{"error": "This needs the token."}', "application/json", CHALLENGE)
+            elif scoring:
+                status, rows = await self._score(headers, receive, send)
+            else:
+
+                async def seen(message: Message) -> None:
+                    nonlocal status
+                    if message["type"] == "http.response.start":
+                        status = message["status"]
+                        message = {**message, "headers": [*message["headers"], *self._closing()]}
+                    await send(message)
+
+                await self._others(scope, receive, seen)
+        finally:
+            seconds = time.perf_counter() - began
+            self.metrics.answered(scoring=scoring, status=status, seconds=seconds, rows=rows)
+            self.log.write(method, path if path in KNOWN else "other", status, seconds, rows)
+
+    async def _score(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> tuple[int, int]:
+        """Status and rows of the answer that was sent."""
+        try:
+            accept = headers.get(b"accept", b"").decode("latin-1")
+            accepted(accept)
+            if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+                raise BadInput("Content-Encoding is not supported; send the body as it is.", status=415)
+            body = await self._body(headers, receive)
+            answer = partial(self._answer, body, headers.get(b"content-type", b"").decode("latin-1"), accept)
+            if len(body) < LARGE_BYTES:
+                content, kind, rows = answer()
+            else:
+                content, kind, rows = await asyncio.get_running_loop().run_in_executor(self._aside, answer)
+            await self._send(send, 200, content, kind, self._model)
+            return 200, rows
+        except BadInput as error:
+            await self._send(send, error.status, error.body(), "application/json", self._model)
+            return error.status, 0
+        except ClientLeft:
+            return 499, 0
+        except Exception as error:  # a fault of ours; its message could have a customer's values
+            self.log.fault(error)
+            await self._send(send, 500, b'{"error": "This is a fault of the server."}', "application/json", self._model)
+            return 500, 0
+
+    def _answer(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str, int]:
+        scores = self._scorer.score(self._scorer.table(body, content_type))
+        return (*self._scorer.reply(scores, accept), len(scores))
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body. Raises BadInput once it is too large or too slow, having read no more than that."""
+        declared = headers.get(b"content-length", b"0")
+        self._fits(int(declared[:18]))
+        # where uvicorn has read all of it already, no clock need be set, which takes as long as the rest of this
+        if not getattr(getattr(receive, "__self__", None), "more_body", True):
+            return await self._parts(receive)
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                return await self._parts(receive)
+        except TimeoutError:
+            said = f"The body did not arrive within {self.limits.timeout_s:g} s."
+            raise BadInput(said, status=408) from None
+
+    async def _parts(self, receive: Receive) -> bytes:
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            self._fits(size)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _fits(self, size: int) -> None:
+        most = self.limits.body_bytes
+        if size > most:
+            raise BadInput(f"The body is larger than {most / 2**20:g} MB. Send fewer rows at once.", status=413)
+
+    async def _send(self, send: Send, status: int, body: bytes, kind: str, *more: tuple[bytes, bytes]) -> None:
+        headers = [
+            (b"content-type", kind.encode()),
+            (b"content-length", b"%d" % len(body)),
+            *more,
+            *self._closing(),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _closing(self) -> list[tuple[bytes, bytes]]:
+        return [(b"connection", b"close")] if self.draining else []
+
+    def _allowed(self, authorization: bytes) -> bool:
+        """`Bearer TOKEN`, or Basic with the token as its password, which is how a browser can ask for it."""
+        if self._token is None:
+            return True
+        kind, _, said = authorization.partition(b" ")
+        if kind.lower() == b"basic":
+            try:
+                said = base64.b64decode(said, validate=True).partition(b":")[2]
+            except ValueError:
+                return False
+        return hmac.compare_digest(said.strip(), self._token.encode())
+
+
+class Log:
+    """The access log on stderr: a line of JSON an answer, with nothing of a request but its path where that is ours."""
+
+    def __init__(self, model: str) -> None:
+        self.worker = 0
+        self._model = json.dumps(model)
+        self._lines: list[str] = []
+        self._second = (0, "")
+
+    def write(self, method: str, path: str, status: int, seconds: float, rows: int) -> None:
+        method = method if method.isalpha() and len(method) < 10 else "other"
+        if not self._lines:
+            asyncio.get_running_loop().call_later(0.1, self.flush)  # one write for all answers of a moment
+        self._lines.append(
+            f'{{"at":"{self._now()}","method":"{method}","path":"{path}","status":{status},"ms":{seconds * 1e3:.3f},'
+            f'"rows":{rows},"model":{self._model},"worker":{self.worker}}}\n'
+        )
+
+    def fault(self, error: BaseException) -> None:
+        """Where a fault was, not what it said."""
+        at = error.__traceback__
+        places = []
+        while at is not None:
+            places.append(f"{at.tb_frame.f_code.co_filename.rpartition('/')[2]}:{at.tb_lineno}")
+            at = at.tb_next
+        record = {"at": self._now(), "fault": type(error).__name__, "where": places[-6:], "worker": self.worker}
+        self._lines.append(json.dumps(record) + "\n")
+
+    def _now(self) -> str:
+        now = time.time()
+        if self._second[0] != int(now):
+            self._second = (int(now), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)))
+        return f"{self._second[1]}.{int(now % 1 * 1000):03d}Z"
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
+
+
+def _others(application: Application, scorer: Scorer, version: ModelVersion) -> Callable[..., Awaitable[None]]:
+    described = openapi(scorer, version, application.limits.body_bytes)
+    html, policy = page(scorer, version)
+
+    async def ping(_: Request) -> Response:
+        return Response(status_code=503 if application.draining else 200)
+
+    async def index(_: Request) -> Response:
+        return HTMLResponse(html, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+
+    async def metrics(_: Request) -> Response:
+        content = application.metrics.text(version)
+        return PlainTextResponse(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def described_by(_: Request) -> Response:
+        return JSONResponse(described)
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        said = f"{error.detail}. There are {', '.join(KNOWN)}."
+        return JSONResponse({"error": said}, error.status_code, headers=dict(error.headers or {}))
+
+    routes: list[Any] = [
+        Route("/ping", ping),
+        Route("/", index),
+        Route("/metrics", metrics),
+        Route("/openapi.json", described_by),
+        Route("/invocations", ping, methods=["POST"]),  # POST never gets here; others are 405
+    ]
+    application_of = Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    application_of.router.redirect_slashes = False
+    return application_of

@@ -1,0 +1,168 @@
+"""What is served, said to people and to programs: the page at `/`, and OpenAPI."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner import __version__
+from runner.model.versions import ModelVersion
+from runner.serve.inference import CONTENT_TYPES
+
+if TYPE_CHECKING:
+    from runner.serve.inference import Scorer
+
+TEMPLATE = Path(__file__).with_name("page.html")
+REFUSALS = {
+    "400": "The records cannot be scored: what is wrong, in which row (from 1) and column.",
+    "401": "The token is missing or wrong.",
+    "406": "None of the accepted content types can be given.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large.",
+    "415": "The content type is none that is read.",
+}
+
+
+def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
+    """The HTML, and the policy that lets a browser load nothing but what is in it."""
+    facts = {
+        "run": version.run,
+        "approved by": f"{version.decided_by or '–'}: {version.reason or '–'}",
+        "registered": f"{version.created[:16].replace('T', ' ')} UTC, by {version.created_by}",
+        "predicts": _predicts(scorer),
+        "bytes": f"sha256 {version.sha256}",
+    }
+    metrics = "".join(
+        f"<tr><th scope=row>{html.escape(name)}</th><td>{metric.value:.4g}</td>"
+        f"<td>{'–' if metric.low is None else f'{metric.low:.4g} to {metric.high:.4g}'}</td></tr>"
+        for name, metric in sorted(version.metrics.items())
+    )
+    model = {
+        "columns": [
+            {"name": column.name, "kind": column.kind, "categories": column.known} for column in scorer.columns
+        ],
+        "sample": scorer.signature["sample_request"],
+        "predicts": f"Predicts {_predicts(scorer)}.",
+    }
+    filled = TEMPLATE.read_text(encoding="utf-8")
+    for name, value in {
+        "name": html.escape(scorer.model),
+        "description": html.escape(version.description),
+        "facts": "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
+        "metrics": metrics,
+        "model": json.dumps(model).replace("<", "\\u003c"),
+    }.items():
+        filled = filled.replace(f"[[{name}]]", value)
+    hashes = {tag: _hash(filled.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]) for tag in ("script", "style")}
+    policy = f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:"
+    return filled, f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def openapi(scorer: Scorer, version: ModelVersion, body_bytes: int) -> dict[str, Any]:
+    """OpenAPI 3.1: https://spec.openapis.org/oas/v3.1.1.html"""
+    sample = scorer.signature["sample_request"]
+    records = {"type": "array", "items": {"$ref": "#/components/schemas/Record"}, "minItems": 1}
+    instances = {"type": "object", "properties": {"instances": records}, "required": ["instances"]}
+    single = {"$ref": "#/components/schemas/Record"}
+    text = {"schema": {"type": "string"}, "example": _csv_line(scorer)}
+    lines = {"schema": {"type": "string"}, "example": json.dumps(sample)}
+    body = {kind: text if kind == "text/csv" else lines for kind in CONTENT_TYPES if kind != "application/json"}
+    body["application/json"] = {"schema": {"anyOf": [instances, records, single]}, "example": {"instances": [sample]}}
+    answer = {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Predictions"}},
+        "text/csv": {"schema": {"type": "string", "description": "The probability or the number, a line a row."}},
+        "application/jsonlines": {"schema": {"type": "string", "description": "A prediction a line."}},
+    }
+    refusals = {
+        code: {"description": said, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+        for code, said in REFUSALS.items()
+    }
+    plain = {"200": {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    scoring = {
+        "summary": f"Score records, at most {body_bytes / 2**20:g} MB of them",
+        "description": "CSV with or without a header (`text/csv; header=present` or `absent` where it cannot be told), "
+        "then with one field per column in the model's order. Columns the model does not use are ignored.",
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "Scored, in the order of the rows", "content": answer}, **refusals},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": f"{scorer.model}: {_predicts(scorer)}",
+            "version": str(version.version),
+            "description": f"{version.description}\n\nFrom run {version.run}. Served by runner {__version__}.".strip(),
+        },
+        "paths": {
+            "/invocations": {"post": scoring},
+            "/ping": {"get": {"summary": "200 when the model scored its sample", "responses": {"200": {"description": "Ready"}, "503": {"description": "Shutting down"}}}},
+            "/metrics": {"get": {"summary": "Counters for Prometheus", "responses": plain}},
+        },
+        "components": {"schemas": {"Record": _record(scorer), "Predictions": _predictions(scorer), "Error": _ERROR}},
+    }  # fmt: skip
+
+
+_ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {"type": "string"},
+        "row": {"type": ["integer", "null"], "minimum": 1},
+        "column": {"type": ["string", "null"]},
+    },
+    "required": ["error"],
+}
+
+
+def _record(scorer: Scorer) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    for column in scorer.columns:
+        if column.kind == "category":
+            known = {"enum": [*column.known, None]}
+            properties[column.name] = {"description": f"One of {len(column.known)} categories, as text or number.", "anyOf": [known, {"type": ["string", "number"]}]}  # fmt: skip
+        elif column.kind == "boolean":
+            properties[column.name] = {"anyOf": [{"type": ["boolean", "null"]}, {"enum": [0, 1]}, {"type": "string"}]}
+        else:
+            properties[column.name] = {"type": ["number", "string", "null"], "description": f"A finite {column.kind}."}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": scorer.names,
+        "additionalProperties": True,
+        "example": scorer.signature["sample_request"],
+        "description": "A raw record. null, or blank text, is a missing value.",
+    }
+
+
+def _predictions(scorer: Scorer) -> dict[str, Any]:
+    prediction: dict[str, Any] = {"type": "boolean" if scorer.probable else "number"}
+    one = {
+        "type": "object",
+        "properties": {"prediction": prediction, "probability": {"type": "number", "minimum": 0, "maximum": 1}},
+        "required": ["prediction"],
+    }
+    return {
+        "type": "object",
+        "properties": {"predictions": {"type": "array", "items": one}, "model": {"type": "string"}},
+        "required": ["predictions", "model"],
+    }
+
+
+def _predicts(scorer: Scorer) -> str:
+    said = scorer.signature
+    if not scorer.probable:
+        return f"{said['target']} ({said['objective']})"
+    label = "" if said.get("positive") is None else f" = {said['positive']}"
+    return f"{said['target']}{label}, from a probability of {scorer.threshold:g}"
+
+
+def _csv_line(scorer: Scorer) -> str:
+    sample = scorer.signature["sample_request"]
+    fields = ["" if sample[name] is None else str(sample[name]) for name in scorer.names]
+    return ",".join(f'"{field}"' if set(field) & set(',"\r\n') else field for field in fields)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,244 @@
+"""A file of raw records in, the same rows with `prediction` and `probability` out: a part at a time, in bounded memory.
+
+Knows the formats; the records are read by `runner.serve.inference`, as from a request.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from runner.errors import UsageError
+from runner.model.signature import BadRecords
+
+if TYPE_CHECKING:
+    from runner.serve.inference import Rows, Scorer
+
+ROWS = 10_000  # at a time
+FORMATS = {".csv": "csv", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
+ADDED = ("prediction", "probability")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of the file: all their values, and as the model takes them."""
+
+    names: Sequence[str]
+    rows: Iterable[Sequence[Any]]
+    table: Rows
+    records: list[dict[str, Any]] | None = None  # as they stand in a file of JSON lines
+    batch: Any = None  # pyarrow's, of a Parquet file
+
+
+class Writer(Protocol):
+    def __init__(self, file: Any) -> None: ...
+
+    def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def format_of(path: Path) -> str:
+    """Raises UsageError for an ending that says none."""
+    found = FORMATS.get(path.suffix.lower())
+    if found is None:
+        raise UsageError(f"{path}: write the format as its ending, {', '.join(FORMATS)}.")
+    return found
+
+
+def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[int, float], None]) -> int:
+    """Score the file; the number of rows. `on_rows` is told rows done and the part of the file, 0 to 1.
+
+    Raises BadRecords naming row (from 1, the header not counted) and column; rows before it may be written by then.
+    """
+    import numpy as np
+
+    from runner.serve.inference import BadInput
+
+    done, part_done = 0, 0.0
+    parts = {"csv": _csv, "lines": _lines, "parquet": _parquet}[format_of(source)](source, scorer)
+    try:
+        for part, part_done in parts:
+            twice = [name for name in ADDED if name in part.names]
+            if twice:
+                raise UsageError(f"{source} has a column {twice[0]} already, which would be added. Rename it.")
+            count = len(part.table)
+            scores = scorer.score(part.table) if count else np.empty(0, dtype="float32")
+            writer.write(part, *scorer.answers(scores))
+            done += count
+            on_rows(done, part_done)
+    except BadInput as error:
+        said = str(error)
+        if error.row is not None:  # counted from the part's first
+            said = said.replace(f"ow {error.row}", f"ow {error.row + done}", 1)
+        raise BadRecords(f"{source}: {said}") from error
+    except UnicodeDecodeError as error:
+        raise BadRecords(f"{source}: after row {done} it is not UTF-8: {error.reason}.") from error
+    return done
+
+
+@contextmanager
+def writing(target: Path | None, stdout: TextIO) -> Iterator[Writer]:
+    """What writes to the file, by its ending, or CSV to `stdout`. The file appears when all rows are in it."""
+    if target is None:
+        yield CsvWriter(stdout)
+        stdout.flush()
+        return
+    made: dict[str, type[Writer]] = {"csv": CsvWriter, "lines": LinesWriter, "parquet": ParquetWriter}
+    kind = format_of(target)
+    beside = target.with_name(f".{target.name}.part")
+    try:
+        with open(beside, "wb") as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            writer = made[kind](file if kind == "parquet" else text)
+            yield writer
+            writer.close()
+            text.flush()
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class CsvWriter:
+    def __init__(self, file: Any) -> None:
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._begun = False
+
+    def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None:
+        said = [json.dumps(one) for one in predictions]
+        if not self._begun and part.names:
+            self._begun = True
+            self._writer.writerow([*part.names, *(ADDED if probabilities is not None else ADDED[:1])])
+        if probabilities is None:
+            self._writer.writerows([*row, one] for row, one in zip(part.rows, said, strict=True))
+        else:
+            answers = zip(part.rows, said, probabilities, strict=True)
+            self._writer.writerows([*row, one, chance] for row, one, chance in answers)
+
+    def close(self) -> None:
+        pass
+
+
+class LinesWriter:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None:
+        records = part.records or (dict(zip(part.names, row, strict=True)) for row in part.rows)
+        for at, record in enumerate(records):
+            added = {"prediction": predictions[at]}
+            if probabilities is not None:
+                added["probability"] = probabilities[at]
+            self._file.write(json.dumps({**record, **added}, ensure_ascii=False, default=str) + "\n")
+
+    def close(self) -> None:
+        pass
+
+
+class ParquetWriter:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._writer: Any = None
+
+    def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if part.batch is None:
+            columns = [list(column) for column in zip(*part.rows, strict=True)] or [[] for _ in part.names]
+            table = pa.table(dict(zip(part.names, columns, strict=True)))
+        else:
+            table = pa.Table.from_batches([part.batch])
+        table = table.append_column("prediction", pa.array(predictions))
+        if probabilities is not None:
+            table = table.append_column("probability", pa.array(probabilities, type=pa.float64()))
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, table.schema)
+        try:
+            self._writer.write_table(table.cast(self._writer.schema))
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise UsageError(f"The columns change their types along the file; write CSV instead. {error}") from error
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
+    from runner.serve.inference import BadInput
+
+    header: list[str] | None = None
+    size, first = source.stat().st_size or 1, True
+    with open(source, "rb") as file:
+        reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        while True:
+            try:
+                rows = list(islice(reader, ROWS))
+            except csv.Error as error:
+                raise BadInput(f"Line {reader.line_num} is not CSV: {error}.") from None
+            if not rows:
+                return
+            rows = scorer.given(rows)
+            if first and rows:
+                first, table = False, scorer.fields(rows, "")
+                if len(table) < len(rows):
+                    header, rows = rows[0], rows[1:]
+            else:
+                table = scorer.fields([header, *rows] if header else rows, "present" if header else "absent")
+            yield Part(header or scorer.names, rows, table), file.tell() / size
+
+
+def _lines(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
+    from runner.serve.inference import BadInput
+
+    size, done, number, names = source.stat().st_size or 1, 0, 0, None
+    with open(source, encoding="utf-8-sig", newline="\n") as file:
+        while lines := list(islice(file, ROWS)):
+            done += sum(map(len, lines))
+            at = range(number + 1, number + 1 + len(lines))
+            number += len(lines)
+            given = [scorer.read_json(line, f"Line {n}: ") for n, line in zip(at, lines, strict=True) if line.strip()]
+            table = scorer.records(given)
+            records = [one if isinstance(one, dict) else dict(zip(scorer.names, one, strict=True)) for one in given]
+            names = names or list(dict.fromkeys(name for record in records for name in record))
+            for row, record in enumerate(records, start=1):
+                if not record.keys() <= set(names):
+                    more = next(name for name in record if name not in names)
+                    raise BadInput(f"Row {row} has {more}, which none of the first {ROWS} records has.", row, more)
+            rows = ([record.get(name) for name in names or ()] for record in records)
+            yield Part(names, rows, table, records=records), min(1.0, done / size)
+
+
+def _parquet(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(source)
+    except pa.ArrowInvalid as error:
+        raise BadRecords(f"{source} is no Parquet file: {error}") from error
+    size, done = file.metadata.num_rows or 1, 0
+    with file:
+        for batch in file.iter_batches(batch_size=ROWS):
+            places = {name: at for at, name in enumerate(batch.schema.names)}
+            scorer.complete(places)
+            done += batch.num_rows
+            taken = [batch.column(places[name]) for name in scorer.names]
+            plain = [one.cast(pa.float64()) if pa.types.is_decimal(one.type) else one for one in taken]
+            rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            yield (
+                Part(
+                    batch.schema.names,
+                    rows,
+                    list(zip(*(one.to_pylist() for one in plain), strict=True)),
+                    batch=batch,
+                ),
+                done / size,
+            )

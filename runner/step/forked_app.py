@@ -1,0 +1,231 @@
+"""ipykernel without its sockets and threads: what a fork server makes once and every kernel it forks goes on with.
+
+The application, the kernel and the shell are ipykernel's own, so that cells find what they find in Jupyter. Messages
+leave by the session, which puts them on one line to the runner.
+"""
+# mypy: disallow-untyped-calls=False
+# (ipykernel is not annotated)
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from runner.lean import without
+from runner.step.line import Kind, frame
+from runner.step.pump import Pump
+from runner.step.stream import CappedStream, keep_no_copy
+
+with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
+    # the first three are what every shell imports later
+    import IPython.core.logger
+    import IPython.extensions.storemagic  # noqa: F401
+    import tornado.platform.asyncio  # noqa: F401
+    from ipykernel.displayhook import ZMQDisplayHook
+    from ipykernel.ipkernel import IPythonKernel
+    from ipykernel.kernelapp import IPKernelApp
+    from jupyter_client.session import Session
+
+LIMIT_BYTES = 50_000_000  # of one displayed output; runner.step.client has it too, for kernels that are not ours
+INLINE = "module://matplotlib_inline.backend_inline"
+SHELL, IOPUB = object(), object()  # where ipykernel means to send a message
+
+
+class Line(Session):
+    """Jupyter's session with one socket for all channels. Before `connect` it drops what it is given."""
+
+    def connect(self, line: socket.socket) -> None:
+        self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
+
+    def send(
+        self,
+        stream: Any,
+        msg_or_type: dict[str, Any] | str,
+        content: dict[str, Any] | None = None,
+        parent: dict[str, Any] | None = None,
+        ident: Any = None,
+        buffers: Any = None,
+        track: bool = False,
+        header: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Put a message on the line; a process that a cell forked can only print."""
+        if isinstance(msg_or_type, dict):
+            message = msg_or_type
+        else:
+            message = self.msg(msg_or_type, content=content, parent=parent, header=header, metadata=metadata)
+        kind = message["header"]["msg_type"]
+        if not hasattr(self, "line"):
+            return message
+        if kind.startswith("comm_"):
+            self.refuse("a cell talks to a widget in the browser (a comm)")
+        if os.getpid() != self.owner:
+            self._print(kind, message["content"])
+            return message
+        if kind in ("display_data", "execute_result", "update_display_data"):
+            _cap(message["content"])
+        payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": message["content"]}
+        self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, self.pack(payload))
+        return message
+
+    def put(self, kind: Kind, payload: bytes) -> None:
+        with self.lock:
+            self.line.sendall(frame(kind, payload))
+
+    def refuse(self, why: str) -> NoReturn:
+        """Ask for the standard kernel, and do nothing more: the runner ends this process."""
+        self.put(Kind.REFUSED, self.pack(why))
+        while True:
+            time.sleep(60)
+
+    def _print(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "stream":
+            os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
+
+
+def _cap(content: dict[str, Any]) -> None:
+    size = sum(len(value) for value in content["data"].values() if isinstance(value, str))
+    if size > LIMIT_BYTES:
+        content["data"] = {"text/plain": f"[not kept: an output of {size:,} characters]"}
+
+
+class PumpedStream(CappedStream):
+    """A cell's stdout or stderr. Its descriptor is the captured one, so that what is handed it is captured too."""
+
+    def __init__(self, session: Line, pump: Pump, name: str) -> None:
+        super().__init__(session, pump, name, watchfd=False)
+
+    def fileno(self) -> int:
+        return 1 if self.name == "stdout" else 2
+
+    def flush(self) -> None:
+        if self._is_master_process():
+            with self.pub_thread.settled():
+                self._flush()
+        else:
+            self._flush()
+
+    def forget(self) -> None:
+        """In a process that a cell forked: what was printed before is the parent's to show."""
+        self._buffer_lock = threading.RLock()
+        self._rotate_buffers()
+
+
+class ForkedKernel(IPythonKernel):
+    """Handles one request at a time, in the process's main thread, with its loop running as in any kernel."""
+
+    session: Any
+    _execute_sleep = 0.0  # for zmq; here what was sent first arrives first
+    _supports_kernel_subshells = False
+
+    async def handle(self, message: dict[str, Any], pump: Pump) -> None:
+        """One request, from busy to idle."""
+        self.set_parent([], message, channel="shell")
+        self._publish_status("busy", "shell")
+        self.pre_handler_hook()
+        try:
+            if message["header"]["msg_type"] == "kernel_info_request":
+                content = {"status": "ok", **self.kernel_info}
+                self.session.send(SHELL, "kernel_info_reply", content, message)
+            else:
+                await self.execute_request(SHELL, [], message)
+        except KeyboardInterrupt:
+            self.log.error("KeyboardInterrupt caught in kernel.")
+        finally:
+            self.post_handler_hook()
+        with pump.settled():
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            self._publish_status("idle", "shell")
+
+    def _abort_queues(self, subshell_id: str | None = None) -> None:
+        """Nothing is queued: the runner sends a request when the one before is done."""
+
+
+class ForkedApp(IPKernelApp):
+    """`build()` makes it in the server; `begin` does in the forked process what belongs to one notebook."""
+
+    session: Any
+    shell: Any
+
+    def init_blackhole(self) -> None: ...
+    def init_connection_file(self) -> None: ...
+    def init_poller(self) -> None: ...
+    def init_sockets(self) -> None: ...
+    def init_heartbeat(self) -> None: ...
+    def write_connection_file(self, **_: Any) -> None: ...
+    def log_connection_info(self) -> None: ...
+    def init_signal(self) -> None: ...
+
+    def init_io(self) -> None:
+        self.configure_tornado_logger()
+        self.patch_io()
+
+    def init_kernel(self) -> None:
+        self.kernel = ForkedKernel.instance(
+            parent=self,
+            session=self.session,
+            iopub_socket=IOPUB,
+            shell_channel_thread=SimpleNamespace(parent_thread=threading.main_thread()),
+            log=self.log,
+            profile_dir=self.profile_dir,
+            user_ns=self.user_ns,
+        )
+
+    # these run what the user's IPython profile asks for, and look at the environment
+    def init_path(self) -> None: ...
+    def init_gui_pylab(self) -> None: ...
+    def init_extensions(self) -> None: ...
+    def init_code(self) -> None: ...
+
+    def begin(self, line: socket.socket) -> Pump:
+        """Connect, capture what is printed, and prepare the shell as Jupyter would. The environment is in place."""
+        self.session.connect(line)
+        pump = Pump(line)
+        sys.stdout = PumpedStream(self.session, pump, "stdout")
+        sys.stderr = PumpedStream(self.session, pump, "stderr")
+        sys.displayhook = self.displayhook = _displayhook(self)
+        os.register_at_fork(after_in_child=lambda: _forget(self.session, pump))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.shell.init_environment()
+        super().init_path()
+        super().init_gui_pylab()
+        super().init_extensions()
+        super().init_code()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        pump.begin(sys.stdout.write, sys.stderr.write)
+        return pump
+
+
+def build() -> Any:
+    """The ForkedApp with its kernel and shell; no cell has run."""
+    app: Any = ForkedApp.instance()
+    # what ipykernel sets before any cell: pyplot, loaded ahead, looks at it when it is imported
+    os.environ["MPLBACKEND"] = os.environ.get("MPLBACKEND") or INLINE
+    app.session = Line(parent=app)
+    with without("debugpy"):
+        # as in runner.step.kernel
+        app.initialize(["--IPKernelApp.ignore_cwd=True", "--HistoryManager.enabled=False"])
+    keep_no_copy(app.shell)
+    return app
+
+
+def _displayhook(app: ForkedApp) -> Any:
+    hook: Any = ZMQDisplayHook(app.session, IOPUB)
+    hook.get_execution_count = lambda: app.kernel.execution_count
+    return hook
+
+
+def _forget(session: Line, pump: Pump) -> None:
+    session.lock = threading.Lock()
+    pump.forget()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, PumpedStream):
+            stream.forget()

@@ -1,0 +1,122 @@
+"""What a forked kernel's process writes to its descriptors 1 and 2, by whatever means, as output of its cells.
+
+One thread reads both, flushes what cells print every fifth of a second, and ends the process group once the
+runner is gone. Lives in the kernel's process.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ipykernel.iostream import IOPubThread
+
+PIECE_BYTES = 1 << 16
+Write = Callable[[str], Any]
+
+
+class _Pipe:
+    """One descriptor, replaced by a pipe that is read here."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.read, write = os.pipe()
+        os.set_blocking(self.read, False)
+        os.dup2(write, number)
+        os.close(write)
+        self.decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def text(self) -> str:
+        """What there is to read now, at most PIECE_BYTES of it."""
+        try:
+            return self.decode(os.read(self.read, PIECE_BYTES))
+        except BlockingIOError:
+            return ""
+
+
+class Pump(IOPubThread):
+    """Stands where ipykernel's streams expect their publishing thread: `schedule` runs at once, `call_later` later."""
+
+    thread: Any
+    io_loop: Any
+
+    def __init__(self, line: socket.socket) -> None:
+        # not IOPubThread's: it opens zmq sockets
+        self.thread = None
+        self.io_loop = self
+        self._line = line
+        self._pipes = {number: _Pipe(number) for number in (1, 2)}
+        self._writes: dict[int, Write] = {}
+        self._due: list[tuple[float, Callable[[], None]]] = []
+        self._wake, self._woken = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._lock = threading.RLock()
+
+    def begin(self, stdout: Write, stderr: Write) -> None:
+        self._writes = {1: stdout, 2: stderr}
+        threading.Thread(target=self._run, name="IOPub", daemon=True).start()
+
+    def schedule(self, f: Callable[[], None]) -> None:
+        f()
+
+    def call_later(self, delay_s: float, f: Callable[[], None]) -> None:
+        self._due.append((time.monotonic() + delay_s, f))
+        os.write(self._woken, b".")
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Inside, everything written so far is in its stream, and nothing is published by this thread."""
+        with self._lock:
+            for number in self._pipes:
+                while self._move(number):
+                    pass
+            yield
+
+    def forget(self) -> None:
+        """In a process that a cell forked: there is no thread here, and nobody holds the lock."""
+        self._lock = threading.RLock()
+        self._due = []
+
+    def _move(self, number: int) -> bool:
+        text = self._pipes[number].text()
+        if text:
+            self._writes[number](text)
+        return bool(text)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        sources = {pipe.read: number for number, pipe in self._pipes.items()}
+        for descriptor in (*sources, self._wake):
+            poll.register(descriptor, select.POLLIN)
+        poll.register(self._line, select.POLLRDHUP)
+        while True:
+            for descriptor, _ in poll.poll(self._wait_ms()):
+                if descriptor == self._line.fileno():
+                    os.killpg(os.getpgrp(), signal.SIGKILL)
+                elif descriptor in sources:
+                    with self._lock:
+                        self._move(sources[descriptor])
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake, PIECE_BYTES)
+            self._flush_due()
+
+    def _wait_ms(self) -> float | None:
+        soonest = min((when for when, _ in self._due), default=None)
+        return None if soonest is None else max(0.0, soonest - time.monotonic()) * 1000
+
+    def _flush_due(self) -> None:
+        now = time.monotonic()
+        due, self._due = [f for when, f in self._due if when <= now], [p for p in self._due if p[0] > now]
+        with self._lock:
+            for f in due:
+                f()

@@ -1,0 +1,93 @@
+"""Writing an executed notebook: atomically, seldom while it runs, and free of credentials."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runner.failpoint import reach
+from runner.pipeline.credentials import Redactor
+
+SAVE_EVERY_S = 5.0
+SPLIT_TOO = ("application/javascript", "image/svg+xml")  # what nbformat stores line by line beside text/*
+
+
+class Saver:
+    """Writes the notebook beside its place, then renames it there: at most every SAVE_EVERY_S, or now.
+
+    What it writes is free of credentials, as is the notebook itself from then on; `redactor` knows what was there.
+    With None as redactor it is written as it is.
+    """
+
+    def __init__(self, path: Path, redactor: Redactor | None) -> None:
+        self.path, self.redactor = path, redactor
+        self.last = time.monotonic()
+        self._clean: dict[int, Any] = {}  # by identity: what was looked through already, and has not been replaced
+
+    def __call__(self, nb: Any, now: bool) -> None:
+        if not now and time.monotonic() - self.last < SAVE_EVERY_S:
+            return
+        if self.redactor is not None:
+            self._redact(nb, self.redactor)
+        beside = self.path.with_suffix(".partial")
+        with beside.open("wb") as file:
+            file.write(written(nb))
+            reach("notebook half saved")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path)
+        reach("notebook saved")
+        self.last = time.monotonic()
+
+    def _redact(self, nb: Any, redactor: Redactor) -> None:
+        for cell in nb.cells:
+            for output in cell.get("outputs", []):
+                for field in ("text", "data", "evalue", "traceback"):
+                    if field in output and self._clean.get(id(output[field])) is not output[field]:
+                        output[field], kinds = redactor.inside(output[field])
+                        self._clean[id(output[field])] = output[field]
+                        where = f"cell [{cell.execution_count}]" if cell.execution_count else "a cell"
+                        redactor.note(where, kinds)
+
+
+def written(nb: Any) -> bytes:
+    """The notebook's file, byte for byte what nbformat writes; without its validation and copies, in a third of the time."""
+    made = {**nb, "cells": [_cell(cell) for cell in nb["cells"]]}
+    text = json.dumps(made, sort_keys=True, ensure_ascii=False).encode()
+    try:
+        return msgspec.json.format(text, indent=1) + b"\n"
+    except msgspec.DecodeError:  # a NaN, which is no JSON and yet what kernels send and nbformat writes
+        return json.dumps(made, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def _cell(cell: Any) -> dict[str, Any]:
+    made = {**cell, "source": _lines(cell["source"])}
+    if "attachments" in cell:
+        made["attachments"] = {name: _bundle(data) for name, data in cell["attachments"].items()}
+    if "outputs" in cell:
+        made["outputs"] = [_output(output) for output in cell["outputs"]]
+    return made
+
+
+def _output(output: Any) -> dict[str, Any]:
+    made = dict(output)
+    if "data" in made:
+        made["data"] = _bundle(made["data"])
+    if "text" in made:
+        made["text"] = _lines(made["text"])
+    return made
+
+
+def _bundle(data: Any) -> dict[str, Any]:
+    return {
+        kind: _lines(value) if kind.startswith("text/") or kind in SPLIT_TOO else value for kind, value in data.items()
+    }
+
+
+def _lines(value: Any) -> Any:
+    return value.splitlines(keepends=True) if isinstance(value, str) else value

@@ -1,0 +1,699 @@
+"""Versions at a local target: only what may be served is, nothing is lost while they change, and everything is on record."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import Done, Project, children_of
+from test_serve_records import records, trained
+
+import runner.errors
+import runner.model
+from runner.content import artifact
+from runner.failpoint import VARIABLE
+from runner.model.approval import check_format
+from runner.model.deployment import FAILPOINTS, served_at
+from runner.model.events import verify_chain
+from runner.model.registry import LocalRegistry
+from runner.model.versions import Event, NewVersion
+
+RUN = "20261122-1016{:02d}-7f3a"
+MODEL = "steps/train/out/model"
+TOML = """
+name = "tiny"
+[steps.train]
+notebook = "train.ipynb"
+[targets.staging]
+kind = "local"
+port = {}
+workers = 1
+[targets.production]
+kind = "local"
+port = {}
+workers = 2
+"""
+STRICT = 'requires = "staging"\nsecond_approval = true\n'
+
+
+@dataclass(frozen=True)
+class Place(Project):
+    """Three versions of tiny, of which the first two are approved, and two targets."""
+
+    ports: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def registry(self) -> LocalRegistry:
+        return LocalRegistry(self.folder / "runs" / "registry.db")
+
+    @property
+    def events(self) -> list[Event]:
+        found = list(self.registry.events("tiny"))
+        assert verify_chain(found) is None
+        return found
+
+    @property
+    def told(self) -> list[tuple[int, str]]:
+        """What happened at targets."""
+        return [(event.version, event.kind) for event in self.events if "target" in event.data]
+
+    def model(self, version: int) -> Path:
+        return self.folder / "runs" / RUN.format(version) / MODEL
+
+    def sample(self, version: int) -> tuple[dict[str, Any], float]:
+        said = json.loads((self.model(version) / "signature.json").read_text())
+        return said["sample_request"], said["sample_prediction"]
+
+    def state(self, target: str = "staging") -> dict[str, Any]:
+        made: dict[str, Any] = json.loads((self.folder / "runs" / "targets" / target / "state.json").read_text())
+        return made
+
+    def log(self, target: str = "staging") -> str:
+        return (self.folder / "runs" / "targets" / target / "log").read_text()
+
+    def supervisor(self, target: str = "staging") -> int:
+        return int((self.folder / "runs" / "targets" / target / "alive").read_text())
+
+    def deploy(self, version: int, target: str = "staging", *more: str, **options: Any) -> Done:
+        return self.runner("deploy", f"tiny/{version}", "--to", target, *more, **options)
+
+    def scored(self, target: str = "staging") -> str:
+        """Which version answers its own sample record, by asking it."""
+        caller = Caller(self.ports[target], self.sample(1)[0])
+        with contextlib.closing(caller):
+            return caller.once()[0]
+
+    def deployments(self, *more: str) -> list[dict[str, Any]]:
+        made: list[dict[str, Any]] = self.runner("deployments", "--json", *more).json
+        return made
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project with the versions registered; each test changes a copy."""
+    folder = tmp_path_factory.mktemp("models")
+    registry = LocalRegistry(folder / "runs" / "registry.db")
+    raw = records()
+    for number in (1, 2, 3):
+        made = folder / "runs" / RUN.format(number) / MODEL
+        made.parent.mkdir(parents=True)
+        runner.model.save(made, trained(raw, eta=0.1 * number), raw, target="left", positive="yes")
+        fact = artifact(made, name=MODEL)
+        registry.register(
+            NewVersion(name="tiny", run=RUN.format(number), sha256=fact.sha256, artifact=fact, created_by="ana@desk")
+        )
+        if number < 3:
+            registry.decide("tiny", number, "approved", who="ben@desk", why="reviewed")
+    return folder
+
+
+@pytest.fixture
+def place(models: Path, tmp_path: Path) -> Iterator[Place]:
+    folder = tmp_path / "project"
+    shutil.copytree(models, folder)
+    ports = dict(zip(("staging", "production"), free_ports(2), strict=True))
+    made = Place(folder, ports)
+    made.toml(TOML.format(*ports.values()))
+    yield made
+    for target in ports:
+        alive = folder / "runs" / "targets" / target / "alive"
+        if alive.exists() and alive.read_text():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(alive.read_text()), signal.SIGKILL)
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in taken]
+
+
+class Caller:
+    """Sends the same record again and again; keeps what was answered, and every failure."""
+
+    def __init__(self, port: int, record: dict[str, Any], *, keeps: bool = True) -> None:
+        self.port, self.keeps = port, keeps
+        self.body = json.dumps([record]).encode()
+        self.answers: list[tuple[str, float]] = []
+        self.failures: list[str] = []
+        self._connection: http.client.HTTPConnection | None = None
+
+    def once(self) -> tuple[str, float]:
+        """(version, prediction)"""
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        headers = {"content-type": "application/json", "accept": "text/csv"}
+        self._connection.request("POST", "/invocations", self.body, headers)
+        reply = self._connection.getresponse()
+        answer = reply.read()
+        if reply.will_close or not self.keeps:
+            self.close()
+        assert reply.status == 200, (reply.status, answer)
+        return reply.headers["x-model"], float(answer)
+
+    def until(self, ended: threading.Event) -> None:
+        while not ended.is_set():
+            try:
+                self.answers.append(self.once())
+            except (OSError, http.client.HTTPException, AssertionError) as error:
+                self.failures.append(repr(error))
+                self.close()
+            time.sleep(random.uniform(0, 0.01))
+        self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+@contextlib.contextmanager
+def load(place: Place, target: str, clients: int) -> Iterator[list[Caller]]:
+    """Clients at work, half of them with a new connection for each request."""
+    ended = threading.Event()
+    callers = [Caller(place.ports[target], place.sample(1)[0], keeps=number % 2 == 0) for number in range(clients)]
+    threads = [threading.Thread(target=caller.until, args=[ended]) for caller in callers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield callers
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def wait_for(held: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not held():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# Nothing is lost
+
+
+def keeps_on(place: Place, seconds: float, clients: int) -> None:
+    assert place.deploy(1, "production").code == 0
+    began, rounds = time.monotonic(), 0
+    with load(place, "production", clients) as callers:
+        while time.monotonic() - began < seconds:
+            assert place.deploy(2, "production").code == 0
+            assert place.runner("rollback", "production").code == 0
+            rounds += 1
+        time.sleep(0.5)
+    assert not [failure for caller in callers for failure in caller.failures]
+    answers = {answer for caller in callers for answer in caller.answers}
+    assert {name for name, _ in answers} == {"tiny/1", "tiny/2"}
+    for name, prediction in answers:  # each answer is of the version that it names
+        same = [score for other, score in answers if other == name]
+        assert same == [prediction]
+    assert place.told == [(1, "deployed"), *[(2, "deployed"), (1, "rolled back")] * rounds]
+    assert all(len(caller.answers) > 20 * seconds for caller in callers) or sum(len(c.answers) for c in callers) > 200
+
+
+def test_no_request_fails_while_versions_change(place: Place) -> None:
+    keeps_on(place, 5, 6)
+
+
+@pytest.mark.soak
+def test_no_request_fails_in_a_minute_of_changes(place: Place) -> None:
+    keeps_on(place, 60, 16)
+
+
+def test_a_connection_that_rests_while_versions_change_is_answered(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    caller = Caller(place.ports["staging"], place.sample(1)[0])
+    assert caller.once()[0] == "tiny/1"
+    assert place.deploy(2).code == 0
+    time.sleep(2)  # longer than the old version waits for new requests
+    assert caller.once()[0] == "tiny/1"
+    assert caller.once()[0] == "tiny/2"
+    caller.close()
+    assert place.runner("undeploy", "staging").code == 0
+
+
+# Only what may be served is
+
+
+def served_still(place: Place, done: Done, *words: str) -> None:
+    """The command was refused with these words, and tiny/1 goes on."""
+    assert done.code == 8, done.err
+    for word in words:
+        assert word in done.err
+    assert place.scored() == "tiny/1"
+    assert place.told == [(1, "deployed")]
+
+
+def spoil(path: Path, content: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def remade(place: Place, version: int, change: Callable[[Path], None], *, approve: bool = True) -> None:
+    """Register a further version: a copy of tiny/1's folder, changed before it was registered."""
+    made = place.model(version)
+    shutil.copytree(place.model(1), made)
+    change(made)
+    fact = artifact(made, name=MODEL)
+    new = NewVersion(name="tiny", run=RUN.format(version), sha256=fact.sha256, artifact=fact, created_by="ana@desk")
+    assert place.registry.register(new).version == version
+    if approve:
+        place.registry.decide("tiny", version, "approved", who="ben@desk", why="reviewed")
+
+
+def coded(code: str) -> Callable[[Path], None]:
+    """A model whose features are made by this code."""
+
+    def change(folder: Path) -> None:
+        raw = records()
+        source = folder.parent / "features.py"
+        source.write_text("def transform(frame):\n    return frame\n")
+        runner.model.save(folder, trained(raw), raw, target="left", positive="yes", code=source)
+        source.write_text(code + source.read_text())
+        said = json.loads((folder / "signature.json").read_text())
+        said["code_sha256"] = artifact(source, name="").sha256
+        (folder / "signature.json").write_text(json.dumps(said))
+        (folder / "features.py").write_bytes(source.read_bytes())
+
+    return change
+
+
+def test_only_an_approved_version_is_deployed(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    served_still(place, place.deploy(3), "tiny/3 is pending")
+    place.registry.decide("tiny", 2, "rejected", who="ben@desk", why="wrong month")
+    served_still(place, place.deploy(2), "tiny/2 is rejected")
+    served_still(place, place.deploy(2, "staging", "--dry-run"), "tiny/2 is rejected")
+
+
+def test_a_model_that_was_altered_is_not_deployed(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    trees = (place.model(2) / "model.ubj").read_bytes()
+    spoil(place.model(2) / "model.ubj", trees[:-9] + bytes([trees[-9] ^ 1]) + trees[-8:])
+    served_still(place, place.deploy(2), "tiny/2 was altered", "bytes differ")
+    shutil.rmtree(place.model(2))
+    served_still(place, place.deploy(2), "is missing")
+
+
+def test_a_model_that_was_altered_while_it_serves_is_not_loaded_again(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    trees = place.model(1) / "model.ubj"
+    sound = trees.read_bytes()
+    spoil(trees, (place.model(2) / "model.ubj").read_bytes())
+    (found,) = place.deployments("staging")
+    os.kill(found["process"], signal.SIGKILL)
+    wait_for(lambda: place.log().count("tiny/1 was altered") >= 2)
+    done = place.runner("deployments", "staging")
+    assert done.code == 4
+    assert "unhealthy" in done.out
+    spoil(trees, sound)
+    wait_for(lambda: place.runner("deployments", "staging").code == 0)
+    assert place.scored() == "tiny/1"
+
+
+def test_a_pickle_is_not_approved_not_deployed_and_not_loaded(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    remade(place, 4, lambda folder: spoil(folder / "model.ubj", pickle.dumps({"trees": 1})))
+    with pytest.raises(runner.errors.Refused, match="is a pickle"):  # what `runner approve` asks
+        check_format(place.model(4))
+    served_still(place, place.deploy(4), "is a pickle")
+    done = place.runner("serve", "tiny/4", "--port", str(free_ports(1)[0]))
+    assert done.code == 8
+    assert "is a pickle" in done.err
+
+
+def test_a_version_that_does_not_answer_as_recorded_is_not_switched_to(place: Place) -> None:
+    def other_answer(folder: Path) -> None:
+        said = json.loads((folder / "signature.json").read_text())
+        spoil(folder / "signature.json", json.dumps({**said, "sample_prediction": 0.123}).encode())
+
+    assert place.deploy(1).code == 0
+    remade(place, 4, other_answer)
+    served_still(place, place.deploy(4), "The sample record scores", "tiny/1 goes on")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os\nos._exit(3)\n", "its process ended with status 3"),
+        ("raise OSError('no such table')\n", "no such table"),
+    ],
+)
+def test_a_version_that_cannot_start_is_not_switched_to(place: Place, code: str, said: str) -> None:
+    assert place.deploy(1).code == 0
+    remade(place, 4, coded(code))
+    served_still(place, place.deploy(4), said)
+
+
+def test_a_version_whose_code_prints_is_served(place: Place) -> None:
+    remade(place, 4, coded("print('loaded')\n"))
+    done = place.deploy(4, "staging", "--json")
+    assert (done.code, done.json["version"]) == (0, 4)
+    assert "loaded" in place.log()
+
+
+# What a target can ask for
+
+
+def as_person(name: str) -> dict[str, str]:
+    return {"LOGNAME": name, "USER": name}
+
+
+def strict(place: Place) -> None:
+    file = place.folder / "pipeline.toml"
+    file.write_text(file.read_text() + STRICT)
+
+
+def test_production_can_require_staging_and_a_second_approval(place: Place) -> None:
+    strict(place)
+    assert place.deploy(1, "staging").code == 0
+    done = place.deploy(2, "production")
+    assert done.code == 8
+    assert "runner deploy tiny/2 --to staging" in done.err
+    done = place.deploy(1, "production")
+    assert done.code == 8
+    assert "second approval for production, by somebody else than ben@desk" in done.err
+
+    approve = ("approve", "tiny/1", "--to", "production", "--reason")
+    done = place.runner(*approve, "fine", env=as_person("ben"))
+    assert done.code == 8
+    assert "somebody else" in done.err
+    assert place.runner(*approve, " ", env=as_person("cleo")).code == 2
+    assert place.runner("approve", "tiny/1", "--to", "staging", "--reason", "x", env=as_person("cleo")).code == 2
+    done = place.runner("approve", "tiny/3", "--to", "production", "--reason", "x", env=as_person("cleo"))
+    assert (done.code, "pending" in done.err) == (8, True)
+    done = place.runner(*approve, "as good in staging", env=as_person("cleo"))
+    assert (done.code, done.out.splitlines()[0]) == (0, "model tiny/1 approved for production")
+    assert place.runner(*approve, "once more", env=as_person("dora")).code == 8
+    assert place.deploy(1, "production").code == 0
+    assert place.told == [(1, "deployed"), (1, "approved for production"), (1, "deployed")]
+    assert {row["target"]: row["model"] for row in place.deployments()} == {"staging": "tiny/1", "production": "tiny/1"}
+
+
+def test_who_may_decide_holds_for_the_second_approval_too(place: Place) -> None:
+    strict(place)
+    with open(place.folder / "pipeline.toml", "a") as file:
+        file.write('[approval]\nby = ["cleo"]\n')
+    approve = ("approve", "tiny/1", "--to", "production", "--reason", "fine")
+    assert place.runner(*approve, env=as_person("dora")).code == 8
+    assert place.runner(*approve, env=as_person("cleo")).code == 0
+
+
+def test_a_release_goes_on_where_it_stopped(place: Place) -> None:
+    strict(place)
+    release = ("release", "tiny/1", "--reason", "ticket 41")
+    done = place.runner(*release, "--dry-run", "--json")
+    assert done.json["steps"] == [
+        "deploy tiny/1 to staging",
+        "approve tiny/1 for production",
+        "deploy tiny/1 to production",
+    ]
+    assert place.told == []
+    done = place.runner(*release, "--yes", env=as_person("ben"))
+    assert done.code == 8
+    assert "✓ deploy tiny/1 to staging" in done.out
+    assert "somebody else has to" in done.err
+    done = place.runner(*release, "--yes", env=as_person("cleo"))
+    assert done.code == 0, done.err
+    assert [event.kind for event in place.events if "target" in event.data] == [
+        "deployed",
+        "approved for production",
+        "deployed",
+    ]
+    assert "released already" in place.runner(*release, "--yes").out
+
+
+def test_a_release_asks_before_each_step(place: Place) -> None:
+    with place.start("release", "tiny/1", "--to", "staging", "--reason", "x") as process:
+        _, err = process.communicate("", timeout=60)
+    assert process.returncode == 130  # nobody answers
+    assert "deploy tiny/1 to staging?" in err
+    assert place.told == []
+    done = place.runner("release", "tiny/1", "--reason", "x", "--yes")
+    assert (done.code, "Which target is the last one? staging, production" in done.err) == (2, True)
+
+
+# Deployments that die, and several at once
+
+
+@pytest.mark.parametrize("at", FAILPOINTS)
+def test_a_deployment_killed_anywhere_leaves_a_version_serving_and_the_next_one_goes_on(place: Place, at: str) -> None:
+    assert place.deploy(1).code == 0
+    assert place.deploy(2, env={VARIABLE: at}).code == -signal.SIGKILL
+    switched = FAILPOINTS.index(at) >= FAILPOINTS.index("target switched")
+    assert place.scored() == ("tiny/2" if switched else "tiny/1")
+    told = [(1, "deployed"), *([(2, "deployed")] if switched else [])]
+    (found,) = place.deployments("staging")  # writes the event that is missing
+    assert (found["model"], place.told) == ("tiny/2" if switched else "tiny/1", told)
+    assert place.deploy(2).code == 0
+    assert place.told == [*told, (2, "deployed")]
+    assert place.scored() == "tiny/2"
+    wait_for(lambda: len(list(children_of(place.supervisor()))) == 2)  # nothing of the dead one is left
+
+
+def test_a_first_deployment_killed_before_it_serves_leaves_nothing(place: Place) -> None:
+    assert place.deploy(1, env={VARIABLE: "target ready"}).code == -signal.SIGKILL
+    assert place.deployments("staging")[0]["model"] is None
+    assert place.deploy(2).code == 0
+    assert place.told == [(2, "deployed")]
+
+
+def test_of_two_deployments_at_once_one_is_refused(place: Place) -> None:
+    remade(place, 4, coded("import time\ntime.sleep(4)\n"))
+    assert place.deploy(1).code == 0
+    first = place.start("deploy", "tiny/4", "--to", "staging")
+    wait_for(lambda: "tiny/4 is started" in place.log())
+    for command in (["deploy", "tiny/2", "--to", "staging"], ["rollback", "staging"], ["undeploy", "staging"]):
+        done = place.runner(*command)
+        assert done.code == 8
+        assert "is being changed just now" in done.err
+    assert place.scored() == "tiny/1"
+    assert place.deploy(2, "production").code == 0  # another target is nobody's business
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert place.scored() == "tiny/4"
+    assert sorted(place.told) == [(1, "deployed"), (2, "deployed"), (4, "deployed")]
+
+
+def test_what_a_killed_deployment_was_bringing_up_ends(place: Place) -> None:
+    remade(place, 4, coded("import time\ntime.sleep(60)\n"))
+    assert place.deploy(1).code == 0
+    process = place.start("deploy", "tiny/4", "--to", "staging")
+    wait_for(lambda: "tiny/4 is started" in place.log())
+    process.kill()
+    process.communicate()
+    wait_for(lambda: "whoever brought it has left" in place.log())
+    assert place.deploy(2).code == 0
+    assert place.scored() == "tiny/2"
+
+
+# Processes that die
+
+
+def test_a_worker_that_dies_is_replaced(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    (found,) = place.deployments("staging")
+    (worker,) = children_of(found["process"])
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: list(children_of(found["process"])) not in ([], [worker]))
+    assert place.scored() == "tiny/1"
+    os.kill(found["process"], signal.SIGKILL)
+    wait_for(lambda: "started again" in place.log() and place.runner("deployments", "staging").code == 0)
+    assert place.scored() == "tiny/1"
+    assert place.told == [(1, "deployed")]
+
+
+def test_a_target_whose_process_was_killed_is_down_until_it_is_restarted(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    before = place.deployments("staging")[0]
+    os.kill(place.supervisor(), signal.SIGKILL)
+    done = place.runner("deployments", "staging", "--json")
+    assert done.code == 4
+    assert (done.json[0]["health"], "runner deployments --restart" in done.json[0]["said"]) == ("down", True)
+    after = place.deployments("staging", "--restart")[0]
+    assert {key: after[key] for key in ("model", "since", "by", "health")} == {
+        key: before[key] for key in ("model", "since", "by", "health")
+    }
+    assert place.scored() == "tiny/1"
+    assert place.told == [(1, "deployed")]
+
+    os.kill(place.supervisor(), signal.SIGKILL)
+    place.registry.decide("tiny", 1, "rejected", who="ben@desk", why="wrong month")
+    done = place.runner("deployments", "staging", "--restart")
+    assert (done.code, "tiny/1 is rejected" in done.err) == (8, True)
+    assert place.deploy(2).code == 0
+    assert place.scored() == "tiny/2"
+
+
+def test_a_target_told_to_end_answers_first_and_can_be_restarted(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    os.kill(place.supervisor(), signal.SIGTERM)  # as when the machine is shut down
+    wait_for(lambda: '"ended"' in place.log())
+    assert place.deployments("staging", "--restart")[0]["health"] == "serving"
+
+
+# Back, away, and on record
+
+
+def test_a_rollback_goes_back_to_what_is_approved_still(place: Place) -> None:
+    done = place.runner("rollback", "staging")
+    assert (done.code, "Nothing is served at staging" in done.err) == (8, True)
+    place.registry.decide("tiny", 3, "approved", who="ben@desk", why="reviewed")
+    assert place.deploy(1).code == 0
+    assert place.runner("rollback", "staging").code == 8  # there is nothing before
+    for version in (2, 3):
+        assert place.deploy(version).code == 0
+    place.registry.decide("tiny", 2, "rejected", who="ben@desk", why="wrong month")
+    done = place.runner("rollback", "staging", "--dry-run")
+    assert (done.code, done.out.splitlines()[0]) == (0, "staging would go back to tiny/1; nothing was done:")
+    done = place.runner("rollback", "staging", "--reason", "too slow", "--json")
+    assert (done.json["version"], done.json["kind"], done.json["replaced"]) == (1, "rolled back", "tiny/3")
+    assert place.scored() == "tiny/1"
+    assert place.runner("rollback", "staging").code == 8
+
+
+def test_an_undeployed_target_is_free(place: Place) -> None:
+    assert place.runner("undeploy", "staging").code == 8
+    assert place.deploy(1).code == 0
+    pid = place.supervisor()
+    assert place.runner("undeploy", "staging", "--dry-run").code == 0
+    assert place.scored() == "tiny/1"
+    done = place.runner("undeploy", "staging", "--reason", "done with it")
+    assert (done.code, done.out) == (0, "tiny/1 is not served at staging any more\n")
+    wait_for(lambda: not running(pid))
+    with socket.create_server(("127.0.0.1", place.ports["staging"])):
+        pass
+    assert place.told == [(1, "deployed"), (1, "removed")]
+    assert place.deployments("staging")[0]["model"] is None
+    assert place.runner("undeploy", "staging").code == 8
+    assert place.deploy(2).code == 0
+    os.kill(place.supervisor(), signal.SIGKILL)
+    assert place.runner("undeploy", "staging").code == 0  # also where the process is gone
+    assert place.told[-1] == (2, "removed")
+
+
+def test_a_dry_run_starts_and_writes_nothing(place: Place) -> None:
+    done = place.deploy(1, "staging", "--dry-run")
+    assert done.code == 0
+    assert f"start a process at http://127.0.0.1:{place.ports['staging']}" in done.out
+    assert place.told == []
+    assert not (place.folder / "runs" / "targets").exists()
+
+
+def test_the_auditor_is_told_what_was_served_when(place: Place) -> None:
+    assert place.deploy(1, "production", "--reason", "ticket 41").code == 0
+    assert place.deploy(2, "production").code == 0
+    assert place.runner("undeploy", "production").code == 0
+    assert place.deploy(1, "staging").code == 0
+    at = [event.data["since"] for event in place.events if "target" in event.data]
+    told = []
+    for moment in ("2020-01-01T00:00:00.000Z", *at[:3]):
+        done = place.runner("history", "tiny", "--at", moment, "--target", "production", "--json").json
+        told.append(done["served"] and done["served"]["version"])
+        found = served_at(place.events, "production", moment)
+        assert (found.version if found else None) == told[-1]
+    assert told == [None, 1, 2, None]
+    lines = place.runner("history", "tiny", "--at", at[0], "--target", "production").out
+    assert "production served tiny/1" in lines
+    for word in ("ticket 41", "ben@desk", RUN.format(1), place.registry.get("tiny", 1).sha256):
+        assert word in lines
+    rows = place.runner("history", "tiny", "--target", "production").out.splitlines()
+    assert [row.split("  ")[2].strip() for row in rows[1:]] == ["deployed (production)"] * 2 + ["removed (production)"]
+
+
+def test_a_target_that_changes_its_model_ends_the_other_models_story(place: Place) -> None:
+    other = msgspec.structs.replace(place.registry.get("tiny", 1), name="other")
+    place.registry.register(NewVersion(**{name: getattr(other, name) for name in NewVersion.__struct_fields__}))
+    place.registry.decide("other", 1, "approved", who="ben@desk", why="reviewed")
+    assert place.deploy(1).code == 0
+    assert place.runner("deploy", "other/1", "--to", "staging").code == 0
+    assert place.told == [(1, "deployed"), (1, "removed")]
+    assert served_at(place.events, "staging", "9999") is None
+    assert place.runner("rollback", "staging").code == 0
+    assert place.scored() == "tiny/1"
+    assert [event.kind for event in place.registry.events("other")][2:] == ["deployed", "removed"]
+
+
+# Where it is served
+
+
+def test_an_address_that_is_taken_is_refused(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", place.ports["staging"])):
+        done = place.deploy(1)
+    assert done.code == 8
+    assert "Address already in use" in done.err
+    assert place.deploy(1).code == 0
+
+
+def test_a_target_that_moves_has_to_be_undeployed_first(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    file, (port,) = place.folder / "pipeline.toml", free_ports(1)
+    file.write_text(file.read_text().replace(str(place.ports["staging"]), str(port)))
+    served_still(place, place.deploy(2), "runner undeploy staging")
+    assert place.runner("undeploy", "staging").code == 0
+    place.ports["staging"] = port
+    assert place.deploy(2).code == 0
+    assert place.scored() == "tiny/2"
+
+
+def test_a_target_that_others_can_reach_needs_a_token(place: Place) -> None:
+    file = place.folder / "pipeline.toml"
+    file.write_text(file.read_text().replace("workers = 1", 'workers = 1\nhost = "0.0.0.0"'))
+    done = place.deploy(1)
+    assert (done.code, "a token is needed" in done.err) == (2, True)
+    assert place.deploy(1, env={"RUNNER_TOKEN": "secret"}).code == 0
+    assert place.deployments("staging")[0]["health"] == "serving"
+    caller = Caller(place.ports["staging"], place.sample(1)[0])
+    with pytest.raises(AssertionError, match="401"):
+        caller.once()
+    caller.close()
+    assert "secret" not in json.dumps(place.state())
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('[targets.a]\nkind = "lokal"', "targets.a.kind: Invalid enum value 'lokal'"),
+        ('[targets.a]\nkind = "local"\nport = 70000', "targets.a.port is 70000"),
+        ('[targets.a]\nkind = "local"\ninstance = "ml.m5.large"', "targets.a.instance means nothing"),
+        ('[targets.a]\nkind = "sagemaker"\nport = 80', "targets.a.port means nothing"),
+        ('[targets.a]\nkind = "local"\nrequires = "prodution"', "there is no target `prodution`; did you mean `production`?"),
+        ('[targets.a]\nkind = "local"\nrequires = "a"', "a → a goes round in a circle"),
+        ('[targets.a]\nkind = "local"\nhots = "x"', "targets.a.hots is no key; did you mean `host`?"),
+        ('[targets.a]\nkind = "sagemaker"\nserverless = {}\ninstance = "x"', "serverless has no instances"),
+    ],
+)  # fmt: skip
+def test_a_target_that_makes_no_sense_is_named(place: Place, lines: str, said: str) -> None:
+    with open(place.folder / "pipeline.toml", "a") as file:
+        file.write(lines)
+    done = place.runner("deployments")
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_a_target_that_is_not_there_is_named_with_those_that_are(place: Place) -> None:
+    done = place.deploy(1, "prodution")
+    assert (done.code, "did you mean `production`?" in done.err) == (2, True)

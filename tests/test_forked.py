@@ -1,0 +1,514 @@
+"""Kernels forked from a server: what each has of its own, what sends a notebook to the standard kernel, what ends them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import children_of, code, environment, notebook, recorded
+
+from runner.records import StepJob, StepResult, encode
+from runner.step.local import LocalExecutor
+
+Cell = dict[str, Any] | str
+
+# a runner of its own, to be killed: executes the step folders that it is given
+RUNNER = """
+import sys, threading
+from pathlib import Path
+from runner.step.local import LocalExecutor
+executor = LocalExecutor(kernel="forked")
+folders = [Path(name) for name in sys.argv[1:]]
+executor.prepare(folders[0], cwd=None, threads=0)
+print("prepared", flush=True)
+for folder in folders:
+    executor.run(folder, cwd=None, stop=threading.Event(), on_progress=lambda _: None)
+executor.close()
+"""
+
+
+def step(folder: Path, *cells: Cell, modules: dict[str, str] | None = None, **job: Any) -> Path:
+    """A step folder made of the cells."""
+    (folder / "modules").mkdir(parents=True)
+    for name, source in (modules or {}).items():
+        (folder / "modules" / name).write_text(source)
+    (folder / "notebook.ipynb").write_text(json.dumps(notebook(*cells)))
+    wanted = StepJob(run="r", step=folder.name, notebook="n", **{"parameters": {}, "outputs": {}, "threads": 2, **job})
+    (folder / "job.json").write_bytes(encode(wanted))
+    return folder
+
+
+@contextmanager
+def executor(kernel: str = "forked", project: Path | None = None) -> Iterator[LocalExecutor]:
+    made = LocalExecutor(project, kernel=kernel)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def run(made: LocalExecutor, folder: Path, stop: threading.Event | None = None) -> StepResult:
+    return made.run(folder, cwd=None, stop=stop or threading.Event(), on_progress=lambda _: None)
+
+
+def cells(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "executed.ipynb").read_text())["cells"]
+    return found
+
+
+def shown(folder: Path, index: int = -1) -> str:
+    """What a cell printed, or its result."""
+    outputs = cells(folder)[index]["outputs"]
+    return "".join(
+        line for output in outputs for line in output.get("text", output.get("data", {}).get("text/plain", []))
+    )
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Installs a module of that name and source, as far as the runner and its kernels can tell."""
+    place = tmp_path / "site"
+    place.mkdir()
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    return lambda name, source: (place / f"{name}.py").write_text(source) and None
+
+
+def gone(processes: list[int], within_s: float = 5) -> None:
+    give_up = time.monotonic() + within_s
+    while left := [pid for pid in processes if alive(pid)]:
+        assert time.monotonic() < give_up, [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def appeared(path: Path) -> None:
+    give_up = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < give_up, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_libraries_are_there_before_the_first_cell_also_those_imported_in_functions(tmp_path: Path) -> None:
+    folder = step(
+        tmp_path / "s",
+        "import sys\nloaded = set(sys.modules)",
+        "import helper\ndef later():\n    import sklearn.metrics\n    return sklearn",
+        "'sklearn.metrics' in loaded, 'helper' in loaded, helper.VALUE, len(__import__('threading').enumerate())",
+        modules={"helper.py": "VALUE = 3\n"},
+    )
+    with executor() as made:
+        assert run(made, folder).kernel == "forked"
+    assert shown(folder).startswith("(True, False, 3, ")
+
+
+def test_each_kernel_has_random_numbers_a_group_and_an_environment_of_its_own(tmp_path: Path) -> None:
+    look = (
+        "import os, random, numpy as np, uuid\nimport numpy.random\n"
+        "print(random.random(), np.random.rand(), uuid.uuid4(), os.getpid())\n"
+        "print(os.getpgrp() == os.getpid(), hash('order'), os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'])\n"
+        "print(sorted(name for name in os.environ if name.startswith('RUNNER_')), 'JE_ARROW_MALLOC_CONF' in os.environ)\n"
+        "import signal; print(signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGIO), signal.getsignal(signal.SIGTERM))\n"
+        "import gc; print(gc.isenabled(), os.getcwd())"
+    )
+    folders = [step(tmp_path / name, look) for name in ("a", "b")]
+    with executor() as made:
+        for folder in folders:
+            assert run(made, folder).error is None
+    first, second = (shown(folder).splitlines() for folder in folders)
+    assert not set(first[0].split()) & set(second[0].split())
+    assert first[1] == second[1]
+    assert first[1].startswith("True ")
+    assert first[1].endswith(" 2 2")
+    assert first[2] == "['RUNNER_STEP_FOLDER'] False"
+    assert first[3] == "0 0 0" or "SIG_DFL" in first[3]
+    assert first[4] == f"True {folders[0] / 'modules'}"
+
+
+def test_linear_algebra_has_the_threads_of_the_job_and_not_the_servers_one(tmp_path: Path) -> None:
+    look = "import numpy, sklearn.metrics, threadpoolctl\n{(i['user_api'], i['num_threads']) for i in threadpoolctl.threadpool_info()}"
+    folder = step(tmp_path / "s", look)
+    with executor() as made:
+        assert run(made, folder).error is None
+    found = shown(folder)
+    assert "('blas', 2)" in found
+    assert "('openmp', 2)" in found
+    assert ", 1)" not in found
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("import ipywidgets; ipywidgets.IntSlider()", "imports ipywidgets"),
+        ("from tqdm.auto import tqdm\nfor _ in tqdm(range(2)): pass", "imports tqdm.auto"),
+        ("try:\n    import torch\nexcept ImportError:\n    print('none')", "imports torch, which may open the GPU"),
+        ("import os\nos.environ['X'] = '1'\nimport pandas", "sets environment variables before it imports pandas"),
+        ("import importlib\nw = importlib.import_module('ipywidgets'); w.IntSlider()", "talks to a widget"),
+    ],
+)
+def test_what_a_forked_kernel_cannot_do_goes_to_the_standard_one_and_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cell: str, why: str
+) -> None:
+    folder = step(tmp_path / "s", "from pathlib import Path\nPath('../out/seen').write_text('x')", cell, "'end'")
+    with executor() as made, caplog.at_level(logging.WARNING):
+        result = run(made, folder)
+    assert (result.status, result.kernel) == ("succeeded", "standard")
+    assert json.loads((folder / "result.json").read_text())["kernel"] == "standard"
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("runner")]
+    assert len(said) == 1
+    assert said[0].startswith("s: executed by the standard kernel, because")
+    assert why in said[0]
+    assert [cell["execution_count"] for cell in cells(folder)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("print('hello from the library')", "prints or warns"),
+        ("import warnings; warnings.warn('old library')", "prints or warns"),
+        (
+            "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+            "starts a thread",
+        ),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_ahead_spoils_no_other_notebook(
+    tmp_path: Path, library: Callable[[str, str], None], caplog: pytest.LogCaptureFixture, source: str, why: str
+) -> None:
+    library("unruly", source)
+    first = step(tmp_path / "first", "import unruly\n'done'")
+    other = step(tmp_path / "other", "import json\n'done'")
+    again = step(tmp_path / "again", "import unruly\n'done'")
+    with executor() as made, caplog.at_level(logging.WARNING):
+        kinds = [run(made, folder).kernel for folder in (first, other, again)]
+    assert kinds == ["standard", "forked", "forked"]
+    assert why in caplog.text
+    # now the cell imports it, in its own process
+    assert ("hello from the library" in shown(again)) == ("print" in source)
+    assert ("old library" in shown(again)) == ("warn" in source)
+
+
+def test_a_module_of_the_project_is_not_mistaken_for_a_package_that_another_step_uses(
+    tmp_path: Path, library: Callable[[str, str], None]
+) -> None:
+    library("shared_name", "VALUE = 'installed'\n")
+    first = step(tmp_path / "first", "import shared_name\nshared_name.VALUE")
+    second = step(
+        tmp_path / "second", "import shared_name\nshared_name.VALUE", modules={"shared_name.py": "VALUE = 'ours'\n"}
+    )
+    with executor() as made:
+        assert [run(made, folder).error for folder in (first, second)] == [None, None]
+    assert (shown(first), shown(second)) == ("'installed'", "'ours'")
+
+
+def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_path: Path) -> None:
+    train = (
+        "import numpy as np, xgboost as xgb\nrng = np.random.default_rng(7)\nx = rng.normal(size=(500, 6))\n"
+        "y = (x @ rng.normal(size=6) > 0).astype(int)\n"
+        "model = xgb.train({'objective': 'binary:logistic', 'seed': 1, 'nthread': 2}, xgb.DMatrix(x, y), 20)\n"
+        "model.save_model(path); score = float(np.linalg.svd(x)[1].sum())\nopen('../../table.txt').read()"
+    )
+    (tmp_path / "table.txt").write_text("read by a cell")
+    results = {}
+    for kernel in ("forked", "standard"):
+        cells = (code("path = ''", "parameters"), train, recorded("score", "score"))
+        folder = step(tmp_path / kernel, *cells, outputs={"path": "model.ubj"})
+        with executor(kernel, tmp_path) as made:
+            results[kernel] = run(made, folder)
+        assert results[kernel].kernel == kernel
+    forked, standard = results["forked"], results["standard"]
+    assert forked.error is None
+    assert forked.outputs == standard.outputs
+    assert forked.metrics == standard.metrics
+    assert forked.metrics["score"].value is not None
+    assert forked.opened == standard.opened
+    assert list(forked.opened) == ["table.txt"]
+
+
+def test_the_server_ends_with_its_runner_and_takes_everything_along(tmp_path: Path) -> None:
+    folder = step(
+        tmp_path / "s",
+        "import os, subprocess, time\nsubprocess.Popen(['sleep', '300'])\nif not os.fork(): time.sleep(300)",
+        f"open({str(tmp_path / 'started')!r}, 'w').close()\ntime.sleep(300)",
+    )
+    for victims in ("runner", "runner and server"):
+        (tmp_path / "started").unlink(missing_ok=True)
+        process = started(folder)
+        appeared(tmp_path / "started")
+        family = list(children_of(process.pid))
+        assert len(family) >= 4
+        if victims == "runner and server":
+            os.kill(family[0], signal.SIGKILL)
+        process.kill()
+        process.wait()
+        gone(family)
+
+
+def test_a_server_that_is_importing_ends_with_its_runner_too(
+    tmp_path: Path, library: Callable[[str, str], None]
+) -> None:
+    library("slow", f"import time\nopen({str(tmp_path / 'importing')!r}, 'w').close()\ntime.sleep(300)")
+    process = started(step(tmp_path / "s", "import slow"))
+    appeared(tmp_path / "importing")
+    family = list(children_of(process.pid))
+    process.kill()
+    process.wait()
+    gone(family)
+
+
+def test_a_kernel_outlives_its_server_and_the_next_one_gets_another(tmp_path: Path) -> None:
+    first = step(
+        tmp_path / "first", f"open({str(tmp_path / 'started')!r}, 'w').close()\nimport time; time.sleep(2)", "'end'"
+    )
+    second = step(tmp_path / "second", "1")
+    process = started(first, second)
+    appeared(tmp_path / "started")
+    os.kill(next(children_of(process.pid)), signal.SIGKILL)
+    assert process.wait(60) == 0
+    for folder in (first, second):
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["status"], result["kernel"]) == ("succeeded", "forked")
+
+
+def test_a_server_killed_before_it_has_forked_leaves_the_work_to_the_standard_kernel(
+    tmp_path: Path, library: Callable[[str, str], None]
+) -> None:
+    place = tmp_path / "importing"
+    library(
+        "slow",
+        f"import pathlib, time\nif not pathlib.Path({str(place)!r}).exists():\n    open({str(place)!r}, 'w').close()\n    time.sleep(300)",
+    )
+    folder = step(tmp_path / "s", "import slow\n'end'")
+    process = started(folder)
+    appeared(place)
+    os.kill(next(children_of(process.pid)), signal.SIGKILL)
+    assert process.wait(60) == 0
+    assert json.loads((folder / "result.json").read_text())["kernel"] == "standard"
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "said"),
+    [
+        ("import os; os._exit(7)", "kernel died", "exited with code 7"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel died", "killed by SIGKILL"),
+        ("import ctypes; ctypes.string_at(0)", "kernel died", "killed by SIGSEGV"),
+        ("exit()", "stopped early", "exited"),
+        ("import sys; sys.exit(1)", "stopped early", "left with 1"),
+        (
+            "import resource\nresource.setrlimit(resource.RLIMIT_AS, (4 << 30,) * 2)\nbytearray(8 << 30)",
+            "exception",
+            "",
+        ),
+    ],
+)
+def test_how_a_kernel_ended_is_told(tmp_path: Path, source: str, kind: str, said: str) -> None:
+    folder = step(tmp_path / "s", "a = 1", source, "import time; time.sleep(2)\nnever = 1")
+    with executor() as made:
+        result = run(made, folder)
+    assert result.kernel == "forked"
+    assert result.error is not None
+    assert (result.error.kind, result.error.cell) == (kind, 3 if source == "exit()" and result.error.cell == 3 else 2)
+    assert said in result.error.evalue
+    assert cells(folder)[-1]["execution_count"] is None
+
+
+@pytest.mark.parametrize("limit", ["cell_timeout_s", "timeout_s"])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_time_outs_end_a_cell_and_all_that_it_started(tmp_path: Path, limit: str, stubborn: bool) -> None:
+    ignore = (
+        "import signal\nfor n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.SIG_IGN)\n"
+        if stubborn
+        else ""
+    )
+    folder = step(
+        tmp_path / "s",
+        f"import os, pathlib, time\nchild = os.fork()\nif not child: time.sleep(300)\npathlib.Path('../pid').write_text(str(child))\n{ignore}"
+        "while True: time.sleep(.1)",
+        **{limit: 3.0 if limit == "cell_timeout_s" else 10.0},
+    )
+    with executor() as made:
+        result = run(made, folder)
+        assert result.error is not None
+        assert (result.error.kind, limit in result.error.evalue) == ("timeout", True)
+        gone([int((folder / "pid").read_text())])
+    if not stubborn:
+        assert "KeyboardInterrupt" in json.dumps(cells(folder))
+
+
+@pytest.mark.parametrize("cell", ["import time\ntime.sleep(300)", "import asyncio\nawait asyncio.sleep(300)"])
+def test_a_stop_interrupts_the_cell(tmp_path: Path, cell: str) -> None:
+    folder = step(tmp_path / "s", f"open('started', 'w').close()\n{cell}")
+    stop = threading.Event()
+
+    def later() -> None:
+        appeared(folder / "modules" / "started")
+        stop.set()
+
+    threading.Thread(target=later).start()
+    with executor() as made:
+        result = run(made, folder, stop)
+    assert result.status == "interrupted"
+    assert any(name in json.dumps(cells(folder)) for name in ("KeyboardInterrupt", "CancelledError"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "for _ in range(1000): print('x' * 1_000_000)",
+        "import os\nfor _ in range(1000): os.write(1, b'x' * 999_999 + b'\\n')",
+        "import sys\nfor _ in range(1000): sys.stderr.write('x' * 1_000_000)",
+        "from IPython.display import HTML, display\nfor _ in range(200): display(HTML('x' * 5_000_000))",
+    ],
+)
+def test_a_gigabyte_of_output_costs_neither_the_runner_nor_the_kernel_its_memory(tmp_path: Path, source: str) -> None:
+    folder = step(
+        tmp_path / "s", source, "import resource\nresource.getrusage(resource.RUSAGE_SELF).ru_maxrss", "'end'"
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with executor() as made:
+        assert run(made, folder).status == "succeeded"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
+    assert int(shown(folder, 1)) < 300_000
+    assert (folder / "executed.ipynb").stat().st_size < 60_000_000
+    assert "capped" in shown(folder, 0) or "not kept" in shown(folder, 0)
+
+
+def test_output_of_processes_that_a_cell_forked_is_whole_and_appears_once(tmp_path: Path) -> None:
+    folder = step(
+        tmp_path / "s",
+        "import os, multiprocessing as mp\nprint('before')\n"
+        "def work(n):\n    print(f'line {n} ' + 'x' * 100)\n    return n\n"
+        "with mp.get_context('fork').Pool(4) as pool:\n    done = pool.map(work, range(200))\nprint('after')",
+        "import time; time.sleep(.5)",
+    )
+    with executor() as made:
+        assert run(made, folder).error is None
+    text = shown(folder, 0) + shown(folder, 1)
+    assert text.count("before") == 1
+    assert all(f"line {n} {'x' * 100}" in text for n in range(200))
+
+
+def test_exit_handlers_run_and_open_files_are_written(tmp_path: Path) -> None:
+    folder = step(
+        tmp_path / "s",
+        "import atexit, pathlib\natexit.register(lambda: pathlib.Path('../left').write_text('by handler'))",
+        "kept = open('../written', 'w'); kept.write('not closed')",
+    )
+    with executor() as made:
+        assert run(made, folder).error is None
+    assert (folder / "left").read_text() == "by handler"
+    assert (folder / "written").read_text() == "not closed"
+
+
+def test_kernels_asked_for_early_and_not_used_are_ended(tmp_path: Path) -> None:
+    folders = [step(tmp_path / name, "1") for name in ("a", "b", "c")]
+    with executor() as made:
+        for folder in folders:
+            made.prepare(folder, cwd=None, threads=2)
+        assert run(made, folders[0]).error is None
+        family = list(children_of(os.getpid()))
+        assert len(family) >= 3
+    gone(family)
+
+
+def test_two_hundred_cells_take_a_fraction_of_a_second_more_than_one(tmp_path: Path) -> None:
+    seconds = {}
+    for count in (1, 200):
+        folder = step(tmp_path / str(count), *["1"] * count)
+        with executor() as made:
+            seconds[count] = run(made, folder).seconds
+    assert seconds[200] - seconds[1] < 2  # 0.3 on an idle machine, where `make bench` measures it
+
+
+def papermill(folder: Path, *cells: Cell, **options: str) -> subprocess.CompletedProcess[str]:
+    """The papermill command with our engine, in.ipynb to out.ipynb."""
+    (folder / "in.ipynb").write_text(json.dumps(notebook(*cells, kernel="python3")))
+    return subprocess.run(papermill_command(**options), cwd=folder, capture_output=True, text=True, check=False)
+
+
+def papermill_command(**options: str) -> list[str]:
+    given = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    command = [sys.executable, "-m", "papermill", "--engine", "runner", "--no-progress-bar", *given]
+    return [*command, "in.ipynb", "out.ipynb", "-p", "x", "3"]
+
+
+def test_papermills_users_get_the_engine_by_its_name(tmp_path: Path) -> None:
+    done = papermill(
+        tmp_path, code("x = 1", "parameters"), "import os\nprint(x, os.getcwd())", "'RUNNER_PATH' in os.environ"
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "out.ipynb").read_text())
+    assert made["cells"][2]["outputs"][0]["text"] == [f"3 {tmp_path}\n"]
+    assert made["cells"][3]["outputs"][0]["data"]["text/plain"] == ["False"]
+    assert [cell["execution_count"] for cell in made["cells"]] == [1, 2, 3, 4]
+    assert {cell["metadata"]["papermill"]["status"] for cell in made["cells"]} == {"completed"}
+    assert "Executed by the standard kernel" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "code", "said"),
+    [
+        ("1 / 0", {}, 1, "ZeroDivisionError"),
+        ("import sys; sys.exit(0)", {}, 1, "a notebook succeeds by reaching its end"),
+        ("import os; os.kill(os.getpid(), 9)", {}, 138, "killed by SIGKILL"),
+        ("import time; time.sleep(60)", {"execution_timeout": "2"}, 1, "CellTimeoutError"),
+    ],
+)
+def test_papermills_users_are_told_the_truth(
+    tmp_path: Path, cell: str, options: dict[str, str], code: int, said: str
+) -> None:
+    done = papermill(tmp_path, cell, "never = 1", **options)
+    assert done.returncode == code
+    assert said in done.stderr
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    assert [cell["metadata"]["papermill"]["status"] for cell in cells][-2:] == ["failed", "pending"]
+
+
+def test_papermills_users_fall_back_to_the_standard_kernel_too(tmp_path: Path) -> None:
+    done = papermill(tmp_path, "import importlib\nimportlib.import_module('ipywidgets').IntSlider()", "print(x)")
+    assert done.returncode == 0, done.stderr
+    assert "Executed by the standard kernel, because a cell talks to a widget" in done.stderr
+    made = json.loads((tmp_path / "out.ipynb").read_text())
+    assert "application/vnd.jupyter.widget-state+json" in made["metadata"]["widgets"]
+
+
+def test_a_papermill_that_is_killed_leaves_a_whole_file_and_no_kernel(tmp_path: Path) -> None:
+    (tmp_path / "out.ipynb").write_text('{"kept": true}')
+    cells = ["open('started', 'w').close()\nimport time; time.sleep(300)"]
+    (tmp_path / "in.ipynb").write_text(json.dumps(notebook(*cells, kernel="python3")))
+    process = subprocess.Popen(papermill_command(), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    appeared(tmp_path / "started")
+    family = list(children_of(process.pid))
+    process.kill()
+    process.wait()
+    gone(family)
+    assert json.loads((tmp_path / "out.ipynb").read_text())
+
+
+def started(*folders: Path) -> subprocess.Popen[bytes]:
+    """A runner of its own that executes the folders, once it has asked for the first kernel."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, *map(str, folders)], env=environment(), stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"prepared\n"
+    return process

@@ -1,0 +1,659 @@
+"""The REST front: its templates, schema and OpenAPI file, and its function in front of a real server of a real model."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import jsonschema
+import pandas as pd
+import pytest
+from cloud import BUCKET, running
+from conftest import ROOT, Project, environment
+from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template
+from openapi_spec_validator import validate
+from small_sagemaker import SmallSageMaker
+from test_serve import JSON, ROW, approved, serving
+from test_serve_records import number, several
+
+import runner.model
+from runner.model.folder import load
+from runner.model.registry import LocalRegistry
+from runner.serve.openapi import openapi, record_schema
+
+INFRA = ROOT / "infra"
+LAMBDA = INFRA / "lambda"
+URL = "https://api.example.org/v1"
+ENDPOINT = "tiny-production"
+
+# API Gateway in front of the function: events in, replies out. POST /event takes an event as it is.
+GATEWAY = """
+import json, sys, uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+sys.path.insert(0, sys.argv[1])
+preflight = json.loads(sys.argv[2])
+import rest
+
+class Gateway(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
+        context = {"requestId": str(uuid.uuid4())}
+        if self.path == "/event":
+            event = json.loads(body)
+        else:
+            event = {"httpMethod": "POST", "path": self.path, "headers": dict(self.headers), "body": body,
+                     "isBase64Encoded": False, "requestContext": context}
+        reply = rest.handler(event, None)
+        self.answer(reply["statusCode"], reply["headers"], reply["body"].encode())
+
+    def do_OPTIONS(self):
+        self.answer(204, preflight, b"")
+
+    def answer(self, status, headers, body):
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+    print(server.server_port, flush=True)
+    server.serve_forever()
+"""
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    json: Any
+
+
+@dataclass
+class Front:
+    """The function in a process of its own, as Lambda has it."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def ask(self, body: Any, **headers: str) -> Reply:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return post(f"{self.url}/predict", content, {"content-type": JSON, **headers})
+
+    def event(self, **changed: Any) -> Reply:
+        event = {"httpMethod": "POST", "headers": {"Content-Type": JSON}, "body": json.dumps(ROW), **changed}
+        return post(f"{self.url}/event", json.dumps(event).encode(), {})
+
+    def line(self) -> dict[str, Any]:
+        """The next line of the log."""
+        assert self.process.stdout is not None
+        made: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return made
+
+
+class Refuse(urllib.request.HTTPErrorProcessor):
+    """Answers of any status are answers."""
+
+    def http_response(self, request: Any, response: Any) -> Any:
+        return response
+
+
+def post(url: str, content: bytes, headers: dict[str, str]) -> Reply:
+    named = {"content-type": "", **headers}
+    with urllib.request.build_opener(Refuse).open(urllib.request.Request(url, content, named), timeout=30) as answer:
+        return Reply(answer.status, {k.lower(): v for k, v in answer.headers.items()}, json.loads(answer.read()))
+
+
+@contextmanager
+def front(cloud: SmallSageMaker, endpoint: str = ENDPOINT, **settings: str) -> Iterator[Front]:
+    names = Stack(INFRA / "rest.yaml", AllowOrigin=settings.get("ALLOW_ORIGIN", "*"))
+    parameters = names.template["Resources"]["Preflight"]["Properties"]["Integration"]["IntegrationResponses"][0]
+    preflight = {k.removeprefix("method.response.header."): v.strip("'") for k, v in names.render(parameters["ResponseParameters"]).items()}  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", GATEWAY, str(LAMBDA), json.dumps(preflight)],
+        env=environment({**cloud.environment, "ENDPOINT": endpoint, **settings}),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield Front(f"http://127.0.0.1:{int(process.stdout.readline())}", process)
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("rest"))
+    approved(project)
+    done = project.runner("rest", "tiny", "--url", URL, "--json")
+    assert done.code == 0, done.err
+    assert done.json["model"] == "tiny/1"
+    return project
+
+
+@pytest.fixture(scope="module")
+def model(house: Project) -> runner.model.Model:
+    return runner.model.load(next(house.folder.glob("runs/2*/steps/train/out/model")))
+
+
+@pytest.fixture(scope="module")
+def described(house: Project) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((house.folder / "build/rest/openapi.json").read_text(encoding="utf-8"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def cloud(house: Project) -> Iterator[SmallSageMaker]:
+    """An endpoint in service, behind which is `runner serve`."""
+    with running() as made, serving(house, "--workers", "1", "--max-body-mb", "0.01") as served:
+        create_endpoint(made, ENDPOINT)
+        made.serve_endpoint(ENDPOINT, f"http://127.0.0.1:{served.port}")
+        yield made
+
+
+def create_endpoint(cloud: SmallSageMaker, name: str) -> None:
+    sagemaker = cloud.client("sagemaker")
+    cloud.client("s3").put_object(Bucket=BUCKET, Key="model.tar.gz", Body=b"x")
+    container = {"Image": "i", "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
+    role = f"arn:aws:iam::{ACCOUNT}:role/jobs"
+    sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer=container)
+    variant = {"VariantName": "all", "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+    sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    until = time.monotonic() + 20
+    while sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] != "InService":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def asked(cloud: SmallSageMaker) -> Iterator[Front]:
+    with front(cloud, LARGEST_BODY_BYTES="20000") as made:
+        yield made
+
+
+# Scoring
+
+
+def test_a_record_is_scored_as_the_model_scores_it(asked: Front, model: runner.model.Model) -> None:
+    reply = asked.ask(ROW)
+    expected = float(model.predict(pd.DataFrame([ROW]))[0])
+    assert reply.status == 200
+    assert list(reply.json) == ["prediction", "probability", "model"]
+    assert reply.json == {"prediction": expected >= 0.4, "probability": pytest.approx(expected), "model": "tiny/1"}
+    line = asked.line()
+    assert reply.headers["x-request-id"] == line.pop("request")
+    assert line.pop("ms") > 0
+    assert line == {"status": 200, "model": "tiny/1"}
+
+
+def test_order_of_keys_and_unused_columns_do_not_matter(asked: Front) -> None:
+    answers = [
+        asked.ask(record).json
+        for record in (ROW, dict(reversed(ROW.items())), {**ROW, "name": "Ada"}, {"instances": [{}, {}], **ROW})
+    ]
+    assert [asked.line()["status"] for _ in answers] == [200] * 4
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_base64_and_a_byte_order_mark_are_read(asked: Front) -> None:
+    plain = asked.ask(ROW).json
+    encoded = base64.b64encode(b"\xef\xbb\xbf" + json.dumps(ROW).encode()).decode()
+    reply = asked.event(body=encoded, isBase64Encoded=True, headers={"CONTENT-TYPE": "Application/JSON; charset=utf-8"})
+    assert (asked.line()["status"], asked.line()["status"]) == (200, 200)
+    assert reply.json == plain
+
+
+SECRET = "Ms Lovelace"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said", "column"),
+    [
+        ({**ROW, "plan": SECRET}, 400, "Row 1, column plan: 'Ms Lovelace' is no known category", "plan"),
+        ({**ROW, "calls": SECRET}, 400, "Row 1, column calls: 'Ms Lovelace' is no finite number", "calls"),
+        ({"calls": 3, "plan": SECRET, "roaming": True}, 400, "Missing column in row 1: minutes.", "minutes"),
+        (b'{"minutes": 1e400, "calls": 3, "plan": "gold", "roaming": true}', 400, "minutes", "minutes"),
+        ({"instances": [ROW, ROW]}, 400, "Missing columns in row 1", "minutes"),
+        ([ROW], 400, "The body is a list; send one record", None),
+        (SECRET, 400, "The body is no object", None),
+        (b"", 400, "The body is empty", None),
+        (b"{'plan': 1}", 400, "The body is not JSON", None),
+        (b'{"minutes": NaN}', 400, "The body is not JSON", None),
+        (b"[" * 9000, 400, "The body is not JSON", None),
+        (b'{"a":' * 3000 + b"1" + b"}" * 3000, 400, "The body is not JSON", None),
+        ({**ROW, "more": SECRET * 2000}, 413, "The body is larger than 20000 bytes", None),
+        ({**ROW, "more": SECRET * 1000}, 413, "The record is larger than the model takes", None),
+    ],
+)
+def test_a_record_that_cannot_be_scored_is_the_callers_fault(
+    asked: Front, body: Any, status: int, said: str, column: str | None
+) -> None:
+    reply = asked.ask(body)
+    assert (reply.status, reply.json["column"]) == (status, column)
+    assert said in reply.json["error"]
+    assert reply.json["request"] == reply.headers["x-request-id"]
+    line = asked.line()
+    assert line["status"] == status
+    assert SECRET not in json.dumps(line)
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({"httpMethod": "GET"}, 405),
+        ({"headers": None}, 415),
+        ({"headers": {"content-type": "text/csv"}}, 415),
+        ({"headers": {"content-type": JSON, "content-encoding": "gzip"}}, 415),
+        ({"body": None}, 400),
+        ({"body": "~", "isBase64Encoded": True}, 400),
+        ({"body": base64.b64encode(b"\xff").decode(), "isBase64Encoded": True}, 400),
+        ({"body": "\ud800"}, 400),
+        ({"body": "x" * 40001}, 413),
+        ({"body": 5}, 500),
+    ],
+)
+def test_odd_requests_get_their_status(asked: Front, changed: dict[str, Any], status: int) -> None:
+    reply = asked.event(**changed)
+    assert reply.status == status
+    line = asked.line()
+    assert line["status"] == status
+    if status == 500:
+        assert reply.json["error"] == "This is a fault of the service."
+        assert "rest.py" in line["where"][-1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "service_status", "status", "reason"),
+    [
+        ("ThrottlingException", 400, 503, "ThrottlingException"),
+        ("ServiceUnavailable", 503, 503, "ServiceUnavailable"),
+        ("InternalFailure", 500, 503, "InternalFailure"),
+        ("ModelNotReadyException", 429, 503, "ModelNotReadyException"),
+        ("ValidationError", 400, 503, "no-endpoint"),
+        ("AccessDeniedException", 403, 500, "AccessDeniedException"),
+    ],
+)
+def test_faults_of_the_service_are_told_as_such(
+    asked: Front, cloud: SmallSageMaker, fault: str, service_status: int, status: int, reason: str
+) -> None:
+    text = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/{ENDPOINT} says no"
+    cloud.faults.add("InvokeEndpoint", fault, status=service_status, message=text)
+    reply = asked.ask(ROW)
+    assert reply.status == status
+    assert ("retry-after" in reply.headers) == (status == 503)
+    assert not any(part in json.dumps(reply.json) for part in (ACCOUNT, ENDPOINT, "arn:"))
+    assert asked.line()["reason"] == reason
+
+
+class Container(BaseHTTPRequestHandler):
+    """Answers as it is told."""
+
+    status, body, wait_s = 200, b"", 0.0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(self.wait_s)
+        self.send_response(self.status)
+        self.send_header("content-length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@contextmanager
+def container(cloud: SmallSageMaker, status: int = 200, body: bytes = b"", wait_s: float = 0.0) -> Iterator[None]:
+    """Behind the endpoint "odd"."""
+    kind = type("Told", (Container,), {"status": status, "body": body, "wait_s": wait_s})
+    with HTTPServer(("127.0.0.1", 0), kind) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        cloud.serve_endpoint("odd", f"http://127.0.0.1:{server.server_port}")
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def odd(cloud: SmallSageMaker) -> Iterator[Front]:
+    create_endpoint(cloud, "odd")
+    with front(cloud, "odd", TIMEOUT_S="0.5", ALLOW_ORIGIN="https://app.example.org") as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("told", "body", "status", "said"),
+    [
+        (500, b"Traceback: /opt/ml/secret.py", 503, "ask again"),
+        (503, b'{"error": "secret"}', 503, "ask again"),
+        (429, b'{"error": "secret"}', 503, "ask again"),
+        (415, b"<h1>secret</h1>", 400, "The model refuses the record."),
+        (400, b"[1]", 400, "The model refuses the record."),
+        (400, b'{"error": {"secret": 1}}', 400, "The model refuses the record."),
+        (422, b'{"error": "No such row.", "row": "secret", "column": 3}', 400, "No such row."),
+        (200, b"secret", 502, "could not be read"),
+        (200, b'{"predictions": [], "model": "secret"}', 502, "could not be read"),
+        (200, b'{"predictions": [{"score": 1}], "model": "secret"}', 502, "could not be read"),
+    ],
+)
+def test_what_a_container_says_is_passed_on_only_where_it_is_for_the_caller(
+    odd: Front, cloud: SmallSageMaker, told: int, body: bytes, status: int, said: str
+) -> None:
+    with container(cloud, told, body):
+        reply = odd.ask(ROW)
+    assert reply.status == status
+    assert said in reply.json["error"]
+    assert "secret" not in json.dumps(reply.json)
+    assert odd.line()["status"] == status
+
+
+def test_a_model_that_is_slow_or_gone_is_told_apart(odd: Front, cloud: SmallSageMaker) -> None:
+    with container(cloud, wait_s=1.5):
+        began = time.monotonic()
+        reply = odd.ask(ROW)
+        assert time.monotonic() - began < 1.4  # asked once
+    assert (reply.status, odd.line()["reason"]) == (504, "time-out")
+    assert (odd.ask(ROW).status, odd.line()["reason"]) == (503, "model-0")
+    with front(cloud, "nobody", AWS_ENDPOINT_URL="http://127.0.0.1:1") as alone:
+        assert (alone.ask(ROW).status, alone.line()["reason"]) == (503, "EndpointConnectionError")
+    with front(cloud, "nobody") as nowhere:
+        assert (nowhere.ask(ROW).status, nowhere.line()["reason"]) == (503, "no-endpoint")
+
+
+def test_a_number_has_no_probability_and_a_class_is_a_number(cloud: SmallSageMaker, odd: Front, tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    for name, make in (("count", number), ("class", several)):
+        folder = approved(project, make, name=name)
+        with serving(project, "--workers", "1", model=name) as served:
+            cloud.serve_endpoint("odd", f"http://127.0.0.1:{served.port}")
+            reply = odd.ask(load(folder).signature.sample_request)
+            odd.line()
+        version = LocalRegistry(tmp_path / "runs/registry.db").get(name, 1)
+        made = openapi(load(folder).signature, version, url=URL, authentication="iam")
+        validate(made)
+        example = made["paths"]["/predict"]["post"]["responses"]["200"]["content"][JSON]["example"]
+        assert reply.json == pytest.approx(example)
+        jsonschema.validate(reply.json, made["components"]["schemas"]["Prediction"])
+        assert ("probability" in reply.json) == (name == "class")
+
+
+def test_pages_of_the_named_origin_may_read_answers(odd: Front, asked: Front) -> None:
+    headers = odd.event(httpMethod="GET").headers
+    assert headers["access-control-allow-origin"] == "https://app.example.org"
+    assert headers["vary"] == "origin"
+    assert "x-request-id" in headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in asked.event(httpMethod="GET").headers
+    odd.line()
+    asked.line()
+
+
+def test_a_cold_start_takes_less_than_300_ms_of_our_own(cloud: SmallSageMaker) -> None:
+    timed = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import boto3, botocore.config, botocore.exceptions, base64, json\n"
+        "if len(sys.argv) > 2: boto3.client('sagemaker-runtime')\n"
+        "began = time.perf_counter(); import rest; print(time.perf_counter() - began)"
+    )
+
+    def took(*more: str) -> float:
+        command = [sys.executable, "-c", timed, str(LAMBDA), *more]
+        env = environment({**cloud.environment, "ENDPOINT": ENDPOINT})
+        return min(float(subprocess.check_output(command, env=env, text=True)) for _ in range(3))
+
+    first, own = took(), took("with a client made before")
+    print(f"cold start after boto3's import: {first * 1e3:.0f} ms with the first client, {own * 1e3:.0f} ms without")
+    assert first < 0.3
+
+
+# What it is told by
+
+
+def test_the_schema_takes_what_the_model_takes(house: Project, model: runner.model.Model) -> None:
+    schema = json.loads((house.folder / "build/rest/record.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft4Validator.check_schema(schema)
+    takes = jsonschema.Draft4Validator(schema).is_valid
+    good = [
+        model.signature.sample_request, ROW, {**ROW, "more": [1]}, {**ROW, "calls": " 3 "}, {**ROW, "calls": "-1.5e3"},
+        {**ROW, "calls": None}, {**ROW, "calls": ""}, {**ROW, "roaming": "True"}, {**ROW, "roaming": 0}, {**ROW, "plan": 657},
+    ]  # fmt: skip
+    for record in good:
+        assert takes(record), record
+        model.predict(pd.DataFrame([record]))
+    bad = [
+        [], [ROW], "x", {}, {k: v for k, v in ROW.items() if k != "plan"}, {**ROW, "calls": "three"},
+        {**ROW, "calls": [3]}, {**ROW, "calls": True}, {**ROW, "roaming": "maybe"}, {**ROW, "plan": {"a": 1}},
+    ]  # fmt: skip
+    assert [record for record in bad if takes(record)] == []
+    assert takes({**ROW, "plan": "unheard of"})  # the model's sentence says more
+
+
+def test_the_schema_is_made_of_text_alone(model: runner.model.Model) -> None:
+    def leaves(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict | list):
+            for one in value.values() if isinstance(value, dict) else value:
+                yield from leaves(one)
+        else:
+            yield value
+
+    assert {type(leaf) for leaf in leaves(record_schema(model.signature))} == {str}
+
+
+def test_openapi_is_valid_and_its_examples_are_what_is_answered(asked: Front, described: dict[str, Any]) -> None:
+    validate(described)
+    assert described["servers"] == [{"url": URL}]
+    scoring = described["paths"]["/predict"]["post"]
+    sample = scoring["requestBody"]["content"][JSON]["example"]
+    schemas = described["components"]["schemas"]
+    jsonschema.validate(sample, schemas["Record"])
+    good, bad = asked.ask(sample), asked.ask({**sample, "plan": "?"})
+    jsonschema.validate(good.json, schemas["Prediction"])
+    jsonschema.validate(bad.json, schemas["Error"])
+    assert good.json == pytest.approx(scoring["responses"]["200"]["content"][JSON]["example"])
+    assert str(bad.status) in scoring["responses"]
+    assert (asked.line()["status"], asked.line()["status"]) == (200, 400)
+
+
+def test_no_file_is_written_of_a_model_that_nobody_approved(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    approved(project, approve=False)
+    done = project.runner("rest", "tiny")
+    assert done.code == 8, done.err
+    assert "No version of tiny is approved" in done.err
+    assert not (tmp_path / "build").exists()
+
+
+# The example page
+
+
+def chromium(tmp_path: Path, url: str, *options: str) -> str:
+    program = shutil.which("chromium")
+    assert program, "install Debian's chromium; .ci/run does"
+    return subprocess.run(
+        [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--virtual-time-budget=8000", f"--user-data-dir={tmp_path / 'profile'}", *options, url],
+        capture_output=True, text=True, check=True, timeout=90,
+    ).stdout  # fmt: skip
+
+
+@contextmanager
+def pages(folder: Path) -> Iterator[str]:
+    """The folder over HTTP, as a web server has it."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().partition("(")[2].partition("/)")[0]
+        try:
+            yield address
+        finally:
+            server.terminate()
+
+
+def test_the_example_page_scores_a_record_from_another_origin(
+    house: Project, cloud: SmallSageMaker, tmp_path: Path
+) -> None:
+    shutil.copytree(house.folder / "build", tmp_path / "site/build")
+    (tmp_path / "site/infra").mkdir()
+    shutil.copyfile(INFRA / "example.html", tmp_path / "site/infra/example.html")
+    with pages(tmp_path / "site") as site, front(cloud, ALLOW_ORIGIN=site) as api:
+        page = chromium(tmp_path, f"{site}/infra/example.html?try=1&url={api.url}", "--dump-dom")
+        assert "tiny/1. Request" in page
+        assert "Probability" in page
+        assert api.line()["status"] == 200
+    with pages(tmp_path / "site") as site, front(cloud) as api:
+        page = chromium(tmp_path, f"{site}/infra/example.html?try=1&url={api.url}", "--dump-dom")
+        assert "does not let this page call it" in page
+
+
+# The templates
+
+
+def rights(template: str, role: str, **parameters: str) -> list[dict[str, Any]]:
+    stack = Stack(INFRA / template, **parameters)
+    (policy,) = stack.render(stack.template["Resources"][role]["Properties"]["Policies"])
+    return [{"Sid": str(at), **one} for at, one in enumerate(policy["PolicyDocument"]["Statement"])]
+
+
+def test_the_function_may_invoke_one_endpoint_and_write_its_log_and_nothing_else() -> None:
+    granted = rights("rest.yaml", "FunctionRole", Project="tiny", Endpoint=ENDPOINT)
+    at = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint"
+    logs = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda"
+    assert allowing(granted, Request("sagemaker:InvokeEndpoint", f"{at}/{ENDPOINT}"))
+    assert allowing(granted, Request("logs:PutLogEvents", f"{logs}/tiny-rest:log-stream:a"))
+    for action, resource in (
+        ("sagemaker:InvokeEndpoint", f"{at}/{ENDPOINT}-2"),
+        ("sagemaker:InvokeEndpointAsync", f"{at}/{ENDPOINT}"),
+        ("logs:PutLogEvents", f"{logs}/tiny-rest-2:log-stream:a"),
+        ("s3:GetObject", f"arn:aws:s3:::{BUCKET}/model"),
+    ):
+        assert not allowing(granted, Request(action, resource))
+
+
+def test_nobody_gets_in_without_a_key_or_a_signature() -> None:
+    for authentication, kind, key in (("api-key", "NONE", True), ("iam", "AWS_IAM", False)):
+        stack = Stack(INFRA / "rest.yaml", Endpoint=ENDPOINT, Authentication=authentication)
+        predict = stack.render(stack.template["Resources"]["Predict"]["Properties"])
+        assert (predict["AuthorizationType"], predict["ApiKeyRequired"]) == (kind, key)
+        assert stack.holds({"Condition": "IsKey"}) == key
+    settings = read_template(INFRA / "rest.yaml")["Resources"]["Function"]["Properties"]
+    assert settings["Handler"] == "rest.handler"
+    assert (INFRA / settings["Code"]).exists()
+
+
+def test_an_approval_starts_the_pipeline_with_its_version_and_twice_the_same_once(
+    cloud: SmallSageMaker, tmp_path: Path
+) -> None:
+    code = read_template(INFRA / "deploy.yaml")["Resources"]["Start"]["Properties"]["Code"]["ZipFile"]
+    assert len(code) <= 4096
+    (tmp_path / "index.py").write_text(code, encoding="utf-8")
+    calls: list[dict[str, Any]] = []
+
+    class CodePipeline(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            calls.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            body = b'{"pipelineExecutionId": "one"}'
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    detail = {"ModelPackageArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:model-package/tiny/3", "ModelPackageVersion": 3}
+    events = [{"time": moment, "detail": detail} for moment in ("t1", "t1", "t2")]
+    run = "import json, sys, index\nfor event in json.loads(sys.argv[1]): print(index.handler(event, None))"
+    with HTTPServer(("127.0.0.1", 0), CodePipeline) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        here = {**cloud.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+        done = subprocess.run(
+            [sys.executable, "-c", run, json.dumps(events)], cwd=tmp_path, text=True, capture_output=True,
+            env=environment({**here, "PIPELINE": "deploy-tiny"}), check=False,
+        )  # fmt: skip
+        server.shutdown()
+        thread.join()
+    assert done.stdout.split() == ["one"] * 3, done.stderr
+    assert calls[0]["name"] == "deploy-tiny"
+    assert calls[0]["variables"] == [{"name": "version", "value": "3"}]
+    tokens = [call["clientRequestToken"] for call in calls]
+    assert tokens[0] == tokens[1] != tokens[2]
+    granted = rights("deploy.yaml", "StartRole", Project="tiny")
+    arn = f"arn:aws:codepipeline:{REGION}:{ACCOUNT}:deploy-tiny"
+    assert allowing(granted, Request("codepipeline:StartPipelineExecution", arn))
+
+
+def test_the_approval_of_a_version_is_what_the_rule_asks_for(cloud: SmallSageMaker) -> None:
+    sagemaker, events, inbox = (cloud.client(name) for name in ("sagemaker", "events", "sqs"))
+    stack = Stack(INFRA / "deploy.yaml", Project="tiny", Model="tiny")
+    pattern = stack.render(stack.template["Resources"]["ApprovedRule"]["Properties"]["EventPattern"])
+    events.put_rule(Name="approved", EventPattern=json.dumps(pattern))
+    queue = inbox.create_queue(QueueName="approved")["QueueUrl"]
+    events.put_targets(Rule="approved", Targets=[{"Id": "1", "Arn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:approved"}])
+    sagemaker.create_model_package_group(ModelPackageGroupName="tiny")
+    container = {"Image": "i", "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
+    specification = {"Containers": [container], "SupportedContentTypes": [], "SupportedResponseMIMETypes": []}
+    arn = sagemaker.create_model_package(
+        ModelPackageGroupName="tiny", InferenceSpecification=specification, ModelApprovalStatus="PendingManualApproval"
+    )["ModelPackageArn"]
+    for status in ("Rejected", "Approved"):
+        sagemaker.update_model_package(ModelPackageArn=arn, ModelApprovalStatus=status)
+    (message,) = inbox.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
+    detail = json.loads(message["Body"])["detail"]
+    assert (detail["ModelPackageArn"], detail["ModelPackageVersion"]) == (arn, 1)
+
+
+def test_the_smoke_test_passes_a_good_endpoint_and_tells_what_is_wrong_with_others(
+    cloud: SmallSageMaker, house: Project, odd: Front
+) -> None:
+    def smoke(endpoint: str, label: str = "tiny/1") -> subprocess.CompletedProcess[str]:
+        file = house.folder / "build/rest/openapi.json"
+        command = [sys.executable, str(LAMBDA / "smoke.py"), endpoint, label, str(file)]
+        env = environment(cloud.environment)
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    good = smoke(ENDPOINT)
+    assert (good.returncode, good.stderr) == (0, f"{ENDPOINT} serves tiny/1 as it should\n")
+    other = smoke(ENDPOINT, "tiny/2")
+    assert other.returncode == 1
+    assert "tiny/1 answers instead of tiny/2" in other.stderr
+    with container(cloud, body=b'{"predictions": [{"prediction": true, "probability": 0.5}], "model": "tiny/1"}'):
+        constant = smoke("odd")
+    assert constant.returncode == 1
+    assert "instead of {'prediction'" in constant.stderr
+    assert "a record that lacks a column: status 200 instead of 400" in constant.stderr
+
+
+def test_the_build_does_with_commands_that_there_are(project: Project) -> None:
+    stack = Stack(INFRA / "deploy.yaml")
+    commands = stack.template["Resources"]["Build"]["Properties"]["Source"]["BuildSpec"]
+    for command in ("deploy", "rest", "deployments"):
+        assert f"- runner {command} " in commands
+        assert project.runner(command, "--help").code == 0
+    stages = stack.template["Resources"]["Pipeline"]["Properties"]["Stages"]
+    assert [stage["Name"] for stage in stages] == ["Source", "Staging", "Approval", "Production"]
+    for stage in (stages[1], stages[3]):
+        given = stack.render(stage["Actions"][0]["Configuration"]["EnvironmentVariables"])
+        assert {one["name"] for one in json.loads(given)} == {"VERSION", "EXECUTION", "TARGET", "ENDPOINT"}

@@ -1,0 +1,606 @@
+"""Versions at an endpoint of the small SageMaker: brought up beside the old one, asked for their sample, kept or taken back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from cloud import BUCKET, RemoteProject
+from conftest import Done
+from small_sagemaker import SmallSageMaker
+from small_sagemaker.faults import LOST_REPLY
+from test_serve_records import records, trained
+
+import runner.model
+from runner import backend
+from runner.aws.endpoint import SageMakerTarget, check_archive
+from runner.aws.endpoint_request import endpoint_name
+from runner.aws.registry import SageMakerRegistry
+from runner.content import artifact
+from runner.errors import Refused, Tampered
+from runner.failpoint import VARIABLE
+from runner.manifest import RunManifest
+from runner.model import deployment
+from runner.model.deployment import FAILPOINTS
+from runner.model.events import verify_chain
+from runner.model.versions import NewVersion
+from runner.pipeline.file import load
+from runner.records import Target, Verdict, encode
+from runner.run import provenance
+from runner.serve import inference
+
+RUN = "20261122-1016{:02d}-7f3a"
+MODEL = "steps/train/out/model"
+TOML = """
+name = "{project}"
+[steps.train]
+notebook = "train.ipynb"
+outputs = {{ model = "model/" }}
+[model]
+name = "{project}"
+from = "train.model"
+registry = "{registry}"
+[targets.staging]
+kind = "sagemaker"
+{staging}
+"""
+SETTINGS = """
+[sagemaker]
+bucket = "work"
+prefix = "{project}"
+role = "arn:aws:iam::123456789012:role/jobs"
+image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/own:1"
+poll_s = 0.1
+tags = {{ team = "growth" }}
+"""
+
+
+class Container(BaseHTTPRequestHandler):
+    """What SageMaker's image does with code/inference.py."""
+
+    scorer: Any
+    wrong: set[str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        made = inference.predict_fn(inference.input_fn(body, self.headers["Content-Type"]), self.scorer)
+        answer, kind = inference.output_fn(made, self.headers["Accept"])
+        if self.scorer.model in self.wrong:
+            answer = b"0.123\n"
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+class Machines:
+    """Starts a server of the model's archive for each configuration an endpoint is to have."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cloud: SmallSageMaker | None = None
+        self.wrong: set[str] = set()  # NAME/VERSION that answers something else
+        self.broken: set[str] = set()  # that does not come up
+        self.slow_s: dict[str, float] = {}
+        self._servers: list[ThreadingHTTPServer] = []
+
+    def __call__(self, asked: dict[str, Any]) -> str:
+        assert self.cloud is not None
+        (container,) = asked["Models"][0]["Containers"]
+        label = container["Environment"]["RUNNER_MODEL"]
+        time.sleep(self.slow_s.get(label, 0))
+        if label in self.broken:
+            raise ValueError("it did not answer /ping")
+        address = container.get("ModelDataUrl")
+        if address is None:
+            described = self.cloud.client("sagemaker").describe_model_package(
+                ModelPackageName=container["ModelPackageName"]
+            )
+            address = described["InferenceSpecification"]["Containers"][0]["ModelDataUrl"]
+        place = urlsplit(address)
+        data = self.cloud.client("s3").get_object(Bucket=place.netloc, Key=place.path[1:])["Body"].read()
+        folder = self.folder / hashlib.sha256(data).hexdigest()
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(folder, filter="data")
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+        scorer = inference.Scorer(files, unknown="error", model=label)
+        kind = type("Kind", (Container,), {"scorer": scorer, "wrong": self.wrong})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self._servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    made = Machines(tmp_path_factory.mktemp("machines"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def cloud(machines: Machines) -> Iterator[SmallSageMaker]:
+    with SmallSageMaker(on_endpoint=machines) as made, pytest.MonkeyPatch.context() as patch:
+        for variable, value in made.environment.items():
+            patch.setenv(variable, value)
+        made.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": made.region})
+        machines.cloud = made
+        yield made
+
+
+@dataclass(frozen=True)
+class Place(RemoteProject):
+    """Three versions of the project's model in SageMaker's registry, of which the first two are approved."""
+
+    name: str = ""
+    machines: Any = None
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "pipeline.toml"
+
+    @property
+    def registry(self) -> Any:
+        return backend.registry(self.file)
+
+    @property
+    def story(self) -> list[tuple[int, str]]:
+        events = self.registry.events(self.name)
+        assert verify_chain(events) is None
+        return [(event.version, event.kind) for event in events if "target" in event.data]
+
+    @property
+    def sagemaker(self) -> Any:
+        return self.cloud.client("sagemaker")
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.name}-staging"
+
+    def found(self) -> dict[str, Any] | None:
+        named = self.sagemaker.list_endpoints(NameContains=self.endpoint)["Endpoints"]
+        made: dict[str, Any] | None = self.sagemaker.describe_endpoint(EndpointName=self.endpoint) if named else None
+        return made
+
+    def deploy(self, version: int, *more: str, **options: Any) -> Done:
+        return self.runner("deploy", f"{self.name}/{version}", "--to", "staging", *more, **options)
+
+    def scored(self) -> str:
+        """Which version answers."""
+        sample = json.loads((self.folder / "runs" / RUN.format(1) / MODEL / "signature.json").read_text())
+        reply = self.cloud.client("sagemaker-runtime").invoke_endpoint(
+            EndpointName=self.endpoint,
+            Body=json.dumps([sample["sample_request"]]),
+            ContentType="application/json",
+            Accept="application/json",
+        )
+        made: str = json.loads(reply["Body"].read())["model"]
+        return made
+
+    def label(self, version: int) -> str:
+        return f"{self.name}/{version}"
+
+    def calls(self) -> list[str]:
+        """The service's actions that change something, in order."""
+        changing = ("Create", "Update", "Delete", "Put", "Register", "Deregister", "AddTags")
+        return [call.action for call in self.cloud.calls if call.action.startswith(changing)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three model folders that score differently."""
+    made, raw = tmp_path_factory.mktemp("folders"), records()
+    for number in (1, 2, 3):
+        folder = made / str(number)
+        runner.model.save(folder, trained(raw, eta=0.1 * number), raw, target="left", positive="yes")
+    return made
+
+
+@pytest.fixture
+def make(cloud: SmallSageMaker, machines: Machines, folders: Path, tmp_path: Path) -> Callable[..., Place]:
+    def make(staging: str = "", *, registry: str = "sagemaker", folder: str = "project", versions: int = 3) -> Place:
+        name = f"t{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:8]}"
+        made = Place(tmp_path / folder, cloud, SETTINGS.format(project=name), name=name, machines=machines)
+        made.folder.mkdir()
+        made.toml(TOML.format(project=name, staging=staging, registry=registry))
+        for number in range(1, versions + 1):
+            target = made.folder / "runs" / RUN.format(number) / MODEL
+            shutil.copytree(folders / str(number), target)
+            fact = artifact(target, name=MODEL)
+            made.registry.register(
+                NewVersion(name=name, run=RUN.format(number), sha256=fact.sha256, artifact=fact, created_by="ana@desk")
+            )
+            if number < 3:
+                made.registry.decide(name, number, "approved", who="ben@desk", why="reviewed")
+        machines.wrong.clear()
+        machines.broken.clear()
+        machines.slow_s.clear()
+        cloud.forget_calls()
+        return made
+
+    return make
+
+
+def test_a_version_is_deployed_updated_rolled_back_and_removed(make: Callable[..., Place]) -> None:
+    place = make()
+    done = place.deploy(1, "--reason", "ticket 41")
+    assert done.code == 0, done.err
+    assert f"staging serves {place.label(1)} at arn:aws:sagemaker:" in done.out
+    assert place.scored() == place.label(1)
+    first = place.found()
+    assert first is not None
+    config = first["EndpointConfigName"]
+    assert config.startswith(f"{place.name}-{place.name}-1-")
+    described = place.sagemaker.describe_endpoint_config(EndpointConfigName=config)
+    (variant,) = described["ProductionVariants"]
+    assert (variant["InstanceType"], variant["InitialInstanceCount"]) == ("ml.m5.large", 1)
+    model = place.sagemaker.describe_model(ModelName=variant["ModelName"])
+    assert model["PrimaryContainer"]["ModelPackageName"].endswith(f"model-package/{place.name}/1")
+    assert model["ExecutionRoleArn"] == "arn:aws:iam::123456789012:role/jobs"
+    tags = place.sagemaker.list_tags(ResourceArn=first["EndpointArn"])["Tags"]
+    assert {"Key": "team", "Value": "growth"} in tags
+
+    done = place.deploy(2)
+    assert (done.code, f"instead of {place.label(1)}" in done.out) == (0, True)
+    assert place.scored() == place.label(2)
+    place.cloud.forget_calls()
+    assert place.runner("rollback", "staging").code == 0
+    assert place.scored() == place.label(1)
+    assert place.found()["EndpointConfigName"] == config  # type: ignore[index]
+    (row,) = place.runner("deployments", "--json").json
+    assert (row["model"], row["health"], row["how"]) == (place.label(1), "serving", "rolled back")
+    served = place.runner("history", place.name, "--at", row["since"], "--target", "staging", "--json").json
+    assert served["served"]["version"] == 1
+
+    assert place.runner("undeploy", "staging").code == 0
+    assert place.found() is None
+    assert place.runner("deployments", "--json").json[0]["model"] is None
+    assert place.story == [
+        (1, "deployment begun"),
+        (1, "deployed"),
+        (2, "deployment begun"),
+        (2, "deployed"),
+        (1, "deployment begun"),
+        (1, "rolled back"),
+        (1, "removed"),
+    ]
+
+
+def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> None:
+    place = make(
+        'instance = "ml.m5.xlarge"\ninstance_count = 2\nkms_key = "arn:aws:kms:eu-west-1:123456789012:key/1"\n'
+        'vpc = { subnets = ["subnet-1"], security_groups = ["sg-1"] }\ntags = { cost = "7" }\n'
+        'capture = { percent = 80 }\nscaling = { min = 2, max = 5, requests_per_minute = 300 }\nunknown = "missing"'
+    )
+    done = place.deploy(1)
+    assert done.code == 0, done.err
+    config = place.sagemaker.describe_endpoint_config(EndpointConfigName=place.found()["EndpointConfigName"])  # type: ignore[index]
+    (variant,) = config["ProductionVariants"]
+    assert (variant["InstanceType"], variant["InitialInstanceCount"]) == ("ml.m5.xlarge", 2)
+    assert config["KmsKeyId"].endswith("key/1")
+    capture = config["DataCaptureConfig"]
+    assert capture["DestinationS3Uri"] == f"s3://{BUCKET}/{place.name}/captured/staging/"
+    assert (capture["EnableCapture"], capture["InitialSamplingPercentage"]) == (True, 80)
+    asked = [call.parameters for call in place.cloud.calls if call.action == "CreateModel"]
+    assert asked[0]["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
+    assert asked[0]["PrimaryContainer"]["Environment"] == {
+        "RUNNER_MODEL": place.label(1),
+        "RUNNER_UNKNOWN": "missing",
+    }
+    assert {"Key": "cost", "Value": "7"} in asked[0]["Tags"]
+    scaling = place.cloud.client("application-autoscaling")
+    (found,) = scaling.describe_scalable_targets(
+        ServiceNamespace="sagemaker", ResourceIds=[f"endpoint/{place.endpoint}/variant/all"]
+    )["ScalableTargets"]
+    assert (found["MinCapacity"], found["MaxCapacity"]) == (2, 5)
+    (policy,) = scaling.describe_scaling_policies(ServiceNamespace="sagemaker", ResourceId=found["ResourceId"])[
+        "ScalingPolicies"
+    ]
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 300
+    assert place.deploy(2).code == 0
+    (asked_to,) = [call.parameters for call in place.cloud.calls if call.action == "UpdateEndpoint"]
+    assert asked_to["RetainAllVariantProperties"] is True
+
+    text = place.file.read_text()
+    place.file.write_text(text.replace("scaling = ", "# "))
+    assert place.deploy(1).code == 0
+    left = scaling.describe_scalable_targets(ServiceNamespace="sagemaker", ResourceIds=[found["ResourceId"]])
+    assert left["ScalableTargets"] == []
+
+
+def test_a_serverless_endpoint_has_memory_and_concurrency(make: Callable[..., Place]) -> None:
+    place = make("serverless = { memory_mb = 3072, concurrency = 9 }")
+    done = place.deploy(1, "--dry-run")
+    assert "at most 1.94 USD an hour" in done.out
+    assert place.deploy(1).code == 0
+    asked = [call.parameters for call in place.cloud.calls if call.action == "CreateEndpointConfig"]
+    assert asked[0]["ProductionVariants"][0]["ServerlessConfig"] == {"MemorySizeInMB": 3072, "MaxConcurrency": 9}
+    assert "InstanceType" not in asked[0]["ProductionVariants"][0]
+
+
+def test_a_dry_run_says_what_it_costs_and_changes_nothing(make: Callable[..., Place]) -> None:
+    place = make('instance = "ml.m5.xlarge"\nscaling = { min = 1, max = 4 }')
+    done = place.deploy(1, "--dry-run")
+    assert done.code == 0, done.err
+    assert "1 to 4 × ml.m5.xlarge" in done.out
+    assert "at most 0.92 USD an hour" in done.out
+    assert f"create the endpoint {place.endpoint}" in done.out
+    assert place.calls() == []
+    assert place.story == []
+
+
+# What goes wrong
+
+
+def goes_on(place: Place, done: Done, *words: str) -> None:
+    assert done.code == 8, done.err
+    for word in words:
+        assert word in done.err
+    assert place.scored() == place.label(1)
+    assert place.runner("deployments", "--json").json[0]["model"] == place.label(1)
+
+
+def test_a_version_that_answers_otherwise_is_taken_back(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    place.machines.wrong.add(place.label(2))
+    goes_on(place, place.deploy(2), "answers b'0.123\\n' to its sample record", f"{place.label(1)} goes on")
+    assert place.story[2:] == [(2, "deployment begun"), (2, "deployment failed")]
+    place.machines.wrong.clear()
+    assert place.deploy(2).code == 0
+
+
+def test_a_version_that_does_not_come_up_is_taken_back(make: Callable[..., Place]) -> None:
+    place = make()
+    place.machines.broken.add(place.label(1))
+    done = place.deploy(1)
+    assert (done.code, "it did not answer /ping" in done.err) == (8, True)
+    assert place.found() is None  # nothing served before
+    place.machines.broken.clear()
+    assert place.deploy(1).code == 0
+    place.machines.broken.add(place.label(2))
+    goes_on(place, place.deploy(2), "it did not answer /ping")
+
+
+def test_only_an_approved_version_is_deployed(make: Callable[..., Place]) -> None:
+    place = make()
+    done = place.deploy(3)
+    assert (done.code, "is pending" in done.err) == (8, True)
+    assert place.calls() == []
+
+
+def swap(place: Place, version: int, data: bytes) -> None:
+    found = place.registry.deployable(place.name, version)
+    place.cloud.client("s3").put_object(Bucket=BUCKET, Key=found.archive.removeprefix(f"s3://{BUCKET}/"), Body=data)
+
+
+def archive_of(place: Place, version: int) -> bytes:
+    found = place.registry.deployable(place.name, version)
+    key = found.archive.removeprefix(f"s3://{BUCKET}/")
+    data: bytes = place.cloud.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    return data
+
+
+def test_a_swapped_archive_is_refused_before_anything_is_made(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    swap(place, 2, archive_of(place, 3))
+    place.cloud.forget_calls()
+    goes_on(place, place.deploy(2), "The model archive has the hash", "It was altered")
+    assert place.calls() == []
+    with pytest.raises(Tampered, match="altered"):  # what `runner approve` asks
+        check_archive(place.registry, place.registry.get(place.name, 2))
+    swap(place, 1, archive_of(place, 3))
+    (row,) = place.runner("deployments", "--json").json
+    assert (row["health"], "was altered" in row["said"]) == ("unhealthy", True)
+
+
+def test_a_version_whose_archive_was_swapped_is_not_approved(make: Callable[..., Place]) -> None:
+    place = make()
+    manifest = RunManifest(
+        run=RUN.format(3),
+        pipeline_file="pipeline.toml",
+        pipeline=load(place.file),
+        started_by="ana@desk",
+        started="2026-11-22T10:16:03.000Z",
+        status="succeeded",
+        steps=[],
+        verdict=Verdict(outcome="pass", rules=[], metrics={}),
+        environment=provenance.environment(),
+        runner_version="0",
+    )
+    (place.folder / "runs" / RUN.format(3) / "run.json").write_bytes(encode(manifest))
+    sound = archive_of(place, 3)
+    approve = ("approve", place.label(3), "--reason", "reviewed")
+    swap(place, 3, archive_of(place, 2))
+    done = place.runner(*approve)
+    assert (done.code, "It was altered" in done.err) == (8, True), done.err
+    assert place.registry.get(place.name, 3).status == "pending"
+    swap(place, 3, sound)
+    assert place.runner(*approve).code == 0
+
+
+def test_an_archive_swapped_while_it_is_deployed_is_taken_back(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    sound, place.machines.slow_s[place.label(2)] = archive_of(place, 2), 3.0
+    process = place.start("deploy", place.label(2), "--to", "staging", env=place.cloud.environment)
+    until = time.monotonic() + 30
+    while (found := place.found()) is None or found["EndpointStatus"] != "Updating":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    swap(place, 2, archive_of(place, 1))
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, "was altered" in err) == (8, True), err
+    assert place.scored() == place.label(1)
+    swap(place, 2, sound)
+
+
+def test_a_name_that_means_something_else_is_refused(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1, "--dry-run").code == 0
+    name = next(word for word in place.deploy(1, "--dry-run").out.split() if word.startswith(f"{place.name}-"))
+    container = {"Image": "other", "ModelDataUrl": place.registry.deployable(place.name, 2).archive}
+    place.sagemaker.create_model(
+        ModelName=name, PrimaryContainer=container, ExecutionRoleArn="arn:aws:iam::123456789012:role/jobs"
+    )
+    done = place.deploy(1)
+    assert (done.code, "was made otherwise" in done.err) == (8, True)
+    assert place.found() is None
+
+
+def test_a_lost_reply_makes_nothing_twice(make: Callable[..., Place]) -> None:
+    place = make()
+    for action in ("CreateModel", "CreateEndpointConfig"):
+        place.cloud.faults.add(action, LOST_REPLY)
+    assert place.deploy(1).code == 0
+    assert place.scored() == place.label(1)
+    place.cloud.faults.clear()
+
+
+# Deployments that die, and several at once
+
+
+@pytest.mark.parametrize("at", FAILPOINTS)
+def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
+    make: Callable[..., Place], at: str
+) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    assert place.deploy(2, env={VARIABLE: at}).code == -signal.SIGKILL
+    switched = FAILPOINTS.index(at) >= FAILPOINTS.index("target switched")
+    assert place.scored() == place.label(2 if switched else 1)
+    done = place.deploy(2)
+    assert done.code == 0, done.err
+    assert place.scored() == place.label(2)
+    ended = [kind for _, kind in place.story[2:]]
+    assert ended == {
+        "deployment checked": ["deployment begun", "deployed"],
+        "target ready": ["deployment begun", "deployment failed", "deployment begun", "deployed"],
+    }.get(at, ["deployment begun", "deployed", "deployment begun", "deployed"])
+
+
+def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    place.machines.slow_s[place.label(2)] = 2.0
+    place.machines.wrong.add(place.label(2))
+    process = place.start("deploy", place.label(2), "--to", "staging", env=place.cloud.environment)
+    until = time.monotonic() + 30
+    while (found := place.found()) is None or found["EndpointStatus"] != "Updating":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    (row,) = place.runner("deployments", "--json").json
+    assert (row["health"], row["model"]) == ("changing", place.label(1))
+    assert place.deploy(1).code == 0  # finishes the other one first, which means going back
+    assert place.scored() == place.label(1)
+    assert place.story[2:] == [
+        (2, "deployment begun"),
+        (2, "deployment failed"),
+        (1, "deployment begun"),
+        (1, "deployed"),
+    ]
+
+
+def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    other = make(folder="checkout", versions=0)
+    place.machines.slow_s.update({place.label(number): 1.0 for number in (1, 2)})
+    started = [
+        one.start("deploy", place.label(number), "--to", "staging", env=place.cloud.environment)
+        for number, one in ((1, place), (2, other))
+    ]
+    said = [process.communicate(timeout=100) for process in started]
+    assert sorted(process.returncode for process in started) == [0, 8], said
+    won = 1 if started[0].returncode == 0 else 2
+    assert place.scored() == place.label(won)
+    assert place.story[-1] == (won, "deployed") or place.story[-2] == (won, "deployed")
+    assert len([1 for _, kind in place.story if kind == "deployed"]) == 2
+    assert other.runner("deployments", "--json").json[0]["model"] == place.label(won)
+
+
+def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    data = {
+        "target": "staging",
+        "deployment": "ab",
+        "kind": "deployed",
+        "config": "c",
+        "previous": place.found()["EndpointConfigName"],  # type: ignore[index]
+        "replaced": "",
+        "process": "7@elsewhere",
+    }
+    place.registry.record(place.name, 2, "deployment begun", who="cleo@elsewhere", why="", data=data)
+    done = place.deploy(2)
+    assert (done.code, "is being deployed to staging by cleo@elsewhere since" in done.err) == (8, True)
+    made: Any = backend.deployer(place.file, "staging")
+    assert isinstance(made, SageMakerTarget)
+    made.quiet_s = 0.0
+    deployment.deploy(
+        place.registry, made, place.name, 2, target="staging", targets=load(place.file).targets, who="ana@desk"
+    )
+    assert place.scored() == place.label(2)
+    assert place.story[2:] == [
+        (2, "deployment begun"),
+        (2, "deployment failed"),
+        (2, "deployment begun"),
+        (2, "deployed"),
+    ]
+
+
+# Beside the local registry
+
+
+def test_a_version_of_the_local_registry_is_deployed_too(make: Callable[..., Place]) -> None:
+    place = make(registry="local")
+    assert not isinstance(place.registry, SageMakerRegistry)
+    done = place.deploy(1)
+    assert done.code == 0, done.err
+    assert place.scored() == place.label(1)
+    folder = place.folder / "runs" / RUN.format(2) / MODEL / "model.ubj"
+    folder.chmod(0o644)
+    folder.write_bytes(folder.read_bytes()[:-1] + b"x")
+    goes_on(place, place.deploy(2), "was altered")
+
+
+def test_names_fit_the_service() -> None:
+    plain = Target(kind="sagemaker")
+    assert endpoint_name("p", "my_target", plain) == "p-my-target"
+    assert endpoint_name("p", "t", Target(kind="sagemaker", endpoint="own")) == "own"
+    long = endpoint_name("p" * 63, "production", plain)
+    assert len(long) == 63
+    assert long != endpoint_name("p" * 63, "staging", plain)
+
+
+def test_serverless_takes_neither_capture_nor_vpc(make: Callable[..., Place]) -> None:
+    place = make("serverless = {}\ncapture = { percent = 10 }", versions=1)
+    done = place.deploy(1)
+    assert (done.code, "has no capture" in done.err) == (2, True)
+    with pytest.raises(Refused):
+        deployment.before(place.registry, "staging")

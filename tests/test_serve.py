@@ -1,0 +1,749 @@
+"""An approved version over HTTP: what is answered, what is refused, and what many or slow or rude clients can do."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Project
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_serve_records import PLANS, good, mixed, number, records, saved, several, whole
+
+import runner.model
+from runner.content import artifact
+from runner.errors import RunnerError
+from runner.lean import without
+from runner.model.registry import LocalRegistry
+from runner.model.versions import NewVersion
+from runner.records import Metric
+
+JSON, CSV = "application/json", "text/csv"
+ALLOWED = {200, 400, 406, 413, 415}
+ROW = {"minutes": 180.5, "calls": 3, "plan": "gold", "roaming": True}
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Client:
+    """One connection that is kept open, and opened again where the server closed it."""
+
+    port: int
+    connection: http.client.HTTPConnection | None = field(default=None)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        if self.connection is None:
+            self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.connection.request(method, path, body, named)
+        answer = self.connection.getresponse()
+        made = Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        if made.headers.get("connection") == "close":
+            self.close()
+        return made
+
+    def score(self, body: Any, kind: str = JSON, **headers: str) -> Answer:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.ask("POST", "/invocations", content, content_type=kind, **headers)
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[str]
+    port: int
+    lines: list[str]
+    reader: threading.Thread
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+    def wait_for_log(self, count: int) -> list[dict[str, Any]]:
+        until = time.monotonic() + 5
+        while len(self.log) < count and time.monotonic() < until:
+            time.sleep(0.02)
+        return self.log
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        code = self.process.wait(40)
+        self.reader.join(5)
+        return code
+
+
+@contextmanager
+def serving(project: Project, *arguments: str, model: str = "tiny", **environment: str) -> Iterator[Served]:
+    """`runner serve` on a free port, ready."""
+    process = project.start("serve", model, "--port", "0", *arguments, env=environment)
+    assert process.stderr is not None
+    assert process.stdout is not None
+    lines: list[str] = []
+    first = process.stderr.readline()
+    found = re.search(r"http://[^ ]*:(\d+)", first)
+    assert found, first + process.stderr.read()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    served = Served(process, int(found[1]), [first], reader)
+    served.lines = lines
+    try:
+        yield served
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(40)
+        reader.join(10)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def approved(project: Project, make: Callable[[Path], Path] = saved, name: str = "tiny", approve: bool = True) -> Path:
+    """A version of the model in the project's registry, as if a run had made it; its folder."""
+    run = f"20261122-101630-{len(list(project.folder.glob('runs/2*'))):04x}"
+    folder = project.folder / "runs" / run / "steps/train/out/model"
+    folder.parent.mkdir(parents=True)
+    make(folder)
+    (project.folder / "pipeline.toml").write_text('name = "tiny"\n[steps.train]\nnotebook = "train.ipynb"\n')
+    made = artifact(folder, name="steps/train/out/model")
+    registry = LocalRegistry(project.folder / "runs/registry.db")
+    new = NewVersion(
+        name=name, run=run, sha256=made.sha256, artifact=made, metrics={"evaluate.auc": Metric(value=0.9, low=0.8, high=0.95)}, created_by="ana", description="Who <leaves>",
+    )  # fmt: skip
+    version = registry.register(new)
+    if approve:
+        registry.decide(name, version.version, "approved", who="ben", why="looked & liked")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("serve"))
+    approved(project)
+    return project
+
+
+@pytest.fixture(scope="module")
+def served(house: Project) -> Iterator[Served]:
+    with serving(house, "--workers", "1", "--max-body-mb", "0.25", "--timeout-s", "2") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def model(house: Project) -> runner.model.Model:
+    return runner.model.load(next(house.folder.glob("runs/2*/steps/train/out/model")))
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[Client]:
+    made = Client(served.port)
+    yield made
+    made.close()
+
+
+# What is answered
+
+
+def test_it_answers_as_sagemaker_asks(client: Client, model: runner.model.Model) -> None:
+    assert client.ask("GET", "/ping").status == 200
+    answer = client.score({"instances": [ROW, {**ROW, "minutes": None}]})
+    expected = model.predict(pd.DataFrame([ROW, {**ROW, "minutes": None}]))
+    assert answer.status == 200
+    assert answer.headers["content-type"] == JSON
+    assert answer.headers["x-model"] == "tiny/1"
+    assert answer.json == {
+        "predictions": [{"prediction": bool(one >= 0.4), "probability": float(one)} for one in expected],
+        "model": "tiny/1",
+    }
+
+
+def test_every_form_of_request_and_answer_has_the_same_scores(client: Client, model: runner.model.Model) -> None:
+    raw = records(60)
+    expected = model.predict(raw)
+    lines = "\n".join(json.dumps(row) for row in json.loads(raw.to_json(orient="records"))).encode()
+    bodies = {
+        "text/csv": raw.to_csv(index=False).encode(),
+        "text/csv; header=absent; charset=utf-8": raw.to_csv(index=False, header=False).encode(),
+        "application/json": raw.to_json(orient="records").encode(),
+        "application/jsonlines": lines,
+    }
+    for kind, body in bodies.items():
+        for accept in ("application/json", "text/csv", "application/jsonlines"):
+            answer = client.score(body, kind, accept=accept)
+            assert answer.status == 200, answer.body
+            assert answer.headers["content-type"].startswith(accept)
+            if accept == "text/csv":
+                found = [float(line) for line in answer.body.decode().splitlines()]
+            else:
+                rows = answer.json["predictions"] if accept == JSON else map(json.loads, answer.body.splitlines())
+                found = [row["probability"] for row in rows]
+            assert np.array(found, dtype="float32").tobytes() == expected.tobytes()
+
+
+def test_the_answer_says_what_is_wrong_where(client: Client) -> None:
+    answer = client.score(b"minutes,calls,plan,roaming\n1,2,gold,1\n1,2,iron,1\n", CSV, accept="text/csv")
+    said = "Row 2, column plan: 'iron' is no known category (657, basic, gold, südost)."
+    assert (answer.status, answer.json) == (400, {"error": said, "row": 2, "column": "plan"})
+    assert client.score(b"1", "text/html").status == 415
+    assert client.score(b"1", CSV, accept="image/png").status == 406
+    assert client.score(b"", CSV).status == 400
+    assert client.score([ROW], content_encoding="gzip").status == 415
+    assert client.ask("GET", "/invocations").status == 405
+    assert client.ask("POST", "/ping").status == 405
+    assert client.ask("GET", "/nothing/here").status == 404
+    assert "/invocations" in client.ask("GET", "/nothing/here").json["error"]
+
+
+def test_an_unknown_category_can_be_a_missing_value(house: Project, model: runner.model.Model) -> None:
+    with serving(house, "--workers", "1", "--unknown", "missing") as served:
+        client = Client(served.port)
+        answer = client.score([{**ROW, "plan": "iron"}])
+        client.close()
+    frame = pd.DataFrame([{**ROW, "plan": "iron"}])
+    assert answer.json["predictions"][0]["probability"] == float(model.predict(frame, unknown="missing")[0])
+
+
+@pytest.mark.parametrize("make", [number, several])
+def test_numbers_and_classes_are_served_too(project: Project, make: Callable[[Path], Path]) -> None:
+    folder = approved(project, make)
+    scores = runner.model.load(folder).predict(pd.DataFrame([ROW]))
+    with serving(project, "--workers", "1") as served:
+        client = Client(served.port)
+        answer, text = client.score(ROW).json, client.score(ROW, accept="text/csv").body.decode()
+        client.close()
+    if make is number:
+        assert answer["predictions"] == [{"prediction": float(scores[0])}]
+        assert text == f"{float(scores[0])!r}\n"
+    else:
+        assert answer["predictions"] == [{"prediction": int(scores[0].argmax()), "probability": float(scores.max())}]
+        assert text == ",".join(repr(float(one)) for one in scores[0]) + "\n"
+
+
+def test_the_page_shows_the_version_and_loads_nothing_from_elsewhere(client: Client) -> None:
+    answer = client.ask("GET", "/")
+    page = answer.body.decode()
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    for shown in (
+        "tiny/1",
+        "20261122-101630-0000",
+        "looked &amp; liked",
+        "Who &lt;leaves&gt;",
+        "evaluate.auc",
+        "südost",
+    ):
+        assert shown in page.encode().decode("unicode_escape", "ignore") or shown in page, shown
+    assert "[[" not in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
+
+
+def test_the_description_is_openapi(client: Client) -> None:
+    with without("rfc3987_syntax"):
+        from openapi_spec_validator import validate
+
+    described = client.ask("GET", "/openapi.json").json
+    validate(described)
+    assert described["components"]["schemas"]["Record"]["required"] == ["minutes", "calls", "plan", "roaming"]
+    sample = described["paths"]["/invocations"]["post"]["requestBody"]["content"]
+    for kind in sample:
+        example = sample[kind]["example"]
+        answer = client.score(example.encode() if isinstance(example, str) else example, kind)
+        assert answer.status == 200, (kind, answer.body)
+
+
+def test_metrics_count_what_was_answered(client: Client) -> None:
+    def read() -> dict[str, float]:
+        text = client.ask("GET", "/metrics").body.decode()
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    before = read()
+    client.score([ROW] * 3)
+    client.score([{}])
+    after = read()
+    ok, bad = (f'runner_requests_total{{path="/invocations",status="{code}"}}' for code in (200, 400))
+    assert after[ok] - before.get(ok, 0) == 1
+    assert after[bad] - before.get(bad, 0) == 1
+    assert after["runner_rows_total"] - before["runner_rows_total"] == 3
+    assert after["runner_request_seconds_count"] - before["runner_request_seconds_count"] == 2
+    assert after['runner_request_seconds_bucket{le="+Inf"}'] == after["runner_request_seconds_count"]
+    assert after["runner_connections"] >= 1
+    assert any(name.startswith('runner_model_info{name="tiny",version="1",run="2026') for name in after)
+
+
+def test_the_log_has_version_and_time_and_nothing_of_the_customer(served: Served, client: Client) -> None:
+    time.sleep(0.3)  # for what was asked before
+    seen = len(served.log)
+    client.ask(
+        "POST", "/invocations?name=Erika", json.dumps([{**ROW, "plan": "Mustermann"}]).encode(), content_type=JSON
+    )
+    client.ask("GET", "/customers/Erika")
+    lines = served.wait_for_log(seen + 2)[seen:]
+    assert {"at", "method", "path", "status", "ms", "rows", "model", "worker"} == set(lines[0])
+    assert [(line["path"], line["status"], line["model"]) for line in lines] == [
+        ("/invocations", 400, "tiny/1"),
+        ("other", 404, "tiny/1"),
+    ]
+    assert lines[0]["ms"] > 0
+    assert "Erika" not in "".join(served.lines)
+    assert "Mustermann" not in "".join(served.lines)
+
+
+# Who may
+
+
+def test_only_approved_versions_are_served(project: Project) -> None:
+    folder = approved(project, approve=False)
+    registry = LocalRegistry(project.folder / "runs/registry.db")
+    for model in ("tiny", "tiny/1"):
+        done = project.runner("serve", model, "--port", "0")
+        assert (done.code, "approved" in done.err) == (8, True), done.err
+    registry.decide("tiny", 1, "rejected", who="ben", why="no")
+    done = project.runner("serve", "tiny/1", "--port", "0")
+    assert (done.code, "tiny/1 is rejected" in done.err) == (8, True)
+    assert project.runner("serve", "tiny/7").code == 2
+    assert project.runner("serve", "tyni").code == 2
+    assert project.runner("serve", "tiny/x").code == 2
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("name", ["model.ubj", "signature.json"])
+@pytest.mark.parametrize("change", ["byte", "gone", "more", "folder"])
+def test_altered_bytes_are_not_served(house: Project, tmp_path: Path, name: str, change: str) -> None:
+    project = Project(Path(shutil.copytree(house.folder, tmp_path / "project")))
+    folder = next(project.folder.glob("runs/2*/steps/train/out/model"))
+    content = (folder / name).read_bytes()
+    if change == "byte":
+        (folder / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    elif change == "gone":
+        (folder / name).unlink()
+    elif change == "more":
+        (folder / "more.txt").write_text("x")
+    else:
+        shutil.rmtree(folder)
+    done = project.runner("serve", "tiny", "--port", "0")
+    assert (done.code, "bytes differ" in done.err) == (8, True), done.err
+    assert "http://" not in done.err
+
+
+def test_a_model_that_fails_its_self_test_is_never_ready(project: Project) -> None:
+    def lying(folder: Path) -> Path:
+        saved(folder)
+        path = folder / "signature.json"
+        signature = json.loads(path.read_text())
+        path.write_text(json.dumps({**signature, "sample_prediction": 0.123}))
+        return folder
+
+    approved(project, lying)
+    done = project.runner("serve", "tiny", "--port", "0")
+    assert (done.code, "cannot score its own sample record" in done.err) == (8, True), done.err
+
+
+def test_beyond_loopback_a_token_is_needed_and_asked_for(house: Project) -> None:
+    done = house.runner("serve", "tiny", "--host", "0.0.0.0", "--port", "0")
+    assert (done.code, "RUNNER_TOKEN" in done.err) == (2, True)
+    with serving(house, "--host", "0.0.0.0", "--workers", "1", RUNNER_TOKEN="s3cret") as served:
+        client = Client(served.port)
+        assert client.ask("GET", "/ping").status == 200
+        for given_ in ("", "Bearer wrong", "Basic !", "Basic " + base64.b64encode(b"x:wrong").decode()):
+            for method, path in (("POST", "/invocations"), ("GET", "/"), ("GET", "/metrics"), ("GET", "/openapi.json")):
+                answer = client.ask(method, path, b"{}" if method == "POST" else None, authorization=given_)
+                assert answer.status == 401
+                assert answer.headers["www-authenticate"].startswith("Basic")
+        basic = "Basic " + base64.b64encode(b"anyone:s3cret").decode()
+        assert client.score(ROW, authorization="Bearer s3cret").status == 200
+        assert client.ask("GET", "/", authorization=basic).status == 200
+        client.close()
+        assert "s3cret" not in "".join(served.lines)
+
+
+def test_a_port_that_is_taken_is_said(served: Served, house: Project) -> None:
+    done = house.runner("serve", "tiny", "--port", str(served.port))
+    assert (done.code, "--port" in done.err) == (2, True)
+
+
+# Rude, slow and many clients
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+@contextmanager
+def connected(served: Served) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=15) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_huge_body_is_refused_before_it_is_read(served: Served, chunked: bool) -> None:
+    before = _memory(served)
+    with connected(served) as connection:
+        how = b"transfer-encoding: chunked" if chunked else b"content-length: 100000000000"
+        connection.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\n" + how + b"\r\n\r\n")
+        block = b"1,2,gold,1\n" * 5000
+        sent = 0
+        connection.settimeout(0.01)
+        answer = b""
+        while sent < 100_000_000 and not answer:
+            try:
+                connection.sendall(b"%x\r\n%s\r\n" % (len(block), block) if chunked else block)
+                sent += len(block)
+            except TimeoutError:
+                pass
+            except OSError:
+                break
+            try:
+                answer = connection.recv(65536)
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"larger than 0.25 MB" in answer
+    assert sent < 20_000_000
+    assert _memory(served) - before < 20_000_000
+
+
+def _memory(served: Served) -> int:
+    text = Path(f"/proc/{served.process.pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_a_body_just_small_enough_is_scored_and_one_more_byte_is_not(client: Client) -> None:
+    most = int(0.25 * 2**20)
+    row = b"1,2,gold,1\n"
+    body = (row * (most // len(row))).ljust(most, b"\n")
+    assert client.score(body, CSV).status == 200
+    assert client.score(body + b"\n", CSV).status == 413
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /invoca", b"POST /invocations HTTP/1.1\r\nhost: x\r\nx: "])
+def test_a_client_that_does_not_finish_its_headers_is_left(served: Served, sent: bytes) -> None:
+    with connected(served) as connection:
+        connection.sendall(sent)
+        began = time.monotonic()
+        receive(connection)
+        assert 1 < time.monotonic() - began < 5
+
+
+def drip(connection: socket.socket, part: bytes, every_s: float) -> float:
+    """Send the part again and again till the connection is closed; the seconds that took, at most 10."""
+    began = time.monotonic()
+    with suppress(OSError):
+        while time.monotonic() - began < 10:
+            connection.sendall(part)
+            time.sleep(every_s)
+    return time.monotonic() - began
+
+
+def test_a_client_that_drips_its_headers_is_left(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"GET /ping HTTP/1.1\r\n")
+        assert drip(connection, b"x: y\r\n", 0.05) < 6
+
+
+def test_endless_headers_are_cut(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(b"GET /ping HTTP/1.1\r\n")
+        assert drip(connection, b"x: " + b"y" * 60_000 + b"\r\n", 0.01) < 1.5
+
+
+def test_a_body_that_stops_is_answered_with_408(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(
+            b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\ncontent-length: 99\r\n\r\n1,"
+        )
+        began = time.monotonic()
+        answer = receive(connection)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began < 9
+
+
+def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(served: Served, client: Client) -> None:
+    seen = len(served.log)
+    with connected(served) as connection:
+        connection.sendall(
+            b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\ncontent-length: 99\r\n\r\n1,"
+        )
+        time.sleep(0.2)
+    assert served.wait_for_log(seen + 1)[-1]["status"] == 499
+    assert client.score(ROW).status == 200
+
+
+def test_more_connections_than_allowed_are_turned_away_and_the_others_answered(house: Project) -> None:
+    with serving(house, "--workers", "1", "--max-connections", "8") as served:
+        waiting = [socket.create_connection(("127.0.0.1", served.port), timeout=10) for _ in range(8)]
+        time.sleep(0.3)
+        with connected(served) as late:
+            assert b" 503 " in receive(late).partition(b"\r\n")[0]
+        request = b"GET /ping HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        for connection in waiting:
+            connection.sendall(request)
+            assert receive(connection).startswith(b"HTTP/1.1 200")
+            connection.close()
+        client = Client(served.port)
+        assert client.score(ROW).status == 200
+        assert b"runner_connections_refused_total 1\n" in client.ask("GET", "/metrics").body
+        client.close()
+
+
+def test_a_hundred_slow_clients_hold_up_nobody(served: Served, client: Client) -> None:
+    slow = [socket.create_connection(("127.0.0.1", served.port), timeout=15) for _ in range(100)]
+    for connection in slow:
+        connection.sendall(
+            b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\ncontent-length: 9\r\n\r\n1"
+        )
+    began = time.monotonic()
+    assert all(client.score(ROW).status == 200 for _ in range(20))
+    assert time.monotonic() - began < 5
+    for connection in slow:
+        connection.close()
+
+
+# Ends
+
+
+def hammer(port: int, stop: threading.Event, wrong: list[str], counts: list[int]) -> None:
+    """Requests one after the other; a connection refused at its beginning is the server being gone."""
+    body = json.dumps([ROW]).encode()
+    client, answered = Client(port), 0
+    while not stop.is_set():
+        try:
+            answer = client.ask("POST", "/invocations", body, content_type=JSON)
+        except ConnectionRefusedError:
+            break
+        except (http.client.HTTPException, OSError) as error:
+            wrong.append(repr(error))
+            break
+        if answer.status != 200 or len(answer.json["predictions"]) != 1:
+            wrong.append(f"{answer.status} {answer.body!r}")
+        answered += 1
+    client.close()
+    counts.append(answered)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_under_load_loses_no_reply(house: Project, workers: str) -> None:
+    with serving(house, "--workers", workers) as served:
+        stop, wrong, counts = threading.Event(), list[str](), list[int]()
+        threads = [threading.Thread(target=hammer, args=(served.port, stop, wrong, counts)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.0)
+        began = time.monotonic()
+        code = served.end()
+        assert time.monotonic() - began < 30
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        assert code == 0
+        assert not wrong
+        assert sum(counts) > 50
+
+
+def test_a_request_under_way_is_answered_after_sigterm(house: Project) -> None:
+    with serving(house, "--workers", "1") as served, connected(served) as connection:
+        body = json.dumps(ROW).encode()
+        head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        connection.sendall(head % len(body) + body[:10])
+        time.sleep(0.2)
+        served.process.terminate()
+        time.sleep(2)
+        connection.sendall(body[10:])
+        answer = receive(connection)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+        assert served.process.wait(20) == 0
+
+
+def test_ctrl_c_ends_it_as_well(house: Project) -> None:
+    with serving(house, "--workers", "2") as served:
+        assert served.end(signal.SIGINT) == 0
+        assert "Traceback" not in "".join(served.lines)
+
+
+def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(house: Project) -> None:
+    def workers() -> list[int]:
+        listed = subprocess.run(["pgrep", "-P", str(served.process.pid)], capture_output=True, text=True, check=False)
+        return [int(line) for line in listed.stdout.split()]
+
+    with serving(house, "--workers", "2") as served:
+        until = time.monotonic() + 10
+        while len(workers()) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        first = workers()
+        assert len(first) == 2
+        os.kill(first[0], signal.SIGKILL)
+        while (len(workers()) < 2 or first[0] in workers()) and time.monotonic() < until:
+            time.sleep(0.05)
+        second = workers()
+        assert len(set(first) & set(second)) == 1
+        client = Client(served.port)
+        assert client.score(ROW).status == 200
+        client.close()
+        served.process.kill()
+        served.process.wait()
+        while any(Path(f"/proc/{pid}").exists() for pid in second) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not [pid for pid in second if Path(f"/proc/{pid}").exists()]
+
+
+def test_it_is_ready_soon_and_small(house: Project) -> None:
+    began = time.monotonic()
+    with serving(house, "--workers", "1") as served:
+        client = Client(served.port)
+        assert client.ask("GET", "/ping").status == 200
+        seconds = time.monotonic() - began
+        assert all(client.score([ROW] * 100).status == 200 for _ in range(50))
+        assert _memory(served) < 220e6
+        client.close()
+    assert seconds < 10  # alone on a machine 3; several tests share this one
+
+
+# Anything at all
+
+kinds = st.sampled_from([JSON, CSV, "application/jsonlines", "text/csv; header=present", "text/csv;header=absent"])
+fields_ = st.sampled_from(
+    ["1", "", "nan", "gold", "657", '"', '""', "minutes", "plan", "calls", "roaming", "é", "\0", "1e39"]
+)
+tables = st.lists(st.lists(fields_ | st.text(max_size=5), max_size=6).map(",".join), max_size=6).map("\n".join)
+trees = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(sorted(ROW)) | st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+bodies = (
+    st.binary(max_size=200)
+    | tables.map(lambda text: text.encode("utf-8", "surrogatepass"))
+    | trees.map(lambda tree: json.dumps(tree).encode())
+    | st.lists(mixed, max_size=4).map(lambda rows: json.dumps({"instances": rows}).encode())
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, and the records in it where it is a sound one."""
+
+    body: bytes
+    kind: str
+    accept: str = JSON
+    rows: list[dict[str, Any]] | None = None
+
+
+def as_csv(rows: list[dict[str, Any]], header: bool) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerows(([list(ROW)] if header else []) + [[row[name] for name in ROW] for row in rows])
+    return file.getvalue().encode()
+
+
+sound = st.lists(whole, min_size=1, max_size=6)
+asked = (
+    st.builds(Asked, bodies, kinds | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12), st.sampled_from([JSON, CSV, "*/*", "text/html"]))
+    | sound.map(lambda rows: Asked(json.dumps(rows).encode(), JSON, rows=rows))
+    | sound.map(lambda rows: Asked(json.dumps({"instances": [[row[n] for n in ROW] for row in rows]}).encode(), JSON, rows=rows))
+    | sound.map(lambda rows: Asked("\n".join(map(json.dumps, rows)).encode(), "application/jsonlines", rows=rows))
+    | sound.map(lambda rows: Asked(as_csv(rows, True), CSV, rows=rows))
+    | sound.map(lambda rows: Asked(as_csv(rows, False), "text/csv; header=absent", rows=rows))
+)  # fmt: skip
+
+
+def check(client: Client, model: runner.model.Model, one: Asked) -> None:
+    """Never a fault of the server's; a sound request has the scores of the model folder, to the bit."""
+    answer = client.score(one.body, one.kind.strip(), accept=one.accept)
+    assert answer.status in ALLOWED, (answer.status, answer.body)
+    if answer.status != 200:
+        assert answer.json["error"]
+    if one.rows is not None:
+        expected = _expected(model, one)
+        assert answer.status == 200, answer.body
+        found = [row["probability"] for row in answer.json["predictions"]]
+        assert np.array(found, dtype="float32").tobytes() == expected.tobytes()
+
+
+def _expected(model: runner.model.Model, one: Asked) -> np.ndarray:
+    assert one.rows is not None
+    rows: Any = one.rows
+    if one.kind.startswith(CSV):
+        rows = [["" if row[name] is None else str(row[name]) for name in ROW] for row in one.rows]
+    return model.predict(pd.DataFrame(rows, columns=list(ROW)))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(one=asked)
+def test_no_request_is_a_fault_or_scored_wrong(client: Client, model: runner.model.Model, one: Asked) -> None:
+    check(client, model, one)
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(one=asked)
+def test_ten_thousand_requests_have_no_fault_and_no_wrong_score(
+    client: Client, model: runner.model.Model, one: Asked
+) -> None:
+    check(client, model, one)
+
+
+@pytest.mark.soak
+def test_an_hour_of_requests_does_not_grow_the_server(served: Served, client: Client) -> None:
+    """In short: the memory after 2,000 requests and after 20,000 is the same."""
+    body = records(100).to_csv(index=False).encode()
+    for _ in range(2_000):
+        assert client.score(body, CSV).status == 200
+    before = _memory(served)
+    for _ in range(18_000):
+        client.score(body, CSV)
+    assert _memory(served) - before < 8_000_000
+
+
+def test_the_plans_of_these_tests_are_the_models(model: runner.model.Model) -> None:
+    assert sorted(PLANS) == model.signature.columns[2].categories
+    assert list(good) == list(ROW) == [column.name for column in model.signature.columns]
+    with pytest.raises(RunnerError):
+        model.predict(pd.DataFrame([{**ROW, "plan": "iron"}]))

@@ -1,0 +1,484 @@
+"""Records read without pandas are scored as the model folder scores them: bit for bit, or refused in the same words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xgboost as xgb
+from conftest import REAL_TABLE, ROOT, environment
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import runner.model
+from runner.errors import UsageError
+from runner.model.signature import BadRecords, Unknown
+from runner.serve.inference import LARGEST, BadInput, Scorer, accepted, model_fn
+
+CODE = """
+import pandas as pd
+
+
+def transform(frame):
+    return pd.DataFrame({"rate": frame["calls"] / (frame["minutes"] + 1), "plan": frame["plan"], "big": frame["calls"] > 5})
+"""
+SETTINGS = {"objective": "binary:logistic", "max_depth": 4, "seed": 1, "nthread": 1, "max_cat_to_onehot": 1}
+PLANS = ["basic", "gold", "südost", "657"]
+
+
+def records(rows: int = 150) -> pd.DataFrame:
+    """Raw records, shape (rows, 4), with missing numbers and plans."""
+    chance = np.random.default_rng(3)
+    plan = pd.Series(chance.choice(PLANS, rows))
+    made = pd.DataFrame(
+        {
+            "minutes": chance.normal(180, 50, rows).round(1),
+            "calls": chance.integers(0, 10, rows),
+            "plan": pd.Categorical(plan.where(plan.index % 9 != 8)),
+            "roaming": chance.random(rows) < 0.3,
+        }
+    )
+    made.loc[made.index % 7 == 6, "minutes"] = np.nan
+    return made
+
+
+def trained(features: pd.DataFrame, answers: Any = None, **settings: Any) -> xgb.Booster:
+    raw = records(len(features))
+    answers = ((raw["calls"] > 5) | (raw["plan"] == "gold")).astype(int) if answers is None else answers
+    return xgb.train({**SETTINGS, **settings}, xgb.DMatrix(features, answers, enable_categorical=True), 12)
+
+
+def saved(folder: Path, **options: Any) -> Path:
+    raw = records()
+    given = {"target": "left", "positive": "yes", "threshold": 0.4, **options}
+    runner.model.save(folder, given.pop("booster", None) or trained(raw), raw, **given)
+    return folder
+
+
+def computed(folder: Path) -> Path:
+    """A model of features that code computes."""
+    (folder.parent / "features.py").write_text(CODE, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(CODE, scope)
+    booster = trained(scope["transform"](records()))
+    return saved(folder, booster=booster, code=folder.parent / "features.py")
+
+
+def other_order(folder: Path) -> Path:
+    """Trained on categories in another order than the signature's, and on more of them."""
+    raw = records()
+    mixed = raw.assign(plan=raw["plan"].cat.set_categories(["gold", "657", "more", "basic", "südost"]))
+    return saved(folder, booster=trained(mixed))
+
+
+def several(folder: Path) -> Path:
+    raw = records()
+    return saved(folder, booster=trained(raw, raw["calls"] % 3, objective="multi:softprob", num_class=3), positive=None)
+
+
+def number(folder: Path) -> Path:
+    raw = records()
+    return saved(folder, booster=trained(raw, raw["calls"] * 2.5, objective="reg:squarederror"), positive=None)
+
+
+def one_column(folder: Path) -> Path:
+    raw = records()[["minutes"]]
+    runner.model.save(folder, trained(raw), raw, target="left")
+    return folder
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "plain": saved,
+    "computed": computed,
+    "other_order": other_order,
+    "several": several,
+    "number": number,
+}
+Pair = tuple[Scorer, runner.model.Model]
+
+
+def of(folder: Path, unknown: Unknown = "error") -> Scorer:
+    made = Scorer({file.name: file.read_bytes() for file in folder.iterdir()}, unknown=unknown, model="tiny/1")
+    made.self_test()
+    return made
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    made = {}
+    for name, kind in KINDS.items():
+        folder = kind(tmp_path_factory.mktemp(name) / "model")
+        made[name] = (of(folder), runner.model.load(folder))
+    return made
+
+
+def fields(rows: list[list[str]], header: list[str] | None = None) -> bytes:
+    """As CSV."""
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([*([header] if header else []), *rows])
+    return file.getvalue().encode()
+
+
+def same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: bytes, kind: str) -> None:
+    """The body scores as the frame does, to the bit; or both refuse."""
+    expected: Any
+    try:
+        expected = model.predict(frame, unknown=scorer.columns[0].unknown)  # type: ignore[arg-type]
+    except (BadRecords, xgb.core.XGBoostError) as error:
+        expected = error
+    if isinstance(expected, Exception):
+        with pytest.raises(BadInput) as refused:
+            scorer.score(scorer.table(body, kind))
+        assert refused.value.status == 400
+        if isinstance(expected, BadRecords) and not _too_large(frame):
+            # a long value is shortened; a whole number is a float to pandas where one of its column is missing
+            assert str(refused.value)[:100].replace(".0 ", " ") == str(expected)[:100].replace(".0 ", " ")
+        return
+    found = scorer.score(scorer.table(body, kind))
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
+
+
+def _too_large(frame: pd.DataFrame) -> bool:
+    """Where there is one of those, which of several faults is named may differ."""
+    for value in frame.to_numpy(dtype="object").ravel():
+        try:
+            if LARGEST < abs(float(value)) < float("inf"):
+                return True
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return False
+
+
+ODD = [
+    "", " ", "1", "+1", " 1 ", "1_000", "１２", "1e5", "1E5", "1d5", ".5", "5.", "-.5", "0x10", "1,000", "inf", "-inf", "nan",
+    "NaN", "Infinity", "1e400", "007", "true", "True", " FALSE ", "1e-400", "1 2", "\t3\n", "1e", "--1", "1.2.3", "-", "\x1c1",
+    "1\x0b", "\xa01", "\xa0", "1f", "−1", "1e+5", "+ 1", "00", "-0", "9" * 40, "1e39", "-1e39", "3.4e38", "none", "null",
+    "basic", " gold ", "Gold", "südost", "657", "657.0", "657.00", " 657 ", "+657", "0657", "657.5", "a\nb", 'a"b', "a,b", "\x00",
+]  # fmt: skip
+numbers = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 400)
+texts = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | numbers.map(str)
+values = st.none() | st.booleans() | numbers | texts | st.sampled_from([[], {}, [1], {"a": 1}, "\ud800", 657, 657.0])
+good = {
+    "minutes": st.none() | st.floats(0, 400) | st.floats(0, 400).map(str),
+    "calls": st.none() | st.integers(0, 10) | st.sampled_from(["3", " 4.0 ", ""]),
+    "plan": st.none() | st.sampled_from([*PLANS, 657, 657.0, "657.0", " gold ", ""]),
+    "roaming": st.none() | st.booleans() | st.sampled_from([0, 1, 1.0, "true", "FALSE", "0", "1.0"]),
+}
+whole = st.fixed_dictionaries(good)
+mixed = st.fixed_dictionaries({name: one | values for name, one in good.items()}, optional={"more": values})
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(sorted(KINDS)), rows=st.lists(whole | mixed, min_size=1, max_size=5))
+@example(kind="plain", rows=[{"minutes": 1e39, "calls": 1, "plan": "gold", "roaming": True}])
+@example(kind="plain", rows=[{"minutes": 10**400, "calls": 1, "plan": "gold", "roaming": True}])
+@example(kind="plain", rows=[{"minutes": None, "calls": None, "plan": None, "roaming": None}] * 2)
+def test_json_records_score_as_the_model_folder_does(
+    pairs: dict[str, Pair], kind: str, rows: list[dict[str, Any]]
+) -> None:
+    for row in rows:
+        row.setdefault("more", None)
+    odd = "\ud800" in [value for row in rows for value in row.values()]
+    frame = pd.DataFrame(rows, dtype="object" if odd else None)  # pandas' own text cannot hold it
+    same(*pairs[kind], frame, json.dumps(rows).encode(), "application/json")
+    same(*pairs[kind], frame, "\n".join(map(json.dumps, rows)).encode(), "application/jsonlines")
+
+
+plain_texts = texts.filter(lambda text: "\0" not in text)
+rows_of_text = st.lists(
+    st.tuples(
+        st.floats(0, 400).map(str) | plain_texts,
+        st.integers(0, 10).map(str) | plain_texts,
+        st.sampled_from([*PLANS, "657.0", ""]) | plain_texts,
+        st.sampled_from(["true", "False", "1", "0", ""]) | plain_texts,
+    ).map(list),
+    min_size=1,
+    max_size=5,
+)
+clean_rows = st.lists(
+    st.tuples(
+        st.floats(0, 400).map(str) | st.just(""),
+        st.integers(0, 10).map(str) | st.just(""),
+        st.sampled_from([*PLANS, ""]),
+        st.sampled_from(["true", "False", "1", "0", ""]),
+    ).map(list),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(sorted(KINDS)), rows=rows_of_text | clean_rows, header=st.booleans())
+@example(kind="plain", rows=[[text, "1", "gold", "1"] for text in ("nan", "1")], header=True)
+def test_csv_scores_as_the_model_folder_does(
+    pairs: dict[str, Pair], kind: str, rows: list[list[str]], header: bool
+) -> None:
+    names = pairs[kind][0].names
+    frame = pd.DataFrame(rows, columns=names)
+    if header:
+        body, frame = fields([row[::-1] for row in rows], names[::-1]), frame.iloc[:, ::-1]
+    else:
+        body = fields(rows)
+    same(*pairs[kind], frame, body, f"text/csv; header={'present' if header else 'absent'}")
+
+
+@pytest.mark.parametrize("text", [text for text in ODD if "\0" not in text])
+@pytest.mark.parametrize("column", range(4))
+def test_every_odd_text_is_read_as_by_the_model_folder(pairs: dict[str, Pair], text: str, column: int) -> None:
+    row = ["180.5", "3", "gold", "true"]
+    row[column] = text
+    frame = pd.DataFrame([row, row], columns=pairs["plain"][0].names)
+    same(*pairs["plain"], frame, fields([row, row]), "text/csv; header=absent")
+    record = json.dumps(dict(zip(frame.columns, row, strict=True))).encode()
+    same(*pairs["plain"], frame.iloc[:1], record, "application/json")
+
+
+def test_unknown_categories_can_be_missing_values(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    frame = pd.DataFrame([[180.5, 3, "silver", True], [180.5, 3, None, True]], columns=records().columns)
+    body = frame.to_json(orient="records").encode()
+    scorer, model = of(folder, "missing"), runner.model.load(folder)
+    same(scorer, model, frame, body, "application/json")
+    with pytest.raises(
+        BadInput, match=r"Row 1, column plan: 'silver' is no known category \(657, basic, gold, südost\)"
+    ):
+        of(folder).score(of(folder).table(body, "application/json"))
+
+
+def test_a_signature_may_know_categories_that_the_trees_do_not(tmp_path: Path) -> None:
+    """XGBoost gives such a one the code of another; here it is as unknown as any."""
+    raw = records()
+    known = raw.assign(plan=raw["plan"].cat.set_categories(["able", *sorted(PLANS)]))
+    runner.model.save(tmp_path / "model", trained(raw), known, target="left")
+    record = {"minutes": 1.0, "calls": 1, "plan": "able", "roaming": False}
+    scorer = of(tmp_path / "model")
+    with pytest.raises(BadInput, match="'able' is no known category"):
+        scorer.score(scorer.table(json.dumps(record).encode(), "application/json"))
+
+
+def test_trees_that_were_trained_on_codes_take_the_signatures(tmp_path: Path) -> None:
+    raw = records()
+    matrix = np.column_stack([raw["minutes"], raw["calls"], raw["plan"].cat.codes.replace(-1, np.nan), raw["roaming"]])
+    kinds = ["q", "q", "c", "q"]
+    answers = raw["calls"] > 5
+    data = xgb.DMatrix(matrix.astype(float), answers, feature_types=kinds, enable_categorical=True)
+    folder = saved(tmp_path / "model", booster=xgb.train(SETTINGS, data, 5))
+    same(of(folder), runner.model.load(folder), raw, raw.to_json(orient="records").encode(), "application/json")
+
+
+@pytest.mark.parametrize("table", [REAL_TABLE, ROOT / "data" / "churn.csv"])
+def test_a_real_table_scores_to_the_bit(tmp_path: Path, table: Path) -> None:
+    frame = pd.read_csv(table)
+    answers = frame["Churn?"] == "True."
+    raw = frame.drop(columns=["Churn?", "Phone"])
+    for name in ("State", "Area Code", "Int'l Plan", "VMail Plan"):
+        raw[name] = runner.model.as_category(raw[name]).astype("category")
+    booster = xgb.train(SETTINGS, xgb.DMatrix(raw, answers, enable_categorical=True), 40)
+    runner.model.save(tmp_path / "model", booster, raw, target="Churn?", positive="True.")
+    scorer, model = of(tmp_path / "model"), runner.model.load(tmp_path / "model")
+    assert len(frame) >= 3000
+    same(scorer, model, frame, table.read_bytes(), "text/csv")
+    same(scorer, model, frame, frame.to_json(orient="records").encode(), "application/json")
+    for start in range(8):
+        same(scorer, model, frame[start : start + 1], frame[start : start + 1].to_csv().encode(), "text/csv")
+
+
+HEADERS = [
+    (b"minutes,calls,plan,roaming\n1,2,gold,1\n", 1),
+    (b"roaming,more,plan,calls,minutes\n1,x,gold,2,1\n", 1),
+    (b" minutes , calls,plan,roaming\r\n1,2,gold,1\r\n\r\n", 1),
+    (b"\xef\xbb\xbfminutes,calls,plan,roaming\n1,2,gold,1\n \n1,2,gold,0", 2),
+    (b"1,2,gold,1\n1,2,gold,0\n", 2),
+    (b"1,2,gold,1\r1,2,gold,0", 2),
+    (b'"minutes","calls","plan","roaming"\n1,2,"gold",1\n', 1),
+]
+
+
+@pytest.mark.parametrize(("body", "rows"), HEADERS)
+def test_a_header_is_found_where_there_is_one(pairs: dict[str, Pair], body: bytes, rows: int) -> None:
+    scorer = pairs["plain"][0]
+    assert len(scorer.score(scorer.table(body, "text/csv"))) == rows
+
+
+def test_for_one_column_a_blank_line_is_a_missing_value(tmp_path: Path) -> None:
+    folder = one_column(tmp_path / "model")
+    scorer, model = of(folder), runner.model.load(folder)
+    same(scorer, model, pd.DataFrame({"minutes": ["1", "", "2"]}), b"1\n\n2\n", "text/csv; header=absent")
+    same(scorer, model, pd.DataFrame({"minutes": ["", "2"]}), b'minutes\n""\n2', "text/csv")
+    same(scorer, model, pd.DataFrame({"minutes": [5]}), b'{"instances": [{"features": [5]}]}', "application/json")
+
+
+SHAPES = [
+    [{"minutes": 1, "calls": 2, "plan": "gold", "roaming": True}],
+    {"minutes": 1, "calls": 2, "plan": "gold", "roaming": True, "unused": {"deep": []}},
+    {"instances": [{"minutes": 1, "calls": 2, "plan": "gold", "roaming": True}], "more": 1},
+    {"records": [{"roaming": True, "minutes": 1, "calls": 2, "plan": "gold"}]},
+    {"instances": [[1, 2, "gold", True]]},
+    {"instances": [{"features": [1, 2, "gold", True]}]},
+    [[1, "2", "gold", "true"]],
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_record_may_come_in_several_shapes(pairs: dict[str, Pair], shape: Any) -> None:
+    scorer, model = pairs["plain"]
+    frame = pd.DataFrame([[1, 2, "gold", True]], columns=scorer.names)
+    same(scorer, model, frame, json.dumps(shape).encode(), "application/json")
+
+
+REFUSED: list[tuple[bytes, str, int, int | None, str | None, str]] = [
+    (b"minutes,calls,roaming\n1,2,1\n", "text/csv", 400, None, "plan", "Missing column: plan."),
+    (b"minutes,calls\n1,2\n", "text/csv", 400, None, "plan", "Missing columns: plan, roaming."),
+    (b"minutes,calls,plan,roaming,calls\n1,2,gold,1,2\n", "text/csv", 400, None, "calls", "Column calls is there twice."),
+    (b"1,2,gold,1\n1,2,gold\n", "text/csv", 400, 2, None, "Row 2: 3 fields instead of 4, there is no header"),
+    (b"minutes,calls,plan,roaming\n1,2,gold,1,9\n", "text/csv", 400, 1, None, "as many as in the header"),
+    (b'1,2,"gold,1\n', "text/csv", 400, None, None, "not CSV"),
+    (b"1,2,gold,1\n1,2,gold,x\n", "text/csv", 400, 2, "roaming", "Row 2, column roaming: 'x' is neither true nor false."),
+    (b"1,2,gold,1\ninf,2,gold,1\n", "text/csv", 400, 2, "minutes", "Row 2, column minutes: 'inf' is no finite number."),
+    (b"1e39,2,gold,1\n", "text/csv", 400, 1, "minutes", "'1e39' is no finite number."),
+    (b"1,2,iron,1\n", "text/csv", 400, 1, "plan", "Row 1, column plan: 'iron' is no known category"),
+    (b"1,2,g\xfcld,1\n", "text/csv", 400, None, None, "not UTF-8, at byte 5"),
+    (b"minutes,calls,plan,roaming\n", "text/csv", 400, None, None, "no record"),
+    (b"", "text/csv", 400, None, None, "no record"),
+    (b"", "application/json", 400, None, None, "not JSON"),
+    (b"[]", "application/json", 400, None, None, "no record"),
+    (b"7", "application/json", 400, None, None, "neither a record, nor a list"),
+    (b"[7]", "application/json", 400, 1, None, "Row 1 is neither an object nor an array"),
+    (b"[[1,2]]", "application/json", 400, 1, None, "Row 1 is 2 values; the model has 4 columns."),
+    (b'{"instances": 7}', "application/json", 400, None, None, "neither a record, nor a list"),
+    (b'[{"minutes": 1}]', "application/json", 400, 1, "calls", "Missing columns in row 1: calls, plan, roaming."),
+    (b"[[1,2,\"gold\",1],[NaN,2,\"gold\",1]]", "application/json", 400, 2, "minutes", "Row 2, column minutes: 'NaN' is no finite"),
+    (b"[[1e400,2,\"gold\",1]]", "application/json", 400, 1, "minutes", "Row 1, column minutes: inf is no finite number."),
+    (b"[[true,2,\"gold\",1]]", "application/json", 400, 1, "minutes", "Row 1, column minutes: True is no finite number."),
+    (b"[[1,2,\"gold\",2]]", "application/json", 400, 1, "roaming", "Row 1, column roaming: 2 is neither true nor false."),
+    (b"[" * 100_000, "application/json", 400, None, None, "not JSON"),
+    (b'{"a": ' * 100_000, "application/json", 400, None, None, "not JSON"),
+    (b"[1" + b"0" * 5000 + b"]", "application/json", 400, None, None, ""),
+    (b'{"minutes": 1\n', "application/jsonlines", 400, None, None, "Line 1: The body is not JSON"),
+    (b"x", "text/plain", 415, None, None, "Content-Type 'text/plain' is none of text/csv, application/json"),
+    (b"x", "", 415, None, None, "Content-Type '' is none of"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "kind", "status", "row", "column", "said"), REFUSED)
+def test_what_is_wrong_is_said_with_row_and_column(
+    pairs: dict[str, Pair], body: bytes, kind: str, status: int, row: int | None, column: str | None, said: str
+) -> None:
+    import msgspec
+
+    scorer = pairs["plain"][0]
+    for loads in (scorer.loads, msgspec.json.decode):
+        scorer.loads = loads
+        with pytest.raises(BadInput) as refused:
+            scorer.score(scorer.table(body, kind))
+        error = refused.value
+        assert (error.status, error.row, error.column) == (status, row, column)
+        assert said in str(error)
+        assert json.loads(error.body()) == {"error": str(error), "row": row, "column": column}
+
+
+def test_code_that_fails_is_said_and_its_features_are_checked(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    scorer = pairs["computed"][0]
+    with pytest.raises(BadInput, match=r"Row 2, column rate: -?inf is no finite number"):
+        scorer.score(scorer.table(b"1,2,gold,1\n-1,2,gold,1\n", "text/csv"))
+    code = "def transform(frame):\n    assert frame['calls'].max() < 9, 'too many'\n    return frame[['calls']]\n"
+    (tmp_path / "features.py").write_text(code)
+    raw = records()
+    raw = raw[raw["calls"] < 9].reset_index(drop=True)
+    runner.model.save(tmp_path / "model", trained(raw[["calls"]]), raw, target="left", code=tmp_path / "features.py")
+    strict = of(tmp_path / "model")
+    with pytest.raises(BadInput, match=r"features\.py has no features of these records: AssertionError\('too many'\)"):
+        strict.score(strict.table(b"1,9,gold,1\n", "text/csv"))
+
+
+ACCEPTS = {
+    "": "application/json", "*/*": "application/json", "text/csv": "text/csv", "text/*": "text/csv",
+    "application/json;q=0.2, text/csv;q=0.9": "text/csv", "text/html, application/*;q=0.5": "application/json",
+    "text/csv;q=0, */*;q=0.1": "application/json", "application/x-ndjson": "application/jsonlines", "TEXT/CSV": "text/csv",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("accept", "kind"), ACCEPTS.items())
+def test_the_answers_form_is_the_one_that_is_liked_best(accept: str, kind: str) -> None:
+    assert accepted(accept) == kind
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "image/*", "nonsense", "text/csv;q=x"])
+def test_a_form_that_cannot_be_given_is_refused(accept: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        accepted(accept)
+    assert refused.value.status == 406
+
+
+def test_an_answer_has_the_prediction_and_its_probability(pairs: dict[str, Pair]) -> None:
+    raw = records(6)
+    for kind, (scorer, model) in pairs.items():
+        scores = scorer.score(scorer.table(raw.to_json(orient="records").encode(), "application/json"))
+        answer = json.loads(scorer.reply(scores, "application/json")[0])
+        lines = scorer.reply(scores, "application/jsonlines")[0].splitlines()
+        assert answer["model"] == "tiny/1"
+        assert [json.loads(line) for line in lines] == answer["predictions"]
+        text = scorer.reply(scores, "text/csv")[0].decode().splitlines()
+        read = np.array([[float(one) for one in line.split(",")] for line in text], dtype="float32")
+        assert read.reshape(scores.shape).tobytes() == model.predict(raw).tobytes()
+        one = answer["predictions"][0]
+        if kind == "number":
+            assert one == {"prediction": float(scores[0])}
+        elif kind == "several":
+            assert one == {"prediction": int(scores[0].argmax()), "probability": float(scores[0].max())}
+        else:
+            assert one == {"prediction": bool(scores[0] >= 0.4), "probability": float(scores[0])}
+
+
+def test_scoring_loads_neither_pandas_nor_the_python_package_of_xgboost(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    code = (
+        "import sys, importlib.util as u\n"
+        f"s = u.spec_from_file_location('inference', {str(ROOT / 'runner/serve/inference.py')!r})\n"
+        "m = u.module_from_spec(s); sys.modules['inference'] = m; s.loader.exec_module(m)\n"
+        f"print(m.model_fn({str(folder)!r}).names)\n"
+        "print([n for n in ('pandas', 'xgboost', 'scipy', 'sklearn', 'msgspec', 'runner') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert done.stdout == "['minutes', 'calls', 'plan', 'roaming']\n[]\n", done.stderr
+
+
+@pytest.mark.parametrize("change", ["other_trees", "other_sample", "no_model", "columns"])
+def test_a_folder_that_cannot_score_its_sample_is_refused(tmp_path: Path, change: str) -> None:
+    folder = saved(tmp_path / "model")
+    path = folder / "signature.json"
+    signature = json.loads(path.read_text())
+    if change == "other_trees":
+        trained(records(), seed=2, max_depth=1).save_model(folder / "model.ubj")
+    elif change == "other_sample":
+        signature["sample_prediction"] += 0.01
+    elif change == "columns":
+        signature["columns"].pop()
+    else:
+        (folder / "model.ubj").unlink()
+    path.write_text(json.dumps(signature))
+    with pytest.raises(
+        (ValueError, KeyError), match=r"scores|model\.json|argument 2 is longer|[Ss]hape mismatch|fewer columns"
+    ):
+        model_fn(str(folder))
+
+
+def test_the_errors_are_the_projects_own_kind_of_message(pairs: dict[str, Pair]) -> None:
+    """One message, whichever way the records come."""
+    scorer, model = pairs["plain"]
+    frame = pd.DataFrame([[1, 2, "gold", True], [1, "x", "gold", True]], columns=scorer.names)
+    with pytest.raises(UsageError) as expected:
+        model.predict(frame)
+    with pytest.raises(BadInput) as found:
+        scorer.score(scorer.table(frame.to_csv(index=False).encode(), "text/csv"))
+    assert str(found.value) == str(expected.value)
