@@ -47,6 +47,7 @@ def world(
     spec: Pipeline,
     *,
     on: str = LOCAL,
+    kernel: str = "standard",
     watcher: Watcher | None = None,
     stop: threading.Event | None = None,
 ) -> World:
@@ -67,7 +68,7 @@ def world(
             from runner.step.local import LocalExecutor
 
             elsewhere = None
-            executor = LocalExecutor(file.parent)
+            executor = LocalExecutor(file.parent, kernel=kernel)
     return World(
         store=runs,
         executor=executor,

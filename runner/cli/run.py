@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,16 @@ no_report_option = click.option(
 )
 
 
+kernel_option = click.option(
+    "--kernel",
+    type=click.Choice(["forked", "standard"]),
+    default="forked" if sys.platform.startswith("linux") else "standard",
+    show_default=True,
+    envvar="RUNNER_KERNEL",
+    help="A fork of a server that has the libraries loaded, or a kernel of its own.",
+)
+
+
 @click.command("run")
 @click.argument("steps", nargs=-1, metavar="[STEP]...")
 @click.option(
@@ -46,7 +57,7 @@ no_report_option = click.option(
 @click.option(
     "--on", type=click.Choice(["local", "sagemaker"]), default="local", show_default=True, help="Where the steps run."
 )
-@click.option("--kernel", type=click.Choice(["standard"]), default="standard", help="How notebooks are executed.")
+@kernel_option
 @click.option("-m", "note", default="", metavar="NOTE", help="A note kept with the run.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag kept with the run.")
 @click.option("--force", is_flag=True, help="Run every step, taking nothing from earlier runs.")
@@ -108,7 +119,7 @@ def run_command(
         made.append(run(plan, options, world))
         return made[0]
 
-    code = carry_out(plan.file, plan.pipeline, start, on=on, as_json=as_json, pages=not no_report)
+    code = carry_out(plan.file, plan.pipeline, start, on=on, kernel=kernel, as_json=as_json, pages=not no_report)
     if not force and on == "local" and plan.pipeline.store.runs is None:
         from runner.cli.repeat import leave
 
@@ -121,11 +132,14 @@ def run_command(
 @click.option(
     "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
 )
+@kernel_option
 @click.option("--take-over", is_flag=True, help="Also a run of another machine, which is gone.")
 @no_report_option
 @json_option
 @pipeline_option
-def resume_command(run: str, jobs: int, take_over: bool, no_report: bool, as_json: bool, pipeline: Path) -> int:
+def resume_command(
+    run: str, jobs: int, kernel: str, take_over: bool, no_report: bool, as_json: bool, pipeline: Path
+) -> int:
     """Continue an interrupted or failed run from its first unsealed step, with its own code and parameters.
 
     \b
@@ -146,15 +160,23 @@ def resume_command(run: str, jobs: int, take_over: bool, no_report: bool, as_jso
     return carry_out(
         pipeline,
         manifest.pipeline,
-        lambda world: resume(run_id, pipeline, Options(jobs=jobs, take_over=take_over), world),
+        lambda world: resume(run_id, pipeline, Options(jobs=jobs, kernel=kernel, take_over=take_over), world),
         on=manifest.on,
+        kernel=kernel,
         as_json=as_json,
         pages=not no_report,
     )
 
 
 def carry_out(
-    file: Path, spec: Pipeline, start: Callable[[World], RunManifest], *, on: str, as_json: bool, pages: bool
+    file: Path,
+    spec: Pipeline,
+    start: Callable[[World], RunManifest],
+    *,
+    on: str,
+    kernel: str,
+    as_json: bool,
+    pages: bool,
 ) -> int:
     """Do what makes or continues a run, show it as it goes on, print what came of it; the exit code."""
     from runner import backend
@@ -164,7 +186,7 @@ def carry_out(
     stop = threading.Event()
     shown = display()
     with signals(stop) as received, Reporter(shown, pages=pages) as watcher:
-        world = backend.world(file, spec, on=on, watcher=watcher, stop=stop)
+        world = backend.world(file, spec, on=on, kernel=kernel, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:
             manifest = start(world)

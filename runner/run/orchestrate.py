@@ -45,6 +45,9 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
     """
     store = world.store
     store.prepare()
+    first = next((step for step in plan.steps if not step.skip), None)
+    if first is not None and options.beside == 1:
+        world.executor.expect(first.notebook.path, threads=_cores(options))
     sources, champion = pinned(plan, world)
     run_id = store.new()
     reach("run folder made")
@@ -100,8 +103,7 @@ class Steps:
         self.going: set[str] = set()
         self.left: set[str] = set()  # steps that go on elsewhere while we leave
         self.cache = Cache(world.store, plan.root)
-        cores = max(1, (os.cpu_count() or 1) // max(1, options.jobs * options.beside))
-        self.threads = cores if world.runtime is None else 0  # elsewhere a step has a machine for itself
+        self.threads = _cores(options) if world.runtime is None else 0  # elsewhere a step has a machine for itself
         # attempts number a step's executions over all resumptions; `retries` counts from this owner's first
         self.first = {state.name: state.attempt for state in manifest.steps}
 
@@ -336,6 +338,11 @@ class Steps:
     def _write(self, **changes: object) -> None:
         self.manifest = msgspec.structs.replace(self.manifest, **changes)
         self.world.store.write(self.manifest)
+
+
+def _cores(options: Options) -> int:
+    """This machine's cores for each step that runs at once."""
+    return max(1, (os.cpu_count() or 1) // max(1, options.jobs * options.beside))
 
 
 def _retries(error: StepError | None, step: PlannedStep) -> int:

@@ -19,6 +19,9 @@ from runner.step.execute import Progress
 class Executor(Protocol):
     """Where steps run."""
 
+    def expect(self, notebook: Path, *, threads: int) -> None:
+        """The notebook is going to run first, as soon as its step folder is there."""
+
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
         """The step in `folder` is going to run soon."""
 

@@ -54,6 +54,9 @@ class SageMakerExecutor:
         self._bundles: dict[tuple[str, ...], str] = {}
         self._prices: dict[str | None, Prices] = {}
 
+    def expect(self, notebook: Path, *, threads: int) -> None:
+        """A job starts when it is created; nothing can be had ahead."""
+
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
         """A job starts when it is created; nothing can be had ahead."""
 
