@@ -16,7 +16,7 @@ from typing import Any
 
 
 def floor_app() -> Any:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(_: Any, receive: Any, send: Any) -> None:
         while (await receive()).get("more_body"):
             pass
         headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
@@ -50,14 +50,8 @@ def flask_app(model: str) -> Any:
 
     @app.route("/invocations", methods=["POST"])
     def invocations() -> Any:
-        data = flask.request.data.strip()
-        if flask.request.content_type.startswith("text/csv"):
-            matrix = from_csv(data.decode())
-        else:
-            matrix = np.array(json.loads(data)["instances"], dtype=float)
+        matrix = from_csv(flask.request.data.strip().decode())
         scores = booster.predict(xgb.DMatrix(matrix), validate_features=False).tolist()
-        if flask.request.headers.get("accept") == "application/json":
-            return flask.Response(json.dumps({"predictions": [{"score": one} for one in scores]}), mimetype="application/json")  # fmt: skip
         return flask.Response("\n".join(map(str, scores)) + "\n", mimetype="text/csv")
 
     return app

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Done, Project, children_of
+from conftest import Done, Project, children_of, command, environment
 from test_serve_records import records, trained
 
 import runner.errors
@@ -198,7 +199,7 @@ def load(place: Place, target: str, clients: int) -> Iterator[list[Caller]]:
             thread.join()
 
 
-def wait_for(held: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_for(held: Callable[[], bool], timeout_s: float = 90.0) -> None:
     until = time.monotonic() + timeout_s
     while not held():
         assert time.monotonic() < until
@@ -231,7 +232,7 @@ def keeps_on(place: Place, seconds: float, clients: int) -> None:
         same = [score for other, score in answers if other == name]
         assert same == [prediction]
     assert place.told == [(1, "deployed"), *[(2, "deployed"), (1, "rolled back")] * rounds]
-    assert all(len(caller.answers) > 20 * seconds for caller in callers) or sum(len(c.answers) for c in callers) > 200
+    assert sum(len(caller.answers) for caller in callers) > 20 * seconds
 
 
 def test_no_request_fails_while_versions_change(place: Place) -> None:
@@ -241,6 +242,24 @@ def test_no_request_fails_while_versions_change(place: Place) -> None:
 @pytest.mark.soak
 def test_no_request_fails_in_a_minute_of_changes(place: Place) -> None:
     keeps_on(place, 60, 16)
+
+
+@pytest.mark.soak
+def test_no_request_fails_while_deployments_are_killed_at_random_moments(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    with load(place, "staging", 8) as callers:
+        for number in range(30):
+            process = place.start("deploy", f"tiny/{2 - number % 2}", "--to", "staging")
+            time.sleep(random.uniform(0.1, 2.0))
+            process.kill()
+            process.communicate()
+    assert not [failure for caller in callers for failure in caller.failures]
+    done = place.deploy(2)
+    assert done.code == 0, done.err
+    assert place.scored() == "tiny/2"
+    states = [event.data["deployment"] for event in place.events if "target" in event.data]
+    assert len(states) == len(set(states))
+    wait_for(lambda: len(list(children_of(place.supervisor()))) == 2)
 
 
 def test_a_connection_that_rests_while_versions_change_is_answered(place: Place) -> None:
@@ -315,7 +334,7 @@ def test_a_model_that_was_altered_is_not_deployed(place: Place) -> None:
     spoil(place.model(2) / "model.ubj", trees[:-9] + bytes([trees[-9] ^ 1]) + trees[-8:])
     served_still(place, place.deploy(2), "tiny/2 was altered", "bytes differ")
     shutil.rmtree(place.model(2))
-    served_still(place, place.deploy(2), "is missing")
+    served_still(place, place.deploy(2), "bytes differ")
 
 
 def test_a_model_that_was_altered_while_it_serves_is_not_loaded_again(place: Place) -> None:
@@ -422,6 +441,31 @@ def test_who_may_decide_holds_for_the_second_approval_too(place: Place) -> None:
     assert place.runner(*approve, env=as_person("cleo")).code == 0
 
 
+def test_whoever_started_the_run_may_be_kept_from_the_second_approval(place: Place) -> None:
+    strict(place)
+    with open(place.folder / "pipeline.toml", "a") as file:
+        file.write("[approval]\nnot_starter = true\n")
+    approve = ("approve", "tiny/1", "--to", "production", "--reason", "fine")
+    done = place.runner(*approve, env=as_person("ana"))
+    assert (done.code, "started the run of tiny/1" in done.err) == (8, True)
+    assert place.runner(*approve, env=as_person("cleo")).code == 0
+
+
+def test_who_decided_in_studio_does_not_give_the_second_approval(place: Place) -> None:
+    strict(place)
+    place.registry.decide("tiny", 3, "approved", who="external (cleo)", why="in Studio")
+    approve = ("approve", "tiny/3", "--to", "production", "--reason", "fine")
+    assert place.runner(*approve, env=as_person("cleo")).code == 8
+    assert place.runner(*approve, env=as_person("dora")).code == 0
+
+
+def test_a_version_that_is_revoked_while_it_serves_is_pointed_out(place: Place) -> None:
+    assert place.deploy(1).code == 0
+    place.registry.decide("tiny", 1, "rejected", who="ben@desk", why="wrong month")
+    done = place.runner("deployments")
+    assert (done.code, "tiny/1 is rejected since it was deployed: runner rollback staging" in done.out) == (4, True)
+
+
 def test_a_release_goes_on_where_it_stopped(place: Place) -> None:
     strict(place)
     release = ("release", "tiny/1", "--reason", "ticket 41")
@@ -447,13 +491,34 @@ def test_a_release_goes_on_where_it_stopped(place: Place) -> None:
 
 
 def test_a_release_asks_before_each_step(place: Place) -> None:
-    with place.start("release", "tiny/1", "--to", "staging", "--reason", "x") as process:
-        _, err = process.communicate("", timeout=60)
-    assert process.returncode == 130  # nobody answers
-    assert "deploy tiny/1 to staging?" in err
-    assert place.told == []
+    strict(place)
+
+    def released(answers: str) -> tuple[int, str]:
+        release = command("release", "tiny/1", "--reason", "x")
+        env = environment(as_person("cleo"))
+        done = subprocess.run(
+            release, cwd=place.folder, env=env, input=answers, capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.returncode, done.stderr
+
+    code, err = released("")
+    assert (code, "deploy tiny/1 to staging?" in err, place.told) == (130, True, [])  # nobody answers
+    code, err = released("y\nn\n")
+    assert (code, "Stopped before it would approve tiny/1 for production" in err) == (8, True)
+    assert place.told == [(1, "deployed")]
+    code, err = released("y\ny\n")
+    assert (code, "deploy tiny/1 to staging" in err) == (0, False)
+    assert place.told == [(1, "deployed"), (1, "approved for production"), (1, "deployed")]
+
+
+def test_a_release_has_one_way_to_go(place: Place) -> None:
     done = place.runner("release", "tiny/1", "--reason", "x", "--yes")
     assert (done.code, "Which target is the last one? staging, production" in done.err) == (2, True)
+    done = place.runner("release", "tiny/1", "--reason", "x", "--yes", "--to", "nowhere")
+    assert (done.code, "There is no target 'nowhere'" in done.err) == (2, True)
+    place.registry.decide("tiny", 1, "rejected", who="ben@desk", why="wrong month")
+    done = place.runner("release", "tiny/1", "--reason", "x", "--yes", "--to", "staging")
+    assert (done.code, "was rejected by ben@desk: wrong month" in done.err) == (8, True)
 
 
 # Deployments that die, and several at once
@@ -486,13 +551,13 @@ def test_of_two_deployments_at_once_one_is_refused(place: Place) -> None:
     assert place.deploy(1).code == 0
     first = place.start("deploy", "tiny/4", "--to", "staging")
     wait_for(lambda: "tiny/4 is started" in place.log())
-    for command in (["deploy", "tiny/2", "--to", "staging"], ["rollback", "staging"], ["undeploy", "staging"]):
-        done = place.runner(*command)
+    for refused in (["deploy", "tiny/2", "--to", "staging"], ["rollback", "staging"], ["undeploy", "staging"]):
+        done = place.runner(*refused)
         assert done.code == 8
         assert "is being changed just now" in done.err
     assert place.scored() == "tiny/1"
     assert place.deploy(2, "production").code == 0  # another target is nobody's business
-    first.communicate(timeout=60)
+    first.communicate(timeout=120)
     assert first.returncode == 0
     assert place.scored() == "tiny/4"
     assert sorted(place.told) == [(1, "deployed"), (2, "deployed"), (4, "deployed")]

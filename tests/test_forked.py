@@ -430,12 +430,39 @@ def test_kernels_asked_for_early_and_not_used_are_ended(tmp_path: Path) -> None:
 
 
 def test_two_hundred_cells_take_a_fraction_of_a_second_more_than_one(tmp_path: Path) -> None:
-    seconds = {}
-    for count in (1, 200):
-        folder = step(tmp_path / str(count), *["1"] * count)
+    def spent(count: int) -> float:
+        folder = step(tmp_path / str(count), *["1"] * (count - 1), "import time\ntime.process_time()")
+        before = time.process_time()
         with executor() as made:
-            seconds[count] = run(made, folder).seconds
-    assert seconds[200] - seconds[1] < 2  # 0.3 on an idle machine, where `make bench` measures it
+            assert run(made, folder).error is None
+        return time.process_time() - before + float(shown(folder))
+
+    spent(2)  # what is imported once
+    assert spent(200) - spent(3) < 2  # 0.3 on an idle machine; others may be at work on this one
+
+
+def test_a_fork_that_falls_out_of_its_cell_executes_no_other(tmp_path: Path) -> None:
+    folder = step(
+        tmp_path / "s", "import os\nforked = os.fork() == 0\nprint('forked' if forked else 'first')", "forked"
+    )
+    with executor() as made:
+        assert run(made, folder).error is None
+    assert shown(folder) == "False"
+    assert sorted(shown(folder, 0).split()) == ["first", "forked"]
+
+
+def test_streams_that_a_cell_closes_or_replaces_cost_only_its_output(tmp_path: Path) -> None:
+    folder = step(
+        tmp_path / "s",
+        "import os, sys\nos.close(1); kept = sys.stderr; sys.stderr = None",
+        "sys.stderr = kept; print('still shown', file=sys.stderr)",
+        "sys.stdout.close()",
+        "'end'",
+    )
+    with executor() as made:
+        assert run(made, folder).error is None
+    assert shown(folder, 1) == "still shown\n"
+    assert shown(folder) == "'end'"
 
 
 def papermill(folder: Path, *cells: Cell, **options: str) -> subprocess.CompletedProcess[str]:
@@ -479,7 +506,8 @@ def test_papermills_users_are_told_the_truth(
     assert done.returncode == code
     assert said in done.stderr
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
-    assert [cell["metadata"]["papermill"]["status"] for cell in cells][-2:] == ["failed", "pending"]
+    marks = [cell["metadata"]["papermill"]["status"] for cell in cells if "papermill" in cell["metadata"]]
+    assert marks[-2:] == ["failed", "pending"]
 
 
 def test_papermills_users_fall_back_to_the_standard_kernel_too(tmp_path: Path) -> None:

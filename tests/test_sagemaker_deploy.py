@@ -447,12 +447,12 @@ def test_an_archive_swapped_while_it_is_deployed_is_taken_back(make: Callable[..
     assert place.deploy(1).code == 0
     sound, place.machines.slow_s[place.label(2)] = archive_of(place, 2), 3.0
     process = place.start("deploy", place.label(2), "--to", "staging", env=place.cloud.environment)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while (found := place.found()) is None or found["EndpointStatus"] != "Updating":
         assert time.monotonic() < until
         time.sleep(0.05)
     swap(place, 2, archive_of(place, 1))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, "was altered" in err) == (8, True), err
     assert place.scored() == place.label(1)
     swap(place, 2, sound)
@@ -508,7 +508,7 @@ def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: 
     place.machines.slow_s[place.label(2)] = 2.0
     place.machines.wrong.add(place.label(2))
     process = place.start("deploy", place.label(2), "--to", "staging", env=place.cloud.environment)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while (found := place.found()) is None or found["EndpointStatus"] != "Updating":
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -23,6 +23,7 @@ import runner.model
 from runner.errors import UsageError
 from runner.model.signature import BadRecords, Unknown
 from runner.serve.inference import LARGEST, BadInput, Scorer, accepted, model_fn
+from runner.serve.quick import quick
 
 CODE = """
 import pandas as pd
@@ -96,12 +97,19 @@ def one_column(folder: Path) -> Path:
     return folder
 
 
+def numbers_only(folder: Path) -> Path:
+    raw = records()[["minutes", "calls"]]
+    runner.model.save(folder, trained(raw), raw, target="left")
+    return folder
+
+
 KINDS: dict[str, Callable[[Path], Path]] = {
     "plain": saved,
     "computed": computed,
     "other_order": other_order,
     "several": several,
     "number": number,
+    "numbers_only": numbers_only,
 }
 Pair = tuple[Scorer, runner.model.Model]
 
@@ -130,6 +138,12 @@ def fields(rows: list[list[str]], header: list[str] | None = None) -> bytes:
 
 def same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: bytes, kind: str) -> None:
     """The body scores as the frame does, to the bit; or both refuse."""
+    for one in (quick(scorer), lambda *_: None):
+        scorer.quick = one
+        _same(scorer, model, frame, body, kind)
+
+
+def _same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: bytes, kind: str) -> None:
     expected: Any
     try:
         expected = model.predict(frame, unknown=scorer.columns[0].unknown)  # type: ignore[arg-type]
@@ -224,6 +238,7 @@ def test_csv_scores_as_the_model_folder_does(
     pairs: dict[str, Pair], kind: str, rows: list[list[str]], header: bool
 ) -> None:
     names = pairs[kind][0].names
+    rows = [row[: len(names)] for row in rows]
     frame = pd.DataFrame(rows, columns=names)
     if header:
         body, frame = fields([row[::-1] for row in rows], names[::-1]), frame.iloc[:, ::-1]
@@ -315,16 +330,14 @@ def test_for_one_column_a_blank_line_is_a_missing_value(tmp_path: Path) -> None:
     scorer, model = of(folder), runner.model.load(folder)
     same(scorer, model, pd.DataFrame({"minutes": ["1", "", "2"]}), b"1\n\n2\n", "text/csv; header=absent")
     same(scorer, model, pd.DataFrame({"minutes": ["", "2"]}), b'minutes\n""\n2', "text/csv")
-    same(scorer, model, pd.DataFrame({"minutes": [5]}), b'{"instances": [{"features": [5]}]}', "application/json")
+    same(scorer, model, pd.DataFrame({"minutes": [5]}), b'{"instances": [[5]]}', "application/json")
 
 
 SHAPES = [
     [{"minutes": 1, "calls": 2, "plan": "gold", "roaming": True}],
     {"minutes": 1, "calls": 2, "plan": "gold", "roaming": True, "unused": {"deep": []}},
     {"instances": [{"minutes": 1, "calls": 2, "plan": "gold", "roaming": True}], "more": 1},
-    {"records": [{"roaming": True, "minutes": 1, "calls": 2, "plan": "gold"}]},
     {"instances": [[1, 2, "gold", True]]},
-    {"instances": [{"features": [1, 2, "gold", True]}]},
     [[1, "2", "gold", "true"]],
 ]
 
@@ -374,17 +387,24 @@ REFUSED: list[tuple[bytes, str, int, int | None, str | None, str]] = [
 def test_what_is_wrong_is_said_with_row_and_column(
     pairs: dict[str, Pair], body: bytes, kind: str, status: int, row: int | None, column: str | None, said: str
 ) -> None:
-    import msgspec
-
     scorer = pairs["plain"][0]
-    for loads in (scorer.loads, msgspec.json.decode):
-        scorer.loads = loads
+    for one in (lambda *_: None, quick(scorer)):
+        scorer.quick = one
         with pytest.raises(BadInput) as refused:
             scorer.score(scorer.table(body, kind))
         error = refused.value
         assert (error.status, error.row, error.column) == (status, row, column)
         assert said in str(error)
         assert json.loads(error.body()) == {"error": str(error), "row": row, "column": column}
+
+
+def test_a_line_of_json_is_one_record_and_no_list_of_them(tmp_path: Path) -> None:
+    for make, line in ((numbers_only, b"[[1, 2], [3, 4]]"), (saved, json.dumps(SHAPES[0]).encode())):
+        scorer = of(make(tmp_path / make.__name__))
+        for one in (quick(scorer), lambda *_: None):
+            scorer.quick = one
+            with pytest.raises(BadInput, match="Row 1"):
+                scorer.score(scorer.table(line, "application/jsonlines"))
 
 
 def test_code_that_fails_is_said_and_its_features_are_checked(pairs: dict[str, Pair], tmp_path: Path) -> None:
@@ -423,6 +443,7 @@ def test_a_form_that_cannot_be_given_is_refused(accept: str) -> None:
 def test_an_answer_has_the_prediction_and_its_probability(pairs: dict[str, Pair]) -> None:
     raw = records(6)
     for kind, (scorer, model) in pairs.items():
+        raw = records(6)[scorer.names]
         scores = scorer.score(scorer.table(raw.to_json(orient="records").encode(), "application/json"))
         answer = json.loads(scorer.reply(scores, "application/json")[0])
         lines = scorer.reply(scores, "application/jsonlines")[0].splitlines()
@@ -437,7 +458,7 @@ def test_an_answer_has_the_prediction_and_its_probability(pairs: dict[str, Pair]
         elif kind == "several":
             assert one == {"prediction": int(scores[0].argmax()), "probability": float(scores[0].max())}
         else:
-            assert one == {"prediction": bool(scores[0] >= 0.4), "probability": float(scores[0])}
+            assert one == {"prediction": bool(scores[0] >= scorer.threshold), "probability": float(scores[0])}
 
 
 def test_scoring_loads_neither_pandas_nor_the_python_package_of_xgboost(tmp_path: Path) -> None:

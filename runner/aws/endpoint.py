@@ -290,10 +290,10 @@ class SageMakerTarget:
     def _back(self, config: str) -> None:
         """To the configuration of before; "" is none."""
         found = self._settled()
-        if found is not None and not config:
+        if found is not None and (not config or found["EndpointStatus"] == "Failed"):  # which can only be deleted
             self._call("delete_endpoint", f"endpoint {self.endpoint}", EndpointName=self.endpoint)
-            self._settled()
-        elif found is not None and found["EndpointConfigName"] != config:
+            found = self._settled()
+        if config and (found is None or found["EndpointConfigName"] != config):
             self._go(config, found)
             self._arrived(config)
 

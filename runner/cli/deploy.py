@@ -133,6 +133,11 @@ def deployments_command(target: str | None, restart: bool, as_json: bool, pipeli
         if restart and health is not None and health.status == "down":
             last = deployment.restart(registry, deployer, target=name, who=who())
             health = deployer.health()
+        if health is not None and last is not None:
+            status = registry.get(last.name, last.version).status
+            if status != "approved":
+                said = f"{last.label} is {status} since it was deployed: runner rollback {name}"
+                health = deployment.Health(status="unhealthy", said=said, process=health.process)
         rows.append((name, targets[name].kind, last if serves else None, health))
     if as_json:
         print_json([_json(*row) for row in rows])
@@ -155,7 +160,7 @@ def deployments_command(target: str | None, restart: bool, as_json: bool, pipeli
         )
     down = [name for name, _, _, health in rows if health is not None and health.status in ("down", "unhealthy")]
     if down:
-        raise AnswerIsNo(f"{', '.join(down)}: what should be served does not answer.")
+        raise AnswerIsNo(f"{', '.join(down)}: not as it should be, see above.")
 
 
 @click.command("release")

@@ -248,8 +248,13 @@ def approve_for(
     found = registry.get(name, version)
     approved(found)
     events = registry.events(name)
+    if rules.not_starter and names_of(found.created_by) & names_of(who, identity):
+        raise Refused(f"{who} started the run of {label} and may not approve it ([approval] not_starter).")
     _, first = state(events, version)
-    if first is not None and names_of(first.who, str(first.data.get("identity", ""))) & names_of(who, identity):
+    giver = first.who.removeprefix("external (").removesuffix(")") if first is not None else "external"
+    if giver == "external":
+        raise Refused(f"It is not known who approved {label} in SageMaker. Reject it there, and approve it here.")
+    if first is not None and names_of(giver, str(first.data.get("identity", ""))) & names_of(who, identity):
         raise Refused(f"{first.who} approved {label}; for {target} somebody else has to as well.")
     given = second_approval(events, version, target)
     if given is not None:

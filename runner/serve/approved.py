@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ from runner.model.versions import ModelVersion
 from runner.records import FileFact, checked, decode
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from runner.serve.inference import Scorer
 
 
@@ -25,9 +22,8 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
 
     Raises Refused where it is not approved or cannot score its sample, Tampered where a byte is not as registered.
     """
-    import msgspec
-
-    from runner.serve.inference import NUMBER, Scorer  # numpy
+    from runner.serve.inference import Scorer  # numpy
+    from runner.serve.quick import quick
 
     label = f"{version.name}/{version.version}"
     if version.status != "approved":
@@ -51,26 +47,5 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
         scorer.self_test()
     except Exception as error:  # features.py among them, which may raise anything
         raise Refused(f"{label} cannot score its own sample record: {error}") from error
-    scorer.loads = msgspec.json.decode
-    if not any(column.kind == "category" or NUMBER.fullmatch(column.name) for column in scorer.columns):
-        scorer.numeric = _numeric  # which would take a header of numbers for a record, and 1e2 for the category 100
+    scorer.quick = quick(scorer)
     return scorer
-
-
-def _numeric(text: str) -> np.ndarray | None:
-    """CSV text without a header that is all numbers, shape (n_rows, n_fields); None for any other.
-
-    As JSON, which has no quotes here, nor brackets or words, it is read in a fifth of the time.
-    """
-    import msgspec
-    import numpy as np
-
-    if text[:1] not in "-.0123456789" or any(mark in text for mark in '"[]{}ntf'):
-        return None
-    try:
-        rows = msgspec.json.decode("[[" + text.replace("\n", "],[") + "]]", type=list[list[float]])
-    except msgspec.DecodeError:
-        return None
-    if len(set(map(len, rows))) != 1:
-        return None
-    return np.array(list(chain.from_iterable(rows)), dtype="float64").reshape(len(rows), -1)

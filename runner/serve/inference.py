@@ -1,9 +1,8 @@
 """Scores raw records by a model folder: reads them, asks XGBoost's C library, writes the answer.
 
-`runner predict`, `runner serve` and an endpoint's container, where this is `code/inference.py`, run these lines. So it
-imports nothing of ours, of XGBoost only the shared library (its package imports pandas and scikit-learn: 3 s, 150 MB),
-and pandas only for a model whose features are computed. A record is read by the rules of runner/model/signature.py,
-value by value instead of table by table; a test compares the two.
+`runner predict`, `runner serve` and an endpoint's container (as `code/inference.py`) run these lines. So it imports
+nothing of ours; of XGBoost only the shared library, as its package takes 3 s and 150 MB; and pandas only for a model of
+computed features. A record is read by the rules of runner/model/signature.py; a test compares the two.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ LARGEST = float(np.finfo("float32").max)  # that XGBoost holds
 NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t\n\r\f\v]*", re.ASCII)
 WHOLE = re.compile(r"^([+-]?\d+)\.0+$")
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
-STRICT_JSON = functools.partial(json.loads, parse_constant=str)  # NaN becomes text, which no column takes
 SAID: dict[Any, float] = {
     True: 1.0,
     False: 0.0,
@@ -138,13 +136,12 @@ class Scorer:
     def __init__(self, files: dict[str, bytes], *, unknown: str = "error", model: str = "", threads: int = 1) -> None:
         said = self.signature = json.loads(files["signature.json"])
         self.model, self._code = model, None
-        self.loads: Callable[[str], Any] = STRICT_JSON  # faster ones may take their places
-        self.numeric: Callable[[str], np.ndarray | None] = lambda _: None  # reads CSV that is all numbers
+        self.quick: Callable[[str, str], Any] = lambda *_: None  # reads rows of common forms faster, or gives None
         if said.get("code_sha256") is not None:
             self._code = sys.modules["_features"] = ModuleType("_features")  # where dataclasses look for it
             exec(compile(files["features.py"], "features.py", "exec"), self._code.__dict__)
         self._booster = Booster(files.get("model.ubj") or files["model.json"], threads)
-        raw, taken = said["columns"], said["columns"] if self._code is None else said["features"]
+        raw, taken = said["columns"], said["columns" if self._code is None else "features"]
         codes = self._booster.categories() or [None] * len(taken)
         self._features = Columns(Column(column, known, unknown) for column, known in zip(taken, codes, strict=True))
         self.columns = self._features if self._code is None else Columns(Column(one, None, unknown) for one in raw)
@@ -155,8 +152,8 @@ class Scorer:
 
     def self_test(self) -> None:
         """Score the recorded sample. Raises ValueError where that gives anything but the recorded prediction."""
-        rows, expected = self.records([self.signature["sample_request"]]), self.signature["sample_prediction"]
-        found = self.score(rows)[0]
+        found = self.score(self.records(self.signature["sample_request"]))[0]
+        expected = self.signature["sample_prediction"]
         if found.shape != np.shape(expected) or not np.allclose(found, expected, rtol=1e-5, atol=1e-6):
             raise ValueError(f"The sample record scores {found.tolist()}; {expected} is recorded.")
 
@@ -170,16 +167,14 @@ class Scorer:
             text = body.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadInput(f"The body is not UTF-8, at byte {error.start}.") from None
-        if match == CSV:
+        rows: Rows | None = self.quick(text, match + options)
+        if rows is None and match == CSV:
             rows = self.csv(text, options)
-        elif match == JSON:
-            data = self.read_json(text)
-            if isinstance(data, dict):
-                data = data["instances"] if "instances" in data and "instances" not in self._wanted else [data]
-            rows = self.records(data)
-        else:
-            lines = enumerate(text.split("\n"), start=1)
-            rows = self.records([self.read_json(line, f"Line {at}: ") for at, line in lines if line.strip()])
+        elif rows is None and match == JSON:
+            rows = self.records(self.read_json(text))
+        elif rows is None:
+            lines = [(at, line) for at, line in enumerate(text.split("\n"), start=1) if line.strip()]
+            rows = self.records([self.read_json(line, f"Line {at}: ") for at, line in lines])
         if not len(rows):
             raise BadInput("The body has no record.")
         return rows
@@ -225,9 +220,6 @@ class Scorer:
                 raise BadInput(f"The body is not CSV: {error}.") from None
         else:
             lines = (text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text).removesuffix("\n")
-            numbers = self.numeric(lines)
-            if numbers is not None and numbers.shape[1] == len(self.names) and "present" not in header:
-                return numbers  # type: ignore[return-value]  # its rows are floats
             rows = [line.split(",") for line in lines.split("\n")] if lines else []
         return self.fields(self.given(rows), header)
 
@@ -257,14 +249,14 @@ class Scorer:
             raise BadInput(f"Missing column{'s' * (len(absent) > 1)}{where}: {', '.join(absent)}.", row, absent[0])
 
     def read_json(self, text: str, where: str = "") -> Any:
-        for loads in (self.loads, STRICT_JSON):
-            try:
-                return loads(text)
-            except Exception as error:  # the second may take it, and else says better what is wrong
-                said = str(error)
-        raise BadInput(f"{where}The body is not JSON: {said}.")
+        try:
+            return json.loads(text, parse_constant=str)  # NaN becomes text, which no column takes
+        except (RecursionError, ValueError) as error:
+            raise BadInput(f"{where}The body is not JSON: {error}.") from None
 
     def records(self, items: Any) -> Rows:
+        if isinstance(items, dict):
+            items = items["instances"] if "instances" in items and "instances" not in self._wanted else [items]
         if not isinstance(items, list):
             raise BadInput('The body is neither a record, nor a list of records, nor {"instances": [...]} with one.')
         try:
@@ -273,8 +265,6 @@ class Scorer:
             return [self._record(item, row) for row, item in enumerate(items, start=1)]
 
     def _record(self, item: Any, row: int) -> Any:
-        if isinstance(item, dict) and list(item) == ["features"] and "features" not in self._wanted:
-            item = item["features"]
         if isinstance(item, dict):
             self.complete(item, row)
             return self._pick(item)
@@ -311,7 +301,7 @@ class Booster:
         # where it is elsewhere, XGBoost's own search finds it
         self._library = ctypes.CDLL(str(file)) if file.exists() else importlib.import_module("xgboost").core._LIB
         self._library.XGBGetLastError.restype = ctypes.c_char_p
-        self._handle, self._places = ctypes.c_void_p(), list[tuple[Any, ...]]()
+        self._handle, self._proxies = ctypes.c_void_p(), list[ctypes.c_void_p]()
         self._call("XGBoosterCreate", None, ctypes.c_uint64(0), ctypes.byref(self._handle))
         self._call("XGBoosterLoadModelFromBuffer", self._handle, trees, ctypes.c_uint64(len(trees)))
         self._call("XGBoosterSetParam", self._handle, b"nthread", str(threads).encode())
@@ -319,28 +309,26 @@ class Booster:
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """`matrix` is float32, C-ordered, shape (n_rows, n_features), with at least one row."""
-        place = self._places.pop() if self._places else self._place()
-        proxy, shape, dimensions, found, out = place
+        proxy = self._proxies.pop() if self._proxies else self._proxy()  # a new one would take as long as the call
+        shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
         said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}'
         said %= (matrix.__array_interface__["data"][0], *matrix.shape)
+        out = ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(found)
         self._call("XGBoosterPredictFromDense", self._handle, said, CONFIG, proxy, *out)
         lengths = shape[: dimensions.value]
         content = ctypes.string_at(found.value or 0, 4 * math.prod(lengths))
-        self._places.append(place)
+        self._proxies.append(proxy)
         return np.frombuffer(content, dtype="float32").reshape(lengths)
 
-    def _place(self) -> tuple[Any, ...]:
-        """What one call needs and the next can use: an empty proxy of a matrix, which takes as long as it, and results."""
-        proxy, found = ctypes.c_void_p(), ctypes.c_void_p()
-        shape, dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
-        self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
-        return proxy, shape, dimensions, found, tuple(map(ctypes.byref, (shape, dimensions, found)))
+    def _proxy(self) -> ctypes.c_void_p:
+        made = ctypes.c_void_p()
+        self._call("XGProxyDMatrixCreate", ctypes.byref(made))
+        return made
 
     def categories(self) -> list[list[bytes] | None]:
         """Per feature the categories by their codes, which need not be the signature's order; [] where none has any."""
         handle, said = ctypes.c_void_p(), ctypes.c_char_p()
-        out = ctypes.byref(handle), ctypes.byref(said)
-        self._call("XGBoosterGetCategoriesExportToArrow", self._handle, None, *out)
+        self._call("XGBoosterGetCategoriesExportToArrow", self._handle, None, ctypes.byref(handle), ctypes.byref(said))
         made: list[list[bytes] | None] = []
         for arrow in json.loads(said.value or b"[]"):  # null, or a string array by the addresses of its two buffers
             made.append(None)
@@ -406,8 +394,6 @@ def _answered(made: Callable[[], Any]) -> Any:
     try:
         return made()
     except BadInput as error:
-        if toolkit := sys.modules.get("sagemaker_inference.errors"):  # multi-model endpoints
-            raise toolkit.BaseInferenceToolkitError(error.status, error.body().decode(), str(error)) from error
         if web := sys.modules.get("werkzeug"):
             said = web.wrappers.Response(error.body(), error.status, mimetype=JSON)
             raise web.exceptions.HTTPException(response=said) from error

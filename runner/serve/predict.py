@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runner.serve.inference import Rows, Scorer
 
 ROWS = 10_000  # at a time
-FORMATS = {".csv": "csv", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
+FORMATS = {".csv": "csv", ".txt": "csv", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
 ADDED = ("prediction", "probability")
 
 

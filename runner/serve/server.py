@@ -243,6 +243,7 @@ def _protocol(application: Application) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             waiting = self.waits()
             if waiting:
+                self.since = self.since if self.unread else self.loop.time()  # of a request's first byte
                 self.unread += len(data)
             super().data_received(data)
             if not waiting or not self.waits():
@@ -266,9 +267,10 @@ def _protocol(application: Application) -> type[asyncio.Protocol]:
                 self.transport.abort()
 
         def check(self) -> None:
-            """A request may take `timeout_s` to begin, as long for its body, and as long for its answer to be read."""
+            """The headers may take `timeout_s`, the body as long, and as long the answer to be read."""
             waited = self.loop.time() - self.since
-            if waited >= (timeout_s if self.waits() else 3 * timeout_s):
+            idle = self.cycle is not None and not self.unread  # between two requests, for which uvicorn has a clock
+            if (waited >= timeout_s and self.waits() and not idle) or waited >= 3 * timeout_s + KEEP_ALIVE_S:
                 self.transport.abort()
             else:
                 self.timer = self.loop.call_later(max(0.1, timeout_s / 4), self.check)

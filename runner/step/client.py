@@ -22,11 +22,11 @@ with without(*PAPERMILLS, "pyarrow"):
     from nbformat import NotebookNode
     from papermill.clientwrap import PapermillNotebookClient
 
+from runner.step.ceiling import Ceiling
 from runner.step.process import GRACE_S, Kernel, end
 
 READY_S = 60.0
 SHUTDOWN_S = 2.0  # for the notebook's own exit handlers
-LIMIT_BYTES = 50_000_000  # of one displayed output, and of all that one cell displays
 
 OUTPUTS = {
     "stream": ("name", "text"),
@@ -72,10 +72,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         super().__init__(nb_man, **kwargs)
         self.session = session
         self.clear_before_next_output: bool
-        self.shown, self.full = (
-            0,
-            False,
-        )  # characters displayed by this cell, and whether it was told that they are too many
+        self.ceiling = Ceiling()
 
     def execute(self, **_: Any) -> Any:
         self.reset_execution_trackers()
@@ -133,7 +130,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         for index, cell in enumerate(self.nb.cells):
             session.index = index
             runs = cell.cell_type == "code" and bool(cell.source.strip())
-            self.shown, self.full = 0, False
+            self.ceiling.begin()
             session.on_cell(index, False)
             self.nb_man.cell_start(cell, index)
             # the injected cell keeps no history, so that numbers are those after Run All of the source
@@ -210,22 +207,8 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         await asyncio.Event().wait()  # `_until` knows at once; nbclient would poll every second
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
-        if msg["msg_type"] in ("display_data", "execute_result", "update_display_data"):
-            data = msg["content"]["data"]
-            size = sum(len(value) for value in data.values() if isinstance(value, str))
-            if msg["msg_type"] == "display_data":
-                self.shown += size
-            if size > LIMIT_BYTES:
-                msg["content"]["data"] = {"text/plain": f"[not kept: an output of {size:,} characters]"}
-            elif self.shown > LIMIT_BYTES and msg["msg_type"] == "display_data":
-                if self.full:
-                    return None
-                self.full = True
-                msg["content"]["data"] = {
-                    "text/plain": f"[not kept: what this cell shows after {LIMIT_BYTES:,} characters]"
-                }
-        elif msg["msg_type"] == "clear_output":
-            self.shown, self.full = 0, False
+        if not self.ceiling.lets(msg["msg_type"], msg["content"]):
+            return None
         return super().process_message(msg, cell, cell_index)
 
     def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:

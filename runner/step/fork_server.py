@@ -105,8 +105,7 @@ class Server:
 
     def _fork(self, line: socket.socket, told: socket.socket, crashes: int) -> None:
         assert _threads() == 1
-        gc.collect(1)
-        gc.freeze()
+        gc.freeze()  # not collected before: that would look through all that was loaded
         pid = os.fork()
         if pid == 0:
             try:

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from runner.lean import without
+from runner.step.ceiling import Ceiling
 from runner.step.line import Kind, frame
 from runner.step.pump import Pump
 from runner.step.stream import CappedStream, keep_no_copy
@@ -32,7 +33,6 @@ with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     from ipykernel.kernelapp import IPKernelApp
     from jupyter_client.session import Session
 
-LIMIT_BYTES = 50_000_000  # of one displayed output; runner.step.client has it too, for kernels that are not ours
 INLINE = "module://matplotlib_inline.backend_inline"
 SHELL, IOPUB = object(), object()  # where ipykernel means to send a message
 
@@ -42,6 +42,12 @@ class Line(Session):
 
     def connect(self, line: socket.socket) -> None:
         self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
+        self.ceiling = Ceiling()
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that a cell forked."""
+        return os.getpid() == self.owner
 
     def send(
         self,
@@ -65,11 +71,11 @@ class Line(Session):
             return message
         if kind.startswith("comm_"):
             self.refuse("a cell talks to a widget in the browser (a comm)")
-        if os.getpid() != self.owner:
+        if not self.is_ours:
             self._print(kind, message["content"])
             return message
-        if kind in ("display_data", "execute_result", "update_display_data"):
-            _cap(message["content"])
+        if not self.ceiling.lets(kind, message["content"]):
+            return message
         payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": message["content"]}
         self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, self.pack(payload))
         return message
@@ -89,12 +95,6 @@ class Line(Session):
             os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
 
 
-def _cap(content: dict[str, Any]) -> None:
-    size = sum(len(value) for value in content["data"].values() if isinstance(value, str))
-    if size > LIMIT_BYTES:
-        content["data"] = {"text/plain": f"[not kept: an output of {size:,} characters]"}
-
-
 class PumpedStream(CappedStream):
     """A cell's stdout or stderr. Its descriptor is the captured one, so that what is handed it is captured too."""
 
@@ -105,6 +105,8 @@ class PumpedStream(CappedStream):
         return 1 if self.name == "stdout" else 2
 
     def flush(self) -> None:
+        if self.closed:
+            return
         if self._is_master_process():
             with self.pub_thread.settled():
                 self._flush()
@@ -121,11 +123,13 @@ class ForkedKernel(IPythonKernel):
     """Handles one request at a time, in the process's main thread, with its loop running as in any kernel."""
 
     session: Any
+    parent: Any
     _execute_sleep = 0.0  # for zmq; here what was sent first arrives first
     _supports_kernel_subshells = False
 
     async def handle(self, message: dict[str, Any], pump: Pump) -> None:
         """One request, from busy to idle."""
+        self.session.ceiling.begin()
         self.set_parent([], message, channel="shell")
         self._publish_status("busy", "shell")
         self.pre_handler_hook()
@@ -138,9 +142,11 @@ class ForkedKernel(IPythonKernel):
         except KeyboardInterrupt:
             self.log.error("KeyboardInterrupt caught in kernel.")
         finally:
+            if not self.session.is_ours:  # a cell has forked, and this is the fork that reached its end
+                os._exit(0)
             self.post_handler_hook()
         with pump.settled():
-            for stream in (sys.stdout, sys.stderr):
+            for stream in self.parent.streams:
                 stream.flush()
             self._publish_status("idle", "shell")
 
@@ -188,20 +194,27 @@ class ForkedApp(IPKernelApp):
         """Connect, capture what is printed, and prepare the shell as Jupyter would. The environment is in place."""
         self.session.connect(line)
         pump = Pump(line)
-        sys.stdout = PumpedStream(self.session, pump, "stdout")
-        sys.stderr = PumpedStream(self.session, pump, "stderr")
+        self.streams = [PumpedStream(self.session, pump, name) for name in ("stdout", "stderr")]
+        sys.stdout, sys.stderr = self.streams
         sys.displayhook = self.displayhook = _displayhook(self)
-        os.register_at_fork(after_in_child=lambda: _forget(self.session, pump))
+        os.register_at_fork(after_in_child=lambda: self.forget(pump))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.shell.init_environment()
         super().init_path()
         super().init_gui_pylab()
         super().init_extensions()
         super().init_code()
-        for stream in (sys.stdout, sys.stderr):
+        for stream in self.streams:
             stream.flush()
-        pump.begin(sys.stdout.write, sys.stderr.write)
+        pump.begin(*(stream.write for stream in self.streams))
         return pump
+
+    def forget(self, pump: Pump) -> None:
+        """In a process that a cell forked: nobody holds a lock, and nothing waits to be printed."""
+        self.session.lock = threading.Lock()
+        pump.forget()
+        for stream in self.streams:
+            stream.forget()
 
 
 def build() -> Any:
@@ -221,11 +234,3 @@ def _displayhook(app: ForkedApp) -> Any:
     hook: Any = ZMQDisplayHook(app.session, IOPUB)
     hook.get_execution_count = lambda: app.kernel.execution_count
     return hook
-
-
-def _forget(session: Line, pump: Pump) -> None:
-    session.lock = threading.Lock()
-    pump.forget()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, PumpedStream):
-            stream.forget()

@@ -99,9 +99,11 @@ class Pump(IOPubThread):
             poll.register(descriptor, select.POLLIN)
         poll.register(self._line, select.POLLRDHUP)
         while True:
-            for descriptor, _ in poll.poll(self._wait_ms()):
+            for descriptor, events in poll.poll(self._wait_ms()):
                 if descriptor == self._line.fileno():
                     os.killpg(os.getpgrp(), signal.SIGKILL)
+                elif not events & select.POLLIN:  # closed by everyone who could write to it
+                    poll.unregister(descriptor)
                 elif descriptor in sources:
                     with self._lock:
                         self._move(sources[descriptor])
