@@ -9,12 +9,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 import pytest
 from conftest import code, notebook, text
 
 from runner.records import StepJob, encode
 from runner.step.local import LocalExecutor
+from runner.step.saving import Saver
 
 Cells = list[dict[str, Any] | str]
 Executed = dict[str, Any]
@@ -281,3 +283,10 @@ def test_a_forked_kernel_leaves_what_the_others_leave(executed: dict[str, Execut
     assert ours["metadata"]["language_info"] == theirs["metadata"].get(
         "language_info", ours["metadata"]["language_info"]
     )
+
+
+def test_the_file_is_what_nbformat_writes(executed: dict[str, Executed], tmp_path: Path) -> None:
+    again = nbformat.writes(nbformat.from_dict(executed["forked"]), version=4)
+    file = tmp_path / "executed.ipynb"
+    Saver(file, None)(nbformat.reads(again, as_version=4), True)
+    assert file.read_text() == again + "\n"

@@ -559,7 +559,7 @@ def test_nobody_gets_in_without_a_key_or_a_signature() -> None:
         assert stack.holds({"Condition": "IsKey"}) == key
     settings = read_template(INFRA / "rest.yaml")["Resources"]["Function"]["Properties"]
     assert settings["Handler"] == "rest.handler"
-    assert (INFRA / settings["Code"]).exists()
+    assert (INFRA / settings["Code"] / "rest.py").exists()
 
 
 def test_an_approval_starts_the_pipeline_with_its_version_and_twice_the_same_once(

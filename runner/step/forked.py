@@ -45,7 +45,7 @@ class ForkServer:
         self.avoid = set(avoid)
         self.spoiled = False  # by having loaded what `avoid` has since; it forks no more
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        said = os.memfd_create("said")
+        self._said = os.memfd_create("said")  # its stdout and stderr
         own = {name: value for name, value in environment.items() if not name.startswith("RUNNER_")}
         try:
             self._process = subprocess.Popen(
@@ -53,16 +53,16 @@ class ForkServer:
                 env={**own, **ALONE},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=self._said,
+                stderr=self._said,
                 start_new_session=True,
             )
         except BaseException:
             self._requests.close()
+            os.close(self._said)
             raise
         finally:
             theirs.close()
-            os.close(said)
 
     @property
     def alive(self) -> bool:
@@ -94,12 +94,19 @@ class ForkServer:
 
     def close(self) -> None:
         """Calling twice is safe."""
+        if self._requests.fileno() < 0:
+            return
         self._requests.close()
+        os.close(self._said)
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:  # in the middle of something long
             self._process.kill()
             self._process.wait()
+
+    def last_words(self) -> str:
+        """The last line that it wrote: why it did not start."""
+        return (_end_of(self._said).strip().splitlines() or [""])[-1]
 
     def _ask(self, modules: Iterable[str], descriptors: list[int]) -> None:
         wanted = [name for name in modules if name not in self.avoid]
@@ -148,8 +155,7 @@ class ForkedKernel:
 
     def last_words(self) -> str:
         """The end of a crash's trace."""
-        size = os.fstat(self._crashes).st_size
-        return os.pread(self._crashes, LAST_BYTES, max(0, size - LAST_BYTES)).decode(errors="replace")
+        return _end_of(self._crashes)
 
     def signal(self, number: int) -> None:
         """Send to the kernel and everything it started; nothing happens where all are gone."""
@@ -203,7 +209,7 @@ class ForkedKernel:
 
     def _take(self, what: dict[str, Any] | None) -> None:
         if what is None and self._pid is None:
-            self.refuse("the fork server has ended")
+            self.refuse(f"the fork server has ended. {self.server.last_words()}".strip())
         elif what is None:
             try:
                 self._pidfd = os.pidfd_open(self._pid or 0)
@@ -227,3 +233,7 @@ class ForkedKernel:
         for heard in self._waiting:
             if not heard.done():
                 heard.set_result(None)
+
+
+def _end_of(file: int) -> str:
+    return os.pread(file, LAST_BYTES, max(0, os.fstat(file).st_size - LAST_BYTES)).decode(errors="replace")
