@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ async def _serve(app: ForkedApp, line: socket.socket, pump: Any) -> None:
         if not data:
             loop.remove_reader(line)  # the runner is gone, and the pump ends this process
         for _, payload in frames.feed(data):
-            requests.put_nowait(json.loads(payload))
+            request = json.loads(payload)
+            request["header"]["date"] = datetime.fromisoformat(request["header"]["date"])
+            requests.put_nowait(request)
 
     loop.add_reader(line, read)
     _wake_for_signals(loop)

@@ -106,7 +106,8 @@ class ForkServer:
 
     def last_words(self) -> str:
         """The last line that it wrote: why it did not start."""
-        return (_end_of(self._said).strip().splitlines() or [""])[-1]
+        said = "" if self._requests.fileno() < 0 else _end_of(self._said)
+        return (said.strip().splitlines() or [""])[-1]
 
     def _ask(self, modules: Iterable[str], descriptors: list[int]) -> None:
         wanted = [name for name in modules if name not in self.avoid]
