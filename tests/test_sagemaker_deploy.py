@@ -98,14 +98,15 @@ class Machines:
         self.cloud: SmallSageMaker | None = None
         self.wrong: set[str] = set()  # NAME/VERSION that answers something else
         self.broken: set[str] = set()  # that does not come up
-        self.slow_s: dict[str, float] = {}
+        self.held: dict[str, threading.Event] = {}  # that comes up once the event is set
         self._servers: list[ThreadingHTTPServer] = []
 
     def __call__(self, asked: dict[str, Any]) -> str:
         assert self.cloud is not None
         (container,) = asked["Models"][0]["Containers"]
         label = container["Environment"]["RUNNER_MODEL"]
-        time.sleep(self.slow_s.get(label, 0))
+        if label in self.held:
+            assert self.held[label].wait(100)
         if label in self.broken:
             raise ValueError("it did not answer /ping")
         address = container.get("ModelDataUrl")
@@ -202,6 +203,11 @@ class Place(RemoteProject):
     def label(self, version: int) -> str:
         return f"{self.name}/{version}"
 
+    def hold(self, version: int) -> threading.Event:
+        """Keeps the version's machines from coming up until the event is set."""
+        made = self.machines.held[self.label(version)] = threading.Event()
+        return made
+
     def calls(self) -> list[str]:
         """The service's actions that change something, in order."""
         changing = ("Create", "Update", "Delete", "Put", "Register", "Deregister", "AddTags")
@@ -236,7 +242,7 @@ def make(cloud: SmallSageMaker, machines: Machines, folders: Path, tmp_path: Pat
                 made.registry.decide(name, number, "approved", who="ben@desk", why="reviewed")
         machines.wrong.clear()
         machines.broken.clear()
-        machines.slow_s.clear()
+        machines.held.clear()
         cloud.forget_calls()
         return made
 
@@ -445,13 +451,14 @@ def test_a_version_whose_archive_was_swapped_is_not_approved(make: Callable[...,
 def test_an_archive_swapped_while_it_is_deployed_is_taken_back(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
-    sound, place.machines.slow_s[place.label(2)] = archive_of(place, 2), 3.0
+    sound, up = archive_of(place, 2), place.hold(2)
     process = place.start("deploy", place.label(2), "--to", "staging", env=place.cloud.environment)
     until = time.monotonic() + 90
     while (found := place.found()) is None or found["EndpointStatus"] != "Updating":
         assert time.monotonic() < until
         time.sleep(0.05)
     swap(place, 2, archive_of(place, 1))
+    up.set()
     _, err = process.communicate(timeout=120)
     assert (process.returncode, "was altered" in err) == (8, True), err
     assert place.scored() == place.label(1)
@@ -505,7 +512,7 @@ def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
 def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
-    place.machines.slow_s[place.label(2)] = 2.0
+    up = place.hold(2)
     place.machines.wrong.add(place.label(2))
     process = place.start("deploy", place.label(2), "--to", "staging", env=place.cloud.environment)
     until = time.monotonic() + 90
@@ -516,6 +523,7 @@ def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: 
     process.communicate()
     (row,) = place.runner("deployments", "--json").json
     assert (row["health"], row["model"]) == ("changing", place.label(1))
+    up.set()
     assert place.deploy(1).code == 0  # finishes the other one first, which means going back
     assert place.scored() == place.label(1)
     assert place.story[2:] == [
@@ -530,11 +538,17 @@ def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[...
     place = make()
     assert place.deploy(1).code == 0
     other = make(folder="checkout", versions=0)
-    place.machines.slow_s.update({place.label(number): 1.0 for number in (1, 2)})
+    up = [place.hold(number) for number in (1, 2)]
     started = [
         one.start("deploy", place.label(number), "--to", "staging", env=place.cloud.environment)
         for number, one in ((1, place), (2, other))
     ]
+    until = time.monotonic() + 90
+    while all(process.poll() is None for process in started):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for event in up:
+        event.set()
     said = [process.communicate(timeout=100) for process in started]
     assert sorted(process.returncode for process in started) == [0, 8], said
     won = 1 if started[0].returncode == 0 else 2

@@ -149,7 +149,8 @@ def test_a_refusal_is_no_fault_of_the_containers_server(tmp_path: Path) -> None:
     assert json.loads(lines[1].split(maxsplit=2)[2])["column"] == "plan"
 
 
-def test_the_four_functions_work_in_this_process_too(tmp_path: Path) -> None:
+def test_the_four_functions_work_where_no_web_framework_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "werkzeug", raising=False)  # as other tests may have left it
     model = model_fn(str(saved(tmp_path / "model")))
     body, kind = output_fn(predict_fn(input_fn(bytearray(b"1,2,gold,1"), "text/csv"), model), "application/json")
     assert json.loads(body)["model"] == os.environ.get("RUNNER_MODEL", "")
