@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -12,7 +14,7 @@ from runner.errors import UsageError
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, Registry
 from runner.pipeline.file import load
-from runner.records import Artifact, Pipeline
+from runner.records import USUAL_KERNEL, Artifact, Pipeline
 from runner.run import sources
 from runner.run.sources import Remote
 from runner.run.store import Store, found_here
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from runner.aws.shared import SharedRuns
     from runner.model.deployment import Deployer
     from runner.records import FileFact
+    from runner.step.local import ForkServers
 
 RUNS, REGISTRY = "runs", "registry.db"
 LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
@@ -47,11 +50,15 @@ def world(
     spec: Pipeline,
     *,
     on: str = LOCAL,
-    kernel: str = "standard",
+    kernel: str = USUAL_KERNEL,
+    servers: ForkServers | None = None,
     watcher: Watcher | None = None,
     stop: threading.Event | None = None,
 ) -> World:
-    """What a run of the pipeline in `file` talks to, with its steps on this machine or in SageMaker."""
+    """What a run of the pipeline in `file` talks to, with its steps on this machine or in SageMaker.
+
+    Runs that share `servers`, see `fork_servers`, share what their kernels import.
+    """
     runs = open_store(file.parent)
     if spec.store.runs is not None:
         shared(spec, runs, file.parent).pull()
@@ -68,7 +75,7 @@ def world(
             from runner.step.local import LocalExecutor
 
             elsewhere = None
-            executor = LocalExecutor(file.parent, kernel=kernel)
+            executor = LocalExecutor(file.parent, kernel=kernel, servers=servers)
     return World(
         store=runs,
         executor=executor,
@@ -80,6 +87,18 @@ def world(
         place=sources.place if elsewhere is None else sources.name_only,
         shared=shared(spec, runs, file.parent) if spec.store.runs is not None else None,
     )
+
+
+@contextmanager
+def fork_servers() -> Iterator[ForkServers]:
+    """For several runs on this machine; ended with the context."""
+    from runner.step.local import ForkServers
+
+    made = ForkServers()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def remote_for(address: str) -> Remote:

@@ -7,6 +7,7 @@ Reading is strict: an unknown field, a wrong type or a newer format is an error,
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +23,8 @@ StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", 
 RunStatus = Literal["running", "succeeded", "failed", "interrupted"]
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
 Better = Literal["higher", "lower"]
+FORKED, STANDARD = "forked", "standard"  # kernels that a notebook may be executed by
+USUAL_KERNEL = FORKED if sys.platform.startswith("linux") else STANDARD
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -250,7 +253,7 @@ class StepJob(Record, frozen=True, kw_only=True):
     outputs: dict[str, str] = {}
     timeout_s: float | None = None
     cell_timeout_s: float | None = None
-    kernel: str = "standard"
+    kernel: str = STANDARD
     threads: int = 0  # OMP_NUM_THREADS of the kernel; 0 leaves it alone
     attempt: int = 1
 
@@ -321,7 +324,7 @@ class StepResult(Record, frozen=True, kw_only=True):
     outputs: dict[str, Artifact] = {}
     executed: Artifact | None = None
     error: StepError | None = None
-    kernel: str = "standard"
+    kernel: str = STANDARD
     threads: int = 0
     registration: Registration | None = None
     opened: dict[str, Opened] = {}  # path relative to the project

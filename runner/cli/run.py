@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import click
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
 from runner.cli.text import exit_code, hint, summary
 from runner.errors import Detached
+from runner.records import FORKED, STANDARD, USUAL_KERNEL
 
 if TYPE_CHECKING:
     from runner.manifest import RunManifest
@@ -33,8 +33,8 @@ no_report_option = click.option(
 
 kernel_option = click.option(
     "--kernel",
-    type=click.Choice(["forked", "standard"]),
-    default="forked" if sys.platform.startswith("linux") else "standard",
+    type=click.Choice([FORKED, STANDARD]),
+    default=USUAL_KERNEL,
     show_default=True,
     envvar="RUNNER_KERNEL",
     help="A fork of a server that has the libraries loaded, or a kernel of its own.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.options import json_option, metric_json, metric_text, parse_overrides, pipeline_option, print_json
+from runner.cli.run import kernel_option, signals
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ SHOWN = 12  # rows of the leaderboard while it is live
 @click.option(
     "--on", type=click.Choice(["local", "sagemaker"]), default="local", show_default=True, help="Where the steps run."
 )
+@kernel_option
 @click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
 @json_option
 @pipeline_option
@@ -43,6 +45,7 @@ def sweep_command(
     metric: str | None,
     jobs: int,
     on: str,
+    kernel: str,
     profile: str | None,
     as_json: bool,
     pipeline: Path,
@@ -55,7 +58,6 @@ def sweep_command(
     """
     from runner import backend
     from runner.cli.reporting import write_all
-    from runner.cli.run import signals
     from runner.pipeline.file import load
     from runner.report.sweep import write_sweep
     from runner.run.sweep import sweep
@@ -69,15 +71,15 @@ def sweep_command(
         raise UsageError(f"There is no step {step!r}{nearest(step, spec.steps)}")
     stop = threading.Event()
     board = _Board()
-    with signals(stop) as received, board:
+    with signals(stop) as received, backend.fork_servers() as servers, board:
         swept = sweep(
             pipeline,
             step,
             grid,
             metric=metric,
-            options=Options(profile=profile, overrides=fixed, on=on),
+            options=Options(kernel=kernel, profile=profile, overrides=fixed, on=on),
             jobs=jobs,
-            world=lambda: backend.world(pipeline, spec, on=on, stop=stop),
+            world=lambda: backend.world(pipeline, spec, on=on, kernel=kernel, servers=servers, stop=stop),
             on_change=board.show,
         )
     store = backend.store(pipeline)

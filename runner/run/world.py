@@ -10,7 +10,7 @@ from typing import Protocol
 
 from runner.manifest import RunManifest
 from runner.model.versions import ModelVersion, NewVersion
-from runner.records import InputFact, StepResult, Verdict
+from runner.records import USUAL_KERNEL, InputFact, StepResult, Verdict
 from runner.run.sources import Remote, place
 from runner.run.store import Store
 from runner.step.execute import Progress
@@ -85,7 +85,7 @@ class Silent:
 @dataclass(frozen=True)
 class Options:
     jobs: int = 1
-    kernel: str = "standard"
+    kernel: str = USUAL_KERNEL
     note: str = ""
     tags: tuple[str, ...] = ()
     register: bool = True

@@ -31,6 +31,7 @@ from runner.pipeline.credentials import Redactor
 from runner.pipeline.notebook import Cell, Notebook, read_notebook
 from runner.pipeline.scraps import read_scraps
 from runner.records import (
+    STANDARD,
     Artifact,
     Opened,
     Registration,
@@ -43,7 +44,7 @@ from runner.records import (
     read,
 )
 from runner.step.ending import cells_run, out_of_memory_count, why_ended
-from runner.step.start import OPENED, STANDARD, start
+from runner.step.start import OPENED, start
 from runner.step.start import SOURCE as SOURCE  # its name beside those of the step folder's other files
 
 if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import

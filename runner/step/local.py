@@ -9,21 +9,48 @@ from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.pipeline.notebook import read_notebook
-from runner.records import StepJob, StepResult, read
+from runner.records import FORKED, STANDARD, StepJob, StepResult, read
 from runner.step.execute import JOB, Progress, execute
 from runner.step.forked import ForkServer
 from runner.step.process import Kernel
-from runner.step.start import FORKED, STANDARD, Imports, general_environment, needs_standard, start
+from runner.step.start import Imports, general_environment, needs_standard, start
+
+
+class ForkServers:
+    """One fork server for all who ask, and another where it has ended or has loaded what it should not.
+
+    Runs that share it share what it has loaded. Safe to call from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._servers: list[ForkServer] = []  # the last one is asked
+        self._lock = threading.Lock()
+
+    def get(self, environment: dict[str, str]) -> ForkServer:
+        """It keeps the hash seed and the OpenMP settings of the environment it was first asked with."""
+        with self._lock:
+            last = self._servers[-1] if self._servers else None
+            if last is None or last.spoiled or not last.alive:
+                self._servers.append(ForkServer(environment, avoid=last.avoid if last is not None else ()))
+            return self._servers[-1]
+
+    def close(self) -> None:
+        """End all servers and their kernels."""
+        with self._lock:
+            for server in self._servers:
+                server.close()
+            self._servers.clear()
 
 
 class LocalExecutor:
     """Implements `runner.run.orchestrate.Executor`. Safe to call from several threads."""
 
-    def __init__(self, project: Path | None = None, *, kernel: str = STANDARD) -> None:
-        """`project` is the folder of which files read without being declared are noted; `kernel` is standard or forked."""
+    def __init__(self, project: Path | None = None, *, kernel: str = STANDARD, servers: ForkServers | None = None):
+        """`project` is the folder of which files read without being declared are noted; `kernel` is standard or forked;
+        `servers` are shared with other executors, and closed by whoever made them."""
         self._project, self._kernel = project, kernel
+        self._servers, self._shared = servers or ForkServers(), servers is not None
         self._ahead: dict[Path, Kernel] = {}
-        self._servers: list[ForkServer] = []  # the last one is asked
         self._lock = threading.Lock()
 
     def expect(self, notebook: Path, *, threads: int) -> None:
@@ -32,7 +59,7 @@ class LocalExecutor:
             found = read_notebook(notebook)
             imports = Imports(found)
             if self._kernel == FORKED and not needs_standard(found, imports):
-                self._server(general_environment(threads)).load(imports.ahead)
+                self._servers.get(general_environment(threads)).load(imports.ahead)
 
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
         """Start the kernel of a step folder ahead of time; what is wrong with it is for `run` to say."""
@@ -62,16 +89,9 @@ class LocalExecutor:
             for kernel in self._ahead.values():
                 kernel.close()
             self._ahead.clear()
-            for server in self._servers:
-                server.close()
-            self._servers.clear()
+            if not self._shared:
+                self._servers.close()
 
     def _start(self, folder: Path, cwd: Path | None, threads: int) -> Kernel:
-        return start(folder, cwd=cwd, threads=threads, project=self._project, kernel=self._kernel, server=self._server)
-
-    def _server(self, environment: dict[str, str]) -> ForkServer:
-        """The one server of this run; another where it has ended, or has loaded what it should not."""
-        last = self._servers[-1] if self._servers else None
-        if last is None or last.spoiled or not last.alive:
-            self._servers.append(ForkServer(environment, avoid=last.avoid if last is not None else ()))
-        return self._servers[-1]
+        server = self._servers.get
+        return start(folder, cwd=cwd, threads=threads, project=self._project, kernel=self._kernel, server=server)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.pipeline.notebook import Notebook, imported_names, python_source, read_notebook
+from runner.records import FORKED, STANDARD
 
 if TYPE_CHECKING:
     from runner.step.forked import ForkServer
     from runner.step.process import Kernel
 
 SOURCE, OPENED = "notebook.ipynb", "opened.jsonl"
-FORKED, STANDARD = "forked", "standard"  # how a notebook may be executed
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 # a forked kernel has no way back from the browser, and no Jupyter messages for what looks for them
