@@ -1,64 +1,184 @@
-"""`make bench`: every path once per round, rounds interleaved; medians and paired ratios to the plain script."""
+"""`make bench`: the same notebooks every way there is, rounds interleaved; medians, and ratios within a round."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
-import resource
 import statistics
-import subprocess
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.paths import PATHS, ROOT, copy_project
+from benchmarks import figure, overhead, sweep
+from benchmarks.measuring import Sample, measure, median_cpu_s, median_s, paired, peak_mb
+from benchmarks.paths import ROOT, copy_project, papermill_api, papermill_cli, plain_script, runner
+from benchmarks.peers import nbconvert, ploomber, ploomber_engine
 
-
-@dataclass(frozen=True)
-class Sample:
-    wall_s: float
-    cpu_s: float
+PLAIN, OURS, API, ENGINE = "plain script", "`runner run`, with report", "papermill's API", "ploomber-engine"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- written by make bench -->\n", "<!-- end -->\n"
+PATHS: dict[str, Callable[[Path], list[str]]] = {
+    PLAIN: plain_script,
+    OURS: runner,
+    "`runner run --kernel standard`": lambda project: runner(project, "--kernel", "standard"),
+    ENGINE: ploomber_engine,
+    API: papermill_api,
+    "4 × papermill command": papermill_cli,
+    "4 × nbconvert --execute": nbconvert,
+    "ploomber build": ploomber,
+}
+QUICK = (PLAIN, OURS, ENGINE, API)
+CELLS = (1, 200)
+LIMIT, SWEEP = "import once, fork, plain code", "`runner sweep`"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 7")
-    rounds = 3 if parser.parse_args().quick else 7
-    samples: dict[str, list[Sample]] = {name: [] for name in PATHS}
+    parser.add_argument("--quick", action="store_true", help="2 rounds of what matters most; writes no page")
+    quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as scratch:
-        for round_ in range(rounds + 1):  # the first warms caches and is not counted
-            for name, command in PATHS.items():
-                project = copy_project(Path(scratch) / f"{round_}-{len(name)}-{name.split()[0]}")
-                sample = measure(command(project), project / "notebooks")
-                if round_:
-                    samples[name].append(sample)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds, medians\n"
-    )
-    print(f"{'path':<24} {'wall s':>7} {'ratio':>6} {'CPU s':>7} {'ratio':>6}")
-    base = samples["plain script"]
-    for name, found in samples.items():
-        wall = statistics.median(sample.wall_s / plain.wall_s for sample, plain in zip(found, base, strict=True))
-        cpu = statistics.median(sample.cpu_s / plain.cpu_s for sample, plain in zip(found, base, strict=True))
-        print(
-            f"{name:<24} {statistics.median(s.wall_s for s in found):7.2f} {wall:6.2f} "
-            f"{statistics.median(s.cpu_s for s in found):7.2f} {cpu:6.2f}"
+        place = Path(scratch)
+        made = [
+            "\n".join(part)
+            for part in (
+                whole(place, quick=quick),
+                memory(place, quick=quick),
+                trivial(place, quick=quick),
+                many(place, quick=quick),
+            )
+        ]
+    text = f"{machine()}\n\n" + "\n\n".join(made) + "\n"
+    if not quick:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def whole(place: Path, *, quick: bool) -> list[str]:
+    paths = {name: PATHS[name] for name in QUICK} if quick else PATHS
+    samples: dict[str, list[Sample]] = {name: [] for name in paths}
+    for round_ in range(3 if quick else 8):  # the first warms caches and is not counted
+        for number, (name, command) in enumerate(paths.items()):
+            project = copy_project(place / f"whole-{round_}-{number}")
+            sample = measure(command(project), project if command is ploomber else project / "notebooks")
+            if round_:
+                samples[name].append(sample)
+    rounds = len(samples[PLAIN])
+    lines = [f"**Four notebooks, cold, whole process** ({rounds} rounds)", ""]
+    rows = []
+    for name in paths:
+        wall, cpu = paired(samples, name, PLAIN)
+        rows.append(
+            [name, f"{median_s(samples[name]):.2f}", f"{wall:.2f}", f"{median_cpu_s(samples[name]):.2f}", f"{cpu:.2f}"]
         )
+    lines += table(["", "wall s", "× plain", "CPU s", "× plain"], rows)
+    wall, cpu = paired(samples, OURS, PLAIN)
+    goals = [
+        goal("wall, against the plain script", wall, 1.25, 1.00),
+        goal("CPU, against the plain script", cpu, 1.40, 1.20),
+        goal("wall, against papermill's API", paired(samples, OURS, API)[0], 0.30, 0.25),
+        goal("wall, against ploomber-engine", paired(samples, OURS, ENGINE)[0], 0.75, 0.65),
+    ]
+    if not quick:
+        figure.draw(
+            {name.replace("`", ""): paired(samples, name, PLAIN)[0] for name in paths},
+            ROOT / "docs" / "performance.svg",
+        )
+    return say([*lines, "", *table(GOALS, goals)])
 
 
-def measure(command: list[str], cwd: Path) -> Sample:
-    """Wall and CPU seconds of the command with all its children. Raises CalledProcessError with its output."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    clock = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    wall = time.perf_counter() - clock
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(f"{command} left with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return Sample(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+def memory(place: Path, *, quick: bool) -> list[str]:
+    paths = {name: PATHS[name] for name in QUICK} if quick else PATHS
+    found: dict[str, list[float]] = {name: [] for name in paths}
+    for round_ in range(1 if quick else 3):
+        for number, (name, command) in enumerate(paths.items()):
+            project = copy_project(place / f"memory-{round_}-{number}")
+            found[name].append(peak_mb(command(project), project if command is ploomber else project / "notebooks"))
+    lines = ["**Peak memory, all processes together (PSS)**", ""]
+    lines += table(["", "MB"], [[name, f"{statistics.median(peaks):.0f}"] for name, peaks in found.items()])
+    ratio = statistics.median(one / other for one, other in zip(found[OURS], found[API], strict=True))
+    return say([*lines, "", *table(GOALS, [goal("PSS, against papermill's API", ratio, 1.2, 1.0)])])
+
+
+def trivial(place: Path, *, quick: bool) -> list[str]:
+    ways = {name: way for name, way in overhead.WAYS.items() if not quick or name in (*list(overhead.WAYS)[:2], ENGINE)}
+    samples: dict[tuple[str, int], list[Sample]] = {(name, cells): [] for name in ways for cells in CELLS}
+    for round_ in range(4 if quick else 8):
+        for number, (name, way) in enumerate(ways.items()):
+            for cells in CELLS:
+                folder = overhead.trivial(place / f"trivial-{round_}-{number}-{cells}", cells)
+                sample = measure(way(folder), folder)
+                if round_:
+                    samples[name, cells].append(sample)
+    rows, more = [], {}
+    for name in ways:
+        one, many_ = (samples[name, cells] for cells in CELLS)
+        more[name] = statistics.median(b.wall_s - a.wall_s for a, b in zip(one, many_, strict=True))
+        rows.append([name, f"{median_s(one):.2f}", f"{median_s(many_):.2f}", f"{more[name]:.2f}"])
+    rounds = len(next(iter(samples.values())))
+    lines = [f"**A notebook of trivial cells, seconds** ({rounds} rounds)", ""]
+    lines += table(["", "1 cell", "200 cells", "difference"], rows)
+    ours = goal("200 cells over one, s", more["runner run"], 0.3, 0.12)
+    return say([*lines, "", *table(GOALS, [ours])])
+
+
+def many(place: Path, *, quick: bool) -> list[str]:
+    samples: dict[str, list[Sample]] = {LIMIT: [], SWEEP: []}
+    for round_ in range(3 if quick else 8):
+        for number, (name, command) in enumerate({LIMIT: sweep.limit, SWEEP: sweep.ours}.items()):
+            project = copy_project(place / f"sweep-{round_}-{number}")
+            sample = measure(command(project), project / "notebooks")
+            if round_:
+                samples[name].append(sample)
+    rounds = len(samples[LIMIT])
+    lines = [f"**Sixteen trainings, {sweep.JOBS} at once, and the winner's evaluation** ({rounds} rounds)", ""]
+    rows = [[name, f"{median_s(found):.2f}", f"{median_cpu_s(found):.2f}"] for name, found in samples.items()]
+    lines += table(["", "wall s", "CPU s"], rows)
+    ours = goal("wall, against its plain limit", paired(samples, SWEEP, LIMIT)[0], 1.25, 1.15)
+    return say([*lines, "", *table(GOALS, [ours])])
+
+
+GOALS = ["", "found", "goal", "stretch", ""]
+
+
+def goal(what: str, found: float, most: float, hoped: float) -> list[str]:
+    said = "met, and the stretch" if found <= hoped else "met" if found <= most else "**missed**"
+    return [what, f"{found:.2f}", f"{most:.2f}", f"{hoped:.2f}", said]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """In Markdown, readable as text too; numbers to the right."""
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    right = [at > 0 and all(row[at][:1].isdigit() or row[at][:1] == "-" for row in rows) for at in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if to else cell.ljust(width) for cell, width, to in zip(row, widths, right, strict=True)
+        )
+        return f"| {' | '.join(cells)} |"
+
+    rule = ["-" * (width - 1) + (":" if to else "-") for width, to in zip(widths, right, strict=True)]
+    return [line(head), line(rule), *map(line, rows)]
+
+
+def say(lines: list[str]) -> list[str]:
+    print("\n".join(lines), end="\n\n", flush=True)
+    return lines
+
+
+def machine() -> str:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
+        f"{memory_gb:.0f} GiB, {platform.system()} {platform.release()}, Python {platform.python_version()}."
+    )
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def plain_script(project: Path) -> list[str]:
     return [sys.executable, "-P", str(script)]
 
 
-def runner(project: Path) -> list[str]:
-    return [sys.executable, "-m", "runner", "run", "--pipeline", str(project / "pipeline.toml"), "--json"]
+def runner(project: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "runner", "run", "--pipeline", str(project / "pipeline.toml"), "--json", *more]
 
 
 def papermill_api(project: Path) -> list[str]:
@@ -74,11 +74,3 @@ def _papermill(project: Path, made: Plan, index: int) -> str:
         f"{sys.executable} -m papermill --no-progress-bar -k python3 -f {file} --cwd {notebook.parent} "
         f"{notebook} {notebook}.out.ipynb"
     )
-
-
-PATHS = {
-    "plain script": plain_script,
-    "runner run": runner,
-    "papermill API, stock": papermill_api,
-    "4 × papermill command": papermill_cli,
-}

@@ -7,7 +7,10 @@ Reading is strict: an unknown field, a wrong type or a newer format is an error,
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -342,11 +345,21 @@ class Registration(Record, frozen=True, kw_only=True):
 
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=msgspec.Struct)
+_decoder = functools.cache(msgspec.json.Decoder)
+_preparing = threading.Lock()
 
 
 def encode(record: Record) -> bytes:
     """Indented JSON with sorted dictionary keys and a final newline: equal records give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
+
+
+def typed(kind: type[S], data: bytes | str) -> S:
+    """As msgspec.json.decode, which crashes (0.22) where two threads are the first to decode a type."""
+    with _preparing:
+        decoder: msgspec.json.Decoder[S] = _decoder(kind)
+    return decoder.decode(data)
 
 
 def decode(kind: type[R], data: bytes, *, where: str | Path) -> R:
@@ -355,12 +368,11 @@ def decode(kind: type[R], data: bytes, *, where: str | Path) -> R:
     Raises NewerStore where `format` is above ours, Tampered where it is no such record.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        try:
-            found = msgspec.json.decode(data, type=_Format).format
-        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
-            found = FORMAT
+        return typed(kind, data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        found = FORMAT
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            found = typed(_Format, data).format
         if found > FORMAT:
             raise _newer(where, found) from None
         raise Tampered(f"{where} is not a readable {kind.__name__}: {error}") from error
@@ -380,10 +392,8 @@ def checked(record: R, *, where: str | Path) -> R:
 
 
 def _newer(where: str | Path, found: int) -> NewerStore:
-    return NewerStore(
-        f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed. "
-        "Update with `pip install -U runner`."
-    )
+    said = f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed."
+    return NewerStore(f"{said} Update with `pip install -U runner`.")
 
 
 class _Format(msgspec.Struct):

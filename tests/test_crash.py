@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,22 @@ from = "first.model"
 [steps.last]
 notebook = "last.ipynb"
 inputs = { model = "first.model", verdict = "gate.verdict" }
+"""
+# as steps of one run, or runs of one sweep, may be the first to read a manifest at one moment
+READ_AT_ONCE = """
+import sys, threading
+from pathlib import Path
+from runner.manifest import RunManifest
+from runner.records import read
+sys.setswitchinterval(1e-6)
+start, read_by = threading.Barrier(8), []
+def one():
+    start.wait()
+    read_by.append(read(RunManifest, Path(sys.argv[1])).run)
+threads = [threading.Thread(target=one) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(read_by) == 8
 """
 BEFORE_A_MANIFEST = ("run folder made", "snapshot taken")
 
@@ -311,6 +328,11 @@ def complete(once: Project, tmp_path: Path) -> Project:
     """A project with one run that succeeded, to spoil."""
     subprocess.run(["cp", "-a", str(once.folder), str(tmp_path / "complete")], check=True)
     return Project(tmp_path / "complete")
+
+
+def test_threads_that_are_the_first_to_read_a_manifest_all_get_it(complete: Project) -> None:
+    done = subprocess.run([sys.executable, "-c", READ_AT_ONCE, complete.runs[0] / "run.json"], check=False)
+    assert done.returncode == 0
 
 
 def test_a_run_of_a_newer_version_is_refused_and_left_as_it_is(complete: Project) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from conftest import PAGES, REAL_TABLE, ROOT, Done, Project, parameters, recorded
+
+from runner.records import USUAL_KERNEL
 
 TOML = """
 name = "tiny"
@@ -65,6 +68,8 @@ def test_every_combination_is_ranked_and_the_winner_alone_is_evaluated(tiny: Pro
     ran = [step["name"] for manifest in manifests for step in manifest["steps"] if step["status"] == "succeeded"]
     assert {name: ran.count(name) for name in set(ran)} == {"make": 1, "fit": 6, "judge": 1}
     assert made["winner"]["verdict"] == "pass"
+    kernels = {step["result"]["kernel"] for manifest in manifests for step in manifest["steps"] if step["result"]}
+    assert kernels == {USUAL_KERNEL}
     assert not (tiny.folder / "runs/registry.db").exists()
     assert all("sweep" in manifest["tags"] for manifest in manifests)
     page = Path(made["report"]).read_text()
@@ -102,6 +107,7 @@ def read(run: Path) -> Any:
 def test_what_cannot_be_ranked_or_run_is_named(tiny: Project, arguments: list[str], code: int, said: str) -> None:
     done = swept(tiny, *arguments)
     assert (done.code, said in done.err) == (code, True), done.err
+    assert len(tiny.runs) <= 4, "a mistake is said as soon as it is known, not after all combinations"
 
 
 def test_a_sweep_needs_something_to_sweep_and_a_step_that_is_there(tiny: Project) -> None:
@@ -118,6 +124,30 @@ def test_a_combination_that_fails_is_ranked_last_with_its_reason(tiny: Project) 
     everything = tiny.runner("sweep", "fit", "-p", "fit.words=fail", "-p", "fit.depth=1,2", "--metric", "fit.valid")
     assert everything.code == 3
     assert "No combination" in everything.err
+
+
+def test_all_combinations_are_forked_from_one_server(tiny: Project) -> None:
+    tiny.write(
+        "fit.ipynb",
+        parameters("table: str = ''\nmodel: str = ''\ndepth: int = 1\neta: float = 0.5"),
+        "import os\nopen(model, 'w').write('')",
+        recorded("server", "os.getppid()"),
+        recorded("valid", "depth - eta"),
+    )
+    done = swept(tiny, "--metric", "fit.valid", "-j", "2")
+    assert done.code == 0, done.err
+    assert len({one["metrics"]["fit.server"]["value"] for one in done.json["tried"]}) == 1
+
+
+def test_what_is_said_to_be_next_is_a_command_as_the_shell_reads_it(tiny: Project) -> None:
+    tiny.toml(TOML + "[profiles.more]\nparameters = { rows = 4 }\n")
+    done = tiny.runner("sweep", "fit", "-p", "fit.words=a b,c", "-p", "fit.depth=5", "--metric", "fit.valid", "--profile", "more")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "judge.score is 0.5" in done.err
+    (said,) = [line for line in done.err.splitlines() if "next: runner" in line]
+    words = shlex.split(said.partition("next: runner")[2].partition("   (")[0])
+    after = tiny.runner(*words, "--json")
+    assert [step["status"] for step in after.json["steps"]] == ["cached", "cached", "cached", "succeeded"]
 
 
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(tiny: Project) -> None:

@@ -8,21 +8,21 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from runner.cli.display import Display
 from runner.manifest import RunManifest
 from runner.records import Verdict
+from runner.run.world import Watcher
 from runner.step.execute import Progress
 
 ENDED = ("succeeded", "cached", "failed", "interrupted")
 
 
 class Reporter:
-    """Passes everything on to the display, and has each step's page made as soon as it has ended.
+    """Passes everything on to whoever shows it, and has each step's page made as soon as it has ended.
 
     Leaving the context waits for the pages and for the run's report.
     """
 
-    def __init__(self, shown: Display, *, pages: bool) -> None:
+    def __init__(self, shown: Watcher, *, pages: bool) -> None:
         self._shown = shown
         self._pages = pages
         self._process: subprocess.Popen[str] | None = None

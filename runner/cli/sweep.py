@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from runner.cli.options import json_option, metric_json, metric_text, parse_overrides, pipeline_option, print_json
-from runner.cli.run import kernel_option, signals
+from runner.cli.run import kernel_option, no_report_option, signals
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
     from runner.run.sweep import Swept
 
+JOBS_ELSEWHERE = 20
 SHOWN = 12  # rows of the leaderboard while it is live
 
 
@@ -31,22 +34,29 @@ SHOWN = 12  # rows of the leaderboard while it is live
     help="The values to try, a comma between; one value holds for all. `\\,` is a comma in a value.",
 )
 @click.option("--metric", metavar="STEP.NAME", help="What to rank by; the step's own, on validation rows.")
-@click.option("-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Combinations at once.")
+@click.option(
+    "-j",
+    "jobs",
+    type=click.IntRange(1, 256),
+    help="Combinations at once; 1 here, and up to 20 jobs in SageMaker, unless it is given.",
+)
 @click.option(
     "--on", type=click.Choice(["local", "sagemaker"]), default="local", show_default=True, help="Where the steps run."
 )
 @kernel_option
 @click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
+@no_report_option
 @json_option
 @pipeline_option
 def sweep_command(
     step: str,
     parameters: tuple[str, ...],
     metric: str | None,
-    jobs: int,
+    jobs: int | None,
     on: str,
     kernel: str,
     profile: str | None,
+    no_report: bool,
     as_json: bool,
     pipeline: Path,
 ) -> int:
@@ -57,11 +67,11 @@ def sweep_command(
       runner sweep train -p train.max_depth=3,5,7 -p train.eta=0.1,0.3 -j 2 --metric train.validation_auc
     """
     from runner import backend
-    from runner.cli.reporting import write_all
+    from runner.cli.reporting import Reporter
     from runner.pipeline.file import load
-    from runner.report.sweep import write_sweep
+    from runner.report.sweep import plot, write_sweep
     from runner.run.sweep import sweep
-    from runner.run.world import Options
+    from runner.run.world import Options, Silent
 
     fixed, grid = _grid(parameters)
     spec = load(pipeline, profile)
@@ -70,22 +80,35 @@ def sweep_command(
 
         raise UsageError(f"There is no step {step!r}{nearest(step, spec.steps)}")
     stop = threading.Event()
+    store = backend.store(pipeline)
     board = _Board()
-    with signals(stop) as received, backend.fork_servers() as servers, board:
+    with (
+        signals(stop) as received,
+        backend.fork_servers() as servers,
+        ThreadPoolExecutor(1) as beside,  # the plot is drawn while the winner is evaluated
+        Reporter(Silent(), pages=not no_report) as watcher,
+        board,
+    ):
+        watcher.at(store.root)
+        drawings: list[Future[tuple[str, str] | None]] = []
+
+        def changed(swept: Swept) -> None:
+            board.show(swept)
+            if swept.winner is None and all(tried.run or tried.why for tried in swept.tried):
+                drawings.append(beside.submit(plot, swept))
+
         swept = sweep(
             pipeline,
             step,
             grid,
             metric=metric,
             options=Options(kernel=kernel, profile=profile, overrides=fixed, on=on),
-            jobs=jobs,
+            jobs=jobs or (1 if on == "local" else JOBS_ELSEWHERE),
             world=lambda: backend.world(pipeline, spec, on=on, kernel=kernel, servers=servers, stop=stop),
-            on_change=board.show,
+            on_change=changed,
+            watcher=watcher,
         )
-    store = backend.store(pipeline)
-    if swept.winner is not None:
-        write_all(store.folder(swept.winner.run), swept.winner)
-    page = write_sweep(swept, store.root)
+    page = write_sweep(swept, store.root, drawn=drawings[-1].result() if drawings else None)
     if as_json:
         print_json(_json(swept, page))
     else:
@@ -96,8 +119,14 @@ def sweep_command(
         click.echo("  stopped; the same command goes on with what is missing", err=True)
         return 128 + received[0]
     if swept.winner is not None:
-        chosen = " ".join(f"-p {name}={value}" for name, value in {**fixed, **swept.tried[0].values}.items())
-        click.echo(f"  next: runner run {chosen}   (all of it is there up to the gate)", err=True)
+        for rule in swept.winner.verdict.rules if swept.winner.verdict else ():
+            click.echo(f"  {rule.sentence}", err=True)
+        chosen = {**fixed, **swept.tried[0].values}
+        arguments = [
+            *(["--profile", profile] if profile else []),
+            *(word for name in chosen for word in ("-p", f"{name}={chosen[name]}")),
+        ]
+        click.echo(f"  next: runner run {shlex.join(arguments)}   (all of it is there up to the gate)", err=True)
         return 0 if swept.winner.status == "succeeded" else 3
     return 0
 

@@ -26,6 +26,7 @@ from runner.errors import NewerStore, Refused, RegistryUnusable, Tampered, Usage
 from runner.model import copies
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
+from runner.records import typed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 SCHEMA_VERSION = 1
@@ -323,8 +324,7 @@ def _version(row: tuple[int, str, str, str], registered: Event, events: Sequence
     said = (registered.data.get("run"), registered.at, registered.data.get("facts_sha256"))
     if (run, created, _sha256(text)) != said:
         raise Tampered(f"The row of {registered.name}/{version} is not what was registered: it was altered.")
-    facts = msgspec.json.decode(text, type=NewVersion)
-    status, decision = state(events, version)
+    facts, (status, decision) = typed(NewVersion, text), state(events, version)
     return ModelVersion(
         **{field: getattr(facts, field) for field in NewVersion.__struct_fields__},
         version=version,
@@ -345,7 +345,7 @@ def _all_there(connection: sqlite3.Connection) -> None:
 
 def _events(connection: sqlite3.Connection, name: str) -> list[Event]:
     rows = connection.execute("SELECT event FROM events WHERE name = ? ORDER BY seq", (name,)).fetchall()
-    events = [msgspec.json.decode(row[0], type=Event) for row in rows]
+    events = [typed(Event, row[0]) for row in rows]
     if any(event.name != name for event in events):
         raise Tampered(f"The history of {name} has events of another name: one was moved.")
     return events
@@ -363,7 +363,7 @@ def _add(
     data: dict[str, Any],
 ) -> None:
     row = connection.execute("SELECT event FROM events WHERE name = ? ORDER BY seq DESC LIMIT 1", (name,)).fetchone()
-    last = msgspec.json.decode(row[0], type=Event) if row else None
+    last = typed(Event, row[0]) if row else None
     seq, previous = (last.seq + 1, last.hash) if last else (1, FIRST)
     event = chained(
         seq=seq, name=name, version=version, kind=kind, who=who, at=at, why=why, data=data, previous=previous

@@ -7,6 +7,7 @@ kernel starts. Knows nothing of pipelines or of execution.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import tokenize
@@ -100,12 +101,13 @@ def python_source(cell: Cell) -> str:
     return "\n".join(lines)
 
 
-def imported_names(source: str) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def imported_names(source: str) -> frozenset[str]:
     """Absolute dotted module names imported anywhere in `source`, inside functions too; {} where it does not parse."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return set()
+        return frozenset()
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -113,7 +115,7 @@ def imported_names(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 def project_modules(notebook: Notebook) -> dict[str, Path]:

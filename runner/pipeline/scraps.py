@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from runner.errors import UsageError
-from runner.records import Better, Metric
+from runner.records import Better, Metric, typed
 
 PREFIX = "application/scrapbook.scrap."  # then the encoder's name and "+json"
 INTERVAL, TABLE = ".interval", ".table"  # suffixes of the companions that runner.scraps writes
@@ -120,11 +120,11 @@ def _scraps(path: Path) -> Iterator[tuple[str, _Scrap]]:
 def _notebook(path: Path) -> _Notebook:
     content = path.read_bytes()
     try:
-        return msgspec.json.decode(content, type=_Notebook)
+        return typed(_Notebook, content)
     except msgspec.DecodeError:
         # a literal NaN somewhere, which kernels do write though it is no JSON: Python's parser takes it
         try:
-            return msgspec.json.decode(json.dumps(_without_nan(json.loads(content))), type=_Notebook)
+            return typed(_Notebook, json.dumps(_without_nan(json.loads(content))))
         except (ValueError, msgspec.DecodeError) as error:
             raise UsageError(f"{path} is no notebook that can be read: {error}") from error
 

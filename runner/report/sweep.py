@@ -21,8 +21,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_LINES = len(MARKERS)
 
 
-def write_sweep(swept: Swept, runs: Path) -> Path:
-    """Write runs/sweeps/<first run>/report.html and sweep.json beside it; the page's path."""
+def write_sweep(swept: Swept, runs: Path, *, drawn: tuple[str, str] | None) -> Path:
+    """Write runs/sweeps/<first run>/report.html and sweep.json beside it; the page's path. `drawn` is its plot."""
     named = min((tried.run for tried in swept.tried if tried.run), default="none")
     folder = runs / SWEEPS / named
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def write_sweep(swept: Swept, runs: Path) -> Path:
             swept=swept,
             names=list(swept.tried[0].values),
             best=swept.tried[0] if swept.value(swept.tried[0]) else None,
-            plot=plot(swept),
+            plot=drawn,
             others=sorted({name for tried in swept.tried for name in tried.metrics} - {swept.metric}),
         )
     )

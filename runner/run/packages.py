@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from runner.content import atomic_write
-from runner.records import Record
+from runner.records import Record, typed
 
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)")
 
@@ -28,10 +29,17 @@ def versions() -> dict[str, str]:
     """Every installed package, by the names of their metadata folders; reading the metadata takes a second."""
     found: dict[str, str] = {}
     for place in sys.path:
-        for entry in sorted(Path(place or ".").glob("*.dist-info")):
-            name, _, version = entry.name.removesuffix(".dist-info").rpartition("-")
-            found.setdefault(_plain(name), version)
+        with contextlib.suppress(OSError):
+            for name, version in _in(place or ".", Path(place or ".").stat().st_mtime_ns):
+                found.setdefault(name, version)
     return dict(sorted(found.items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _in(place: str, _changed_ns: int) -> list[tuple[str, str]]:
+    """A folder's packages; what is installed or removed changes the folder."""
+    names = (entry.name.removesuffix(".dist-info") for entry in sorted(Path(place).glob("*.dist-info")))
+    return [(_plain(name), version) for name, _, version in (name.rpartition("-") for name in names)]
 
 
 def closure(imports: Iterable[str], *, index_file: Path) -> dict[str, str]:
@@ -52,9 +60,13 @@ def closure(imports: Iterable[str], *, index_file: Path) -> dict[str, str]:
 
 
 def _index(installed: dict[str, str], file: Path) -> _Index:
-    fingerprint = hashlib.sha256(msgspec.json.encode([sys.prefix, *installed.items()])).hexdigest()
+    return _index_of(hashlib.sha256(msgspec.json.encode([sys.prefix, *installed.items()])).hexdigest(), file)
+
+
+@functools.lru_cache(maxsize=4)
+def _index_of(fingerprint: str, file: Path) -> _Index:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        index = msgspec.json.decode(file.read_bytes(), type=_Index)
+        index = typed(_Index, file.read_bytes())
         if index.fingerprint == fingerprint:
             return index
     requires = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,10 @@ from runner.errors import StepFailed, UsageError
 from runner.manifest import RunManifest
 from runner.pipeline.file import nearest
 from runner.pipeline.plan import Plan, plan
-from runner.records import Metric
+from runner.records import Metric, StepResult
 from runner.run.orchestrate import run
-from runner.run.world import Options, World
+from runner.run.world import Executor, Options, Watcher, World
+from runner.step.execute import Progress
 
 MOST = 1000  # combinations
 TAG = "sweep"
@@ -68,11 +70,13 @@ def sweep(
     jobs: int,
     world: Callable[[], World],
     on_change: Callable[[Swept], None] = lambda _: None,
+    watcher: Watcher | None = None,
 ) -> Swept:
     """Run every combination, `jobs` at once, then for the winner all that needs no verdict.
 
-    `options.overrides` hold for all of them; `world` gives each run a world of its own. Raises UsageError for what
-    cannot be ranked, StepFailed where no combination gave a value.
+    `options.overrides` hold for all of them; `world` gives each run a world of its own; `watcher` is told of the
+    winner's. Raises UsageError for what cannot be ranked, as soon as that is known, and StepFailed where no combination
+    gave a value.
     """
     if metric is not None and metric.partition(".")[0] != step:
         raise UsageError(
@@ -86,24 +90,32 @@ def sweep(
     on_change(state)
     _what_comes_before(file, options, plans, tried, step, world)
 
+    turns = threading.Semaphore(jobs)
+
     def try_(number: int) -> Tried:
         here = world()
+        here = replace(here, executor=_InTurn(here.executor, turns))
         if here.stop.is_set():
             return replace(tried[number], why="not started")
         chosen = replace(_chosen(options, tried[number].values, (step,)), beside=jobs)
         return _tried(tried[number], run(plans[number], chosen, here), step)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs + 1) as pool:  # one run more than steps, so that sealing one keeps no core waiting
         pending = {pool.submit(try_, number): number for number in range(len(tried))}
-        for future in as_completed(pending):
-            tried[pending[future]] = ended = future.result()
-            if state.metric is None and ended.metrics:
-                state = replace(state, metric=_ranked_by(step, ended.metrics))
-            if state.metric is not None and ended.metrics:
-                state = replace(state, better=_direction(state.metric, ended))
-            state = replace(state, tried=tuple(_ranked(state, tried)))
-            on_change(state)
+        try:
+            for future in as_completed(pending):
+                tried[pending[future]] = ended = future.result()
+                if state.metric is None and ended.metrics:
+                    state = replace(state, metric=_ranked_by(step, ended.metrics))
+                if state.metric is not None and ended.metrics:
+                    state = replace(state, better=_direction(state.metric, ended))
+                state = replace(state, tried=tuple(_ranked(state, tried)))
+                on_change(state)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never will
+            raise
     here = world()
+    here = here if watcher is None else replace(here, watcher=watcher)
     if here.stop.is_set():
         return state
     best = state.tried[0]
@@ -117,6 +129,29 @@ def sweep(
     state = replace(state, winner=made)
     on_change(state)
     return state
+
+
+@dataclass(frozen=True)
+class _InTurn:
+    """An executor that waits for its turn before it executes, and prepares nothing."""
+
+    inner: Executor
+    turns: threading.Semaphore
+
+    def expect(self, notebook: Path, *, threads: int) -> None:
+        """Others are executing already."""
+
+    def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
+        """Others are executing already."""
+
+    def run(
+        self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
+    ) -> StepResult:
+        with self.turns:
+            return self.inner.run(folder, cwd=cwd, stop=stop, on_progress=on_progress)
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 def _plan(file: Path, options: Options, values: Mapping[str, str], targets: Sequence[str]) -> Plan:

@@ -1,0 +1,100 @@
+"""What a command costs: wall and processor seconds, and the memory of all its processes together."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.paths import ROOT
+
+LOOK_EVERY_S = 0.03
+
+
+@dataclass(frozen=True)
+class Sample:
+    wall_s: float
+    cpu_s: float
+
+
+def measure(command: list[str], cwd: Path) -> Sample:
+    """Wall and processor seconds of the command with all its children. Raises SystemExit with what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    clock = time.perf_counter()
+    process = start(command, cwd)
+    said = process.communicate()
+    wall = time.perf_counter() - clock
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    check(process, said)
+    return Sample(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def peak_mb(command: list[str], cwd: Path) -> float:
+    """The most memory at any time of all processes together, each page shared among those that have it (PSS)."""
+    process = start(command, cwd)
+    found = [0.0]
+
+    def look() -> None:
+        while process.poll() is None:
+            found.append(sum(map(pss_mb, tree(process.pid))))
+            time.sleep(LOOK_EVERY_S)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    said = process.communicate()
+    looking.join()
+    check(process, said)
+    return max(found)
+
+
+def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def check(process: subprocess.Popen[str], said: tuple[str, str]) -> None:
+    if process.returncode:
+        raise SystemExit(f"{process.args!r} left with {process.returncode}:\n{said[0][-2000:]}\n{said[1][-4000:]}")
+
+
+def tree(pid: int) -> Iterator[int]:
+    """The process and all its living descendants."""
+    yield pid
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:  # it has just ended
+        return
+    for child in children:
+        yield from tree(child)
+
+
+def pss_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) / 1024
+
+
+def paired(samples: Mapping[str, Sequence[Sample]], name: str, base: str) -> tuple[float, float]:
+    """The medians over all rounds of wall and processor time beside the base's in the same round."""
+    pairs = list(zip(samples[name], samples[base], strict=True))
+    wall = statistics.median(one.wall_s / other.wall_s for one, other in pairs)
+    return wall, statistics.median(one.cpu_s / other.cpu_s for one, other in pairs)
+
+
+def median_s(samples: Iterable[Sample]) -> float:
+    return statistics.median(sample.wall_s for sample in samples)
+
+
+def median_cpu_s(samples: Iterable[Sample]) -> float:
+    return statistics.median(sample.cpu_s for sample in samples)
