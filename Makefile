@@ -21,8 +21,10 @@ soak: $(VENV)/.all
 
 bench: $(VENV)/.all $(VENV)-peers/.ready
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+ifndef QUICK
 	$(BIN)/python -m benchmarks.unchanged
 	$(BIN)/python -m benchmarks.many_runs
+endif
 
 lab: $(VENV)/.all
 	$(BIN)/runner kernel --prefix $(VENV)

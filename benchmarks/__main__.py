@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from benchmarks.peers import nbconvert, ploomber, ploomber_engine
 PLAIN, OURS, API, ENGINE = "plain script", "`runner run`, with report", "papermill's API", "ploomber-engine"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- end -->\n"
+DRAWN = "plain script that draws the figures"
 PATHS: dict[str, Callable[[Path], list[str]]] = {
     PLAIN: plain_script,
+    DRAWN: lambda project: plain_script(project, drawn=True),
     OURS: runner,
     "`runner run --kernel standard`": lambda project: runner(project, "--kernel", "standard"),
     ENGINE: ploomber_engine,
@@ -30,50 +33,63 @@ PATHS: dict[str, Callable[[Path], list[str]]] = {
     "ploomber build": ploomber,
 }
 QUICK = (PLAIN, OURS, ENGINE, API)
+SLOW = list(PATHS)[list(PATHS).index(API) :]  # fewer rounds of these
 CELLS = (1, 200)
-LIMIT, SWEEP = "import once, fork, plain code", "`runner sweep`"
+LIMIT, LIMIT_DRAWN, SWEEP = "import once, fork, plain code", "the same, drawing the figures", "`runner sweep`"
+SWEEPS: dict[str, Callable[[Path], list[str]]] = {
+    LIMIT: sweep.limit,
+    LIMIT_DRAWN: lambda project: sweep.limit(project, drawn=True),
+    SWEEP: sweep.ours,
+}
+
+
+@dataclass(frozen=True)
+class Rounds:
+    whole: int
+    slow: int
+    memory: int
+    trivial: int
+    sweep: int
+    warm_up: int = 1  # not counted
+
+
+FULL, FEW = Rounds(7, 3, 3, 5, 7), Rounds(3, 1, 1, 3, 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2 rounds of what matters most; writes no page")
+    parser.add_argument("--quick", action="store_true", help="few rounds of what matters most; writes no page")
     quick = parser.parse_args().quick
+    rounds = FEW if quick else FULL
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        made = [
-            "\n".join(part)
-            for part in (
-                whole(place, quick=quick),
-                memory(place, quick=quick),
-                trivial(place, quick=quick),
-                many(place, quick=quick),
-            )
-        ]
-    text = f"{machine()}\n\n" + "\n\n".join(made) + "\n"
+        paths = {name: PATHS[name] for name in QUICK} if quick else PATHS
+        parts = [whole(place, paths, rounds), memory(place, paths, rounds), trivial(place, rounds, quick=quick)]
+        parts.append(many(place, rounds))
     if not quick:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        text = "\n\n".join([machine(), *("\n".join(part) for part in parts)])
+        PAGE.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
-def whole(place: Path, *, quick: bool) -> list[str]:
-    paths = {name: PATHS[name] for name in QUICK} if quick else PATHS
+def whole(place: Path, paths: Mapping[str, Callable[[Path], list[str]]], rounds: Rounds) -> list[str]:
     samples: dict[str, list[Sample]] = {name: [] for name in paths}
-    for round_ in range(3 if quick else 8):  # the first warms caches and is not counted
+    for round_ in range(-rounds.warm_up, rounds.whole):
         for number, (name, command) in enumerate(paths.items()):
+            if name in SLOW and not 0 <= round_ < rounds.slow:
+                continue
             project = copy_project(place / f"whole-{round_}-{number}")
             sample = measure(command(project), project if command is ploomber else project / "notebooks")
-            if round_:
+            if round_ >= 0:
                 samples[name].append(sample)
-    rounds = len(samples[PLAIN])
-    lines = [f"**Four notebooks, cold, whole process** ({rounds} rounds)", ""]
+    lines = ["**Four notebooks, cold, the whole process**", ""]
     rows = []
-    for name in paths:
+    for name, found in samples.items():
         wall, cpu = paired(samples, name, PLAIN)
-        rows.append(
-            [name, f"{median_s(samples[name]):.2f}", f"{wall:.2f}", f"{median_cpu_s(samples[name]):.2f}", f"{cpu:.2f}"]
-        )
-    lines += table(["", "wall s", "× plain", "CPU s", "× plain"], rows)
+        seconds = (f"{median_s(found):.2f}", f"{wall:.2f}", f"{median_cpu_s(found):.2f}", f"{cpu:.2f}")
+        rows.append([name, *seconds, str(len(found))])
+    lines += table(["", "wall s", "× plain", "CPU s", "× plain", "rounds"], rows)
     wall, cpu = paired(samples, OURS, PLAIN)
     goals = [
         goal("wall, against the plain script", wall, 1.25, 1.00),
@@ -81,20 +97,19 @@ def whole(place: Path, *, quick: bool) -> list[str]:
         goal("wall, against papermill's API", paired(samples, OURS, API)[0], 0.30, 0.25),
         goal("wall, against ploomber-engine", paired(samples, OURS, ENGINE)[0], 0.75, 0.65),
     ]
-    if not quick:
-        figure.draw(
-            {name.replace("`", ""): paired(samples, name, PLAIN)[0] for name in paths},
-            ROOT / "docs" / "performance.svg",
-        )
+    if len(paths) == len(PATHS):
+        figure.draw({name: paired(samples, name, PLAIN)[0] for name in paths}, ROOT / "docs" / "performance.svg")
     return say([*lines, "", *table(GOALS, goals)])
 
 
-def memory(place: Path, *, quick: bool) -> list[str]:
-    paths = {name: PATHS[name] for name in QUICK} if quick else PATHS
-    found: dict[str, list[float]] = {name: [] for name in paths}
-    for round_ in range(1 if quick else 3):
-        for number, (name, command) in enumerate(paths.items()):
+def memory(place: Path, paths: Mapping[str, Callable[[Path], list[str]]], rounds: Rounds) -> list[str]:
+    found: dict[str, list[float]] = {name: [] for name in paths if name != DRAWN}
+    for round_ in range(rounds.memory):
+        for number, name in enumerate(found):
+            if name in SLOW and name != API and round_:
+                continue
             project = copy_project(place / f"memory-{round_}-{number}")
+            command = paths[name]
             found[name].append(peak_mb(command(project), project if command is ploomber else project / "notebooks"))
     lines = ["**Peak memory, all processes together (PSS)**", ""]
     lines += table(["", "MB"], [[name, f"{statistics.median(peaks):.0f}"] for name, peaks in found.items()])
@@ -102,40 +117,41 @@ def memory(place: Path, *, quick: bool) -> list[str]:
     return say([*lines, "", *table(GOALS, [goal("PSS, against papermill's API", ratio, 1.2, 1.0)])])
 
 
-def trivial(place: Path, *, quick: bool) -> list[str]:
-    ways = {name: way for name, way in overhead.WAYS.items() if not quick or name in (*list(overhead.WAYS)[:2], ENGINE)}
+def trivial(place: Path, rounds: Rounds, *, quick: bool) -> list[str]:
+    ways = {name: way for name, way in overhead.WAYS.items() if not quick or name in overhead.QUICK}
     samples: dict[tuple[str, int], list[Sample]] = {(name, cells): [] for name in ways for cells in CELLS}
-    for round_ in range(4 if quick else 8):
+    for round_ in range(-rounds.warm_up, rounds.trivial):
         for number, (name, way) in enumerate(ways.items()):
             for cells in CELLS:
                 folder = overhead.trivial(place / f"trivial-{round_}-{number}-{cells}", cells)
                 sample = measure(way(folder), folder)
-                if round_:
+                if round_ >= 0:
                     samples[name, cells].append(sample)
     rows, more = [], {}
     for name in ways:
-        one, many_ = (samples[name, cells] for cells in CELLS)
-        more[name] = statistics.median(b.wall_s - a.wall_s for a, b in zip(one, many_, strict=True))
-        rows.append([name, f"{median_s(one):.2f}", f"{median_s(many_):.2f}", f"{more[name]:.2f}"])
-    rounds = len(next(iter(samples.values())))
-    lines = [f"**A notebook of trivial cells, seconds** ({rounds} rounds)", ""]
+        few, all_ = (samples[name, cells] for cells in CELLS)
+        more[name] = statistics.median(b.wall_s - a.wall_s for a, b in zip(few, all_, strict=True))
+        rows.append([name, f"{median_s(few):.2f}", f"{median_s(all_):.2f}", f"{more[name]:.2f}"])
+    lines = [f"**A notebook of trivial cells, wall seconds** ({rounds.trivial} rounds)", ""]
     lines += table(["", "1 cell", "200 cells", "difference"], rows)
-    ours = goal("200 cells over one, s", more["runner run"], 0.3, 0.12)
+    ours = goal("200 cells over one, s", more[overhead.OURS], 0.3, 0.12)
     return say([*lines, "", *table(GOALS, [ours])])
 
 
-def many(place: Path, *, quick: bool) -> list[str]:
-    samples: dict[str, list[Sample]] = {LIMIT: [], SWEEP: []}
-    for round_ in range(3 if quick else 8):
-        for number, (name, command) in enumerate({LIMIT: sweep.limit, SWEEP: sweep.ours}.items()):
+def many(place: Path, rounds: Rounds) -> list[str]:
+    samples: dict[str, list[Sample]] = {name: [] for name in SWEEPS}
+    for round_ in range(-rounds.warm_up, rounds.sweep):
+        for number, (name, command) in enumerate(SWEEPS.items()):
             project = copy_project(place / f"sweep-{round_}-{number}")
             sample = measure(command(project), project / "notebooks")
-            if round_:
+            if round_ >= 0:
                 samples[name].append(sample)
-    rounds = len(samples[LIMIT])
-    lines = [f"**Sixteen trainings, {sweep.JOBS} at once, and the winner's evaluation** ({rounds} rounds)", ""]
-    rows = [[name, f"{median_s(found):.2f}", f"{median_cpu_s(found):.2f}"] for name, found in samples.items()]
-    lines += table(["", "wall s", "CPU s"], rows)
+    lines = [f"**Sixteen trainings, {sweep.JOBS} at once, and the winner's evaluation** ({rounds.sweep} rounds)", ""]
+    rows = [
+        [name, f"{median_s(found):.2f}", f"{paired(samples, name, LIMIT)[0]:.2f}", f"{median_cpu_s(found):.2f}"]
+        for name, found in samples.items()
+    ]
+    lines += table(["", "wall s", "× plain", "CPU s"], rows)
     ours = goal("wall, against its plain limit", paired(samples, SWEEP, LIMIT)[0], 1.25, 1.15)
     return say([*lines, "", *table(GOALS, [ours])])
 

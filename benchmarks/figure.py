@@ -14,7 +14,8 @@ def draw(ratios: Mapping[str, float], target: Path) -> None:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    names = [name for name in ratios if name != "plain script"]
+    names = [name.replace("`", "") for name in ratios if not name.startswith("plain script")]
+    ratios = {name.replace("`", ""): ratio for name, ratio in ratios.items()}
     ours = next(name for name in names if name.startswith("runner run"))
     with mpl.rc_context({"svg.hashsalt": "performance", "font.size": 11, "svg.fonttype": "path"}):
         shown, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1.3), layout="constrained")

@@ -86,8 +86,8 @@ def pss_mb(pid: int) -> float:
 
 
 def paired(samples: Mapping[str, Sequence[Sample]], name: str, base: str) -> tuple[float, float]:
-    """The medians over all rounds of wall and processor time beside the base's in the same round."""
-    pairs = list(zip(samples[name], samples[base], strict=True))
+    """The medians over the rounds that both have of wall and processor time beside the base's in the same round."""
+    pairs = list(zip(samples[name], samples[base], strict=False))
     wall = statistics.median(one.wall_s / other.wall_s for one, other in pairs)
     return wall, statistics.median(one.cpu_s / other.cpu_s for one, other in pairs)
 

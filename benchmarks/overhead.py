@@ -46,11 +46,13 @@ def _ploomber_engine(_: Path) -> list[str]:
     return [sys.executable, "-c", ENGINE.format(packages=str(packages))]
 
 
+OURS = "`runner run`, with report"
+QUICK = (OURS, "`runner run --no-report`", "ploomber-engine")
 WAYS: dict[str, Callable[[Path], list[str]]] = {
-    "runner run": lambda _: [sys.executable, "-m", "runner", "run", "--force"],
-    "runner run --no-report": lambda _: [sys.executable, "-m", "runner", "run", "--force", "--no-report"],
-    "papermill --engine runner": lambda _: [*PAPERMILL, "--engine", "runner", "nb.ipynb", "out.ipynb"],
+    OURS: lambda _: [sys.executable, "-m", "runner", "run", "--force"],
+    "`runner run --no-report`": lambda _: [sys.executable, "-m", "runner", "run", "--force", "--no-report"],
+    "`papermill --engine runner`": lambda _: [*PAPERMILL, "--engine", "runner", "nb.ipynb", "out.ipynb"],
     "papermill command": lambda _: [*PAPERMILL, "nb.ipynb", "out.ipynb"],
-    "papermill API": lambda _: [sys.executable, "-c", API],
+    "papermill's API": lambda _: [sys.executable, "-c", API],
     "ploomber-engine": _ploomber_engine,
 }

@@ -11,6 +11,15 @@ from runner.pipeline.plan import Plan, plan
 
 ROOT = Path(__file__).parents[1]
 
+# outside a notebook `figure` shows nothing to anybody, and draws nothing
+DRAWING = """
+import io, runner.scraps
+def _drawn(name, fig, *, alt, caption=""):
+    import matplotlib.pyplot as plt
+    fig.savefig(io.BytesIO(), format="png", dpi=110, bbox_inches="tight")
+    plt.close(fig)
+runner.scraps.figure = _drawn
+"""
 STOCK = """
 import sys, papermill
 for notebook, parameters in {steps!r}:
@@ -31,10 +40,10 @@ def copy_project(target: Path) -> Path:
     return target
 
 
-def plain_script(project: Path) -> list[str]:
+def plain_script(project: Path, *, drawn: bool = False) -> list[str]:
     """All code cells of all notebooks, one after the other in one process, on the notebooks' own default paths."""
     made = plan(project / "pipeline.toml")
-    lines = ["import matplotlib; matplotlib.use('agg')"]
+    lines = ["import matplotlib; matplotlib.use('agg')", *([DRAWING] if drawn else [])]
     for step in made.steps:
         for cell in step.notebook.code:
             lines.append(cell.source)

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks.paths import DRAWING
 from runner.pipeline.plan import Plan, plan
 
 GRID = {"max_depth": (3, 4, 5, 6), "eta": (0.1, 0.2, 0.3, 0.4)}
@@ -45,7 +46,7 @@ def combinations() -> list[dict[str, float]]:
     return [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
 
 
-def limit(project: Path) -> list[str]:
+def limit(project: Path, *, drawn: bool = False) -> list[str]:
     """The plain limit: data once, the step's imports once, a process a core, the winner's evaluation."""
     from runner.step.start import Imports
 
@@ -53,7 +54,8 @@ def limit(project: Path) -> list[str]:
     steps = {step.name: step for step in made.steps}
     script = project / "notebooks" / "limit.py"
     script.write_text(
-        LIMIT.format(
+        (DRAWING if drawn else "")
+        + LIMIT.format(
             data=_cells(made, "data"), train=_cells(made, "train"), evaluate=_cells(made, "evaluate"),
             data_values=steps["data"].parameters, train_values=steps["train"].parameters,
             evaluate_values=steps["evaluate"].parameters, imports=Imports(steps["train"].notebook).ahead,
