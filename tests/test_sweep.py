@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cloud import RemoteProject, jobs, running
 from conftest import PAGES, REAL_TABLE, ROOT, Done, Project, parameters, recorded
 
 from runner.records import USUAL_KERNEL
@@ -187,6 +188,27 @@ def test_runs_side_by_side_share_the_cores(tiny: Project) -> None:
         if step["name"] == "fit" and step["status"] == "succeeded"
     }
     assert threads == {max(1, (os.cpu_count() or 1) // 2)}
+
+
+def test_in_sagemaker_the_combinations_are_jobs_side_by_side(tmp_path: Path) -> None:
+    with running() as cloud:
+        far = RemoteProject(tmp_path, cloud)
+        far.write(
+            "fit.ipynb",
+            parameters("model: str = ''\ndepth: int = 1"),
+            "import time; time.sleep(2); open(model, 'w').write(str(depth))",
+            recorded("valid", "float(depth)"),
+        )
+        far.toml('name = "far"\n[steps.fit]\nnotebook = "fit.ipynb"\noutputs = { model = "m.txt" }\n')
+        done = far.runner(
+            "sweep", "fit", "-p", "fit.depth=1,2,3", "--metric", "fit.valid", "--on", "sagemaker", "--json"
+        )
+        assert done.code == 0, done.err
+        assert [one["values"]["fit.depth"] for one in done.json["tried"]] == ["3", "2", "1"]
+        described = [cloud.client("sagemaker").describe_processing_job(ProcessingJobName=name) for name in jobs(cloud)]
+    assert len(described) == 3, "the winner is taken from its combination"
+    latest_start = max(job["ProcessingStartTime"] for job in described)
+    assert latest_start < min(job["ProcessingEndTime"] for job in described)
 
 
 def test_the_page_looks_right_with_everything_in_it(tiny: Project) -> None:
