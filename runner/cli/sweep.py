@@ -68,6 +68,7 @@ def sweep_command(
     """
     from runner import backend
     from runner.cli.reporting import Reporter
+    from runner.cli.text import summary
     from runner.pipeline.file import load
     from runner.report.sweep import plot, write_sweep
     from runner.run.sweep import sweep
@@ -119,8 +120,8 @@ def sweep_command(
         click.echo("  stopped; the same command goes on with what is missing", err=True)
         return 128 + received[0]
     if swept.winner is not None:
-        for rule in swept.winner.verdict.rules if swept.winner.verdict else ():
-            click.echo(f"  {rule.sentence}", err=True)
+        click.echo(f"the winner, {swept.winner.run}:", err=True)
+        click.echo(summary(swept.winner, store.folder(swept.winner.run), pages=not no_report), err=True)
         chosen = {**fixed, **swept.tried[0].values}
         arguments = [
             *(["--profile", profile] if profile else []),
