@@ -311,6 +311,22 @@ def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> 
     assert far.runner("resume", "latest").code == 0
 
 
+def test_an_error_of_one_step_does_not_keep_the_client_waiting_for_another(far: RemoteProject) -> None:
+    far.write("nb/slow.ipynb", parameters("x: int = 1"), "import time\ntime.sleep(600)")
+    far.write("nb/late.ipynb", parameters("x: int = 1"), "print(x)")
+    far.toml('name = "apace"\n[steps.slow]\nnotebook = "nb/slow.ipynb"\n[steps.late]\nnotebook = "nb/late.ipynb"\n')
+    far.cloud.faults.add("CreateProcessingJob", "AccessDeniedException", times=None, match="-late-1")
+    done = far.runner("run", "--on", "sagemaker", "-j", "2")
+    assert done.code == 7
+    assert "Grant the caller CreateProcessingJob" in done.err
+    assert "slow of run" in done.err  # and what becomes of it
+    assert "runner stop" in done.err
+    (job,) = [job for job in jobs(far.cloud) if job.startswith("apace-")]
+    found = far.cloud.client("sagemaker").describe_processing_job(ProcessingJobName=job)
+    assert found["ProcessingJobStatus"] == "InProgress"
+    assert far.runner("stop", "latest").out == f"stopped job {job}\n"
+
+
 @pytest.mark.parametrize(
     "point",
     [

@@ -122,6 +122,9 @@ class Steps:
                     f"Run {self.manifest.run} goes on without us: {', '.join(sorted(self.left))}.",
                     run=self.manifest.run,
                 )
+        except Exception as error:
+            self._let_go(error)
+            raise
         finally:
             self.world.executor.close()
             self.cache.checked.save()
@@ -217,8 +220,7 @@ class Steps:
             folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
             self.world.executor.prepare(folder, cwd=self._cwd(step), threads=self.threads)
 
-    def _collect(self) -> None:
-        """Wait for one step to end and take in what came of it."""
+    def _next_done(self) -> tuple[PlannedStep, StepResult | BaseException]:
         while True:
             try:
                 step, outcome = self.done.get(timeout=0.2)  # a signal's handler runs between two waits
@@ -228,6 +230,27 @@ class Steps:
         self.going.discard(step.name)
         if isinstance(outcome, Detached):
             self.left.add(step.name)
+        return step, outcome
+
+    def _let_go(self, error: Exception) -> None:
+        """After an error the other steps end, or go on without us; what ended is recorded, and nothing is started."""
+        self.world.stop.set()
+        for step, outcome in [self._next_done() for _ in range(len(self.going))]:
+            if isinstance(outcome, StepResult):
+                run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
+                self._record(step, outcome, status=outcome.status)
+            elif not isinstance(outcome, Detached):
+                error.add_note(f"Step {step.name}: {outcome}")
+        if self.left:
+            error.add_note(
+                f"{', '.join(sorted(self.left))} of run {self.manifest.run} goes on without us: "
+                f"`runner resume {self.manifest.run}` follows it again, `runner stop {self.manifest.run}` ends it."
+            )
+
+    def _collect(self) -> None:
+        """Wait for one step to end and take in what came of it."""
+        step, outcome = self._next_done()
+        if isinstance(outcome, Detached):
             return
         if isinstance(outcome, BaseException):
             raise outcome
@@ -243,11 +266,7 @@ class Steps:
     def _take(self, step: PlannedStep, result: StepResult | None, **state: object) -> None:
         """Take in a result, made now or earlier: metrics, state, and the registration it asks for."""
         assert result is not None
-        self.results[step.name] = result
-        metrics = {f"{step.name}.{name}": metric for name, metric in result.metrics.items()}
-        problems = {f"{step.name}.{name}": problem for name, problem in result.problems.items()}
-        self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
-        self._set(step.name, result=result, **state)
+        self._record(step, result, **state)
         reach("step recorded", step.name)
         ended = self._state(step.name)
         if ended.status in ("succeeded", "cached") and result.registration is not None:
@@ -255,6 +274,13 @@ class Steps:
         if ended.status == "succeeded":
             self.cache.remember(self.manifest.run, self._state(step.name))
         self._share()
+
+    def _record(self, step: PlannedStep, result: StepResult, **state: object) -> None:
+        self.results[step.name] = result
+        metrics = {f"{step.name}.{name}": metric for name, metric in result.metrics.items()}
+        problems = {f"{step.name}.{name}": problem for name, problem in result.problems.items()}
+        self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
+        self._set(step.name, result=result, **state)
 
     def _register(self, step: PlannedStep, result: StepResult, from_run: str | None) -> None:
         if not self.options.register:
