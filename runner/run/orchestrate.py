@@ -64,6 +64,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
             note=options.note,
             tags=list(options.tags),
             started_by=provenance.who(),
+            identity=world.identity() if _may_register(plan, options) else "",
             started=_now(),
             on=options.on,
             register=options.register,
@@ -78,6 +79,10 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
         store.write(manifest)
         reach("run begun")
         return Steps(plan, options, world, manifest).finish()
+
+
+def _may_register(plan: Plan, options: Options) -> bool:
+    return options.register and any(step.needs_verdict for step in plan.steps)
 
 
 def _state(step: PlannedStep, hashes: dict[str, str]) -> StepState:

@@ -225,6 +225,7 @@ def _registered(result: StepResult, job: StepJob, here: Here, found: Pins, bucke
         pipeline_file=found.pushed.file,
         pipeline=found.pushed.pipeline,
         started_by=found.started_by,
+        identity=found.identity,
         started=found.started,
         status="running",
         steps=[StepState(name=name, notebook=specs[name].notebook, result=made) for name, made in results.items()],
