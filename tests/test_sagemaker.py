@@ -18,6 +18,7 @@ import pytest
 from cloud import BUCKET, RemoteProject, jobs, running
 from conftest import Done, Project, parameters, recorded, text
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from small_sagemaker.faults import LOST_REPLY
 
 WRITE = parameters("out: str = 'work/x.txt'  # what it writes\nnumber: int = 3  # how many lines, 1 to 9")
 TOML = """
@@ -374,11 +375,39 @@ def test_what_passes_is_waited_out_and_a_job_the_service_lost_is_tried_again(far
         ("GetObject", "Truncated"),
     ):
         far.cloud.faults.add(action, error, times=2, caller=CLIENT_KEY)
+    slow = far.cloud.faults.add("PutObject", "SlowDown", times=2, caller=CLIENT_KEY, match="/inputs/")
     far.cloud.faults.job("patient", fail="InternalServerError: We encountered an internal error.", times=1)
     done = made(far, Case(toml=""), "patient")
     assert done.code == 0, done.err
     assert far.step("make")["attempt"] == 2
+    assert far.cloud.faults.hits(slow) == 2
     assert far.runner("verify", "latest").code == 0
+
+
+def test_a_large_file_goes_up_in_parts_with_the_same_patience(
+    cloud: SmallSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner.aws.bucket import PART_BYTES, Bucket
+    from runner.aws.session import AwsError, Session
+
+    for variable, value in cloud.environment.items():
+        monkeypatch.setenv(variable, value)
+    file = tmp_path / "large.bin"
+    file.write_bytes(b"a" * PART_BYTES + b"b" * PART_BYTES + b"c")
+    bucket = Bucket(Session(), BUCKET, "large/")
+    for action, error in (
+        ("UploadPart", "SlowDown"),
+        ("UploadPart", "ConnectionClosed"),
+        ("CompleteMultipartUpload", LOST_REPLY),
+    ):
+        cloud.faults.add(action, error, times=1)
+    assert bucket.upload("x", file) == file.stat().st_size
+    assert bucket.upload("x", file) == 0
+    assert bucket.get("x") == file.read_bytes()
+    cloud.faults.add("UploadPart", "AccessDenied", times=None)
+    with pytest.raises(AwsError, match="Grant the caller UploadPart"):
+        bucket.upload("y", file)
+    assert "Uploads" not in cloud.client("s3").list_multipart_uploads(Bucket=BUCKET)  # nothing is left half
 
 
 @pytest.mark.parametrize(
