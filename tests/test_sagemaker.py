@@ -301,6 +301,18 @@ def test_stop_ends_the_job_and_resume_starts_another(far: RemoteProject) -> None
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("stop-")) == ["1", "1", "2"]
 
 
+def test_a_run_that_is_stopped_while_its_client_looks_on_needs_one_resume(far: RemoteProject) -> None:
+    process = begun(far, "halt")
+    (job,) = [job for job in jobs(far.cloud) if job.startswith("halt-")]
+    stopped = far.runner("stop", "latest")
+    assert stopped.out == f"stopped job {job}\nstopped process {process.pid}\n"
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    done = far.runner("resume", "latest")
+    assert done.code == 0, done.err
+    assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("halt-")) == ["1", "1", "2"]
+
+
 @pytest.mark.soak
 def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> None:
     process = begun(far, "console")
@@ -377,7 +389,9 @@ def test_what_passes_is_waited_out_and_a_job_the_service_lost_is_tried_again(far
         far.cloud.faults.add(action, error, times=2, caller=CLIENT_KEY)
     slow = far.cloud.faults.add("PutObject", "SlowDown", times=2, caller=CLIENT_KEY, match="/inputs/")
     far.cloud.faults.job("patient", fail="InternalServerError: We encountered an internal error.", times=1)
-    done = made(far, Case(toml=""), "patient")
+    made_project(far, Case(toml=""), "patient")
+    (far.folder / "in.txt").write_text("not there yet\n")
+    done = far.runner("run", "--on", "sagemaker")
     assert done.code == 0, done.err
     assert far.step("make")["attempt"] == 2
     assert far.cloud.faults.hits(slow) == 2

@@ -28,13 +28,10 @@ from runner.run import provenance, registration
 from runner.run.cache import Cache, Found
 from runner.run.keys import step_key
 from runner.run.pins import pinned
+from runner.run.retries import retries
 from runner.run.world import Options, World
 
 VERDICT_FILE = "verdict.json"
-# what a second try can cure; a notebook that left early or wrote no output will do so again
-RETRIED = ("exception", "kernel died", "timeout")
-# of a job that its service ended: tried again whatever `retries` says, as the step has no part in it
-TRANSIENT, TRANSIENT_RETRIES = ("InternalServerError", "CapacityError"), 2
 
 
 def run(plan: Plan, options: Options, world: World) -> RunManifest:
@@ -261,7 +258,7 @@ class Steps:
             raise outcome
         state = self._state(step.name)
         tried = state.attempt - max(1, self.first[step.name])
-        if tried < _retries(outcome.error, step) and not self.world.stop.is_set():
+        if tried < retries(outcome.error, step) and not self.world.stop.is_set():
             self._start(step, tried + 1)
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
@@ -374,15 +371,6 @@ class Steps:
 def _cores(options: Options) -> int:
     """This machine's cores for each step that runs at once."""
     return max(1, (os.cpu_count() or 1) // max(1, options.jobs * options.beside))
-
-
-def _retries(error: StepError | None, step: PlannedStep) -> int:
-    """How many further tries a step that ended so may have."""
-    if error is None:
-        return 0
-    if error.kind == "remote" and error.ename in TRANSIENT:
-        return max(step.spec.retries, TRANSIENT_RETRIES)
-    return step.spec.retries if error.kind in RETRIED else 0
 
 
 def _present(manifest: RunManifest) -> set[str]:

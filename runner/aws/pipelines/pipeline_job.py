@@ -49,8 +49,9 @@ from runner.records import (
     read,
 )
 from runner.run.folder import as_input
-from runner.run.orchestrate import RETRIED, VERDICT_FILE
+from runner.run.orchestrate import VERDICT_FILE
 from runner.run.registration import commit
+from runner.run.retries import RETRIED
 from runner.run.sources import name_only
 from runner.run.store import facts_of
 from runner.step.execute import JOB, RESULT, SOURCE

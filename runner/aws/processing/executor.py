@@ -27,6 +27,7 @@ from runner.pipeline.remote import Settings, settings
 from runner.records import Artifact, InputFact, Pipeline, StepError, StepJob, StepResult, decode, encode, read
 from runner.run.folder import MODULES
 from runner.run.inputs import origin
+from runner.run.retries import STOPPED_BEFORE
 from runner.run.store import Store, facts_of, files_of
 from runner.run.world import Runtime
 from runner.step.execute import JOB, RESULT, SOURCE, Progress
@@ -172,6 +173,9 @@ class SageMakerExecutor:
             for output in result.outputs.values():
                 if output.size_bytes <= chosen.small_mb * 1e6:
                     _bring(output, folder, at)
+        error = result.error
+        if error is not None and error.kind == "interrupted" and ended.stopped_before:
+            result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, ename=STOPPED_BEFORE))
         atomic_write(folder / RESULT, encode(result))
         return result
 

@@ -22,12 +22,16 @@ DRAINS = 8  # pages of logs at most that are read once a job has ended
 
 @dataclass(frozen=True)
 class Ended:
-    """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran."""
+    """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran.
+
+    `stopped_before`: it had been told to stop when it was first looked at.
+    """
 
     status: str
     reason: str
     message: str
     billed_s: float
+    stopped_before: bool = False
 
 
 class Jobs:
@@ -86,13 +90,15 @@ class Jobs:
         """
         logs = _Logs(self.session, name, on_line)
         tick = 0
+        first = ""
         while True:
             if tick % EVERY_DESCRIBE == 0 or not logs.read():
                 found = self.describe(name)
+                first = first or found["ProcessingJobStatus"]
                 on_status(found["ProcessingJobStatus"])
                 if found["ProcessingJobStatus"] in OVER:
                     logs.drain()
-                    return _ended(found)
+                    return _ended(found, stopped_before=first in ("Stopping", "Stopped"))
                 if "ProcessingStartTime" in found:
                     logs.expected = True
             tick += 1
@@ -105,10 +111,16 @@ class Jobs:
         return self.session.call("sagemaker", action, about=f"processing job {name}", **arguments)
 
 
-def _ended(found: dict[str, Any]) -> Ended:
+def _ended(found: dict[str, Any], *, stopped_before: bool) -> Ended:
     start, end = found.get("ProcessingStartTime"), found.get("ProcessingEndTime")
     billed = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
-    return Ended(found["ProcessingJobStatus"], found.get("FailureReason", ""), found.get("ExitMessage", ""), billed)
+    return Ended(
+        status=found["ProcessingJobStatus"],
+        reason=found.get("FailureReason", ""),
+        message=found.get("ExitMessage", ""),
+        billed_s=billed,
+        stopped_before=stopped_before,
+    )
 
 
 class _Logs:
