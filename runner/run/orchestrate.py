@@ -113,6 +113,7 @@ class Steps:
         self.world.watcher.started(self.manifest)
         if self.world.shared is not None:
             self.world.shared.claim(self.manifest, take_over=self.options.take_over)
+            self._share()  # from now on the others see it, and can go on with it should we not
         self._register_left()
         self._prepare_next()
         try:
@@ -184,6 +185,7 @@ class Steps:
             place=self.world.place,
         )
         self._set(step.name, status="running", attempt=attempt, job=job)
+        self._share()
         reach("step about to run", step.name)
         self.going.add(step.name)
         threading.Thread(target=self._work, args=(step,), name=f"step-{step.name}").start()

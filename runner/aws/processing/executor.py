@@ -97,14 +97,18 @@ class SageMakerExecutor:
         bucket: Bucket,
         on_progress: Callable[[Progress], None],
     ) -> dict[str, Any]:
-        """What creates the job. Written down before it is sent, so that a resumed run sends the very same."""
-        kept = folder / REQUEST
+        """What creates the job. Written down before it is sent, here and beside the job's input, so that a resumed run
+        sends the very same, on whichever machine."""
+        kept, key = folder / REQUEST, attempt_key(job.run, job.step, job.attempt)
         if kept.exists():
             made: dict[str, Any] = msgspec.json.decode(kept.read_bytes())
             if made["ProcessingJobName"] == name:
                 return made
+        there = bucket.get(key + REQUEST)
+        if there is not None:
+            atomic_write(kept, there)
+            return dict(msgspec.json.decode(there))
         on_progress(Progress(job.step, 0, 0, None, "uploading"))
-        key = attempt_key(job.run, job.step, job.attempt)
         inputs, files = self._inputs(job, bucket)
         place = Place(
             job=name,
@@ -126,7 +130,11 @@ class SageMakerExecutor:
             inputs=inputs,
         )
         made = request(name, job, chosen, at, project=self._pipeline.name)
-        atomic_write(kept, msgspec.json.encode(made))
+        content = msgspec.json.encode(made)
+        if not bucket.put(key + REQUEST, content, once=True):  # another machine was first, or the reply was lost
+            content = bucket.get(key + REQUEST) or content
+            made = msgspec.json.decode(content)
+        atomic_write(kept, content)
         on_progress(Progress(job.step, 0, 0, None, "waiting for the instance"))
         return made
 

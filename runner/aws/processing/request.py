@@ -4,6 +4,7 @@
     <bucket>/<prefix>steps/<sha256>/                   the notebook and its modules      → input/step
     <bucket>/<prefix>runs/<run>/<step>/attempts/<n>/
         job/job.json, job/place.json                   what to do, and where that is     → input/job
+        request.json                                   what the job was made with, for who goes on with the run
         out/…, executed.ipynb, result.json             what came of it
     <bucket>/<prefix>inputs/<sha256>/…                 files that came from a client
 
