@@ -313,6 +313,21 @@ def test_a_run_that_is_stopped_while_its_client_looks_on_needs_one_resume(far: R
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("halt-")) == ["1", "1", "2"]
 
 
+def test_a_job_that_ran_into_its_limit_is_a_time_out_and_no_stop(far: RemoteProject) -> None:
+    """A job may run for at least 900 s, so the request is shortened before it is sent."""
+    made_project(far, Case(make=(SLOW,), toml=""), "limit")
+    toml = far.folder / "pipeline.toml"
+    toml.write_text(toml.read_text().replace("cell_timeout_s = 1.5\n", ""))
+    died = far.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job about to be created:make"})
+    assert died.code == -signal.SIGKILL
+    kept = far.runs[-1] / "steps/make/request.json"
+    kept.write_text(re.sub(r'("MaxRuntimeInSeconds":)\d+', r"\g<1>6", kept.read_text()))
+    done = far.runner("resume", "latest")
+    assert done.code == 6, done.err
+    assert "ran into its time limit of 6 s" in done.err
+    assert far.step("make")["status"] == "failed"
+
+
 @pytest.mark.soak
 def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> None:
     process = begun(far, "console")

@@ -86,7 +86,7 @@ class SageMakerExecutor:
             raise Detached(f"The job {name} goes on.", run=job.run)
         reach("job ended", job.step)
         at = replace_prefix(bucket, attempt_key(job.run, job.step, job.attempt))
-        return self._collect(folder, name, job, chosen, at, ended, log)
+        return self._collect(folder, made, job, chosen, at, ended, log)
 
     def _request(
         self,
@@ -162,9 +162,10 @@ class SageMakerExecutor:
         return addresses, files
 
     def _collect(
-        self, folder: Path, name: str, job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: _Log
+        self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: _Log
     ) -> StepResult:
         """The result as the job left it, with what is to be looked at; a failure of the job itself where it left none."""
+        name, limit_s = made["ProcessingJobName"], made["StoppingCondition"]["MaxRuntimeInSeconds"]
         content = at.get(RESULT)
         result = decode(StepResult, content, where=at.address(RESULT)) if content is not None else None
         if result is not None and (result.remote is None or result.remote.name != name):
@@ -181,9 +182,8 @@ class SageMakerExecutor:
             for output in result.outputs.values():
                 if output.size_bytes <= chosen.small_mb * 1e6:
                     _bring(output, folder, at)
-        error = result.error
-        if error is not None and error.kind == "interrupted" and ended.stopped_before:
-            result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, ename=STOPPED_BEFORE))
+        if ended.status == "Stopped" and result.error is not None and result.error.kind == "interrupted":
+            result = _stopped(result, result.error, ended, name, limit_s)
         atomic_write(folder / RESULT, encode(result))
         return result
 
@@ -290,14 +290,8 @@ def _bring(found: Artifact, folder: Path, at: Bucket) -> None:
 def _without_result(job: StepJob, ended: Ended, name: str, log: _Log) -> StepResult:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     said = " ".join(filter(None, [ended.reason, ended.message])) or "it left no result"
-    limit = job.timeout_s
     if ended.status == "Stopped":
-        timed_out = limit is not None and ended.billed_s >= limit
-        error = StepError(
-            kind="timeout" if timed_out else "interrupted",
-            ename="StepTimeout" if timed_out else "Stopped",
-            evalue=f"the job {name} ran into its time limit" if timed_out else f"the job {name} was stopped",
-        )
+        error = StepError(kind="interrupted", ename="Stopped", evalue=f"the job {name} was stopped")
     else:
         error = StepError(
             kind="remote",
@@ -316,6 +310,17 @@ def _without_result(job: StepJob, ended: Ended, name: str, log: _Log) -> StepRes
         error=error,
         kernel=job.kernel,
     )
+
+
+def _stopped(result: StepResult, error: StepError, ended: Ended, name: str, limit_s: int) -> StepResult:
+    """The result of a step that was told to stop, by its time limit or by somebody; the service says Stopped of both."""
+    if ended.billed_s >= limit_s:
+        said = f"the job {name} ran into its time limit of {limit_s} s"
+        late = msgspec.structs.replace(error, kind="timeout", ename="StepTimeout", evalue=said)
+        return msgspec.structs.replace(result, status="failed", error=late)
+    if ended.stopped_before:
+        return msgspec.structs.replace(result, error=msgspec.structs.replace(error, ename=STOPPED_BEFORE))
+    return result
 
 
 class _Log:
