@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -464,10 +465,39 @@ def test_an_image_that_is_not_there_fails_with_the_service_s_reason(far: RemoteP
     assert "runner resume" in done.err
 
 
-@pytest.mark.soak
-def test_logs_that_may_not_be_read_do_not_matter(far: RemoteProject) -> None:
-    far.cloud.faults.add("DescribeLogStreams", "AccessDeniedException", times=None)
-    assert made(far, Case(toml=""), "no-logs").code == 0
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [
+        ("GetLogEvents", "InvalidParameterException"),
+        pytest.param("DescribeLogStreams", "AccessDeniedException", marks=pytest.mark.soak),
+    ],
+)
+def test_logs_that_cannot_be_read_do_not_matter(far: RemoteProject, action: str, error: str) -> None:
+    number = far.cloud.faults.add(action, error, times=None)
+    made_project(far, Case(toml=""), f"no-{action}")
+    done = far.runner("run", "--on", "sagemaker", "make")
+    assert done.code == 0, done.err
+    assert far.cloud.faults.hits(number) == 1
+    assert f"was answered {error}" in (far.runs[-1] / "steps/make/job.log").read_text()
+
+
+def test_a_log_longer_than_what_is_read_of_it_says_so(cloud: SmallSageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.aws.processing.jobs import DRAINS, LOG_GROUP, LogReader
+    from runner.aws.session import Session
+
+    for variable, value in cloud.environment.items():
+        monkeypatch.setenv(variable, value)
+    logs, place = cloud.client("logs"), {"logGroupName": LOG_GROUP, "logStreamName": "wordy/algo-1"}
+    with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+        logs.create_log_group(logGroupName=LOG_GROUP)
+    logs.create_log_stream(**place)
+    page = 10_000  # events of a call, either way
+    for number in range(DRAINS + 1):
+        events = [{"timestamp": int(time.time() * 1000), "message": f"{number}"}] * page
+        logs.put_log_events(**place, logEvents=events)
+    lines: list[str] = []
+    LogReader(Session(), "wordy", lines.append).drain()
+    assert (len(lines), lines[-2:]) == (DRAINS * page + 1, [f"{DRAINS - 1}", "(log cut)"])
 
 
 @pytest.mark.soak
