@@ -636,6 +636,17 @@ def test_a_secret_comes_from_secrets_manager_and_is_written_nowhere(far: RemoteP
     assert value not in str(description)
 
 
+def test_two_steps_never_have_one_job_name() -> None:
+    from runner.aws.processing.request import job_name
+
+    steps = ["a_b", "a-b", "a__b", "a_b-", "s" * 31, "s" * 30 + "_", "s" * 30 + "-"]
+    for project in ("churn", "p" * 63):
+        names = [job_name(project, "20261122-101630-7f3a", step, n) for step in steps for n in (1, 11)]
+        assert len(set(names)) == len(names)
+        assert all(re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", name) for name in names)  # botocore's pattern
+    assert job_name("churn", "20261122-101630-7f3a", "train", 1) == "churn-20261122-101630-7f3a-train-1"
+
+
 # One listing
 
 

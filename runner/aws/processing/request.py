@@ -58,11 +58,15 @@ class Addresses:
 
 
 def job_name(project: str, run: str, step: str, attempt: int) -> str:
-    """`<project>-<run>-<step>-<n>`, in the characters and the length that the service allows."""
-    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{project}-{run}-{step}").strip("-")
+    """`<project>-<run>-<step>-<n>`, in the characters and the length that the service allows.
+
+    Where that changes it, with a part of its hash, so that `a_b` and `a-b` have two names.
+    """
+    whole = f"{project}-{run}-{step}"
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in whole).strip("-")
     end = f"-{attempt}"
-    if len(plain) + len(end) > LONGEST_NAME:
-        digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    if plain != whole or len(plain) + len(end) > LONGEST_NAME:
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
         plain = f"{plain[: LONGEST_NAME - len(end) - 9].rstrip('-')}-{digest}"
     return plain + end
 
