@@ -110,6 +110,7 @@ class SageMakerExecutor:
             return dict(msgspec.json.decode(there))
         on_progress(Progress(job.step, 0, 0, None, "uploading"))
         inputs, files = self._inputs(job, bucket)
+        code = self._code(folder, job, chosen, bucket)
         place = Place(
             job=name,
             bucket=chosen.bucket,
@@ -117,6 +118,7 @@ class SageMakerExecutor:
             region=self._session.region,
             image=chosen.image,
             instance=chosen.instance,
+            code=bundle.name_of(code),
             notebook_folder=str(PurePosixPath(job.notebook).parent),
             files=files,
             secrets=chosen.prefix,
@@ -125,7 +127,7 @@ class SageMakerExecutor:
         bucket.put(f"{key}job/place.json", encode(place))
         at = Addresses(
             bundle=bucket.address(self._bundle(chosen, bucket)),
-            step=bucket.address(self._code(folder, job, chosen, bucket)),
+            step=bucket.address(code),
             attempt=bucket.address(key),
             inputs=inputs,
         )

@@ -42,6 +42,7 @@ class Place(Record, frozen=True, kw_only=True):
     region: str
     image: str
     instance: str
+    code: str  # the hash of the step's files, which lie in input/step
     notebook_folder: str  # relative to the project, the kernel's working folder
     files: dict[str, str]  # input -> the file's name in its folder; "" where the folder itself is the input
     secrets: str  # what the names of secrets in Secrets Manager begin with
