@@ -21,6 +21,8 @@ from conftest import Done, Project, parameters, recorded, text
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
 
+from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
+
 WRITE = parameters("out: str = 'work/x.txt'  # what it writes\nnumber: int = 3  # how many lines, 1 to 9")
 TOML = """
 name = "tiny"
@@ -390,6 +392,64 @@ def test_a_killed_client_finds_its_job_again(far: RemoteProject, point: str) -> 
     assert (done.code, done.json["status"]) == (0, "succeeded"), done.err
     assert len([job for job in jobs(far.cloud) if job.startswith(name)]) == 2  # one for each step
     assert far.runner("verify", "latest").code == 0
+
+
+REGISTERED = """
+name = "{0}"
+[steps.fit]
+notebook = "fit.ipynb"
+outputs = {{ model = "model/" }}
+[[gate]]
+metric = "fit.score"
+min = 0.5
+[model]
+name = "{0}"
+from = "fit.model"
+registry = "sagemaker"
+[steps.last]
+notebook = "last.ipynb"
+inputs = {{ model = "fit.model", verdict = "gate.verdict" }}
+"""
+REGISTERING = ("before registering", *SAGEMAKER_NAMES[:5], "registered", "version recorded", "before the end")
+
+
+def registered(far: RemoteProject, name: str, *points: str) -> None:
+    """A run with its jobs and its registry in SageMaker, killed at each point, is finished as if nothing had been."""
+    far.write(
+        "fit.ipynb",
+        parameters('model: str = ""'),
+        "import pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n"
+        "(place / 'model.json').write_text('{}'); (place / 'signature.json').write_text('{}')",
+        recorded("score", "0.75"),
+    )
+    call = "from runner.model.request import register\nregister(model, card='# Thing')"
+    far.write("last.ipynb", parameters('model: str = ""\nverdict: str = ""'), call)
+    far.toml(REGISTERED.format(name))
+    for number, point in enumerate(points):
+        again = ("resume", "latest") if number else ("run", "--on", "sagemaker")
+        done = far.runner(*again, env={VARIABLE: point})
+        assert done.code == -signal.SIGKILL, f"{point} was never reached: {done.code}\n{done.err}"
+    done = far.runner("resume", "latest", "--json")
+    assert done.code == 0, done.err
+    assert done.json["model_version"] == {"name": name, "version": 1, "status": "pending"}
+    assert len([job for job in jobs(far.cloud) if job.startswith(f"{name}-")]) == 2  # one for each step
+    packages = far.cloud.client("sagemaker").list_model_packages(ModelPackageGroupName=name)
+    assert len(packages["ModelPackageSummaryList"]) == 1
+    assert [event["kind"] for event in far.runner("history", name, "--json").json] == ["registered"]
+    assert far.runner("verify", f"{name}/1").code == 0
+
+
+def test_a_run_with_jobs_killed_at_every_boundary_of_its_registration_registers_once(far: RemoteProject) -> None:
+    # after "package created" whoever looks records the registration, and a resume finds it done
+    registered(far, "chain", *(point for point in REGISTERING if point != "registration recorded"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", REGISTERING)
+def test_a_run_with_jobs_killed_at_any_boundary_of_its_registration_registers_once(
+    far: RemoteProject, point: str
+) -> None:
+    registered(far, f"alone-{REGISTERING.index(point)}", point)
 
 
 # A service that fails
