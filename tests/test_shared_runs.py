@@ -91,8 +91,8 @@ def test_a_run_of_another_machine_is_not_resumed_unless_taken_over(
     run = ana.runs[-1].name
     for refused in (ben.runner("resume", run), ben.runner("stop", run)):  # both are on one host
         assert refused.code == 8
-        assert "being worked on by another machine" in refused.err
-        assert socket.gethostname() in refused.err
+        assert f"on {socket.gethostname()}, in another checkout" in refused.err
+        assert "--take-over" in refused.err
     taken = ben.runner("resume", run, "--take-over", "--json")
     assert taken.code == 0, taken.err
     assert taken.json["status"] == "succeeded"

@@ -76,9 +76,8 @@ class SharedRuns:
             return
         owner = self._owner(manifest.run) or mine
         if not owner.is_same(mine):
-            elsewhere = " in another checkout" if owner.host == mine.host else ""
             raise Refused(
-                f"Run {manifest.run} is being worked on by {owner.who} on {owner.host}{elsewhere}. "
+                f"Run {manifest.run} is being worked on by {owner.who} on {owner.host}, in another checkout. "
                 f"If that machine is gone: `runner resume {manifest.run} --take-over`."
             )
         self.place.put(key, encode(mine))
@@ -176,7 +175,7 @@ class SharedRuns:
         if other is None:
             mark.unlink(missing_ok=True)
         elif mark.parent.is_dir() and not self.store.locked(run):
-            atomic_write(mark, encode(other))
+            atomic_write(mark, f"{other.who} on {other.host}".encode())
 
     def _owner(self, run: str) -> Owner | None:
         key = f"owners/{run}.json"

@@ -245,7 +245,7 @@ class Steps:
                 self._record(step, outcome, status=outcome.status)
             elif not isinstance(outcome, Detached):
                 error.add_note(f"Step {step.name}: {outcome}")
-        if self.left:
+        if self.left and not isinstance(error, Detached):
             error.add_note(
                 f"{', '.join(sorted(self.left))} of run {self.manifest.run} goes on without us: "
                 f"`runner resume {self.manifest.run}` follows it again, `runner stop {self.manifest.run}` ends it."
