@@ -86,6 +86,7 @@ def world(
         runtime=elsewhere,
         place=sources.place if elsewhere is None else sources.name_only,
         shared=shared(spec, runs, file.parent) if spec.store.runs is not None else None,
+        identity=lambda: identity(spec),
     )
 
 

@@ -78,6 +78,7 @@ class RunManifest(Record, frozen=True, kw_only=True):
     note: str = ""
     tags: list[str] = []
     started_by: str
+    identity: str = ""  # the ARN of who started it, where AWS keeps the registry
     started: str
     ended: str | None = None
     on: str = "local"

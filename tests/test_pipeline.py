@@ -231,3 +231,21 @@ def test_a_missing_pipeline_file_is_named_with_the_remedy(tmp_path: Path) -> Non
     done = Project(tmp_path).runner("run")
     assert done.code == 2
     assert "--pipeline FILE" in done.err
+
+
+def test_an_error_while_other_steps_go_on_ends_them_and_records_what_became_of_them(project: Project) -> None:
+    project.write("wait.ipynb", parameters("x: int = 1"), "import time; time.sleep(600)")
+    project.write("make.ipynb", parameters("out: str = ''"), "open(out, 'w').write('7 bytes')")
+    lose = "import pathlib\n[p.unlink() for p in pathlib.Path('runs/objects').iterdir() if p.stat().st_size == 7]"
+    project.write("lose.ipynb", parameters("x: int = 1"), lose)
+    project.write("use.ipynb", parameters("table: str = ''"), "print(open(table).read())")
+    project.toml(
+        'name = "p"\n[steps.wait]\nnotebook = "wait.ipynb"\n'
+        '[steps.make]\nnotebook = "make.ipynb"\noutputs = { out = "x.txt" }\n'
+        '[steps.lose]\nnotebook = "lose.ipynb"\nafter = ["make"]\n'
+        '[steps.use]\nnotebook = "use.ipynb"\ninputs = { table = "make.out" }\nafter = ["lose"]\n'
+    )
+    done = project.runner("run", "-j", "2")
+    assert done.code == 8
+    assert "is missing from" in done.err
+    assert [step["status"] for step in project.manifest["steps"]] == ["interrupted", "succeeded", "succeeded", None]

@@ -20,6 +20,7 @@ from runner.aws.registry import SageMakerRegistry
 from runner.aws.session import Session
 from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
+from runner.model.copies import facts_json
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.registry import LocalRegistry
 from runner.model.versions import Event, ModelVersion, NewVersion, Registry
@@ -123,6 +124,14 @@ def new(number: int, *, name: str = "m", sha256: str = FIRST_MODEL) -> NewVersio
         sources={"data.source": "cd" * 32},
         description="Tiny model",
         card="# Card\n\nÄ small one.",
+    )
+
+
+def test_a_version_without_its_starter_s_arn_has_the_hash_that_it_had_before_there_was_one() -> None:
+    facts = msgspec.json.decode(facts_json(new(1)))
+    assert "identity" not in facts
+    assert msgspec.json.encode({**facts, "identity": "arn"}, order="sorted") == facts_json(
+        msgspec.structs.replace(new(1), identity="arn")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,9 @@ import pytest
 from cloud import BUCKET, RemoteProject, jobs, running
 from conftest import Done, Project, parameters, recorded, text
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from small_sagemaker.faults import LOST_REPLY
+
+from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
 
 WRITE = parameters("out: str = 'work/x.txt'  # what it writes\nnumber: int = 3  # how many lines, 1 to 9")
 TOML = """
@@ -196,6 +200,22 @@ def test_outputs_stay_in_s3_and_come_when_they_are_asked_for(far: RemoteProject)
     assert (run / "steps/make/out/x.txt").stat().st_size == 6_000_000
 
 
+def test_code_altered_in_s3_does_not_run(far: RemoteProject) -> None:
+    made_project(far, Case(toml=""), "code")
+    died = far.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job about to be created:make"})
+    assert died.code == -signal.SIGKILL
+    request = json.loads((far.runs[-1] / "steps/make/request.json").read_text())
+    (at,) = [item["S3Input"]["S3Uri"] for item in request["ProcessingInputs"] if item["InputName"] == "step"]
+    s3, key = far.cloud.client("s3"), f"{at.removeprefix(f's3://{BUCKET}/')}notebook.ipynb"
+    before = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    s3.put_object(Bucket=BUCKET, Key=key, Body=before.replace(b"write(open", b"write(exec"))  # of the same length
+    done = far.runner("resume", "latest")
+    assert done.code == 8
+    assert "in the bucket was altered" in done.err
+    s3.delete_object(Bucket=BUCKET, Key=key)
+    assert far.runner("resume", "latest").code == 0
+
+
 @pytest.mark.soak
 def test_a_file_altered_in_s3_is_found_and_not_taken(far: RemoteProject) -> None:
     assert made(far, BIG, "altered").code == 0
@@ -300,6 +320,33 @@ def test_stop_ends_the_job_and_resume_starts_another(far: RemoteProject) -> None
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("stop-")) == ["1", "1", "2"]
 
 
+def test_a_run_that_is_stopped_while_its_client_looks_on_needs_one_resume(far: RemoteProject) -> None:
+    process = begun(far, "halt")
+    (job,) = [job for job in jobs(far.cloud) if job.startswith("halt-")]
+    stopped = far.runner("stop", "latest")
+    assert stopped.out == f"stopped job {job}\nstopped process {process.pid}\n"
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    done = far.runner("resume", "latest")
+    assert done.code == 0, done.err
+    assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("halt-")) == ["1", "1", "2"]
+
+
+def test_a_job_that_ran_into_its_limit_is_a_time_out_and_no_stop(far: RemoteProject) -> None:
+    """A job may run for at least 900 s, so the request is shortened before it is sent."""
+    made_project(far, Case(make=(SLOW,), toml=""), "limit")
+    toml = far.folder / "pipeline.toml"
+    toml.write_text(toml.read_text().replace("cell_timeout_s = 1.5\n", ""))
+    died = far.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job about to be created:make"})
+    assert died.code == -signal.SIGKILL
+    kept = far.runs[-1] / "steps/make/request.json"
+    kept.write_text(re.sub(r'("MaxRuntimeInSeconds":)\d+', r"\g<1>6", kept.read_text()))
+    done = far.runner("resume", "latest")
+    assert done.code == 6, done.err
+    assert "ran into its time limit of 6 s" in done.err
+    assert far.step("make")["status"] == "failed"
+
+
 @pytest.mark.soak
 def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> None:
     process = begun(far, "console")
@@ -309,6 +356,22 @@ def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> 
     assert process.returncode == 130
     assert far.step("make")["result"]["error"]["kind"] == "interrupted"
     assert far.runner("resume", "latest").code == 0
+
+
+def test_an_error_of_one_step_does_not_keep_the_client_waiting_for_another(far: RemoteProject) -> None:
+    far.write("nb/slow.ipynb", parameters("x: int = 1"), "import time\ntime.sleep(600)")
+    far.write("nb/late.ipynb", parameters("x: int = 1"), "print(x)")
+    far.toml('name = "apace"\n[steps.slow]\nnotebook = "nb/slow.ipynb"\n[steps.late]\nnotebook = "nb/late.ipynb"\n')
+    far.cloud.faults.add("CreateProcessingJob", "AccessDeniedException", times=None, match="-late-1")
+    done = far.runner("run", "--on", "sagemaker", "-j", "2")
+    assert done.code == 7
+    assert "Grant the caller CreateProcessingJob" in done.err
+    assert "slow of run" in done.err  # and what becomes of it
+    assert "runner stop" in done.err
+    (job,) = [job for job in jobs(far.cloud) if job.startswith("apace-")]
+    found = far.cloud.client("sagemaker").describe_processing_job(ProcessingJobName=job)
+    assert found["ProcessingJobStatus"] == "InProgress"
+    assert far.runner("stop", "latest").out == f"stopped job {job}\n"
 
 
 @pytest.mark.parametrize(
@@ -329,6 +392,64 @@ def test_a_killed_client_finds_its_job_again(far: RemoteProject, point: str) -> 
     assert (done.code, done.json["status"]) == (0, "succeeded"), done.err
     assert len([job for job in jobs(far.cloud) if job.startswith(name)]) == 2  # one for each step
     assert far.runner("verify", "latest").code == 0
+
+
+REGISTERED = """
+name = "{0}"
+[steps.fit]
+notebook = "fit.ipynb"
+outputs = {{ model = "model/" }}
+[[gate]]
+metric = "fit.score"
+min = 0.5
+[model]
+name = "{0}"
+from = "fit.model"
+registry = "sagemaker"
+[steps.last]
+notebook = "last.ipynb"
+inputs = {{ model = "fit.model", verdict = "gate.verdict" }}
+"""
+REGISTERING = ("before registering", *SAGEMAKER_NAMES[:5], "registered", "version recorded", "before the end")
+
+
+def registered(far: RemoteProject, name: str, *points: str) -> None:
+    """A run with its jobs and its registry in SageMaker, killed at each point, is finished as if nothing had been."""
+    far.write(
+        "fit.ipynb",
+        parameters('model: str = ""'),
+        "import pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n"
+        "(place / 'model.json').write_text('{}'); (place / 'signature.json').write_text('{}')",
+        recorded("score", "0.75"),
+    )
+    call = "from runner.model.request import register\nregister(model, card='# Thing')"
+    far.write("last.ipynb", parameters('model: str = ""\nverdict: str = ""'), call)
+    far.toml(REGISTERED.format(name))
+    for number, point in enumerate(points):
+        again = ("resume", "latest") if number else ("run", "--on", "sagemaker")
+        done = far.runner(*again, env={VARIABLE: point})
+        assert done.code == -signal.SIGKILL, f"{point} was never reached: {done.code}\n{done.err}"
+    done = far.runner("resume", "latest", "--json")
+    assert done.code == 0, done.err
+    assert done.json["model_version"] == {"name": name, "version": 1, "status": "pending"}
+    assert len([job for job in jobs(far.cloud) if job.startswith(f"{name}-")]) == 2  # one for each step
+    packages = far.cloud.client("sagemaker").list_model_packages(ModelPackageGroupName=name)
+    assert len(packages["ModelPackageSummaryList"]) == 1
+    assert [event["kind"] for event in far.runner("history", name, "--json").json] == ["registered"]
+    assert far.runner("verify", f"{name}/1").code == 0
+
+
+def test_a_run_with_jobs_killed_at_every_boundary_of_its_registration_registers_once(far: RemoteProject) -> None:
+    # after "package created" whoever looks records the registration, and a resume finds it done
+    registered(far, "chain", *(point for point in REGISTERING if point != "registration recorded"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", REGISTERING)
+def test_a_run_with_jobs_killed_at_any_boundary_of_its_registration_registers_once(
+    far: RemoteProject, point: str
+) -> None:
+    registered(far, f"alone-{REGISTERING.index(point)}", point)
 
 
 # A service that fails
@@ -358,11 +479,41 @@ def test_what_passes_is_waited_out_and_a_job_the_service_lost_is_tried_again(far
         ("GetObject", "Truncated"),
     ):
         far.cloud.faults.add(action, error, times=2, caller=CLIENT_KEY)
+    slow = far.cloud.faults.add("PutObject", "SlowDown", times=2, caller=CLIENT_KEY, match="/inputs/")
     far.cloud.faults.job("patient", fail="InternalServerError: We encountered an internal error.", times=1)
-    done = made(far, Case(toml=""), "patient")
+    made_project(far, Case(toml=""), "patient")
+    (far.folder / "in.txt").write_text("not there yet\n")
+    done = far.runner("run", "--on", "sagemaker")
     assert done.code == 0, done.err
     assert far.step("make")["attempt"] == 2
+    assert far.cloud.faults.hits(slow) == 2
     assert far.runner("verify", "latest").code == 0
+
+
+def test_a_large_file_goes_up_in_parts_with_the_same_patience(
+    cloud: SmallSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner.aws.bucket import PART_BYTES, Bucket
+    from runner.aws.session import AwsError, Session
+
+    for variable, value in cloud.environment.items():
+        monkeypatch.setenv(variable, value)
+    file = tmp_path / "large.bin"
+    file.write_bytes(b"a" * PART_BYTES + b"b" * PART_BYTES + b"c")
+    bucket = Bucket(Session(), BUCKET, "large/")
+    for action, error in (
+        ("UploadPart", "SlowDown"),
+        ("UploadPart", "ConnectionClosed"),
+        ("CompleteMultipartUpload", LOST_REPLY),
+    ):
+        cloud.faults.add(action, error, times=1)
+    assert bucket.upload("x", file) == file.stat().st_size
+    assert bucket.upload("x", file) == 0
+    assert bucket.get("x") == file.read_bytes()
+    cloud.faults.add("UploadPart", "AccessDenied", times=None)
+    with pytest.raises(AwsError, match="Grant the caller UploadPart"):
+        bucket.upload("y", file)
+    assert "Uploads" not in cloud.client("s3").list_multipart_uploads(Bucket=BUCKET)  # nothing is left half
 
 
 @pytest.mark.parametrize(
@@ -390,10 +541,39 @@ def test_an_image_that_is_not_there_fails_with_the_service_s_reason(far: RemoteP
     assert "runner resume" in done.err
 
 
-@pytest.mark.soak
-def test_logs_that_may_not_be_read_do_not_matter(far: RemoteProject) -> None:
-    far.cloud.faults.add("DescribeLogStreams", "AccessDeniedException", times=None)
-    assert made(far, Case(toml=""), "no-logs").code == 0
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [
+        ("GetLogEvents", "InvalidParameterException"),
+        pytest.param("DescribeLogStreams", "AccessDeniedException", marks=pytest.mark.soak),
+    ],
+)
+def test_logs_that_cannot_be_read_do_not_matter(far: RemoteProject, action: str, error: str) -> None:
+    number = far.cloud.faults.add(action, error, times=None)
+    made_project(far, Case(toml=""), f"no-{action}")
+    done = far.runner("run", "--on", "sagemaker", "make")
+    assert done.code == 0, done.err
+    assert far.cloud.faults.hits(number) == 1
+    assert f"was answered {error}" in (far.runs[-1] / "steps/make/job.log").read_text()
+
+
+def test_a_log_longer_than_what_is_read_of_it_says_so(cloud: SmallSageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.aws.processing.jobs import DRAINS, LOG_GROUP, LogReader
+    from runner.aws.session import Session
+
+    for variable, value in cloud.environment.items():
+        monkeypatch.setenv(variable, value)
+    logs, place = cloud.client("logs"), {"logGroupName": LOG_GROUP, "logStreamName": "wordy/algo-1"}
+    with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+        logs.create_log_group(logGroupName=LOG_GROUP)
+    logs.create_log_stream(**place)
+    page = 10_000  # events of a call, either way
+    for number in range(DRAINS + 1):
+        events = [{"timestamp": int(time.time() * 1000), "message": f"{number}"}] * page
+        logs.put_log_events(**place, logEvents=events)
+    lines: list[str] = []
+    LogReader(Session(), "wordy", lines.append).drain()
+    assert (len(lines), lines[-2:]) == (DRAINS * page + 1, [f"{DRAINS - 1}", "(log cut)"])
 
 
 @pytest.mark.soak
@@ -490,7 +670,7 @@ def test_a_step_takes_few_calls(far: RemoteProject) -> None:
         if call.access_key == CLIENT_KEY and "/bundles/" not in str(call.parameters)
     ]
     polls = sum(call.action in ("DescribeProcessingJob", "GetLogEvents", "DescribeLogStreams") for call in calls)
-    assert len(calls) - polls <= 2 * 8, [call.action for call in calls]  # two steps; with waiting, 12 each
+    assert len(calls) - polls <= 2 * 10, sorted(call.action for call in calls)  # two steps; with waiting, 12 each
 
 
 def test_a_dry_run_says_what_moves_and_what_it_costs_at_most(far: RemoteProject) -> None:
@@ -530,6 +710,17 @@ def test_a_secret_comes_from_secrets_manager_and_is_written_nowhere(far: RemoteP
         far.cloud.client("sagemaker").describe_processing_job(ProcessingJobName=job) for job in jobs(far.cloud)
     ]
     assert value not in str(description)
+
+
+def test_two_steps_never_have_one_job_name() -> None:
+    from runner.aws.processing.request import job_name
+
+    steps = ["a_b", "a-b", "a__b", "a_b-", "s" * 31, "s" * 30 + "_", "s" * 30 + "-"]
+    for project in ("churn", "p" * 63):
+        names = [job_name(project, "20261122-101630-7f3a", step, n) for step in steps for n in (1, 11)]
+        assert len(set(names)) == len(names)
+        assert all(re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", name) for name in names)  # botocore's pattern
+    assert job_name("churn", "20261122-101630-7f3a", "train", 1) == "churn-20261122-101630-7f3a-train-1"
 
 
 # One listing

@@ -18,6 +18,7 @@ from conftest import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sagemaker import SmallSageMaker
+from test_crash import TOML, made
 from test_registry import (
     BUCKET,
     FIRST_MODEL,
@@ -561,3 +562,37 @@ def test_an_event_is_a_file_that_people_can_read(
     body = cloud.client("s3").get_object(Bucket=BUCKET, Key=EVENT.format(tmp_path.name, 1))["Body"].read()
     assert body.decode().splitlines()[1] == ' "seq": 1,'
     assert caller(Session()).startswith("arn:aws")
+
+
+# Who may decide
+
+
+def test_whom_aws_knows_is_told_by_arn_and_not_by_the_user_of_a_machine(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    project = made(tmp_path)
+    toml = project.folder / "pipeline.toml"
+    where = f'bucket = "{BUCKET}"\nprefix = "{tmp_path.name}"\nrole = "arn:aws:iam::123456789012:role/r"\nimage = "i"\n'
+    rules = '[approval]\nby = ["ana", "ben"]\nnot_starter = true\n'
+    toml.write_text(TOML.replace('from = "first.model"', 'from = "first.model"\nregistry = "sagemaker"'))
+    toml.write_text(f"{toml.read_text()}{rules}[sagemaker]\n{where}")
+    iam, people = cloud.client("iam"), {}
+    for name in ("ana", "ben", "eve"):
+        arn = iam.create_user(UserName=name)["User"]["Arn"]
+        keys = iam.create_access_key(UserName=name)["AccessKey"]
+        people[name] = (
+            arn,
+            {
+                "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
+                "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+            },
+        )
+    ana, ben, eve = (keys for _, keys in people.values())
+    ran = project.runner("run", env={**ana, "LOGNAME": "sagemaker-user"})
+    assert ran.code == 0, ran.err
+    assert project.manifest["identity"] == people["ana"][0]
+    approve = ("approve", "thing/1", "--reason", "reviewed")
+    own = project.runner(*approve, env={**ana, "LOGNAME": "somebody"})
+    assert (own.code, "(ana) started the run of thing/1" in own.err) == (8, True), own.err
+    posing = project.runner(*approve, env={**eve, "LOGNAME": "ben"})
+    assert (posing.code, "(eve) may not decide on thing/1" in posing.err) == (8, True), posing.err
+    other = project.runner(*approve, env={**ben, "LOGNAME": "sagemaker-user"})  # as everybody is called in Studio
+    assert other.code == 0, other.err

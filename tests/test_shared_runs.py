@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cloud import BUCKET, running
-from conftest import Done, Project, code, parameters, recorded
+from cloud import BUCKET, SAGEMAKER, jobs, running
+from conftest import ROOT, Done, Project, code, parameters, recorded
 from small_sagemaker import SmallSageMaker
 
 TOML = f"""
@@ -87,21 +88,37 @@ def test_a_run_of_another_machine_is_not_resumed_unless_taken_over(
 ) -> None:
     ana, ben = machines
     assert ana.runner("run", env={"RUNNER_FAILPOINT": "step about to run:judge"}).code == -signal.SIGKILL
-    # as if ana's machine had another name
     run = ana.runs[-1].name
-    s3 = cloud.client("s3")
-    owner = json.loads(s3.get_object(Bucket=BUCKET, Key=f"ours/owners/{run}.json")["Body"].read())
-    s3.put_object(
-        Bucket=BUCKET, Key=f"ours/owners/{run}.json", Body=json.dumps({**owner, "host": "ana-laptop"}).encode()
-    )
-    refused = ben.runner("resume", run)
-    assert refused.code == 8
-    assert "ana-laptop" in refused.err
+    for refused in (ben.runner("resume", run), ben.runner("stop", run)):  # both are on one host
+        assert refused.code == 8
+        assert f"on {socket.gethostname()}, in another checkout" in refused.err
+        assert "--take-over" in refused.err
     taken = ben.runner("resume", run, "--take-over", "--json")
     assert taken.code == 0, taken.err
     assert taken.json["status"] == "succeeded"
     assert ben.runner("verify", run).code == 0
-    assert "Contents" not in s3.list_objects_v2(Bucket=BUCKET, Prefix="ours/owners/")
+    assert "Contents" not in cloud.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="ours/owners/")
+
+
+def test_a_job_of_a_machine_that_died_is_gone_on_with_by_another(
+    machines: tuple[Machine, Machine], cloud: SmallSageMaker
+) -> None:
+    ana, ben = machines
+    for machine in machines:
+        machine.toml(TOML + SAGEMAKER)
+        shutil.copyfile(ROOT / "requirements.lock", machine.folder / "requirements.lock")
+    died = ana.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job created:make"})
+    assert died.code == -signal.SIGKILL
+    (seen,) = ben.runner("runs", "--json").json
+    assert seen["status"] == "running"
+    run = seen["run"]
+    asked = (ana.runs[-1] / "steps/make/request.json").read_bytes()
+    taken = ben.runner("resume", run, "--take-over", "--json")
+    assert taken.code == 0, taken.err
+    assert (ben.runs[-1] / "steps/make/request.json").read_bytes() == asked
+    assert len(jobs(cloud)) == 2
+    assert ben.runner("verify", run).code == 0
+    assert [entry["status"] for entry in ana.runner("runs", "--json").json] == ["succeeded"]
 
 
 def test_a_run_that_could_not_be_shared_is_whole_and_shared_later(

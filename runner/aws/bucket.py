@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +14,8 @@ from runner.aws.session import ABSENT, AwsError, Session
 from runner.records import FileFact
 
 CHUNK_BYTES = 1 << 20
+PART_BYTES, MOST_PARTS = 16 << 20, 10_000  # of an upload; S3 takes parts of 5 MB or more, and so many
+THREADS = 4  # that send parts, each with one in memory
 ATTEMPTS = 4  # of a download whose bytes did not all arrive
 TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
 
@@ -87,18 +91,40 @@ class Bucket:
         self._call("delete_object", key)
 
     def upload(self, key: str, path: Path, *, missing_only: bool = True) -> int:
-        """Copy the file there, in parts where it is large; the bytes moved, 0 where an object of its size is there."""
+        """Copy the file there, in parts where it is large; the bytes moved, 0 where an object of its size is there.
+
+        Not by boto3's own transfer: what it tries again is over within half a second, as for all of botocore.
+        """
         size = path.stat().st_size
         if missing_only and self.size(key) == size:
             return 0
-        from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError
+        if size <= PART_BYTES:
+            self._call("put_object", key, Body=path.read_bytes())
+        else:
+            self._upload_parts(key, path, size)
+        return size
+
+    def _upload_parts(self, key: str, path: Path, size: int) -> None:
+        part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
+        upload = self._call("create_multipart_upload", key)["UploadId"]
+
+        def send(number: int) -> dict[str, Any]:
+            with path.open("rb") as file:
+                file.seek((number - 1) * part_bytes)
+                data = file.read(part_bytes)
+            sent = self._call("upload_part", key, UploadId=upload, PartNumber=number, Body=data)
+            return {"PartNumber": number, "ETag": sent["ETag"]}
 
         try:
-            self.session.client("s3").upload_file(str(path), self.name, self.prefix + key)
-        except (S3UploadFailedError, BotoCoreError, ClientError) as error:
-            raise AwsError(f"{self.address(key)}: the upload of {path} failed: {error}", code="UploadFailed") from error
-        return size
+            with ThreadPoolExecutor(THREADS) as pool:
+                parts = list(pool.map(send, range(1, -(-size // part_bytes) + 1)))
+            self._call("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts})
+        except AwsError as error:
+            if error.code == "NoSuchUpload" and self.size(key) == size:  # completed, and the reply was lost
+                return
+            with contextlib.suppress(AwsError):  # what is left of it costs a little; the error to tell is the first
+                self._call("abort_multipart_upload", key, UploadId=upload)
+            raise
 
     def download(self, key: str, target: Path, fact: FileFact | None = None) -> None:
         """Copy the object to the file; with `fact`, bytes that differ from it are fetched again, then refused."""

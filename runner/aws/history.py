@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
-
 from runner.aws.bucket import Bucket
 from runner.content import atomic_write
 from runner.errors import NewerStore, Tampered
-from runner.model.copies import facts_of
+from runner.model.copies import facts_json, facts_of
 from runner.model.versions import Event, NewVersion
 from runner.records import FORMAT, Record, checked, decode, encode
 
@@ -160,4 +158,4 @@ def facts_key(name: str, run: str, sha256: str) -> str:
 
 def facts_sha256(new: NewVersion) -> str:
     """As the local registry's events have it: over the facts' JSON with sorted keys."""
-    return hashlib.sha256(msgspec.json.encode(facts_of(new), order="sorted")).hexdigest()
+    return hashlib.sha256(facts_json(new)).hexdigest()

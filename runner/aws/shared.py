@@ -10,6 +10,7 @@ A run taken in is there by its manifest at once; its records and bytes come when
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import secrets
@@ -35,6 +36,7 @@ from runner.run.ids import RUN_ID
 from runner.run.store import MANIFEST, OWNED, Store, facts_of, inside
 
 SEEN = "shared.json"  # file of the store: the version of each manifest as it was taken in
+CHECKOUT = "checkout"  # file of the store: a random name, as two checkouts may be on one host, or on hosts of one name
 LARGEST_RECORDS_BYTES = 500_000_000  # unpacked; notebooks and their modules, no data
 
 
@@ -45,6 +47,11 @@ class Owner(Record, frozen=True, kw_only=True):
     host: str
     pid: int
     who: str
+    checkout: str = ""
+
+    def is_same(self, other: Owner) -> bool:
+        """Whether both are of one checkout, whose own locks tell its processes apart."""
+        return (self.host, self.checkout) == (other.host, other.checkout)
 
 
 class _Seen(Record, frozen=True, kw_only=True):
@@ -64,14 +71,13 @@ class SharedRuns:
     def claim(self, manifest: RunManifest, *, take_over: bool = False) -> None:
         """Own the run, also against other machines. Raises Refused naming who does."""
         key = f"owners/{manifest.run}.json"
-        mine = Owner(host=socket.gethostname(), pid=os.getpid(), who=manifest.started_by)
+        mine = self._me(manifest.started_by)
         if self.place.put(key, encode(mine), once=not take_over):
             return
-        content = self.place.get(key)
-        owner = decode(Owner, content, where=self.place.address(key)) if content is not None else mine
-        if owner.host != mine.host:
+        owner = self._owner(manifest.run) or mine
+        if not owner.is_same(mine):
             raise Refused(
-                f"Run {manifest.run} is being worked on by {owner.who} on {owner.host}. "
+                f"Run {manifest.run} is being worked on by {owner.who} on {owner.host}, in another checkout. "
                 f"If that machine is gone: `runner resume {manifest.run} --take-over`."
             )
         self.place.put(key, encode(mine))
@@ -95,14 +101,20 @@ class SharedRuns:
             key.removeprefix("manifests/").removesuffix(".json"): tag for key, tag in self.place.tags("manifests/")
         }
         owned = {key.removeprefix("owners/").removesuffix(".json") for key, _ in self.place.keys("owners/")}
+        owners = {run: owner for run in owned if RUN_ID.match(run) and (owner := self._owner(run)) is not None}
+        me = self._me("") if owners else None
+        others = {run: owner for run, owner in owners.items() if me is not None and not owner.is_same(me)}
         file = self.store.root / SEEN
         seen = dict(read(_Seen, file).manifests) if file.exists() else {}
-        new = [run for run, tag in sorted(listed.items()) if RUN_ID.match(run) and seen.get(run) != tag]
+        mine = owners.keys() - others.keys()  # what is here is what is true of them
+        new = [
+            run for run, tag in sorted(listed.items()) if RUN_ID.match(run) and seen.get(run) != tag and run not in mine
+        ]
         for run in new:
             self._take_in(run)
             seen[run] = listed[run]
         for run in seen:
-            self._mark(run, owned=run in owned)
+            self._mark(run, others.get(run))
         if new:
             self.store.root.mkdir(exist_ok=True)
             atomic_write(file, encode(_Seen(manifests=seen)))
@@ -157,15 +169,32 @@ class SharedRuns:
             if state.status == "succeeded" and state.key is not None and state.result is not None:
                 cache.remember(run, state)
 
-    def _mark(self, run: str, *, owned: bool) -> None:
+    def _mark(self, run: str, other: Owner | None) -> None:
         """Whether another machine works on it, for who looks at the run here."""
         mark = self.store.folder(run) / OWNED
-        if owned and mark.parent.is_dir() and not self.store.locked(run):
-            content = self.place.get(f"owners/{run}.json")
-            if content is not None and decode(Owner, content, where=run).host != socket.gethostname():
-                atomic_write(mark, content)
-        elif not owned:
+        if other is None:
             mark.unlink(missing_ok=True)
+        elif mark.parent.is_dir() and not self.store.locked(run):
+            atomic_write(mark, f"{other.who} on {other.host}".encode())
+
+    def _owner(self, run: str) -> Owner | None:
+        key = f"owners/{run}.json"
+        content = self.place.get(key)
+        return decode(Owner, content, where=self.place.address(key)) if content is not None else None
+
+    def _me(self, who: str) -> Owner:
+        file = self.store.root / CHECKOUT
+        if not file.exists():
+            self.store.root.mkdir(exist_ok=True)
+            beside = file.with_name(f".{CHECKOUT}-{secrets.token_hex(4)}")
+            beside.write_text(secrets.token_hex(8), encoding="ascii")
+            with contextlib.suppress(OSError):  # another process was first, or the file system has no links
+                os.link(beside, file)
+            if file.exists():
+                beside.unlink()
+            else:
+                beside.replace(file)
+        return Owner(host=socket.gethostname(), pid=os.getpid(), who=who, checkout=file.read_text(encoding="ascii"))
 
     def _records(self, run: str) -> bytes:
         folder = self.store.folder(run)
@@ -174,7 +203,10 @@ class SharedRuns:
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 relative = path.relative_to(folder)
                 if is_record(relative) and path.name != OWNED:
-                    archive.add(path, relative.as_posix(), recursive=False)
+                    content = path.read_bytes()  # whole, as steps that are going on write beside this
+                    member = tarfile.TarInfo(relative.as_posix())
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
         return whole.getvalue()
 
 

@@ -110,7 +110,8 @@ def entry(arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except RunnerError as error:
-        click.echo(f"{error.headline}:\n{_indented(str(error))}", err=True)
+        said = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        click.echo(f"{error.headline}:\n{_indented(said)}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

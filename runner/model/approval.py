@@ -43,8 +43,9 @@ def approve(
     reasoned(why)
     may_decide(rules, f"{name}/{version}", who, identity)
     found = registry.get(name, version)
-    starters = names_of(manifest.started_by) | names_of(found.created_by)
-    if rules.not_starter and starters & names_of(who, identity):
+    starter = manifest.identity or found.identity
+    started = any(same_person(name, starter, who, identity) for name in (manifest.started_by, found.created_by))
+    if rules.not_starter and started:
         raise Refused(
             f"{_person(who, identity)} started the run of {name}/{version} and may not approve it "
             "([approval] not_starter in pipeline.toml). Somebody else has to; rejecting it is allowed."
@@ -131,12 +132,23 @@ def _is_pickle(content: bytes) -> bool:
 
 
 def may_decide(rules: ApprovalSpec, version: str, who: str, identity: str) -> None:
-    """Raises Refused where [approval] by names others."""
-    if rules.by and not names_of(who, identity) & set(rules.by):
+    """Raises Refused where [approval] by names others; whom AWS knows is called by ARN, or by its last part."""
+    called = {identity, identity.rpartition("/")[2]} if identity else names_of(who)
+    if rules.by and not called & set(rules.by):
         raise Refused(
             f"{_person(who, identity)} may not decide on {version}: only {', '.join(rules.by)} may "
             "([approval] by in pipeline.toml)."
         )
+
+
+def same_person(one: str, one_arn: str, other: str, other_arn: str) -> bool:
+    """Whether they may be one person: by their ARNs where AWS knows both, otherwise by what they can be called.
+
+    A machine's user proves nothing: LOGNAME can be set, and in Studio everybody is `sagemaker-user`.
+    """
+    if one_arn and other_arn:
+        return one_arn == other_arn
+    return bool(names_of(one, one_arn) & names_of(other, other_arn))
 
 
 def names_of(who: str, identity: str = "") -> set[str]:

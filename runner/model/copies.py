@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from runner.content import atomic_write
 from runner.model.versions import Event, ModelVersion, NewVersion
 from runner.records import FORMAT, Record, encode, read
@@ -22,6 +24,14 @@ class Copy(Record, frozen=True, kw_only=True):
 def facts_of(version: NewVersion | ModelVersion) -> NewVersion:
     """What never changes of a version."""
     return NewVersion(**{field: getattr(version, field) for field in NewVersion.__struct_fields__})
+
+
+def facts_json(version: NewVersion | ModelVersion) -> bytes:
+    """What never changes of a version; equal facts give equal bytes, whose hash is in the event of its registration."""
+    facts = msgspec.to_builtins(facts_of(version))
+    if not facts["identity"]:  # as in versions that were registered before there was one
+        del facts["identity"]
+    return msgspec.json.encode(facts, order="sorted")
 
 
 def keep(folder: Path, events: Sequence[Event], versions: Mapping[int, ModelVersion]) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from runner.content import folder_artifact
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
-from runner.model.approval import check_files, may_decide, names_of, read_files, reasoned
+from runner.model.approval import check_files, may_decide, read_files, reasoned, same_person
 from runner.model.events import state
 from runner.model.versions import Event, ModelVersion, Registry
 from runner.records import FORMAT, ApprovalSpec, FileFact, Record, Target
@@ -248,13 +248,13 @@ def approve_for(
     found = registry.get(name, version)
     approved(found)
     events = registry.events(name)
-    if rules.not_starter and names_of(found.created_by) & names_of(who, identity):
+    if rules.not_starter and same_person(found.created_by, found.identity, who, identity):
         raise Refused(f"{who} started the run of {label} and may not approve it ([approval] not_starter).")
     _, first = state(events, version)
     giver = first.who.removeprefix("external (").removesuffix(")") if first is not None else "external"
     if giver == "external":
         raise Refused(f"It is not known who approved {label} in SageMaker. Reject it there, and approve it here.")
-    if first is not None and names_of(giver, str(first.data.get("identity", ""))) & names_of(who, identity):
+    if first is not None and same_person(giver, str(first.data.get("identity", "")), who, identity):
         raise Refused(f"{first.who} approved {label}; for {target} somebody else has to as well.")
     given = second_approval(events, version, target)
     if given is not None:

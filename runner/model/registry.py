@@ -378,7 +378,7 @@ def _insert(connection: sqlite3.Connection, event: Event) -> None:
 
 def _facts(version: NewVersion | ModelVersion) -> str:
     """What never changes of a version, as JSON; equal facts give equal text."""
-    return msgspec.json.encode(copies.facts_of(version), order="sorted").decode()
+    return copies.facts_json(version).decode()
 
 
 def _unknown(connection: sqlite3.Connection, name: str, version: int | None) -> str:

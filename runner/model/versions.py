@@ -20,6 +20,7 @@ class NewVersion(Record, frozen=True, kw_only=True):
     artifact: Artifact
     metrics: dict[str, Metric] = {}
     created_by: str
+    identity: str = ""  # the ARN of who started the run, where AWS keeps the registry
     commit: str | None = None
     sources: dict[str, str] = {}
     description: str = ""
@@ -38,6 +39,7 @@ class ModelVersion(Record, frozen=True, kw_only=True):
     metrics: dict[str, Metric]
     created: str
     created_by: str
+    identity: str = ""
     decided_by: str | None = None
     reason: str | None = None
     commit: str | None = None

@@ -32,6 +32,7 @@ def resume(run_id: str, file: Path, options: Options, world: World) -> RunManife
     file was altered.
     """
     store = world.store
+    store.prepare()  # it may be the first run that goes on in this checkout
     if options.take_over:
         (store.folder(run_id) / OWNED).unlink(missing_ok=True)
     with store.lock(run_id):
@@ -123,6 +124,8 @@ def stop(manifest: RunManifest, store: Store) -> list[str]:
                 store.write(msgspec.structs.replace(manifest, status="interrupted", steps=steps))
             return []
     except Refused:
+        if (store.folder(manifest.run) / OWNED).exists():
+            raise
         pid, host = store.owner(manifest.run)
         if host != socket.gethostname():
             raise

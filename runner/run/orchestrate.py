@@ -28,13 +28,10 @@ from runner.run import provenance, registration
 from runner.run.cache import Cache, Found
 from runner.run.keys import step_key
 from runner.run.pins import pinned
+from runner.run.retries import retries
 from runner.run.world import Options, World
 
 VERDICT_FILE = "verdict.json"
-# what a second try can cure; a notebook that left early or wrote no output will do so again
-RETRIED = ("exception", "kernel died", "timeout")
-# of a job that its service ended: tried again whatever `retries` says, as the step has no part in it
-TRANSIENT, TRANSIENT_RETRIES = ("InternalServerError", "CapacityError"), 2
 
 
 def run(plan: Plan, options: Options, world: World) -> RunManifest:
@@ -64,6 +61,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
             note=options.note,
             tags=list(options.tags),
             started_by=provenance.who(),
+            identity=world.identity() if _may_register(plan, options) else "",
             started=_now(),
             on=options.on,
             register=options.register,
@@ -78,6 +76,10 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
         store.write(manifest)
         reach("run begun")
         return Steps(plan, options, world, manifest).finish()
+
+
+def _may_register(plan: Plan, options: Options) -> bool:
+    return options.register and any(step.needs_verdict for step in plan.steps)
 
 
 def _state(step: PlannedStep, hashes: dict[str, str]) -> StepState:
@@ -111,6 +113,7 @@ class Steps:
         self.world.watcher.started(self.manifest)
         if self.world.shared is not None:
             self.world.shared.claim(self.manifest, take_over=self.options.take_over)
+            self._share()  # from now on the others see it, and can go on with it should we not
         self._register_left()
         self._prepare_next()
         try:
@@ -122,6 +125,9 @@ class Steps:
                     f"Run {self.manifest.run} goes on without us: {', '.join(sorted(self.left))}.",
                     run=self.manifest.run,
                 )
+        except Exception as error:
+            self._let_go(error)
+            raise
         finally:
             self.world.executor.close()
             self.cache.checked.save()
@@ -179,6 +185,7 @@ class Steps:
             place=self.world.place,
         )
         self._set(step.name, status="running", attempt=attempt, job=job)
+        self._share()
         reach("step about to run", step.name)
         self.going.add(step.name)
         threading.Thread(target=self._work, args=(step,), name=f"step-{step.name}").start()
@@ -217,8 +224,7 @@ class Steps:
             folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
             self.world.executor.prepare(folder, cwd=self._cwd(step), threads=self.threads)
 
-    def _collect(self) -> None:
-        """Wait for one step to end and take in what came of it."""
+    def _next_done(self) -> tuple[PlannedStep, StepResult | BaseException]:
         while True:
             try:
                 step, outcome = self.done.get(timeout=0.2)  # a signal's handler runs between two waits
@@ -228,12 +234,33 @@ class Steps:
         self.going.discard(step.name)
         if isinstance(outcome, Detached):
             self.left.add(step.name)
+        return step, outcome
+
+    def _let_go(self, error: Exception) -> None:
+        """After an error the other steps end, or go on without us; what ended is recorded, and nothing is started."""
+        self.world.stop.set()
+        for step, outcome in [self._next_done() for _ in range(len(self.going))]:
+            if isinstance(outcome, StepResult):
+                run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
+                self._record(step, outcome, status=outcome.status)
+            elif not isinstance(outcome, Detached):
+                error.add_note(f"Step {step.name}: {outcome}")
+        if self.left and not isinstance(error, Detached):
+            error.add_note(
+                f"{', '.join(sorted(self.left))} of run {self.manifest.run} goes on without us: "
+                f"`runner resume {self.manifest.run}` follows it again, `runner stop {self.manifest.run}` ends it."
+            )
+
+    def _collect(self) -> None:
+        """Wait for one step to end and take in what came of it."""
+        step, outcome = self._next_done()
+        if isinstance(outcome, Detached):
             return
         if isinstance(outcome, BaseException):
             raise outcome
         state = self._state(step.name)
         tried = state.attempt - max(1, self.first[step.name])
-        if tried < _retries(outcome.error, step) and not self.world.stop.is_set():
+        if tried < retries(outcome.error, step) and not self.world.stop.is_set():
             self._start(step, tried + 1)
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
@@ -243,11 +270,7 @@ class Steps:
     def _take(self, step: PlannedStep, result: StepResult | None, **state: object) -> None:
         """Take in a result, made now or earlier: metrics, state, and the registration it asks for."""
         assert result is not None
-        self.results[step.name] = result
-        metrics = {f"{step.name}.{name}": metric for name, metric in result.metrics.items()}
-        problems = {f"{step.name}.{name}": problem for name, problem in result.problems.items()}
-        self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
-        self._set(step.name, result=result, **state)
+        self._record(step, result, **state)
         reach("step recorded", step.name)
         ended = self._state(step.name)
         if ended.status in ("succeeded", "cached") and result.registration is not None:
@@ -255,6 +278,13 @@ class Steps:
         if ended.status == "succeeded":
             self.cache.remember(self.manifest.run, self._state(step.name))
         self._share()
+
+    def _record(self, step: PlannedStep, result: StepResult, **state: object) -> None:
+        self.results[step.name] = result
+        metrics = {f"{step.name}.{name}": metric for name, metric in result.metrics.items()}
+        problems = {f"{step.name}.{name}": problem for name, problem in result.problems.items()}
+        self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
+        self._set(step.name, result=result, **state)
 
     def _register(self, step: PlannedStep, result: StepResult, from_run: str | None) -> None:
         if not self.options.register:
@@ -343,15 +373,6 @@ class Steps:
 def _cores(options: Options) -> int:
     """This machine's cores for each step that runs at once."""
     return max(1, (os.cpu_count() or 1) // max(1, options.jobs * options.beside))
-
-
-def _retries(error: StepError | None, step: PlannedStep) -> int:
-    """How many further tries a step that ended so may have."""
-    if error is None:
-        return 0
-    if error.kind == "remote" and error.ename in TRANSIENT:
-        return max(step.spec.retries, TRANSIENT_RETRIES)
-    return step.spec.retries if error.kind in RETRIED else 0
 
 
 def _present(manifest: RunManifest) -> set[str]:

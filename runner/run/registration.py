@@ -52,6 +52,7 @@ def commit(
             artifact=found,
             metrics=manifest.metrics,
             created_by=manifest.started_by,
+            identity=manifest.identity,
             commit=manifest.git.commit if manifest.git else None,
             sources={key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
             description=asked.description,

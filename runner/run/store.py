@@ -31,7 +31,7 @@ from runner.records import Artifact, FileFact, encode, read
 from runner.run.ids import RUN_ID, make_folder
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE, ELSEWHERE = "run.json", "lock", "objects", "quarantine", "elsewhere"
-OWNED = "owned-elsewhere"  # in a run's folder: another machine works on it, as far as was last heard
+OWNED = "owned-elsewhere"  # in a run's folder: who works on it in another checkout, as far as was last heard
 
 
 class Remote(Protocol):
@@ -139,7 +139,11 @@ class Store:
     def lock(self, run: str) -> Iterator[None]:
         """Own the run. Raises Refused naming the process that does."""
         if (self.folder(run) / OWNED).exists():
-            raise Refused(f"Run {run} is being worked on by another machine: {(self.folder(run) / OWNED).read_text()}")
+            other = (self.folder(run) / OWNED).read_text(encoding="utf-8")
+            raise Refused(
+                f"Run {run} is being worked on by {other}, in another checkout. "
+                f"If that machine is gone: `runner resume {run} --take-over`."
+            )
         with self._store_lock(fcntl.LOCK_SH), (self.folder(run) / LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -119,3 +119,4 @@ class World:
     runtime: Runtime | None = None
     place: Callable[[InputFact, str, Path, Store], InputFact] = place
     shared: Shared | None = None
+    identity: Callable[[], str] = str  # the caller's ARN, where AWS keeps the registry; ""

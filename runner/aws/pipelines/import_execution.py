@@ -109,6 +109,7 @@ class _Execution:
             profile=self.pushed.profile,
             note=" ".join(filter(None, [self.seen.note, f"({self.seen.arn})"])),
             started_by=self.pins.started_by if self.pins is not None else f"pipeline {self.pushed.pipeline.name}",
+            identity=self.pins.identity if self.pins is not None else "",
             started=_utc(self.seen.started),
             ended=_utc(self.seen.ended or self.seen.started),
             on="sagemaker",

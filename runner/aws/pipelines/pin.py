@@ -45,11 +45,13 @@ def pins(pushed: Pushed, values: Mapping[str, str], bucket: Bucket, *, execution
         else:
             asked = msgspec.structs.replace(spec, from_=values[of])
             found[pin_key(pushed, of)] = _source(of, asked, bucket)
+    who, arn = _starter(bucket.session, execution)
     return Pins(
         run=run_id(started, execution),
         execution=execution,
         started=started,
-        started_by=_who(bucket.session, execution),
+        started_by=who,
+        identity=arn,
         parameters=dict(values),
         pins=found,
         champion=champion,
@@ -144,8 +146,8 @@ def _approved(of: str, spec: InputSpec, pipeline: Pipeline, bucket: Bucket) -> t
     return Pin(of=of, fact=fact, address=version.location, digest=version.sha256), champion
 
 
-def _who(session: Session, execution: str) -> str:
-    """Whoever started the execution, as far as the job's role may know."""
+def _starter(session: Session, execution: str) -> tuple[str, str]:
+    """(name, ARN) of whoever started the execution, as far as the job's role may know; the ARN is "" where it may not."""
     try:
         found = session.call(
             "sagemaker", "describe_pipeline_execution", about=execution, PipelineExecutionArn=execution
@@ -153,4 +155,4 @@ def _who(session: Session, execution: str) -> str:
     except AwsError:
         found = {}
     arn = str(found.get("IamIdentity", {}).get("Arn", ""))
-    return str(found.get("UserProfileName") or arn.rpartition("/")[2] or f"pipeline {execution.split('/')[1]}")
+    return str(found.get("UserProfileName") or arn.rpartition("/")[2] or f"pipeline {execution.split('/')[1]}"), arn

@@ -22,6 +22,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.pipelines.pin import pins, registry
 from runner.aws.pipelines.pushed import PIN, PINS, PUSHED, RULES, TASK, Pins, Pushed, Rules, Task, is_pinned
 from runner.aws.processing import inside
+from runner.aws.processing.bundle import name_of
 from runner.aws.processing.request import INPUT, OUTPUT, Place
 from runner.aws.s3 import split
 from runner.aws.session import Session
@@ -49,8 +50,9 @@ from runner.records import (
     read,
 )
 from runner.run.folder import as_input
-from runner.run.orchestrate import RETRIED, VERDICT_FILE
+from runner.run.orchestrate import VERDICT_FILE
 from runner.run.registration import commit
+from runner.run.retries import RETRIED
 from runner.run.sources import name_only
 from runner.run.store import facts_of
 from runner.step.execute import JOB, RESULT, SOURCE
@@ -148,7 +150,8 @@ def _gate(session: Session) -> int:
 
 
 def _step(here: Here, session: Session) -> int:
-    stop = inside.told_to_stop()
+    stop, code = inside.told_to_stop(), name_of(here.inputs["step"])
+    inside.check_code(code)
     task = read(Task, OWN / TASK)
     bucket = Bucket(session, here.bucket, task.prefix)
     found = _pins(here, bucket)
@@ -160,6 +163,7 @@ def _step(here: Here, session: Session) -> int:
         region=here.region,
         image=here.image,
         instance=here.instance,
+        code=code,
         notebook_folder=str(PurePosixPath(job.notebook).parent),
         files={
             name: "" if address.endswith("/") else PurePosixPath(address).name
@@ -225,6 +229,7 @@ def _registered(result: StepResult, job: StepJob, here: Here, found: Pins, bucke
         pipeline_file=found.pushed.file,
         pipeline=found.pushed.pipeline,
         started_by=found.started_by,
+        identity=found.identity,
         started=found.started,
         status="running",
         steps=[StepState(name=name, notebook=specs[name].notebook, result=made) for name, made in results.items()],

@@ -100,6 +100,7 @@ class Pins(Record, frozen=True, kw_only=True):
     execution: str  # ARN
     started: str
     started_by: str
+    identity: str = ""  # the ARN of who started it
     parameters: dict[str, str]  # by key, as this execution has them
     pins: dict[str, Pin]
     champion: Champion | None

@@ -1,7 +1,7 @@
 """What a job is given to run, by content: this package with its bootstrap, and a step's notebook with its project files.
 
 A bundle is named by the hash of its paths and their bytes, never by times or by the order they were found in. It is
-complete in the bucket once its last file is there. `.runnerignore` beside pipeline.toml keeps files out, in
+complete in the bucket once its last file is there, and a job compares what came with that name. `.runnerignore` beside pipeline.toml keeps files out, in
 gitignore's patterns: `*`, `**`, `?`, `[…]`, a leading or inner `/` for "from here", a last `/` for folders, `!` for
 exceptions, of which the last to match decides; below a folder that is kept out there are none.
 """
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from runner.aws.bucket import Bucket
+from runner.content import file_fact, walk
 from runner.errors import UsageError
 
 IGNORE_FILE = ".runnerignore"
@@ -45,9 +46,18 @@ class Bundle:
 
 def bundle(files: Mapping[str, bytes]) -> Bundle:
     ordered = dict(sorted(files.items()))
-    lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in ordered.items())
-    size_bytes = sum(len(data) for data in ordered.values())
-    return Bundle(hashlib.sha256(lines.encode()).hexdigest(), ordered, size_bytes)
+    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in ordered.items()}
+    return Bundle(_named(hashes), ordered, sum(len(data) for data in ordered.values()))
+
+
+def digest(folder: Path) -> str:
+    """The hash that a bundle of the folder's files has."""
+    return _named({relative: file_fact(path).sha256 for relative, path in sorted(walk(folder))})
+
+
+def _named(hashes: Mapping[str, str]) -> str:
+    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in hashes.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def runner_bundle(environment: Mapping[str, object]) -> Bundle:
@@ -90,7 +100,7 @@ def code_bundle(
     """
     found = {f"modules/{name}": path for name, path in modules.items()}
     ignored = Ignored(root)
-    for relative in sorted({*_included(root, include, ignored), *_named(root, also, ignored)}):
+    for relative in sorted({*_included(root, include, ignored), *_asked(root, also, ignored)}):
         found[f"project/{relative}"] = root / relative
     sizes = {name: _size(path, root.resolve(), place=name) for name, path in found.items()}
     _refuse_large({NOTEBOOK: len(source), **sizes})
@@ -107,13 +117,19 @@ def upload(bucket: Bucket, below: str, bundle: Bundle) -> tuple[str, int]:
     """(the key it lies at, ending in `/`; bytes moved, 0 where it was there). Safe to call again after it broke off."""
     at = f"{below}{bundle.sha256}/"
     last = START if START in bundle.files else NOTEBOOK
-    if bucket.size(at + last) == len(bundle.files[last]):
+    there = dict(bucket.keys(at))
+    if all(there.get(at + path) == len(data) for path, data in bundle.files.items()):
         return at, 0
     with ThreadPoolExecutor(THREADS) as pool:
         first = [(path, data) for path, data in bundle.files.items() if path != last]
         list(pool.map(lambda item: bucket.put(at + item[0], item[1]), first))
     bucket.put(at + last, bundle.files[last])
     return at, bundle.size_bytes
+
+
+def name_of(at: str) -> str:
+    """The hash in a bundle's key or address."""
+    return at.rstrip("/").rpartition("/")[2]
 
 
 class Ignored:
@@ -184,7 +200,7 @@ def _included(root: Path, include: Iterable[str], ignored: Ignored) -> Iterator[
                     raise UsageError(f"{path} is a link to a folder; put the folder itself there, or leave it out.")
 
 
-def _named(root: Path, also: Iterable[str], ignored: Ignored) -> Iterator[str]:
+def _asked(root: Path, also: Iterable[str], ignored: Ignored) -> Iterator[str]:
     for relative in also:
         path = PurePosixPath(relative)
         if path.is_absolute() or ".." in path.parts:

@@ -27,6 +27,7 @@ from runner.pipeline.remote import Settings, settings
 from runner.records import Artifact, InputFact, Pipeline, StepError, StepJob, StepResult, decode, encode, read
 from runner.run.folder import MODULES
 from runner.run.inputs import origin
+from runner.run.retries import STOPPED_BEFORE
 from runner.run.store import Store, facts_of, files_of
 from runner.run.world import Runtime
 from runner.step.execute import JOB, RESULT, SOURCE, Progress
@@ -85,7 +86,7 @@ class SageMakerExecutor:
             raise Detached(f"The job {name} goes on.", run=job.run)
         reach("job ended", job.step)
         at = replace_prefix(bucket, attempt_key(job.run, job.step, job.attempt))
-        return self._collect(folder, name, job, chosen, at, ended, log)
+        return self._collect(folder, made, job, chosen, at, ended, log)
 
     def _request(
         self,
@@ -96,15 +97,20 @@ class SageMakerExecutor:
         bucket: Bucket,
         on_progress: Callable[[Progress], None],
     ) -> dict[str, Any]:
-        """What creates the job. Written down before it is sent, so that a resumed run sends the very same."""
-        kept = folder / REQUEST
+        """What creates the job. Written down before it is sent, here and beside the job's input, so that a resumed run
+        sends the very same, on whichever machine."""
+        kept, key = folder / REQUEST, attempt_key(job.run, job.step, job.attempt)
         if kept.exists():
             made: dict[str, Any] = msgspec.json.decode(kept.read_bytes())
             if made["ProcessingJobName"] == name:
                 return made
+        there = bucket.get(key + REQUEST)
+        if there is not None:
+            atomic_write(kept, there)
+            return dict(msgspec.json.decode(there))
         on_progress(Progress(job.step, 0, 0, None, "uploading"))
-        key = attempt_key(job.run, job.step, job.attempt)
         inputs, files = self._inputs(job, bucket)
+        code = self._code(folder, job, chosen, bucket)
         place = Place(
             job=name,
             bucket=chosen.bucket,
@@ -112,6 +118,7 @@ class SageMakerExecutor:
             region=self._session.region,
             image=chosen.image,
             instance=chosen.instance,
+            code=bundle.name_of(code),
             notebook_folder=str(PurePosixPath(job.notebook).parent),
             files=files,
             secrets=chosen.prefix,
@@ -120,12 +127,16 @@ class SageMakerExecutor:
         bucket.put(f"{key}job/place.json", encode(place))
         at = Addresses(
             bundle=bucket.address(self._bundle(chosen, bucket)),
-            step=bucket.address(self._code(folder, job, chosen, bucket)),
+            step=bucket.address(code),
             attempt=bucket.address(key),
             inputs=inputs,
         )
         made = request(name, job, chosen, at, project=self._pipeline.name)
-        atomic_write(kept, msgspec.json.encode(made))
+        content = msgspec.json.encode(made)
+        if not bucket.put(key + REQUEST, content, once=True):  # another machine was first, or the reply was lost
+            content = bucket.get(key + REQUEST) or content
+            made = msgspec.json.decode(content)
+        atomic_write(kept, content)
         on_progress(Progress(job.step, 0, 0, None, "waiting for the instance"))
         return made
 
@@ -153,9 +164,10 @@ class SageMakerExecutor:
         return addresses, files
 
     def _collect(
-        self, folder: Path, name: str, job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: _Log
+        self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: _Log
     ) -> StepResult:
         """The result as the job left it, with what is to be looked at; a failure of the job itself where it left none."""
+        name, limit_s = made["ProcessingJobName"], made["StoppingCondition"]["MaxRuntimeInSeconds"]
         content = at.get(RESULT)
         result = decode(StepResult, content, where=at.address(RESULT)) if content is not None else None
         if result is not None and (result.remote is None or result.remote.name != name):
@@ -172,6 +184,8 @@ class SageMakerExecutor:
             for output in result.outputs.values():
                 if output.size_bytes <= chosen.small_mb * 1e6:
                     _bring(output, folder, at)
+        if ended.status == "Stopped" and result.error is not None and result.error.kind == "interrupted":
+            result = _stopped(result, result.error, ended, name, limit_s)
         atomic_write(folder / RESULT, encode(result))
         return result
 
@@ -278,14 +292,8 @@ def _bring(found: Artifact, folder: Path, at: Bucket) -> None:
 def _without_result(job: StepJob, ended: Ended, name: str, log: _Log) -> StepResult:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     said = " ".join(filter(None, [ended.reason, ended.message])) or "it left no result"
-    limit = job.timeout_s
     if ended.status == "Stopped":
-        timed_out = limit is not None and ended.billed_s >= limit
-        error = StepError(
-            kind="timeout" if timed_out else "interrupted",
-            ename="StepTimeout" if timed_out else "Stopped",
-            evalue=f"the job {name} ran into its time limit" if timed_out else f"the job {name} was stopped",
-        )
+        error = StepError(kind="interrupted", ename="Stopped", evalue=f"the job {name} was stopped")
     else:
         error = StepError(
             kind="remote",
@@ -304,6 +312,17 @@ def _without_result(job: StepJob, ended: Ended, name: str, log: _Log) -> StepRes
         error=error,
         kernel=job.kernel,
     )
+
+
+def _stopped(result: StepResult, error: StepError, ended: Ended, name: str, limit_s: int) -> StepResult:
+    """The result of a step that was told to stop, by its time limit or by somebody; the service says Stopped of both."""
+    if ended.billed_s >= limit_s:
+        said = f"the job {name} ran into its time limit of {limit_s} s"
+        late = msgspec.structs.replace(error, kind="timeout", ename="StepTimeout", evalue=said)
+        return msgspec.structs.replace(result, status="failed", error=late)
+    if ended.stopped_before:
+        return msgspec.structs.replace(result, error=msgspec.structs.replace(error, ename=STOPPED_BEFORE))
+    return result
 
 
 class _Log:

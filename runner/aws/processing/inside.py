@@ -18,11 +18,12 @@ from pathlib import Path
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
 from runner.aws.processing.request import INPUT, OUTPUT, Place
 from runner.aws.session import Session
 from runner.content import artifact
-from runner.errors import RunnerError
+from runner.errors import RunnerError, Tampered
 from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read
 from runner.run.packages import versions
 from runner.step.__main__ import exit_code
@@ -38,7 +39,22 @@ def main() -> int:
     stop = told_to_stop()
     place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
     session = Session(place.region)
+    try:
+        check_code(place.code)
+    except Tampered as error:
+        refused = not_executed(job, StepError(kind="refused", ename="Tampered", evalue=str(error)))
+        return leave(msgspec.structs.replace(refused, remote=_job(place)), place, session)
     return leave(perform(job, place, session, stop), place, session)
+
+
+def check_code(sha256: str) -> None:
+    """Raises Tampered where the step's files are not those of that hash; to be asked before anything of them runs."""
+    found = digest(Path(INPUT) / "step")
+    if found != sha256:
+        raise Tampered(
+            f"The step's files that came to the job have the hash {found[:12]} and not {sha256[:12]}: steps/{sha256}/ in "
+            "the bucket was altered. Delete it and `runner resume` (of a Pipeline: push and start again)."
+        )
 
 
 def told_to_stop() -> threading.Event:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from runner.aws.processing.request import HASH_TAG, digest
-from runner.aws.session import ABSENT, DENIED, AwsError, Session
+from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import Refused
 
 LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
@@ -22,12 +22,16 @@ DRAINS = 8  # pages of logs at most that are read once a job has ended
 
 @dataclass(frozen=True)
 class Ended:
-    """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran."""
+    """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran.
+
+    `stopped_before`: it had been told to stop when it was first looked at.
+    """
 
     status: str
     reason: str
     message: str
     billed_s: float
+    stopped_before: bool = False
 
 
 class Jobs:
@@ -84,15 +88,17 @@ class Jobs:
 
         One call each `poll_s`: the logs, where there are any, or the job.
         """
-        logs = _Logs(self.session, name, on_line)
+        logs = LogReader(self.session, name, on_line)
         tick = 0
+        first = ""
         while True:
             if tick % EVERY_DESCRIBE == 0 or not logs.read():
                 found = self.describe(name)
+                first = first or found["ProcessingJobStatus"]
                 on_status(found["ProcessingJobStatus"])
                 if found["ProcessingJobStatus"] in OVER:
                     logs.drain()
-                    return _ended(found)
+                    return _ended(found, stopped_before=first in ("Stopping", "Stopped"))
                 if "ProcessingStartTime" in found:
                     logs.expected = True
             tick += 1
@@ -105,26 +111,32 @@ class Jobs:
         return self.session.call("sagemaker", action, about=f"processing job {name}", **arguments)
 
 
-def _ended(found: dict[str, Any]) -> Ended:
+def _ended(found: dict[str, Any], *, stopped_before: bool) -> Ended:
     start, end = found.get("ProcessingStartTime"), found.get("ProcessingEndTime")
     billed = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
-    return Ended(found["ProcessingJobStatus"], found.get("FailureReason", ""), found.get("ExitMessage", ""), billed)
+    return Ended(
+        status=found["ProcessingJobStatus"],
+        reason=found.get("FailureReason", ""),
+        message=found.get("ExitMessage", ""),
+        billed_s=billed,
+        stopped_before=stopped_before,
+    )
 
 
-class _Logs:
-    """The job's lines in CloudWatch Logs. What is late, or may not be read, is no error: a run goes on without it."""
+class LogReader:
+    """The job's lines in CloudWatch Logs. What is late, or cannot be read, is no error: a run goes on without it."""
 
     def __init__(self, session: Session, job: str, on_line: Callable[[str], None]) -> None:
         self.session, self.job, self.on_line = session, job, on_line
         self.expected = False  # the job has started, so a stream may be there
-        self.allowed = True
+        self.readable = True  # as far as is known
         self.ended = False
         self._stream = ""
         self._token: str | None = None
 
     def read(self) -> bool:
         """One call: find the stream, or read on in it. False where no call was made."""
-        if not (self.expected and self.allowed) or self.ended:
+        if not (self.expected and self.readable) or self.ended:
             return False
         if self._stream:
             self._page()
@@ -142,11 +154,12 @@ class _Logs:
             self.read()
         for _ in range(DRAINS):
             before = self._token
-            if not self._stream or not self.allowed:
+            if not self._stream or not self.readable:
                 return
             self._page()
             if self._token == before:
                 return
+        self.on_line("(log cut)")
 
     def _page(self) -> None:
         more = {"nextToken": self._token} if self._token else {}
@@ -163,11 +176,9 @@ class _Logs:
         try:
             return self.session.call("logs", action, about=f"log of {self.job}", **arguments)
         except AwsError as error:
-            if error.code in DENIED:
-                self.allowed = False
-                self.on_line(f"(the log may not be read: {error})")
-            elif error.code not in ABSENT:
-                raise
+            if error.code not in ABSENT:
+                self.readable = False
+                self.on_line(f"(the log cannot be read: {error})")
             return {}
 
 

@@ -4,6 +4,7 @@
     <bucket>/<prefix>steps/<sha256>/                   the notebook and its modules      → input/step
     <bucket>/<prefix>runs/<run>/<step>/attempts/<n>/
         job/job.json, job/place.json                   what to do, and where that is     → input/job
+        request.json                                   what the job was made with, for who goes on with the run
         out/…, executed.ipynb, result.json             what came of it
     <bucket>/<prefix>inputs/<sha256>/…                 files that came from a client
 
@@ -41,6 +42,7 @@ class Place(Record, frozen=True, kw_only=True):
     region: str
     image: str
     instance: str
+    code: str  # the hash of the step's files, which lie in input/step
     notebook_folder: str  # relative to the project, the kernel's working folder
     files: dict[str, str]  # input -> the file's name in its folder; "" where the folder itself is the input
     secrets: str  # what the names of secrets in Secrets Manager begin with
@@ -57,11 +59,15 @@ class Addresses:
 
 
 def job_name(project: str, run: str, step: str, attempt: int) -> str:
-    """`<project>-<run>-<step>-<n>`, in the characters and the length that the service allows."""
-    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{project}-{run}-{step}").strip("-")
+    """`<project>-<run>-<step>-<n>`, in the characters and the length that the service allows.
+
+    Where that changes it, with a part of its hash, so that `a_b` and `a-b` have two names.
+    """
+    whole = f"{project}-{run}-{step}"
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in whole).strip("-")
     end = f"-{attempt}"
-    if len(plain) + len(end) > LONGEST_NAME:
-        digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    if plain != whole or len(plain) + len(end) > LONGEST_NAME:
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
         plain = f"{plain[: LONGEST_NAME - len(end) - 9].rstrip('-')}-{digest}"
     return plain + end
 
