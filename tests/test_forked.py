@@ -219,6 +219,21 @@ def test_a_module_of_the_project_is_not_mistaken_for_a_package_that_another_step
     assert (shown(first), shown(second)) == ("'installed'", "'ours'")
 
 
+def test_libraries_are_loaded_in_the_working_folder_of_their_notebook(
+    tmp_path: Path, library: Callable[[str, str], None]
+) -> None:
+    library("looks", "import pathlib\nFOUND = pathlib.Path('looks.ini').exists()\n")
+    linewidth = "import matplotlib.pyplot as plt, looks\nplt.rcParams['lines.linewidth'], looks.FOUND"
+    there_and_back = "import os\nbefore = os.getcwd()\n%cd -q ..\n%cd -q -\nbefore == os.getcwd() == str(_dh[0])"
+    settings = {"matplotlibrc": "lines.linewidth: 7\n", "looks.ini": ""}
+    own = step(tmp_path / "own", linewidth, there_and_back, modules=settings)
+    none = step(tmp_path / "none", linewidth, there_and_back)
+    with executor() as made:
+        assert [run(made, folder).kernel for folder in (own, none)] == ["forked", "forked"]
+    assert (shown(own, 0), shown(own)) == ("(7.0, True)", "True")
+    assert (shown(none, 0), shown(none)) == ("(1.5, False)", "True")
+
+
 def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_path: Path) -> None:
     train = (
         "import numpy as np, xgboost as xgb\nrng = np.random.default_rng(7)\nx = rng.normal(size=(500, 6))\n"

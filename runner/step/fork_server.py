@@ -3,9 +3,9 @@
     python -P -m runner.step.fork_server REQUESTS
 
 It has one thread, imports and does nothing else: a parallel region that has run here would hang in every fork. A
-request is a datagram on the socket REQUESTS: the packages to load. For a kernel it has three descriptors: its line to
-the runner, the socket where its fate is told, and a file for the trace of a crash. When the runner closes REQUESTS, or
-ends in whatever way, this process kills what it forked and ends.
+request is a datagram on the socket REQUESTS: the packages to load, and the working folder to load them in. For a
+kernel it has three descriptors: its line to the runner, the socket where its fate is told, and a file for the trace of
+a crash. When the runner closes REQUESTS, or ends in whatever way, this process kills what it forked and ends.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Server:
         request, descriptors, _, _ = socket.recv_fds(self.requests, REQUEST_BYTES, DESCRIPTORS)
         if not request:
             self.end()
-        for name in json.loads(request):
+        wanted = json.loads(request)
+        with contextlib.suppress(OSError):  # no such folder, which the kernel's own start will say
+            os.chdir(wanted["folder"])
+        for name in wanted["modules"]:
             if name not in self.loaded and not self.spoiled:
                 self._load(name)
         if descriptors:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -204,6 +205,8 @@ class ForkedApp(IPKernelApp):
         super().init_gui_pylab()
         super().init_extensions()
         super().init_code()
+        self.shell.starting_dir = str(Path.cwd())
+        self.shell.user_ns["_dh"][:] = [Path.cwd()]  # where `%cd -` leads back to
         for stream in self.streams:
             stream.flush()
         pump.begin(*(stream.write for stream in self.streams))

@@ -47,7 +47,7 @@ def start(
     threads: int = 0,
     project: Path | None = None,
     kernel: str = STANDARD,
-    server: Callable[[dict[str, str]], ForkServer] | None = None,
+    server: Callable[[dict[str, str], Path], ForkServer] | None = None,
 ) -> Kernel:
     """The kernel for the step folder, started ahead of `execute` so that it is ready when its inputs are.
 
@@ -66,7 +66,7 @@ def start(
     if kernel == FORKED and not why:
         from runner.step.forked import ForkServer
 
-        source = ForkServer(environment) if server is None else server(environment)
+        source = ForkServer(environment) if server is None else server(environment, here)
         forked = source.kernel(cwd=here, environment=environment, modules=imports.ahead)
         forked.owns_server = server is None
         return forked
