@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import children_of, code, environment, notebook, recorded
+from conftest import ROOT, children_of, code, environment, notebook, recorded
 
+from runner.pipeline.notebook import read_notebook
 from runner.records import StepJob, StepResult, encode
 from runner.step.local import LocalExecutor
+from runner.step.start import Imports, needs_standard
 
 Cell = dict[str, Any] | str
 
@@ -161,6 +163,10 @@ def test_linear_algebra_has_the_threads_of_the_job_and_not_the_servers_one(tmp_p
         ("from tqdm.auto import tqdm\nfor _ in tqdm(range(2)): pass", "imports tqdm.auto"),
         ("try:\n    import torch\nexcept ImportError:\n    print('none')", "imports torch, which may open the GPU"),
         ("import os\nos.environ['X'] = '1'\nimport pandas", "sets environment variables before it imports pandas"),
+        (
+            "import sys\nsys.path.insert(0, 'lib')\nimport json, pandas",
+            "changes what is installed or found before it imports",
+        ),
         ("import importlib\nw = importlib.import_module('ipywidgets'); w.IntSlider()", "talks to a widget"),
     ],
 )
@@ -177,6 +183,55 @@ def test_what_a_forked_kernel_cannot_do_goes_to_the_standard_one_and_is_said_onc
     assert said[0].startswith("s: executed by the standard kernel, because")
     assert why in said[0]
     assert [cell["execution_count"] for cell in cells(folder)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("source", "late"),
+    [
+        ("import os; os.environ['X'] = '1'", True),
+        ("from os import environ; environ['X'] = '1'", True),
+        ("import os; os.environ |= {'X': '1'}", True),
+        ("import os; e = os.environ; e['X'] = '1'", True),
+        ("import os; os.environ.update(X='1')", True),
+        ("import os; os.environ.setdefault('X', '1')", True),
+        ("import os; del os.environ['X']", True),
+        ("import os; os.putenv('X', '1')", True),
+        ("import dotenv; dotenv.load_dotenv()", True),
+        ("%dotenv", True),
+        ("%env X=1", True),
+        ("% set_env X 1", True),
+        ("%pip install thing", True),
+        ("!pip install thing", True),
+        ("!{sys.executable} -m pip install thing", True),
+        ("import subprocess, sys; subprocess.run([sys.executable, '-m', 'pip', 'install', 'thing'])", True),
+        ("%conda install thing", True),
+        ("%%bash\npip3 install thing", True),
+        ("import sys; sys.path.insert(0, 'lib')", True),
+        ("import sys; sys.path[:0] = ['lib']", True),
+        ("import site; site.addsitedir('lib')", True),
+        ("import os; home = os.environ['HOME']", False),
+        ("import os; os.environ.get('X', 'y')", False),
+        ("import os; assert os.environ['X'] == 'y'", False),
+        ("import sys; sys.path.append('lib')", False),
+        ("environment = 3; pipeline = 'pip'", False),
+    ],
+)
+def test_what_is_imported_after_a_change_to_the_environment_or_the_packages_is_loaded_in_its_cell(
+    tmp_path: Path, source: str, late: bool
+) -> None:
+    made = read_notebook(step(tmp_path / "s", "import json", source, "import numpy") / "notebook.ipynb")
+    imports = Imports(made)
+    assert "json" in imports.early
+    assert ("numpy" in imports.late, "numpy" in imports.early) == (late, not late)
+    assert (" before it imports " in needs_standard(made, imports)) == late
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_churn_notebooks_are_forked_with_all_their_libraries_loaded(path: Path) -> None:
+    made = read_notebook(path)
+    imports = Imports(made)
+    assert (needs_standard(made, imports), imports.late) == ("", [])
+    assert "pandas" in imports.early
 
 
 @pytest.mark.parametrize(
