@@ -451,12 +451,13 @@ def test_a_stop_interrupts_the_cell(tmp_path: Path, nap: str) -> None:
         "import os\nfor _ in range(1000): os.write(1, b'x' * 999_999 + b'\\n')",
         "import sys\nfor _ in range(1000): sys.stderr.write('x' * 1_000_000)",
         "from IPython.display import HTML, display\nfor _ in range(200): display(HTML('x' * 5_000_000))",
+        "from IPython.display import JSON, display\nrow = ['x' * 1000] * 1000\nfor _ in range(10): display(JSON({'rows': [row] * 100}))",
+        "from IPython.display import display\ndisplay({'text/plain': ''}, metadata={'a': ['x' * 1000] * 1_000_000}, raw=True)",
     ],
 )
 def test_a_gigabyte_of_output_costs_neither_the_runner_nor_the_kernel_its_memory(tmp_path: Path, source: str) -> None:
-    folder = step(
-        tmp_path / "s", source, "import resource\nresource.getrusage(resource.RUSAGE_SELF).ru_maxrss", "'end'"
-    )
+    peak = "import resource\nresource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+    folder = step(tmp_path / "s", source, peak, "'end'")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with executor() as made:
         assert run(made, folder).status == "succeeded"
@@ -464,6 +465,17 @@ def test_a_gigabyte_of_output_costs_neither_the_runner_nor_the_kernel_its_memory
     assert int(shown(folder, 1)) < 300_000
     assert (folder / "executed.ipynb").stat().st_size < 60_000_000
     assert "capped" in shown(folder, 0) or "not kept" in shown(folder, 0)
+
+
+@pytest.mark.parametrize("kernel", ["forked", "standard"])
+def test_an_error_that_goes_on_for_a_hundred_megabytes_is_told_as_that_error(tmp_path: Path, kernel: str) -> None:
+    folder = step(tmp_path / "s", "raise ValueError('x' * 100_000_000)", cell_timeout_s=120.0)
+    with executor(kernel) as made:
+        result = run(made, folder)
+    assert result.error is not None
+    assert (result.error.kind, result.error.ename) == ("exception", "ValueError")
+    assert (folder / "executed.ipynb").stat().st_size < 2_000_000
+    assert "not kept: the rest of 100,000,000 characters" in cells(folder)[0]["outputs"][0]["evalue"]
 
 
 def test_output_of_processes_that_a_cell_forked_is_whole_and_appears_once(tmp_path: Path) -> None:

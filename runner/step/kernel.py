@@ -40,7 +40,10 @@ def main() -> None:
     with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
         from ipykernel.kernelapp import IPKernelApp
 
+        from runner.step.stream import CappedSession, keep_no_copy
+
         app: Any = IPKernelApp.instance()
+        app.session = CappedSession(parent=app)
         app.initialize(
             [
                 *sys.argv[1:],
@@ -50,8 +53,6 @@ def main() -> None:
                 "--HistoryManager.enabled=False",
             ]
         )
-    from runner.step.stream import keep_no_copy  # has imported ipykernel's already
-
     keep_no_copy(app.shell)
     _keep_stderr_for_crashes()
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
