@@ -614,6 +614,29 @@ def test_a_papermill_that_is_killed_leaves_a_whole_file_and_no_kernel(tmp_path: 
     assert json.loads((tmp_path / "out.ipynb").read_text())
 
 
+def test_a_papermill_that_is_interrupted_leaves_what_was_executed_and_no_kernel(tmp_path: Path) -> None:
+    cells = ["print('done')", "open('started', 'w').close()\nimport time; time.sleep(300)", "never = 1"]
+    (tmp_path / "in.ipynb").write_text(json.dumps(notebook(*cells, kernel="python3")))
+    process = subprocess.Popen(papermill_command(), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    appeared(tmp_path / "started")
+    family = list(children_of(process.pid))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    gone(family)
+    made = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    assert [cell["metadata"]["papermill"]["status"] for cell in made[-3:]] == ["completed", "failed", "pending"]
+    assert made[-3]["outputs"][0]["text"] == ["done\n"]
+
+
+def test_papermills_users_hear_of_a_missing_output_folder_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "in.ipynb").write_text(json.dumps(notebook("open('ran', 'w').close()", kernel="python3")))
+    command = [part if part != "out.ipynb" else "missing/out.ipynb" for part in papermill_command()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "/missing doesn't exist." in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def started(*folders: Path) -> subprocess.Popen[bytes]:
     """A runner of its own that executes the folders, once it has asked for the first kernel."""
     process = subprocess.Popen(
