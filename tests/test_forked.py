@@ -289,6 +289,23 @@ def test_libraries_are_loaded_in_the_working_folder_of_their_notebook(
     assert (shown(none, 0), shown(none)) == ("(1.5, False)", "True")
 
 
+def test_a_library_that_took_the_streams_when_it_was_imported_writes_in_the_order_of_its_cell(
+    tmp_path: Path, library: Callable[[str, str], None]
+) -> None:
+    library(
+        "logs",
+        "import logging, sys\nto = logging.StreamHandler()\nlogging.getLogger('logs').addHandler(to)\nout = sys.stdout\n",
+    )
+    mixed = (
+        "import logs, logging, sys\nfor n in range(3):\n    print('cell', n, file=sys.stderr)\n"
+        "    logging.getLogger('logs').warning(n)\nlogs.out is sys.stdout, logs.to.stream is sys.stderr"
+    )
+    folder = step(tmp_path / "s", mixed)
+    with executor() as made:
+        assert run(made, folder).kernel == "forked"
+    assert shown(folder) == "cell 0\n0\ncell 1\n1\ncell 2\n2\n(True, True)"
+
+
 def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_path: Path) -> None:
     train = (
         "import numpy as np, xgboost as xgb\nrng = np.random.default_rng(7)\nx = rng.normal(size=(500, 6))\n"

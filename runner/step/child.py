@@ -50,7 +50,7 @@ def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection
         os._exit(0)
     wanted = json.loads(setup[1])
     shadowed = _become(wanted["environment"], Path(wanted["folder"]), added)
-    pump = app.begin(line)
+    app.begin(line)
     if shadowed:
         app.session.refuse(f"the project's own {shadowed} has the name of an installed package that another step uses")
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
@@ -58,11 +58,11 @@ def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection
         sys.addaudithook(Watch(app.shell, project, opened))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(_serve(app, line, pump))
+    loop.run_until_complete(_serve(app, line))
     leave(lambda: app.session.put(Kind.LEFT, b"0"))
 
 
-async def _serve(app: ForkedApp, line: socket.socket, pump: Any) -> None:
+async def _serve(app: ForkedApp, line: socket.socket) -> None:
     from tornado.ioloop import IOLoop
 
     app.kernel.io_loop = app.io_loop = IOLoop.current()
@@ -85,7 +85,7 @@ async def _serve(app: ForkedApp, line: socket.socket, pump: Any) -> None:
         request = await requests.get()
         if request["header"]["msg_type"] == "shutdown_request":
             return
-        await app.kernel.handle(request, pump)
+        await app.kernel.handle(request, app.pump)
 
 
 def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
