@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -36,8 +37,8 @@ RUNNER = """
 import sys, threading
 from pathlib import Path
 from runner.step.local import LocalExecutor
-executor = LocalExecutor(kernel="forked")
-folders = [Path(name) for name in sys.argv[1:]]
+executor = LocalExecutor(kernel=sys.argv[1])
+folders = [Path(name) for name in sys.argv[2:]]
 executor.prepare(folders[0], cwd=None, threads=0)
 print("prepared", flush=True)
 for folder in folders:
@@ -112,6 +113,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def processes_of(place: Path) -> set[int]:
+    """All that came from `started` with folders there, whoever is their parent now."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and f"STARTED_BY={place}\0".encode() in (entry / "environ").read_bytes():
+                found.add(int(entry.name))
+    return found
 
 
 def appeared(path: Path) -> None:
@@ -345,23 +356,55 @@ def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_pa
     assert list(forked.opened) == ["table.txt"]
 
 
-def test_the_server_ends_with_its_runner_and_takes_everything_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victims", ["runner", "runner and server", "runner of a standard kernel"])
+def test_a_runner_that_is_killed_takes_everything_along_also_from_a_cell_that_holds_the_interpreter(
+    tmp_path: Path, victims: str
+) -> None:
+    kernel = "standard" if "standard" in victims else "forked"
     folder = step(
         tmp_path / "s",
         "import os, subprocess, time\nsubprocess.Popen(['sleep', '300'])\nif not os.fork(): time.sleep(300)",
-        f"open({str(tmp_path / 'started')!r}, 'w').close()\ntime.sleep(300)",
+        "subprocess.Popen(['sleep', '300'], start_new_session=True)",
+        f"open({str(tmp_path / 'started')!r}, 'w').close()\nimport re\nre.match(r'(a+)+$', 'a' * 60 + 'b')",
+        kernel=kernel,
     )
-    for victims in ("runner", "runner and server"):
-        (tmp_path / "started").unlink(missing_ok=True)
-        process = started(folder)
-        appeared(tmp_path / "started")
-        family = list(children_of(process.pid))
-        assert len(family) >= 4
-        if victims == "runner and server":
-            os.kill(family[0], signal.SIGKILL)
-        process.kill()
-        process.wait()
-        gone(family)
+    process = started(folder, kernel=kernel)
+    appeared(tmp_path / "started")
+    family = list(children_of(process.pid))
+    assert len(family) >= 4
+    everyone = processes_of(tmp_path)
+    assert set(family) < everyone
+    if victims == "runner and server":
+        os.kill(family[0], signal.SIGKILL)
+    process.kill()
+    process.wait()
+    gone(sorted(everyone))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "last"),
+    [
+        ("forked", "1"),
+        ("forked", "1 / 0"),
+        ("forked", "import os; os._exit(0)"),
+        ("forked", "import time; time.sleep(300)"),
+        ("standard", "1"),
+        ("standard", "1 / 0"),
+        ("standard", "import time; time.sleep(300)"),
+    ],
+)
+def test_nothing_that_a_cell_starts_survives_its_step_not_even_in_a_session_of_its_own(
+    tmp_path: Path, kernel: str, last: str
+) -> None:
+    daemon = (
+        "import os, subprocess\none = subprocess.Popen(['sleep', '300'], start_new_session=True).pid\n"
+        "two = int(subprocess.check_output('setsid sleep 300 > /dev/null & echo $!', shell=True, text=True))\n"
+        "open('../pids', 'w').write(f'{one} {two}')"
+    )
+    folder = step(tmp_path / "s", daemon, last, cell_timeout_s=3.0)
+    with executor(kernel) as made:
+        run(made, folder)
+        gone([int(pid) for pid in (folder / "pids").read_text().split()])
 
 
 def test_a_server_that_is_importing_ends_with_its_runner_too(
@@ -664,10 +707,12 @@ def test_papermills_users_hear_of_a_missing_output_folder_before_anything_runs(t
     assert not (tmp_path / "ran").exists()
 
 
-def started(*folders: Path) -> subprocess.Popen[bytes]:
+def started(*folders: Path, kernel: str = "forked") -> subprocess.Popen[bytes]:
     """A runner of its own that executes the folders, once it has asked for the first kernel."""
     process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, *map(str, folders)], env=environment(), stdout=subprocess.PIPE
+        [sys.executable, "-c", RUNNER, kernel, *map(str, folders)],
+        env=environment({"STARTED_BY": str(folders[0].parent)}),
+        stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
     with process.stdout:

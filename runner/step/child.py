@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.step.family import adopt
 from runner.step.kernel import Watch, leave
 from runner.step.line import CHUNK_BYTES, Frames, Kind, receive
 
@@ -44,6 +45,7 @@ def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection
     `crashes` is a file that gets the trace of a crash.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    adopt()
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
     setup = receive(line)
     if setup is None or setup[0] is not Kind.SETUP:

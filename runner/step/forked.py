@@ -49,7 +49,7 @@ class ForkServer:
         own = {name: value for name, value in environment.items() if not name.startswith("RUNNER_")}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", SERVER, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", SERVER, str(theirs.fileno()), str(os.getpid())],
                 env={**own, **ALONE},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

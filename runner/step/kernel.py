@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from runner.lean import PAPERMILLS, without
+from runner.step.family import adopt, kill_strays
+from runner.step.watcher import Watcher
 
 POLL_S = 0.5
 
@@ -33,7 +35,11 @@ def main() -> None:
     """Serve one kernel until told to shut down, or until the runner is gone."""
     # by name: a runner that was killed before this line is not our parent any more
     owner = int(os.environ.pop("RUNNER_OWNER", "0")) or os.getppid()
-    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    if hasattr(os, "pidfd_open"):
+        Watcher(owner).add(os.getpgrp())
+    else:  # not on Linux
+        threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    adopt()
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     preload = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
     sys.path[:0] = folders
@@ -68,7 +74,7 @@ def main() -> None:
     # ipykernel's own way out closes its threads in an order that can wait 10 s for one that has ended
     atexit.unregister(app.close)
     atexit.unregister(app.iopub_thread.stop)
-    leave()
+    leave(kill_strays)
 
 
 def _keep_stderr_for_crashes() -> None:
