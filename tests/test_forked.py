@@ -182,6 +182,16 @@ def test_linear_algebra_has_the_threads_of_the_job_and_not_the_servers_one(
     assert ", 1)" not in found
 
 
+def test_numexpr_has_the_threads_of_the_job_too(tmp_path: Path, library: Callable[[str, str], None]) -> None:
+    # what matters of it here: it takes its number of threads when it is imported
+    library("numexpr", "import os\nnthreads = int(os.environ['NUMEXPR_NUM_THREADS'])\nset_num_threads = [].append\n")
+    look = "import numexpr\nnumexpr.nthreads, numexpr.set_num_threads.__self__"
+    folder = step(tmp_path / "s", look)
+    with executor() as made:
+        assert run(made, folder).kernel == "forked"
+    assert shown(folder) == "(2, [2])"
+
+
 @pytest.mark.parametrize(
     ("cell", "why"),
     [

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # loaded already, by the server
     from runner.step.forked_app import ForkedApp
 
 BLAS = "OPENBLAS_NUM_THREADS"
+NUMEXPR_MOST = 16  # threads that numexpr takes by itself, on however many cores
 SETTERS = {  # in what is linked into a library of that name
     "openblas": ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads64_",
                  "openblas_set_num_threads"),
@@ -137,7 +138,7 @@ def _reseed() -> None:
 
 
 def _restore_threads(before: dict[str, str | None]) -> None:
-    """As many threads in loaded libraries as the environment says; the server held OpenBLAS to one."""
+    """As many threads in loaded libraries as the environment says; the server held OpenBLAS and numexpr to one."""
     cores = len(os.sched_getaffinity(0))
     omp = os.environ.get("OMP_NUM_THREADS")
     changed = omp != before["OMP_NUM_THREADS"]
@@ -152,6 +153,11 @@ def _restore_threads(before: dict[str, str | None]) -> None:
         setter = next((getattr(handle, symbol) for symbol in SETTERS[name] if hasattr(handle, symbol)), None)
         if setter is not None:
             setter(ctypes.c_int(number))
+    if "numexpr" in sys.modules:  # as it does by itself when it is imported
+        wanted = os.environ.get("NUMEXPR_NUM_THREADS") or omp or ""
+        number = int(wanted) if wanted.isdecimal() else min(cores, NUMEXPR_MOST)
+        sys.modules["numexpr"].set_num_threads(number)
+        sys.modules["numexpr"].nthreads = number  # type: ignore[attr-defined]
 
 
 def _loaded() -> set[str]:
