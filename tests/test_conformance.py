@@ -149,6 +149,8 @@ ERRORS: Cells = [
     code("import pandas as pd\npd.DataFrame({'a': [1]})['b']", "raises-exception"),
     code("eval('1 +')", "raises-exception"),
     "'still here'",
+    "def f():\n    breakpoint()\n    return 'not stopped'\nf()",
+    code("import pdb; pdb.set_trace()\nprint('never')", "raises-exception"),
     code("skipped = True", "skip-execution"),
     "'skipped' in globals()",
     code("1 + 1", "raises-exception"),

@@ -46,7 +46,7 @@ def main() -> None:
     with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
         from ipykernel.kernelapp import IPKernelApp
 
-        from runner.step.stream import CappedSession, keep_no_copy
+        from runner.step.stream import CappedSession, ignore_breakpoints, keep_no_copy
 
         app: Any = IPKernelApp.instance()
         app.session = CappedSession(parent=app)
@@ -60,6 +60,7 @@ def main() -> None:
             ]
         )
     keep_no_copy(app.shell)
+    ignore_breakpoints()
     _keep_stderr_for_crashes()
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
     if opened:

@@ -5,7 +5,9 @@ Lives in the kernel process, because a ceiling at the receiving end comes after 
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 from ipykernel.iostream import OutStream
@@ -56,3 +58,9 @@ class CappedSession(Session):
 def keep_no_copy(shell: Any) -> None:
     """Have IPython print without keeping all that cells print in its history, for `%notebook`, without a ceiling."""
     shell._tee = lambda **_: nullcontext()
+
+
+def ignore_breakpoints() -> None:
+    """Have `breakpoint()` do nothing, as Jupyter's debugger has it while nobody is attached; it is not loaded here."""
+    if find_spec("debugpy") is not None:
+        sys.breakpointhook = lambda *_, **__: None
