@@ -342,6 +342,16 @@ def test_a_library_that_took_the_streams_when_it_was_imported_writes_in_the_orde
     assert shown(folder) == "cell 0\n0\ncell 1\n1\ncell 2\n2\n(True, True)"
 
 
+def test_a_working_folder_may_be_named_from_the_runners_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [step(tmp_path / name, "import os; os.getcwd()") for name in ("a", "b")]
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with executor() as made:
+        for folder in folders:
+            made.run(folder, cwd=Path("notebooks"), stop=threading.Event(), on_progress=lambda _: None)
+            assert shown(folder) == repr(str(tmp_path / "notebooks"))
+
+
 def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_path: Path) -> None:
     train = (
         "import numpy as np, xgboost as xgb\nrng = np.random.default_rng(7)\nx = rng.normal(size=(500, 6))\n"

@@ -87,7 +87,7 @@ class ForkServer:
         finally:
             their_line.close()
             their_told.close()
-        setup = json.dumps({"folder": str(cwd), "environment": dict(environment)})
+        setup = json.dumps({"folder": str(cwd.absolute()), "environment": dict(environment)})
         with contextlib.suppress(OSError):  # it has ended just now, which `told` says too
             line.sendall(frame(Kind.SETUP, setup.encode()))
         return ForkedKernel(self, line, told, crashes)
