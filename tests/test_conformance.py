@@ -6,6 +6,8 @@ import contextlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,8 @@ ERRORS: Cells = [
     code("import pandas as pd\npd.DataFrame({'a': [1]})['b']", "raises-exception"),
     code("eval('1 +')", "raises-exception"),
     "'still here'",
+    "def f():\n    breakpoint()\n    return 'not stopped'\nf()",
+    code("import pdb; pdb.set_trace()\nprint('never')", "raises-exception"),
     code("skipped = True", "skip-execution"),
     "'skipped' in globals()",
     code("1 + 1", "raises-exception"),
@@ -193,17 +197,21 @@ NOTEBOOKS = {"outputs": OUTPUTS, "magics": MAGICS, "errors": ERRORS, "async": AS
              "fails": FAILS, "leaves": LEAVES}  # fmt: skip
 
 
-def by_step(folder: Path, cells: Cells, kernel: str) -> Executed:
+@pytest.fixture(scope="module")
+def executors() -> Iterator[dict[str, LocalExecutor]]:
+    made = {kernel: LocalExecutor(kernel=kernel) for kernel in ("forked", "standard")}
+    yield made
+    for executor in made.values():
+        executor.close()
+
+
+def by_step(folder: Path, cells: Cells, kernel: str, executor: LocalExecutor) -> Executed:
     """The executed notebook of a step folder made of `cells`."""
     (folder / "modules").mkdir(parents=True)
     (folder / "notebook.ipynb").write_text(json.dumps(notebook(*cells)))
     job = StepJob(run="r", step="s", notebook="n.ipynb", parameters={}, outputs={}, kernel=kernel)
     (folder / "job.json").write_bytes(encode(job))
-    executor = LocalExecutor(kernel=kernel)
-    try:
-        result = executor.run(folder, cwd=None, stop=threading.Event(), on_progress=lambda _: None)
-    finally:
-        executor.close()
+    result = executor.run(folder, cwd=None, stop=threading.Event(), on_progress=lambda _: None)
     assert result.kernel == kernel
     made: Executed = json.loads((folder / "executed.ipynb").read_text())
     return made
@@ -225,15 +233,21 @@ def by_papermill(folder: Path, cells: Cells, engine: str | None = None) -> Execu
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS)
-def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Executed]:
+def executed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, executors: dict[str, LocalExecutor]
+) -> dict[str, Executed]:
     place = tmp_path_factory.mktemp(request.param)
     cells = NOTEBOOKS[request.param]
-    return {
-        "forked": by_step(place / "forked", cells, "forked"),
-        "standard": by_step(place / "standard", cells, "standard"),
-        "papermill": by_papermill(place / "papermill", cells),
-        "engine": by_papermill(place / "engine", cells, "runner"),
-    }
+    with ThreadPoolExecutor(len(executors)) as pool:  # beside papermill, which waits most of its time
+        ours = {
+            kernel: pool.submit(by_step, place / kernel, cells, kernel, executor)
+            for kernel, executor in executors.items()
+        }
+        theirs = {
+            "papermill": by_papermill(place / "papermill", cells),
+            "engine": by_papermill(place / "engine", cells, "runner"),
+        }
+        return {**theirs, **{kernel: made.result() for kernel, made in ours.items()}}
 
 
 VARYING = [

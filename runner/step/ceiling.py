@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 LIMIT_CHARACTERS = 50_000_000  # of one displayed output, and of all that one cell displays
+ERROR_CHARACTERS = 100_000  # of an error's text, and of a line of its traceback
+ERROR_LINES = 1000
+NUMBER_CHARACTERS = 8  # what a number, true, false or null counts, roughly
 
 
 class Ceiling:
@@ -18,20 +21,49 @@ class Ceiling:
         self._shown, self._full = 0, False
 
     def lets(self, kind: str, content: dict[str, Any]) -> bool:
-        """Whether the message of that kind goes on; its data may be a note now."""
-        if kind == "clear_output":
+        """Whether the message of that kind goes on; its data may be a note now, its error text cut."""
+        if kind in ("clear_output", "execute_input"):
             self.begin()
+        if kind in ("error", "execute_reply") and "traceback" in content:  # the reply repeats the error
+            content["evalue"] = _cut(content.get("evalue", ""))
+            content["traceback"] = [_cut(line) for line in content["traceback"][-ERROR_LINES:]]
         if kind not in ("display_data", "execute_result", "update_display_data"):
             return True
-        size = sum(len(value) for value in content["data"].values() if isinstance(value, str))
+        size = _size([content["data"], content.get("metadata")])
         if size > LIMIT_CHARACTERS:
-            content["data"] = {"text/plain": f"[not kept: an output of {size:,} characters]"}
+            _note(content, f"an output of more than {LIMIT_CHARACTERS:,} characters")
         elif kind == "display_data":
             self._shown += size
             if self._shown > LIMIT_CHARACTERS:
                 said, self._full = self._full, True
-                content["data"] = {
-                    "text/plain": f"[not kept: what this cell displays after {LIMIT_CHARACTERS:,} characters]"
-                }
+                _note(content, f"what this cell displays after {LIMIT_CHARACTERS:,} characters")
                 return not said
         return True
+
+
+def _note(content: dict[str, Any], what: str) -> None:
+    content["data"], content["metadata"] = {"text/plain": f"[not kept: {what}]"}, {}
+
+
+def _cut(text: str) -> str:
+    if len(text) <= ERROR_CHARACTERS:
+        return text
+    note = f"\n[not kept: the rest of {len(text):,} characters]"
+    return text[: ERROR_CHARACTERS - len(note)] + note  # no longer than the limit: the client looks at it once more
+
+
+def _size(value: Any) -> int:
+    """About as many characters as its JSON has; counting stops beyond the limit."""
+    size, pending = 0, [value]
+    while pending and size <= LIMIT_CHARACTERS:
+        one = pending.pop()
+        if isinstance(one, str | bytes):
+            size += len(one)
+        elif isinstance(one, dict):
+            pending += one.keys()
+            pending += one.values()
+        elif isinstance(one, list | tuple):
+            pending += one
+        else:
+            size += NUMBER_CHARACTERS
+    return size

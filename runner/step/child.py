@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.step.family import adopt
 from runner.step.kernel import Watch, leave
 from runner.step.line import CHUNK_BYTES, Frames, Kind, receive
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # loaded already, by the server
     from runner.step.forked_app import ForkedApp
 
 BLAS = "OPENBLAS_NUM_THREADS"
+NUMEXPR_MOST = 16  # threads that numexpr takes by itself, on however many cores
 SETTERS = {  # in what is linked into a library of that name
     "openblas": ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads64_",
                  "openblas_set_num_threads"),
@@ -44,13 +46,14 @@ def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection
     `crashes` is a file that gets the trace of a crash.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    adopt()
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
     setup = receive(line)
     if setup is None or setup[0] is not Kind.SETUP:
         os._exit(0)
     wanted = json.loads(setup[1])
     shadowed = _become(wanted["environment"], Path(wanted["folder"]), added)
-    pump = app.begin(line)
+    app.begin(line)
     if shadowed:
         app.session.refuse(f"the project's own {shadowed} has the name of an installed package that another step uses")
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
@@ -58,11 +61,11 @@ def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection
         sys.addaudithook(Watch(app.shell, project, opened))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(_serve(app, line, pump))
+    loop.run_until_complete(_serve(app, line))
     leave(lambda: app.session.put(Kind.LEFT, b"0"))
 
 
-async def _serve(app: ForkedApp, line: socket.socket, pump: Any) -> None:
+async def _serve(app: ForkedApp, line: socket.socket) -> None:
     from tornado.ioloop import IOLoop
 
     app.kernel.io_loop = app.io_loop = IOLoop.current()
@@ -85,7 +88,7 @@ async def _serve(app: ForkedApp, line: socket.socket, pump: Any) -> None:
         request = await requests.get()
         if request["header"]["msg_type"] == "shutdown_request":
             return
-        await app.kernel.handle(request, pump)
+        await app.kernel.handle(request, app.pump)
 
 
 def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
@@ -135,7 +138,7 @@ def _reseed() -> None:
 
 
 def _restore_threads(before: dict[str, str | None]) -> None:
-    """As many threads in loaded libraries as the environment says; the server held OpenBLAS to one."""
+    """As many threads in loaded libraries as the environment says; the server held OpenBLAS and numexpr to one."""
     cores = len(os.sched_getaffinity(0))
     omp = os.environ.get("OMP_NUM_THREADS")
     changed = omp != before["OMP_NUM_THREADS"]
@@ -150,6 +153,11 @@ def _restore_threads(before: dict[str, str | None]) -> None:
         setter = next((getattr(handle, symbol) for symbol in SETTERS[name] if hasattr(handle, symbol)), None)
         if setter is not None:
             setter(ctypes.c_int(number))
+    if "numexpr" in sys.modules:  # as it does by itself when it is imported
+        wanted = os.environ.get("NUMEXPR_NUM_THREADS") or omp or ""
+        number = int(wanted) if wanted.isdecimal() else min(cores, NUMEXPR_MOST)
+        sys.modules["numexpr"].set_num_threads(number)
+        sys.modules["numexpr"].nthreads = number  # type: ignore[attr-defined]
 
 
 def _loaded() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +72,28 @@ def _said(session: Session, job: StepJob, out_of_memory: bool, raised: Any) -> t
     return "kernel died", "KernelDied", f"the kernel was killed by {name}"
 
 
-def out_of_memory_count() -> int:
-    """How often this machine's kernel has killed for memory so far; 0 where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
+def out_of_memory_count(root: Path = Path("/")) -> int:
+    """How often a process has been killed for memory so far; 0 where nothing says.
+
+    Of this process's control group and those below it; only where that does not say, of the whole machine, where
+    another container's may count too. `root` is that of the file system.
+    """
+    for file in (*_group_files(root), root / "proc/vmstat"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in file.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return 0
+
+
+def _group_files(root: Path) -> Iterator[Path]:
+    """Where the control group may tell; a container sees its own group as the root, whatever its name is outside."""
+    groups = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            for place in (path.lstrip("/"), ""):
+                if "memory" in controllers.split(","):
+                    yield groups / "memory" / place / "memory.oom_control"  # version 1
+                elif number == "0":
+                    yield groups / place / "memory.events"  # version 2

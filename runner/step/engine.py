@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,13 @@ class RunnerEngine(Engine):  # type: ignore[misc]
     @classmethod
     def execute_notebook(cls, nb: Any, kernel_name: str, **kwargs: Any) -> Any:
         session: Session = kwargs["session"]
-        done = super().execute_notebook(nb, kernel_name, **kwargs)
+        try:
+            done = super().execute_notebook(nb, kernel_name, **kwargs)
+        except BaseException:  # Ctrl-C too: what has been executed is kept, and told as it is
+            _tell_the_truth(nb, session.index)
+            with contextlib.suppress(OSError):
+                session.save(nb, True)
+            raise
         if session.ending != "end":
             _tell_the_truth(done, session.index)
         session.save(done, True)

@@ -1,11 +1,12 @@
 """The process that loads libraries once and forks a kernel for each notebook. Linux only; started by `runner.step.forked`.
 
-    python -P -m runner.step.fork_server REQUESTS
+    python -P -m runner.step.fork_server REQUESTS RUNNER
 
 It has one thread, imports and does nothing else: a parallel region that has run here would hang in every fork. A
-request is a datagram on the socket REQUESTS: the packages to load. For a kernel it has three descriptors: its line to
-the runner, the socket where its fate is told, and a file for the trace of a crash. When the runner closes REQUESTS, or
-ends in whatever way, this process kills what it forked and ends.
+request is a datagram on the socket REQUESTS: the packages to load, and the working folder to load them in. For a
+kernel it has three descriptors: its line to the runner, the socket where its fate is told, and a file for the trace of
+a crash. When the runner closes REQUESTS, or ends in whatever way, this process kills what it forked and ends; where it
+has been killed itself, a watcher does so once the process RUNNER is gone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.lean import PAPERMILLS, without
+from runner.step.family import adopt, children, descendants, kill, kill_family
+from runner.step.watcher import Watcher
 
 if TYPE_CHECKING:
     from runner.step.forked_app import ForkedApp
@@ -47,6 +50,7 @@ class Forked:
 class Server:
     requests: socket.socket
     app: ForkedApp
+    watcher: Watcher
     base: set[str]  # packages there before any was loaded for a notebook
     kernels: dict[int, Forked] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
@@ -67,7 +71,10 @@ class Server:
         request, descriptors, _, _ = socket.recv_fds(self.requests, REQUEST_BYTES, DESCRIPTORS)
         if not request:
             self.end()
-        for name in json.loads(request):
+        wanted = json.loads(request)
+        with contextlib.suppress(OSError):  # no such folder, which the kernel's own start will say
+            os.chdir(wanted["folder"])
+        for name in wanted["modules"]:
             if name not in self.loaded and not self.spoiled:
                 self._load(name)
         if descriptors:
@@ -76,6 +83,8 @@ class Server:
     def _answer(self, line: int, told: int, crashes: int) -> None:
         for number in (line, told, crashes):
             os.set_inheritable(number, False)  # nothing that a cell starts holds the line
+        if _threads() > 1 and not self.spoiled:
+            self.spoiled = "the fork server has a thread that it does not know"
         with socket.socket(fileno=line) as theirs:
             if self.spoiled:
                 with socket.socket(fileno=told) as listener:
@@ -104,7 +113,6 @@ class Server:
             self.spoiled, self.spoiled_by = why, name
 
     def _fork(self, line: socket.socket, told: socket.socket, crashes: int) -> None:
-        assert _threads() == 1
         gc.freeze()  # not collected before: that would look through all that was loaded
         pid = os.fork()
         if pid == 0:
@@ -117,6 +125,7 @@ class Server:
         with contextlib.suppress(OSError):  # it may have done so itself, and ended
             os.setpgid(pid, pid)
         self.kernels[pid] = Forked(pid, told)
+        self.watcher.add(pid)
         _tell(told, pid=pid)
         self.reap()  # it may have ended before it was known here
 
@@ -126,6 +135,7 @@ class Server:
             signal.signal(number, signal.SIG_DFL)
         for one in (self.requests, told, *(kernel.told for kernel in self.kernels.values())):
             one.close()
+        self.watcher.close()
         os.dup2(crashes, 1)
         os.dup2(crashes, 2)
         from runner.step.child import live
@@ -150,17 +160,28 @@ class Server:
         del self.kernels[kernel.pid]
         _kill(kernel.pid)
         os.waitpid(kernel.pid, 0)
+        self.watcher.drop(kernel.pid)
+        self._end_strays()
         told.close()
+
+    def _end_strays(self) -> None:
+        """Kill what kernels that have ended started in other sessions: it is this process's child now."""
+        for process in children(os.getpid()):
+            if process.pid not in self.kernels:
+                kill([process, *descendants(process.pid)])
 
     def end(self) -> None:
         for pid in list(self.kernels):
-            _kill(pid)
+            kill_family(pid)
+        self._end_strays()
         os._exit(0)
 
 
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     requests.set_inheritable(False)
+    watcher = Watcher(int(sys.argv[2]))
+    adopt()  # after the watcher, which must not become a stray
     running: list[Server] = []
 
     def changed(*_: object) -> None:
@@ -175,7 +196,7 @@ def main() -> None:
     gc.disable()  # what modules make stays
     from runner.step.forked_app import build
 
-    server = Server(requests, build(), {name.partition(".")[0] for name in sys.modules})
+    server = Server(requests, build(), watcher, {name.partition(".")[0] for name in sys.modules})
     running.append(server)
     signal.signal(signal.SIGCHLD, lambda *_: server.reap())
     server.serve()

@@ -49,7 +49,7 @@ class ForkServer:
         own = {name: value for name, value in environment.items() if not name.startswith("RUNNER_")}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", SERVER, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", SERVER, str(theirs.fileno()), str(os.getpid())],
                 env={**own, **ALONE},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -68,9 +68,9 @@ class ForkServer:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def load(self, modules: Iterable[str]) -> None:
-        """Load them ahead of the notebook that imports them. OSError where the server has ended."""
-        self._ask(modules, [])
+    def load(self, modules: Iterable[str], *, cwd: Path) -> None:
+        """Load them, in the notebook's working folder, ahead of the notebook. OSError where the server has ended."""
+        self._ask(modules, cwd, [])
 
     def kernel(self, *, cwd: Path, environment: Mapping[str, str], modules: Iterable[str]) -> ForkedKernel:
         """A kernel that is forked once `modules` are loaded; returns at once. OSError where the server has ended."""
@@ -78,7 +78,7 @@ class ForkServer:
         told, their_told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         crashes = os.memfd_create("crashes")
         try:
-            self._ask(modules, [their_line.fileno(), their_told.fileno(), crashes])
+            self._ask(modules, cwd, [their_line.fileno(), their_told.fileno(), crashes])
         except BaseException:
             for one in (line, told):
                 one.close()
@@ -87,7 +87,7 @@ class ForkServer:
         finally:
             their_line.close()
             their_told.close()
-        setup = json.dumps({"folder": str(cwd), "environment": dict(environment)})
+        setup = json.dumps({"folder": str(cwd.absolute()), "environment": dict(environment)})
         with contextlib.suppress(OSError):  # it has ended just now, which `told` says too
             line.sendall(frame(Kind.SETUP, setup.encode()))
         return ForkedKernel(self, line, told, crashes)
@@ -109,8 +109,8 @@ class ForkServer:
         said = "" if self._requests.fileno() < 0 else _end_of(self._said)
         return (said.strip().splitlines() or [""])[-1]
 
-    def _ask(self, modules: Iterable[str], descriptors: list[int]) -> None:
-        wanted = [name for name in modules if name not in self.avoid]
+    def _ask(self, modules: Iterable[str], cwd: Path, descriptors: list[int]) -> None:
+        wanted = {"modules": [name for name in modules if name not in self.avoid], "folder": str(cwd.absolute())}
         socket.send_fds(self._requests, [json.dumps(wanted).encode()], descriptors)
 
 

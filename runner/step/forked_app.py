@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from runner.lean import without
 from runner.step.ceiling import Ceiling
 from runner.step.line import Kind, frame
 from runner.step.pump import Pump
-from runner.step.stream import CappedStream, keep_no_copy
+from runner.step.stream import CappedStream, ignore_breakpoints, keep_no_copy
 
 with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     # the first three are what every shell imports later
@@ -96,22 +97,35 @@ class Line(Session):
 
 
 class PumpedStream(CappedStream):
-    """A cell's stdout or stderr. Its descriptor is the captured one, so that what is handed it is captured too."""
+    """A cell's stdout or stderr. Its descriptor is the captured one, so that what is handed it is captured too.
+
+    Libraries loaded ahead find it, as they do in a kernel of their own; until it is connected it writes to the server's.
+    """
 
     def __init__(self, session: Line, pump: Pump, name: str) -> None:
         super().__init__(session, pump, name, watchfd=False)
+
+    def write(self, string: str) -> int:
+        if self.pub_thread.connected:
+            return super().write(string)
+        os.write(self.fileno(), string.encode(errors="replace"))
+        return len(string)
 
     def fileno(self) -> int:
         return 1 if self.name == "stdout" else 2
 
     def flush(self) -> None:
-        if self.closed:
+        if self.closed or not self.pub_thread.connected:
             return
         if self._is_master_process():
             with self.pub_thread.settled():
                 self._flush()
         else:
             self._flush()
+
+    def begin(self) -> None:
+        """In the process that is to be the notebook's kernel."""
+        self._master_pid = os.getpid()
 
     def forget(self) -> None:
         """In a process that a cell forked: what was printed before is the parent's to show."""
@@ -159,6 +173,8 @@ class ForkedApp(IPKernelApp):
 
     session: Any
     shell: Any
+    pump: Pump
+    streams: list[PumpedStream]
 
     def init_blackhole(self) -> None: ...
     def init_connection_file(self) -> None: ...
@@ -190,29 +206,30 @@ class ForkedApp(IPKernelApp):
     def init_extensions(self) -> None: ...
     def init_code(self) -> None: ...
 
-    def begin(self, line: socket.socket) -> Pump:
+    def begin(self, line: socket.socket) -> None:
         """Connect, capture what is printed, and prepare the shell as Jupyter would. The environment is in place."""
         self.session.connect(line)
-        pump = Pump(line)
-        self.streams = [PumpedStream(self.session, pump, name) for name in ("stdout", "stderr")]
-        sys.stdout, sys.stderr = self.streams
+        self.pump.connect(line)
+        for stream in self.streams:
+            stream.begin()
         sys.displayhook = self.displayhook = _displayhook(self)
-        os.register_at_fork(after_in_child=lambda: self.forget(pump))
+        os.register_at_fork(after_in_child=self.forget)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.shell.init_environment()
         super().init_path()
         super().init_gui_pylab()
         super().init_extensions()
         super().init_code()
+        self.shell.starting_dir = str(Path.cwd())
+        self.shell.user_ns["_dh"][:] = [Path.cwd()]  # where `%cd -` leads back to
         for stream in self.streams:
             stream.flush()
-        pump.begin(*(stream.write for stream in self.streams))
-        return pump
+        self.pump.begin(*(stream.write for stream in self.streams))
 
-    def forget(self, pump: Pump) -> None:
+    def forget(self) -> None:
         """In a process that a cell forked: nobody holds a lock, and nothing waits to be printed."""
         self.session.lock = threading.Lock()
-        pump.forget()
+        self.pump.forget()
         for stream in self.streams:
             stream.forget()
 
@@ -227,6 +244,10 @@ def build() -> Any:
         # as in runner.step.kernel
         app.initialize(["--IPKernelApp.ignore_cwd=True", "--HistoryManager.enabled=False"])
     keep_no_copy(app.shell)
+    ignore_breakpoints()
+    app.pump = Pump()
+    app.streams = [PumpedStream(app.session, app.pump, name) for name in ("stdout", "stderr")]
+    sys.stdout, sys.stderr = app.streams
     return app
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from runner.lean import PAPERMILLS, without
+from runner.step.family import adopt, kill_strays
+from runner.step.watcher import Watcher
 
 POLL_S = 0.5
 
@@ -33,14 +35,21 @@ def main() -> None:
     """Serve one kernel until told to shut down, or until the runner is gone."""
     # by name: a runner that was killed before this line is not our parent any more
     owner = int(os.environ.pop("RUNNER_OWNER", "0")) or os.getppid()
-    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    if hasattr(os, "pidfd_open"):
+        Watcher(owner).add(os.getpgrp())
+    else:  # not on Linux
+        threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    adopt()
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     preload = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
     sys.path[:0] = folders
     with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
         from ipykernel.kernelapp import IPKernelApp
 
+        from runner.step.stream import CappedSession, ignore_breakpoints, keep_no_copy
+
         app: Any = IPKernelApp.instance()
+        app.session = CappedSession(parent=app)
         app.initialize(
             [
                 *sys.argv[1:],
@@ -50,9 +59,8 @@ def main() -> None:
                 "--HistoryManager.enabled=False",
             ]
         )
-    from runner.step.stream import keep_no_copy  # has imported ipykernel's already
-
     keep_no_copy(app.shell)
+    ignore_breakpoints()
     _keep_stderr_for_crashes()
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
     if opened:
@@ -67,7 +75,7 @@ def main() -> None:
     # ipykernel's own way out closes its threads in an order that can wait 10 s for one that has ended
     atexit.unregister(app.close)
     atexit.unregister(app.iopub_thread.stop)
-    leave()
+    leave(kill_strays)
 
 
 def _keep_stderr_for_crashes() -> None:

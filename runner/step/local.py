@@ -15,29 +15,34 @@ from runner.step.forked import ForkServer
 from runner.step.process import Kernel
 from runner.step.start import Imports, general_environment, needs_standard, start
 
+SETTINGS = ("matplotlibrc", ".env")  # libraries look for them in the working folder when they are imported
+
 
 class ForkServers:
     """One fork server for all who ask, and another where it has ended or has loaded what it should not.
 
-    Runs that share it share what it has loaded. Safe to call from several threads.
+    A working folder with settings for libraries has servers of its own. Runs that share a server share what it has
+    loaded. Safe to call from several threads.
     """
 
     def __init__(self) -> None:
-        self._servers: list[ForkServer] = []  # the last one is asked
+        self._servers: dict[Path | None, list[ForkServer]] = {}  # by folder with settings; the last one is asked
         self._lock = threading.Lock()
 
-    def get(self, environment: dict[str, str]) -> ForkServer:
+    def get(self, environment: dict[str, str], cwd: Path) -> ForkServer:
         """It keeps the hash seed and the OpenMP settings of the environment it was first asked with."""
         with self._lock:
-            last = self._servers[-1] if self._servers else None
+            own = cwd.resolve() if any((cwd / name).exists() for name in SETTINGS) else None
+            servers = self._servers.setdefault(own, [])
+            last = servers[-1] if servers else None
             if last is None or last.spoiled or not last.alive:
-                self._servers.append(ForkServer(environment, avoid=last.avoid if last is not None else ()))
-            return self._servers[-1]
+                servers.append(ForkServer(environment, avoid=last.avoid if last is not None else ()))
+            return servers[-1]
 
     def close(self) -> None:
         """End all servers and their kernels."""
         with self._lock:
-            for server in self._servers:
+            for server in (server for servers in self._servers.values() for server in servers):
                 server.close()
             self._servers.clear()
 
@@ -59,7 +64,8 @@ class LocalExecutor:
             found = read_notebook(notebook)
             imports = Imports(found)
             if self._kernel == FORKED and not needs_standard(found, imports):
-                self._servers.get(general_environment(threads)).load(imports.ahead)
+                server = self._servers.get(general_environment(threads), notebook.parent)
+                server.load(imports.ahead, cwd=notebook.parent)
 
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
         """Start the kernel of a step folder ahead of time; what is wrong with it is for `run` to say."""

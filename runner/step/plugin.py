@@ -45,7 +45,8 @@ class PapermillEngine:
         _write_whole_files()
         shown = {name: options.get(name) for name in ("progress_bar", "log_output")}
         client = {name: options.get(name) for name in ("log_output", "stdout_file", "stderr_file")}
-        session = _session(_kernel(nb, kernel_name), options)
+        save = _save(options.get("output_path") or "")
+        session = _session(_kernel(nb, kernel_name), options, save)
         done = RunnerEngine.execute_notebook(nb, kernel_name, session=session, secrets={}, client=client, **shown)
         why = session.kernel.instead or session.kernel.refused
         if why:
@@ -53,24 +54,26 @@ class PapermillEngine:
 
             logger.warning("Executed by the standard kernel, because %s", why)
         if session.kernel.refused:
-            session = _session(_kernel(nb, kernel_name, forked=False), options)
+            session = _session(_kernel(nb, kernel_name, forked=False), options, save)
             done = RunnerEngine.execute_notebook(nb, kernel_name, session=session, secrets={}, client=client, **shown)
         _raise(session, done)
         return done
 
 
-def _session(kernel: Kernel, options: dict[str, Any]) -> Session:
+def _save(path: str) -> Any:
+    """What keeps the notebook while it runs. FileNotFoundError where its folder is missing, before anything runs."""
     from papermill.iorw import LocalHandler, papermill_io
 
-    from runner.step.client import Limits, Session
     from runner.step.saving import Saver
 
-    place = options.get("output_path") or ""
-    handler = papermill_io.get_handler(place) if place else None
+    handler = papermill_io.get_handler(path) if path else None
+    return Saver(_place(handler, path), None) if isinstance(handler, LocalHandler) else _keep_nothing
+
+
+def _session(kernel: Kernel, options: dict[str, Any], save: Any) -> Session:
+    from runner.step.client import Limits, Session
+
     limits = Limits(options.get("execution_timeout") or options.get("timeout"))
-    save: Any = _keep_nothing
-    if isinstance(handler, LocalHandler):
-        save = Saver(Path(handler._cwd or "", place), None)
     made = Session(_tell_nobody, threading.Event(), limits, kernel, save)
     made.numbers_injected = True  # as papermill's own engine does
     return made
@@ -149,10 +152,15 @@ def _write_whole_files() -> None:
 def _write_whole(handler: Any, text: str, path: str) -> None:
     from runner.content import atomic_write
 
+    atomic_write(_place(handler, path), text.encode())
+
+
+def _place(handler: Any, path: str) -> Path:
+    """Where papermill's handler of local files writes; in its words where that cannot be."""
     place = Path(handler._cwd or "", path)
     if not place.parent.is_dir():
         raise FileNotFoundError(f"output folder {place.parent} doesn't exist.")
-    atomic_write(place, text.encode())
+    return place
 
 
 def _keep_nothing(nb: Any, now: bool) -> None: ...

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from runner.errors import PipelineError
+from runner.step.family import Process, descendants, kill
 
 STDERR = "stderr"  # of the process, until its cells' streams are in place; then only a crash's trace
 GRACE_S = 2.0  # between SIGINT, SIGTERM and SIGKILL
@@ -74,6 +75,7 @@ class KernelProcess:
 
     def __init__(self, argv: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> None:
         """Start it; returns at once. `{connection_file}` in `argv` is replaced."""
+        self._family: list[Process] = []
         # unix socket paths hold 107 bytes, so not below the run's folder
         self.folder = Path(tempfile.mkdtemp(prefix="rk-"))
         self.connection: dict[str, Any] = {
@@ -133,9 +135,13 @@ class KernelProcess:
         return (self.folder / STDERR).read_bytes()[-4000:].decode(errors="replace")
 
     def signal(self, number: int) -> None:
-        """Send to the kernel and everything it started; nothing happens where all are gone."""
+        """Send to the kernel and its group, SIGKILL to all that it started; nothing happens where all are gone."""
+        # looked up before: what is in another session is nobody's once the kernel has ended
+        self._family = descendants(self.process.pid) or self._family
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
+        if number == signal.SIGKILL:
+            kill(self._family)
 
     def client(self) -> Any:
         from jupyter_client.asynchronous.client import AsyncKernelClient  # 0.2 s

@@ -44,22 +44,31 @@ class _Pipe:
 
 
 class Pump(IOPubThread):
-    """Stands where ipykernel's streams expect their publishing thread: `schedule` runs at once, `call_later` later."""
+    """Stands where ipykernel's streams expect their publishing thread: `schedule` runs at once, `call_later` later.
+
+    A server makes it, and the process it forks connects it.
+    """
 
     thread: Any
     io_loop: Any
 
-    def __init__(self, line: socket.socket) -> None:
+    connected = False
+
+    def __init__(self) -> None:
         # not IOPubThread's: it opens zmq sockets
         self.thread = None
         self.io_loop = self
+        self._lock = threading.RLock()
+
+    def connect(self, line: socket.socket) -> None:
+        """Capture the two descriptors from here on."""
         self._line = line
         self._pipes = {number: _Pipe(number) for number in (1, 2)}
         self._writes: dict[int, Write] = {}
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._wake, self._woken = os.pipe()
         os.set_blocking(self._wake, False)
-        self._lock = threading.RLock()
+        self.connected = True
 
     def begin(self, stdout: Write, stderr: Write) -> None:
         self._writes = {1: stdout, 2: stderr}

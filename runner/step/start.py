@@ -26,10 +26,19 @@ WIDGETS = {"ipywidgets", "comm", "ipykernel", "jupyter_client", "ipyparallel", "
 # they may open the device when they are imported, and an open one does not survive a fork
 GPU = {"torch", "tensorflow", "jax", "cupy", "cudf", "cuml", "numba.cuda", "pycuda", "rmm", "paddle", "mxnet"}
 PROGRESS_BARS = {"tqdm.auto", "tqdm.notebook", "tqdm.autonotebook"}  # widgets where ipywidgets is installed
-# what a library reads when it is imported must be set before that
+# What a library reads when it is imported must be set before that: any word about the environment that is not plainly
+# a look at it, `environ.get(…)` or `environ[…]` in a line that assigns nothing. A mistake costs only speed.
 SETS_ENVIRONMENT = re.compile(
-    r"os\.(?:environ\s*(?:\[[^\]]*\]\s*=[^=]|\.(?:update|setdefault|pop|clear)\b)|putenv\b)|^\s*%(?:set_)?env\b", re.M
+    r"\bdel\b.*\benviron\b"
+    r"|\benviron\b(?!\.get\b|\[[^\]\n]*\](?!.*(?<![=!<>])=(?!=)))"
+    r"|\b(?:putenv|unsetenv|load_dotenv)\b|%\s*(?:(?:set_)?env|dotenv)\b"
 )
+# What it installs, or puts before the installed packages, is what its imports mean.
+CHANGES_PACKAGES = re.compile(
+    r"[!%]\s*(?:uv|pip3?|conda|mamba)\b|-m[\s'\",]+pip\b|\b(?:pip3?|conda|mamba)\s+(?:un)?install\b"
+    r"|\bsys\.path\b(?!\.(?:append|extend)\b)|\baddsitedir\b"
+)
+LATE = ((SETS_ENVIRONMENT, "sets environment variables"), (CHANGES_PACKAGES, "changes what is installed or found"))
 # (package, a word that stands in the notebook too, what the package imports when it is first used so)
 ON_FIRST_USE = (
     ("matplotlib.pyplot", "plt", ("matplotlib_inline.backend_inline", "matplotlib.backends.backend_agg",
@@ -47,7 +56,7 @@ def start(
     threads: int = 0,
     project: Path | None = None,
     kernel: str = STANDARD,
-    server: Callable[[dict[str, str]], ForkServer] | None = None,
+    server: Callable[[dict[str, str], Path], ForkServer] | None = None,
 ) -> Kernel:
     """The kernel for the step folder, started ahead of `execute` so that it is ready when its inputs are.
 
@@ -66,7 +75,7 @@ def start(
     if kernel == FORKED and not why:
         from runner.step.forked import ForkServer
 
-        source = ForkServer(environment) if server is None else server(environment)
+        source = ForkServer(environment) if server is None else server(environment, here)
         forked = source.kernel(cwd=here, environment=environment, modules=imports.ahead)
         forked.owns_server = server is None
         return forked
@@ -79,7 +88,7 @@ class Imports:
     """What a notebook imports, as far as its text says.
 
     `names` are all, dotted; `early` the installed packages among them that a kernel may load before the first cell:
-    never the project's own, nor what comes after environment variables are set; `late` the installed rest; `ahead`
+    never the project's own, nor what comes after a cell that `changes` what they do; `late` the installed rest; `ahead`
     what a server loads: `early`, what comes with the first use of that, and this package's own modules.
     """
 
@@ -87,7 +96,8 @@ class Imports:
         cells = notebook.code
         sources = "\n".join(cell.source for cell in cells)
         by_cell = [imported_names(python_source(cell)) for cell in cells]
-        first = next((i for i, cell in enumerate(cells) if SETS_ENVIRONMENT.search(cell.source)), len(cells))
+        changes = ((i, what) for i, cell in enumerate(cells) for form, what in LATE if form.search(cell.source))
+        first, self.changes = next(changes, (len(cells), ""))
         before = set().union(*by_cell[:first])
         self.names = set().union(*by_cell)
         installed = _installed(notebook, self.names)
@@ -120,7 +130,7 @@ def needs_standard(notebook: Notebook, imports: Imports) -> str:
     if (found := imports.names & PROGRESS_BARS) and find_spec("ipywidgets") is not None:
         return f"it imports {min(found)}, which shows widgets"
     late = [name for name in imports.late if name.partition(".")[0] not in sys.stdlib_module_names]
-    return f"it sets environment variables before it imports {late[0]}" if late else ""
+    return f"it {imports.changes} before it imports {late[0]}" if late else ""
 
 
 def general_environment(threads: int) -> dict[str, str]:

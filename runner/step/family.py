@@ -1,0 +1,87 @@
+"""The processes that a kernel's cells have started, also those in sessions of their own. Standard library only.
+
+Where there is no /proc, a kernel has no family beyond its process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    started: str  # clock ticks since boot: with the pid, this process and no later one
+
+
+def adopt() -> None:
+    """Have daemons that cells start stay descendants of this process, instead of becoming init's."""
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants(pid: int) -> list[Process]:
+    children: dict[int, list[Process]] = {}
+    for process, parent in _all():
+        children.setdefault(parent, []).append(process)
+    found: list[Process] = []
+    pending = [pid]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += [process.pid for process in below]
+    return found
+
+
+def children(pid: int) -> list[Process]:
+    return [process for process, parent in _all() if parent == pid]
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """Those of them that are still there."""
+    for process in processes:
+        with contextlib.suppress(OSError, IndexError):
+            if _stat(process.pid)[19] == process.started:
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def kill_family(pid: int) -> None:
+    """Kill a kernel's process group and all its descendants; nothing happens where all are gone."""
+    family = descendants(pid)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    kill(family)
+
+
+def kill_strays() -> None:
+    """Kill the descendants of this process that have left its group."""
+    for process in descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) != os.getpgrp():
+                kill([process])
+
+
+def _all() -> Iterable[tuple[Process, int]]:
+    """Every process that is no zombie, with its parent's pid."""
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError, IndexError):
+                    state, parent, *rest = _stat(int(entry.name))
+                    if state != "Z":
+                        yield Process(int(entry.name), rest[17]), int(parent)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of proc(5)'s stat from the third on, which is the state."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
