@@ -124,7 +124,7 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
         cloud.forget_calls()
 
     def do(*arguments: str, who: str = "caller") -> Done:
-        done = far.runner(*arguments)
+        done = far.here(*arguments)
         assert done.code == 0, done.out + done.err
         take(who)
         return done
@@ -142,7 +142,7 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     execution = do("pipeline", "start", "--json").out
     until = time.monotonic() + 200
     while (status := do("pipeline", "status", "--json").json)["status"] == "Executing" and time.monotonic() < until:
-        time.sleep(2)
+        time.sleep(0.5)
     assert status["status"] == "Succeeded", status
     do("import", json.loads(execution)["execution"])
     do("stop", "latest")
@@ -172,11 +172,10 @@ def prepare(cloud: SmallSageMaker) -> str:
 # Templates
 
 
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
-def test_cfn_lint_finds_nothing(template: Path) -> None:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("cfn-lint"), template], capture_output=True, text=True, check=False
-    )
+def test_cfn_lint_finds_nothing() -> None:
+    assert len(TEMPLATES) >= 6
+    program = Path(sys.executable).with_name("cfn-lint")  # takes four seconds to import, so it is asked once
+    done = subprocess.run([program, *TEMPLATES], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 

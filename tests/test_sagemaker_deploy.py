@@ -185,8 +185,8 @@ class Place(RemoteProject):
         made: dict[str, Any] | None = self.sagemaker.describe_endpoint(EndpointName=self.endpoint) if named else None
         return made
 
-    def deploy(self, version: int, *more: str, **options: Any) -> Done:
-        return self.runner("deploy", f"{self.name}/{version}", "--to", "staging", *more, **options)
+    def deploy(self, version: int, *more: str) -> Done:
+        return self.here("deploy", self.label(version), "--to", "staging", *more)
 
     def scored(self) -> str:
         """Which version answers."""
@@ -272,17 +272,17 @@ def test_a_version_is_deployed_updated_rolled_back_and_removed(make: Callable[..
     assert (done.code, f"instead of {place.label(1)}" in done.out) == (0, True)
     assert place.scored() == place.label(2)
     place.cloud.forget_calls()
-    assert place.runner("rollback", "staging").code == 0
+    assert place.here("rollback", "staging").code == 0
     assert place.scored() == place.label(1)
     assert place.found()["EndpointConfigName"] == config  # type: ignore[index]
-    (row,) = place.runner("deployments", "--json").json
+    (row,) = place.here("deployments", "--json").json
     assert (row["model"], row["health"], row["how"]) == (place.label(1), "serving", "rolled back")
-    served = place.runner("history", place.name, "--at", row["since"], "--target", "staging", "--json").json
+    served = place.here("history", place.name, "--at", row["since"], "--target", "staging", "--json").json
     assert served["served"]["version"] == 1
 
-    assert place.runner("undeploy", "staging").code == 0
+    assert place.here("undeploy", "staging").code == 0
     assert place.found() is None
-    assert place.runner("deployments", "--json").json[0]["model"] is None
+    assert place.here("deployments", "--json").json[0]["model"] is None
     assert place.story == [
         (1, "deployment begun"),
         (1, "deployed"),
@@ -365,7 +365,7 @@ def goes_on(place: Place, done: Done, *words: str) -> None:
     for word in words:
         assert word in done.err
     assert place.scored() == place.label(1)
-    assert place.runner("deployments", "--json").json[0]["model"] == place.label(1)
+    assert place.here("deployments", "--json").json[0]["model"] == place.label(1)
 
 
 def test_a_version_that_answers_otherwise_is_taken_back(make: Callable[..., Place]) -> None:
@@ -419,7 +419,7 @@ def test_a_swapped_archive_is_refused_before_anything_is_made(make: Callable[...
     with pytest.raises(Tampered, match="altered"):  # what `runner approve` asks
         check_archive(place.registry, place.registry.get(place.name, 2))
     swap(place, 1, archive_of(place, 3))
-    (row,) = place.runner("deployments", "--json").json
+    (row,) = place.here("deployments", "--json").json
     assert (row["health"], "was altered" in row["said"]) == ("unhealthy", True)
 
 
@@ -441,11 +441,11 @@ def test_a_version_whose_archive_was_swapped_is_not_approved(make: Callable[...,
     sound = archive_of(place, 3)
     approve = ("approve", place.label(3), "--reason", "reviewed")
     swap(place, 3, archive_of(place, 2))
-    done = place.runner(*approve)
+    done = place.here(*approve)
     assert (done.code, "It was altered" in done.err) == (8, True), done.err
     assert place.registry.get(place.name, 3).status == "pending"
     swap(place, 3, sound)
-    assert place.runner(*approve).code == 0
+    assert place.here(*approve).code == 0
 
 
 def test_an_archive_swapped_while_it_is_deployed_is_taken_back(make: Callable[..., Place]) -> None:
@@ -496,7 +496,8 @@ def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
 ) -> None:
     place = make()
     assert place.deploy(1).code == 0
-    assert place.deploy(2, env={VARIABLE: at}).code == -signal.SIGKILL
+    killed = place.runner("deploy", place.label(2), "--to", "staging", env={VARIABLE: at})
+    assert killed.code == -signal.SIGKILL
     switched = FAILPOINTS.index(at) >= FAILPOINTS.index("target switched")
     assert place.scored() == place.label(2 if switched else 1)
     done = place.deploy(2)
@@ -521,7 +522,7 @@ def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: 
         time.sleep(0.05)
     process.kill()
     process.communicate()
-    (row,) = place.runner("deployments", "--json").json
+    (row,) = place.here("deployments", "--json").json
     assert (row["health"], row["model"]) == ("changing", place.label(1))
     up.set()
     assert place.deploy(1).code == 0  # finishes the other one first, which means going back
@@ -555,7 +556,7 @@ def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[...
     assert place.scored() == place.label(won)
     assert place.story[-1] == (won, "deployed") or place.story[-2] == (won, "deployed")
     assert len([1 for _, kind in place.story if kind == "deployed"]) == 2
-    assert other.runner("deployments", "--json").json[0]["model"] == place.label(won)
+    assert other.here("deployments", "--json").json[0]["model"] == place.label(won)
 
 
 def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Callable[..., Place]) -> None:
