@@ -118,17 +118,10 @@ def _given(
 
 
 def region(session: Session, chosen: Settings) -> Check:
-    from botocore.session import Session as Botocore
-
-    known = {
-        name
-        for partition in ("aws", "aws-cn", "aws-us-gov")
-        for name in Botocore().get_available_regions("sagemaker", partition_name=partition)
-    }
     if not session.region:  # a variable that is set to nothing, as in CI
         return failed("region", "AWS_REGION is set to nothing", WRITE_A_REGION)
     said = f"{session.region} ({'[sagemaker] region' if chosen.region else 'from the environment'})"
-    if session.region not in known:
+    if session.region not in session.regions("sagemaker"):
         return failed("region", f"{said} has no SageMaker that botocore knows", "spell it as AWS does, or update boto3")
     return ok("region", said)
 

@@ -70,6 +70,11 @@ class Session:
         self._gap_s = 0.0  # between two calls to one service's control plane, once it has throttled
         self._next = 0.0
 
+    def regions(self, service: str) -> set[str]:
+        """Where botocore knows the service to be."""
+        partitions = ("aws", "aws-cn", "aws-us-gov")
+        return {name for part in partitions for name in self._session.get_available_regions(service, part)}
+
     def client(self, service: str) -> Any:
         with self._lock:
             if service not in self._clients:
