@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -465,17 +466,29 @@ def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_doe
 
     schema = json.loads(SCHEMA.read_text())
     schema["definitions"]["ProcessingStep"]["properties"]["PropertyFiles"] = {"type": "array"}
-    errors = list(jsonschema.Draft7Validator(schema).iter_errors(plain(definition)))
-    assert not errors, errors[0]
+    errors = list(jsonschema.Draft7Validator(schema).iter_errors(excused(definition)))
+    assert not errors, [(list(error.absolute_path), error.message[:200]) for error in errors]
+    # elsewhere nothing is excused: a Std:JsonGet that is an argument itself is found
+    inputs = definition["Steps"][1]["Arguments"]["ProcessingInputs"]
+    (joined,) = inputs[-1]["S3Input"]["S3Uri"]["Std:Join"]["Values"]
+    bare = json.loads(json.dumps(definition))
+    bare["Steps"][1]["Arguments"]["ProcessingInputs"][-1]["S3Input"]["S3Uri"] = joined
+    assert list(jsonschema.Draft7Validator(schema).iter_errors(excused(bare)))
 
 
-def plain(value: Any) -> Any:
-    """The definition with text where Std:Join and Std:JsonGet stand, which the schema is too old to know there."""
+# a plain string by the schema; docs/sagemaker.md names the last among what nobody has verified
+JOINED = re.compile("S3Uri|ErrorMessage|RUNNER_PIN_[0-9]+")
+OPERANDS = ("LeftValue", "RightValue")
+
+
+def excused(value: Any, name: str = "") -> Any:
+    """The definition with text for Std:Join and Std:JsonGet at the places that the schema is known to be too old for."""
     if isinstance(value, dict):
-        return (
-            "text" if value.keys() & {"Std:Join", "Std:JsonGet"} else {key: plain(item) for key, item in value.items()}
-        )
-    return [plain(item) for item in value] if isinstance(value, list) else value
+        joined = JOINED.fullmatch(name) and value.keys() == {"Std:Join"}
+        if joined or (name in OPERANDS and value.keys() == {"Std:JsonGet"}):
+            return "text"
+        return {key: excused(item, key) for key, item in value.items()}
+    return [excused(item) for item in value] if isinstance(value, list) else value
 
 
 def test_nothing_in_what_a_step_is_cached_by_differs_between_executions(definition: Any) -> None:
