@@ -1,4 +1,7 @@
-"""The templates in infra/ are sound, and their policies allow what a recorded run does, and nothing that they must not."""
+"""The templates in infra/ are sound, and their policies allow what a recorded run does, and nothing that they must not.
+
+The deployer's is asked about recorded deployments in test_sagemaker_deploy.py.
+"""
 
 from __future__ import annotations
 
@@ -278,23 +281,6 @@ def test_what_somebody_must_not_do_is_not_allowed(
     who: str, action: str, resource: str, context: dict[str, str]
 ) -> None:
     assert allowing(statements(who), Request(action, resource, context)) == []
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        Request("sagemaker:CreateModel", f"{AT}:model/tiny-3-0f1e"),
-        Request("sagemaker:CreateEndpointConfig", f"{AT}:endpoint-config/tiny-production-1"),
-        Request("sagemaker:UpdateEndpoint", f"{AT}:endpoint/tiny-production"),
-        Request("sagemaker:InvokeEndpoint", f"{AT}:endpoint/tiny-staging"),
-        Request("iam:PassRole", ROLE, SAGEMAKER),
-        Request("s3:GetObject", f"{OBJECTS}/tiny/models/0/model.tar.gz"),
-        Request("s3:PutObject", EVENT, ONCE),
-    ],
-    ids=lambda asked: asked.action,
-)
-def test_a_deployer_may_serve(asked: Request) -> None:
-    assert allowing(statements("deployer"), asked)
 
 
 def test_without_a_pipeline_the_jobs_role_registers_and_starts_nothing() -> None:

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from cloud import BUCKET, RemoteProject
-from conftest import Done
-from small_sagemaker import SmallSageMaker
+from conftest import ROOT, Done
+from iam import Stack, allowing, requests
+from small_sagemaker import SERVICE_KEY, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
 from test_serve_records import records, trained
 
@@ -103,6 +104,7 @@ class Machines:
 
     def __call__(self, asked: dict[str, Any]) -> str:
         assert self.cloud is not None
+        sagemaker, s3 = (self.cloud.client(service, access_key=SERVICE_KEY) for service in ("sagemaker", "s3"))
         (container,) = asked["Models"][0]["Containers"]
         label = container["Environment"]["RUNNER_MODEL"]
         if label in self.held:
@@ -111,12 +113,10 @@ class Machines:
             raise ValueError("it did not answer /ping")
         address = container.get("ModelDataUrl")
         if address is None:
-            described = self.cloud.client("sagemaker").describe_model_package(
-                ModelPackageName=container["ModelPackageName"]
-            )
+            described = sagemaker.describe_model_package(ModelPackageName=container["ModelPackageName"])
             address = described["InferenceSpecification"]["Containers"][0]["ModelDataUrl"]
         place = urlsplit(address)
-        data = self.cloud.client("s3").get_object(Bucket=place.netloc, Key=place.path[1:])["Body"].read()
+        data = s3.get_object(Bucket=place.netloc, Key=place.path[1:])["Body"].read()
         folder = self.folder / hashlib.sha256(data).hexdigest()
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(folder, filter="data")
@@ -334,6 +334,30 @@ def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> N
     assert place.deploy(1).code == 0
     left = scaling.describe_scalable_targets(ServiceNamespace="sagemaker", ResourceIds=[found["ResourceId"]])
     assert left["ScalableTargets"] == []
+
+
+def test_the_deployers_policy_allows_what_deployments_do_and_has_little_else(make: Callable[..., Place]) -> None:
+    place = make("scaling = { min = 1, max = 2, requests_per_minute = 300 }")
+    place.file.write_text(place.file.read_text().replace("role/jobs", f"role/{place.name}-jobs"))
+    template = {"Project": place.name, "Bucket": BUCKET, "Prefix": place.name, "Model": place.name}
+    stack = Stack(ROOT / "infra" / "policies.yaml", **template)
+    granted = stack.policy("DeployerPolicy")
+    place.cloud.forget_calls()
+    for version in (1, 1, 2):
+        assert place.deploy(version).code == 0
+    assert place.here("rollback", "staging").code == 0
+    place.machines.wrong.add(place.label(2))
+    assert place.deploy(2).code == 8
+    assert place.here("deployments").code == 0
+    assert place.here("undeploy", "staging").code == 0
+    asked = {str(made): made for call in place.cloud.calls for made in requests(call)}
+    assert {"sagemaker:CreateModel", "sagemaker:UpdateEndpoint", "sagemaker:DeleteEndpoint", "iam:PassRole"} <= {
+        made.action for made in asked.values()
+    }
+    assert [made for made in asked.values() if not allowing(granted, made)] == []
+    used = {sid for made in asked.values() for sid in allowing(granted, made)}
+    # what an endpoint that did not come up has written, and what the service does in the caller's name where it scales
+    assert {statement["Sid"] for statement in granted} - used == {"ReadLogs", "Alarm"}
 
 
 def test_a_serverless_endpoint_has_memory_and_concurrency(make: Callable[..., Place]) -> None:
