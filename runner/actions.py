@@ -269,7 +269,7 @@ def upload(pipeline: Path, file: Path, *, to: str | None, replace: bool, dry_run
 
     spec = load(pipeline)
     found = moving.upload(spec, file, to=to, replace=replace, dry_run=dry_run)
-    return found, moving.lines(spec, pipeline.parent, file, found.address)
+    return found, moving.lines(spec, pipeline.parent, file, found)
 
 
 def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:

@@ -585,7 +585,23 @@ def test_what_is_no_table_is_refused_with_a_sentence(far: Examined) -> None:
         assert (done.code, said in done.err) == (2, True), done.err
     for key in ("/t.csv", "../t.csv", "s3://other/t.csv"):
         assert far.here("upload", "t.csv", "--to", key).code == 2
-    far.set(bucket="")
-    done = far.here("upload", "t.csv")
-    assert done.code == 2
-    assert '[sagemaker] bucket = "…"' in done.err
+
+
+def test_without_a_bucket_a_table_goes_to_the_accounts_default_one_if_there_is_one(
+    far: Examined, cloud: SmallSageMaker
+) -> None:
+    (far.folder / "t.csv").write_text("1")
+    far.set(bucket="", role="", image="")
+    name = f"sagemaker-{cloud.region}-{ACCOUNT}"
+    refused = far.here("upload", "t.csv")
+    assert refused.code == 2
+    assert '[sagemaker] bucket = "…"' in refused.err
+    assert f"aws s3 mb s3://{name}" in refused.err
+    cloud.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": cloud.region})
+    done = far.here("upload", "t.csv", "--to", "june/")
+    assert done.code == 0, done.err
+    address = f"s3://{name}/tiny/data/june/t.csv"
+    assert done.out.splitlines() == [address, f'  [sagemaker] bucket = "{name}"']
+    assert "default bucket" in done.err
+    assert cloud.client("s3").get_object(Bucket=name, Key="tiny/data/june/t.csv")["Body"].read() == b"1"
+    assert far.here("upload", "t.csv", "--to", "june/", "--json").json["lines"] == [f'[sagemaker] bucket = "{name}"']
