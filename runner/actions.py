@@ -191,8 +191,11 @@ def stop_run(pipeline: Path, reference: str) -> list[str]:
 def estimate(plan: Plan, steps: list[str], sources: dict[str, InputFact]) -> Estimate:
     """What running these steps in SageMaker would move and cost; see `runner.aws.processing.estimate`."""
     from runner.aws.processing.estimate import estimate as made
+    from runner.run.cache import Cache
 
-    return made(backend.session(plan.pipeline), plan.pipeline, steps, sources, root=plan.root)
+    cache = Cache(backend.open_store(plan.root), plan.root)
+    undeclared = {step: cache.undeclared(step) for step in steps}
+    return made(backend.session(plan.pipeline), plan, steps, sources, undeclared=undeclared)
 
 
 def fetch_run(pipeline: Path, reference: str, steps: tuple[str, ...] = ()) -> tuple[RunManifest, int]:
@@ -266,7 +269,7 @@ def upload(pipeline: Path, file: Path, *, to: str | None, replace: bool, dry_run
 
     spec = load(pipeline)
     found = moving.upload(spec, file, to=to, replace=replace, dry_run=dry_run)
-    return found, moving.lines(spec, pipeline.parent, file, found.address)
+    return found, moving.lines(spec, pipeline.parent, file, found)
 
 
 def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:

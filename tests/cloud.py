@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,18 @@ class RemoteProject(Project):
 
     def runner(self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
         return super().runner(*arguments, env={**self.cloud.environment, **self.extra, **(env or {})}, cwd=cwd)
+
+    def here(self, *arguments: str) -> Done:
+        """As `runner`, in this process, which has boto3 and the SDK imported already: a second less, or five."""
+        from runner.cli import entry
+
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.folder)
+            for name, value in {**self.cloud.environment, **self.extra, "RUNNER_NO_REPORT": "1"}.items():
+                patch.setenv(name, value)
+            code = entry(arguments)
+        return Done(code, out.getvalue(), err.getvalue())
 
 
 @contextmanager

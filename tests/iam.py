@@ -166,6 +166,13 @@ def requests(call: Call) -> Iterator[Request]:
         case "iam" if call.action == "SimulatePrincipalPolicy":
             arn = f"arn:aws:iam::{ACCOUNT}:user/{given['PolicySourceArn'].rpartition('/')[2]}"
             yield Request("iam:SimulatePrincipalPolicy", arn, {"aws:username": arn.rpartition("/")[2]})
+        case "sagemaker-runtime":
+            arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/{given['EndpointName']}"
+            yield Request(f"sagemaker:{call.action}", arn)
+        case "application-autoscaling":
+            arn = f"arn:aws:application-autoscaling:{REGION}:{ACCOUNT}:scalable-target/0ec5"
+            about = {"application-autoscaling:service-namespace": given["ServiceNamespace"]}
+            yield Request(f"application-autoscaling:{call.action}", arn, about)
         case "servicequotas":
             yield Request(f"servicequotas:{call.action}", "*")
         case _:
@@ -216,6 +223,16 @@ def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
             arn = package if package.startswith("arn:") else f"{at}:model-package/{package}"
         case _ if "PipelineExecutionArn" in given:
             arn = given["PipelineExecutionArn"]
+        case "CreateModel" | "DescribeModel":
+            arn = f"{at}:model/{given['ModelName']}"
+        case "CreateEndpointConfig" | "DescribeEndpointConfig":
+            arn = f"{at}:endpoint-config/{given['EndpointConfigName']}"
+            for variant in given.get("ProductionVariants", []):
+                yield Request(f"sagemaker:{action}", f"{at}:model/{variant['ModelName']}")
+        case "CreateEndpoint" | "UpdateEndpoint" | "DescribeEndpoint" | "DeleteEndpoint":
+            arn = f"{at}:endpoint/{given['EndpointName']}"
+            if "EndpointConfigName" in given:
+                yield Request(f"sagemaker:{action}", f"{at}:endpoint-config/{given['EndpointConfigName']}")
         case "AddTags" | "ListTags":
             arn = given["ResourceArn"]
         case _:
@@ -223,5 +240,5 @@ def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
     yield Request(f"sagemaker:{action}", arn)
     if given.get("Tags") and action != "AddTags":
         yield Request("sagemaker:AddTags", arn)
-    if "RoleArn" in given:
-        yield Request("iam:PassRole", given["RoleArn"], {"iam:passedtoservice": "sagemaker.amazonaws.com"})
+    if role := given.get("RoleArn") or given.get("ExecutionRoleArn"):
+        yield Request("iam:PassRole", role, {"iam:passedtoservice": "sagemaker.amazonaws.com"})

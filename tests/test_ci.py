@@ -117,10 +117,12 @@ class Checkout(Project):
 
     programs: Path
 
-    def shell(self, script: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    def shell(
+        self, script: str, variables: Mapping[str, str], bash: Sequence[str] = ("bash",)
+    ) -> subprocess.CompletedProcess[str]:
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
-            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+            [*bash, "-c", script],
             cwd=self.folder,
             env={**environment({"RUNNER_NO_REPORT": "0"}), "PATH": path, **variables},
             capture_output=True,
@@ -136,6 +138,7 @@ class Checkout(Project):
         for file in files.values():
             file.write_text("")
         code = 0
+        default = read(ROOT / ".github" / "workflows" / name).get("defaults", {}).get("run", {}).get("shell")
         for step in steps(ROOT / ".github" / "workflows" / name):
             if "run" not in step or skip in str(step.get("if", "")):
                 continue
@@ -144,7 +147,8 @@ class Checkout(Project):
             said = [line.partition("=") for line in files["GITHUB_ENV"].read_text().splitlines()]
             given = {key: EXPRESSIONS[value] for key, value in step.get("env", {}).items()}
             variables = {variable: str(file) for variable, file in files.items()}
-            done = self.shell(step["run"], {**variables, **{key: value for key, _, value in said}, **given})
+            named = {**variables, **{key: value for key, _, value in said}, **given}
+            done = self.shell(step["run"], named, SHELLS[step.get("shell", default)])
             code = code or done.returncode
         return code, files["GITHUB_STEP_SUMMARY"].read_text()
 
@@ -159,6 +163,10 @@ class Checkout(Project):
     def step_with(self, score: str) -> None:
         self.write("only.ipynb", parameters("level: int = 1"), f"score = {score}", recorded("score", "score"))
 
+
+# what GitHub starts on Linux for a step's `shell`; without one, a pipe is as good as its last command
+# (docs.github.com, workflow syntax, jobs.<job_id>.steps[*].shell)
+SHELLS = {None: ("bash", "-e"), "bash": ("bash", "--noprofile", "--norc", "-eo", "pipefail")}
 
 EXPRESSIONS = {
     "${{ github.event.pull_request.base.ref }}": "main",
@@ -227,8 +235,9 @@ def test_a_pull_request_whose_gate_fails_is_red_and_commented_all_the_same(check
 
 def buildspec(checkout: Checkout, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """As CodeBuild does it: each phase's commands in one shell, in which a failing one does not end the others."""
+    assert read(BUILDSPEC)["env"]["shell"] == "bash"
     phases = [read(BUILDSPEC)["phases"][name]["commands"] for name in ("install", "build")]
-    return checkout.shell("\n".join(["set +e +o pipefail", *phases[0], *phases[1]]), variables)
+    return checkout.shell("\n".join([*phases[0], *phases[1]]), variables)
 
 
 def test_the_buildspec_runs_the_smoke_profile_for_a_pull_request(checkout: Checkout) -> None:
@@ -238,6 +247,21 @@ def test_the_buildspec_runs_the_smoke_profile_for_a_pull_request(checkout: Check
     assert "+score = 0.7" in (checkout.folder / "summary.md").read_text()
     checkout.step_with("0.1")
     assert buildspec(checkout, {"CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"}).returncode == 4
+
+
+def test_where_the_pipeline_cannot_be_started_ci_is_red(checkout: Checkout) -> None:
+    """Its words go through `tee`, which succeeds."""
+    (checkout.programs / "runner").write_text(
+        "#!/bin/bash\n"
+        'case "$*" in "pipeline start"*) echo "StartPipelineExecution is refused"; exit 7 ;; esac\n'
+        'case "$*" in "pipeline push"*) echo pushed ;; esac\n'
+    )
+    code, summary = checkout.workflow("main.yml", skip=" ==")
+    assert code == 7
+    assert "StartPipelineExecution is refused" in summary
+    done = buildspec(checkout, {})
+    assert (done.returncode, "pushed" in done.stdout) == (7, True)
+    assert "StartPipelineExecution is refused" in (checkout.folder / "summary.md").read_text()
 
 
 @pytest.mark.soak
@@ -263,6 +287,9 @@ def test_the_buildspec_pushes_and_starts_the_pipeline_of_the_branch(checkout: Ch
         found = cloud.client("sagemaker").list_pipeline_executions(PipelineName="tiny")["PipelineExecutionSummaries"]
         assert len(found) == 1
         assert found[0]["PipelineExecutionArn"] in (checkout.folder / "summary.md").read_text()
+        # where the service refuses to start it, the build is red
+        cloud.faults.add("StartPipelineExecution", "AccessDeniedException", status=400)
+        assert buildspec(checkout, cloud.environment).returncode == 7
         # where the doctor finds something, nothing is pushed and nothing is started
         cloud.client("iam").delete_role(RoleName="jobs")
         assert buildspec(checkout, cloud.environment).returncode == 2

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from cloud import BUCKET, RemoteProject
-from conftest import Done
-from small_sagemaker import SmallSageMaker
+from conftest import ROOT, Done
+from iam import Stack, allowing, requests
+from small_sagemaker import SERVICE_KEY, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
 from test_serve_records import records, trained
 
@@ -103,6 +104,7 @@ class Machines:
 
     def __call__(self, asked: dict[str, Any]) -> str:
         assert self.cloud is not None
+        sagemaker, s3 = (self.cloud.client(service, access_key=SERVICE_KEY) for service in ("sagemaker", "s3"))
         (container,) = asked["Models"][0]["Containers"]
         label = container["Environment"]["RUNNER_MODEL"]
         if label in self.held:
@@ -111,12 +113,10 @@ class Machines:
             raise ValueError("it did not answer /ping")
         address = container.get("ModelDataUrl")
         if address is None:
-            described = self.cloud.client("sagemaker").describe_model_package(
-                ModelPackageName=container["ModelPackageName"]
-            )
+            described = sagemaker.describe_model_package(ModelPackageName=container["ModelPackageName"])
             address = described["InferenceSpecification"]["Containers"][0]["ModelDataUrl"]
         place = urlsplit(address)
-        data = self.cloud.client("s3").get_object(Bucket=place.netloc, Key=place.path[1:])["Body"].read()
+        data = s3.get_object(Bucket=place.netloc, Key=place.path[1:])["Body"].read()
         folder = self.folder / hashlib.sha256(data).hexdigest()
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(folder, filter="data")
@@ -185,8 +185,8 @@ class Place(RemoteProject):
         made: dict[str, Any] | None = self.sagemaker.describe_endpoint(EndpointName=self.endpoint) if named else None
         return made
 
-    def deploy(self, version: int, *more: str, **options: Any) -> Done:
-        return self.runner("deploy", f"{self.name}/{version}", "--to", "staging", *more, **options)
+    def deploy(self, version: int, *more: str) -> Done:
+        return self.here("deploy", self.label(version), "--to", "staging", *more)
 
     def scored(self) -> str:
         """Which version answers."""
@@ -272,17 +272,17 @@ def test_a_version_is_deployed_updated_rolled_back_and_removed(make: Callable[..
     assert (done.code, f"instead of {place.label(1)}" in done.out) == (0, True)
     assert place.scored() == place.label(2)
     place.cloud.forget_calls()
-    assert place.runner("rollback", "staging").code == 0
+    assert place.here("rollback", "staging").code == 0
     assert place.scored() == place.label(1)
     assert place.found()["EndpointConfigName"] == config  # type: ignore[index]
-    (row,) = place.runner("deployments", "--json").json
+    (row,) = place.here("deployments", "--json").json
     assert (row["model"], row["health"], row["how"]) == (place.label(1), "serving", "rolled back")
-    served = place.runner("history", place.name, "--at", row["since"], "--target", "staging", "--json").json
+    served = place.here("history", place.name, "--at", row["since"], "--target", "staging", "--json").json
     assert served["served"]["version"] == 1
 
-    assert place.runner("undeploy", "staging").code == 0
+    assert place.here("undeploy", "staging").code == 0
     assert place.found() is None
-    assert place.runner("deployments", "--json").json[0]["model"] is None
+    assert place.here("deployments", "--json").json[0]["model"] is None
     assert place.story == [
         (1, "deployment begun"),
         (1, "deployed"),
@@ -336,6 +336,30 @@ def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> N
     assert left["ScalableTargets"] == []
 
 
+def test_the_deployers_policy_allows_what_deployments_do_and_has_little_else(make: Callable[..., Place]) -> None:
+    place = make("scaling = { min = 1, max = 2, requests_per_minute = 300 }")
+    place.file.write_text(place.file.read_text().replace("role/jobs", f"role/{place.name}-jobs"))
+    template = {"Project": place.name, "Bucket": BUCKET, "Prefix": place.name, "Model": place.name}
+    stack = Stack(ROOT / "infra" / "policies.yaml", **template)
+    granted = stack.policy("DeployerPolicy")
+    place.cloud.forget_calls()
+    for version in (1, 1, 2):
+        assert place.deploy(version).code == 0
+    assert place.here("rollback", "staging").code == 0
+    place.machines.wrong.add(place.label(2))
+    assert place.deploy(2).code == 8
+    assert place.here("deployments").code == 0
+    assert place.here("undeploy", "staging").code == 0
+    asked = {str(made): made for call in place.cloud.calls for made in requests(call)}
+    assert {"sagemaker:CreateModel", "sagemaker:UpdateEndpoint", "sagemaker:DeleteEndpoint", "iam:PassRole"} <= {
+        made.action for made in asked.values()
+    }
+    assert [made for made in asked.values() if not allowing(granted, made)] == []
+    used = {sid for made in asked.values() for sid in allowing(granted, made)}
+    # what an endpoint that did not come up has written, and what the service does in the caller's name where it scales
+    assert {statement["Sid"] for statement in granted} - used == {"ReadLogs", "Alarm"}
+
+
 def test_a_serverless_endpoint_has_memory_and_concurrency(make: Callable[..., Place]) -> None:
     place = make("serverless = { memory_mb = 3072, concurrency = 9 }")
     done = place.deploy(1, "--dry-run")
@@ -365,7 +389,7 @@ def goes_on(place: Place, done: Done, *words: str) -> None:
     for word in words:
         assert word in done.err
     assert place.scored() == place.label(1)
-    assert place.runner("deployments", "--json").json[0]["model"] == place.label(1)
+    assert place.here("deployments", "--json").json[0]["model"] == place.label(1)
 
 
 def test_a_version_that_answers_otherwise_is_taken_back(make: Callable[..., Place]) -> None:
@@ -419,7 +443,7 @@ def test_a_swapped_archive_is_refused_before_anything_is_made(make: Callable[...
     with pytest.raises(Tampered, match="altered"):  # what `runner approve` asks
         check_archive(place.registry, place.registry.get(place.name, 2))
     swap(place, 1, archive_of(place, 3))
-    (row,) = place.runner("deployments", "--json").json
+    (row,) = place.here("deployments", "--json").json
     assert (row["health"], "was altered" in row["said"]) == ("unhealthy", True)
 
 
@@ -441,11 +465,11 @@ def test_a_version_whose_archive_was_swapped_is_not_approved(make: Callable[...,
     sound = archive_of(place, 3)
     approve = ("approve", place.label(3), "--reason", "reviewed")
     swap(place, 3, archive_of(place, 2))
-    done = place.runner(*approve)
+    done = place.here(*approve)
     assert (done.code, "It was altered" in done.err) == (8, True), done.err
     assert place.registry.get(place.name, 3).status == "pending"
     swap(place, 3, sound)
-    assert place.runner(*approve).code == 0
+    assert place.here(*approve).code == 0
 
 
 def test_an_archive_swapped_while_it_is_deployed_is_taken_back(make: Callable[..., Place]) -> None:
@@ -496,7 +520,8 @@ def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
 ) -> None:
     place = make()
     assert place.deploy(1).code == 0
-    assert place.deploy(2, env={VARIABLE: at}).code == -signal.SIGKILL
+    killed = place.runner("deploy", place.label(2), "--to", "staging", env={VARIABLE: at})
+    assert killed.code == -signal.SIGKILL
     switched = FAILPOINTS.index(at) >= FAILPOINTS.index("target switched")
     assert place.scored() == place.label(2 if switched else 1)
     done = place.deploy(2)
@@ -521,7 +546,7 @@ def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: 
         time.sleep(0.05)
     process.kill()
     process.communicate()
-    (row,) = place.runner("deployments", "--json").json
+    (row,) = place.here("deployments", "--json").json
     assert (row["health"], row["model"]) == ("changing", place.label(1))
     up.set()
     assert place.deploy(1).code == 0  # finishes the other one first, which means going back
@@ -555,7 +580,7 @@ def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[...
     assert place.scored() == place.label(won)
     assert place.story[-1] == (won, "deployed") or place.story[-2] == (won, "deployed")
     assert len([1 for _, kind in place.story if kind == "deployed"]) == 2
-    assert other.runner("deployments", "--json").json[0]["model"] == place.label(won)
+    assert other.here("deployments", "--json").json[0]["model"] == place.label(won)
 
 
 def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Callable[..., Place]) -> None:

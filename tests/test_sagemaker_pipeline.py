@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -28,7 +27,6 @@ from runner.aws.pipelines.parameters import as_text
 from runner.aws.pipelines.pin import pins, run_id
 from runner.aws.pipelines.pushed import Rehearsal, lay
 from runner.aws.session import Session
-from runner.cli import entry
 from runner.errors import PipelineError, UsageError
 from runner.pipeline.plan import Plan, plan
 from runner.pipeline.types import Type, read_text
@@ -116,15 +114,8 @@ class Story:
     started: dict[str, str] = field(default_factory=dict)
     throttled: int = 0
 
-    def here(self, *arguments: str) -> Done:
-        """The command in this process, which has the SDK imported already."""
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = entry([*arguments, "--pipeline", str(self.project.folder / "pipeline.toml")])
-        return Done(code, out.getvalue(), err.getvalue())
-
     def start(self, name: str, *arguments: str) -> None:
-        done = self.here("pipeline", "start", "--json", *arguments)
+        done = self.project.here("pipeline", "start", "--json", *arguments)
         assert done.code == 0, done.err
         self.started[name] = done.json["arn"]
 
@@ -140,12 +131,12 @@ class Story:
             arn = self.started[name]
             while client.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] not in ENDED:
                 time.sleep(0.3)
-            done = self.here("pipeline", "status", arn, "--json")
+            done = self.project.here("pipeline", "status", arn, "--json")
             assert done.code == 0, done.err
             self.seen[name] = done.json
 
     def take_in(self, name: str) -> dict[str, Any]:
-        done = self.here("import", self.started[name], "--json", "--no-report")
+        done = self.project.here("import", self.started[name], "--json", "--no-report")
         assert done.code == 0, done.err
         self.runs[name] = done.json["run"]
         return self.manifest(name)
@@ -192,17 +183,17 @@ def story(cloud: SmallSageMaker, aws: None, tmp_path_factory: pytest.TempPathFac
     write(project)
     told = Story(project, cloud)
     fault = cloud.faults.add("CreatePipeline", "ThrottlingException", times=2)
-    told.said["push"] = told.here("pipeline", "push", "--json")
+    told.said["push"] = told.project.here("pipeline", "push", "--json")
     told.throttled = cloud.faults.hits(fault)
     assert told.said["push"].code == 0, told.said["push"].err
     cloud.faults.add("StartPipelineExecution", "LostReply")
     told.start("first", "-m", "the first")
-    told.said["early"] = told.here("import", told.started["first"])
+    told.said["early"] = told.project.here("import", told.started["first"])
     told.follow("first")
     told.take_in("first")
     told.start_elsewhere("again")
     told.follow("again")
-    told.said["approve"] = told.here("approve", "flow/1", "--reason", "looked at")
+    told.said["approve"] = told.project.here("approve", "flow/1", "--reason", "looked at")
     assert told.said["approve"].code == 0, told.said["approve"].err
     told.start("champion")
     told.start("worse", "-p", "evaluate.score=0.1")
@@ -213,10 +204,10 @@ def story(cloud: SmallSageMaker, aws: None, tmp_path_factory: pytest.TempPathFac
         PipelineExecutionArn=told.started["stopped"], ClientRequestToken="0" * 32
     )
     told.follow("champion", "worse", "broken", "misfit", "stopped")
-    told.pushed.append(told.here("pipeline", "push", "--json").json["outcome"])
+    told.pushed.append(told.project.here("pipeline", "push", "--json").json["outcome"])
     project.write("nb/register.ipynb", *LATER)
-    told.pushed.append(told.here("pipeline", "push", "--dry-run", "--json").json["outcome"])
-    told.pushed.append(told.here("pipeline", "push", "--json").json["outcome"])
+    told.pushed.append(told.project.here("pipeline", "push", "--dry-run", "--json").json["outcome"])
+    told.pushed.append(told.project.here("pipeline", "push", "--json").json["outcome"])
     told.start("edited")
     told.follow("edited")
     return told
@@ -247,7 +238,7 @@ def test_an_execution_registers_the_model_of_a_run_that_passed_once(story: Story
         "PendingManualApproval",
         "PendingManualApproval",
     ]
-    assert [event["kind"] for event in story.here("history", "flow", "--json").json][:2] == [
+    assert [event["kind"] for event in story.project.here("history", "flow", "--json").json][:2] == [
         "registered",
         "approved",
     ]
@@ -378,7 +369,7 @@ def test_an_execution_of_a_pipeline_that_was_not_pushed_from_here_is_not_importe
     client.create_pipeline(PipelineName="foreign", PipelineDefinition=text, RoleArn="arn:aws:iam::123456789012:role/r")
     story.started["foreign"] = client.start_pipeline_execution(PipelineName="foreign")["PipelineExecutionArn"]
     story.follow("foreign")
-    done = story.here("import", story.started.pop("foreign"))
+    done = story.project.here("import", story.started.pop("foreign"))
     assert (done.code, "is not of a Pipeline that `runner pipeline push` made" in done.err) == (2, True)
 
 
@@ -394,7 +385,7 @@ def test_an_execution_of_a_pipeline_that_was_not_pushed_from_here_is_not_importe
 def test_start_refuses_what_a_run_would_refuse_and_what_was_not_pushed(
     story: Story, arguments: list[str], said: str
 ) -> None:
-    done = story.here("pipeline", "start", *arguments)
+    done = story.project.here("pipeline", "start", *arguments)
     assert (done.code, said in done.err) == (2, True), done.err
 
 
@@ -408,9 +399,9 @@ def test_every_execution_is_a_sound_run_with_a_report(story: Story, name: str) -
     assert RUN_ID.match(run)
     assert manifest["on"] == "sagemaker"
     assert story.started[name] in manifest["note"]
-    verified = story.here("verify", run)
+    verified = story.project.here("verify", run)
     assert verified.code == 0, verified.out + verified.err
-    shown = story.here("show", run)
+    shown = story.project.here("show", run)
     assert shown.code == 0, shown.err
 
 
@@ -429,14 +420,14 @@ def test_a_cached_step_says_which_run_it_comes_from(story: Story) -> None:
         state = story.state("again", name)
         assert (state["status"], state["from_run"]) == ("cached", story.runs["first"])
     assert story.manifest("again")["model_version"] == story.manifest("first")["model_version"]
-    shown = story.here("show", story.runs["again"])
+    shown = story.project.here("show", story.runs["again"])
     assert f"cached     from {story.runs['first']}" in shown.out
 
 
 def test_importing_twice_gives_the_same_run(story: Story) -> None:
     file = story.project.folder / "runs" / story.runs["first"] / "run.json"
     before = file.read_bytes()
-    done = story.here("import", story.started["first"].rpartition("/")[2], "--no-report")
+    done = story.project.here("import", story.started["first"].rpartition("/")[2], "--no-report")
     assert (done.code, done.out.splitlines()[0]) == (0, f"run {story.runs['first']}")
     assert file.read_bytes() == before
 
@@ -444,9 +435,9 @@ def test_importing_twice_gives_the_same_run(story: Story) -> None:
 def test_an_imported_run_has_parameters_as_declared_and_its_version_verifies(story: Story) -> None:
     assert story.state("first", "data")["parameters"] == {"factor": 2, "level": "007"}
     assert story.manifest("first")["note"].startswith("the first (arn:")
-    verified = story.here("verify", "flow/1")
+    verified = story.project.here("verify", "flow/1")
     assert verified.code == 0, verified.out + verified.err
-    fetched = story.here("fetch", story.runs["first"])
+    fetched = story.project.here("fetch", story.runs["first"])
     assert fetched.code == 0, fetched.err
 
 
@@ -457,7 +448,7 @@ def test_show_prints_what_a_push_makes_without_asking_anybody(story: Story, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    shown = story.here("pipeline", "show")
+    shown = story.project.here("pipeline", "show")
     assert (shown.code, shown.err) == (0, "")
     found = story.cloud.client("sagemaker").describe_pipeline(PipelineName="flow")
     assert shown.json == json.loads(found["PipelineDefinition"])
@@ -475,17 +466,29 @@ def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_doe
 
     schema = json.loads(SCHEMA.read_text())
     schema["definitions"]["ProcessingStep"]["properties"]["PropertyFiles"] = {"type": "array"}
-    errors = list(jsonschema.Draft7Validator(schema).iter_errors(plain(definition)))
-    assert not errors, errors[0]
+    errors = list(jsonschema.Draft7Validator(schema).iter_errors(excused(definition)))
+    assert not errors, [(list(error.absolute_path), error.message[:200]) for error in errors]
+    # elsewhere nothing is excused: a Std:JsonGet that is an argument itself is found
+    inputs = definition["Steps"][1]["Arguments"]["ProcessingInputs"]
+    (joined,) = inputs[-1]["S3Input"]["S3Uri"]["Std:Join"]["Values"]
+    bare = json.loads(json.dumps(definition))
+    bare["Steps"][1]["Arguments"]["ProcessingInputs"][-1]["S3Input"]["S3Uri"] = joined
+    assert list(jsonschema.Draft7Validator(schema).iter_errors(excused(bare)))
 
 
-def plain(value: Any) -> Any:
-    """The definition with text where Std:Join and Std:JsonGet stand, which the schema is too old to know there."""
+# a plain string by the schema; docs/sagemaker.md names the last among what nobody has verified
+JOINED = re.compile("S3Uri|ErrorMessage|RUNNER_PIN_[0-9]+")
+OPERANDS = ("LeftValue", "RightValue")
+
+
+def excused(value: Any, name: str = "") -> Any:
+    """The definition with text for Std:Join and Std:JsonGet at the places that the schema is known to be too old for."""
     if isinstance(value, dict):
-        return (
-            "text" if value.keys() & {"Std:Join", "Std:JsonGet"} else {key: plain(item) for key, item in value.items()}
-        )
-    return [plain(item) for item in value] if isinstance(value, list) else value
+        joined = JOINED.fullmatch(name) and value.keys() == {"Std:Join"}
+        if joined or (name in OPERANDS and value.keys() == {"Std:JsonGet"}):
+            return "text"
+        return {key: excused(item, key) for key, item in value.items()}
+    return [excused(item) for item in value] if isinstance(value, list) else value
 
 
 def test_nothing_in_what_a_step_is_cached_by_differs_between_executions(definition: Any) -> None:
@@ -497,7 +500,7 @@ def test_nothing_in_what_a_step_is_cached_by_differs_between_executions(definiti
 
 
 def test_the_list_of_steps_says_what_is_cached_and_what_comes_after_what(story: Story) -> None:
-    shown = story.here("pipeline", "show", "--text")
+    shown = story.project.here("pipeline", "show", "--text")
     assert shown.code == 0, shown.err
     rows = [line.split() for line in shown.out.splitlines() if line]
     assert ["evaluate-score", "0.75"] in rows

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
+import io
 import json
 import os
 import platform
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,16 +21,27 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Project, parameters
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.bundle import runner_bundle
+from runner.aws.processing.bundle import upload as upload_bundle
+from runner.aws.processing.executor import put_runner, step_bundle
+from runner.aws.processing.prices import Prices
+from runner.aws.processing.request import limit_s
 from runner.aws.processing.wheels import Wheel, digest, missing_bytes, pins, upload, wheels
 from runner.aws.session import Session
+from runner.backend import open_store
+from runner.cli import entry
 from runner.errors import RunnerError, UsageError
+from runner.pipeline.plan import plan
+from runner.pipeline.remote import settings
+from runner.run.folder import snapshot, step_folder
 
+RUN = "20261122-101630-7f3a"
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLATFORM = f"manylinux_2_28_{platform.machine()}"
 TOOLS = ("boto3", "botocore", "jmespath", "python-dateutil", "s3transfer", "six", "urllib3")  # of the image
@@ -459,3 +473,51 @@ def test_the_bootstrap_is_understood_by_the_oldest_python_there_is() -> None:
     import ast
 
     ast.parse(source, feature_version=(3, 10))
+
+
+# What a dry run says of it
+
+
+def test_a_dry_run_counts_what_goes_up_once_and_nothing_that_is_there(
+    bucket: Bucket, lock: Path, arrived: list[Wheel], cache: Path, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
+    (project.folder / "cache" / "runner").mkdir(parents=True)
+    (project.folder / "cache" / "runner" / "wheels").symlink_to(cache / "wheels")
+    shutil.copyfile(lock, project.folder / "requirements.lock")
+    (project.folder / "big.bin").write_bytes(os.urandom(3_000_000))
+    project.write("nb.ipynb", parameters("source: str = ''"), "import helper")
+    (project.folder / "helper.py").write_text("x = 1\n")
+    step = '[steps.s{0}]\nnotebook = "nb.ipynb"\nretries = {0}\ninputs = {{ source = "./big.bin" }}\n'
+    file = project.toml(
+        f'name = "figures"\n{step.format(1)}{step.format(4)}[sagemaker]\nbucket = "{bucket.name}"\nprefix = "project"\n'
+        f'role = "r"\nimage = "i"\npython = "{HERE}"\nplatform = "{PLATFORM}"\n'
+    )
+
+    def ask() -> Any:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert entry(["run", "--on", "sagemaker", "--dry-run", "--json", "--pipeline", str(file)]) == 0
+        return json.loads(out.getvalue())
+
+    said, planned = ask(), plan(file)
+    assert [step["would"] for step in said["steps"]] == ["run", "run"]
+    whole = sum(wheel.size_bytes for wheel in arrived) + 3_000_000
+    assert whole < said["move_bytes"] < whole + 1_000_000  # and the runner, and the notebook
+    chosen = settings(planned.pipeline)
+    once = Prices.read(None).of(chosen.instance, limit_s(None, chosen))
+    assert once is not None
+    assert said["ceiling_usd"] == pytest.approx((3 + 5) * once)  # three attempts in any case, or one and four retries
+
+    put_runner(chosen, bucket, root=project.folder)
+    assert 3_000_000 < ask()["move_bytes"] < 3_100_000
+    store = open_store(project.folder)
+    store.folder(RUN).mkdir(parents=True)
+    snapshot(planned, store, RUN)
+    for name in ("s1", "s4"):
+        made = step_bundle(step_folder(store, RUN, name), "nb.ipynb", project.folder, chosen, also=())
+        upload_bundle(bucket, "steps/", made)
+    assert ask()["move_bytes"] == 3_000_000
+    sha256 = hashlib.sha256((project.folder / "big.bin").read_bytes()).hexdigest()
+    bucket.put(f"inputs/{sha256}/big.bin", b"")
+    assert ask()["move_bytes"] == 0

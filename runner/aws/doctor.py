@@ -18,9 +18,9 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.probe import INSTANCE, ceiling, probe
 from runner.aws.processing import wheels
+from runner.aws.processing.estimate import most_usd
 from runner.aws.processing.executor import lock, wheel_cache
 from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import limit_s
 from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, logs, pass_role, registry, role
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.errors import PipelineError, RemoteError, RunnerError
@@ -118,17 +118,10 @@ def _given(
 
 
 def region(session: Session, chosen: Settings) -> Check:
-    from botocore.session import Session as Botocore
-
-    known = {
-        name
-        for partition in ("aws", "aws-cn", "aws-us-gov")
-        for name in Botocore().get_available_regions("sagemaker", partition_name=partition)
-    }
     if not session.region:  # a variable that is set to nothing, as in CI
         return failed("region", "AWS_REGION is set to nothing", WRITE_A_REGION)
     said = f"{session.region} ({'[sagemaker] region' if chosen.region else 'from the environment'})"
-    if session.region not in known:
+    if session.region not in session.regions("sagemaker"):
         return failed("region", f"{said} has no SageMaker that botocore knows", "spell it as AWS does, or update boto3")
     return ok("region", said)
 
@@ -242,11 +235,9 @@ def price(spec: Pipeline, steps: dict[str, Settings], root: Path) -> Check:
             fix = 'copy runner/aws/processing/prices.toml, add it, and write [sagemaker] prices = "prices.toml"'
             return unknown("price", f"{chosen.instance} is in no table ({prices.source}); {fix}")
         hourly[chosen.instance], source = prices.hourly[chosen.instance], prices.source
-        step = spec.steps.get(name)
-        attempts = 1 + (step.retries if step else 0)
-        total += attempts * (prices.of(chosen.instance, limit_s(step.timeout_s if step else None, chosen)) or 0.0)
+        total += most_usd(spec.steps.get(name), chosen, prices) or 0.0
     each = ", ".join(f"{kind} {value:g} USD an hour" for kind, value in hourly.items())
-    return ok("price", f"{each}; {len(steps)} steps to their time limits {total:.2f} USD ({source})")
+    return ok("price", f"{each}; {len(steps)} steps to their time limits, each attempt, {total:.2f} USD ({source})")
 
 
 def environment(session: Session, chosen: Settings, root: Path, say: Callable[[str], None]) -> Check:

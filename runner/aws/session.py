@@ -7,6 +7,7 @@ share one pace: a throttled call slows every thread down, so that fifty waiting 
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
@@ -48,11 +49,9 @@ class Session:
 
     def __init__(self, region: str | None = None, *, patience_s: float = PATIENCE_S, anonymous: bool = False) -> None:
         """Raises AwsError where there are no credentials or no region; `anonymous` does without, for public buckets."""
-        import boto3  # 0.25 s, and only where AWS is asked
-
-        self._session = boto3.Session(region_name=region)
+        self._session = _fresh(region)
         if self._session.region_name is None and anonymous:
-            self._session = boto3.Session(region_name="us-east-1")
+            self._session = _fresh("us-east-1")
         self._unsigned = anonymous and self._session.get_credentials() is None
         if self._session.region_name is None:
             raise AwsError(
@@ -70,6 +69,11 @@ class Session:
         self._lock = threading.Lock()
         self._gap_s = 0.0  # between two calls to one service's control plane, once it has throttled
         self._next = 0.0
+
+    def regions(self, service: str) -> set[str]:
+        """Where botocore knows the service to be."""
+        partitions = ("aws", "aws-cn", "aws-us-gov")
+        return {name for part in partitions for name in self._session.get_available_regions(service, part)}
 
     def client(self, service: str) -> Any:
         with self._lock:
@@ -142,6 +146,24 @@ class Session:
         if service != "s3" and self._gap_s:
             with self._lock:
                 self._gap_s = self._gap_s * 0.97 if self._gap_s > 0.02 else 0.0
+
+
+def _fresh(region: str | None) -> Any:
+    """A session that reads credentials and settings anew, and has the services' models that another one has read."""
+    import boto3  # 0.25 s, and only where AWS is asked
+    import botocore.session
+
+    core = botocore.session.Session()
+    core.register_component("data_loader", _models())
+    return boto3.Session(region_name=region, botocore_session=core)
+
+
+@functools.cache
+def _models() -> Any:
+    """Reading SageMaker's and S3's models takes 0.2 s for each loader."""
+    import botocore.session
+
+    return botocore.session.Session().get_component("data_loader")
 
 
 def _broken_connection(error: Exception) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.session import Session
+from runner.aws.rights import identity
+from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import Refused, UsageError
 from runner.pipeline.remote import settings
 from runner.records import Pipeline
@@ -22,18 +23,21 @@ NAMED_BY = 16  # digits of the hash in the key
 
 @dataclass(frozen=True)
 class Uploaded:
-    """`moved_bytes` is what went there, or would without the dry run; 0 where those bytes were there."""
+    """`moved_bytes` is what went there, or would without the dry run; 0 where those bytes were there. `default_bucket`:
+    the account's, where [sagemaker] bucket is not set."""
 
     address: str
     sha256: str
     size_bytes: int
     moved_bytes: int
+    default_bucket: str | None = None
 
 
 def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run: bool) -> Uploaded:
-    """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, or to `<prefix>data/<to>`.
+    """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, or to `<prefix>data/<to>`; without a
+    bucket there, in the one that SageMaker has made for the account and region.
 
-    Raises UsageError for what is no regular file, Refused where `to` has other content and `replace` does not say that
+    Raises UsageError for what is no regular file and where there is neither bucket, Refused where `to` has other content and `replace` does not say that
     it may go.
     """
     before = _regular(file)
@@ -57,10 +61,11 @@ def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run
                 f"{file} was changed while it was read, so {place.address(key)} is of no use. "
                 f"Remove it with `aws s3 rm {place.address(key)}`, and upload again."
             )
-    return Uploaded(place.address(key), sha256, before.st_size, 0 if same else before.st_size)
+    default = place.name if spec.sagemaker.bucket is None else None
+    return Uploaded(place.address(key), sha256, before.st_size, 0 if same else before.st_size, default)
 
 
-def lines(spec: Pipeline, root: Path, file: Path, address: str) -> list[str]:
+def lines(spec: Pipeline, root: Path, file: Path, uploaded: Uploaded) -> list[str]:
     """What to write in pipeline.toml to read it there: where this file is read now, or where any table is."""
     outside = [
         (step, name, given.from_)
@@ -69,7 +74,8 @@ def lines(spec: Pipeline, root: Path, file: Path, address: str) -> list[str]:
         if given.from_.startswith(("./", "../", "/")) or "://" in given.from_
     ]
     this = [place for place in outside if "://" not in place[2] and (root / place[2]).resolve() == file.resolve()]
-    return [f'[steps.{step}] inputs: {name} = "{address}"' for step, name, _ in this or outside]
+    bucket = [] if uploaded.default_bucket is None else [f'[sagemaker] bucket = "{uploaded.default_bucket}"']
+    return [*bucket, *(f'[steps.{step}] inputs: {name} = "{uploaded.address}"' for step, name, _ in this or outside)]
 
 
 def _regular(file: Path) -> os.stat_result:
@@ -87,16 +93,28 @@ def _regular(file: Path) -> os.stat_result:
 
 
 def _place(spec: Pipeline) -> Bucket:
-    """[sagemaker] bucket at its prefix; what jobs need beside it need not be set yet."""
-    if spec.sagemaker.bucket is None:
-        raise UsageError(
-            'pipeline.toml does not say where to: write [sagemaker] bucket = "…". '
-            "An account that has used Studio has a bucket sagemaker-REGION-ACCOUNT."
-        )
+    """[sagemaker] bucket or the default one, at its prefix; what jobs need beside it need not be set yet."""
+    session = Session(spec.sagemaker.region)
+    bucket = spec.sagemaker.bucket or _default_bucket(session)
     role, image = spec.sagemaker.role or "-", spec.sagemaker.image or "-"
-    filled = msgspec.structs.replace(spec.sagemaker, role=role, image=image)
+    filled = msgspec.structs.replace(spec.sagemaker, bucket=bucket, role=role, image=image)
     chosen = settings(msgspec.structs.replace(spec, sagemaker=filled))
-    return Bucket(Session(chosen.region), chosen.bucket, chosen.prefix)
+    return Bucket(session, chosen.bucket, chosen.prefix)
+
+
+def _default_bucket(session: Session) -> str:
+    """The bucket that Studio and the SDK make in each account and region. Raises UsageError where they have not."""
+    name = f"sagemaker-{session.region}-{identity(session).account}"
+    try:
+        session.call("s3", "head_bucket", about=f"bucket {name}", Bucket=name)
+    except AwsError as error:
+        if error.code not in ABSENT:
+            raise
+        raise UsageError(
+            'pipeline.toml does not say where to, and the account has no default bucket: write [sagemaker] bucket = "…", '
+            f"or make {name} with `aws s3 mb s3://{name}`."
+        ) from error
+    return name
 
 
 def _key(to: str, name: str) -> str:

@@ -78,6 +78,8 @@ def _printed(checks: Iterable[Check]) -> Iterable[Check]:
 def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_json: bool, pipeline: Path) -> None:
     """Put a table into [sagemaker] bucket, from where jobs read it; the same bytes move once.
 
+    Without one it goes to the bucket sagemaker-REGION-ACCOUNT, which an account that has used Studio has.
+
     \b
     Example:
       runner upload data/table.csv
@@ -99,6 +101,8 @@ def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_
         )
         return
     click.echo(found.address)
+    if found.default_bucket is not None:
+        click.echo(f"  in the account's default bucket, as [sagemaker] bucket is not set in {pipeline.name}", err=True)
     verb = "would move" if dry_run else "moved"
     click.echo(
         f"  {verb} {found.moved_bytes:,} of {found.size_bytes:,} bytes; to read it, in {pipeline.name}:", err=True

@@ -214,17 +214,20 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
     world = backend.world(plan.file, plan.pipeline, on=options.on)
     sources: dict[str, InputFact] = {}
     found = preview(plan, options, world, on_sources=sources)
-    if as_json:
-        print_json([{"name": step.name, "would": step.would, "why": step.why} for step in found])
-    else:
-        for step in found:
-            click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
+    made = None
     if options.on == "sagemaker":
-        may_run = [step.name for step in found if step.would in ("run", "maybe")]
-        made = actions.estimate(plan, may_run, sources)
+        made = actions.estimate(plan, [step.name for step in found if step.would in ("run", "maybe")], sources)
+    if as_json:
+        steps = [{"name": step.name, "would": step.would, "why": step.why} for step in found]
+        figures = None if made is None else {"move_bytes": made.move_bytes, "ceiling_usd": made.ceiling_usd}
+        print_json(steps if figures is None else {"steps": steps, **figures})
+        return 0
+    for step in found:
+        click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
+    if made is not None:
         ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
-        click.echo(f"moves {made.move_bytes / 1e6:.1f} MB to S3", err=as_json)
-        click.echo(f"costs at most {ceiling}: each step for as long as it may run ({made.prices})", err=as_json)
+        click.echo(f"moves {made.move_bytes / 1e6:.1f} MB to S3")
+        click.echo(f"costs at most {ceiling}: each step, and each attempt at it, for as long as it may ({made.prices})")
     return 0
 
 

@@ -187,8 +187,8 @@ class _Definition:
         for number, (of, spec) in enumerate(specs.items()):
             if is_pinned(spec):
                 key = f"pins.{pin_key(self.laid.pushed, f'{name}.{of}')}"
-                environment[f"RUNNER_PIN_{number}"] = self._get(PIN, self.pins, f"{key}.digest")
-                address = self._get(PIN, self.pins, f"{key}.address")
+                environment[f"RUNNER_PIN_{number}"] = self._text(PIN, self.pins, f"{key}.digest")
+                address = self._text(PIN, self.pins, f"{key}.address")
             else:
                 address = self._below(GATE, VERDICT_FILE) if spec.from_ == VERDICT else self._output(spec.from_)
             if spec.as_ == "path":
@@ -268,6 +268,10 @@ class _Definition:
 
     def _get(self, step: str, file: Any, path: str) -> Any:
         return self.sdk.JsonGet(step_name=step, property_file=file, json_path=path)
+
+    def _text(self, step: str, file: Any, path: str) -> Any:
+        """As `_get`, where an argument of a job is: there the service's schema has no Std:JsonGet but in a Std:Join."""
+        return self.sdk.Join(values=[self._get(step, file, path)])
 
     def _input(self, name: str, address: Any, folder: str = "") -> dict[str, Any]:
         source = {

@@ -7,9 +7,7 @@ environment that was not made whole and compared with the lock.
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
-import http.client
 import importlib.metadata
 import json
 import os
@@ -122,8 +120,10 @@ def make(pins: dict[str, str], wheels: dict[str, Any], *, below: Path) -> str:
 
 def fetch(wheels: dict[str, Any], folder: Path) -> None:
     """Put every wheel into the folder, its hash checked. Raises Failed."""
+    import concurrent.futures  # 0.05 s, as http.client, and only where the image is not the lock
+
     try:
-        import boto3  # the image's own, and only where the image is not the lock
+        import boto3  # the image's own
         from botocore.config import Config
     except ImportError as error:
         raise Failed(
@@ -146,6 +146,8 @@ def fetch(wheels: dict[str, Any], folder: Path) -> None:
 
 
 def _fetch(client: Any, bucket: str, fact: dict[str, Any], target: Path) -> None:
+    import http.client
+
     from botocore.exceptions import BotoCoreError, ClientError
 
     address = f"s3://{bucket}/{fact['key']}"

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing import wheels
-from runner.aws.processing.bundle import runner_bundle
+from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle, runner_bundle
 from runner.aws.processing.executor import environment, lock, wheel_cache
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import limit_s
 from runner.aws.session import Session
-from runner.pipeline.remote import settings
-from runner.records import InputFact, Pipeline
+from runner.pipeline.credentials import FORMS
+from runner.pipeline.plan import Plan, PlannedStep
+from runner.pipeline.remote import Settings, settings
+from runner.records import InputFact, StepSpec
+from runner.run.orchestrate import TRANSIENT_RETRIES
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """`ceiling_usd`: every step that may run, for as long as it is allowed to; None where a price is not known."""
+    """`ceiling_usd`: see `most_usd`, of every step that may run; None where a price is not known."""
 
     move_bytes: int
     ceiling_usd: float | None
@@ -28,36 +31,81 @@ class Estimate:
 
 def estimate(
     session: Session,
-    pipeline: Pipeline,
+    plan: Plan,
     steps: Iterable[str],
     sources: Mapping[str, InputFact],
     *,
-    root: Path,
+    undeclared: Mapping[str, Iterable[str]],
 ) -> Estimate:
-    """For these steps; `sources` are what comes from outside the run, by "step.input"."""
-    move, ceiling = 0, 0.0
-    known = True
+    """For these steps; `sources` are what comes from outside the run, by "step.input", and `undeclared` the project's
+    files that a step has read without their being inputs."""
+    wanted, common = set(steps), set[tuple[object, ...]]()
+    missing: dict[str, int] = {}  # by address, so that what two steps need is counted once
+    ceiling: float | None = 0.0
     said = ""
-    common: set[tuple[str, str]] = set()
-    for step in steps:
-        chosen = settings(pipeline, step)
+    for step in plan.steps:
+        if step.name not in wanted:
+            continue
+        chosen = settings(plan.pipeline, step.name)
         bucket = Bucket(session, chosen.bucket, chosen.prefix)
-        if (chosen.lock, chosen.python) not in common:
-            common.add((chosen.lock, chosen.python))
-            if chosen.packages == "lock":
-                found = wheels.wheels(
-                    lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache()
-                )
-                move += wheels.missing_bytes(bucket, found)
-            made = runner_bundle(environment(chosen, root=root, keys=None))
-            move += 0 if bucket.size(f"bundles/{made.sha256}/_run.py") is not None else made.size_bytes
-        for key, fact in sources.items():
-            if key.partition(".")[0] == step and fact.artifact is not None and not fact.listed and fact.as_ == "path":
-                there = dict(bucket.keys(f"inputs/{fact.artifact.sha256}/"))
-                move += 0 if there else fact.artifact.size_bytes
-        prices = Prices.read(root / chosen.prices if chosen.prices else None)
+        packages = (chosen.bucket, chosen.prefix, chosen.lock, chosen.python, chosen.platform, chosen.packages)
+        if packages not in common:
+            common.add(packages)
+            missing |= _packages(plan.root, chosen, bucket)
+        missing |= _code(step, plan, chosen, bucket, undeclared.get(step.name, ()))
+        missing |= _inputs(step.name, sources, bucket)
+        prices = Prices.read(plan.root / chosen.prices if chosen.prices else None)
         said = prices.source
-        price = prices.of(chosen.instance, limit_s(pipeline.steps[step].timeout_s, chosen))
-        known = known and price is not None
-        ceiling += price or 0.0
-    return Estimate(move, ceiling if known else None, said)
+        price = most_usd(step.spec, chosen, prices)
+        ceiling = None if price is None or ceiling is None else ceiling + price
+    return Estimate(sum(missing.values()), ceiling, said)
+
+
+def attempts(step: StepSpec | None) -> int:
+    """How often a step is executed at most: the first time, and for what may be tried again."""
+    return 1 + max(step.retries if step is not None else 0, TRANSIENT_RETRIES)
+
+
+def most_usd(step: StepSpec | None, chosen: Settings, prices: Prices) -> float | None:
+    """What a step costs if each attempt takes all the time it may; None where its instance has no price."""
+    price = prices.of(chosen.instance, limit_s(step.timeout_s if step is not None else None, chosen))
+    return None if price is None else attempts(step) * price
+
+
+def _packages(root: Path, chosen: Settings, bucket: Bucket) -> dict[str, int]:
+    """The wheels and the runner that are not in the bucket, with their bytes."""
+    found: dict[str, int] = {}
+    keys = None
+    if chosen.packages == "lock":
+        all_ = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
+        found = {bucket.address(wheel.key): wheel.size_bytes for wheel in wheels.missing(bucket, all_)}
+        keys = wheels.described(bucket, all_)
+    return found | _bundle(runner_bundle(environment(chosen, root=root, keys=keys)), "bundles/", START, bucket)
+
+
+def _code(step: PlannedStep, plan: Plan, chosen: Settings, bucket: Bucket, undeclared: Iterable[str]) -> dict[str, int]:
+    made = code_bundle(
+        step.notebook.path.read_bytes(),
+        notebook=step.spec.notebook,
+        modules=step.modules,
+        root=plan.root,
+        include=chosen.include,
+        also=undeclared,
+        forms=FORMS,
+    )
+    return _bundle(made, "steps/", NOTEBOOK, bucket)
+
+
+def _bundle(made: Bundle, below: str, last: str, bucket: Bucket) -> dict[str, int]:
+    key = f"{below}{made.sha256}/"
+    return {} if bucket.size(key + last) is not None else {bucket.address(key): made.size_bytes}
+
+
+def _inputs(step: str, sources: Mapping[str, InputFact], bucket: Bucket) -> dict[str, int]:
+    found = {}
+    for name, fact in sources.items():
+        if name.partition(".")[0] == step and fact.artifact is not None and not fact.listed and fact.as_ == "path":
+            key = f"inputs/{fact.artifact.sha256}/"
+            if not any(True for _ in bucket.keys(key)):
+                found[bucket.address(key)] = fact.artifact.size_bytes
+    return found

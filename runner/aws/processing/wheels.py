@@ -6,6 +6,7 @@ Wheels lie by content at `wheels/files/<sha256>/<file name>`, so that a changed 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -104,44 +105,50 @@ def digest(wheels: Sequence[Wheel]) -> str:
 
 def missing_bytes(bucket: Bucket, wheels: Sequence[Wheel]) -> int:
     """How much `upload` would move."""
+    return sum(wheel.size_bytes for wheel in missing(bucket, wheels))
+
+
+def missing(bucket: Bucket, wheels: Sequence[Wheel]) -> list[Wheel]:
+    """What `upload` would move."""
     if bucket.size(_index(wheels)) is not None:
-        return 0
-    return sum(wheel.size_bytes for wheel in _missing(bucket, wheels))
+        return []
+    present = dict(bucket.keys(FILES))
+    return [wheel for wheel in wheels if present.get(wheel.key) != wheel.size_bytes]
 
 
 def upload(bucket: Bucket, wheels: Sequence[Wheel]) -> Environment:
     """Lay the wheels into the bucket; nothing moves where they are there. Safe to call again after it broke off."""
     if not any(wheel.filename.startswith("uv-") for wheel in wheels):
         raise UsageError("The lock has no uv, which makes the environment in the job. Add uv to it and lock again.")
+    there = described(bucket, wheels)
+    moved = 0
+    if bucket.size(_index(wheels)) is None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            moved = sum(pool.map(lambda wheel: _put(bucket, wheel), missing(bucket, wheels)))
+        index = json.dumps(there.files, indent=1).encode()
+        bucket.put(_index(wheels), index)
+        moved += len(index)
+    return dataclasses.replace(there, moved_bytes=moved)
+
+
+def described(bucket: Bucket, wheels: Sequence[Wheel]) -> Environment:
+    """What `upload` gives, before anything is there."""
     files: dict[str, dict[str, str | int]] = {
         wheel.filename: {"key": bucket.prefix + wheel.key, "sha256": wheel.sha256, "size": wheel.size_bytes}
         for wheel in sorted(wheels, key=lambda wheel: wheel.filename)
     }
-    moved = 0
-    if bucket.size(_index(wheels)) is None:
-        missing = _missing(bucket, wheels)
-        with ThreadPoolExecutor(THREADS) as pool:
-            moved = sum(pool.map(lambda wheel: _put(bucket, wheel), missing))
-        index = json.dumps(files, indent=1).encode()
-        bucket.put(_index(wheels), index)
-        moved += len(index)
     return Environment(
         bucket=bucket.name,
         region=bucket.session.region,
         prefix=f"{bucket.prefix}wheels/{digest(wheels)}/",
         digest=digest(wheels),
         files=files,
-        moved_bytes=moved,
+        moved_bytes=0,
     )
 
 
 def _index(wheels: Sequence[Wheel]) -> str:
     return f"wheels/{digest(wheels)}/index.json"
-
-
-def _missing(bucket: Bucket, wheels: Sequence[Wheel]) -> list[Wheel]:
-    present = dict(bucket.keys(FILES))
-    return [wheel for wheel in wheels if present.get(wheel.key) != wheel.size_bytes]
 
 
 def _put(bucket: Bucket, wheel: Wheel) -> int:
