@@ -17,7 +17,7 @@ from runner.pipeline.credentials import FORMS
 from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.remote import Settings, settings
 from runner.records import InputFact, StepSpec
-from runner.run.orchestrate import TRANSIENT_RETRIES
+from runner.run.retries import TRANSIENT_RETRIES
 
 
 @dataclass(frozen=True)
