@@ -71,12 +71,13 @@ class Column:
         value = value.item() if isinstance(value, np.generic) else value
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             return math.nan
-        number, what = math.nan, "neither true nor false" if self.kind == "boolean" else "no finite number"
-        if self.kind == "category":
+        number = math.nan
+        if isinstance(value, (list, tuple, dict)):
+            pass  # nor is it made text, as it can be deeper than the interpreter's stack
+        elif self.kind == "category":
             value = category(value)
             if value in self.codes or self.unknown == "missing":
                 return self.codes.get(value, math.nan)
-            what = f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
         elif isinstance(value, str):
             value = {"true": 1, "false": 0}.get(value.strip().lower(), value) if self.kind == "boolean" else value
             number = float(value) if NUMBER.fullmatch(str(value)) else math.nan
@@ -84,7 +85,13 @@ class Column:
             number = float(value) if abs(value) <= LARGEST else math.nan
         if number in (0, 1) or (self.kind != "boolean" and abs(number) <= LARGEST):
             return number
-        raise BadInput(f"Row {row}, column {self.name}: {repr(value)[:99]} is {what}.", row, self.name)
+        nested = "an object" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else ""
+        raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {self._not()}.", row, self.name)
+
+    def _not(self) -> str:
+        if self.kind == "category":
+            return f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
+        return "neither true nor false" if self.kind == "boolean" else "no finite number"
 
 
 class Columns(tuple[Column, ...]):
