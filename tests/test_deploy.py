@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -385,6 +386,29 @@ def test_a_version_that_cannot_start_is_not_switched_to(place: Place, code: str,
     assert place.deploy(1).code == 0
     remade(place, 4, coded(code))
     served_still(place, place.deploy(4), said)
+
+
+def test_where_no_process_can_be_started_the_one_that_serves_goes_on(place: Place) -> None:
+    """As where the interpreter is gone with its environment, or the machine has no process or memory to spare."""
+    environment_ = place.folder / "environment"
+    (environment_ / "bin").mkdir(parents=True)
+    shutil.copyfile(Path(sys.prefix) / "pyvenv.cfg", environment_ / "pyvenv.cfg")
+    (environment_ / "lib").symlink_to(Path(sys.prefix) / "lib")
+    interpreter = environment_ / "bin" / Path(sys.executable).name
+    interpreter.symlink_to(Path(sys.executable).resolve())
+    started = [str(interpreter), *command("deploy", "tiny/1", "--to", "staging")[1:]]
+    subprocess.run(started, cwd=place.folder, env=environment(), check=True, capture_output=True)
+    interpreter.unlink()
+    served_still(place, place.deploy(2), "No process can be started for tiny/2", "No such file", "tiny/1 goes on")
+
+    (found,) = place.deployments("staging")
+    os.kill(found["process"], signal.SIGKILL)
+    wait_for(lambda: place.log().count("the version that serves cannot be started") >= 2)
+    served = place.deploy(2)
+    assert (served.code, "tiny/1 goes on" in served.err, "tiny/1 is unhealthy" in served.err) == (8, False, True)
+    interpreter.symlink_to(Path(sys.executable).resolve())
+    wait_for(lambda: place.runner("deployments", "staging").code == 0)
+    assert place.scored() == "tiny/1"
 
 
 def test_a_version_whose_code_prints_is_served(place: Place) -> None:
