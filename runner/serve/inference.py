@@ -18,6 +18,7 @@ import math
 import os
 import re
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -29,8 +30,9 @@ import numpy as np
 CSV, JSON, LINES = "text/csv", "application/json", "application/jsonlines"
 CONTENT_TYPES = {CSV: CSV, JSON: JSON, LINES: LINES, "application/x-jsonlines": LINES, "application/x-ndjson": LINES}
 ACCEPTED = {**CONTENT_TYPES, "*/*": JSON, "application/*": JSON, "text/*": CSV}
-LARGEST = float(np.finfo("float32").max)  # that XGBoost holds
-# of a text each character is looked at once: `\d+\.?\d*` would take time by the square of its length
+FLOAT = np.dtype("float32")  # looked up once, not for each request
+LARGEST = float(np.finfo(FLOAT).max)  # that XGBoost holds
+# linear in a text's length, which `\d+\.?\d*` is not
 NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\n\r\f\v]*", re.ASCII)
 WHOLE = re.compile(r"^([+-]?\d+)\.0+$")
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
@@ -86,12 +88,9 @@ class Column:
         if number in (0, 1) or (self.kind != "boolean" and abs(number) <= LARGEST):
             return number
         nested = "an object" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else ""
-        raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {self._not()}.", row, self.name)
-
-    def _not(self) -> str:
-        if self.kind == "category":
-            return f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
-        return "neither true nor false" if self.kind == "boolean" else "no finite number"
+        known = f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
+        what = {"category": known, "boolean": "neither true nor false"}.get(self.kind, "no finite number")
+        raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {what}.", row, self.name)
 
 
 class Columns(tuple[Column, ...]):
@@ -135,16 +134,16 @@ class Scorer:
 
     def __init__(self, files: dict[str, bytes], *, unknown: str = "error", model: str = "", threads: int = 1) -> None:
         said = self.signature = json.loads(files["signature.json"])
-        self.model, self._code = model, None
+        self.model, self.computes = model, None
         self.quick: Callable[[str, str], Any] = lambda *_: None  # reads rows of common forms faster, or gives None
         if said.get("code_sha256") is not None:
-            self._code = sys.modules["_features"] = ModuleType("_features")  # where dataclasses look for it
-            exec(compile(files["features.py"], "features.py", "exec"), self._code.__dict__)
+            self.computes = sys.modules["_features"] = ModuleType("_features")  # where dataclasses look for it
+            exec(compile(files["features.py"], "features.py", "exec"), self.computes.__dict__)
         self._booster = Booster(files.get("model.ubj") or files["model.json"], threads)
-        raw, taken = said["columns"], said["columns" if self._code is None else "features"]
+        raw, taken = said["columns"], said["columns" if self.computes is None else "features"]
         codes = self._booster.categories() or [None] * len(taken)
         self._features = Columns(Column(column, known, unknown) for column, known in zip(taken, codes, strict=True))
-        self.columns = self._features if self._code is None else Columns(Column(one, None, unknown) for one in raw)
+        self.columns = self._features if self.computes is None else Columns(Column(one, None, unknown) for one in raw)
         self.names: list[str] = [column.name for column in self.columns]
         self._wanted, self._pick = frozenset(self.names), _picker(self.names)
         self.probable = said.get("positive") is not None or said["objective"] == "binary:logistic"
@@ -164,7 +163,7 @@ class Scorer:
         if match is None:
             raise BadInput(f"Content-Type {content_type!r} is none of {', '.join(CONTENT_TYPES)}.", status=415)
         try:
-            text = body.decode("utf-8-sig")
+            text = body.decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise BadInput(f"The body is not UTF-8, at byte {error.start}.") from None
         rows: Rows | None = self.quick(text, match + options)
@@ -181,10 +180,13 @@ class Scorer:
 
     def score(self, rows: Rows) -> np.ndarray:
         """Probabilities or predicted numbers: float32, shape (n_rows,) or (n_rows, n_classes). Raises BadInput."""
+        if isinstance(rows, array):  # a single one, as runner.serve.quick reads it
+            return self._booster.predict(rows.buffer_info()[0], 1, len(rows))
         made = self.columns.read(rows)
-        if self._code is not None:
+        if self.computes is not None:
             made = self._features.read(self._computed(made))
-        return self._booster.predict(made.astype("float32", order="C"))
+        matrix = made.astype(FLOAT, order="C")
+        return self._booster.predict(matrix.__array_interface__["data"][0], *matrix.shape)
 
     def answers(self, scores: np.ndarray) -> tuple[list[Any], list[float] | None]:
         """Per row the prediction and its probability; None where the model predicts a number."""
@@ -197,11 +199,8 @@ class Scorer:
         """The body and its content type. Raises BadInput where none is accepted."""
         kind = accepted(accept)
         if kind == CSV:
-            lines = (
-                map(repr, scores.tolist())
-                if scores.ndim == 1
-                else (",".join(map(repr, row)) for row in scores.tolist())
-            )
+            rows = scores.tolist()
+            lines = map(repr, rows) if scores.ndim == 1 else (",".join(map(repr, row)) for row in rows)
             return ("\n".join(lines) + "\n").encode(), f"{CSV}; charset=utf-8"
         said, chances = self.answers(scores)
         made = [f'{{"prediction":{repr(one).lower()}' for one in said]
@@ -283,7 +282,7 @@ class Scorer:
                 codes = np.nan_to_num(raw[column.name], nan=-1).astype("int64")
                 raw[column.name] = pd.Categorical.from_codes(codes, categories=pd.Index(column.known, dtype="str"))
         try:
-            made = self._code.transform(pd.DataFrame(raw))  # type: ignore[union-attr]
+            made = self.computes.transform(pd.DataFrame(raw))  # type: ignore[union-attr]
             if len(made) != len(read):
                 raise ValueError("it made another number of rows")
             found = (made[column.name].astype("object") for column in self._features)
@@ -307,23 +306,19 @@ class Booster:
         self._call("XGBoosterSetParam", self._handle, b"nthread", str(threads).encode())
         self._call("XGBoosterGetNumFeature", self._handle, ctypes.byref(ctypes.c_uint64()))  # completes the loading
 
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        """`matrix` is float32, C-ordered, shape (n_rows, n_features), with at least one row."""
-        proxy = self._proxies.pop() if self._proxies else self._proxy()  # a new one would take as long as the call
+    def predict(self, address: int, rows: int, columns: int) -> np.ndarray:
+        """Of the float32 numbers from the address on, row after row, of which there is at least one."""
+        proxy = self._proxies.pop() if self._proxies else ctypes.c_void_p()
+        if not proxy:  # a new one takes as long as the call
+            self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
         shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
-        said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}'
-        said %= (matrix.__array_interface__["data"][0], *matrix.shape)
+        said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
         out = ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(found)
         self._call("XGBoosterPredictFromDense", self._handle, said, CONFIG, proxy, *out)
         lengths = shape[: dimensions.value]
         content = ctypes.string_at(found.value or 0, 4 * math.prod(lengths))
         self._proxies.append(proxy)
-        return np.frombuffer(content, dtype="float32").reshape(lengths)
-
-    def _proxy(self) -> ctypes.c_void_p:
-        made = ctypes.c_void_p()
-        self._call("XGProxyDMatrixCreate", ctypes.byref(made))
-        return made
+        return np.frombuffer(content, FLOAT).reshape(lengths)
 
     def categories(self) -> list[list[bytes] | None]:
         """Per feature the categories by their codes, which need not be the signature's order; [] where none has any."""
