@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import ctypes
 import functools
+import hashlib
 import importlib.util
 import io
 import itertools
@@ -30,14 +31,12 @@ import numpy as np
 CSV, JSON, LINES = "text/csv", "application/json", "application/jsonlines"
 CONTENT_TYPES = {CSV: CSV, JSON: JSON, LINES: LINES, "application/x-jsonlines": LINES, "application/x-ndjson": LINES}
 ACCEPTED = {**CONTENT_TYPES, "*/*": JSON, "application/*": JSON, "text/*": CSV}
-FLOAT = np.dtype("float32")  # looked up once, not for each request
-LARGEST = float(np.finfo(FLOAT).max)  # that XGBoost holds
+LARGEST = float(np.finfo("float32").max)  # that XGBoost holds
 # linear in a text's length, which `\d+\.?\d*` is not
 NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\n\r\f\v]*", re.ASCII)
 WHOLE = re.compile(r"^([+-]?\d+)\.0+$")
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
-SAID: dict[Any, float] = dict.fromkeys((True, "true", "True", "1"), 1.0)
-SAID |= dict.fromkeys((False, "false", "False", "0"), 0.0)
+SAID = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
 CONFIG = b'{"type":0,"training":false,"iteration_begin":0,"iteration_end":0,"strict_shape":false,"missing":NaN}'
 
 
@@ -73,10 +72,9 @@ class Column:
         value = value.item() if isinstance(value, np.generic) else value
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             return math.nan
-        number = math.nan
-        if isinstance(value, (list, tuple, dict)):
-            pass  # nor is it made text, as it can be deeper than the interpreter's stack
-        elif self.kind == "category":
+        nested = "an object" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else ""
+        number = math.nan  # a list or an object is not made text, which can be deeper than the interpreter's stack
+        if self.kind == "category" and not nested:
             value = category(value)
             if value in self.codes or self.unknown == "missing":
                 return self.codes.get(value, math.nan)
@@ -87,7 +85,6 @@ class Column:
             number = float(value) if abs(value) <= LARGEST else math.nan
         if number in (0, 1) or (self.kind != "boolean" and abs(number) <= LARGEST):
             return number
-        nested = "an object" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else ""
         known = f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
         what = {"category": known, "boolean": "neither true nor false"}.get(self.kind, "no finite number")
         raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {what}.", row, self.name)
@@ -172,8 +169,8 @@ class Scorer:
         elif rows is None and match == JSON:
             rows = self.records(self.read_json(text))
         elif rows is None:
-            lines = [(at, line) for at, line in enumerate(text.split("\n"), start=1) if line.strip()]
-            rows = self.records([self.read_json(line, f"Line {at}: ") for at, line in lines])
+            lines = enumerate(text.split("\n"), start=1)
+            rows = self.records([self.read_json(line, f"Line {at}: ") for at, line in lines if line.strip()])
         if not len(rows):
             raise BadInput("The body has no record.")
         return rows
@@ -185,7 +182,7 @@ class Scorer:
         made = self.columns.read(rows)
         if self.computes is not None:
             made = self._features.read(self._computed(made))
-        matrix = made.astype(FLOAT, order="C")
+        matrix = made.astype("float32", order="C")
         return self._booster.predict(matrix.__array_interface__["data"][0], *matrix.shape)
 
     def answers(self, scores: np.ndarray) -> tuple[list[Any], list[float] | None]:
@@ -297,7 +294,6 @@ class Booster:
     def __init__(self, trees: bytes, threads: int) -> None:
         folder = Path(importlib.util.find_spec("xgboost").origin).parent / "lib"  # type: ignore[union-attr, arg-type]
         file = folder / ("libxgboost.dylib" if sys.platform == "darwin" else "libxgboost.so")
-        # where it is elsewhere, XGBoost's own search finds it
         self._library = ctypes.CDLL(str(file)) if file.exists() else importlib.import_module("xgboost").core._LIB
         self._library.XGBGetLastError.restype = ctypes.c_char_p
         self._handle, self._proxies = ctypes.c_void_p(), list[ctypes.c_void_p]()
@@ -313,12 +309,12 @@ class Booster:
             self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
         shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
         said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
-        out = ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(found)
+        out = map(ctypes.byref, (shape, dimensions, found))
         self._call("XGBoosterPredictFromDense", self._handle, said, CONFIG, proxy, *out)
         lengths = shape[: dimensions.value]
         content = ctypes.string_at(found.value or 0, 4 * math.prod(lengths))
         self._proxies.append(proxy)
-        return np.frombuffer(content, FLOAT).reshape(lengths)
+        return np.frombuffer(content, "float32").reshape(lengths)
 
     def categories(self) -> list[list[bytes] | None]:
         """Per feature the categories by their codes, which need not be the signature's order; [] where none has any."""
@@ -364,12 +360,21 @@ def category(value: object) -> str:
     return WHOLE.sub(r"\1", str(value).strip())
 
 
-def model_fn(model_dir: str) -> Scorer:
-    """One of four functions that SageMaker's container calls; RUNNER_MODEL there is the replies' NAME/VERSION."""
-    files = {file.name: file.read_bytes() for file in Path(model_dir).iterdir() if file.is_file()}
-    scorer = Scorer(files, unknown=os.environ.get("RUNNER_UNKNOWN", "error"), model=os.environ.get("RUNNER_MODEL", ""))
+def loaded(folder: Path, told: Mapping[str, str]) -> Scorer:
+    """The model beside `code/`. Raises ValueError where its files have not the hash that is told, runner.content's."""
+    places = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    files = {name: places[name].read_bytes() for name in sorted(places) if not name.startswith("code/")}
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {len(data)}  {name}\n" for name, data in files.items())
+    found = hashlib.sha256("".join(lines).encode()).hexdigest()
+    if found != told.get("RUNNER_SHA256", found):
+        raise ValueError(f"The model was altered: its hash is {found[:12]}, deployed was {told['RUNNER_SHA256'][:12]}.")
+    scorer = Scorer(files, unknown=told.get("RUNNER_UNKNOWN", "error"), model=told.get("RUNNER_MODEL", ""))
     scorer.self_test()
     return scorer
+
+
+def model_fn(model_dir: str) -> Scorer:
+    return loaded(Path(model_dir), os.environ)
 
 
 def input_fn(body: bytes | str, content_type: str) -> tuple[bytes, str]:
