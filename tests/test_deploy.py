@@ -679,6 +679,8 @@ def test_an_undeployed_target_is_free(place: Place) -> None:
     assert place.deployments("staging")[0]["model"] is None
     assert place.runner("undeploy", "staging").code == 8
     assert place.deploy(2).code == 0
+    done = place.runner("rollback", "staging")
+    assert (done.code, "Since staging last served nothing, none" in done.err) == (8, True), done.err
     os.kill(place.supervisor(), signal.SIGKILL)
     assert place.runner("undeploy", "staging").code == 0  # also where the process is gone
     assert place.told[-1] == (2, "removed")
