@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -387,6 +388,29 @@ def test_a_version_that_cannot_start_is_not_switched_to(place: Place, code: str,
     served_still(place, place.deploy(4), said)
 
 
+def test_where_no_process_can_be_started_the_one_that_serves_goes_on(place: Place) -> None:
+    """As where the interpreter is gone with its environment, or the machine has no process or memory to spare."""
+    environment_ = place.folder / "environment"
+    (environment_ / "bin").mkdir(parents=True)
+    shutil.copyfile(Path(sys.prefix) / "pyvenv.cfg", environment_ / "pyvenv.cfg")
+    (environment_ / "lib").symlink_to(Path(sys.prefix) / "lib")
+    interpreter = environment_ / "bin" / Path(sys.executable).name
+    interpreter.symlink_to(Path(sys.executable).resolve())
+    started = [str(interpreter), *command("deploy", "tiny/1", "--to", "staging")[1:]]
+    subprocess.run(started, cwd=place.folder, env=environment(), check=True, capture_output=True)
+    interpreter.unlink()
+    served_still(place, place.deploy(2), "No process can be started for tiny/2", "No such file", "tiny/1 goes on")
+
+    (found,) = place.deployments("staging")
+    os.kill(found["process"], signal.SIGKILL)
+    wait_for(lambda: place.log().count("the version that serves cannot be started") >= 2)
+    served = place.deploy(2)
+    assert (served.code, "tiny/1 goes on" in served.err, "tiny/1 is unhealthy" in served.err) == (8, False, True)
+    interpreter.symlink_to(Path(sys.executable).resolve())
+    wait_for(lambda: place.runner("deployments", "staging").code == 0)
+    assert place.scored() == "tiny/1"
+
+
 def test_a_version_whose_code_prints_is_served(place: Place) -> None:
     remade(place, 4, coded("print('loaded')\n"))
     done = place.deploy(4, "staging", "--json")
@@ -655,6 +679,8 @@ def test_an_undeployed_target_is_free(place: Place) -> None:
     assert place.deployments("staging")[0]["model"] is None
     assert place.runner("undeploy", "staging").code == 8
     assert place.deploy(2).code == 0
+    done = place.runner("rollback", "staging")
+    assert (done.code, "Since staging last served nothing, none" in done.err) == (8, True), done.err
     os.kill(place.supervisor(), signal.SIGKILL)
     assert place.runner("undeploy", "staging").code == 0  # also where the process is gone
     assert place.told[-1] == (2, "removed")

@@ -189,6 +189,44 @@ def test_a_file_that_cannot_be_scored_is_refused_with_the_place(house: Made, tmp
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_parquet_file_that_is_damaged_or_has_a_column_twice_is_refused(house: Made, tmp_path: Path) -> None:
+    project, _ = house
+    table = pa.Table.from_pandas(records(3 * ROWS), preserve_index=False)
+    damaged, twice = tmp_path / "damaged.parquet", tmp_path / "twice.parquet"
+    pq.write_table(table, damaged, row_group_size=ROWS)
+    column = pq.ParquetFile(damaged).metadata.row_group(2).column(0)
+    at = column.dictionary_page_offset or column.data_page_offset
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:at] + b"\xff" * 40 + content[at + 40 :])
+    pq.write_table(table.slice(0, 3).append_column("calls", pa.array([1, 2, 3])), twice)
+    for path, said in ((damaged, r"after row \d+ it is damaged: "), (twice, "Column calls is there twice")):
+        done = project.runner("predict", "tiny", str(path), "-o", str(tmp_path / "out.csv"))
+        assert done.code == 2, done.err
+        assert re.search(said, done.err), done.err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["damaged.parquet", "twice.parquet"]
+
+
+def test_where_nothing_can_be_written_it_is_said(house: Made, tmp_path: Path) -> None:
+    project, _ = house
+    path = write(records(20), tmp_path / "in.csv")
+    done = project.runner("predict", "tiny", str(path), "-o", str(tmp_path / "nowhere" / "out.csv"))
+    assert (done.code, "nowhere is no folder" in done.err) == (2, True), done.err
+    with open("/dev/full", "w") as full:
+        failed = subprocess.run(
+            command("predict", "tiny", str(path)),
+            cwd=project.folder,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert failed.returncode == 8, failed.stderr
+    assert "No space left on device" in failed.stderr
+    assert "give the command again" in failed.stderr
+    assert "runner resume" not in failed.stderr
+
+
 def test_only_approved_and_unaltered_versions_predict(project: Project) -> None:
     folder = approved(project, approve=False)
     path = str(write(records(3), project.folder / "in.csv"))

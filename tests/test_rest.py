@@ -562,6 +562,15 @@ def test_nobody_gets_in_without_a_key_or_a_signature() -> None:
     assert (INFRA / settings["Code"] / "rest.py").exists()
 
 
+def test_the_api_is_released_with_what_answers_browsers() -> None:
+    """CloudFormation goes by references: without one the preflight's method may be made after the release."""
+    released = read_template(INFRA / "rest.yaml")["Resources"]["Deployment"]
+    for origin, there in (("https://app.example.org", True), ("", False)):
+        stack = Stack(INFRA / "rest.yaml", Endpoint=ENDPOINT, AllowOrigin=origin)
+        assert stack.holds(stack.template["Resources"]["Preflight"]) == there
+    assert released["Metadata"]["Preflight"] == {"Fn::If": ["HasOrigin", {"Ref": "Preflight"}, ""]}
+
+
 def test_an_approval_starts_the_pipeline_with_its_version_and_twice_the_same_once(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

@@ -120,8 +120,7 @@ class Machines:
         folder = self.folder / hashlib.sha256(data).hexdigest()
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(folder, filter="data")
-        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-        scorer = inference.Scorer(files, unknown="error", model=label)
+        scorer = inference.loaded(folder, container["Environment"])
         kind = type("Kind", (Container,), {"scorer": scorer, "wrong": self.wrong})
         server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -313,6 +312,7 @@ def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> N
     assert asked[0]["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     assert asked[0]["PrimaryContainer"]["Environment"] == {
         "RUNNER_MODEL": place.label(1),
+        "RUNNER_SHA256": place.registry.get(place.name, 1).sha256,
         "RUNNER_UNKNOWN": "missing",
     }
     assert {"Key": "cost", "Value": "7"} in asked[0]["Tags"]

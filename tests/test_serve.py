@@ -243,6 +243,24 @@ def test_the_answer_says_what_is_wrong_where(client: Client) -> None:
     assert "/invocations" in client.ask("GET", "/nothing/here").json["error"]
 
 
+@pytest.mark.parametrize("column", ["minutes", "plan"])
+def test_a_value_as_deep_as_the_interpreter_can_read_is_refused(client: Client, column: str) -> None:
+    for depth in range(900, 1001):
+        value = "[" * depth + "]" * depth
+        answer = client.score(json.dumps({**ROW, column: 0.5}).replace("0.5", value).encode())
+        assert (answer.status, answer.json["column"]) in ((400, column), (400, None)), (depth, answer.body)
+
+
+def test_a_long_text_is_refused_in_a_moment(client: Client) -> None:
+    """A pattern that goes back and forth in it would take minutes."""
+    digits = "1" * 60_000 + "x"
+    began = time.monotonic()
+    for name in ROW:
+        assert client.score({**ROW, name: digits}).json["column"] == name
+    assert client.score(ROW, accept=f"text/csv;q={digits[-30_000:]}").status == 406
+    assert time.monotonic() - began < 4
+
+
 def test_an_unknown_category_can_be_a_missing_value(house: Project, model: runner.model.Model) -> None:
     with serving(house, "--workers", "1", "--unknown", "missing") as served:
         client = Client(served.port)

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 from conftest import REAL_TABLE, ROOT, environment
-from test_serve_records import computed, records, saved
+from test_serve_records import computed, records, saved, trained
 
 import runner.model
+from runner.content import artifact
 from runner.serve.inference import BadInput, input_fn, model_fn, output_fn, predict_fn
 
 # What the container's own server does with a script, in words of its own:
@@ -164,4 +165,25 @@ def test_a_container_whose_model_fails_its_self_test_does_not_start(tmp_path: Pa
     path = folder / "signature.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sample_prediction": 0.5}))
     with pytest.raises(ValueError, match=r"The sample record scores 0\.\d+; 0\.5 is recorded"):
+        model_fn(str(folder))
+
+
+@pytest.mark.parametrize("change", ["none", "byte", "more", "deeper"])
+def test_a_model_that_is_not_the_one_deployed_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """As where the archive was swapped after the deployment, and an instance more is needed."""
+    folder = saved(tmp_path / "model")
+    monkeypatch.setenv("RUNNER_SHA256", artifact(folder, name="elsewhere/model").sha256)
+    package(folder)  # whose script is not the model's
+    if change == "none":
+        assert model_fn(str(folder)).names == list(records().columns)
+        return
+    if change == "byte":
+        trained(records(), seed=2, max_depth=1).save_model(folder / "model.ubj")
+    else:
+        place = folder / "deeper" if change == "deeper" else folder
+        place.mkdir(exist_ok=True)
+        (place / "more.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"The model was altered: its hash is [0-9a-f]{12}, deployed was [0-9a-f]{12}"):
         model_fn(str(folder))

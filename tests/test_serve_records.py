@@ -270,6 +270,19 @@ def test_unknown_categories_can_be_missing_values(tmp_path: Path) -> None:
         of(folder).score(of(folder).table(body, "application/json"))
 
 
+@pytest.mark.parametrize("value", [["gold"], [], {"plan": "gold"}, [[["gold"]]]])
+def test_a_list_or_an_object_is_no_category_even_where_unknown_ones_are_missing(tmp_path: Path, value: Any) -> None:
+    folder = saved(tmp_path / "model")
+    frame = pd.DataFrame([[180.5, 3, "silver", True], [180.5, 3, value, True]], columns=records().columns)
+    body, shown = frame.to_json(orient="records").encode(), "an object" if isinstance(value, dict) else "a list"
+    scorer, model = of(folder, "missing"), runner.model.load(folder)
+    same(scorer, model, frame, body, "application/json")
+    with pytest.raises(BadRecords, match=f"Row 2, column plan: {shown} is no known category"):
+        model.predict(frame, unknown="missing")
+    with pytest.raises(UsageError, match="Column plan has the type object, which a record cannot have"):
+        runner.model.save(tmp_path / "other", trained(records(2)), frame, target="left")
+
+
 def test_a_signature_may_know_categories_that_the_trees_do_not(tmp_path: Path) -> None:
     """XGBoost gives such a one the code of another; here it is as unknown as any."""
     raw = records()

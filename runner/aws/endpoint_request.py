@@ -73,7 +73,9 @@ def wish(
     if spec.serverless is not None and (vpc is not None or spec.capture is not None):
         what = "capture" if spec.capture is not None else "vpc"
         raise PipelineError(f"targets.{target}: a serverless endpoint has no {what}. Name an instance instead.")
-    container: dict[str, Any] = {"Environment": {"RUNNER_MODEL": label, "RUNNER_UNKNOWN": spec.unknown}}
+    # by the hash an instance that comes up later, when more are needed, knows an archive that was swapped meanwhile
+    told = {"RUNNER_MODEL": label, "RUNNER_SHA256": version.sha256, "RUNNER_UNKNOWN": spec.unknown}
+    container: dict[str, Any] = {"Environment": told}
     if source.package:
         container["ModelPackageName"] = source.package
     else:

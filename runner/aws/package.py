@@ -69,12 +69,12 @@ def package(folder: Path, *, script: bytes | None = None) -> Package:
     """The folder as model.tar.gz: equal files give equal bytes. `script` is code/inference.py, by default ours.
 
     Raises Refused for a pickle or another format that runs code when it is loaded, UsageError where the folder has a
-    file in the script's place.
+    file in the script's folder.
     """
     files = read_files(folder)
     check_files(files, folder)
-    if INSIDE in files:
-        raise UsageError(f"{folder / INSIDE} stands where the endpoint's own script goes. Save it under another name.")
+    if beside := next((name for name in files if name.startswith("code/")), None):
+        raise UsageError(f"{folder / beside} stands where the endpoint's own script goes. Save it under another name.")
     content = {**files, INSIDE: SCRIPT.read_bytes() if script is None else script}
     made = io.BytesIO()
     with (

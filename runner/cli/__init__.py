@@ -124,7 +124,10 @@ def entry(arguments: Sequence[str]) -> int:
         if error.errno not in DISK_TROUBLE:
             raise
         click.echo(f"{error.strerror}: {error.filename or 'while writing'}", err=True)
-        click.echo("  Nothing was sealed half. Make space, then `runner resume latest`.", err=True)
+        what = (
+            "`runner resume latest`" if arguments[:1] in (["run"], ["resume"], ["sweep"]) else "give the command again"
+        )
+        click.echo(f"  Nothing was sealed or switched half. Make space, then {what}.", err=True)
         return Refused.exit_code
     return code if isinstance(code, int) else 0
 

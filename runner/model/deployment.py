@@ -292,7 +292,7 @@ def before(registry: Registry, target: str) -> ModelVersion:
         if (name, version) != now and found.status == "approved":
             return found
     raise Refused(
-        f"No approved version was served at {target} before {now[0]}/{now[1]}. "
+        f"Since {target} last served nothing, none that is approved still was served before {now[0]}/{now[1]}. "
         f"Choose one: runner deploy NAME/VERSION --to {target}"
     )
 

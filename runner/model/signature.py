@@ -148,7 +148,7 @@ def _column(name: Any, series: pd.Series) -> Column:
         return Column(name=name, kind="integer")
     if pd.api.types.is_float_dtype(dtype):
         return Column(name=name, kind="number")
-    if pd.api.types.is_string_dtype(dtype) or dtype == "object":
+    if (pd.api.types.is_string_dtype(dtype) or dtype == "object") and not _nested(series).any():
         return Column(name=name, kind="category", categories=sorted(as_category(series).dropna().unique()))
     raise UsageError(f"Column {name} has the type {dtype}, which a record cannot have. Make it a number or a category.")
 
@@ -156,13 +156,16 @@ def _column(name: Any, series: pd.Series) -> Column:
 def _categories(series: pd.Series, column: Column, unknown: Unknown) -> pd.Categorical:
     import pandas as pd
 
-    text = as_category(series)
+    nested = _nested(series)
+    text = as_category(series.mask(nested, None))
     known = column.categories or []
-    strange = text.notna() & ~text.isin(known)
-    if unknown == "error" and strange.any():
-        row = int(strange.to_numpy().argmax())
+    strange = nested | (text.notna() & ~text.isin(known))
+    refused = strange if unknown == "error" else nested
+    if refused.any():
+        row = int(refused.to_numpy().argmax())
+        value = series.iloc[row] if nested.iloc[row] else text.iloc[row]
         some = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-        raise BadRecords(f"Row {row + 1}, column {column.name}: {text.iloc[row]!r} is no known category ({some}).")
+        raise BadRecords(f"Row {row + 1}, column {column.name}: {_shown(value)} is no known category ({some}).")
     # the training categories are text of pandas' default kind, so must these be
     return pd.Categorical(text.mask(strange, None), categories=pd.Index(known, dtype="str"))
 
@@ -180,7 +183,8 @@ def _numbers(series: pd.Series, column: Column) -> pd.Series:
         blank |= values.map(lambda value: isinstance(value, str) and not value.strip())
         if column.kind == "boolean":
             said = {"true": 1, "false": 0}
-            read = [said.get(str(value).strip().lower(), value) for value in values]
+            plain = values.mask(_nested(values), 0.5)  # which is neither
+            read = [said.get(str(value).strip().lower(), value) for value in plain]
             values = pd.Series(read, index=series.index, dtype="object")
         strange = ~blank & ~values.map(_may_be_number)
         numbers = pd.to_numeric(values.mask(blank | strange, None), errors="coerce").astype("float64")
@@ -192,8 +196,24 @@ def _numbers(series: pd.Series, column: Column) -> pd.Series:
         value = series.iloc[row]
         value = value.item() if isinstance(value, np.generic) else value
         what = "neither true nor false" if column.kind == "boolean" else "no finite number"
-        raise BadRecords(f"Row {row + 1}, column {column.name}: {value!r} is {what}.")
+        raise BadRecords(f"Row {row + 1}, column {column.name}: {_shown(value)} is {what}.")
     return numbers
+
+
+def _nested(series: pd.Series) -> pd.Series:
+    """Where there is a list or a table instead of one value."""
+    import pandas as pd
+
+    if series.dtype != "object":
+        return pd.Series(False, index=series.index)
+    return series.map(lambda value: not pd.api.types.is_scalar(value)).astype(bool)
+
+
+def _shown(value: object) -> str:
+    """Never the text of a list or table, which can be deeper than the interpreter's stack."""
+    if isinstance(value, dict):
+        return "an object"
+    return "a list" if hasattr(value, "__len__") and not isinstance(value, str | bytes) else repr(value)
 
 
 def _may_be_number(value: object) -> bool:

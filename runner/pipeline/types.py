@@ -36,7 +36,7 @@ class DoesNotFit(ValueError):
 
 SIMPLE: dict[str, Kind] = {"bool": "bool", "int": "int", "float": "float", "str": "str", "None": "None"}
 _INTEGER = re.compile(r"[+-]?\d+\Z")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\Z")
 
 
 def parse_annotation(node: ast.expr) -> Type | None:

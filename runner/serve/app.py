@@ -15,7 +15,6 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -72,7 +71,7 @@ class Application:
         scoring = path == "/invocations" and method == "POST"
         status, rows = 500, 0
         try:
-            if path != "/ping" and not self._allowed(headers.get(b"authorization", b"")):
+            if self._token is not None and path != "/ping" and not self._allowed(headers.get(b"authorization", b"")):
                 status = 401
                 await self._send(send, 401, b'{"error": "This needs the token."}', "application/json", CHALLENGE)
             elif scoring:
@@ -100,11 +99,12 @@ class Application:
             if headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise BadInput("Content-Encoding is not supported; send the body as it is.", status=415)
             body = await self._body(headers, receive)
-            answer = partial(self._answer, body, headers.get(b"content-type", b"").decode("latin-1"), accept)
+            request = body, headers.get(b"content-type", b"").decode("latin-1"), accept
             if len(body) < LARGE_BYTES:
-                content, kind, rows = answer()
+                content, kind, rows = self._answer(*request)
             else:
-                content, kind, rows = await asyncio.get_running_loop().run_in_executor(self._aside, answer)
+                loop = asyncio.get_running_loop()
+                content, kind, rows = await loop.run_in_executor(self._aside, self._answer, *request)
             await self._send(send, 200, content, kind, self._model)
             return 200, rows
         except BadInput as error:
@@ -127,7 +127,12 @@ class Application:
         self._fits(int(declared[:18]))
         # where uvicorn has read all of it already, no clock need be set, which takes as long as the rest of this
         if not getattr(getattr(receive, "__self__", None), "more_body", True):
-            return await self._parts(receive)
+            message = await receive()
+            if message["type"] == "http.request":
+                body: bytes = message["body"]
+                self._fits(len(body))
+                return body
+            raise ClientLeft
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 return await self._parts(receive)
@@ -167,8 +172,7 @@ class Application:
 
     def _allowed(self, authorization: bytes) -> bool:
         """`Bearer TOKEN`, or Basic with the token as its password, which is how a browser can ask for it."""
-        if self._token is None:
-            return True
+        assert self._token is not None
         kind, _, said = authorization.partition(b" ")
         if kind.lower() == b"basic":
             try:

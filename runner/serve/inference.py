@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import ctypes
 import functools
+import hashlib
 import importlib.util
 import io
 import itertools
@@ -18,6 +19,7 @@ import math
 import os
 import re
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -30,19 +32,11 @@ CSV, JSON, LINES = "text/csv", "application/json", "application/jsonlines"
 CONTENT_TYPES = {CSV: CSV, JSON: JSON, LINES: LINES, "application/x-jsonlines": LINES, "application/x-ndjson": LINES}
 ACCEPTED = {**CONTENT_TYPES, "*/*": JSON, "application/*": JSON, "text/*": CSV}
 LARGEST = float(np.finfo("float32").max)  # that XGBoost holds
-NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t\n\r\f\v]*", re.ASCII)
+# linear in a text's length, which `\d+\.?\d*` is not
+NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\n\r\f\v]*", re.ASCII)
 WHOLE = re.compile(r"^([+-]?\d+)\.0+$")
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
-SAID: dict[Any, float] = {
-    True: 1.0,
-    False: 0.0,
-    "true": 1.0,
-    "false": 0.0,
-    "True": 1.0,
-    "False": 0.0,
-    "1": 1.0,
-    "0": 0.0,
-}
+SAID = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
 CONFIG = b'{"type":0,"training":false,"iteration_begin":0,"iteration_end":0,"strict_shape":false,"missing":NaN}'
 
 
@@ -78,12 +72,12 @@ class Column:
         value = value.item() if isinstance(value, np.generic) else value
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             return math.nan
-        number, what = math.nan, "neither true nor false" if self.kind == "boolean" else "no finite number"
-        if self.kind == "category":
+        nested = "an object" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else ""
+        number = math.nan  # a list or an object is not made text, which can be deeper than the interpreter's stack
+        if self.kind == "category" and not nested:
             value = category(value)
             if value in self.codes or self.unknown == "missing":
                 return self.codes.get(value, math.nan)
-            what = f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
         elif isinstance(value, str):
             value = {"true": 1, "false": 0}.get(value.strip().lower(), value) if self.kind == "boolean" else value
             number = float(value) if NUMBER.fullmatch(str(value)) else math.nan
@@ -91,7 +85,9 @@ class Column:
             number = float(value) if abs(value) <= LARGEST else math.nan
         if number in (0, 1) or (self.kind != "boolean" and abs(number) <= LARGEST):
             return number
-        raise BadInput(f"Row {row}, column {self.name}: {repr(value)[:99]} is {what}.", row, self.name)
+        known = f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
+        what = {"category": known, "boolean": "neither true nor false"}.get(self.kind, "no finite number")
+        raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {what}.", row, self.name)
 
 
 class Columns(tuple[Column, ...]):
@@ -135,16 +131,16 @@ class Scorer:
 
     def __init__(self, files: dict[str, bytes], *, unknown: str = "error", model: str = "", threads: int = 1) -> None:
         said = self.signature = json.loads(files["signature.json"])
-        self.model, self._code = model, None
+        self.model, self.computes = model, None
         self.quick: Callable[[str, str], Any] = lambda *_: None  # reads rows of common forms faster, or gives None
         if said.get("code_sha256") is not None:
-            self._code = sys.modules["_features"] = ModuleType("_features")  # where dataclasses look for it
-            exec(compile(files["features.py"], "features.py", "exec"), self._code.__dict__)
+            self.computes = sys.modules["_features"] = ModuleType("_features")  # where dataclasses look for it
+            exec(compile(files["features.py"], "features.py", "exec"), self.computes.__dict__)
         self._booster = Booster(files.get("model.ubj") or files["model.json"], threads)
-        raw, taken = said["columns"], said["columns" if self._code is None else "features"]
+        raw, taken = said["columns"], said["columns" if self.computes is None else "features"]
         codes = self._booster.categories() or [None] * len(taken)
         self._features = Columns(Column(column, known, unknown) for column, known in zip(taken, codes, strict=True))
-        self.columns = self._features if self._code is None else Columns(Column(one, None, unknown) for one in raw)
+        self.columns = self._features if self.computes is None else Columns(Column(one, None, unknown) for one in raw)
         self.names: list[str] = [column.name for column in self.columns]
         self._wanted, self._pick = frozenset(self.names), _picker(self.names)
         self.probable = said.get("positive") is not None or said["objective"] == "binary:logistic"
@@ -164,7 +160,7 @@ class Scorer:
         if match is None:
             raise BadInput(f"Content-Type {content_type!r} is none of {', '.join(CONTENT_TYPES)}.", status=415)
         try:
-            text = body.decode("utf-8-sig")
+            text = body.decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise BadInput(f"The body is not UTF-8, at byte {error.start}.") from None
         rows: Rows | None = self.quick(text, match + options)
@@ -173,18 +169,21 @@ class Scorer:
         elif rows is None and match == JSON:
             rows = self.records(self.read_json(text))
         elif rows is None:
-            lines = [(at, line) for at, line in enumerate(text.split("\n"), start=1) if line.strip()]
-            rows = self.records([self.read_json(line, f"Line {at}: ") for at, line in lines])
+            lines = enumerate(text.split("\n"), start=1)
+            rows = self.records([self.read_json(line, f"Line {at}: ") for at, line in lines if line.strip()])
         if not len(rows):
             raise BadInput("The body has no record.")
         return rows
 
     def score(self, rows: Rows) -> np.ndarray:
         """Probabilities or predicted numbers: float32, shape (n_rows,) or (n_rows, n_classes). Raises BadInput."""
+        if isinstance(rows, array):  # a single one, as runner.serve.quick reads it
+            return self._booster.predict(rows.buffer_info()[0], 1, len(rows))
         made = self.columns.read(rows)
-        if self._code is not None:
+        if self.computes is not None:
             made = self._features.read(self._computed(made))
-        return self._booster.predict(made.astype("float32", order="C"))
+        matrix = made.astype("float32", order="C")
+        return self._booster.predict(matrix.__array_interface__["data"][0], *matrix.shape)
 
     def answers(self, scores: np.ndarray) -> tuple[list[Any], list[float] | None]:
         """Per row the prediction and its probability; None where the model predicts a number."""
@@ -197,11 +196,8 @@ class Scorer:
         """The body and its content type. Raises BadInput where none is accepted."""
         kind = accepted(accept)
         if kind == CSV:
-            lines = (
-                map(repr, scores.tolist())
-                if scores.ndim == 1
-                else (",".join(map(repr, row)) for row in scores.tolist())
-            )
+            rows = scores.tolist()
+            lines = map(repr, rows) if scores.ndim == 1 else (",".join(map(repr, row)) for row in rows)
             return ("\n".join(lines) + "\n").encode(), f"{CSV}; charset=utf-8"
         said, chances = self.answers(scores)
         made = [f'{{"prediction":{repr(one).lower()}' for one in said]
@@ -283,7 +279,7 @@ class Scorer:
                 codes = np.nan_to_num(raw[column.name], nan=-1).astype("int64")
                 raw[column.name] = pd.Categorical.from_codes(codes, categories=pd.Index(column.known, dtype="str"))
         try:
-            made = self._code.transform(pd.DataFrame(raw))  # type: ignore[union-attr]
+            made = self.computes.transform(pd.DataFrame(raw))  # type: ignore[union-attr]
             if len(made) != len(read):
                 raise ValueError("it made another number of rows")
             found = (made[column.name].astype("object") for column in self._features)
@@ -298,7 +294,6 @@ class Booster:
     def __init__(self, trees: bytes, threads: int) -> None:
         folder = Path(importlib.util.find_spec("xgboost").origin).parent / "lib"  # type: ignore[union-attr, arg-type]
         file = folder / ("libxgboost.dylib" if sys.platform == "darwin" else "libxgboost.so")
-        # where it is elsewhere, XGBoost's own search finds it
         self._library = ctypes.CDLL(str(file)) if file.exists() else importlib.import_module("xgboost").core._LIB
         self._library.XGBGetLastError.restype = ctypes.c_char_p
         self._handle, self._proxies = ctypes.c_void_p(), list[ctypes.c_void_p]()
@@ -307,23 +302,19 @@ class Booster:
         self._call("XGBoosterSetParam", self._handle, b"nthread", str(threads).encode())
         self._call("XGBoosterGetNumFeature", self._handle, ctypes.byref(ctypes.c_uint64()))  # completes the loading
 
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        """`matrix` is float32, C-ordered, shape (n_rows, n_features), with at least one row."""
-        proxy = self._proxies.pop() if self._proxies else self._proxy()  # a new one would take as long as the call
+    def predict(self, address: int, rows: int, columns: int) -> np.ndarray:
+        """Of the float32 numbers from the address on, row after row, of which there is at least one."""
+        proxy = self._proxies.pop() if self._proxies else ctypes.c_void_p()
+        if not proxy:  # a new one takes as long as the call
+            self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
         shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
-        said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}'
-        said %= (matrix.__array_interface__["data"][0], *matrix.shape)
-        out = ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(found)
+        said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
+        out = map(ctypes.byref, (shape, dimensions, found))
         self._call("XGBoosterPredictFromDense", self._handle, said, CONFIG, proxy, *out)
         lengths = shape[: dimensions.value]
         content = ctypes.string_at(found.value or 0, 4 * math.prod(lengths))
         self._proxies.append(proxy)
-        return np.frombuffer(content, dtype="float32").reshape(lengths)
-
-    def _proxy(self) -> ctypes.c_void_p:
-        made = ctypes.c_void_p()
-        self._call("XGProxyDMatrixCreate", ctypes.byref(made))
-        return made
+        return np.frombuffer(content, "float32").reshape(lengths)
 
     def categories(self) -> list[list[bytes] | None]:
         """Per feature the categories by their codes, which need not be the signature's order; [] where none has any."""
@@ -369,12 +360,21 @@ def category(value: object) -> str:
     return WHOLE.sub(r"\1", str(value).strip())
 
 
-def model_fn(model_dir: str) -> Scorer:
-    """One of four functions that SageMaker's container calls; RUNNER_MODEL there is the replies' NAME/VERSION."""
-    files = {file.name: file.read_bytes() for file in Path(model_dir).iterdir() if file.is_file()}
-    scorer = Scorer(files, unknown=os.environ.get("RUNNER_UNKNOWN", "error"), model=os.environ.get("RUNNER_MODEL", ""))
+def loaded(folder: Path, told: Mapping[str, str]) -> Scorer:
+    """The model beside `code/`. Raises ValueError where its files have not the hash that is told, runner.content's."""
+    places = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    files = {name: places[name].read_bytes() for name in sorted(places) if not name.startswith("code/")}
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {len(data)}  {name}\n" for name, data in files.items())
+    found = hashlib.sha256("".join(lines).encode()).hexdigest()
+    if found != told.get("RUNNER_SHA256", found):
+        raise ValueError(f"The model was altered: its hash is {found[:12]}, deployed was {told['RUNNER_SHA256'][:12]}.")
+    scorer = Scorer(files, unknown=told.get("RUNNER_UNKNOWN", "error"), model=told.get("RUNNER_MODEL", ""))
     scorer.self_test()
     return scorer
+
+
+def model_fn(model_dir: str) -> Scorer:
+    return loaded(Path(model_dir), os.environ)
 
 
 def input_fn(body: bytes | str, content_type: str) -> tuple[bytes, str]:

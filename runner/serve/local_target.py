@@ -202,8 +202,11 @@ class LocalTarget:
         try:
             return conversation.ask(ask)
         except Refused as error:
-            last = self.last()
-            goes_on = f" {last.label} goes on." if last is not None and last.kind != "removed" else ""
+            last, goes_on = self.last(), ""
+            if last is not None and last.kind != "removed":
+                health = self.health()
+                goes_on = "goes on" if health.status == "serving" else f"is {health.status}, {health.said}"
+                goes_on = f" {last.label} {goes_on}."
             log = self.folder / LOG
             raise Refused(f"{self.name}: {error} Nothing was switched.{goes_on} The log: {log}") from error
 

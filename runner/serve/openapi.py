@@ -12,7 +12,7 @@ from runner.model.versions import ModelVersion
 
 Authentication = Literal["api-key", "iam", "none"]
 # what runner/serve/inference.py reads as a number, or as missing; in the words that every dialect of patterns has
-NUMBER = r"^[ \t]*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)?[ \t]*$"
+NUMBER = r"^[ \t]*([+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?)?[ \t]*$"
 BOOLEAN = r"^[ \t]*([tT][rR][uU][eE]|[fF][aA][lL][sS][eE]|[01](\.0*)?)?[ \t]*$"
 REFUSALS = {
     "400": "No record, or one that the model cannot score: what is wrong, and in which column.",

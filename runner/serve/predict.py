@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,10 @@ def writing(target: Path | None, stdout: TextIO) -> Iterator[Writer]:
         return
     made: dict[str, type[Writer]] = {"csv": CsvWriter, "lines": LinesWriter, "parquet": ParquetWriter}
     kind = format_of(target)
-    beside = target.with_name(f".{target.name}.part")
+    # two at work on one file must not write into each other's
+    beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is no folder, so {target.name} cannot be written there. Make it first.")
     try:
         with open(beside, "wb") as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -222,23 +226,25 @@ def _parquet(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
 
     try:
         file = pq.ParquetFile(source)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise BadRecords(f"{source} is no Parquet file: {error}") from error
     size, done = file.metadata.num_rows or 1, 0
+    if twice := [name for name in scorer.names if file.schema_arrow.names.count(name) > 1]:
+        raise BadRecords(f"{source}: Column {twice[0]} is there twice.")
     with file:
-        for batch in file.iter_batches(batch_size=ROWS):
+        batches = file.iter_batches(batch_size=ROWS)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise BadRecords(f"{source}: after row {done} it is damaged: {error}") from error
+            if batch is None:
+                return
             places = {name: at for at, name in enumerate(batch.schema.names)}
             scorer.complete(places)
             done += batch.num_rows
             taken = [batch.column(places[name]) for name in scorer.names]
             plain = [one.cast(pa.float64()) if pa.types.is_decimal(one.type) else one for one in taken]
             rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            yield (
-                Part(
-                    batch.schema.names,
-                    rows,
-                    list(zip(*(one.to_pylist() for one in plain), strict=True)),
-                    batch=batch,
-                ),
-                done / size,
-            )
+            table = list(zip(*(one.to_pylist() for one in plain), strict=True))
+            yield Part(batch.schema.names, rows, table, batch=batch), done / size

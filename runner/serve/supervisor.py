@@ -118,10 +118,7 @@ class Supervisor:
             case "look":
                 self._answer(client, "look")
             case "start" if self.candidate is None and self.ending is None and ask.start and ask.change:
-                generation = Generation(ask.start, self.listening)
-                self._follow(generation)
-                self.candidate = Candidate(client, ask.change, generation)
-                _log(f"{ask.change.label} is started, process {generation.process.pid}")
+                self._bring(client, ask.change, ask.start)
             case "switch" if self.candidate is not None and self.candidate.client is client and self.candidate.told:
                 self.candidate.going, self.candidate.until = True, time.monotonic() + GO_S
                 self.candidate.generation.go()
@@ -131,6 +128,17 @@ class Supervisor:
                 self._end(client)
             case _:
                 self._answer(client, "failed", why=f"{ask.do} cannot be done now: something else is under way.")
+
+    def _bring(self, client: Client, change: Deployment, start: Start) -> None:
+        try:
+            generation = Generation(start, self.listening)
+        except OSError as error:  # no process or memory to spare, or the interpreter is gone
+            _log(f"{change.label} cannot be started: {error}")
+            self._answer(client, "failed", why=f"No process can be started for {change.label}: {error}.")
+            return
+        self._follow(generation)
+        self.candidate = Candidate(client, change, generation)
+        _log(f"{change.label} is started, process {generation.process.pid}")
 
     # What goes on
 
@@ -153,9 +161,13 @@ class Supervisor:
                 self.switched = None
                 self._answer(client, "serving")
         if self.restart_at is not None and moment >= self.restart_at and self.serving is not None:
-            self.restart_at = None
-            self.serving = Generation(self.serving.start, self.listening)
-            self._follow(self.serving)
+            try:
+                self.serving = Generation(self.serving.start, self.listening)
+            except OSError as error:
+                self._start_again_later(f"the version that serves cannot be started: {error}")
+            else:
+                self.restart_at = None
+                self._follow(self.serving)
         if self.serving is not None and self.serving.word.said == "ready" and self.restart_at is None:
             self.serving.word = Word(said="going")
             self.serving.go()
@@ -200,13 +212,15 @@ class Supervisor:
         if serving is not None and self.restart_at is None and (status := serving.process.poll()) is not None:
             serving.hear()
             self._forget(serving)
-            lived = time.monotonic() - serving.began
-            self.restarts = 1 if lived > SETTLED_S else self.restarts + 1
-            wait_s = min(RESTART_S[0] * 2 ** min(self.restarts - 1, 20), RESTART_S[1])
-            _log(
-                f"the version that serves ended with status {status} {serving.word.why}; started again in {wait_s:g} s"
-            )
-            self.restart_at = time.monotonic() + wait_s
+            if time.monotonic() - serving.began > SETTLED_S:
+                self.restarts = 0
+            self._start_again_later(f"the version that serves ended with status {status} {serving.word.why}")
+
+    def _start_again_later(self, why: str) -> None:
+        self.restarts += 1
+        wait_s = min(RESTART_S[0] * 2 ** min(self.restarts - 1, 20), RESTART_S[1])
+        _log(f"{why}; started again in {wait_s:g} s")
+        self.restart_at = time.monotonic() + wait_s
 
     def _end(self, client: Client | None) -> None:
         if self.ending is not None:
