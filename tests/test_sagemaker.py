@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from cloud import BUCKET, RemoteProject, jobs, running
 from conftest import Done, Project, parameters, recorded, text
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
+from small_sagemaker.trying import read_log
 
 from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
 
@@ -142,7 +145,7 @@ def executed(project: Project, step: str) -> Any:
 FIELDS = ("status", "cells", "cells_run", "metrics", "problems", "outputs", "error", "kernel", "redacted")
 
 
-LONG = ("gate fail", "stopped early", "time-out of a cell", "missing output", "gate in error", "gate inconclusive")
+LONG = ("stopped early", "time-out of a cell", "gate in error", "gate inconclusive")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LONG)) for name in CASES])
@@ -347,14 +350,30 @@ def test_a_job_that_ran_into_its_limit_is_a_time_out_and_no_stop(far: RemoteProj
     assert far.step("make")["status"] == "failed"
 
 
+def notebook_begun(cloud: SmallSageMaker, name: str) -> bool:
+    """Whether the job's log tells of a first cell that has run."""
+    try:
+        return any(line.startswith("runner:progress [1,") for line in read_log(cloud.client("logs"), name))
+    except (ClientError, ValueError):  # there is no log yet
+        return False
+
+
 @pytest.mark.soak
 def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> None:
     process = begun(far, "console")
     name = next(job for job in jobs(far.cloud) if job.startswith("console-"))
+    wait_for(lambda: notebook_begun(far.cloud, name))
     far.cloud.client("sagemaker").stop_processing_job(ProcessingJobName=name)
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert far.step("make")["result"]["error"]["kind"] == "interrupted"
+    # the job heard SIGTERM and left what it had, before it was killed
+    s3, attempt = far.cloud.client("s3"), f"team/runs/{far.runs[-1].name}/make/attempts/1/"
+    left = json.loads(s3.get_object(Bucket=BUCKET, Key=f"{attempt}result.json")["Body"].read())
+    assert (left["status"], left["error"]["kind"]) == ("interrupted", "interrupted")
+    done = [cell["execution_count"] for cell in far.executed("make")["cells"] if cell["cell_type"] == "code"]
+    assert done[0] == 1, done
+    assert s3.get_object(Bucket=BUCKET, Key=f"{attempt}executed.ipynb")["ContentLength"] > 0
     assert far.runner("resume", "latest").code == 0
 
 
@@ -753,6 +772,27 @@ def test_of_a_hundred_thousand_objects_one_that_changed_is_told(tmp_path: Path) 
     assert before.artifact is not None
     assert now.artifact is not None
     assert sources.changed_objects(before.artifact.sha256, now.artifact.sha256, store) == "1 of 100,000 objects changed"
+
+
+@pytest.mark.soak  # ten seconds to put them there
+def test_a_prefix_of_many_objects_is_listed_by_pages_and_none_is_read(far: RemoteProject) -> None:
+    s3, count = far.cloud.client("s3"), 2500
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: s3.put_object(Bucket=BUCKET, Key=f"many/part-{n:06}", Body=b"x"), range(count)))
+    far.write("nb/x.ipynb", parameters("source: str = ''"), "print(source)")
+    spec = f'{{ from = "s3://{BUCKET}/many/", as = "uri" }}'
+    far.toml(f'name = "many"\n[steps.x]\nnotebook = "nb/x.ipynb"\ninputs = {{ source = {spec} }}\n')
+    assert far.here("run", "--on", "sagemaker").code == 0
+    s3.put_object(Bucket=BUCKET, Key="many/part-000500", Body=b"another")
+    far.cloud.forget_calls()
+    done = far.here("run", "--on", "sagemaker", "--dry-run")
+    assert done.code == 0, done.err
+    assert f"1 of {count:,} objects changed" in done.out
+    calls = [
+        call for call in far.cloud.calls if call.parameters.get("Prefix", call.parameters.get("Key", "")) == "many/"
+    ]
+    assert [call.action for call in calls] == ["ListObjectsV2"] * 3  # a thousand to a page
+    assert not [call for call in far.cloud.calls if call.action == "GetObject" and "many/" in call.parameters["Key"]]
 
 
 # What a local run has to do with all this: nothing
