@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # where it is set, every kernel compiles the two thousand files it imports once more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test soak bench lab studio lint locks clean
+.PHONY: run test soak bench bench-serving lab studio lint locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -25,6 +25,9 @@ ifndef QUICK
 	$(BIN)/python -m benchmarks.unchanged
 	$(BIN)/python -m benchmarks.many_runs
 endif
+
+bench-serving: $(VENV)/.all $(VENV)-peers-serving/.ready
+	$(BIN)/python -m benchmarks.serving
 
 lab: $(VENV)/.all
 	$(BIN)/runner kernel --prefix $(VENV)
@@ -49,7 +52,7 @@ locks: $(VENV)/.core
 		-c requirements-all.lock -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.core: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.12")'
@@ -65,6 +68,11 @@ $(VENV)/.all: requirements-all.lock $(VENV)/.core
 $(VENV)-peers/.ready: benchmarks/peers.lock | $(VENV)/.core
 	$(PYTHON) -m venv $(VENV)-peers
 	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python --require-hashes -r $<
+	touch $@
+
+$(VENV)-peers-serving/.ready: benchmarks/serving-peers.lock | $(VENV)/.core
+	$(PYTHON) -m venv $(VENV)-peers-serving
+	$(BIN)/uv pip install --quiet --python $(VENV)-peers-serving/bin/python --require-hashes -r $<
 	touch $@
 
 # pip installs uv by its hash from the same lock, and uv the rest: seconds instead of minutes
