@@ -366,16 +366,17 @@ def test_a_version_that_is_registered_sends_the_event_that_the_rule_asks_for(rec
     assert template.startswith("<model>/<version> waits for a decision")
 
 
-def test_a_failed_execution_is_told_with_the_verdict_and_each_failed_step(watch: Watch, recorded: Recorded) -> None:
+@pytest.mark.parametrize("outcome", ["fail", "inconclusive", "error"])
+def test_a_failed_execution_is_told_with_the_verdict_and_each_failed_step(watch: Watch, outcome: str) -> None:
     sagemaker = watch.cloud.client("sagemaker")
     role = "arn:aws:iam::123456789012:role/tiny-jobs"
-    said = "The gate's verdict is fail – train.score is 0.4, 0.1 outside the required >= 0.5."
+    said = f"The gate's verdict is {outcome} – train.score is 0.4, 0.1 outside the required >= 0.5."
     step = {"Name": "gate-failed", "Type": "Fail", "Arguments": {"ErrorMessage": said}}
     text = json.dumps({"Version": "2020-12-01", "Metadata": {}, "Parameters": [], "Steps": [step]})
     sagemaker.create_pipeline(
-        PipelineName="failing", RoleArn=role, PipelineDefinition=text, ClientRequestToken="0" * 32
+        PipelineName=f"gate-{outcome}", RoleArn=role, PipelineDefinition=text, ClientRequestToken=outcome.rjust(32, "0")
     )
-    arn = sagemaker.start_pipeline_execution(PipelineName="failing")["PipelineExecutionArn"]
+    arn = sagemaker.start_pipeline_execution(PipelineName=f"gate-{outcome}")["PipelineExecutionArn"]
     until = time.monotonic() + 60
     while sagemaker.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] == "Executing":
         assert time.monotonic() < until

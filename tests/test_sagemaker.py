@@ -814,8 +814,11 @@ def test_a_local_run_imports_neither_boto3_nor_sagemaker(project: Project, tmp_p
     (site / "sitecustomize.py").write_text(FORBID.format(log=str(log)))
     made_project(project, Case(), "local")
     env = {"PYTHONPATH": str(site), "RUNNER_NO_REPORT": "0"}
-    for arguments in (["run"], ["run"], ["show", "latest"], ["verify", "--all"], ["check"], ["runs"], ["models"]):
-        assert project.runner(*arguments, env=env).code == 0
+    commands = ("run", "run", "run -p make.number=2", "show latest", "verify --all", "check", "runs", "models",
+                "diff latest latest", "report latest", "resume latest", "compare latest latest", "pack latest -o p.run", "gc")  # fmt: skip
+    for command in commands:
+        done = project.runner(*command.split(), env=env)
+        assert done.code == 0, (command, done.err)
     assert not log.exists(), log.read_text()
     subprocess.run([sys.executable, "-c", "import boto3"], env={**os.environ, **env}, check=True)
     assert log.exists()  # the check would have seen it
