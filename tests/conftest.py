@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background, and all below inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PAGES = {"RUNNER_NO_REPORT": "0"}  # the environment of a run whose report is looked at
 
 # Jupyter's Run All: each notebook named, one after the other, saved with its outputs

@@ -553,7 +553,7 @@ def test_a_table_goes_up_once_under_its_content(far: Examined, cloud: SmallSageM
 
 
 def test_a_big_table_goes_up_in_parts(far: Examined, cloud: SmallSageMaker) -> None:
-    (far.folder / "big.bin").write_bytes(os.urandom(9 << 20))
+    (far.folder / "big.bin").write_bytes(os.urandom(17 << 20))
     far.set()
     cloud.forget_calls()
     done = far.here("upload", "big.bin", "--to", "june/")
