@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_serve_records import PLANS, good, mixed, number, records, saved, several, whole
@@ -35,7 +35,10 @@ from runner.errors import RunnerError
 from runner.lean import without
 from runner.model.registry import LocalRegistry
 from runner.model.versions import NewVersion
-from runner.records import Metric
+from runner.records import Metric, Target
+from runner.serve.app import KNOWN
+from runner.serve.describe import REFUSALS
+from runner.serve.inference import CONTENT_TYPES
 
 JSON, CSV = "application/json", "text/csv"
 ALLOWED = {200, 400, 406, 413, 415}
@@ -354,6 +357,15 @@ def test_the_log_has_version_and_time_and_nothing_of_the_customer(served: Served
     assert lines[0]["ms"] > 0
     assert "Erika" not in "".join(served.lines)
     assert "Mustermann" not in "".join(served.lines)
+
+
+def test_the_guide_names_every_key_of_a_target_and_every_refusal() -> None:
+    guide = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    missing = [key for key in Target.__struct_fields__ if f"`{key}`" not in guide]
+    missing += [status for status in REFUSALS if not re.search(rf"^\| {status}\b", guide, re.MULTILINE)]
+    missing += [path for path in KNOWN if f" {path}`" not in guide]
+    missing += [kind for kind in CONTENT_TYPES if f"`{kind}`" not in guide]
+    assert missing == []
 
 
 # Who may
