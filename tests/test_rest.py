@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import shutil
 import subprocess
@@ -21,11 +23,12 @@ import jsonschema
 import pandas as pd
 import pytest
 from cloud import BUCKET, running
-from conftest import ROOT, Project, environment
+from conftest import REAL_TABLE, ROOT, Project, environment
 from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template
 from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
-from test_serve import JSON, ROW, approved, serving
+from test_serve import CSV, JSON, ROW, Client, approved, serving
+from test_serve_container import of_real_table, package, run
 from test_serve_records import number, several
 
 import runner.model
@@ -203,6 +206,40 @@ def test_a_record_is_scored_as_the_model_scores_it(asked: Front, model: runner.m
     assert reply.headers["x-request-id"] == line.pop("request")
     assert line.pop("ms") > 0
     assert line == {"status": 200, "model": "tiny/1"}
+
+
+def test_the_real_table_scores_the_same_wherever_it_is_sent(cloud: SmallSageMaker, project: Project) -> None:
+    if not REAL_TABLE.exists():
+        pytest.skip(f"the real table is not at {REAL_TABLE}")
+    folder = approved(project, lambda made: of_real_table(made)[0], name="leaving")
+    lines = REAL_TABLE.read_text().splitlines(keepends=True)
+    part = project.folder / "part.csv"
+    part.write_text("".join([lines[0], *lines[1000:1025]]))
+    frame = pd.read_csv(part)
+    rows = json.loads(frame.to_json(orient="records"))
+    expected = [float(one) for one in runner.model.load(folder).predict(frame)]
+    assert len(set(expected)) > 20
+
+    done = project.runner("predict", "leaving", str(part))
+    predicted = [float(row["probability"]) for row in csv.DictReader(io.StringIO(done.out))]
+    with serving(project, "--workers", "1", model="leaving") as served:
+        client = Client(served.port)
+        text = client.score(part.read_bytes(), CSV, accept=CSV).body.decode()
+        records = client.score({"instances": rows}).json["predictions"]
+        client.close()
+        create_endpoint(cloud, "leaving-production")
+        cloud.serve_endpoint("leaving-production", f"http://127.0.0.1:{served.port}")
+        with front(cloud, "leaving-production") as function:
+            asked_singly = [function.ask(row).json["probability"] for row in rows]
+    packed = run(package(folder), [(part.read_text(), CSV, CSV)])[0][0]
+    found = {
+        "predict": predicted,
+        "serve, CSV": [float(line) for line in text.splitlines()],
+        "serve, JSON": [row["probability"] for row in records],
+        "Lambda": asked_singly,
+        "SageMaker's package": [float(line) for line in packed.splitlines()],
+    }
+    assert found == dict.fromkeys(found, expected)
 
 
 def test_order_of_keys_and_unused_columns_do_not_matter(asked: Front) -> None:

@@ -306,6 +306,8 @@ def test_trees_that_were_trained_on_codes_take_the_signatures(tmp_path: Path) ->
 
 @pytest.mark.parametrize("table", [REAL_TABLE, ROOT / "data" / "churn.csv"])
 def test_a_real_table_scores_to_the_bit(tmp_path: Path, table: Path) -> None:
+    if not table.exists():
+        pytest.skip(f"the real table is not at {table}")
     frame = pd.read_csv(table)
     answers = frame["Churn?"] == "True."
     raw = frame.drop(columns=["Churn?", "Phone"])
