@@ -564,6 +564,21 @@ def test_the_example_page_scores_a_record_from_another_origin(
         assert "does not let this page call it" in page
 
 
+def test_the_page_of_a_server_scores_its_form_where_a_token_is_in_the_address(house: Project, tmp_path: Path) -> None:
+    with serving(house, "--workers", "1", RUNNER_TOKEN="s3cret") as served:
+        page = chromium(tmp_path, f"http://anyone:s3cret@127.0.0.1:{served.port}/#scored", "--dump-dom")
+        client = Client(served.port)
+        sample = client.ask("GET", "/openapi.json", authorization="Bearer s3cret").json
+        record = sample["components"]["schemas"]["Record"]["example"]
+        said = client.score(record, authorization="Bearer s3cret").json["predictions"][0]
+        client.close()
+    scored = [line["status"] for line in served.log if line["path"] == "/invocations"]
+    result = page.partition('<output id="result"')[2].partition("</output>")[0]
+    assert f"{'Yes' if said['prediction'] else 'No'}, probability {said['probability']:.3g}" in result, result
+    assert "tiny/1 answered in" in result
+    assert scored == [200, 200]
+
+
 # The templates
 
 
