@@ -702,8 +702,27 @@ trees = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(sorted(ROW)) | st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
+# text, as json.dumps would not go as deep: up to the interpreter's depth and beyond, and past the digits that int() takes
+deep = st.builds(
+    lambda depth, around: around[0] * depth + around[1] * depth,
+    st.integers(1, 40) | st.integers(900, 1000) | st.integers(900, 1100),
+    st.sampled_from([("[", "]"), ('{"plan":', "}"), ('[{"minutes":', "}]")]),
+).map(lambda text: text.replace(":}", ":1}"))
+long = st.builds(
+    lambda count, around: around.replace("#", "7" * count),
+    st.integers(30, 400) | st.integers(4250, 6000),
+    st.sampled_from(["#", "-#.5", "#e-#", "0.#", '"#"', '"#.0"', '"0.#x"', '"#e9"', '"1e#"']),
+)
+large = st.builds(
+    lambda name, value, around: around.replace("#", json.dumps({**ROW, name: "#"}).replace('"#"', value)).encode(),
+    st.sampled_from([*ROW, "more"]),
+    deep | long,
+    st.sampled_from(["#", "[#]", '{"instances": [#]}', "#\n#"]),
+)
 bodies = (
     st.binary(max_size=200)
+    | (deep | long).map(str.encode)
+    | long.map(lambda value: f"1,{value},gold,1\n{value},2,{value},{value}\n".encode())
     | tables.map(lambda text: text.encode("utf-8", "surrogatepass"))
     | trees.map(lambda tree: json.dumps(tree).encode())
     | st.lists(mixed, max_size=4).map(lambda rows: json.dumps({"instances": rows}).encode())
@@ -730,6 +749,7 @@ def as_csv(rows: list[dict[str, Any]], header: bool) -> bytes:
 sound = st.lists(whole, min_size=1, max_size=6)
 asked = (
     st.builds(Asked, bodies, kinds | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12), st.sampled_from([JSON, CSV, "*/*", "text/html"]))
+    | st.builds(Asked, large, st.sampled_from([JSON, "application/jsonlines"]))
     | sound.map(lambda rows: Asked(json.dumps(rows).encode(), JSON, rows=rows))
     | sound.map(lambda rows: Asked(json.dumps({"instances": [[row[n] for n in ROW] for row in rows]}).encode(), JSON, rows=rows))
     | sound.map(lambda rows: Asked("\n".join(map(json.dumps, rows)).encode(), "application/jsonlines", rows=rows))
