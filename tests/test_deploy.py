@@ -485,7 +485,8 @@ def test_who_decided_in_studio_does_not_give_the_second_approval(place: Place) -
 
 def test_a_version_that_is_revoked_while_it_serves_is_pointed_out(place: Place) -> None:
     assert place.deploy(1).code == 0
-    place.registry.decide("tiny", 1, "rejected", who="ben@desk", why="wrong month")
+    done = place.runner("reject", "tiny/1", "--reason", "wrong month")
+    assert (done.code, "  staging serves it still: runner undeploy staging" in done.out.splitlines()) == (0, True)
     done = place.runner("deployments")
     assert (done.code, "tiny/1 is rejected since it was deployed: runner rollback staging" in done.out) == (4, True)
 
@@ -655,7 +656,9 @@ def test_a_rollback_goes_back_to_what_is_approved_still(place: Place) -> None:
     assert place.runner("rollback", "staging").code == 8  # there is nothing before
     for version in (2, 3):
         assert place.deploy(version).code == 0
-    place.registry.decide("tiny", 2, "rejected", who="ben@desk", why="wrong month")
+    for version, serving in ((2, {}), (3, {"staging": "runner rollback staging"})):
+        done = place.runner("reject", f"tiny/{version}", "--reason", "wrong month", "--json")
+        assert (done.code, done.json["served_at"]) == (0, serving)
     done = place.runner("rollback", "staging", "--dry-run")
     assert (done.code, done.out.splitlines()[0]) == (0, "staging would go back to tiny/1; nothing was done:")
     done = place.runner("rollback", "staging", "--reason", "too slow", "--json")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import shutil
 import subprocess
@@ -21,11 +23,12 @@ import jsonschema
 import pandas as pd
 import pytest
 from cloud import BUCKET, running
-from conftest import ROOT, Project, environment
+from conftest import REAL_TABLE, ROOT, Project, environment
 from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template
 from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
-from test_serve import JSON, ROW, approved, serving
+from test_serve import CSV, JSON, ROW, Client, approved, serving
+from test_serve_container import of_real_table, package, run
 from test_serve_records import number, several
 
 import runner.model
@@ -203,6 +206,40 @@ def test_a_record_is_scored_as_the_model_scores_it(asked: Front, model: runner.m
     assert reply.headers["x-request-id"] == line.pop("request")
     assert line.pop("ms") > 0
     assert line == {"status": 200, "model": "tiny/1"}
+
+
+def test_the_real_table_scores_the_same_wherever_it_is_sent(cloud: SmallSageMaker, project: Project) -> None:
+    if not REAL_TABLE.exists():
+        pytest.skip(f"the real table is not at {REAL_TABLE}")
+    folder = approved(project, lambda made: of_real_table(made)[0], name="leaving")
+    lines = REAL_TABLE.read_text().splitlines(keepends=True)
+    part = project.folder / "part.csv"
+    part.write_text("".join([lines[0], *lines[1000:1025]]))
+    frame = pd.read_csv(part)
+    rows = json.loads(frame.to_json(orient="records"))
+    expected = [float(one) for one in runner.model.load(folder).predict(frame)]
+    assert len(set(expected)) > 20
+
+    done = project.runner("predict", "leaving", str(part))
+    predicted = [float(row["probability"]) for row in csv.DictReader(io.StringIO(done.out))]
+    with serving(project, "--workers", "1", model="leaving") as served:
+        client = Client(served.port)
+        text = client.score(part.read_bytes(), CSV, accept=CSV).body.decode()
+        records = client.score({"instances": rows}).json["predictions"]
+        client.close()
+        create_endpoint(cloud, "leaving-production")
+        cloud.serve_endpoint("leaving-production", f"http://127.0.0.1:{served.port}")
+        with front(cloud, "leaving-production") as function:
+            asked_singly = [function.ask(row).json["probability"] for row in rows]
+    packed = run(package(folder), [(part.read_text(), CSV, CSV)])[0][0]
+    found = {
+        "predict": predicted,
+        "serve, CSV": [float(line) for line in text.splitlines()],
+        "serve, JSON": [row["probability"] for row in records],
+        "Lambda": asked_singly,
+        "SageMaker's package": [float(line) for line in packed.splitlines()],
+    }
+    assert found == dict.fromkeys(found, expected)
 
 
 def test_order_of_keys_and_unused_columns_do_not_matter(asked: Front) -> None:
@@ -525,6 +562,21 @@ def test_the_example_page_scores_a_record_from_another_origin(
     with pages(tmp_path / "site") as site, front(cloud) as api:
         page = chromium(tmp_path, f"{site}/infra/example.html?try=1&url={api.url}", "--dump-dom")
         assert "does not let this page call it" in page
+
+
+def test_the_page_of_a_server_scores_its_form_where_a_token_is_in_the_address(house: Project, tmp_path: Path) -> None:
+    with serving(house, "--workers", "1", RUNNER_TOKEN="s3cret") as served:
+        page = chromium(tmp_path, f"http://anyone:s3cret@127.0.0.1:{served.port}/#scored", "--dump-dom")
+        client = Client(served.port)
+        sample = client.ask("GET", "/openapi.json", authorization="Bearer s3cret").json
+        record = sample["components"]["schemas"]["Record"]["example"]
+        said = client.score(record, authorization="Bearer s3cret").json["predictions"][0]
+        client.close()
+    scored = [line["status"] for line in served.log if line["path"] == "/invocations"]
+    result = page.partition('<output id="result"')[2].partition("</output>")[0]
+    assert f"{'Yes' if said['prediction'] else 'No'}, probability {said['probability']:.3g}" in result, result
+    assert "tiny/1 answered in" in result
+    assert scored == [200, 200]
 
 
 # The templates

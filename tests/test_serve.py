@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_serve_records import PLANS, good, mixed, number, records, saved, several, whole
@@ -35,7 +36,10 @@ from runner.errors import RunnerError
 from runner.lean import without
 from runner.model.registry import LocalRegistry
 from runner.model.versions import NewVersion
-from runner.records import Metric
+from runner.records import Metric, Target
+from runner.serve.app import KNOWN
+from runner.serve.describe import REFUSALS
+from runner.serve.inference import CONTENT_TYPES
 
 JSON, CSV = "application/json", "text/csv"
 ALLOWED = {200, 400, 406, 413, 415}
@@ -356,6 +360,15 @@ def test_the_log_has_version_and_time_and_nothing_of_the_customer(served: Served
     assert "Mustermann" not in "".join(served.lines)
 
 
+def test_the_guide_names_every_key_of_a_target_and_every_refusal() -> None:
+    guide = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    missing = [key for key in Target.__struct_fields__ if f"`{key}`" not in guide]
+    missing += [status for status in REFUSALS if not re.search(rf"^\| {status}\b", guide, re.MULTILINE)]
+    missing += [path for path in KNOWN if f" {path}`" not in guide]
+    missing += [kind for kind in CONTENT_TYPES if f"`{kind}`" not in guide]
+    assert missing == []
+
+
 # Who may
 
 
@@ -447,6 +460,28 @@ def receive(connection: socket.socket) -> bytes:
 def connected(served: Served) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", served.port), timeout=15) as connection:
         yield connection
+
+
+def test_large_bodies_that_arrive_together_are_bounded(served: Served, client: Client) -> None:
+    size = 256 * 1024  # the largest
+    head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\ncontent-length: %d\r\n\r\n"
+    lines = (b"1,2,gold,1\n" * size)[:size]
+    large = lines[: size // 11 * 11]
+    with ExitStack() as held:
+        slow = [held.enter_context(connected(served)) for _ in range(17)]
+        for connection in slow:
+            connection.sendall(head % size + lines[:-1])
+        ready = select.select(slow, [], [], 5)[0]  # the one that there was no room for
+        assert len(ready) == 1
+        answer = receive(ready[0])
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in answer
+        assert client.score(large, CSV).status == 503
+        assert client.score(ROW).status == 200  # a small one has room
+    until = time.monotonic() + 5
+    while (answered := client.score(large, CSV)).status == 503 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert answered.status == 200, answered.body
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -690,8 +725,27 @@ trees = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(sorted(ROW)) | st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
+# text, as json.dumps would not go as deep: up to the interpreter's depth and beyond, and past the digits that int() takes
+deep = st.builds(
+    lambda depth, around: around[0] * depth + around[1] * depth,
+    st.integers(1, 40) | st.integers(900, 1000) | st.integers(900, 1100),
+    st.sampled_from([("[", "]"), ('{"plan":', "}"), ('[{"minutes":', "}]")]),
+).map(lambda text: text.replace(":}", ":1}"))
+long = st.builds(
+    lambda count, around: around.replace("#", "7" * count),
+    st.integers(30, 400) | st.integers(4250, 6000),
+    st.sampled_from(["#", "-#.5", "#e-#", "0.#", '"#"', '"#.0"', '"0.#x"', '"#e9"', '"1e#"']),
+)
+large = st.builds(
+    lambda name, value, around: around.replace("#", json.dumps({**ROW, name: "#"}).replace('"#"', value)).encode(),
+    st.sampled_from([*ROW, "more"]),
+    deep | long,
+    st.sampled_from(["#", "[#]", '{"instances": [#]}', "#\n#"]),
+)
 bodies = (
     st.binary(max_size=200)
+    | (deep | long).map(str.encode)
+    | long.map(lambda value: f"1,{value},gold,1\n{value},2,{value},{value}\n".encode())
     | tables.map(lambda text: text.encode("utf-8", "surrogatepass"))
     | trees.map(lambda tree: json.dumps(tree).encode())
     | st.lists(mixed, max_size=4).map(lambda rows: json.dumps({"instances": rows}).encode())
@@ -718,6 +772,7 @@ def as_csv(rows: list[dict[str, Any]], header: bool) -> bytes:
 sound = st.lists(whole, min_size=1, max_size=6)
 asked = (
     st.builds(Asked, bodies, kinds | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12), st.sampled_from([JSON, CSV, "*/*", "text/html"]))
+    | st.builds(Asked, large, st.sampled_from([JSON, "application/jsonlines"]))
     | sound.map(lambda rows: Asked(json.dumps(rows).encode(), JSON, rows=rows))
     | sound.map(lambda rows: Asked(json.dumps({"instances": [[row[n] for n in ROW] for row in rows]}).encode(), JSON, rows=rows))
     | sound.map(lambda rows: Asked("\n".join(map(json.dumps, rows)).encode(), "application/jsonlines", rows=rows))

@@ -92,6 +92,7 @@ def of_real_table(folder: Path) -> tuple[Path, pd.DataFrame]:
     return folder, frame
 
 
+@pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
 def test_the_container_scores_a_real_table_to_the_bit(tmp_path: Path) -> None:
     folder, frame = of_real_table(tmp_path / "model")
     expected = runner.model.load(folder).predict(frame)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import runner.model
 from runner.errors import UsageError
 from runner.model.signature import BadRecords, Unknown
-from runner.serve.inference import LARGEST, BadInput, Scorer, accepted, model_fn
+from runner.serve.inference import BadInput, Scorer, accepted, model_fn
 from runner.serve.quick import quick
 
 CODE = """
@@ -153,24 +153,13 @@ def _same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: 
         with pytest.raises(BadInput) as refused:
             scorer.score(scorer.table(body, kind))
         assert refused.value.status == 400
-        if isinstance(expected, BadRecords) and not _too_large(frame):
+        if isinstance(expected, BadRecords):
             # a long value is shortened; a whole number is a float to pandas where one of its column is missing
             assert str(refused.value)[:100].replace(".0 ", " ") == str(expected)[:100].replace(".0 ", " ")
         return
     found = scorer.score(scorer.table(body, kind))
     assert found.dtype == expected.dtype
     assert found.tobytes() == expected.tobytes()
-
-
-def _too_large(frame: pd.DataFrame) -> bool:
-    """Where there is one of those, which of several faults is named may differ."""
-    for value in frame.to_numpy(dtype="object").ravel():
-        try:
-            if LARGEST < abs(float(value)) < float("inf"):
-                return True
-        except (TypeError, ValueError, OverflowError):
-            continue
-    return False
 
 
 ODD = [
@@ -180,7 +169,12 @@ ODD = [
     "basic", " gold ", "Gold", "südost", "657", "657.0", "657.00", " 657 ", "+657", "0657", "657.5", "a\nb", 'a"b', "a,b", "\x00",
 ]  # fmt: skip
 numbers = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 400)
-texts = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | numbers.map(str)
+long = st.builds(
+    lambda count, around: around.replace("#", "7" * count),
+    st.integers(30, 400) | st.integers(4250, 6000),
+    st.sampled_from(["#", "-#.5", "0.#", "#.0", "#.00", "0.#x", "#e-9", "1e#", "#e-#", "#."]),
+)
+texts = st.sampled_from(ODD) | long | st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | numbers.map(str)
 values = st.none() | st.booleans() | numbers | texts | st.sampled_from([[], {}, [1], {"a": 1}, "\ud800", 657, 657.0])
 good = {
     "minutes": st.none() | st.floats(0, 400) | st.floats(0, 400).map(str),
@@ -234,6 +228,7 @@ clean_rows = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(sorted(KINDS)), rows=rows_of_text | clean_rows, header=st.booleans())
 @example(kind="plain", rows=[[text, "1", "gold", "1"] for text in ("nan", "1")], header=True)
+@example(kind="computed", rows=[["7" * 39, "0", "basic", "true"]], header=False)
 def test_csv_scores_as_the_model_folder_does(
     pairs: dict[str, Pair], kind: str, rows: list[list[str]], header: bool
 ) -> None:
@@ -306,6 +301,8 @@ def test_trees_that_were_trained_on_codes_take_the_signatures(tmp_path: Path) ->
 
 @pytest.mark.parametrize("table", [REAL_TABLE, ROOT / "data" / "churn.csv"])
 def test_a_real_table_scores_to_the_bit(tmp_path: Path, table: Path) -> None:
+    if not table.exists():
+        pytest.skip(f"the real table is not at {table}")
     frame = pd.read_csv(table)
     answers = frame["Churn?"] == "True."
     raw = frame.drop(columns=["Churn?", "Phone"])

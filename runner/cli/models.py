@@ -122,15 +122,24 @@ def approve_command(version: str, reason: str, target: str | None, as_json: bool
 @json_option
 @pipeline_option
 def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> None:
-    """Reject a pending version, or revoke an approved one.
+    """Reject a pending version, or revoke an approved one; says which targets serve it still, and how to end that.
 
     \b
     Example:
       runner reject NAME/3 --reason "trained on the wrong month"
     """
-    from runner import actions
+    from runner import actions, backend
+    from runner.model.deployment import still_served
 
-    _print_decision(actions.reject(pipeline, *parse_version(version), why=reason), as_json)
+    name, number = parse_version(version)
+    found = actions.reject(pipeline, name, number, why=reason)
+    served = still_served(backend.registry(pipeline), name, number)
+    if as_json:
+        print_json({**version_json(found), "served_at": served})
+        return
+    _print_decision(found, as_json)
+    for target, command in served.items():
+        click.echo(f"  {target} serves it still: {command}")
 
 
 @click.command("history")

@@ -297,6 +297,20 @@ def before(registry: Registry, target: str) -> ModelVersion:
     )
 
 
+def still_served(registry: Registry, name: str, version: int) -> dict[str, str]:
+    """Per target that serves the version, by the history: the command that ends that."""
+    events, found = registry.events(name), {}
+    for target in sorted({event.data["target"] for event in events if event.kind in SERVES}):
+        last = [event for event in events if event.kind in CHANGES and event.data["target"] == target][-1]
+        if last.kind in SERVES and last.version == version:
+            try:
+                before(registry, target)
+                found[target] = f"runner rollback {target}"
+            except Refused:  # there is nothing to go back to
+                found[target] = f"runner undeploy {target}"
+    return found
+
+
 def at_target(registry: Registry, target: str, kinds: Sequence[str] = CHANGES) -> list[Event]:
     """What happened at the target, of all names, oldest first."""
     names = sorted({version.name for version in registry.list()})

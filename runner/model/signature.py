@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["number", "integer", "boolean", "category"]
 Unknown = Literal["error", "missing"]
+LARGEST = (2 - 2**-23) * 2.0**127  # that XGBoost holds: float32's
 
 
 class BadRecords(UsageError):
@@ -86,7 +87,7 @@ def as_category(series: pd.Series) -> pd.Series:
 def read_frame(frame: pd.DataFrame, columns: list[Column], *, unknown: Unknown) -> pd.DataFrame:
     """The table as the model's columns, in order and by type; further columns are left out.
 
-    Raises BadRecords naming row (from 1) and column: missing column, wrong type, infinity, unknown category (with
+    Raises BadRecords naming row (from 1) and column: missing column, wrong type, no finite float32, unknown category (with
     `unknown="missing"` that becomes a missing value).
     """
     import pandas as pd
@@ -188,7 +189,7 @@ def _numbers(series: pd.Series, column: Column) -> pd.Series:
             values = pd.Series(read, index=series.index, dtype="object")
         strange = ~blank & ~values.map(_may_be_number)
         numbers = pd.to_numeric(values.mask(blank | strange, None), errors="coerce").astype("float64")
-    wrong = (strange & ~blank) | (numbers.isna() & ~blank) | np.isinf(numbers)
+    wrong = (strange & ~blank) | (numbers.isna() & ~blank) | (numbers.abs() > LARGEST)
     if column.kind == "boolean":
         wrong |= ~blank & ~numbers.isin([0, 1])
     if wrong.any():
