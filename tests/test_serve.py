@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -459,6 +460,28 @@ def receive(connection: socket.socket) -> bytes:
 def connected(served: Served) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", served.port), timeout=15) as connection:
         yield connection
+
+
+def test_large_bodies_that_arrive_together_are_bounded(served: Served, client: Client) -> None:
+    size = 256 * 1024  # the largest
+    head = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\ncontent-length: %d\r\n\r\n"
+    lines = (b"1,2,gold,1\n" * size)[:size]
+    large = lines[: size // 11 * 11]
+    with ExitStack() as held:
+        slow = [held.enter_context(connected(served)) for _ in range(17)]
+        for connection in slow:
+            connection.sendall(head % size + lines[:-1])
+        ready = select.select(slow, [], [], 5)[0]  # the one that there was no room for
+        assert len(ready) == 1
+        answer = ready[0].recv(65536)  # and no more: after 2 s all the others are refused
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in answer
+        assert client.score(large, CSV).status == 503
+        assert client.score(ROW).status == 200  # a small one has room
+    until = time.monotonic() + 5
+    while (answered := client.score(large, CSV)).status == 503 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert answered.status == 200, answered.body
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
 LARGE_BYTES = 64 * 1024  # from here on a body is read and scored beside the others, not before them
+BODIES = 16  # of the largest size: what all that one process holds at a time may add up to
 KNOWN = ("/invocations", "/ping", "/", "/metrics", "/openapi.json")
 CHALLENGE = (b"www-authenticate", b'Basic realm="runner", charset="UTF-8"')
 
@@ -60,6 +61,7 @@ class Application:
         self.limits, self.metrics = limits, metrics
         self.log = Log(scorer.model)
         self._scorer, self._token = scorer, token
+        self._held = 0  # bytes of bodies that are arriving, and of large ones that are being answered
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._model = (b"x-model", scorer.model.encode())
         self._others = _others(self, scorer, version)
@@ -103,12 +105,17 @@ class Application:
             if len(body) < LARGE_BYTES:
                 content, kind, rows = self._answer(*request)
             else:
-                loop = asyncio.get_running_loop()
-                content, kind, rows = await loop.run_in_executor(self._aside, self._answer, *request)
+                try:
+                    loop = asyncio.get_running_loop()
+                    content, kind, rows = await loop.run_in_executor(self._aside, self._answer, *request)
+                finally:
+                    self._held -= len(body)
+                    del body, request
             await self._send(send, 200, content, kind, self._model)
             return 200, rows
         except BadInput as error:
-            await self._send(send, error.status, error.body(), "application/json", self._model)
+            later = [(b"retry-after", b"1")] if error.status == 503 else []
+            await self._send(send, error.status, error.body(), "application/json", self._model, *later)
             return error.status, 0
         except ClientLeft:
             return 499, 0
@@ -122,7 +129,8 @@ class Application:
         return (*self._scorer.reply(scores, accept), len(scores))
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """The whole body. Raises BadInput once it is too large or too slow, having read no more than that."""
+        """The whole body, held where it is a large one. Raises BadInput once it is too large or too slow, or there is
+        no room for it, having read no more than that."""
         declared = headers.get(b"content-length", b"0")
         self._fits(int(declared[:18]))
         # where uvicorn has read all of it already, no clock need be set, which takes as long as the rest of this
@@ -131,6 +139,9 @@ class Application:
             if message["type"] == "http.request":
                 body: bytes = message["body"]
                 self._fits(len(body))
+                if len(body) >= LARGE_BYTES:
+                    self._room(len(body))
+                    self._held += len(body)
                 return body
             raise ClientLeft
         try:
@@ -141,21 +152,34 @@ class Application:
             raise BadInput(said, status=408) from None
 
     async def _parts(self, receive: Receive) -> bytes:
-        parts, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            self._fits(size)
+        parts, size, more, held = [], 0, True, False
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                parts.append(message.get("body", b""))
+                more, length = message.get("more_body", False), len(parts[-1])
+                self._fits(size + length)
+                if size + length >= LARGE_BYTES:
+                    self._room(length)
+                size += length
+                self._held += length
+            held = size >= LARGE_BYTES
+        finally:
+            if not held:
+                self._held -= size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _fits(self, size: int) -> None:
         most = self.limits.body_bytes
         if size > most:
             raise BadInput(f"The body is larger than {most / 2**20:g} MB. Send fewer rows at once.", status=413)
+
+    def _room(self, size: int) -> None:
+        """Raises BadInput where large bodies under way leave none; small ones always have it."""
+        if self._held + size > BODIES * self.limits.body_bytes:
+            raise BadInput("Too many large requests are under way. Try again in a moment.", status=503)
 
     async def _send(self, send: Send, status: int, body: bytes, kind: str, *more: tuple[bytes, bytes]) -> None:
         headers = [

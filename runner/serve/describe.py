@@ -24,6 +24,7 @@ REFUSALS = {
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "415": "The content type is none that is read.",
+    "503": "Too many connections are open or too many large requests under way; try again after Retry-After seconds.",
 }
 
 
