@@ -27,7 +27,7 @@ ifndef QUICK
 endif
 
 bench-serving: $(VENV)/.all $(VENV)-peers-serving/.ready
-	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving $(if $(QUICK),--rounds 2 --seconds 1,--write)
 
 lab: $(VENV)/.all
 	$(BIN)/runner kernel --prefix $(VENV)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import figure, overhead, sweep
-from benchmarks.measuring import Sample, measure, median_cpu_s, median_s, paired, peak_mb
+from benchmarks.measuring import Sample, machine, measure, median_cpu_s, median_s, paired, peak_mb, table
 from benchmarks.paths import ROOT, copy_project, papermill_api, papermill_cli, plain_script, runner
 from benchmarks.peers import nbconvert, ploomber, ploomber_engine
 
@@ -164,37 +161,9 @@ def goal(what: str, found: float, most: float, hoped: float) -> list[str]:
     return [what, f"{found:.2f}", f"{most:.2f}", f"{hoped:.2f}", said]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """In Markdown, readable as text too; numbers to the right."""
-    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
-    right = [at > 0 and all(row[at][:1].isdigit() or row[at][:1] == "-" for row in rows) for at in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = (
-            cell.rjust(width) if to else cell.ljust(width) for cell, width, to in zip(row, widths, right, strict=True)
-        )
-        return f"| {' | '.join(cells)} |"
-
-    rule = ["-" * (width - 1) + (":" if to else "-") for width, to in zip(widths, right, strict=True)]
-    return [line(head), line(rule), *map(line, rows)]
-
-
 def say(lines: list[str]) -> list[str]:
     print("\n".join(lines), end="\n\n", flush=True)
     return lines
-
-
-def machine() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
-        f"{memory_gb:.0f} GiB, {platform.system()} {platform.release()}, Python {platform.python_version()}."
-    )
 
 
 if __name__ == "__main__":

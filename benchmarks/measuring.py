@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.paths import ROOT
@@ -98,3 +100,31 @@ def median_s(samples: Iterable[Sample]) -> float:
 
 def median_cpu_s(samples: Iterable[Sample]) -> float:
     return statistics.median(sample.cpu_s for sample in samples)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """In Markdown, readable as text too; numbers to the right."""
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    right = [at > 0 and all(row[at][:1].isdigit() or row[at][:1] == "-" for row in rows) for at in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if to else cell.ljust(width) for cell, width, to in zip(row, widths, right, strict=True)
+        )
+        return f"| {' | '.join(cells)} |"
+
+    rule = ["-" * (width - 1) + (":" if to else "-") for width, to in zip(widths, right, strict=True)]
+    return [line(head), line(rule), *map(line, rows)]
+
+
+def machine() -> str:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
+        f"{memory_gb:.0f} GiB, {platform.system()} {platform.release()}, Python {platform.python_version()}."
+    )

@@ -3,10 +3,9 @@
 floor     uvicorn that reads the body and answers a constant: what HTTP alone costs
 flask     gunicorn, gevent and Flask as in AWS' xgboost container, without the nginx before them there:
           https://github.com/aws/sagemaker-xgboost-container (algorithm_mode/serve.py, encoder.csv_to_dmatrix)
+fastapi   uvicorn, FastAPI and XGBoost's inplace_predict: what is written by hand for one model
 mlserver  MLServer with mlserver-xgboost
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -57,6 +56,35 @@ def flask_app(model: str) -> Any:
     return app
 
 
+def fastapi_app(model: str) -> Any:
+    import io
+
+    import fastapi
+    import numpy as np
+    import xgboost as xgb
+
+    app = fastapi.FastAPI()
+    booster = xgb.Booster()
+    booster.load_model(model)
+    booster.set_param("nthread", 1)
+
+    @app.get("/ping")
+    def ping() -> dict[str, str]:
+        return {}
+
+    @app.post("/invocations")
+    async def invocations(request: fastapi.Request) -> Any:
+        if request.headers["content-type"] == "text/csv":
+            rows = np.loadtxt(io.BytesIO(await request.body()), delimiter=",", ndmin=2)
+            scores = booster.inplace_predict(rows)
+            return fastapi.Response("\n".join(map(str, scores.tolist())) + "\n", media_type="text/csv")
+        given = await request.json()
+        rows = given["instances"] if isinstance(given, dict) else [list(record.values()) for record in given]
+        return {"predictions": booster.inplace_predict(np.array(rows)).tolist()}
+
+    return app
+
+
 def mlserver_folder(folder: Path, model: str, port: int) -> Path:
     """What `mlserver start` reads."""
     folder.mkdir()
@@ -76,6 +104,10 @@ if __name__ == "__main__":
         import uvicorn
 
         uvicorn.run(floor_app(), port=port, access_log=False, lifespan="off", ws="none", log_level="critical")
+    elif kind == "fastapi":
+        import uvicorn
+
+        uvicorn.run(fastapi_app(model), port=port, access_log=False, lifespan="off", ws="none", log_level="critical")
     elif kind == "flask":
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         options = [
