@@ -50,14 +50,16 @@ class Rounds:
     warm_up: int = 1  # not counted
 
 
-FULL, FEW = Rounds(7, 3, 3, 5, 7), Rounds(3, 1, 1, 3, 2)
+FEW = Rounds(whole=3, slow=1, memory=1, trivial=3, sweep=2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds of what matters most; writes no page")
-    quick = parser.parse_args().quick
-    rounds = FEW if quick else FULL
+    parser.add_argument("--rounds", type=int, default=7, help="of the fast ways; fewer of the slow ones")
+    options = parser.parse_args()
+    quick, most = options.quick, options.rounds
+    rounds = FEW if quick else Rounds(most, slow=most // 2, memory=most // 2, trivial=most // 2 + 1, sweep=most)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         paths = {name: PATHS[name] for name in QUICK} if quick else PATHS
