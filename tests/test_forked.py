@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, children_of, code, environment, notebook, recorded
+from conftest import ROOT, Project, children_of, code, environment, notebook, recorded
 from papermill.cli import papermill as papermill_cli
 
 from runner.pipeline.notebook import read_notebook
@@ -725,6 +725,23 @@ def test_papermills_users_hear_of_a_missing_output_folder_before_anything_runs(t
     assert done.returncode == 1
     assert "/missing doesn't exist." in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kernel", ["forked", "standard"])
+def test_where_nobody_may_be_watched_notebooks_run_all_the_same(project: Project, kernel: str) -> None:
+    """As in a container whose rules do not know pidfd_open."""
+    site = project.folder / "site"
+    site.mkdir()
+    refusing = "import os\ndef refuse(*_):\n    raise PermissionError(1, 'not here')\nos.pidfd_open = refuse\n"
+    (site / "sitecustomize.py").write_text(refusing)
+    project.write(
+        "nb.ipynb", "import os\ntry:\n    os.pidfd_open(1)\nexcept PermissionError as error:\n    print(error)"
+    )
+    project.toml('name = "one"\n[steps.only]\nnotebook = "nb.ipynb"\n')
+    done = project.runner("run", "--kernel", kernel, env={"PYTHONPATH": str(site)})
+    assert done.code == 0, done.err
+    assert project.step("only")["result"]["kernel"] == kernel
+    assert project.executed("only")["cells"][0]["outputs"][0]["text"] == ["[Errno 1] not here\n"]
 
 
 def started(*folders: Path, kernel: str = "forked") -> subprocess.Popen[bytes]:

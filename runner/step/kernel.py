@@ -35,9 +35,10 @@ def main() -> None:
     """Serve one kernel until told to shut down, or until the runner is gone."""
     # by name: a runner that was killed before this line is not our parent any more
     owner = int(os.environ.pop("RUNNER_OWNER", "0")) or os.getppid()
-    if hasattr(os, "pidfd_open"):
-        Watcher(owner).add(os.getpgrp())
-    else:  # not on Linux
+    watcher = Watcher(owner) if hasattr(os, "pidfd_open") else None
+    if watcher is not None and watcher.works:
+        watcher.add(os.getpgrp())
+    else:  # not on Linux, or not in this container
         threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     adopt()
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]

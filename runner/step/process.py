@@ -114,13 +114,11 @@ class KernelProcess:
         """The exit code, once there is one; negative for a signal."""
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
-        if not hasattr(os, "pidfd_open"):  # not on macOS
-            while self.process.poll() is None:
-                await asyncio.sleep(0.05)
-            return self.process.wait()
         try:
             descriptor = os.pidfd_open(self.process.pid)
-        except ProcessLookupError:
+        except (AttributeError, OSError):  # not on macOS, not in every container, not where it has ended
+            while self.process.poll() is None:
+                await asyncio.sleep(0.05)
             return self.process.wait()
         loop.add_reader(descriptor, _settle, ended)
         try:

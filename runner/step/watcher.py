@@ -22,12 +22,16 @@ class Watcher:
     """Told of kernels by their process groups; it needs no end: it leaves when its maker and all it watches are gone."""
 
     def __init__(self, owner: int) -> None:
-        """Fork it. `owner` is the runner's process; where that is gone already, this one and its group are killed."""
+        """Fork it; `works` says whether that could be. `owner` is the runner's process; where that is gone already, this one and its group are killed."""
+        self.works = True
         try:
             runner = os.pidfd_open(owner)
         except ProcessLookupError:
             os.killpg(os.getpgrp(), signal.SIGKILL)
             raise
+        except OSError:  # a container's rules forbid it: nobody watches then
+            self.works, self._write = False, os.open(os.devnull, os.O_WRONLY)
+            return
         read, self._write = os.pipe()
         child = os.fork()
         if child == 0:
