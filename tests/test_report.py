@@ -177,6 +177,7 @@ def hostile(project: Project) -> Path:
     ]
     document["cells"].append(cell)
     document["metadata"]["title"] = bad
+    document["metadata"]["language_info"] = {"name": f'x" onclick="1">{bad}'}
     executed.chmod(0o644)
     executed.unlink()
     executed.write_text(json.dumps(document))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,26 @@ def converter() -> tuple[Any, Any, Any]:
 
 def write_notebook_page(step_folder: Path, *, manifest: RunManifest, state: StepState) -> Path:
     """Write `executed.html` beside the step's executed notebook, finished or not, and return its path."""
-    template_exporter, highlighter, from_dict = converter()
     document = json.loads((step_folder / EXECUTED).read_bytes())
+    notebook = converter()[2](document)
+    resources = {
+        "cells": list(_cells(document, state)),
+        "manifest": manifest,
+        "state": state,
+        "style": style(),
+        "policy": clean.POLICY,
+        "language": _language(document),
+    }
+    page, _ = _exporter().from_notebook_node(notebook, resources=resources)
+    path = step_folder / PAGE
+    atomic_write(path, page.encode())
+    return path
+
+
+@functools.cache
+def _exporter() -> Any:
+    """Its template is compiled once for all pages."""
+    template_exporter, highlighter, _ = converter()
     exporter = template_exporter(
         template_name="page", template_file="notebook.html.j2", extra_template_basedirs=[str(TEMPLATES)]
     )
@@ -39,19 +59,13 @@ def write_notebook_page(step_folder: Path, *, manifest: RunManifest, state: Step
     exporter.register_filter("when", when)
     exporter.register_filter("number", number)
     exporter.environment.autoescape = True
-    notebook = from_dict(document)
-    resources = {
-        "cells": list(_cells(document, state)),
-        "manifest": manifest,
-        "state": state,
-        "style": style(),
-        "policy": clean.POLICY,
-        "language": (document.get("metadata", {}).get("language_info") or {}).get("name", "python"),
-    }
-    page, _ = exporter.from_notebook_node(notebook, resources=resources)
-    path = step_folder / PAGE
-    atomic_write(path, page.encode())
-    return path
+    return exporter
+
+
+def _language(document: dict[str, Any]) -> str:
+    """nbconvert writes it into the page as it stands, while the code itself is escaped: only a plain name passes."""
+    found = (document.get("metadata", {}).get("language_info") or {}).get("name")
+    return found if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9+#._-]{1,40}", found) else "python"
 
 
 def _cells(document: dict[str, Any], state: StepState) -> Any:
