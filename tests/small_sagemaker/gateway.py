@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,6 +39,8 @@ class Gateway:
         self.service_calls: list[Call] = []
         self.troubles: list[str] = []  # what went wrong in this double itself
         self._lock = threading.Lock()
+        # by object: moto throws the one that is replaced away while the other's writer still reads it
+        self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -78,7 +81,13 @@ class Gateway:
             limits.check("sagemaker", call.action, call.parameters)
         action = self.actions.get((call.service, call.action))
         answer = None if action is None else action(call, environ)
-        reply = self.ask_moto(environ) if answer is None else write_reply(answer)
+        if answer is None and call.action == "PutObject":
+            with self._lock:
+                writing = self._writing[environ["PATH_INFO"]]
+            with writing:
+                reply = self.ask_moto(environ)
+        else:
+            reply = self.ask_moto(environ) if answer is None else write_reply(answer)
         if fault is not None and fault.error == LOST_REPLY:
             raise ConnectionLost
         return reply
