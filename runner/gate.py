@@ -48,7 +48,7 @@ def _judged(
     if rule.when is not None and rule.when not in present:
         return RuleResult(rule=rule, outcome="not judged", sentence=f"Not judged: {_absent(rule.when)}.")
     if rule.metric in problems:
-        return _error(rule, f"{rule.metric} is no usable metric: {problems[rule.metric]}")
+        return _error(rule, f"{rule.metric} cannot be judged: {problems[rule.metric]}")
     metric = metrics.get(rule.metric)
     step, _, name = rule.metric.partition(".")
     if metric is None:
@@ -58,11 +58,11 @@ def _judged(
             "Record it in the last cell, or remove the rule from pipeline.toml.",
         )
     if not _finite(metric.value):
-        return _error(rule, f"{rule.metric} is {metric.value!r}, which is no finite number.")
+        return _error(rule, f"{rule.metric} is {metric.value!r}, which is not a finite number.")
     if rule.confident and (metric.low is None or metric.high is None):
         return _error(rule, f"{rule.metric} has no interval, which `confident` needs. Record it with low= and high=.")
     if not _sound(metric):
-        return _error(rule, f"The interval of {rule.metric} is [{metric.low}, {metric.high}], which is none.")
+        return _error(rule, f"{metric.low} to {metric.high}, recorded for {rule.metric}, is not an interval around it.")
     return _compared(rule, metric)
 
 
@@ -73,20 +73,11 @@ def _compared(rule: Rule, metric: Metric) -> RuleResult:
     if not rule.confident or worse is None or better is None:
         worse = better = metric.value
     margin = direction * (worse - threshold)
-    said = f"{rule.metric} is {metric.value:.4g}"
-    if rule.confident:
-        said += f" [{metric.low:.4g}, {metric.high:.4g}]"
-    outcome: Outcome
-    if margin >= 0:
-        outcome, said = "pass", f"{said}, {_side(margin)} the required {sign} {threshold:g}."
-    elif direction * (better - threshold) < 0:
-        outcome, said = "fail", f"{said}, but {sign} {threshold:g} is required: short by {-margin:.4g}."
-    else:
-        outcome, said = "inconclusive", f"{said}: the interval straddles {threshold:g}, so more test rows are needed."
+    outcome: Outcome = "pass" if margin >= 0 else "fail" if direction * (better - threshold) < 0 else "inconclusive"
     return RuleResult(
         rule=rule,
         outcome=outcome,
-        sentence=said,
+        sentence=_sentence(rule, metric, outcome, worse if outcome == "pass" else better),
         value=metric.value,
         low=metric.low,
         high=metric.high,
@@ -94,13 +85,47 @@ def _compared(rule: Rule, metric: Metric) -> RuleResult:
     )
 
 
-def _side(margin: float) -> str:
-    return "exactly at" if margin == 0 else f"{margin:.4g} inside"
+def _sentence(rule: Rule, metric: Metric, outcome: Outcome, end: float) -> str:
+    """What was found, for a person. `end` is what decides: the value, or of a confident rule one end of its interval."""
+    sign, threshold = _threshold(rule)
+    limit = f"{threshold + 0.0:,.12g}"  # -0.0 is 0
+    # a number that may well be negative is a difference: its sign says which way
+    signed = min(threshold, metric.value, metric.value if metric.low is None else metric.low) < 0
+
+    def show(value: float) -> str:
+        return limit if value == threshold else _number(value, signed=signed, beside=limit)
+
+    found = f"{rule.metric} is {show(metric.value)}"
+    if outcome == "inconclusive":
+        assert metric.low is not None
+        assert metric.high is not None
+        interval = f"{show(metric.low)} to {show(metric.high)}"
+        return f"{found}, but its interval, {interval}, has the limit {limit} in it: not enough test rows to judge it."
+    side = f"{_number(abs(end - threshold))} {'above' if end > threshold else 'below'}"
+    if rule.confident:
+        which = "low" if end == metric.low else "high"
+        at = "exactly at" if end == threshold else side
+        return f"{found}; even its {which} end, {show(end)}, is {at} the limit {limit}."
+    kind = "required minimum" if sign == ">=" else "allowed maximum"
+    return f"{found}, {'exactly' if end == threshold else side} the {kind} {limit}."
+
+
+def _number(value: float, *, signed: bool = False, beside: str = "") -> str:
+    """`value` with four decimals, or all of them where it would look like `beside`, which it is not."""
+    if abs(value) >= 1e9:
+        text = f"{value:.6g}"
+    elif abs(value) >= 1000:
+        text = f"{value:,.1f}".removesuffix(".0")
+    elif abs(value) >= 0.001 or value == 0:
+        text = f"{value + 0.0:.4f}".rstrip("0").rstrip(".")
+    else:
+        text = f"{value:.2g}"
+    return f"{'+' if signed and value > 0 else ''}{repr(value) if text == beside else text}"
 
 
 def _absent(when: str) -> str:
     step, _, name = when.partition(".")
-    return f"step {step} had no {name} (no approved version)" if name == "champion" else f"{when} was not there"
+    return f"step {step} had no {name} (no approved version)" if name == "champion" else f"there was no {when}"
 
 
 def _error(rule: Rule, sentence: str) -> RuleResult:
@@ -113,7 +138,7 @@ def _threshold(rule: Rule) -> tuple[str, float]:
     threshold = rule.min if rule.min is not None else rule.max
     assert threshold is not None
     if not _finite(threshold):
-        raise ValueError(f"The threshold of {rule.metric} is {threshold!r}, which is no finite number.")
+        raise ValueError(f"The threshold of {rule.metric} is {threshold!r}, which is not a finite number.")
     return (">=" if rule.min is not None else "<="), threshold
 
 

@@ -214,9 +214,9 @@ FAULTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "utf-16 without a mark": (lambda: TABLE.read_text(encoding="utf-8").encode("utf-16-le"), "line 1: a NUL byte"),
     "latin-1": (lambda: with_value(2, "State", "Å").decode().encode("latin-1"), "is not utf-8: byte .* is 0xc5"),
     "a NUL byte": (lambda: with_value(3, "State", "O\0"), "line 4: a NUL byte"),
-    "text for a number": (lambda: with_value(7, "Day Mins", "many"), "customer 7, Day Mins: 'many' is no number"),
-    "infinity": (lambda: with_value(7, "Day Mins", "inf"), "customer 7, Day Mins: 'inf' is no number"),
-    "a number below zero": (lambda: with_value(7, "Eve Calls", "-1"), "customer 7, Eve Calls: '-1' is no number"),
+    "text for a number": (lambda: with_value(7, "Day Mins", "many"), "customer 7, Day Mins: 'many' is not a number of 0 or more"),
+    "infinity": (lambda: with_value(7, "Day Mins", "inf"), "customer 7, Day Mins: 'inf' is not a number of 0 or more"),
+    "a number below zero": (lambda: with_value(7, "Eve Calls", "-1"), "customer 7, Eve Calls: '-1' is not a number of 0 or more"),
     "no phone number": (lambda: with_value(5, "Phone", " "), "customer 5: Phone is blank"),
     "an answer that is none": (
         lambda: with_value(4, "Churn?", "perhaps"),
@@ -405,7 +405,7 @@ def test_by_hand_and_under_plain_papermill_they_run_in_order_and_make_the_same_m
     assert "Nothing is registered" in _texts(by_hand / "04_register.ipynb")
     assert "No gate has judged this model." in _texts(by_hand / "04_register.ipynb")
     card = _texts(papermill / "04_register.ipynb")
-    assert "evaluate.auc is 0.95, 0.1 inside the required >= 0.85." in card
+    assert "evaluate.auc is 0.95, 0.1 above the required minimum 0.85." in card
     assert "| evaluate.auc | 0.9500 | 0.9000 to 0.9900 |" in card
     found = read_scraps(papermill / "03_evaluate.ipynb").metrics
     assert found["auc_gain"] == Metric(value=0, low=0, high=0, better="higher")  # it was given itself as champion

@@ -776,7 +776,7 @@ def test_a_target_that_others_can_reach_needs_a_token(place: Place) -> None:
         ('[targets.a]\nkind = "sagemaker"\nport = 80', "targets.a.port means nothing"),
         ('[targets.a]\nkind = "local"\nrequires = "prodution"', "there is no target `prodution`; did you mean `production`?"),
         ('[targets.a]\nkind = "local"\nrequires = "a"', "a → a goes round in a circle"),
-        ('[targets.a]\nkind = "local"\nhots = "x"', "targets.a.hots is no key; did you mean `host`?"),
+        ('[targets.a]\nkind = "local"\nhots = "x"', "targets.a.hots is not a key; did you mean `host`?"),
         ('[targets.a]\nkind = "sagemaker"\nserverless = {}\ninstance = "x"', "serverless has no instances"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -111,3 +112,53 @@ def test_nothing_that_is_no_number_ever_passes(values: list[float], threshold: f
     side = "max" if lower else "min"
     rules = [Rule(metric=name, **{side: threshold}) for name in metrics]  # type: ignore[arg-type]
     assert judge(metrics, rules).outcome == "error"
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule", "sentence"),
+    [
+        (
+            Metric(value=0.001834, low=-0.00119, high=0.005064),
+            Rule(metric="e.gain", min=-0.02, confident=True),
+            "e.gain is +0.0018; even its low end, -0.0012, is 0.0188 above the limit -0.02.",
+        ),
+        (
+            Metric(value=0.96774),
+            Rule(metric="e.auc", min=0.85),
+            "e.auc is 0.9677, 0.1177 above the required minimum 0.85.",
+        ),
+        (Metric(value=0.8), Rule(metric="e.auc", min=0.85), "e.auc is 0.8, 0.05 below the required minimum 0.85."),
+        (Metric(value=0.85), Rule(metric="e.auc", min=0.85), "e.auc is 0.85, exactly the required minimum 0.85."),
+        (Metric(value=61.5), Rule(metric="e.rmse", max=60), "e.rmse is 61.5, 1.5 above the allowed maximum 60."),
+        (
+            Metric(value=12345.67),
+            Rule(metric="e.n", max=2e4),
+            "e.n is 12,345.7, 7,654.3 below the allowed maximum 20,000.",
+        ),
+        (
+            Metric(value=0.9, low=0.8, high=0.95),
+            Rule(metric="e.a", min=0.96, confident=True),
+            "e.a is 0.9; even its high end, 0.95, is 0.01 below the limit 0.96.",
+        ),
+        (
+            Metric(value=0.9, low=0.8, high=0.95),
+            Rule(metric="e.a", max=0.95, confident=True),
+            "e.a is 0.9; even its high end, 0.95, is exactly at the limit 0.95.",
+        ),
+        (
+            Metric(value=0.9, low=0.8, high=0.95),
+            Rule(metric="e.a", min=0.85, confident=True),
+            "e.a is 0.9, but its interval, 0.8 to 0.95, has the limit 0.85 in it: not enough test rows to judge it.",
+        ),
+    ],
+)
+def test_the_sentence_says_on_which_side_of_the_limit_and_how_far(metric: Metric, rule: Rule, sentence: str) -> None:
+    assert judge({rule.metric: metric}, [rule]).rules[0].sentence == sentence
+
+
+@given(finite, finite)
+def test_a_value_that_is_not_the_threshold_is_never_shown_as_if_it_were(value: float, threshold: float) -> None:
+    said = judge({"e.a": Metric(value=value)}, [Rule(metric="e.a", min=threshold)]).rules[0].sentence
+    shown = re.fullmatch(r"e\.a is \+?(\S+), (.+) the required minimum (\S+)\.", said)
+    assert shown is not None, said
+    assert (shown[1] == shown[3]) == (value == threshold) == (shown[2] == "exactly"), said

@@ -61,7 +61,10 @@ def test_a_value_for_one_step_reaches_only_that_step(two: Project) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (('notebook = "b.ipynb"', 'notebok = "b.ipynb"'), "steps.second.notebok is no key; did you mean `notebook`?"),
+        (
+            ('notebook = "b.ipynb"', 'notebok = "b.ipynb"'),
+            "steps.second.notebok is not a key; did you mean `notebook`?",
+        ),
         (("first.table", "first.tabel"), "step first has no output `tabel`; did you mean `table`?"),
         (("first.table", "frist.table"), "there is no step `frist`; did you mean `first`?"),
         (("depth = 5", "deph = 5"), "b.ipynb does not declare it in its parameters cell; did you mean `depth`?"),
@@ -73,8 +76,8 @@ def test_a_value_for_one_step_reaches_only_that_step(two: Project) -> None:
         (("./table.csv", "second.x"), "step second has no output `x`"),
         (('"table.parquet"', '"../table.parquet"'), "must be a path below the step's output folder"),
         (('"table.parquet"', '"/table.parquet"'), "must be a path below the step's output folder"),
-        (('name = "two"', 'nam = "two"'), "`nam` is no key; did you mean `name`?"),
-        (("depth = 5", 'depth = 5 }\nafter = ["first"]\nretries = -1\nx = {'), "steps.second.x is no key"),
+        (('name = "two"', 'nam = "two"'), "`nam` is not a key; did you mean `name`?"),
+        (("depth = 5", 'depth = 5 }\nafter = ["first"]\nretries = -1\nx = {'), "steps.second.x is not a key"),
         (("depth = 5", "table = 5"), "`table` has more than one role"),
     ],
 )
@@ -89,11 +92,11 @@ def test_what_is_wrong_is_named_with_file_key_and_nearest_name(
 @pytest.mark.parametrize(
     ("gate", "said"),
     [
-        ('metric = "second.auc"\nminimum = 0.8', "minimum is no key; did you mean `min`?"),
+        ('metric = "second.auc"\nminimum = 0.8', "minimum is not a key; did you mean `min`?"),
         ('metric = "second.auc"', "exactly one of min and max"),
         ('metric = "second.auc"\nmin = 0.1\nmax = 0.2', "exactly one of min and max"),
-        ('metric = "second.auc"\nmin = nan', "no finite number"),
-        ('metric = "sekond.auc"\nmin = 0.1', "is no `step.metric`; did you mean `second`?"),
+        ('metric = "second.auc"\nmin = nan', "not a finite number"),
+        ('metric = "sekond.auc"\nmin = 0.1', "is not a `step.metric`; did you mean `second`?"),
         ('metric = "second.auc"\nmin = "0.1"', "Expected `float | null`, got `str`"),
         ('metric = "second.auc"\nmin = 0.1\nwhen = "second.tabel"', "has no input `tabel`; did you mean `table`?"),
     ],
@@ -126,7 +129,7 @@ def test_a_profile_overrides_any_key_and_its_skipped_steps_do_not_run(two: Proje
 
 def test_drift_between_cell_and_file_is_a_warning(two: Project) -> None:
     two.toml(TWO.replace("depth = 5", "depth = 6"))
-    assert planned(two).warnings == ("depth: cell 5, pipeline.toml 6; 6 runs.",)
+    assert planned(two).warnings == ("depth is 5 in b.ipynb, 6 in pipeline.toml; this run uses 6.",)
 
 
 def test_reserved_sections_are_accepted_and_their_mistakes_are_not(two: Project) -> None:
@@ -134,7 +137,7 @@ def test_reserved_sections_are_accepted_and_their_mistakes_are_not(two: Project)
     first = TWO.replace("[steps.second]", "[steps.second]")
     two.toml(first + reserved)
     assert planned(two).pipeline.store.runs == "s3://b/x"
-    assert "sagemaker.instanc is no key; did you mean `instance`?" in findings(
+    assert "sagemaker.instanc is not a key; did you mean `instance`?" in findings(
         two, TWO + '[sagemaker]\ninstanc = "x"\n'
     )
 
@@ -144,7 +147,7 @@ def test_reserved_sections_are_accepted_and_their_mistakes_are_not(two: Project)
     [
         (b"", "the file is empty"),
         (b"\xef\xbb\xbf{}", "byte order mark"),
-        (b'{"cells": [', "is no complete notebook JSON"),
+        (b'{"cells": [', "is not complete notebook JSON"),
         (b'{"nbformat": 3, "worksheets": []}', "has nbformat 3"),
         (b"[]", "has nbformat None"),
     ],
@@ -159,14 +162,14 @@ def test_a_broken_notebook_file_is_named(two: Project, content: bytes, said: str
 
 def test_no_parameters_cell_and_two_of_them_are_named(two: Project) -> None:
     two.write("b.ipynb", "depth = 5")
-    assert "b.ipynb: has no cell tagged `parameters`; it needs exactly one" in findings(two, TWO)
+    assert "b.ipynb: no code cell is tagged `parameters`; it needs exactly one" in findings(two, TWO)
     two.write("b.ipynb", parameters("depth = 5"), parameters("depth = 6"))
-    assert "has 2 cells tagged `parameters`" in findings(two, TWO)
+    assert "b.ipynb: 2 cells are tagged `parameters`: [1], [2]. Keep one." in findings(two, TWO)
 
 
 def test_a_parameter_name_that_is_code_is_refused(two: Project) -> None:
     said = findings(two, TWO.replace("depth = 5", "\"x=1; open('f')\" = 5"))
-    assert "is no Python name" in said
+    assert "is not a Python name" in said
 
 
 def test_a_runner_module_beside_a_notebook_is_refused(two: Project) -> None:

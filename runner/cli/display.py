@@ -61,7 +61,7 @@ def step_line(step: StepState, progress: Progress | None, *, started: float | No
         return line
     if result.error is None:
         why = f"   why: {step.why}" if step.why else ""
-        return f"{line}{result.cells_run} cells   {result.seconds:.1f} s{why}"
+        return f"{line}{result.cells_run} cell{' ' if result.cells_run == 1 else 's'}   {result.seconds:.1f} s{why}"
     error = result.error
     where = f"cell [{error.cell}] {error.first_line} …   " if error.cell is not None else ""
     return f"{line}{where}{error.ename}: {_first_line(error.evalue)}"

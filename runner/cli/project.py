@@ -55,8 +55,7 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
         return 0
     for warning in warnings:
         click.echo(f"  note: {warning}")
-    steps = " → ".join(step.name for step in plan.steps)
-    click.echo(f"{plan.file.name} is sound: {steps}; {len(plan.pipeline.gate)} gate rules")
+    click.echo(plan.summary)
     return 0
 
 

@@ -127,7 +127,9 @@ def sweep_command(
             *(["--profile", profile] if profile else []),
             *(word for name in chosen for word in ("-p", f"{name}={chosen[name]}")),
         ]
-        click.echo(f"  next: runner run {shlex.join(arguments)}   (all of it is there up to the gate)", err=True)
+        click.echo(
+            f"  next: runner run {shlex.join(arguments)}   (cached up to the gate; only registration remains)", err=True
+        )
         return 0 if swept.winner.status == "succeeded" else 3
     return 0
 

@@ -9,6 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from datetime import date, time
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -70,7 +71,7 @@ def load(path: Path, profile: str | None = None) -> Pipeline:
 def examine(path: Path, profile: str | None = None) -> tuple[Pipeline, list[str]]:
     """The pipeline, without what could not be read of it, and every finding.
 
-    Raises PipelineError where there is no TOML to speak of.
+    Raises PipelineError where the file is not valid TOML.
     """
     table = _table(path)
     profiles = table.get("profiles", {})
@@ -123,9 +124,19 @@ def _table(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: cannot be read: {error}.") from error
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = _without_dates(tomllib.loads(text))
+        return table
     except tomllib.TOMLDecodeError as error:
-        raise PipelineError(f"{path}: is no TOML: {error}.") from error
+        raise PipelineError(f"{path}: is not valid TOML: {error}.") from error
+
+
+def _without_dates(value: Any) -> Any:
+    """TOML's dates and times as their text, which is what a notebook is handed and JSON can say."""
+    if isinstance(value, dict):
+        return {key: _without_dates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_dates(item) for item in value]
+    return value.isoformat() if isinstance(value, date | time) else value  # datetime is a date
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +152,7 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
     valid = (*TOP, "skip")  # `skip` comes from a profile
     for key in table:
         if key not in valid:
-            findings.append(f"`{key}` is no key{nearest(key, TOP)}")
+            findings.append(f"`{key}` is not a key{nearest(key, TOP)}")
     steps = {
         name: step for name, raw in _items(table, "steps", findings) if (step := _step(name, raw, findings)) is not None
     }
@@ -173,7 +184,7 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
             f"{where}: a step's name is letters, digits, `_`, `-`, and not one of {', '.join(RESERVED_STEPS)}."
         )
     if not isinstance(raw, dict):
-        findings.append(f"{where} is no table.")
+        findings.append(f"{where} is not a table.")
         return None
     inputs = {
         key: spec
@@ -191,26 +202,38 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
 
 
 def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | None:
-    """`raw` as the record, or findings that name each unknown key and the first wrong type."""
+    """`raw` as the record without what does not fit, and a finding for each unknown key and wrong type.
+
+    None where what is left is no such record.
+    """
     if not isinstance(raw, dict):
-        findings.append(f"{where}: {raw!r} is no table.")
+        findings.append(f"{where}: {raw!r} is not a table.")
         return None
     valid = {field.encode_name for field in msgspec.structs.fields(kind)}
     unknown = [key for key in raw if key not in valid]
     prefix = f"{where}." if where else ""
-    findings.extend(f"{prefix}{key} is no key{nearest(key, valid)}" for key in unknown)
-    try:
-        return msgspec.convert({key: value for key, value in raw.items() if key in valid}, kind)
-    except msgspec.ValidationError as error:
-        said, _, at = str(error).partition(" - at `$")
-        findings.append(f"{where}{at.rstrip('`')}: {said}.")
-        return None
+    findings.extend(f"{prefix}{key} is not a key{nearest(key, valid)}" for key in unknown)
+    known = {key: value for key, value in raw.items() if key in valid}
+    wrong = False
+    while True:
+        try:
+            return msgspec.convert(known, kind)
+        except msgspec.ValidationError as error:
+            reason, _, at = str(error).partition(" - at `$")
+            key = next((key for key in known if at.startswith((f".{key}.", f".{key}`", f".{key}["))), None)
+            if key is None:
+                if not wrong:  # else what is missing now is what did not fit
+                    findings.append(f"{where}{at.rstrip('`')}: {reason}.")
+                return None
+            findings.append(f"{where}{at.rstrip('`')}: {reason}.".lstrip("."))
+            del known[key]
+            wrong = True
 
 
 def _items(table: dict[str, Any], key: str, findings: list[str], where: str = "") -> Iterator[tuple[str, Any]]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        findings.append(f"{where + '.' if where else ''}{key} is no table.")
+        findings.append(f"{where + '.' if where else ''}{key} is not a table.")
         return
     yield from value.items()
 
@@ -321,7 +344,7 @@ def _output(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
     step, _, output = source.partition(".")
     if not output or "://" in source:
         yield (
-            f"{where}: {source!r} is no source: write `step.output`, a path that begins with ./ or /, "
+            f"{where}: {source!r} is not a source: write `step.output`, a path that begins with ./ or /, "
             "s3://…, https://…, `approved:NAME` or `gate.verdict`."
         )
     elif step not in pipeline.steps:
@@ -333,7 +356,7 @@ def _output(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
 def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
     step, _, name = rule.metric.partition(".")
     if step not in pipeline.steps or not name:
-        yield f"gate: {rule.metric!r} is no `step.metric`{nearest(step, pipeline.steps)}"
+        yield f"gate: {rule.metric!r} is not a `step.metric`{nearest(step, pipeline.steps)}"
     try:
         describe(rule)
     except ValueError as error:

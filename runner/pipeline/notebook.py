@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import ast
 import functools
-import io
 import json
-import tokenize
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from runner.errors import PipelineError
-from runner.pipeline.types import Type, infer, parse_annotation
+from runner.pipeline.parameters import Declared, declared
+
+PARAMETERS = "parameters"  # the tag of the cell that declares what a notebook takes
+# cell magics whose cell is Python all the same
+_PYTHON_MAGICS = re.compile(r"\s*%%(time|timeit|capture|prun|mprun|memit|debug)\b[^\n]*")
+_MAGIC_LINE = re.compile(r"(\s*)(?:[\w.,\[\]'\" ]+=\s*)?[%!?]|(\s*)[\w.%]+\?{1,2}\s*$")
+_IMPORT_LINE = re.compile(r"\s*((?:import|from)\s[^;#]*)")
 
 
 @dataclass(frozen=True)
@@ -33,22 +40,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Declared:
-    """One line of the parameters cell: `name: type = literal  # comment`."""
-
-    name: str
-    type: Type | None  # None where nothing can be said: any value fits
-    default: Any
-    has_literal_default: bool
-    comment: str = ""
-
-    @property
-    def secret(self) -> bool:
-        """Marked `# secret` in its cell: its value comes from the environment and is written nowhere."""
-        return self.comment.partition(":")[0].split(" ")[0].lower() == "secret"
-
-
-@dataclass(frozen=True)
 class Notebook:
     path: Path
     cells: tuple[Cell, ...]
@@ -56,6 +47,26 @@ class Notebook:
     kernel_name: str | None
     parameter_cells: int = 0
     parameters: dict[str, Declared] = field(default_factory=dict)
+    rest: str = ""  # the code in its parameters cell that declares nothing, as far as that can be read
+
+    @property
+    def open(self) -> bool:
+        """Whether it may take other parameters too: its cell, in another language than Python, has more than was read."""
+        return bool(self.rest) and self.language != "python"
+
+    @property
+    def tagging(self) -> str:
+        """What is wrong with the tags of the parameters cell, in a sentence; "" where nothing is."""
+        if self.parameter_cells > 1:
+            numbers = ", ".join(f"[{cell.number}]" for cell in self.code if PARAMETERS in cell.tags)
+            return f"{self.parameter_cells} cells are tagged `{PARAMETERS}`: {numbers}. Keep one."
+        for position, cell in enumerate(self.cells, 1):
+            near = next((tag for tag in cell.tags if tag.lower().rstrip("s") == PARAMETERS.rstrip("s")), None)
+            if self.parameter_cells == 0 and near is not None:
+                where = f"cell [{cell.number}]" if cell.number else f"cell {position}, {cell.kind or 'no kind'},"
+                wrong = f"the tag is `{PARAMETERS}`" if near != PARAMETERS else "it belongs on a code cell"
+                return f"{where} is tagged `{near}`; {wrong}."
+        return ""
 
     @property
     def code(self) -> list[Cell]:
@@ -66,15 +77,18 @@ def read_notebook(path: Path) -> Notebook:
     """The notebook in the file.
 
     Raises PipelineError naming the file where it is missing, empty, cut off, has a byte order mark,
-    is no JSON, or has another nbformat than 4.
+    is not JSON, has another nbformat than 4, or a cell that lacks what nbformat 4 asks for.
     """
     document = _document(path)
     metadata = document.get("metadata") or {}
     kernelspec = metadata.get("kernelspec") or {}
     language = (metadata.get("language_info") or {}).get("name") or kernelspec.get("language") or "python"
     cells = tuple(_cells(document["cells"]))
-    tagged = [cell for cell in cells if cell.kind == "code" and "parameters" in cell.tags]
-    parameters = _declared(tagged[0].source, path) if len(tagged) == 1 and language == "python" else {}
+    tagged = [cell for cell in cells if cell.kind == "code" and PARAMETERS in cell.tags]
+    parameters, rest = dict[str, Declared](), ""
+    if len(tagged) == 1:
+        source = python_source(tagged[0]) if language == "python" else tagged[0].source
+        parameters, rest = declared(source, language, path)
     return Notebook(
         path=path,
         cells=cells,
@@ -82,6 +96,7 @@ def read_notebook(path: Path) -> Notebook:
         kernel_name=kernelspec.get("name"),
         parameter_cells=len(tagged),
         parameters=parameters,
+        rest=rest,
     )
 
 
@@ -91,23 +106,32 @@ def code_cells(document: dict[str, Any]) -> list[str]:
 
 
 def python_source(cell: Cell) -> str:
-    """The cell as plain Python: magics and shell lines become `pass`, so that it can be parsed."""
-    if cell.source.lstrip().startswith("%%"):
+    """The cell as plain Python, line by line: where it does not parse as it is, magics and shell lines become `pass`."""
+    source = _PYTHON_MAGICS.sub("pass", cell.source, count=1) if _PYTHON_MAGICS.match(cell.source) else cell.source
+    if source.lstrip().startswith("%%"):
         return ""
+    if _parsed(source) is not None:
+        return source
     lines = []
-    for line in cell.source.splitlines():
-        bare = line.lstrip()
-        lines.append(line[: len(line) - len(bare)] + "pass" if bare.startswith(("%", "!")) else line)
+    continued = False  # by a backslash at the end of a magic's line
+    for line in source.splitlines():
+        magic = _MAGIC_LINE.match(line)
+        indent = line[: len(line) - len(line.lstrip())]
+        lines.append(f"{indent}pass" if magic or continued else line)
+        continued = bool(magic or continued) and line.endswith("\\")
     return "\n".join(lines)
 
 
 @functools.lru_cache(maxsize=1024)
 def imported_names(source: str) -> frozenset[str]:
-    """Absolute dotted module names imported anywhere in `source`, inside functions too; {} where it does not parse."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return frozenset()
+    """Absolute dotted module names imported anywhere in `source`, inside functions too.
+
+    Of a source that does not parse, those of the lines that are an import by themselves.
+    """
+    tree = _parsed(source)
+    if tree is None:
+        lines = (found[1] for line in source.splitlines() if (found := _IMPORT_LINE.match(line)))
+        return frozenset().union(*(imported_names(line) for line in lines if line != source and _parsed(line)))
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -116,6 +140,13 @@ def imported_names(source: str) -> frozenset[str]:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return frozenset(names)
+
+
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # NUL in it, or nested too deeply
+        return None
 
 
 def project_modules(notebook: Notebook) -> dict[str, Path]:
@@ -139,26 +170,72 @@ def project_modules(notebook: Notebook) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+class _Metadata(msgspec.Struct):
+    tags: list[str] = []
+
+
+class _CellShape(msgspec.Struct):
+    """What nbformat 4 asks of a cell and papermill stands on; the rest of it is not looked at."""
+
+    cell_type: Literal["code", "markdown", "raw"]
+    metadata: _Metadata
+    source: str | list[str]
+
+
+class _Kernelspec(msgspec.Struct):
+    name: str | None = None
+    language: str | None = None
+
+
+class _Language(msgspec.Struct):
+    name: str | None = None
+
+
+class _NotebookMetadata(msgspec.Struct):
+    kernelspec: _Kernelspec | None = None
+    language_info: _Language | None = None
+
+
+class _Shape(msgspec.Struct):
+    cells: list[_CellShape]
+    metadata: _NotebookMetadata
+
+
 def _document(path: Path) -> dict[str, Any]:
+    if path.suffix in (".py", ".md", ".qmd", ".Rmd", ".R", ".jl"):
+        raise PipelineError(
+            f"{path}: is a script or text, not a notebook. Convert it with `jupytext --to ipynb {path.name}`."
+        )
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such notebook.") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise PipelineError(f"{path}: cannot be read: {error.strerror}.") from error
     if not raw.strip():
         raise PipelineError(f"{path}: the file is empty. Restore it, for example with `git checkout -- {path.name}`.")
     if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise PipelineError(f"{path}: starts with a byte order mark. Save it as UTF-8 without one.")
     try:
-        document = json.loads(raw)
+        document = json.loads(raw)  # not msgspec: outputs may have NaN, and Jupyter reads them
     except ValueError as error:
-        raise PipelineError(f"{path}: is no complete notebook JSON: {error}. Restore it or save it again.") from error
+        raise PipelineError(f"{path}: is not complete notebook JSON: {error}. Restore it or save it again.") from error
+    except RecursionError:
+        raise PipelineError(f"{path}: is nested too deeply to be a notebook.") from None
     if not isinstance(document, dict) or document.get("nbformat") != 4 or not isinstance(document.get("cells"), list):
-        found = document.get("nbformat") if isinstance(document, dict) else None
+        version = document.get("nbformat") if isinstance(document, dict) else None
         raise PipelineError(
-            f"{path}: has nbformat {found}, not 4. Convert it with `jupyter nbconvert --to notebook --inplace`."
+            f"{path}: has nbformat {version}, not 4. Convert it with `jupyter nbconvert --to notebook --inplace`."
         )
+    document.setdefault("metadata", {})
+    try:
+        msgspec.convert(document, _Shape)
+    except msgspec.ValidationError as error:
+        reason, _, at = str(error).partition(" - at `$.")
+        raise PipelineError(
+            f"{path}: {at.rstrip('`') or 'the notebook'}: {reason}. It is not a valid notebook; open and save it in "
+            "Jupyter, or mend the file."
+        ) from None
     return document
 
 
@@ -171,34 +248,6 @@ def _cells(raw: list[Any]) -> Iterator[Cell]:
         runs = cell.get("cell_type") == "code" and bool(text.strip()) and "skip-execution" not in tags
         number += runs
         yield Cell(kind=cell.get("cell_type", ""), source=text, tags=tags, number=number if runs else None)
-
-
-def _declared(source: str, path: Path) -> dict[str, Declared]:
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise PipelineError(f"{path}: the parameters cell does not parse: {error.msg}, line {error.lineno}.") from error
-    comments = _comments(source)
-    found: dict[str, Declared] = {}
-    for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            name, annotation, value = node.target.id, node.annotation, node.value
-        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            name, annotation, value = node.targets[0].id, None, node.value
-        else:
-            continue
-        try:
-            default, literal = (ast.literal_eval(value), True) if value is not None else (None, False)
-        except ValueError:
-            default, literal = None, False
-        type_ = parse_annotation(annotation) if annotation is not None else infer(default)
-        found[name] = Declared(name, type_, default, literal, comments.get(node.end_lineno or node.lineno, ""))
-    return found
-
-
-def _comments(source: str) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens if token.type == tokenize.COMMENT}
 
 
 def _files_of(name: str, root: Path) -> Iterator[Path]:
@@ -217,9 +266,8 @@ def _files_of(name: str, root: Path) -> Iterator[Path]:
 
 def _relative_imports(source: str, relative: str) -> set[str]:
     """`from . import x` and `from .x import y` in a module at `relative`, as absolute names."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
+    tree = _parsed(source)
+    if tree is None:
         return set()
     names: set[str] = set()
     package = relative.split("/")[:-1]

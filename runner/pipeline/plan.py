@@ -11,13 +11,14 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from runner.errors import PipelineError
 from runner.pipeline.file import VERDICT, examine, is_address, is_path, nearest, upstream
-from runner.pipeline.notebook import Declared, Notebook, project_modules, read_notebook
+from runner.pipeline.notebook import Notebook, project_modules, read_notebook
+from runner.pipeline.parameters import Declared
 from runner.pipeline.types import DoesNotFit, check, read_text
 from runner.records import Pipeline, StepSpec, Value
 
@@ -49,6 +50,13 @@ class Plan:
     @property
     def root(self) -> Path:
         return self.file.parent
+
+    @property
+    def summary(self) -> str:
+        """What there is, in a line, for whoever has just had it checked."""
+        rules = len(self.pipeline.gate)
+        order = " → ".join(step.name for step in self.steps)
+        return f"{self.file.name} is sound: {order}; {rules} gate rule{'' if rules == 1 else 's'}"
 
 
 def plan(
@@ -82,7 +90,7 @@ def plan(
                 step = replace(step, skip=why)
             steps.append(step)
     declared = {key for notebook in notebooks.values() for key in notebook.parameters}
-    if len(notebooks) == len(pipeline.steps):
+    if len(notebooks) == len(pipeline.steps) and not any(notebook.open for notebook in notebooks.values()):
         findings += [
             f"{file.name}: parameters.{key}: no notebook declares it{nearest(key, declared)}"
             for key in pipeline.parameters
@@ -105,12 +113,39 @@ def _notebooks(pipeline: Pipeline, root: Path, findings: list[str]) -> dict[str,
         except PipelineError as error:
             findings += [f"steps.{name}: {finding}" for finding in error.findings]
             continue
-        if found[name].parameter_cells != 1 and (step.inputs or step.outputs or step.parameters):
-            some = "no cell" if not found[name].parameter_cells else f"{found[name].parameter_cells} cells"
-            findings.append(f"{step.notebook}: has {some} tagged `parameters`; it needs exactly one.")
+        findings += _untakable(found[name], step)
         if (path.parent / "runner.py").exists() or (path.parent / "runner" / "__init__.py").exists():
             findings.append(f"{step.notebook}: a `runner` module beside it would shadow the package; rename it.")
     return found
+
+
+def _untakable(notebook: Notebook, step: StepSpec) -> Iterator[str]:
+    """Why the notebook cannot take what it is given, before any name is looked at."""
+    takes = bool(step.inputs or step.outputs or step.parameters)
+    if notebook.tagging:
+        yield f"{step.notebook}: {notebook.tagging}"
+    elif not notebook.parameter_cells and takes:
+        yield f"{step.notebook}: no code cell is tagged `parameters`; it needs exactly one."
+    if notebook.language == "python" or not notebook.parameter_cells:
+        return
+    for secret in (one for one in notebook.parameters.values() if one.secret):
+        yield (
+            f"{step.notebook}: `{secret.name}` is secret, and secrets are handed to Python notebooks only. "
+            "Read the environment variable in the notebook instead."
+        )
+    if takes and not _translated(notebook):
+        yield f"{step.notebook}: papermill cannot hand parameters to a notebook written in {notebook.language}."
+
+
+def _translated(notebook: Notebook) -> bool:
+    from papermill.exceptions import PapermillException  # half a second, and only for other languages than Python
+    from papermill.translators import papermill_translators
+
+    try:
+        papermill_translators.find_translator(notebook.kernel_name, notebook.language)
+    except PapermillException:
+        return False
+    return True
 
 
 def _overridden(
@@ -146,7 +181,7 @@ def _overridden(
             steps[step] = msgspec.structs.replace(steps[step], inputs={**steps[step].inputs, name: spec})
         elif name in steps[step].outputs:
             findings.append(f"-p {key}: is an output; where it is written is the runner's to say.")
-        elif step in notebooks and name not in notebooks[step].parameters:
+        elif step in notebooks and name not in notebooks[step].parameters and not notebooks[step].open:
             valid = set(notebooks[step].parameters) - set(steps[step].outputs)
             findings.append(f"-p {key}: {steps[step].notebook} does not declare `{name}`{nearest(name, valid)}")
         else:
@@ -155,7 +190,8 @@ def _overridden(
 
 
 def _is_parameter(name: str, spec: StepSpec, notebook: Notebook) -> bool:
-    return name in notebook.parameters and name not in spec.inputs and name not in spec.outputs
+    known = name in notebook.parameters or (notebook.open and name in spec.parameters)
+    return known and name not in spec.inputs and name not in spec.outputs
 
 
 def needs_of(name: str, pipeline: Pipeline) -> list[str]:
@@ -214,7 +250,9 @@ def _planned(
     secrets_here: bool,
 ) -> PlannedStep:
     spec = pipeline.steps[name]
-    declared = notebook.parameters
+    declared = {**notebook.parameters}
+    if notebook.open:  # what its cell does not show is taken as given
+        declared = {**{key: Declared(key, None, None, False) for key in (*spec.parameters, *texts)}, **declared}
     for role, keys in (("inputs", spec.inputs), ("outputs", spec.outputs), ("parameters", spec.parameters)):
         findings += [finding for key in keys for finding in _role(name, role, key, notebook, spec)]
     values: dict[str, Value] = {}
@@ -229,20 +267,20 @@ def _planned(
                     values[key] = value
                     continue
                 try:
-                    values[key] = check(value, declared[key].type)
+                    values[key] = _fitting(check(value, declared[key].type), declared[key])
                 except DoesNotFit as error:
-                    findings.append(f"{file}: {where}.{key}: {error}, declared in {spec.notebook}.")
+                    findings.append(f"{file}: {where}.{key}: {error}, {declared[key].origin(spec.notebook)}")
                     continue
-                warnings += _drift(declared[key], values[key], file)
+                warnings += _drift(declared[key], values[key], spec.notebook, file)
     for key, text in texts.items():
         if declared[key].secret:
             findings += _secret(text, f"-p {key}", secrets_here)
             values[key] = text
             continue
         try:
-            values[key] = read_text(text, declared[key].type)
+            values[key] = _fitting(read_text(text, declared[key].type), declared[key])
         except DoesNotFit as error:
-            findings.append(f"-p {key}: {error}, declared in {spec.notebook}.")
+            findings.append(f"-p {key}: {error}, {declared[key].origin(spec.notebook)}")
     return PlannedStep(
         name=name,
         spec=spec,
@@ -252,6 +290,12 @@ def _planned(
         needs=tuple(needs_of(name, pipeline)),
         needs_verdict=needs_verdict(spec),
     )
+
+
+def _fitting(value: Value, declared: Declared) -> Value:
+    if outside := declared.outside(value):
+        raise DoesNotFit(outside)
+    return value
 
 
 def _secret(value: Value, where: str, here: bool) -> Iterator[str]:
@@ -268,9 +312,11 @@ def _role(step: str, role: str, key: str, notebook: Notebook, spec: StepSpec) ->
     if notebook.parameter_cells != 1:
         return
     if not key.isidentifier():
-        yield f"{where}: is no Python name."  # papermill writes names into the notebook as code
+        yield f"{where}: is not a Python name."  # papermill writes names into the notebook as code
     elif key not in notebook.parameters:
-        yield f"{where}: {spec.notebook} does not declare it in its parameters cell{nearest(key, notebook.parameters)}"
+        if not notebook.open:
+            near = nearest(key, notebook.parameters)
+            yield f"{where}: {spec.notebook} does not declare it in its parameters cell{near}"
     elif (type_ := notebook.parameters[key].type) is not None and type_.kind == "unsupported":
         yield f"{where}: declared as {type_}, which papermill cannot hand over; declare it `str` and convert it below."
     elif role != "parameters" and type_ is not None and type_.kind != "str":
@@ -279,13 +325,14 @@ def _role(step: str, role: str, key: str, notebook: Notebook, spec: StepSpec) ->
         yield f"{where}: `{key}` has more than one role; one name is an input, an output or a parameter."
 
 
-def _drift(declared: Declared, value: Value, file: str) -> Iterator[str]:
+def _drift(declared: Declared, value: Value, notebook: str, file: str) -> Iterator[str]:
     if declared.has_literal_default and declared.default != value:
-        yield f"{declared.name}: cell {declared.default!r}, {file} {value!r}; {value!r} runs."
+        name = PurePosixPath(notebook).name
+        yield f"{declared.name} is {declared.default!r} in {name}, {value!r} in {file}; this run uses {value!r}."
 
 
 def _sources(name: str, spec: StepSpec, root: Path) -> Iterator[str]:
-    """Local sources that are not there, or are no file or folder."""
+    """Local sources that are not there, or are neither a file nor a folder."""
     for key, source in spec.inputs.items():
         if not is_path(source.from_):
             continue

@@ -94,7 +94,7 @@ def read_text(text: str, type_: Type | None) -> Value:
         return text.lower() == "true"
     if type_.kind == "int" and _INTEGER.match(text):
         return int(text)
-    if type_.kind == "float" and _NUMBER.match(text):
+    if type_.kind == "float" and (_NUMBER.match(text) or text.strip("+-").lower() in ("inf", "infinity", "nan")):
         return check(float(text), type_)
     if type_.kind == "None" and text.lower() in ("none", "null"):
         return None
@@ -102,14 +102,14 @@ def read_text(text: str, type_: Type | None) -> Value:
         try:
             return check(json.loads(text), type_)
         except json.JSONDecodeError:
-            raise DoesNotFit(f"{text!r} is no JSON, in which a {type_} is written") from None
+            raise DoesNotFit(f"{text!r} is not JSON, in which a {type_} is written") from None
     raise DoesNotFit(f"{text!r} does not fit {type_}")
 
 
 def check(value: Any, type_: Type | None) -> Value:
     """`value` as the declared type (an int becomes a float where one is declared). Raises DoesNotFit."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise DoesNotFit(f"{value!r} is no finite number")
+        raise DoesNotFit(f"{value!r} is not a finite number")
     if type_ is None:
         return _plain(value)
     if type_.kind == "union":
@@ -142,7 +142,7 @@ def check(value: Any, type_: Type | None) -> Value:
 
 def _plain(value: Any) -> Value:
     if isinstance(value, float) and not math.isfinite(value):
-        raise DoesNotFit(f"{value!r} is no finite number")
+        raise DoesNotFit(f"{value!r} is not a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):
@@ -154,7 +154,7 @@ def _plain(value: Any) -> Value:
 
 def _key(key: Any) -> str:
     if not isinstance(key, str):
-        raise DoesNotFit(f"{key!r} is a key that is no text")
+        raise DoesNotFit(f"{key!r} is a key, and a key is text")
     return key
 
 
@@ -182,7 +182,10 @@ def _subscript(node: ast.Subscript, written: str) -> Type | None:
     if base == "Union":
         return _union(inside, written)
     if base == "Literal":
-        return Type("choice", choices=tuple(ast.literal_eval(item) for item in inside), written=written)
+        try:
+            return Type("choice", choices=tuple(ast.literal_eval(item) for item in inside), written=written)
+        except (ValueError, TypeError):  # a member of an Enum: which values fit is not written here
+            return None
     if base in ("tuple", "Tuple", "set"):
         return Type("unsupported", written=written)
     return None

@@ -71,11 +71,16 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
     rules = manifest.verdict.rules
     judged = [rule for rule in rules if rule.outcome != "not judged"]
     good = sum(rule.outcome == "pass" for rule in judged)
-    count = f"{good} of {len(judged)} judged rules hold"
+    count = (
+        f"{good} of {len(judged)} judged rules hold"
+        if len(judged) != 1
+        else f"the rule {'holds' if good else 'does not hold'}"
+    )
+    unsure = dict.fromkeys(rule.rule.metric for rule in judged if rule.outcome == "inconclusive")
     words = {
         "pass": f"Passed: {count}.",
         "fail": f"Not passed: {count}.",
-        "inconclusive": f"Inconclusive: {count}, and the evidence does not decide the rest.",
+        "inconclusive": f"Inconclusive: not enough test rows to judge {' and '.join(unsure)}.",
         "error": f"No verdict could be given: {count}.",
     }[manifest.verdict.outcome]
     version = manifest.model_version

@@ -156,8 +156,7 @@ def sound(pipeline: Path) -> Check:
         more = f" (and {len(error.findings) - 1} more)" if len(error.findings) > 1 else ""
         said = f"{' '.join(error.findings[0].split())}{more}"
         return failed("pipeline", said, "change that; `runner check` lists everything", code=error.exit_code)
-    steps = " → ".join(step.name for step in found.steps)
-    return ok("pipeline", f"{pipeline.name} is sound: {steps}; {len(found.pipeline.gate)} gate rules")
+    return ok("pipeline", found.summary)
 
 
 def _pins(lock: Path) -> dict[str, str]:

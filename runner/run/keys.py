@@ -12,7 +12,8 @@ import msgspec
 
 from runner import __version__
 from runner.content import file_fact
-from runner.pipeline.notebook import Notebook, imported_names, python_source
+from runner.pipeline.file import APPROVED
+from runner.pipeline.notebook import PARAMETERS, Cell, Notebook, imported_names, python_source
 from runner.pipeline.plan import PlannedStep
 from runner.records import CellFact, InputFact, StepKey, Value
 from runner.run.packages import closure
@@ -32,10 +33,7 @@ def step_key(
         packages = closure(imports(step), index_file=index_file)
         runtime = Runtime(f"{platform.python_implementation()} {platform.python_version()}", packages)
     return StepKey(
-        code=[
-            CellFact(sha256="" if "parameters" in cell.tags else _digest(cell.source), first_line=cell.first_line)
-            for cell in step.notebook.code
-        ],
+        code=[_code(cell, step.notebook) for cell in step.notebook.code],
         parameters=_resolved(step),
         inputs={name: fact.artifact.sha256 if fact.artifact else "" for name, fact in sorted(inputs.items())},
         modules={name: file_fact(path).sha256 for name, path in step.modules.items()},
@@ -73,7 +71,10 @@ def differences(
     for name in sorted({*before.inputs, *now.inputs}):
         old, new = before.inputs.get(name), now.inputs.get(name)
         if old != new:
-            how = "appeared" if not old else "is gone" if not new else "changed"
+            if not old and sources.get(name, "").startswith(APPROVED):
+                yield "an approved model now exists to compare with"
+                continue
+            how = "is there now" if not old else "is gone" if not new else "changed"
             counted = objects(old, new) if old and new else None
             if counted is not None:
                 yield f"input {name}: {counted}"
@@ -133,19 +134,20 @@ def _files(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
 
 def _resolved(step: PlannedStep) -> dict[str, Value]:
     """Declared parameters that are neither inputs nor outputs, with the values they will have."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(step.parameters)  # those too that a cell in another language does not show
     for name, declared in step.notebook.parameters.items():
         if name in step.spec.inputs or name in step.spec.outputs:
             continue
-        literal = declared.default if declared.has_literal_default else _expression(step.notebook, name)
+        literal = declared.default if declared.has_literal_default else declared.expression
         found[name] = step.parameters.get(name, literal)
     return dict(sorted(found.items()))
 
 
-def _expression(notebook: Notebook, name: str) -> str:
-    """A default that is no literal counts by its line."""
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.tags)
-    return next((line.strip() for line in cell.source.splitlines() if line.strip().startswith(name)), "")
+def _code(cell: Cell, notebook: Notebook) -> CellFact:
+    """What the cell's code counts by; of the parameters cell only what is not a parameter, as those count by value."""
+    if PARAMETERS not in cell.tags:
+        return CellFact(sha256=_digest(cell.source), first_line=cell.first_line)
+    return CellFact(sha256=_digest(notebook.rest) if notebook.rest else "", first_line="")
 
 
 def _digest(text: str) -> str:

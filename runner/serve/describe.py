@@ -47,7 +47,7 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
             {"name": column.name, "kind": column.kind, "categories": column.known} for column in scorer.columns
         ],
         "sample": scorer.signature["sample_request"],
-        "predicts": f"Predicts {_predicts(scorer)}.",
+        "predicts": _predicts(scorer),
     }
     filled = TEMPLATE.read_text(encoding="utf-8")
     for name, value in {
@@ -154,9 +154,9 @@ def _predictions(scorer: Scorer) -> dict[str, Any]:
 def _predicts(scorer: Scorer) -> str:
     said = scorer.signature
     if not scorer.probable:
-        return f"{said['target']} ({said['objective']})"
-    label = "" if said.get("positive") is None else f" = {said['positive']}"
-    return f"{said['target']}{label}, from a probability of {scorer.threshold:g}"
+        return f"Predicts {said['target']} ({said['objective']})."
+    label = "" if said.get("positive") is None else f" {said['positive']}"
+    return f"Says ‘{said['target']}{label}’ from {100 * scorer.threshold:.4g} %."
 
 
 def _csv_line(scorer: Scorer) -> str:

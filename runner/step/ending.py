@@ -48,7 +48,7 @@ def _said(session: Session, job: StepJob, out_of_memory: bool, raised: Any) -> t
         if raised.ename == "SystemExit":
             code = f" with {raised.evalue}" if raised.evalue else ""
             return "stopped early", "SystemExit", f"the cell left{code}; a notebook succeeds by reaching its end"
-        return "exception", raised.ename, raised.evalue
+        return "exception", raised.ename or "Error", raised.evalue or "the kernel gave no reason"
     if session.ending == "cell timeout":
         return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {job.cell_timeout_s:g}"
     if session.ending == "step timeout":
