@@ -214,9 +214,15 @@ FAULTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "utf-16 without a mark": (lambda: TABLE.read_text(encoding="utf-8").encode("utf-16-le"), "line 1: a NUL byte"),
     "latin-1": (lambda: with_value(2, "State", "Å").decode().encode("latin-1"), "is not utf-8: byte .* is 0xc5"),
     "a NUL byte": (lambda: with_value(3, "State", "O\0"), "line 4: a NUL byte"),
-    "text for a number": (lambda: with_value(7, "Day Mins", "many"), "customer 7, Day Mins: 'many' is not a number of 0 or more"),
+    "text for a number": (
+        lambda: with_value(7, "Day Mins", "many"),
+        "customer 7, Day Mins: 'many' is not a number of 0 or more",
+    ),
     "infinity": (lambda: with_value(7, "Day Mins", "inf"), "customer 7, Day Mins: 'inf' is not a number of 0 or more"),
-    "a number below zero": (lambda: with_value(7, "Eve Calls", "-1"), "customer 7, Eve Calls: '-1' is not a number of 0 or more"),
+    "a number below zero": (
+        lambda: with_value(7, "Eve Calls", "-1"),
+        "customer 7, Eve Calls: '-1' is not a number of 0 or more",
+    ),
     "no phone number": (lambda: with_value(5, "Phone", " "), "customer 5: Phone is blank"),
     "an answer that is none": (
         lambda: with_value(4, "Churn?", "perhaps"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from conftest import Done, Project, code, notebook, parameters, text
 
 from runner.errors import PipelineError
 from runner.pipeline.notebook import imported_names, python_source, read_notebook
-from runner.pipeline.parameters import declared
+from runner.pipeline.parameters import declared, syntax_tree
 from runner.pipeline.plan import plan
 
 ONE = 'name = "p"\n[steps.s]\nnotebook = "n.ipynb"\n'
@@ -293,3 +295,21 @@ def test_secrets_and_languages_without_a_translator_are_refused_before_anything_
     bash.write("n.ipynb", parameters("x = 1"), kernel="cobol", language="cobol")
     bash.toml(ONE + "parameters = { x = 7 }")
     assert "papermill cannot hand parameters to a notebook written in cobol" in bash.runner("check").err
+
+
+def test_threads_may_read_code_at_the_same_moment() -> None:
+    """Python 3.11's ast.parse raises SystemError where the collector lets another thread parse in between."""
+    source = "x = [" + "f(1, (2, 3)), " * 200 + "]\n"
+    collected = [lambda *_: [None for _ in range(200)]]
+    threshold = gc.get_threshold()
+    interval = sys.getswitchinterval()
+    gc.callbacks.extend(collected)
+    gc.set_threshold(50, 2, 2)
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert len(list(pool.map(syntax_tree, [source] * 100))) == 100
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(collected[0])

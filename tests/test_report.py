@@ -96,7 +96,7 @@ def test_the_verdict_in_words_comes_first_then_every_rule(passed: Project) -> No
         "0.88 to 0.94",
         "threshold 0.85",
         "margin 0.03",
-        "exactly at the required",
+        "exactly the allowed maximum",
     ):
         assert said in page.text
     assert "a <note>" in page.text

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from runner.errors import PipelineError
-from runner.pipeline.parameters import Declared, declared
+from runner.pipeline.parameters import Declared, declared, syntax_tree
 
 PARAMETERS = "parameters"  # the tag of the cell that declares what a notebook takes
 # cell magics whose cell is Python all the same
@@ -144,7 +144,7 @@ def imported_names(source: str) -> frozenset[str]:
 
 def _parsed(source: str) -> ast.Module | None:
     try:
-        return ast.parse(source)
+        return syntax_tree(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # NUL in it, or nested too deeply
         return None
 

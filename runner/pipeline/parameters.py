@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+import threading
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from runner.errors import PipelineError
 from runner.pipeline.types import Type, infer, parse_annotation
 
+_PARSING = threading.Lock()
 _NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(
     rf"(?:(?P<open>above )?(?P<low>{_NUMBER})(?: to | and (?=below ))(?P<below>below )?(?P<high>{_NUMBER})"
@@ -105,9 +107,16 @@ def declared(source: str, language: str, path: Path) -> tuple[dict[str, Declared
     return _python(source, path) if language == "python" else _other(source)
 
 
+def syntax_tree(source: str) -> ast.Module:
+    """What ast.parse gives, for any thread: Python 3.11 counts the depth of a tree being made for all threads together,
+    and raises SystemError where two make one (https://github.com/python/cpython/issues/106905)."""
+    with _PARSING:
+        return ast.parse(source)
+
+
 def _python(source: str, path: Path) -> tuple[dict[str, Declared], str]:
     try:
-        tree = ast.parse(source)
+        tree = syntax_tree(source)
     except (SyntaxError, ValueError) as error:
         reason = f"{error.msg}, line {error.lineno}" if isinstance(error, SyntaxError) else str(error)
         raise PipelineError(f"{path}: the parameters cell does not parse: {reason}.") from error
