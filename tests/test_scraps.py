@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import notebook
+from conftest import ROOT, notebook
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner import scraps
 from runner.errors import UsageError
+from runner.gate import judge
 from runner.pipeline.scraps import read_figures, read_scraps
-from runner.records import Metric
+from runner.records import Metric, Rule
 
 KEY = "application/scrapbook.scrap.{}+json"
 
@@ -52,13 +55,13 @@ def executed(path: Path, *sources: str) -> Path:
     return path
 
 
-def theirs(path: Path) -> dict[str, Any]:
+def theirs(path: Path, *encoders: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scrapbook 0.5 uses what its dependencies have deprecated
         import scrapbook
 
         found = scrapbook.read_notebook(str(path)).scraps
-    return {name: one.data for name, one in found.items() if one.encoder in ("json", "text")}
+    return {name: one.data for name, one in found.items() if one.encoder in ("json", "text", *encoders)}
 
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
@@ -67,8 +70,8 @@ plain = (
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | names
 )
 quoted = st.builds(lambda name: json.dumps(scrap(name, 0.5)), names)
-# scrapbook's reader takes text by the json encoder for JSON, and does not take null
-data = st.deferred(lambda: values.filter(lambda value: value is not None and not isinstance(value, str)))
+# scrapbook's reader does not take null, and a NaN is not equal to itself
+data = st.deferred(lambda: values.filter(lambda value: value is not None and value != "NaN"))
 values = st.recursive(
     plain | quoted | st.builds(scrap, names, plain),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
@@ -84,12 +87,23 @@ others = st.builds(
 )
 streams = st.builds(lambda text: {"output_type": "stream", "name": "stdout", "text": text}, quoted)
 texts = st.builds(lambda name, text: scrap(name, text, "text"), names, names)
-cells = st.lists(st.lists(st.builds(scrap, names, data) | texts | others | streams, max_size=3), min_size=1, max_size=4)
+old = st.builds(
+    lambda name, data: {
+        "output_type": "display_data",
+        "metadata": {"papermill": {}},
+        "data": {"application/papermill.record+json": {name: data}},
+    },
+    names,
+    data,
+)
+outputs = st.builds(scrap, names, data) | texts | old | others | streams
+cells = st.lists(st.lists(outputs, max_size=3), min_size=1, max_size=4)
 
 
 @settings(max_examples=150, deadline=None)
 @given(cells=cells, ascii_only=st.booleans())
 @example(cells=[[scrap("0", 2**53 + 1)]], ascii_only=False)
+@example(cells=[[scrap("0", "0.5"), scrap("1", "[0.5"), scrap("2", 3, "text")]], ascii_only=False)
 def test_our_reader_and_scrapbook_agree(
     tmp_path_factory: pytest.TempPathFactory, cells: list[list[dict[str, Any]]], ascii_only: bool
 ) -> None:
@@ -100,6 +114,48 @@ def test_our_reader_and_scrapbook_agree(
     for name, metric in ours.metrics.items():
         assert metric.value == float(expected[name])  # a metric is a double; `values` has every digit of an integer
     assert not ours.metrics.keys() & ours.problems.keys()
+
+
+def glued() -> list[tuple[str, str, str]]:
+    """The rows of docs/metrics.md: what a cell does, what is read, what a gate says."""
+    lines = (ROOT / "docs" / "metrics.md").read_text().splitlines()
+    return [cast(Any, tuple(part.strip() for part in line.strip("|").split("|"))) for line in lines if "`" in line[:4]]
+
+
+def test_what_is_glued_is_read_as_the_guide_says_by_both_readers_and_judged_so(tmp_path: Path) -> None:
+    rows = glued()
+    assert len(rows) > 20
+    imports = "import numpy, pandas\nfrom IPython.display import HTML, display\nfrom scrapbook import glue"
+    path = executed(tmp_path / "all.ipynb", imports, *(row[0].strip("`") for row in rows))
+    cells = json.loads(path.read_text())["cells"][1:]
+    for (source, value, says), cell in zip(rows, cells, strict=True):
+        one = stored(tmp_path / "one.ipynb", cell["outputs"])
+        ours, name = read_scraps(one), "" if source.startswith('`glue("",') else "x"
+        failed = any(output["output_type"] == "error" for output in cell["outputs"])
+        assert failed == value.startswith("the cell fails"), source
+        if failed or value == "only shown":
+            assert not ours.values, source
+        else:
+            expected = eval(value.split("`")[1], {"pandas": pd})
+            assert same(ours.values[name], expected), source
+            if value.endswith("`") or "as papermill" in value:
+                assert same(theirs(one, "pandas")[name], expected), source
+            else:
+                assert name not in theirs(one), source
+        found = judge(
+            {f"s.{key}": metric for key, metric in ours.metrics.items()},
+            [Rule(metric=f"s.{name}", min=0.0)],
+            problems={f"s.{key}": problem for key, problem in ours.problems.items()},
+        )
+        assert (found.outcome == "error") == says.startswith("error"), source
+
+
+def same(found: Any, expected: Any) -> bool:
+    """A table is stored as the text of a Parquet file, and only scrapbook's reader makes it a table again."""
+    if isinstance(expected, pd.DataFrame):
+        table = found if isinstance(found, pd.DataFrame) else pd.read_parquet(io.BytesIO(base64.b64decode(found)))
+        return bool(table.equals(expected))
+    return bool(found == expected and isinstance(found, type(expected)))
 
 
 def test_plain_glue_and_metric_read_the_same_in_both_readers(tmp_path: Path) -> None:

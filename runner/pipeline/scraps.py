@@ -6,6 +6,7 @@ scrapbook's own reader parses and validates everything; this one skips over all 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from runner.errors import UsageError
 from runner.records import Better, Metric, typed
 
 PREFIX = "application/scrapbook.scrap."  # then the encoder's name and "+json"
+OLD_PREFIX = "application/papermill.record"  # then "+json": before scrapbook, papermill recorded by itself
+TABLES = ("pandas", "arrow")  # encoders of scrapbook now, and of its first versions
 INTERVAL, TABLE = ".interval", ".table"  # suffixes of the companions that runner.scraps writes
 
 
@@ -67,6 +70,7 @@ class _Notebook(msgspec.Struct):
 class _Scrap:
     value: Any
     cell: int | None
+    encoder: str
 
 
 def read_scraps(path: Path) -> Scraps:
@@ -80,7 +84,7 @@ def read_scraps(path: Path) -> Scraps:
         if name.endswith(TABLE) or (name.endswith(INTERVAL) and name.removesuffix(INTERVAL) in found):
             continue
         companions = found.get(name + INTERVAL, [])
-        problem = _repeated(scraps) or _problem(scraps[0].value)
+        problem = _unnamed(name) or _repeated(scraps) or _table(scraps[0]) or _problem(scraps[0].value)
         if problem is None and companions:
             problem = _repeated(companions) or _interval_problem(companions[0].value)
         if problem is not None:
@@ -112,9 +116,31 @@ def _scraps(path: Path) -> Iterator[tuple[str, _Scrap]]:
     for cell in _notebook(path).cells:
         for output in cell.outputs:
             for key, raw in output.data.items():
-                payload = json.loads(bytes(raw)) if key.startswith(PREFIX) else None
-                if isinstance(payload, dict) and isinstance(payload.get("name"), str) and "data" in payload:
-                    yield payload["name"], _Scrap(payload["data"], cell.execution_count)
+                try:
+                    payload = json.loads(bytes(raw)) if key.startswith((PREFIX, OLD_PREFIX)) else None
+                except (ValueError, RecursionError) as error:  # Python's own limits on digits and depth
+                    raise UsageError(f"{path} holds a record that cannot be read: {error}") from error
+                if isinstance(payload, dict):
+                    name, value, encoder = _unpacked(key, payload)
+                    if isinstance(name, str):
+                        yield name, _Scrap(_decoded(value, encoder), cell.execution_count, encoder)
+
+
+def _unpacked(key: str, payload: dict[str, Any]) -> tuple[Any, Any, str]:
+    """(name, data, encoder's name), where the first is None for what is no scrap."""
+    if key.startswith(OLD_PREFIX):  # papermill.record() wrote {name: value}
+        return *next(iter(payload.items()), (None, None)), key.removeprefix(OLD_PREFIX)[1:]
+    return payload.get("name") if "data" in payload else None, payload.get("data"), str(payload.get("encoder"))
+
+
+def _decoded(value: Any, encoder: str) -> Any:
+    """As scrapbook's encoder of that name reads it; a table of its `pandas` stays the text that it is stored as."""
+    if encoder == "text" and not isinstance(value, str):
+        return str(value)
+    if encoder == "json" and isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):  # then it is the text itself
+            return json.loads(value)
+    return value
 
 
 def _notebook(path: Path) -> _Notebook:
@@ -144,6 +170,14 @@ def _repeated(scraps: list[_Scrap]) -> str | None:
     times = "twice" if len(scraps) == 2 else f"{len(scraps)} times"
     place = f", in cell{'s' if len(cells) > 1 else ''} {' and '.join(cells)}" if cells else ""
     return f"it was recorded {times}{place}; record it once"
+
+
+def _unnamed(name: str) -> str | None:
+    return None if name else "it was recorded without a name; give it one, which a gate can then name"
+
+
+def _table(scrap: _Scrap) -> str | None:
+    return "it is a table, not a number" if scrap.encoder in TABLES else None
 
 
 def _problem(value: Any) -> str | None:
