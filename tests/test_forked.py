@@ -475,7 +475,7 @@ def test_a_server_killed_before_it_has_forked_leaves_the_work_to_the_standard_ke
         ("import os; os._exit(7)", "kernel died", "exited with code 7"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel died", "killed by SIGKILL"),
         ("import ctypes; ctypes.string_at(0)", "kernel died", "killed by SIGSEGV"),
-        ("exit()", "stopped early", "exited"),
+        ("exit()", "stopped early", "exit()"),
         ("import sys; sys.exit(1)", "stopped early", "left with 1"),
         (
             "import resource\nresource.setrlimit(resource.RLIMIT_AS, (4 << 30,) * 2)\nbytearray(8 << 30)",
@@ -489,7 +489,7 @@ def test_how_a_kernel_ended_is_told(tmp_path: Path, forked: LocalExecutor, sourc
     result = run(forked, folder)
     assert result.kernel == "forked"
     assert result.error is not None
-    assert (result.error.kind, result.error.cell) == (kind, 3 if source == "exit()" and result.error.cell == 3 else 2)
+    assert (result.error.kind, result.error.cell) == (kind, 2)
     assert said in result.error.evalue
     assert cells(folder)[-1]["execution_count"] is None
 

@@ -7,26 +7,29 @@ untruthful: start-up waits, liveness polling, saving, time-outs that leave the k
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import signal
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from runner.lean import PAPERMILLS, without
 
 with without(*PAPERMILLS, "pyarrow"):
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from nbclient.client import timestamp
+    from nbclient.exceptions import CellExecutionComplete, CellExecutionError
+    from nbclient.util import run_hook
     from nbformat import NotebookNode
     from papermill.clientwrap import PapermillNotebookClient
 
 from runner.step.ceiling import Ceiling
-from runner.step.process import GRACE_S, Kernel, end
+from runner.step.process import GRACE_S, end
+from runner.step.session import Ending, Raised, Session
 
-READY_S = 60.0
 SHUTDOWN_S = 2.0  # for the notebook's own exit handlers
+PATIENCE_S = 10  # between a cell's last output and the kernel's word on how it went, which come together
 
 OUTPUTS = {
     "stream": ("name", "text"),
@@ -34,30 +37,7 @@ OUTPUTS = {
     "execute_result": ("data", "metadata", "execution_count"),
     "error": ("ename", "evalue", "traceback"),
 }
-
-Ending = Literal["end", "error", "cell timeout", "step timeout", "stopped", "died"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    cell_s: float | None = None
-    deadline: float | None = None  # on time.monotonic()
-
-
-@dataclass
-class Session:
-    """How one execution went, filled in as it goes on."""
-
-    on_cell: Callable[[int, bool], None]  # (index of the cell in the notebook, it is done)
-    stop: threading.Event
-    limits: Limits
-    kernel: Kernel
-    save: Callable[[Any, bool], None]  # (notebook, now rather than when it is time)
-    ending: Ending | None = None
-    index: int | None = None  # of the cell it ended in
-    exit_code: int | None = None
-    last_words: str = ""
-    numbers_injected: bool = False  # the injected cell counts like any other
+JSON_TYPE = re.compile(r"application/(.*\+)?json")  # what nbformat lets hold more than text
 
 
 class _Ended(Exception):
@@ -69,14 +49,26 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
     """Executes `nb_man.nb` in `session.kernel`; the outcome is in `session`, never in an exception."""
 
     def __init__(self, nb_man: Any, session: Session, **kwargs: Any) -> None:
-        super().__init__(nb_man, **kwargs)
+        super().__init__(nb_man, **{"iopub_timeout": PATIENCE_S, **kwargs})
         self.session = session
         self.clear_before_next_output: bool
         self.ceiling = Ceiling()
+        self.heard = 0  # messages about outputs so far
 
     def execute(self, **_: Any) -> Any:
+        """In a thread of its own where a loop runs in this one already, as in every notebook's cells."""
         self.reset_execution_trackers()
-        asyncio.run(self._run())
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(self._run())
+            return self.nb
+        with ThreadPoolExecutor(1) as aside:
+            try:
+                aside.submit(lambda: asyncio.run(self._run())).result()
+            except BaseException:  # Ctrl-C comes here, and not there
+                self.session.stop.set()
+                raise
         return self.nb
 
     async def _run(self) -> None:
@@ -85,14 +77,19 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         self.kc = session.kernel.client()
         self.kc.start_channels(shell=True, iopub=True, stdin=False, hb=False, control=True)
         try:
-            info = await self._ready()
-            self.nb.metadata["language_info"] = info["content"]["language_info"]
-            await self._cells()
-            session.ending = "end"
+            try:
+                info = await self._ready()
+                self.nb.metadata["language_info"] = info["content"]["language_info"]
+                await run_hook(self.on_notebook_start, notebook=self.nb)
+                await self._cells()
+                session.ending = "end"
+            except _Ended as ended:
+                session.ending = ended.ending
+            if session.ending == "died" and not session.kernel.refused:
+                await run_hook(self.on_notebook_error, notebook=self.nb)
             self.set_widgets_metadata()
-            await self._shut_down()
-        except _Ended as ended:
-            session.ending = ended.ending
+            if session.ending in ("end", "left") and self.shutdown_kernel == "graceful":
+                await self._shut_down()
         finally:
             # closed first: a dying kernel's sockets must not be waited for
             self.kc.stop_channels()
@@ -100,11 +97,14 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             await asyncio.gather(self.death, return_exceptions=True)
             if session.kernel.returncode is not None and session.exit_code is None:
                 session.exit_code = session.kernel.returncode
-            await end(session.kernel, grace_s=0.0 if session.kernel.returncode is not None else GRACE_S)
+            at_once = session.kernel.returncode is not None or self.shutdown_kernel == "immediate"
+            await end(session.kernel, grace_s=0.0 if at_once else GRACE_S)
+            if not session.kernel.refused:
+                await run_hook(self.on_notebook_complete, notebook=self.nb)
 
     async def _ready(self) -> dict[str, Any]:
         """The reply to kernel_info, once outputs arrive too; nbclient waits a fixed 0.2 s for those."""
-        give_up = time.monotonic() + READY_S
+        give_up = time.monotonic() + self.startup_timeout
         while time.monotonic() < give_up:
             request = self.kc.kernel_info()
             reply = await self._until(self._answer(self.kc.shell_channel, request, "kernel_info_reply", 1.0))
@@ -138,9 +138,10 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             try:
                 await self._until(
                     self.async_execute_cell(cell, index, store_history=not injected),
-                    limit_s=session.limits.cell_s if runs else None,
+                    limit_s=self._limit_s(cell) if runs else None,
                 )
-            except CellExecutionError:
+            except CellExecutionError as error:
+                session.raised = Raised(error.ename, error.evalue)
                 self.nb_man.cell_exception(cell, cell_index=index)
                 raise _Ended("error") from None
             except _Ended:
@@ -152,6 +153,13 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
                 self._complete(cell, index)
             session.on_cell(index, True)
             session.save(self.nb, False)
+
+    def _limit_s(self, cell: Any) -> float | None:
+        """The time-out that ends the notebook in this cell."""
+        if self.interrupt_on_timeout:  # then the cell's end is not the notebook's
+            return None
+        limit_s: float | None = self.session.limits.cell_s or self._get_timeout(cell)
+        return limit_s
 
     def _complete(self, cell: Any, index: int) -> None:
         """papermill's marks of a cell that is done; its parser for the two moments takes longer than a short cell."""
@@ -175,10 +183,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
                 left.append(session.limits.deadline - time.monotonic())
             done, _ = await asyncio.wait({task, death}, timeout=max(0.0, min(left)), return_when="FIRST_COMPLETED")
             if task in done:
-                try:
-                    return task.result()
-                except DeadKernelError:
-                    raise _Ended("died") from None
+                return task.result()
             if death in done:
                 why = "died"
                 session.exit_code = death.result()
@@ -188,13 +193,16 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             elif session.limits.deadline is not None and time.monotonic() >= session.limits.deadline:
                 why = "step timeout"
             elif limit_s is not None and time.monotonic() >= started + limit_s:
-                why = "cell timeout"
-            session.save(self.nb, False)
+                why, session.limit_s = "cell timeout", limit_s
+            if session.saves_within_cells:
+                session.save(self.nb, False)
         if why != "died":
             # an interrupt lets the cell show where it was
             session.kernel.signal(signal.SIGINT)
             await asyncio.wait({task, death}, timeout=GRACE_S, return_when="FIRST_COMPLETED")
-        await asyncio.sleep(0.05)  # for outputs that are on their way
+        await asyncio.wait({task}, timeout=0.05)  # for outputs that are on their way
+        if why == "died" and task.done():  # it went when the cell had ended, as after exit()
+            return task.result()
         for future in (task, *self._pollers()):
             future.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -206,10 +214,69 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
     async def _async_poll_kernel_alive(self) -> None:
         await asyncio.Event().wait()  # `_until` knows at once; nbclient would poll every second
 
+    async def _async_poll_for_reply(
+        self, msg_id: str, cell: Any, timeout: int | None, outputs: asyncio.Future[None], alive: asyncio.Future[None]
+    ) -> dict[str, Any]:
+        """The kernel's word on how the cell went, once its outputs are here too.
+
+        nbclient's waits for ever where no reply comes, and gives up on outputs that still come after 4 s.
+        """
+        reply: asyncio.Future[dict[str, Any]] = asyncio.ensure_future(self._reply(msg_id, cell))
+        try:
+            while self.interrupt_on_timeout and not (await asyncio.wait({reply}, timeout=timeout))[0]:
+                self.log.error(f"Timeout waiting for execute reply ({timeout}s). Interrupting kernel")
+                self.session.kernel.signal(signal.SIGINT)
+                if self.error_on_timeout:
+                    reply.cancel()
+                    reply = asyncio.get_running_loop().create_future()
+                    reply.set_result({"content": {**self.error_on_timeout, "status": "error"}})
+            await asyncio.wait({reply, outputs}, return_when="FIRST_COMPLETED")  # type: ignore[type-var]
+            while not outputs.done():
+                heard = self.heard
+                if not (await asyncio.wait({outputs}, timeout=self.iopub_timeout))[0] and heard == self.heard:
+                    if self.raise_on_iopub_timeout:
+                        raise _Ended("silent")
+                    self.log.warning("Timeout waiting for IOPub output")
+                    outputs.cancel()
+            if not outputs.cancelled():
+                outputs.result()  # raises what went wrong with one of them
+            if not reply.done() and not (await asyncio.wait({reply}, timeout=self.iopub_timeout))[0]:
+                raise _Ended("silent")
+            return reply.result()
+        finally:
+            reply.cancel()
+            alive.cancel()
+
+    async def _reply(self, msg_id: str, cell: Any) -> dict[str, Any]:
+        while True:
+            message: dict[str, Any] = await self.kc.shell_channel.get_msg(timeout=None)
+            if message["parent_header"].get("msg_id") == msg_id:
+                if self.record_timing:
+                    cell.metadata["execution"]["shell.execute_reply"] = timestamp(message)
+                return message
+
+    async def _check_raise_for_error(self, cell: Any, cell_index: int, exec_reply: dict[str, Any]) -> None:
+        await super()._check_raise_for_error(cell, cell_index, exec_reply)
+        # ipykernel goes down in its own time then, in this cell or in one after it
+        for asked in exec_reply["content"].get("payload", ()):
+            if asked.get("source") == "ask_exit" and not asked.get("keepkernel"):
+                raise _Ended("left")
+
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
-        if not self.ceiling.lets(msg["msg_type"], msg["content"]):
-            return None
-        return super().process_message(msg, cell, cell_index)
+        self.heard += 1
+        kind, content = msg["msg_type"], msg["content"]
+        try:
+            if not self.ceiling.lets(kind, content):
+                return None
+            if kind in ("display_data", "execute_result", "update_display_data"):
+                content["data"] = {name: _storable(name, value) for name, value in content["data"].items()}
+            return super().process_message(msg, cell, cell_index)
+        except CellExecutionComplete:
+            raise
+        except Exception as error:  # what a widget sends, say, that nbclient does not know what to do with
+            said = f"a message of the kernel ({kind}) cannot be taken in: {error!r}"
+            self.session.raised = Raised("KernelMessageError", said)
+            raise _Ended("error") from error
 
     def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:
         """As nbclient's, without checking each output against the notebook format's schema."""
@@ -233,3 +300,12 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         done, _ = await asyncio.wait({self.death}, timeout=SHUTDOWN_S)
         if not done:
             self.session.kernel.signal(signal.SIGTERM)
+
+
+def _storable(mime: str, value: Any) -> Any:
+    """The value as nbformat takes it: anything where the type is JSON, text where it is not."""
+    if JSON_TYPE.fullmatch(mime) or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return value
+    return json.dumps(value)

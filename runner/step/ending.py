@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.pipeline.credentials import Redactor
 from runner.records import StepError, StepJob
 
-if TYPE_CHECKING:  # papermill
-    from runner.step.client import Session
+if TYPE_CHECKING:
+    from runner.step.session import Session
+
+NOT_TOLD = ("NoneType", "<Error>")  # IPython's word where a value could not be shown, and nbclient's for none
 
 
 def cells_run(session: Session, cells: list[Any]) -> int:
@@ -35,26 +38,56 @@ def why_ended(
     number = 1 + sum(other.cell_type == "code" and other.execution_count is not None for other in before)
     source = cell.source if cell is not None else ""
     first = next((line.strip() for line in source.splitlines() if line.strip()), "")
-    raised = next((out for out in reversed((cell or {}).get("outputs", [])) if out.output_type == "error"), None)
+    outputs = (cell or {}).get("outputs", [])
+    raised = _raised(session, outputs)
     kind, ename, evalue = _said(session, job, out_of_memory, raised)
-    traceback = list(raised.traceback) if raised is not None else session.last_words.splitlines()
+    traceback = raised.traceback if raised is not None else session.last_words.splitlines()
     (evalue, traceback), _ = redactor.inside([evalue, traceback])  # a dying kernel's last words never were an output
     return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first, traceback=traceback)
 
 
-def _said(session: Session, job: StepJob, out_of_memory: bool, raised: Any) -> tuple[Any, str, str]:
+@dataclass(frozen=True)
+class _Raised:
+    ename: str
+    evalue: str
+    traceback: list[str]
+
+
+def _raised(session: Session, outputs: list[Any]) -> _Raised | None:
+    """The exception that ended the cell: as its error output has it, else as the kernel has told it.
+
+    IPython prints exception groups and its own usage errors to stderr, and a library's handler may show nothing.
+    """
+    told = session.raised
+    shown = [out for out in outputs if out.output_type == "error"]
+    for out in reversed(shown):
+        if told is None or told.ename == out.ename or told.ename in NOT_TOLD:
+            return _Raised(out.ename, out.evalue, list(out.traceback))
+    if told is None:
+        return None
+    printed = "".join(out.text for out in outputs if out.output_type == "stream" and out.name == "stderr")
+    return _Raised(told.ename, told.evalue, printed.splitlines())
+
+
+def _said(session: Session, job: StepJob, out_of_memory: bool, raised: _Raised | None) -> tuple[Any, str, str]:
     """(kind, name, sentence) of an ending other than the notebook's own."""
+    if session.ending == "left":
+        return "stopped early", "SystemExit", "the cell called exit(); a notebook succeeds by reaching its end"
     if session.ending == "error" and raised is not None:
         if raised.ename == "SystemExit":
             code = f" with {raised.evalue}" if raised.evalue else ""
             return "stopped early", "SystemExit", f"the cell left{code}; a notebook succeeds by reaching its end"
-        return "exception", raised.ename or "Error", raised.evalue or "the kernel gave no reason"
+        if not (raised.ename or raised.evalue):
+            return "exception", "Error", "the kernel gave no reason"
+        return "exception", raised.ename or "Error", raised.evalue
     if session.ending == "cell timeout":
-        return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {job.cell_timeout_s:g}"
+        return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {session.limit_s:g}"
     if session.ending == "step timeout":
         return "timeout", "StepTimeout", f"the step ran longer than timeout_s = {job.timeout_s:g}"
     if session.ending == "stopped":
         return "interrupted", "Interrupted", "the run was told to stop"
+    if session.ending == "silent":
+        return "kernel died", "KernelSilent", "the kernel runs, and did not say how the cell has ended"
     code_ = session.exit_code
     if code_ is None:
         return "kernel died", "KernelDied", f"the kernel did not answer. {session.last_words[-400:]}".strip()

@@ -18,7 +18,8 @@ with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-from runner.step.client import Session, StepClient  # after papermill, which it imports too
+from runner.step.client import StepClient  # after papermill, which it imports too
+from runner.step.session import Session
 
 NEWEST = 5  # minor version of nbformat 4
 

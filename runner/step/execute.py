@@ -48,8 +48,8 @@ from runner.step.start import OPENED, start
 from runner.step.start import SOURCE as SOURCE  # its name beside those of the step folder's other files
 
 if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import
-    from runner.step.client import Session
     from runner.step.process import Kernel
+    from runner.step.session import Session
 
 JOB, RESULT, EXECUTED = "job.json", "result.json", "executed.ipynb"
 
@@ -211,8 +211,8 @@ def _session(
     redactor: Redactor,
     deadline: float | None,
 ) -> Session:
-    from runner.step.client import Limits, Session
     from runner.step.saving import Saver
+    from runner.step.session import Limits, Session
 
     total = len(notebook.code)
     # papermill puts its cell right after the one tagged `parameters`, or first

@@ -22,7 +22,7 @@ from runner.lean import without
 from runner.step.ceiling import Ceiling
 from runner.step.line import Kind, frame
 from runner.step.pump import Pump
-from runner.step.stream import CappedStream, ignore_breakpoints, keep_no_copy
+from runner.step.stream import CappedStream, answer_every_error, ignore_breakpoints, keep_no_copy
 
 with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     # the first three are what every shell imports later
@@ -244,6 +244,7 @@ def build() -> Any:
         # as in runner.step.kernel
         app.initialize(["--IPKernelApp.ignore_cwd=True", "--HistoryManager.enabled=False"])
     keep_no_copy(app.shell)
+    answer_every_error(app.shell)
     ignore_breakpoints()
     app.pump = Pump()
     app.streams = [PumpedStream(app.session, app.pump, name) for name in ("stdout", "stderr")]

@@ -47,7 +47,7 @@ def main() -> None:
     with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
         from ipykernel.kernelapp import IPKernelApp
 
-        from runner.step.stream import CappedSession, ignore_breakpoints, keep_no_copy
+        from runner.step.stream import CappedSession, answer_every_error, ignore_breakpoints, keep_no_copy
 
         app: Any = IPKernelApp.instance()
         app.session = CappedSession(parent=app)
@@ -61,6 +61,7 @@ def main() -> None:
             ]
         )
     keep_no_copy(app.shell)
+    answer_every_error(app.shell)
     ignore_breakpoints()
     _keep_stderr_for_crashes()
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")

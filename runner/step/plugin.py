@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runner.step.client import Session
     from runner.step.process import Kernel
+    from runner.step.session import Session
 
 
 class PapermillEngine:
@@ -71,7 +71,7 @@ def _save(path: str) -> Any:
 
 
 def _session(kernel: Kernel, options: dict[str, Any], save: Any) -> Session:
-    from runner.step.client import Limits, Session
+    from runner.step.session import Limits, Session
 
     limits = Limits(options.get("execution_timeout") or options.get("timeout"))
     made = Session(_tell_nobody, threading.Event(), limits, kernel, save)

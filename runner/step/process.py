@@ -143,8 +143,15 @@ class KernelProcess:
 
     def client(self) -> Any:
         from jupyter_client.asynchronous.client import AsyncKernelClient  # 0.2 s
+        from jupyter_client.channels import AsyncZMQSocketChannel
 
-        made = AsyncKernelClient()
+        class ShellChannel(AsyncZMQSocketChannel):
+            def send(self, msg: dict[str, Any]) -> None:
+                """jupyter_client's sends past the asynchronous socket, which then never learns that a reply has come
+                in the meantime: who waits for it while a widget is answered waits for ever."""
+                self.socket.send_multipart(self.session.serialize(msg))
+
+        made = AsyncKernelClient(shell_channel_class=ShellChannel)
         made.load_connection_info(cast(Any, self.connection))
         made.allow_stdin = False
         return made

@@ -60,6 +60,12 @@ def keep_no_copy(shell: Any) -> None:
     shell._tee = lambda **_: nullcontext()
 
 
+def answer_every_error(shell: Any) -> None:
+    """Have ipykernel find what it looks for after an error that IPython prints by itself, an exception group, in a
+    cell that awaits; without it no reply is sent (ipykernel 7.4)."""
+    shell._last_traceback = getattr(shell, "_last_traceback", None)
+
+
 def ignore_breakpoints() -> None:
     """Have `breakpoint()` do nothing, as Jupyter's debugger has it while nobody is attached; it is not loaded here."""
     if find_spec("debugpy") is not None:
