@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import PAGES, Done, Project, notebook
+from conftest import PAGES, Done, Project, code, notebook, parameters
 
 from runner.records import FORKED, STANDARD, StepError, StepJob, StepResult, encode
 from runner.step.local import LocalExecutor
@@ -163,3 +164,32 @@ def test_what_is_shown_under_a_type_of_text_is_stored_as_text(project: Project) 
         assert first == {"text/plain": ["p"], "application/x": '{"k": [1]}', "application/x+json": {"k": [1]}}
         assert second == {"text/plain": ["null"]}
         assert (project.runs[-1] / "report.html").exists()
+
+
+def test_tags_and_kernel_names_mean_what_they_mean_to_papermill(project: Project, tmp_path: Path) -> None:
+    made = notebook(parameters("x = 1"), "x", code("1 / 0", "skip-execution"), code("1 / 0", "raises-exception"))
+    for name, metadata in {
+        "named": {"kernelspec": {"name": "python", "display_name": "Python"}},
+        "nameless": {"language_info": {"name": "python"}},
+        "bare": {},
+    }.items():
+        (project.folder / f"{name}.ipynb").write_text(json.dumps({**made, "metadata": metadata}))
+    place = tmp_path / "jupyter" / "kernels" / "other"
+    place.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (place / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "other", "language": "other"}))
+    ours = "import os\nsorted(name for name in os.environ if name.startswith('RUNNER_'))"
+    project.write("foreign.ipynb", ours, kernel="other", language="other")
+    given = "".join(
+        f'[steps.{name}]\nnotebook = "{name}.ipynb"\nparameters = {{ x = 2 }}\n'
+        for name in ("named", "nameless", "bare")
+    )
+    project.toml(f'name = "p"\n{given}[steps.foreign]\nnotebook = "foreign.ipynb"\n')
+    done = project.runner("run", env={"JUPYTER_PATH": str(tmp_path / "jupyter")})
+    assert done.code == 0, done.err
+    for name in ("named", "nameless", "bare"):
+        cells = project.executed(name)["cells"]
+        assert cells[2]["outputs"][0]["data"]["text/plain"] == ["2"]
+        assert (cells[3]["outputs"], cells[4]["outputs"][0]["ename"]) == ([], "ZeroDivisionError")
+    shown = project.executed("foreign")["cells"][0]["outputs"][0]["data"]["text/plain"]
+    assert "".join(shown) == "['RUNNER_NO_REPORT', 'RUNNER_STEP_FOLDER']"

@@ -34,7 +34,7 @@ class RunnerEngine(Engine):  # type: ignore[misc]
             done = super().execute_notebook(nb, kernel_name, **kwargs)
         except BaseException:  # Ctrl-C too: what has been executed is kept, and told as it is
             _tell_the_truth(nb, session.index)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # must not hide the first one; another store has errors of its own
                 session.save(nb, True)
             raise
         if session.ending != "end":
@@ -45,8 +45,7 @@ class RunnerEngine(Engine):  # type: ignore[misc]
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> None:
         _look_up(nb_man.nb, kwargs["secrets"])
-        options = {"skip_cells_with_tag": "skip-execution", **kwargs.get("client", {})}
-        StepClient(nb_man, kwargs["session"], kernel_name=kernel_name, **options).execute()
+        StepClient(nb_man, kwargs["session"], kernel_name=kernel_name, **kwargs.get("client", {})).execute()
 
 
 def execute(

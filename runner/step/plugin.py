@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runner.step.process import Kernel
     from runner.step.session import Session
+
+# options that are meant for others than nbclient's client, or that it gets by another name
+NOT_THE_CLIENTS = {"input_path", "output_path", "progress_bar", "autosave_cell_every", "execution_timeout", "timeout",
+                   "start_timeout", "startup_timeout", "km", "kernel_manager_class"}  # fmt: skip
+HISTORY, NO_HISTORY = "--HistoryManager.hist_file", ":memory:"
+LEAVES = [("SystemExit", ""), ("SystemExit", "0")]  # no error to papermill; an early end to us
 
 
 class PapermillEngine:
@@ -37,81 +42,127 @@ class PapermillEngine:
     def execute_notebook(cls, nb: Any, kernel_name: str, **options: Any) -> Any:
         """The executed notebook. The file at `output_path` is replaced, whole, while it runs and at the end.
 
-        Raises what papermill's users know: nbclient's CellTimeoutError and DeadKernelError, and for a cell that left
-        the notebook PapermillExecutionError; errors of cells papermill finds in the outputs.
+        Raises what papermill's users know: nbclient's CellTimeoutError and DeadKernelError, and PapermillExecutionError
+        for a cell that left the notebook or whose error is not among its outputs; the others papermill finds there.
         """
         from runner.step.engine import RunnerEngine
 
+        _refuse(options)
         _write_whole_files()
+        client = _client_options(options)
+        save = _save(options.get("output_path") or "", options.get("autosave_cell_every", 30))
         shown = {name: options.get(name) for name in ("progress_bar", "log_output")}
-        client = {name: options.get(name) for name in ("log_output", "stdout_file", "stderr_file")}
-        save = _save(options.get("output_path") or "")
-        session = _session(_kernel(nb, kernel_name), options, save)
-        done = RunnerEngine.execute_notebook(nb, kernel_name, session=session, secrets={}, client=client, **shown)
+
+        def attempt(kernel: Kernel) -> tuple[Session, Any]:
+            session = _session(kernel, options, save)
+            return session, RunnerEngine.execute_notebook(
+                nb, kernel_name, session=session, secrets={}, client=client, **shown
+            )
+
+        session, done = attempt(_kernel(nb, kernel_name, options))
         why = session.kernel.instead or session.kernel.refused
         if why:
-            from papermill.log import logger
-
-            logger.warning("Executed by the standard kernel, because %s", why)
+            client["log"].warning("Executed by the standard kernel, because %s", why)
         if session.kernel.refused:
-            session = _session(_kernel(nb, kernel_name, forked=False), options, save)
-            done = RunnerEngine.execute_notebook(nb, kernel_name, session=session, secrets={}, client=client, **shown)
+            session, done = attempt(_kernel(nb, kernel_name, options, forked=False))
         _raise(session, done)
         return done
 
 
-def _save(path: str) -> Any:
-    """What keeps the notebook while it runs. FileNotFoundError where its folder is missing, before anything runs."""
+def _refuse(options: dict[str, Any]) -> None:
+    """PapermillException for what papermill's own engine takes and this one would have to ignore."""
+    from papermill.exceptions import PapermillException
+
+    for name in ("km", "kernel_manager_class"):
+        if options.get(name) is not None:
+            raise PapermillException(
+                f"The engine runner starts kernels of its own and takes no {name}. "
+                f"Leave {name} out, or use papermill's own engine (engine_name='nbclient')."
+            )
+
+
+def _client_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What nbclient's client is made with: the caller's options, as papermill's own engine hands them on."""
+    from papermill.log import logger
+
+    return {
+        **{name: value for name, value in options.items() if name not in NOT_THE_CLIENTS and value is not None},
+        "timeout": options.get("execution_timeout") or options.get("timeout"),
+        "startup_timeout": options.get("start_timeout") or 60,
+        "log": logger,
+    }
+
+
+def _save(path: str, within_cells_s: float) -> Any:
+    """What keeps the notebook while it runs, at least every `within_cells_s` seconds.
+
+    FileNotFoundError where the folder of a local file is missing, before anything runs.
+    """
     from papermill.iorw import LocalHandler, papermill_io
 
-    from runner.step.saving import Saver
+    from runner.step.saving import SAVE_EVERY_S, Saver
 
-    handler = papermill_io.get_handler(path) if path else None
-    return Saver(_place(handler, path), None) if isinstance(handler, LocalHandler) else _keep_nothing
+    every_s = min(SAVE_EVERY_S, within_cells_s or SAVE_EVERY_S)
+    if not path:
+        return _keep_nothing
+    handler = papermill_io.get_handler(path)
+    if isinstance(handler, LocalHandler):
+        return Saver(_place(handler, path), None, every_s=every_s)
+    return Saver(Path(path), None, every_s=every_s, put=lambda content: handler.write(content.decode(), path))
 
 
 def _session(kernel: Kernel, options: dict[str, Any], save: Any) -> Session:
     from runner.step.session import Limits, Session
 
-    limits = Limits(options.get("execution_timeout") or options.get("timeout"))
-    made = Session(_tell_nobody, threading.Event(), limits, kernel, save)
+    made = Session(_tell_nobody, threading.Event(), Limits(), kernel, save)
     made.numbers_injected = True  # as papermill's own engine does
+    made.saves_within_cells = options.get("autosave_cell_every") != 0
     return made
 
 
-def _kernel(nb: Any, name: str, *, forked: bool = True) -> Kernel:
-    """A forked kernel where the kernel of that name is this interpreter's; otherwise that kernel."""
-    from jupyter_client.kernelspec import KernelSpecManager
+def _kernel(nb: Any, name: str, options: dict[str, Any], *, forked: bool = True) -> Kernel:
+    """A kernel of ours where the kernel of that name is this interpreter's; otherwise that kernel."""
+    from runner.step.kernelspec import installed_kernel
+    from runner.step.process import KernelProcess, start_kernel
+    from runner.step.start import general_environment
 
-    from runner.pipeline.notebook import Cell, Notebook
-    from runner.step.forked import ForkServer
-    from runner.step.process import KernelProcess
-    from runner.step.start import Imports, general_environment, needs_standard
-
-    spec = KernelSpecManager().get_kernel_spec(name)
-    here = Path.cwd()
-    environment = {**general_environment(0), **spec.env, "JPY_PARENT_PID": str(os.getpid())}
+    asked = installed_kernel(name)
+    here = Path.cwd() / (options.get("resources", {}).get("metadata", {}).get("path") or ".")
+    environment = {**general_environment(0), **asked.environment, "JPY_PARENT_PID": str(os.getpid())}
     environment.pop("PYTHONHASHSEED") if "PYTHONHASHSEED" not in os.environ else None
-    why = ""
-    generic = {"python", f"python{sys.version_info[0]}", f"python{sys.version_info[0]}.{sys.version_info[1]}"}
-    argv = [sys.executable if spec.argv[0] in generic else spec.argv[0], *spec.argv[1:]]  # as jupyter_client does
-    if forked and argv[:3] == [sys.executable, "-m", "ipykernel_launcher"]:
-        cells = tuple(
-            Cell(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ())), number)
-            for number, cell in enumerate(nb.cells, start=1)
-            if cell.cell_type == "code" and cell.source.strip()
-        )
-        notebook = Notebook(path=here / "notebook.ipynb", cells=cells, language="python", kernel_name=name)
-        imports = Imports(notebook)
-        why = needs_standard(notebook, imports)
-        if not why:
-            server = ForkServer(environment)
-            made = server.kernel(cwd=here, environment={**environment, "RUNNER_PATH": str(here)}, modules=imports.ahead)
-            made.owns_server = True
-            return made
-    standard = KernelProcess(argv, cwd=here, environment=environment)
+    arguments, history = list(options.get("extra_arguments", ())), options.get("ipython_hist_file", NO_HISTORY)
+    if not asked.is_this_interpreters or arguments or history != NO_HISTORY:
+        if asked.is_ipykernel and history and not any(one.startswith(HISTORY) for one in arguments):
+            arguments.append(f"{HISTORY}={history}")  # as nbclient does
+        return KernelProcess([*asked.argv, *arguments], cwd=here, environment=environment)
+    ours = {**environment, "RUNNER_PATH": str(here)}
+    made, why = _forked_kernel(nb, name, here, ours) if forked else (None, "")
+    if made is not None:
+        return made
+    standard = start_kernel(cwd=here, environment=ours, language="python", kernel_name=name)
     standard.instead = why
     return standard
+
+
+def _forked_kernel(nb: Any, name: str, here: Path, environment: dict[str, str]) -> tuple[Kernel | None, str]:
+    """It, or why the notebook needs the standard one."""
+    from runner.pipeline.notebook import Cell, Notebook
+    from runner.step.forked import ForkServer
+    from runner.step.start import Imports, needs_standard
+
+    cells = tuple(
+        Cell(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ())), number)
+        for number, cell in enumerate(nb.cells, start=1)
+        if cell.cell_type == "code" and cell.source.strip()
+    )
+    notebook = Notebook(path=here / "notebook.ipynb", cells=cells, language="python", kernel_name=name)
+    imports = Imports(notebook)
+    why = needs_standard(notebook, imports)
+    if why:
+        return None, why
+    made = ForkServer(environment).kernel(cwd=here, environment=environment, modules=imports.ahead)
+    made.owns_server = True
+    return made, ""
 
 
 def _raise(session: Session, nb: Any) -> None:
@@ -123,21 +174,40 @@ def _raise(session: Session, nb: Any) -> None:
     from runner.step.ending import why_ended
 
     job = StepJob(run="", step="", notebook="", parameters={}, outputs={})
-    if session.ending == "cell timeout":
-        cell = nb.cells[session.index or 0]
-        raise CellTimeoutError.error_from_timeout_and_cell(
-            "Cell execution timed out", int(session.limits.cell_s or 0), cell
-        )
     found = why_ended(session, nb.cells, job, out_of_memory=False, redactor=Redactor())
     if found is None:
         return
-    if session.ending == "died":
+    cell = nb.cells[session.index or 0]
+    if session.ending == "cell timeout":
+        timeout: Any = session.limit_s
+        raise CellTimeoutError.error_from_timeout_and_cell("Cell execution timed out", timeout, cell)
+    if session.ending in ("died", "silent"):
         raise DeadKernelError(f"Cell [{found.cell}]: {found.evalue}")
-    if found.kind == "stopped early":
-        cell = nb.cells[session.index or 0]
-        raise PapermillExecutionError(
-            session.index, cell.execution_count, cell.source, found.ename, found.evalue, [found.evalue]
-        )
+    if any(out.output_type == "error" and (out.ename, out.evalue) not in LEAVES for out in cell.outputs):
+        return  # papermill looks for it, and raises
+    error = PapermillExecutionError(
+        session.index,
+        cell.execution_count,
+        cell.source,
+        found.ename,
+        found.evalue,
+        [*found.traceback, f"{found.ename}: {found.evalue}"],
+    )
+    _mark(nb, error)
+    raise error
+
+
+def _mark(nb: Any, error: Any) -> None:
+    """Write papermill's two cells about an error, which it makes itself only for those among the outputs."""
+    from nbformat.v4 import new_markdown_cell
+    from papermill.execute import ERROR_ANCHOR_MSG, ERROR_MARKER_TAG, ERROR_MESSAGE_TEMPLATE
+    from papermill.iorw import write_ipynb
+
+    for index, said in ((error.cell_index, ERROR_ANCHOR_MSG), (0, ERROR_MESSAGE_TEMPLATE % error.exec_count)):
+        cell: Any = new_markdown_cell(said)  # type: ignore[no-untyped-call]
+        cell.metadata["tags"] = [ERROR_MARKER_TAG]
+        nb.cells.insert(index, cell)
+    write_ipynb(nb, nb.metadata.papermill.get("output_path"))
 
 
 def _write_whole_files() -> None:

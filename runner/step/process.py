@@ -22,8 +22,11 @@ from typing import Any, Protocol, cast
 
 from runner.errors import PipelineError
 from runner.step.family import Process, descendants, kill
+from runner.step.kernelspec import installed_kernel
 
 STDERR = "stderr"  # of the process, until its cells' streams are in place; then only a crash's trace
+OWNER = "RUNNER_OWNER"
+FOR_OURS = ("RUNNER_PATH", "RUNNER_PRELOAD", "RUNNER_PROJECT", "RUNNER_OPENED")  # see runner.step.kernel
 GRACE_S = 2.0  # between SIGINT, SIGTERM and SIGKILL
 
 
@@ -96,7 +99,7 @@ class KernelProcess:
                 self.process = subprocess.Popen(
                     [part.replace("{connection_file}", str(file)) for part in argv],
                     cwd=cwd,
-                    env={**environment, "RUNNER_OWNER": str(os.getpid())},
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
@@ -176,15 +179,15 @@ def start_kernel(*, cwd: Path, environment: Mapping[str, str], language: str, ke
     """
     if language == "python":
         argv = [sys.executable, "-P", "-m", "runner.step.kernel", "-f", "{connection_file}"]
-        return KernelProcess(argv, cwd=cwd, environment=environment)
+        return KernelProcess(argv, cwd=cwd, environment={**environment, OWNER: str(os.getpid())})
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel  # 0.1 s, and seldom needed
 
-    manager = KernelSpecManager()
     try:
-        spec = manager.get_kernel_spec(kernel_name or language)
+        kernel = installed_kernel(kernel_name or language)
     except NoSuchKernel:
-        installed = ", ".join(sorted(manager.find_kernel_specs())) or "none"
+        installed = ", ".join(sorted(KernelSpecManager().find_kernel_specs())) or "none"
         raise PipelineError(
             f"The notebook wants the {language} kernel {kernel_name!r}, which is not installed; there is {installed}."
         ) from None
-    return KernelProcess(spec.argv, cwd=cwd, environment={**environment, **spec.env})
+    given = {name: value for name, value in environment.items() if name not in FOR_OURS}
+    return KernelProcess(kernel.argv, cwd=cwd, environment={**given, **kernel.environment})

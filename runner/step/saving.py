@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from runner.failpoint import reach
 from runner.pipeline.credentials import Redactor
 
 SAVE_EVERY_S = 5.0
+# what nbformat keeps out of files, as it does a cell's `trusted`
+TRANSIENT = ("orig_nbformat", "orig_nbformat_minor", "signature")
 SPLIT_TOO = ("application/javascript", "image/svg+xml")  # what nbformat stores line by line beside text/*
 
 
@@ -21,28 +24,38 @@ class Saver:
     """Writes the notebook beside its place, then renames it there: at most every SAVE_EVERY_S, or now.
 
     What it writes is free of credentials, as is the notebook itself from then on; `redactor` knows what was there.
-    With None as redactor it is written as it is.
+    With None as redactor it is written as it is. `put` writes to a place that is not a local file.
     """
 
-    def __init__(self, path: Path, redactor: Redactor | None) -> None:
-        self.path, self.redactor = path, redactor
+    def __init__(
+        self,
+        path: Path,
+        redactor: Redactor | None,
+        *,
+        every_s: float = SAVE_EVERY_S,
+        put: Callable[[bytes], Any] | None = None,
+    ) -> None:
+        self.path, self.redactor, self.every_s, self.put = path, redactor, every_s, put or self._replace
         self.last = time.monotonic()
         self._clean: dict[int, Any] = {}  # by identity: what was looked through already, and has not been replaced
 
     def __call__(self, nb: Any, now: bool) -> None:
-        if not now and time.monotonic() - self.last < SAVE_EVERY_S:
+        if not now and time.monotonic() - self.last < self.every_s:
             return
         if self.redactor is not None:
             self._redact(nb, self.redactor)
+        self.put(written(nb))
+        self.last = time.monotonic()
+
+    def _replace(self, content: bytes) -> None:
         beside = self.path.with_suffix(".partial")
         with beside.open("wb") as file:
-            file.write(written(nb))
+            file.write(content)
             reach("notebook half saved")
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path)
         reach("notebook saved")
-        self.last = time.monotonic()
 
     def _redact(self, nb: Any, redactor: Redactor) -> None:
         for cell in nb.cells:
@@ -57,16 +70,20 @@ class Saver:
 
 def written(nb: Any) -> bytes:
     """The notebook's file, byte for byte what nbformat writes; without its validation and copies, in a third of the time."""
-    made = {**nb, "cells": [_cell(cell) for cell in nb["cells"]]}
-    text = json.dumps(made, sort_keys=True, ensure_ascii=False).encode()
+    metadata = {name: value for name, value in nb["metadata"].items() if name not in TRANSIENT}
+    made = {**nb, "metadata": metadata, "cells": [_cell(cell) for cell in nb["cells"]]}
+    # half a surrogate pair, which a source may hold and no file can
+    text = json.dumps(made, sort_keys=True, ensure_ascii=False).encode(errors="replace")
     try:
         return msgspec.json.format(text, indent=1) + b"\n"
     except msgspec.DecodeError:  # a NaN, which is no JSON and yet what kernels send and nbformat writes
-        return json.dumps(made, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+        return json.dumps(made, sort_keys=True, ensure_ascii=False, indent=1).encode(errors="replace") + b"\n"
 
 
 def _cell(cell: Any) -> dict[str, Any]:
     made = {**cell, "source": _lines(cell["source"])}
+    if "trusted" in cell["metadata"]:
+        made["metadata"] = {name: value for name, value in cell["metadata"].items() if name != "trusted"}
     if "attachments" in cell:
         made["attachments"] = {name: _bundle(data) for name, data in cell["attachments"].items()}
     if "outputs" in cell:
