@@ -166,6 +166,17 @@ def test_what_is_shown_under_a_type_of_text_is_stored_as_text(project: Project) 
         assert (project.runs[-1] / "report.html").exists()
 
 
+def test_half_a_character_in_a_source_is_found_before_anything_runs(project: Project) -> None:
+    project.write("nb.ipynb", "x = 1", "y = 'caf\ud83d'")
+    project.toml('name = "one"\n[steps.only]\nnotebook = "nb.ipynb"\n')
+    for command in ("check", "run"):
+        done = project.runner(command)
+        assert done.code == 2
+        assert r"nb.ipynb: cells[1].source: '\ud83d' is half of a character" in done.err
+    project.write("nb.ipynb", "y = 'whole: \U0001f600'\ny")
+    assert project.runner("run").code == 0
+
+
 def test_tags_and_kernel_names_mean_what_they_mean_to_papermill(project: Project, tmp_path: Path) -> None:
     made = notebook(parameters("x = 1"), "x", code("1 / 0", "skip-execution"), code("1 / 0", "raises-exception"))
     for name, metadata in {

@@ -236,6 +236,14 @@ def _document(path: Path) -> dict[str, Any]:
             f"{path}: {at.rstrip('`') or 'the notebook'}: {reason}. It is not a valid notebook; open and save it in "
             "Jupyter, or mend the file."
         ) from None
+    for index, cell in enumerate(document["cells"]):
+        try:
+            "".join(cell["source"]).encode()
+        except UnicodeEncodeError as error:
+            raise PipelineError(
+                f"{path}: cells[{index}].source: {error.object[error.start]!a} is half of a character, which no file can "
+                "hold. Delete it, or type the character again."
+            ) from None
     return document
 
 
