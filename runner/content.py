@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runner.errors import UsageError
+from runner.paths import stays_below
 from runner.records import Artifact, FileFact
 
 
@@ -27,8 +28,10 @@ def artifact(path: Path, *, name: str) -> Artifact:
     """The file or folder at `path` by content, under the path `name`.
 
     A folder's hash is over its sorted `sha256  size  path` lines. Raises UsageError where something in it is neither
-    file nor folder, is a loop of links, or is a link that leaves the folder.
+    file nor folder, is a loop of links, is a link that leaves the folder, or has a name that no record can hold.
     """
+    if not stays_below(name):
+        raise _unfit(path)
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -61,7 +64,10 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
                 raise UsageError(f"{path} is a link to a folder; put the folder itself there.")
         for entry in sorted(files):
             path = Path(folder) / entry
-            yield path.relative_to(root).as_posix(), path
+            relative = path.relative_to(root).as_posix()
+            if not stays_below(relative):
+                raise _unfit(path)
+            yield relative, path
 
 
 def stamp(path: Path) -> str:
@@ -94,6 +100,13 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unfit(path: Path) -> UsageError:
+    return UsageError(
+        f"{str(path)!r} has a name that cannot be recorded: control characters, bytes that are not UTF-8, or a drive. "
+        "Rename it."
+    )
 
 
 def _leads_inside(path: Path, root: Path) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from runner.errors import NewerStore, Tampered
+from runner.paths import AnyPath, FileName, OptionalPath, RelativePath, Sha256, in_words
 
 FORMAT = 1  # of every stored file; raised when an older program could not read what is written
 
@@ -77,9 +78,9 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StepSpec(Record, frozen=True, kw_only=True):
-    notebook: str
-    inputs: dict[str, InputSpec] = {}
-    outputs: dict[str, str] = {}
+    notebook: AnyPath
+    inputs: dict[FileName, InputSpec] = {}
+    outputs: dict[str, RelativePath] = {}
     parameters: dict[str, Value] = {}
     after: list[str] = []
     timeout_s: float | None = None
@@ -175,7 +176,7 @@ class Pipeline(Record, frozen=True, kw_only=True):
 
     name: str
     parameters: dict[str, Value] = {}
-    steps: dict[str, StepSpec] = {}
+    steps: dict[FileName, StepSpec] = {}
     gate: list[Rule] = []
     model: ModelSpec | None = None
     skip: list[str] = []
@@ -217,29 +218,29 @@ class Verdict(Record, frozen=True, kw_only=True):
 
 
 class FileFact(Record, frozen=True, kw_only=True):
-    sha256: str
+    sha256: Sha256
     size_bytes: int
 
 
 class Artifact(Record, frozen=True, kw_only=True):
     """A file or folder by content. A folder's hash is over its sorted `sha256  size  path` lines."""
 
-    path: str
-    sha256: str
+    path: RelativePath
+    sha256: Sha256
     size_bytes: int
-    files: dict[str, FileFact] | None = None  # relative path -> fact; None for a single file
+    files: dict[RelativePath, FileFact] | None = None  # relative path -> fact; None for a single file
 
 
 class InputFact(Record, frozen=True, kw_only=True):
     """What a step was given. `source` is the address as resolved; `version` what a remote store calls it."""
 
-    source: str
+    source: AnyPath
     present: bool = True
     as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")
     artifact: Artifact | None = None  # None when absent
     version: str | None = None
     stamp: str = ""  # size, times and inodes as they were when it was hashed; "" where that was elsewhere
-    value: str = ""  # what the notebook's parameter is set to: relative to the step folder, an address, or ""
+    value: OptionalPath = ""  # what the notebook's parameter is set to: relative to the step folder, an address, or ""
     listed: bool = False  # `artifact` is of a listing, as the bytes never came here
 
 
@@ -247,13 +248,13 @@ class StepJob(Record, frozen=True, kw_only=True):
     """job.json: the whole contract of one step, readable by the remote side too. Paths are relative to its folder."""
 
     format: int = FORMAT
-    run: str
-    step: str
-    notebook: str  # where the source came from, for people; the file run is notebook.ipynb beside this one
+    run: OptionalPath
+    step: FileName
+    notebook: AnyPath  # where the source came from, for people; the file run is notebook.ipynb beside this one
     parameters: dict[str, Value] = {}
     secrets: dict[str, str] = {}  # parameter -> the environment variable that has its value
-    inputs: dict[str, InputFact] = {}
-    outputs: dict[str, str] = {}
+    inputs: dict[FileName, InputFact] = {}
+    outputs: dict[str, RelativePath] = {}
     timeout_s: float | None = None
     cell_timeout_s: float | None = None
     kernel: str = STANDARD
@@ -278,7 +279,7 @@ class StepKey(Record, frozen=True, kw_only=True):
 
     code: list[CellFact]  # in order, so that the n-th is [n]; without the parameters cell
     parameters: dict[str, Value]  # every declared one, as resolved
-    inputs: dict[str, str]  # name -> sha256, "" where absent
+    inputs: dict[str, OptionalPath]  # name -> sha256, "" where absent
     modules: dict[str, str]
     outputs: dict[str, str]
     python: str
@@ -323,14 +324,14 @@ class StepResult(Record, frozen=True, kw_only=True):
     cells_run: int
     metrics: dict[str, Metric] = {}
     problems: dict[str, str] = {}  # scrap name -> why it is not a metric
-    inputs: dict[str, InputFact] = {}
+    inputs: dict[FileName, InputFact] = {}
     outputs: dict[str, Artifact] = {}
     executed: Artifact | None = None
     error: StepError | None = None
     kernel: str = STANDARD
     threads: int = 0
     registration: Registration | None = None
-    opened: dict[str, Opened] = {}  # path relative to the project
+    opened: dict[RelativePath, Opened] = {}  # path relative to the project
     redacted: list[str] = []  # "cell [4]: AWS access key id": what was taken out of the executed notebook
     remote: RemoteJob | None = None  # None where it ran on this machine
 
@@ -368,32 +369,25 @@ def decode(kind: type[R], data: bytes, *, where: str | Path) -> R:
     Raises NewerStore where `format` is above ours, Tampered where it is no such record.
     """
     try:
-        return typed(kind, data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        found = FORMAT
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            found = typed(_Format, data).format
-        if found > FORMAT:
-            raise _newer(where, found) from None
-        raise Tampered(f"{where} is not a readable {kind.__name__}: {error}") from error
+        return checked(typed(kind, data), where=where)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            checked(typed(_Format, data), where=where)
+        raise Tampered(f"{where} is not a readable {kind.__name__}: {in_words(error)}") from error
 
 
 def read(kind: type[R], path: Path) -> R:
     """The record in the file at `path`; raises as `decode`, and FileNotFoundError."""
-    return checked(decode(kind, path.read_bytes(), where=path), where=path)
+    return decode(kind, path.read_bytes(), where=path)
 
 
-def checked(record: R, *, where: str | Path) -> R:
+def checked(record: S, *, where: str | Path) -> S:
     """The record, unless a newer version of this program wrote it."""
     found = getattr(record, "format", FORMAT)
     if found > FORMAT:
-        raise _newer(where, found)
+        said = f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed."
+        raise NewerStore(f"{said} Update with `pip install -U runner`.")
     return record
-
-
-def _newer(where: str | Path, found: int) -> NewerStore:
-    said = f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed."
-    return NewerStore(f"{said} Update with `pip install -U runner`.")
 
 
 class _Format(msgspec.Struct):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from conftest import ROOT
 
-LEAVES = {"records", "manifest", "errors", "content", "lean", "failpoint"}
+LEAVES = {"records", "manifest", "errors", "paths", "content", "lean", "failpoint"}
 ALLOWED = {
     "errors": set[str](),
-    "records": {"errors"},
-    "manifest": {"records"},
-    "content": {"records", "errors"},
+    "paths": {"errors"},
+    "records": {"errors", "paths"},
+    "manifest": {"records", "paths"},
+    "content": {"records", "errors", "paths"},
     "lean": set[str](),
     "failpoint": set[str](),
     "gate": LEAVES,

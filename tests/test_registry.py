@@ -341,20 +341,22 @@ values = (
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | texts
 )
 finite = st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/\\:."), min_size=1, max_size=12)
+paths = st.lists(names, min_size=1, max_size=3).map("/".join)
 artifacts = st.builds(
     Artifact,
-    path=texts,
+    path=paths,
     sha256=digests,
     size_bytes=st.integers(0, 2**40),
     files=st.none()
-    | st.dictionaries(texts, st.builds(FileFact, sha256=digests, size_bytes=st.integers(0, 2**40)), max_size=2),
+    | st.dictionaries(paths, st.builds(FileFact, sha256=digests, size_bytes=st.integers(0, 2**40)), max_size=2),
 )
 versions = st.builds(
     ModelVersion,
-    name=texts,
+    name=names,
     version=st.integers(1, 2**31),
     status=st.sampled_from(["pending", "approved", "rejected"]),
-    run=texts,
+    run=names,
     sha256=digests,
     artifact=artifacts,
     metrics=st.dictionaries(texts, st.builds(Metric, value=finite, low=st.none() | finite), max_size=3),

@@ -22,7 +22,7 @@ from runner.model.versions import Event, NewVersion
 from runner.records import FORMAT, Record, checked, decode, encode
 
 ROOT = "registry/"
-NAME_OF = re.compile(r"registry/([^/]+)/(?:events|facts)/[^/]+\.json\Z")
+NAME_OF = re.compile(r"registry/([A-Za-z0-9][A-Za-z0-9-]{0,62})/(?:events|facts)/[^/]+\.json\Z")
 EVENT = re.compile(r"registry/[^/]+/events/\d{6,}\.json\Z")
 READERS = 16
 

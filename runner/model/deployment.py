@@ -22,9 +22,10 @@ from typing import Any, Literal, Protocol
 from runner.content import folder_artifact
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
-from runner.model.approval import check_files, may_decide, read_files, reasoned, same_person
+from runner.model.approval import check_files, may_decide, read_files, reasoned, same_person, starters
 from runner.model.events import state
 from runner.model.versions import Event, ModelVersion, Registry
+from runner.paths import FileName
 from runner.records import FORMAT, ApprovalSpec, FileFact, Record, Target
 
 Change = Literal["deployed", "rolled back", "removed"]
@@ -40,9 +41,9 @@ class Deployment(Record, frozen=True, kw_only=True):
 
     format: int = FORMAT
     id: str
-    target: str
+    target: FileName
     kind: Change
-    name: str
+    name: FileName
     version: int
     sha256: str
     who: str
@@ -248,7 +249,7 @@ def approve_for(
     found = registry.get(name, version)
     approved(found)
     events = registry.events(name)
-    if rules.not_starter and same_person(found.created_by, found.identity, who, identity):
+    if rules.not_starter and any(same_person(*one, who, identity) for one in starters(found)):
         raise Refused(f"{who} started the run of {label} and may not approve it ([approval] not_starter).")
     _, first = state(events, version)
     giver = first.who.removeprefix("external (").removesuffix(")") if first is not None else "external"

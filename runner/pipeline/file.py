@@ -17,6 +17,7 @@ import msgspec
 
 from runner.errors import PipelineError
 from runner.gate import describe
+from runner.paths import in_words, stays_below
 from runner.records import (
     ApprovalSpec,
     InputSpec,
@@ -197,8 +198,11 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
         is not None
     }
     remote = _record(SageMaker, raw.get("sagemaker", {}), f"{where}.sagemaker", findings) or SageMaker()
-    step = _record(StepSpec, {**raw, "inputs": {}, "sagemaker": {}}, where, findings)
-    return msgspec.structs.replace(step, inputs=inputs, sagemaker=remote) if step else None
+    outputs = dict(_items(raw, "outputs", findings, where))  # `_places` says better what they may be
+    for key in [key for key, place in outputs.items() if not isinstance(place, str)]:
+        findings.append(f"{where}.outputs.{key}: Expected a path as text, got {outputs.pop(key)!r}.")
+    step = _record(StepSpec, {**raw, "inputs": {}, "outputs": {}, "sagemaker": {}}, where, findings)
+    return msgspec.structs.replace(step, inputs=inputs, outputs=outputs, sagemaker=remote) if step else None
 
 
 def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | None:
@@ -219,7 +223,7 @@ def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | Non
         try:
             return msgspec.convert(known, kind)
         except msgspec.ValidationError as error:
-            reason, _, at = str(error).partition(" - at `$")
+            reason, _, at = in_words(error).partition(" - at `$")
             key = next((key for key in known if at.startswith((f".{key}.", f".{key}`", f".{key}["))), None)
             if key is None:
                 if not wrong:  # else what is missing now is what did not fit
@@ -329,7 +333,7 @@ def _places(where: str, step: StepSpec) -> Iterator[str]:
     taken: dict[PurePosixPath, str] = {}
     for key, place in step.outputs.items():
         path = PurePosixPath(place)
-        if not place or path.is_absolute() or ".." in path.parts or "\\" in place or path == PurePosixPath("."):
+        if not stays_below(place) or "\\" in place or path == PurePosixPath("."):
             yield f"{where}.outputs.{key}: {place!r} must be a path below the step's output folder."
         elif path == PurePosixPath(REGISTRATION):
             yield f"{where}.outputs.{key}: {REGISTRATION} is kept for runner.model.register."

@@ -17,6 +17,7 @@ import msgspec
 from runner.content import atomic_write, file_fact
 from runner.errors import RunnerError, Tampered
 from runner.manifest import StepState
+from runner.paths import FileName, RelativePath
 from runner.pipeline.plan import PlannedStep
 from runner.records import Opened, Record, StepKey, encode, read
 from runner.run import folder as run_folder
@@ -31,9 +32,9 @@ KEPT = 20  # entries a key keeps: same code and inputs, other undeclared files
 
 
 class _Entry(Record, frozen=True, kw_only=True):
-    run: str
+    run: FileName
     key: StepKey
-    opened: dict[str, Opened] = {}
+    opened: dict[RelativePath, Opened] = {}
 
 
 class _Entries(Record, frozen=True, kw_only=True):

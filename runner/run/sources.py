@@ -18,9 +18,10 @@ from typing import IO, Protocol
 import msgspec
 
 from runner.content import artifact, atomic_write, file_fact, folder_artifact, stamp
-from runner.errors import RemoteError, Tampered
+from runner.errors import RemoteError, Tampered, UsageError
+from runner.paths import inside, stays_below
 from runner.records import Artifact, FileFact, InputFact, InputSpec, Record, encode, read
-from runner.run.store import Store, facts_of, inside
+from runner.run.store import Store, facts_of
 
 FETCHED = "fetched"  # folder of the store: which version of an address is which object
 LISTINGS = "listings"  # folder of the store: what lay below an address, by the hash of the listing
@@ -74,6 +75,8 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *
     """An address: identified by a listing for `as = "uri"` or without `fetch`, otherwise downloaded where this version
     is not here yet."""
     address = spec.from_
+    if not stays_below(address):
+        raise UsageError(f"The address {address!r} cannot be recorded; write it without `..` and control characters.")
     service = remote_for(address)
     try:
         files = service.listing(address)
@@ -177,6 +180,6 @@ def _keep_listing(files: list[RemoteFile], store: Store) -> str:
 
 def _listing(sha256: str, store: Store) -> dict[str, str]:
     """Version and size by path."""
-    text = gzip.decompress((store.root / LISTINGS / f"{inside(sha256)}.gz").read_bytes()).decode()
+    text = gzip.decompress((store.root / LISTINGS / f"{sha256}.gz").read_bytes()).decode()
     parts = [line.split("  ", 2) for line in text.splitlines()]
     return {path: f"{version}  {size}" for version, size, path in parts}

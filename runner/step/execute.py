@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from runner.content import artifact, atomic_write, file_fact, stamp
 from runner.errors import RunnerError, UsageError
 from runner.failpoint import reach
+from runner.paths import stays_below
 from runner.pipeline.credentials import Redactor
 from runner.pipeline.notebook import Cell, Notebook, read_notebook
 from runner.pipeline.scraps import read_scraps
@@ -115,6 +116,8 @@ def execute(
         outputs, error = _outputs(job, folder)
     if error is None:
         error = _changed(job, folder)
+    opened, unfit = _opened(folder, project)
+    error = error or unfit
     scraps = read_scraps(folder / EXECUTED)
     if error is None and (folder / "out" / "registration.json").exists():
         registration = read(Registration, folder / "out" / "registration.json")
@@ -135,7 +138,7 @@ def execute(
         kernel=session.kernel.kind,
         threads=job.threads,
         registration=registration,
-        opened=_opened(folder, project),
+        opened=opened,
         redacted=redactor.found,
     )
     atomic_write(folder / RESULT, encode(result))
@@ -277,13 +280,20 @@ def _changed(job: StepJob, folder: Path) -> StepError | None:
     return None
 
 
-def _opened(folder: Path, project: Path | None) -> dict[str, Opened]:
-    """The project's files that cells read, as the kernel noted them; directories and what is gone left out."""
+def _opened(folder: Path, project: Path | None) -> tuple[dict[str, Opened], StepError | None]:
+    """The project's files that cells read, as the kernel noted them; directories and what is gone left out. An error
+    for one whose name no record can hold, as whether it has changed could not be known."""
     found: dict[str, Opened] = {}
+    unfit: StepError | None = None
     if project is not None and (folder / OPENED).exists():
         for line in (folder / OPENED).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(OSError, RunnerError, ValueError):
                 name, cell = json.loads(line)
-                found.setdefault(name, Opened(sha256=file_fact(project / name).sha256, cell=cell))
+                fact = file_fact(project / name)
+                if stays_below(name):
+                    found.setdefault(name, Opened(sha256=fact.sha256, cell=cell))
+                else:
+                    said = f"a cell read {name!r}, a name that cannot be recorded: control characters or no UTF-8."
+                    unfit = StepError(kind="refused", ename="UnfitName", evalue=f"{said} Rename it", cell=cell)
         (folder / OPENED).unlink()
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), unfit

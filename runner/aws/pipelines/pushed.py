@@ -29,6 +29,7 @@ from runner.aws.processing.executor import put_runner
 from runner.content import artifact
 from runner.errors import PipelineError
 from runner.manifest import Champion, Environment, GitState
+from runner.paths import FileName
 from runner.pipeline.cleaned import cleaned
 from runner.pipeline.credentials import FORMS
 from runner.pipeline.file import APPROVED, is_address, is_path
@@ -61,7 +62,7 @@ class Rules(Record, frozen=True, kw_only=True):
 
 
 class PushedStep(Record, frozen=True, kw_only=True):
-    name: str
+    name: FileName
     key: str  # of its bundle
     gated: bool  # runs only after a passing gate
 
@@ -71,12 +72,12 @@ class Pushed(Record, frozen=True, kw_only=True):
 
     format: int = FORMAT
     pipeline: Pipeline
-    file: str
+    file: FileName
     toml: str
     profile: str | None
     judges: bool
     steps: list[PushedStep]  # in an order that respects every need
-    skipped: dict[str, str] = {}  # step -> why it is not among them
+    skipped: dict[FileName, str] = {}  # step -> why it is not among them
     parameters: list[Parameter]
     sources: list[str]  # "step.input" of what is pinned when an execution starts
     git: GitState | None
@@ -86,7 +87,7 @@ class Pushed(Record, frozen=True, kw_only=True):
 class Pin(Record, frozen=True, kw_only=True):
     """One input from outside: what a step is told of it, where its bytes are, and what identifies them."""
 
-    of: str  # "step.input"
+    of: FileName  # "step.input"
     fact: InputFact
     address: str
     digest: str
@@ -96,7 +97,7 @@ class Pins(Record, frozen=True, kw_only=True):
     """pins.json. The keys of `pins` are made for JsonGet."""
 
     format: int = FORMAT
-    run: str
+    run: FileName
     execution: str  # ARN
     started: str
     started_by: str

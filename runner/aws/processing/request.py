@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.errors import UsageError
+from runner.paths import AnyPath, FileName, OptionalPath
 from runner.pipeline.remote import LONGEST_S, Settings
 from runner.records import FORMAT, Record, StepJob
 
@@ -43,8 +44,10 @@ class Place(Record, frozen=True, kw_only=True):
     image: str
     instance: str
     code: str  # the hash of the step's files, which lie in input/step
-    notebook_folder: str  # relative to the project, the kernel's working folder
-    files: dict[str, str]  # input -> the file's name in its folder; "" where the folder itself is the input
+    notebook_folder: AnyPath  # relative to the project, the kernel's working folder
+    files: dict[
+        FileName, OptionalPath
+    ]  # input -> the file's name in its folder; "" where the folder itself is the input
     secrets: str  # what the names of secrets in Secrets Manager begin with
 
 
