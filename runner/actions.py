@@ -3,19 +3,24 @@ its business."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from runner import backend
+from runner.content import atomic_write
 from runner.errors import PipelineError, Refused, RunnerError, UsageError
-from runner.manifest import RunManifest
+from runner.failpoint import reach
+from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model import approval
 from runner.model.registry import LocalRegistry
-from runner.model.versions import ModelVersion
+from runner.model.versions import ModelVersion, NewVersion
 from runner.pipeline.file import load
 from runner.pipeline.plan import plan as make_plan
+from runner.run import folder as run_folder
 from runner.run import provenance
 from runner.run.again import register
 from runner.run.store import Store
@@ -150,17 +155,21 @@ def collect_garbage(pipeline: Path, *, keep: int, tags: Iterable[str], dry_run: 
     from runner.run.gc import collect
 
     versions = backend.registry(pipeline)
-    known = list(versions.list())
-    approved = {
-        version.run
-        for version in known
-        if version.status == "pending"  # somebody may still approve it
-        or any(e.kind == "approved" and e.version == version.version for e in versions.events(version.name))
-    }
+
+    def approved() -> Iterator[str]:  # asked for while nobody can register
+        for version in versions.list():
+            if version.status == "pending" or any(  # pending: somebody may still approve it
+                e.kind == "approved" and e.version == version.version for e in versions.events(version.name)
+            ):
+                yield version.run
+
+    def known() -> Iterator[ModelVersion]:
+        yield from versions.list()
+
     return collect(
         backend.store(pipeline),
-        approved_runs=approved,
-        versions=known,
+        approved_runs=approved(),
+        versions=known(),
         keep=keep,
         tags=tags,
         project=pipeline.parent,
@@ -221,28 +230,52 @@ def pack(pipeline: Path, reference: str, output: Path | None) -> tuple[Path, int
     from runner.run.archive import pack as write_pack
 
     runs = backend.store(pipeline)
-    manifest = runs.manifest(backend.find_run(pipeline, reference))
-    name, slash, _ = reference.partition("/")
-    evidence = Pack(run=manifest.run)
-    if slash:
-        versions = backend.registry(pipeline)
-        evidence = Pack(run=manifest.run, versions=list(versions.list(name)), events=list(versions.events(name)))
-    target = output or Path(f"{manifest.run}.run.tar.gz")
-    return target, write_pack(manifest, runs, target, evidence)
+    with runs.shared():
+        manifest = runs.manifest(backend.find_run(pipeline, reference))
+        name, slash, _ = reference.partition("/")
+        evidence = Pack(run=manifest.run)
+        if slash:
+            versions = backend.registry(pipeline)
+            evidence = Pack(run=manifest.run, versions=list(versions.list(name)), events=list(versions.events(name)))
+        target = output or Path(f"{manifest.run}.run.tar.gz")
+        return target, write_pack(manifest, runs, target, evidence)
 
 
-def import_run(pipeline: Path, file: Path) -> tuple[str, list[ModelVersion]]:
-    """The run taken in from a pack, and the versions that came with it."""
+def import_run(pipeline: Path, file: Path) -> tuple[RunManifest, ModelVersion | None]:
+    """The run taken in from a pack. The version that came with it is registered here, pending, as the next of its name;
+    None where none came, or where the project's versions are in SageMaker."""
     from runner.run.archive import unpack
 
-    runs = backend.open_store(pipeline.parent)
-    found = unpack(file, runs)
-    if not pipeline.exists():  # an empty folder becomes a project in which the run can be looked at
-        shutil.copyfile(runs.folder(found.run) / "pipeline.toml", pipeline)
-    if found.events:
-        versions = {version.version: version for version in found.versions}
-        LocalRegistry(runs.root / REGISTRY).adopt(versions, found.events)
-    return found.run, [version for version in found.versions if version.run == found.run]
+    spec, runs = load(pipeline) if pipeline.exists() else None, backend.open_store(pipeline.parent)
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    by = Imported(who=provenance.who(), identity=backend.identity(spec) if spec is not None else "", at=at)
+    is_new = not runs.root.exists()
+    runs.prepare()
+    try:
+        with runs.shared():
+            taken = unpack(file, runs, by)
+            if spec is None:  # an empty folder becomes a project in which the run can be looked at
+                atomic_write(pipeline, (runs.folder(taken.manifest.run) / run_folder.PIPELINE).read_bytes())
+            spec = spec or taken.manifest.pipeline
+            if taken.version is None or (spec.model is not None and spec.model.registry != LOCAL):
+                return taken.manifest, None
+            return _registered(taken.manifest, taken.version, runs)
+    finally:
+        if is_new:
+            runs.abandon()
+
+
+def _registered(manifest: RunManifest, new: NewVersion, runs: Store) -> tuple[RunManifest, ModelVersion]:
+    """The run with its version, as the local registry has it now."""
+    from runner.run.archive import FAILPOINTS
+
+    version = LocalRegistry(runs.root / REGISTRY).register(new)
+    reach(FAILPOINTS[-1])
+    if manifest.model_version is None:
+        ref = ModelVersionRef(name=version.name, version=version.version, status="pending")
+        manifest = msgspec.structs.replace(manifest, model_version=ref)
+        runs.write(manifest)
+    return manifest, version
 
 
 def checks(pipeline: Path, *, on: str, probe: bool, say: Callable[[str], None]) -> Iterator[Check]:
@@ -318,10 +351,10 @@ def import_execution(file: Path, reference: str) -> RunManifest:
     """An execution in SageMaker, by ARN or id, taken in as a run."""
     from runner.aws.pipelines import import_execution as execution
 
-    spec = load(file)
-    return execution.import_execution(
-        backend.session(spec), spec.name, reference, backend.open_store(file.parent), root=file.parent
-    )
+    spec, runs = load(file), backend.open_store(file.parent)
+    runs.prepare()
+    with runs.shared():
+        return execution.import_execution(backend.session(spec), spec.name, reference, runs, root=file.parent)
 
 
 def approve_for(pipeline: Path, name: str, version: int, *, target: str, why: str) -> ModelVersion:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from runner.paths import AnyPath, FileName, RelativePath, Sha256
 from runner.records import (
     FORMAT,
     InputFact,
@@ -21,13 +22,13 @@ from runner.records import (
 
 
 class StepState(Record, frozen=True, kw_only=True):
-    name: str
-    notebook: str
+    name: FileName
+    notebook: AnyPath
     status: StepStatus | None = None  # None until it starts
     why: str = ""  # why it ran, or why not
-    snapshot: dict[str, str] = {}  # sha256 of notebook.ipynb and each of modules/
+    snapshot: dict[RelativePath, Sha256] = {}  # sha256 of notebook.ipynb and each of modules/
     parameters: dict[str, Value] = {}  # as resolved; the cell's defaults stay in the cell
-    from_run: str | None = None  # the run it was taken from, when cached
+    from_run: FileName | None = None  # the run it was taken from, when cached
     attempt: int = 0
     key: StepKey | None = None
     job: StepJob | None = None
@@ -37,10 +38,10 @@ class StepState(Record, frozen=True, kw_only=True):
 class Champion(Record, frozen=True, kw_only=True):
     """The approved version as it was pinned when the run started."""
 
-    name: str
+    name: FileName
     version: int
-    run: str
-    sha256: str
+    run: FileName
+    sha256: Sha256
 
 
 class GitState(Record, frozen=True, kw_only=True):
@@ -60,17 +61,25 @@ class Environment(Record, frozen=True, kw_only=True):
 
 
 class ModelVersionRef(Record, frozen=True, kw_only=True):
-    name: str
+    name: FileName
     version: int
     status: Literal["pending", "approved", "rejected"]
+
+
+class Imported(Record, frozen=True, kw_only=True):
+    """Who took a run in that ran elsewhere, and when; what the run says of itself is that place's word."""
+
+    who: str
+    identity: str = ""  # the ARN, where AWS keeps the registry
+    at: str  # UTC
 
 
 class RunManifest(Record, frozen=True, kw_only=True):
     """run.json: the only truth about a run. Replaced atomically; all paths relative to the run's folder."""
 
     format: int = FORMAT
-    run: str
-    pipeline_file: str
+    run: FileName
+    pipeline_file: FileName
     pipeline: Pipeline
     targets: list[str] = []  # the steps asked for; empty for all
     overrides: dict[str, str] = {}  # -p, as given
@@ -85,12 +94,13 @@ class RunManifest(Record, frozen=True, kw_only=True):
     register: bool = True
     status: RunStatus
     steps: list[StepState]
-    sources: dict[str, InputFact] = {}  # "step.input" -> what came from outside the run, as pinned when it started
+    sources: dict[FileName, InputFact] = {}  # "step.input" -> what came from outside the run, as pinned when it started
     champion: Champion | None = None
     metrics: dict[str, Metric] = {}  # "step.name"
     problems: dict[str, str] = {}
     verdict: Verdict | None = None
     model_version: ModelVersionRef | None = None
+    imported: Imported | None = None  # None where it ran in this project
     git: GitState | None = None
     environment: Environment
     runner_version: str

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from archives import bomb, header
 from test_registry import folder_of, new
 
 from runner.aws.evaluation import evaluation
@@ -76,6 +77,13 @@ def test_an_archive_that_is_not_what_was_registered_is_not_deployed(name: str, k
         check_package(data, "00" * 32)
     with pytest.raises(Refused, match=said):
         check_package(data, hashlib.sha256(data).hexdigest())
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_not_deployed(tmp_path: Path) -> None:
+    for beginning in (header("././@LongLink", 3 << 30, tarfile.GNUTYPE_LONGNAME), header("model.json", 3 << 30)):
+        data = bomb(tmp_path / "model.tar.gz", beginning, mebibytes=3072).read_bytes()
+        with pytest.raises(Tampered, match="cannot be unpacked"):
+            check_package(data, hashlib.sha256(data).hexdigest())
 
 
 def test_metrics_take_the_form_that_studio_shows() -> None:

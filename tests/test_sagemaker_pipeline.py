@@ -432,6 +432,47 @@ def test_importing_twice_gives_the_same_run(story: Story) -> None:
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("end", "old", "new"),
+    [
+        ("/train/result.json", '"out/model/"', '"out/../../../../../victim/"'),
+        ("/train/result.json", '"executed.ipynb"', '"VICTIM"'),
+        ("/train/result.json", '"executed.ipynb"', '"result.json"'),
+        ("/data/job.json", '"step": "data"', '"step": "../../data"'),
+        ("/data/job.json", '"step": "data"', '"step": "train"'),
+        ("/gate/verdict.json", '"outcome"', '"outcom"'),
+        ("/notebook.ipynb", "hello", "hullo"),
+    ],
+)
+def test_an_execution_whose_records_were_altered_leaves_nothing_behind(
+    story: Story, cloud: SmallSageMaker, tmp_path: Path, end: str, old: str, new: str
+) -> None:
+    """What the jobs left in the bucket is anybody's who may write there."""
+    other = RemoteProject(tmp_path / "other", cloud, SETTINGS)
+    (tmp_path / "victim").mkdir()
+    write(other)
+    s3, arn = cloud.client("s3"), story.started["first"]
+    below = f"team/out/runs/{arn.rpartition('/')[2]}" if not end.startswith("/note") else "team/out/steps/"
+    listed = s3.list_objects_v2(Bucket=BUCKET, Prefix=below)["Contents"]
+    before = {
+        item["Key"]: s3.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+        for item in listed
+        if item["Key"].endswith(end)
+    }
+    try:
+        for key, content in before.items():
+            said = content.replace(old.encode(), new.replace("VICTIM", str(tmp_path / "victim" / "x")).encode())
+            s3.put_object(Bucket=BUCKET, Key=key, Body=said + b" " if said == content else said)
+        done = other.here("import", arn, "--no-report")
+    finally:
+        for key, content in before.items():
+            s3.put_object(Bucket=BUCKET, Key=key, Body=content)
+    assert (done.code in (7, 8), "Traceback" in done.err) == (True, False), done.err  # 7: as if it came damaged
+    assert not list((other.folder / "runs").glob("2*"))
+    assert not list((tmp_path / "victim").iterdir())
+    assert other.here("import", arn, "--no-report").code == 0
+
+
 def test_an_imported_run_has_parameters_as_declared_and_its_version_verifies(story: Story) -> None:
     assert story.state("first", "data")["parameters"] == {"factor": 2, "level": "007"}
     assert story.manifest("first")["note"].startswith("the first (arn:")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import signal
 import socket
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,3 +137,58 @@ def test_a_run_that_could_not_be_shared_is_whole_and_shared_later(
     cloud.faults.clear()
     assert ana.runner("resume", "latest").code == 0
     assert len(ben.runner("runs", "--json").json) == 1
+
+
+def test_what_lies_in_the_shared_place_leads_nobody_out_of_their_folder(
+    machines: tuple[Machine, Machine], cloud: SmallSageMaker, tmp_path: Path
+) -> None:
+    """Its manifests and records are those of whoever may write there: what a run has not, is not taken, and told."""
+    ana, ben = machines
+    (tmp_path / "victim").write_text("mine")
+    assert ana.runner("run").code == 0
+    run, s3 = ana.runs[-1].name, cloud.client("s3")
+    manifest = json.loads((ana.runs[-1] / "run.json").read_text())
+    for number, place in enumerate((str(tmp_path / "victim"), "../../../../victim", "executed.ipynb/../../x"), 1):
+        manifest["run"] = f"20200101-000000-000{number}"
+        manifest["steps"][0]["result"]["executed"]["path"] = place
+        s3.put_object(Bucket=BUCKET, Key=f"ours/manifests/{manifest['run']}.json", Body=json.dumps(manifest).encode())
+    key = f"ours/records/{run}.tar.gz"
+    records = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    more = (
+        "lock",
+        "../../victim",
+        str(tmp_path / "victim"),
+        "report.html",
+        "steps/make/modules/statistics.py",
+        "owned-elsewhere",
+    )
+    s3.put_object(Bucket=BUCKET, Key=key, Body=added(records, *more))
+    listed = ben.runner("runs", "--json")
+    assert [entry["run"] for entry in listed.json] == [run]
+    assert listed.err.count("cannot be taken in") == 3
+    assert ben.runner("show", run).code == 0
+    assert ben.runner("verify", run).code == 0
+    there = {path.relative_to(ben.runs[-1]).as_posix() for path in ben.runs[-1].rglob("*") if path.is_file()}
+    assert not there & {*more} - {"lock"}
+    assert (tmp_path / "victim").read_text() == "mine"
+    shutil.rmtree(ben.folder / "runs")
+    s3.put_object(Bucket=BUCKET, Key=key, Body=added(records, "steps/make/notebook.ipynb", first=True))
+    done = ben.runner("show", run)
+    assert (done.code, "is not what the manifest says" in done.err) == (8, True), done.err
+    assert not (ben.runs[-1] / "steps").exists()
+    s3.put_object(Bucket=BUCKET, Key=key, Body=records)
+    assert ben.runner("show", run).code == 0
+    assert ben.runner("verify", run).code == 0
+
+
+def added(records: bytes, *names: str, first: bool = False) -> bytes:
+    """The archive with further members, after those it has or before them."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(records)) as old, tarfile.open(fileobj=made, mode="w:gz") as new:
+        own = [(member.name, file.read()) for member in old if (file := old.extractfile(member)) is not None]
+        others = [(name, b"print('executed')") for name in names]
+        for name, content in others + own if first else own + others:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            new.addfile(member, io.BytesIO(content))
+    return made.getvalue()

@@ -17,7 +17,9 @@ from pathlib import Path
 from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.approval import check_files, read_files
+from runner.paths import inside
 from runner.records import FileFact
+from runner.run.tarball import FREE_BYTES, RATIO, Tarball
 
 SCRIPT = Path(__file__).parents[1] / "serve" / "inference.py"  # read, never imported
 PROGRAM = "inference.py"
@@ -92,21 +94,19 @@ def package(folder: Path, *, script: bytes | None = None) -> Package:
 def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
     """The files of an archive that is about to be deployed, by name; nothing is written.
 
-    Raises Tampered where its hash is not `sha256` or it would write outside its folder, Refused for a pickle.
+    Raises Tampered where its hash is not `sha256`, it is damaged, has anything but files below its folder or unpacks to
+    far more than its size, Refused for a pickle.
     """
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise Tampered(f"The model archive has the hash {found[:12]}; recorded is {sha256[:12]}. It was altered.")
     files: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-            for member in archive:
-                tarfile.data_filter(member, "/nowhere")
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None or member.name in files:
-                    raise Tampered(f"The model archive has {member.name!r}, which is no file or there twice.")
-                files[member.name] = content.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+        for member in Tarball(io.BytesIO(data), most_bytes=FREE_BYTES + RATIO * len(data), where="it"):
+            if member.name in files:
+                raise Tampered(f"{member.name!r} is there twice.")
+            files[inside(member.name)] = member.read()
+    except Refused as error:
         raise Tampered(f"The model archive {sha256[:12]} cannot be unpacked: {error}") from error
     check_files(files, Path("model.tar.gz"))
     if INSIDE not in files:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import secrets
 import shutil
@@ -25,19 +26,24 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.s3 import split
 from runner.aws.session import Session
-from runner.content import atomic_write
-from runner.errors import Refused, RunnerError
+from runner.content import atomic_write, file_fact
+from runner.errors import NewerStore, Refused, Tampered
 from runner.manifest import RunManifest
 from runner.records import FORMAT, Artifact, Record, decode, encode, read
-from runner.run.archive import is_record
+from runner.run import layout
+from runner.run.archive import NOTHING
 from runner.run.cache import Cache
-from runner.run.folder import step_folder
+from runner.run.folder import STEPS
 from runner.run.ids import RUN_ID
-from runner.run.store import MANIFEST, OWNED, Store, facts_of, inside
+from runner.run.store import MANIFEST, OWNED, Store, facts_of
+from runner.run.tarball import Tarball
+from runner.step.execute import EXECUTED
 
 SEEN = "shared.json"  # file of the store: the version of each manifest as it was taken in
 CHECKOUT = "checkout"  # file of the store: a random name, as two checkouts may be on one host, or on hosts of one name
 LARGEST_RECORDS_BYTES = 500_000_000  # unpacked; notebooks and their modules, no data
+
+log = logging.getLogger(__name__)
 
 
 class Owner(Record, frozen=True, kw_only=True):
@@ -90,7 +96,7 @@ class SharedRuns:
                     if fact.sha256 not in self._there and self.store.here(fact):
                         self.place.upload(f"objects/{fact.sha256}", self.store.object(fact))
                     self._there.add(fact.sha256)
-        self.place.put(f"records/{manifest.run}.tar.gz", self._records(manifest.run))
+        self.place.put(f"records/{manifest.run}.tar.gz", self._records(manifest))
         self.place.put(f"manifests/{manifest.run}.json", encode(manifest))
         if ended:
             self.place.delete(f"owners/{manifest.run}.json")
@@ -110,11 +116,16 @@ class SharedRuns:
         new = [
             run for run, tag in sorted(listed.items()) if RUN_ID.match(run) and seen.get(run) != tag and run not in mine
         ]
-        for run in new:
-            self._take_in(run)
-            seen[run] = listed[run]
-        for run in seen:
-            self._mark(run, others.get(run))
+        with self.store.shared():
+            for run in new:
+                try:
+                    self._take_in(run)
+                except (Tampered, NewerStore) as error:  # the others are there all the same
+                    log.warning("run %s is shared and cannot be taken in: %s", run, error)
+                    continue
+                seen[run] = listed[run]
+            for run in seen:
+                self._mark(run, others.get(run))
         if new:
             self.store.root.mkdir(exist_ok=True)
             atomic_write(file, encode(_Seen(manifests=seen)))
@@ -123,26 +134,49 @@ class SharedRuns:
     def complete(self, run: str) -> None:
         """Bring the records and executed notebooks of a run that was taken in."""
         folder = self.store.folder(run)
-        if not (folder / OWNED).exists() and (folder / "steps").is_dir():
+        if not (folder / OWNED).exists() and (folder / STEPS).is_dir():
             return
         content = self.place.get(f"records/{run}.tar.gz")
         if content is None:
             return
         scratch = self.store.root / f".import-{secrets.token_hex(4)}"
-        try:
-            _unpack(content, scratch)
-            for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
-                target = folder / path.relative_to(scratch)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if path.name != MANIFEST or path.parent != scratch:
-                    path.replace(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        manifest = self.store.manifest_as_written(run)
-        for state in manifest.steps:
-            if state.result is not None and state.result.executed is not None:
-                found = state.result.executed
-                self.store.link(found, step_folder(self.store, run, state.name) / found.path)
+        with self.store.shared():
+            manifest = self.store.manifest_as_written(run)
+            try:
+                (scratch / STEPS).mkdir(parents=True)
+                self._unpack(content, manifest, scratch)
+                for state in manifest.steps:
+                    if state.result is not None and state.result.executed is not None:
+                        self.store.link(state.result.executed, scratch / STEPS / state.name / EXECUTED)
+                self._put_in_place(scratch, folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _unpack(self, content: bytes, manifest: RunManifest, target: Path) -> None:
+        """Write the run's records into the folder: those that its manifest tells of, and no others."""
+        where = self.place.address(f"records/{manifest.run}.tar.gz")
+        known = layout.records(manifest)
+        for member in Tarball(io.BytesIO(content), most_bytes=LARGEST_RECORDS_BYTES, where=where):
+            if member.name not in known or (target / member.name).exists():
+                continue  # of another state of the run, or of a version that shared its pages too
+            (target / member.name).parent.mkdir(parents=True, exist_ok=True)
+            with (target / member.name).open("wb") as file:
+                file.writelines(member.content)
+            if known[member.name] not in (None, file_fact(target / member.name).sha256):
+                raise Tampered(f"{where}: {member.name} is not what the manifest says. {NOTHING}")
+
+    def _put_in_place(self, scratch: Path, folder: Path) -> None:
+        """Its steps at once, so that a run is complete or not; those of a run that has gone on there, file by file."""
+        for path in scratch.iterdir():
+            if path.name not in (STEPS, MANIFEST):
+                path.replace(folder / path.name)
+        if not (folder / STEPS).exists():
+            (scratch / STEPS).rename(folder / STEPS)
+            return
+        for path in sorted(path for path in (scratch / STEPS).rglob("*") if path.is_file()):
+            target = folder / path.relative_to(scratch)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
 
     def _take_in(self, run: str) -> None:
         """The run's manifest, pointers to its bytes, and its successes for the cache. One that is worked on here stays."""
@@ -151,6 +185,7 @@ class SharedRuns:
         if content is None or (not (folder / OWNED).exists() and self.store.locked(run)):
             return
         manifest = decode(RunManifest, content, where=self.place.address(f"manifests/{run}.json"))
+        layout.check(manifest)
         if manifest.run != run or ((folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == content):
             return
         for state in manifest.steps:
@@ -165,7 +200,7 @@ class SharedRuns:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / MANIFEST, content)
         cache = Cache(self.store, self.project)
-        for state in manifest.steps:
+        for state in manifest.steps if manifest.imported is None else ():
             if state.status == "succeeded" and state.key is not None and state.result is not None:
                 cache.remember(run, state)
 
@@ -196,15 +231,13 @@ class SharedRuns:
                 beside.replace(file)
         return Owner(host=socket.gethostname(), pid=os.getpid(), who=who, checkout=file.read_text(encoding="ascii"))
 
-    def _records(self, run: str) -> bytes:
-        folder = self.store.folder(run)
-        whole = io.BytesIO()
-        with tarfile.open(fileobj=whole, mode="w:gz", compresslevel=6) as archive:
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                relative = path.relative_to(folder)
-                if is_record(relative) and path.name != OWNED:
-                    content = path.read_bytes()  # whole, as steps that are going on write beside this
-                    member = tarfile.TarInfo(relative.as_posix())
+    def _records(self, manifest: RunManifest) -> bytes:
+        folder, whole = self.store.folder(manifest.run), io.BytesIO()
+        with tarfile.open(fileobj=whole, mode="w:gz", format=tarfile.PAX_FORMAT, compresslevel=6) as archive:
+            for relative in sorted(layout.records(manifest)):
+                with contextlib.suppress(FileNotFoundError):  # steps that are going on write beside this
+                    content = (folder / relative).read_bytes()
+                    member = tarfile.TarInfo(relative)
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
         return whole.getvalue()
@@ -221,23 +254,3 @@ def _of_step(manifest: RunManifest, name: str) -> Iterator[Artifact]:
         kept = fact.artifact is not None and not fact.stamp and not fact.listed and fact.as_ == "path"
         if key.partition(".")[0] == name and kept and fact.artifact is not None:
             yield msgspec.structs.replace(fact.artifact, path=f"in/{key.partition('.')[2]}")
-
-
-def _unpack(content: bytes, target: Path) -> None:
-    """Only regular files below the folder, and no more than records can be. Raises Refused."""
-    left = LARGEST_RECORDS_BYTES
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-            for member in archive:
-                left -= member.size
-                if not member.isreg() or left < 0:
-                    raise Refused(
-                        f"The shared records have {member.name!r}, which is no record; nothing of it was kept."
-                    )
-                place = target / inside(member.name)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                file = archive.extractfile(member)
-                assert file is not None
-                place.write_bytes(file.read())
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise RunnerError(f"The shared records cannot be read: {error}.") from error

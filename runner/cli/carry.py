@@ -77,34 +77,58 @@ def pack_command(run: str, output: Path | None, pipeline: Path) -> None:
 def import_command(file: str, no_report: bool, as_json: bool, pipeline: Path) -> None:
     """Take in a packed run, or an execution of the pipeline in SageMaker by its ARN or id.
 
-    Every file is checked against its hash before anything is kept. Twice is as good as once.
+    Everything in the file is checked before anything is kept. A version that comes with it is pending here, whatever
+    was decided on it elsewhere: approve it here. Twice is as good as once.
 
     \b
     Example:
       runner import run.tar.gz && runner report latest
       runner import EXECUTION-ARN
     """
+    if Path(file).is_file():
+        _import_pack(Path(file), as_json, pipeline)
+    elif EXECUTION.match(file):
+        _import_execution(file, no_report, as_json, pipeline)
+    else:
+        raise UsageError(f"There is no file {file}, and it is no execution's ARN or id.")
+
+
+def _import_pack(file: Path, as_json: bool, pipeline: Path) -> None:
+    from runner import actions
+    from runner.model.events import claim
+
+    new = not pipeline.exists()
+    manifest, version = actions.import_run(pipeline, file)
+    if as_json:
+        named = [f"{version.name}/{version.version}"] if version is not None else []
+        print_json({"run": manifest.run, "versions": named, "claims": [claim(version)] if version is not None else []})
+        return
+    click.echo(f"run {manifest.run}")
+    if version is not None:
+        said = claim(version)
+        click.echo(f"model {version.name}/{version.version} {version.status}{f'; {said}' if said else ''}")
+        if version.status == "pending":
+            label, short = f"{version.name}/{version.version}", manifest.run.rpartition("-")[2]
+            click.echo(f'  next: runner approve {label} --reason "…"   (look first: runner report {short})', err=True)
+    if new:
+        click.echo(f"  {pipeline} came with the run; read it before you run anything.", err=True)
+
+
+def _import_execution(reference: str, no_report: bool, as_json: bool, pipeline: Path) -> None:
     from runner import actions, backend
 
-    if Path(file).is_file() or not EXECUTION.match(file):
-        if not Path(file).is_file():
-            raise UsageError(f"There is no file {file}, and it is no execution's ARN or id.")
-        run, versions = actions.import_run(pipeline, Path(file))
-        named = [(f"{version.name}/{version.version}", version.status) for version in versions]
-    else:
-        manifest = actions.import_execution(pipeline, file)
-        if not no_report:
-            from runner.cli.reporting import write_all
+    manifest = actions.import_execution(pipeline, reference)
+    if not no_report:
+        from runner.cli.reporting import write_all
 
-            write_all(backend.store(pipeline).folder(manifest.run), manifest)
-        run, made = manifest.run, manifest.model_version
-        named = [(f"{made.name}/{made.version}", made.status)] if made is not None else []
+        write_all(backend.store(pipeline).folder(manifest.run), manifest)
+    made = manifest.model_version
     if as_json:
-        print_json({"run": run, "versions": [name for name, _ in named]})
+        print_json({"run": manifest.run, "versions": [f"{made.name}/{made.version}"] if made is not None else []})
         return
-    click.echo(f"run {run}")
-    for name, status in named:
-        click.echo(f"model {name} {status}")
+    click.echo(f"run {manifest.run}")
+    if made is not None:
+        click.echo(f"model {made.name}/{made.version} {made.status}")
 
 
 @click.command("fetch")

@@ -37,6 +37,8 @@ def display() -> Display:
 def headline(manifest: RunManifest) -> str:
     git = manifest.git
     where = "" if manifest.on == "local" else "   on SageMaker"
+    if manifest.imported is not None:
+        where += f"   imported by {manifest.imported.who} on {manifest.imported.at[:10]}"
     if git is None:
         return f"run {manifest.run}{where}"
     count = len(git.modified)

@@ -38,6 +38,7 @@ def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Pat
       runner models
     """
     from runner import actions, backend
+    from runner.model.events import claim
     from runner.pipeline.file import load
 
     if rebuild:
@@ -61,7 +62,7 @@ def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Pat
                 version.created[:19].replace("T", " "),
                 *(f"{version.metrics[metric].value:.4g}" if metric in version.metrics else "–" for metric in shown),
                 version.decided_by or "–",
-                version.reason or "–",
+                version.reason or claim(version) or "–",
             ]
             for version in versions
         ],
@@ -160,10 +161,11 @@ def history_command(name: str, at: str | None, target: str | None, head: bool, a
     """
     from runner import backend
     from runner.errors import Tampered
-    from runner.model.events import state_at, verify_chain
+    from runner.model.events import claim, state_at, verify_chain
 
     versions = backend.registry(pipeline)
     events = versions.events(name)
+    broken = verify_chain(events)
     if head:
         last = events[-1]
         if as_json:
@@ -180,15 +182,21 @@ def history_command(name: str, at: str | None, target: str | None, head: bool, a
     elif as_json:
         print_json([_event_json(event) for event in events if target in (None, event.data.get("target"))])
     else:
+        claims = {} if broken else {version.version: claim(version) for version in versions.list(name)}
         print_table(
             ["when (UTC)", "model", "what", "who", "why"],
             [
-                [e.at[:19].replace("T", " "), f"{e.name}/{e.version}", _what(e), e.who, e.why or "–"]
+                [
+                    e.at[:19].replace("T", " "),
+                    f"{e.name}/{e.version}",
+                    _what(e),
+                    e.who,
+                    e.why or _said(e, claims) or "–",
+                ]
                 for e in events
                 if target in (None, e.data.get("target"))
             ],
         )
-    broken = verify_chain(events)
     if broken is not None:
         raise Tampered(f"The history of {name} was altered: {broken}")
 
@@ -277,7 +285,15 @@ def _what(event: Event) -> str:
     return event.kind if at is None or at in event.kind else f"{event.kind} ({at})"
 
 
+def _said(event: Event, claims: dict[int, str]) -> str:
+    """What came with an imported version of the place it comes from, at the event that took it in."""
+    return claims.get(event.version, "") if event.kind == "registered" else ""
+
+
 def version_json(version: ModelVersion) -> dict[str, Any]:
+    from runner.model.events import claim
+
+    said = claim(version)
     return {
         "name": version.name,
         "version": version.version,
@@ -290,6 +306,7 @@ def version_json(version: ModelVersion) -> dict[str, Any]:
         "reason": version.reason,
         "commit": version.commit,
         "sources": version.sources,
+        **({"claim": said} if said else {}),  # of an imported one
     }
 
 

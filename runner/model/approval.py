@@ -43,9 +43,8 @@ def approve(
     reasoned(why)
     may_decide(rules, f"{name}/{version}", who, identity)
     found = registry.get(name, version)
-    starter = manifest.identity or found.identity
-    started = any(same_person(name, starter, who, identity) for name in (manifest.started_by, found.created_by))
-    if rules.not_starter and started:
+    begun = (manifest.started_by, manifest.identity or found.identity)
+    if rules.not_starter and any(same_person(*one, who, identity) for one in (begun, *starters(found))):
         raise Refused(
             f"{_person(who, identity)} started the run of {name}/{version} and may not approve it "
             "([approval] not_starter in pipeline.toml). Somebody else has to; rejecting it is allowed."
@@ -88,6 +87,14 @@ def reject(
     reasoned(why)
     may_decide(rules, f"{name}/{version}", who, identity)
     return registry.decide(name, version, "rejected", who=who, why=why, data=_known_by(identity))
+
+
+def starters(version: ModelVersion) -> list[tuple[str, str]]:
+    """Who may count as having started the version's run, each with their ARN: of an imported one whoever took it in,
+    and whoever started it there, as is said."""
+    said = version.imported
+    there = [] if said is None else [(said.started_by, said.identity)]
+    return [(version.created_by, version.identity), *there]
 
 
 def check_format(folder: Path) -> None:

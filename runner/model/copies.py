@@ -29,8 +29,9 @@ def facts_of(version: NewVersion | ModelVersion) -> NewVersion:
 def facts_json(version: NewVersion | ModelVersion) -> bytes:
     """What never changes of a version; equal facts give equal bytes, whose hash is in the event of its registration."""
     facts = msgspec.to_builtins(facts_of(version))
-    if not facts["identity"]:  # as in versions that were registered before there was one
-        del facts["identity"]
+    for late in ("identity", "imported"):  # as in versions that were registered before there was one
+        if not facts[late]:
+            del facts[late]
     return msgspec.json.encode(facts, order="sorted")
 
 

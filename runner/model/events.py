@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from runner.model.versions import Event, Status
+from runner.model.versions import Event, ModelVersion, Status
 
 FIRST = "0" * 64  # what the first event has as its previous hash
 # reopened: set back to pending where somebody can, in SageMaker
@@ -56,6 +56,19 @@ def state_at(events: Sequence[Event], moment: str) -> dict[int, tuple[Status, Ev
     """Each version that was there at `moment` (UTC, as events have it), with its state then and the decision."""
     until = [event for event in events if event.at <= moment]
     return {version: state(until, version) for version in dict.fromkeys(event.version for event in until)}
+
+
+def claim(version: ModelVersion) -> str:
+    """What was said of an imported version where it came from, in words; "" for one that was made here."""
+    said = version.imported
+    if said is None:
+        return ""
+    if not said.version:
+        return f"its run came from {said.project} (imported, not checked)"
+    status, decision = state(said.events, said.version)
+    other = f" as {version.name}/{said.version}" if said.version != version.version else ""
+    by = f" by {decision.who} on {decision.at[:10]}" if decision is not None else ""
+    return f"{status} in {said.project}{other}{by} (imported, not checked)"
 
 
 def state(events: Sequence[Event], version: int) -> tuple[Status, Event | None]:

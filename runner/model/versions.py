@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+from runner.paths import FileName, Sha256
 from runner.records import Artifact, Metric, Record
 
 Status = Literal["pending", "approved", "rejected"]
 Decision = Literal["approved", "rejected"]
 
 
-class NewVersion(Record, frozen=True, kw_only=True):
-    """A model to register. `artifact.path` is relative to the run's folder; `sources` are hashes of the data."""
+class Claim(Record, frozen=True, kw_only=True):
+    """What an imported run says of itself and its version where it came from. Shown, and never acted on."""
 
-    name: str
-    run: str
-    sha256: str
+    project: str
+    started_by: str
+    identity: str = ""
+    version: int = 0  # its number there; 0 where the run came without one
+    events: list[Event] = []  # of that version
+
+
+class NewVersion(Record, frozen=True, kw_only=True):
+    """A model to register. `artifact.path` is relative to the run's folder; `sources` are hashes of the data.
+
+    `created_by` started the run, or took it in where it was `imported`.
+    """
+
+    name: FileName
+    run: FileName
+    sha256: Sha256
     artifact: Artifact
     metrics: dict[str, Metric] = {}
     created_by: str
@@ -25,16 +39,17 @@ class NewVersion(Record, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
     description: str = ""
     card: str = ""
+    imported: Claim | None = None
 
 
 class ModelVersion(Record, frozen=True, kw_only=True):
     """A registered version, with the state its events add up to."""
 
-    name: str
+    name: FileName
     version: int
     status: Status
-    run: str
-    sha256: str
+    run: FileName
+    sha256: Sha256
     artifact: Artifact
     metrics: dict[str, Metric]
     created: str
@@ -46,6 +61,7 @@ class ModelVersion(Record, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
     description: str = ""
     card: str = ""
+    imported: Claim | None = None
     location: str = ""  # address of the folder's files in S3, ends in `/`; "" where they are in the run alone
 
 
@@ -53,7 +69,7 @@ class Event(Record, frozen=True, kw_only=True):
     """One thing that happened to a version. `hash` covers all other fields, the previous event's hash among them."""
 
     seq: int  # 1, 2, … within one name
-    name: str
+    name: FileName
     version: int
     kind: (
         str  # registered, approved, rejected, reopened (only elsewhere); deployed, rolled back, removed, approved for …

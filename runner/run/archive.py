@@ -1,201 +1,314 @@
 """A run in one file, with all bytes it stands on: made by `pack`, taken in by `unpack` on another machine.
 
-    pack.json            which run, and for a version its registry's rows and events
-    run/…                the run's folder without what is an object
+    pack.json            which run, every other member with its hash; for a version its registry's rows and events
+    run/…                the records of the run's folder, see `runner.run.layout`
     objects/<sha256>     every input, output and executed notebook
 
-Equal runs give equal files. What is taken in is untrusted: nothing is kept before every hash fits.
+Equal runs give equal files. What is taken in is untrusted: where anything in it, or in its manifest, is not as it has
+to be, nothing is kept; the run's folder appears in one rename. No name in the archive is a path before it was compared
+with the manifest, whose names cannot lead out of their folder; objects are named by what they hold.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
-import re
+import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from runner.errors import Refused, Tampered
-from runner.manifest import RunManifest, StepState
-from runner.model.versions import Event, ModelVersion
-from runner.records import FORMAT, Artifact, Record, decode, encode
-from runner.run import folder as run_folder
-from runner.run.ids import RUN_ID
-from runner.run.inputs import copy, recorded
-from runner.run.store import LOCK, MANIFEST, Store, facts_of, inside
+from runner.content import atomic_write, file_fact, fsync_folder
+from runner.errors import Refused, Tampered, UsageError
+from runner.failpoint import reach
+from runner.manifest import Imported, RunManifest
+from runner.model.versions import Event, ModelVersion, NewVersion
+from runner.paths import FileName, RelativePath
+from runner.records import FORMAT, Artifact, FileFact, Record, decode, encode
+from runner.run import layout
+from runner.run.folder import PIPELINE
+from runner.run.inputs import copy, origin, recorded
+from runner.run.registration import claimed
+from runner.run.store import MANIFEST, Store, facts_of
+from runner.run.tarball import FREE_BYTES, RATIO, Member, Tarball
 from runner.run.verify import Verifier
 
-PACK = "pack.json"
-OBJECT = re.compile(r"objects/[0-9a-f]{64}\Z")
-RATIO, FREE_BYTES = 200, 100_000_000  # a file may unpack to so many times its size, beyond the first bytes
-LEFT_OUT = (LOCK, "opened.jsonl")
+PACK, RUN, OBJECTS = "pack.json", "run/", "objects/"
+NOTHING = "Nothing of it was kept."
+PARSED_RATIO, PARSED_FREE_BYTES = 4, 20_000_000  # as RATIO: for what is parsed, which takes many times that in memory
+# where an import can be made to die; see runner.failpoint
+FAILPOINTS = ("archive checked", "objects taken in", "run taken in", "version taken in")
 
 
 class Pack(Record, frozen=True, kw_only=True):
     """pack.json. `versions` and `events` are those of the packed version's name, for an audit elsewhere."""
 
     format: int = FORMAT
-    run: str
+    run: FileName
+    files: dict[RelativePath, FileFact] = {}  # every other member
     versions: list[ModelVersion] = []
     events: list[Event] = []
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A run as it is in the store now; `version` is to be registered, None where none came with the run."""
+
+    manifest: RunManifest
+    version: NewVersion | None
+
+
 def pack(manifest: RunManifest, store: Store, target: Path, evidence: Pack) -> int:
-    """Write the run to `target` and give its size in bytes. Raises Refused where an input's bytes are gone."""
-    folder = store.folder(manifest.run)
+    """Write the run to `target` and give its size in bytes. Raises Refused where it goes on, or an input is gone.
+
+    Hold `store.shared()` around it.
+    """
+    if store.locked(manifest.run):
+        raise Refused(f"Run {manifest.run} is going on. Pack it when it has ended.")
     beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    scratch = Store(store.root / f".pack-{secrets.token_hex(4)}")
+    scratch = store.root / f".pack-{secrets.token_hex(4)}"
     try:
+        members = {**_records(manifest, store), **_objects(manifest, store, scratch)}
+        files = {name: fact for name, (fact, _) in members.items()}
         with (
             beside.open("wb") as file,
             gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as zipped,
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
         ):
-            _add(archive, PACK, encode(evidence))
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                relative = path.relative_to(folder)
-                if is_record(relative):
-                    _add(archive, f"run/{relative.as_posix()}", path.read_bytes())
-            for sha256, path in sorted(_objects(manifest, store, scratch)):
-                _add_file(archive, f"objects/{sha256}", path)
+            first = encode(msgspec.structs.replace(evidence, files=files))
+            archive.addfile(_plain(PACK, len(first)), io.BytesIO(first))
+            for name in _order(files):
+                fact, path = members[name]
+                with path.open("rb") as content:
+                    archive.addfile(_plain(name, fact.size_bytes), content)
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
-        shutil.rmtree(scratch.root, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return target.stat().st_size
 
 
-def unpack(file: Path, store: Store) -> Pack:
-    """Take the run in `file` into the store. A run that is there already with the same manifest is left as it is.
+def unpack(file: Path, store: Store, by: Imported) -> Taken:
+    """Take the run in `file` into the store, as taken in by `by`. One that is there already stays as it is.
 
-    Raises Tampered where anything in it is not what its manifest says, Refused where a different run of that id is
-    there, or the file is no pack. Nothing of it is kept then.
+    Raises UsageError where the file cannot be read, Refused where it is not a pack of a run, another run of that id is
+    there or the disk is full, Tampered where anything in it is not what it says. Nothing of it is kept then. Hold
+    `store.shared()` around it.
     """
-    store.prepare()
     scratch = Store(store.root / f".import-{secrets.token_hex(4)}")
     try:
-        found = _extracted(file, scratch)
-        folder = scratch.folder(found.run)
-        manifest = scratch.manifest_as_written(found.run)
-        if manifest.run != found.run:
-            raise Tampered(f"{file} says it is run {found.run}, and its manifest says {manifest.run}.")
-        if _is_there(folder, store):
-            return found
-        for state, artifact in _placed(manifest):
-            scratch.link(artifact, run_folder.step_folder(scratch, found.run, state.name) / artifact.path.rstrip("/"))
-        findings = list(Verifier(scratch).run(manifest))
-        if findings:
-            raise Tampered(f"{file} is not sound, so nothing of it was kept: {findings[0]}")
-        for state, artifact in _placed(manifest):
-            store.seal(run_folder.step_folder(scratch, found.run, state.name), artifact)
-        try:
-            folder.rename(store.folder(found.run))
-        except OSError:  # unless another process took the same run in meanwhile
-            if not _is_there(folder, store):
-                raise
-        return found
-    except (tarfile.TarError, OSError, EOFError, msgspec.MsgspecError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise Refused(f"{file} is no whole pack of a run: {error}.") from error
+        with file.open("rb") as opened:
+            incoming = _Incoming(opened, str(file))
+            mine = msgspec.structs.replace(incoming.manifest, imported=by, model_version=None)
+            version = claimed(mine, incoming.pack.events) if incoming.pack.events else None
+            if (there := _there(mine, store)) is not None:
+                return Taken(there, version)
+            incoming.objects(scratch.objects)
+        folder = _laid_out(incoming, scratch)
+        finding = next(iter(Verifier(scratch).run(incoming.manifest)), None)
+        if finding is not None:
+            raise Tampered(f"{file} is not sound, so nothing of it was kept: {finding}")
+        atomic_write(folder / MANIFEST, encode(mine))
+        reach("archive checked")
+        _seal(mine, scratch, store)
+        reach("objects taken in")
+        return Taken(_appear(mine, folder, store), version)
+    except (RecursionError, MemoryError) as error:
+        raise Tampered(f"{file} has a record that is nested too deep, or takes too much memory. {NOTHING}") from error
+    except OSError as error:
+        if error.filename == str(file):
+            raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+        what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        raise Refused(f"{file} cannot be taken in: {what}. {NOTHING}") from error
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
 
 
-def _is_there(folder: Path, store: Store) -> bool:
-    """Whether the store has the run in `folder` already. Raises Refused where that is another of the same id."""
-    there = store.folder(folder.name) / MANIFEST
-    if not there.exists():
-        return False
-    if there.read_bytes() != (folder / MANIFEST).read_bytes():
-        raise Refused(f"Another run {folder.name} is in {store.root} already; this one is not taken in.")
-    return True
+class _Incoming:
+    """An archive as far as it was read: all of its records at first, checked against each other, in memory."""
+
+    def __init__(self, file: IO[bytes], where: str) -> None:
+        self._where, size = where, os.fstat(file.fileno()).st_size
+        self._parsed = PARSED_FREE_BYTES + PARSED_RATIO * size
+        self._members = iter(tarball := Tarball(file, most_bytes=FREE_BYTES + RATIO * size, where=where))
+        self.pack = decode(Pack, self._next(PACK, None).read(), where=f"{where}: {PACK}")
+        if not self.pack.files:
+            raise Refused(
+                f"{where} has no list of what is in it: it was made by an earlier version. Pack the run again."
+            )
+        tarball.expect(sum(fact.size_bytes for fact in self.pack.files.values()))
+        self.records = {
+            name.removeprefix(RUN): self._whole(name)
+            for name in _order(self.pack.files)
+            if not name.startswith(OBJECTS)
+        }
+        self.manifest = decode(RunManifest, self.records.get(MANIFEST, b""), where=f"{where}: {RUN}{MANIFEST}")
+        self._check()
+
+    def objects(self, folder: Path) -> None:
+        """Write every object into the folder, which is made."""
+        folder.mkdir(parents=True)
+        for name in _order(self.pack.files):
+            if name.startswith(OBJECTS):
+                fact, digest = self.pack.files[name], hashlib.sha256()
+                with (folder / fact.sha256).open("xb") as target:
+                    for chunk in self._next(name, fact).content:
+                        digest.update(chunk)
+                        target.write(chunk)
+                self._same(name, digest.hexdigest())
+        for member in self._members:
+            raise self._unlisted(member.name)
+
+    def _next(self, name: str, fact: FileFact | None) -> Member:
+        """The next member, which has to be this one."""
+        member = next(self._members, None)
+        if member is None:
+            raise Refused(f"{self._where} is not a whole pack of a run: it has no {name}. {NOTHING}")
+        if member.name != name:
+            raise self._unlisted(member.name)
+        if fact is None or not name.startswith(OBJECTS):
+            self._parsed -= member.size_bytes
+        if self._parsed < 0 or (fact is not None and fact.size_bytes != member.size_bytes):
+            raise Refused(
+                f"{self._where}: {name} has {member.size_bytes:,} bytes, too many or not as listed. {NOTHING}"
+            )
+        return member
+
+    def _whole(self, name: str) -> bytes:
+        content = self._next(name, self.pack.files[name]).read()
+        self._same(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def _same(self, name: str, sha256: str) -> None:
+        if sha256 != self.pack.files[name].sha256:
+            raise Tampered(f"{self._where}: {name} has other bytes than {PACK} says. {NOTHING}")
+
+    def _unlisted(self, name: str) -> Refused:
+        return Refused(f"{self._where}: {name!r} is not listed in {PACK}, or not where it belongs. {NOTHING}")
+
+    def _check(self) -> None:
+        """Raises Tampered where the members are not exactly those of the run that the manifest tells of."""
+        layout.check(self.manifest)
+        if self.manifest.run != self.pack.run:
+            raise Tampered(
+                f"{self._where}: {PACK} says run {self.pack.run}, its manifest {self.manifest.run}. {NOTHING}"
+            )
+        records = layout.records(self.manifest)
+        needed = {fact.sha256: fact for fact in _facts(self.manifest)}
+        wanted = {RUN + path for path in records} | {OBJECTS + sha256 for sha256 in needed}
+        for name in sorted(wanted ^ self.pack.files.keys()):
+            said = "is missing" if name in wanted else "belongs to nothing that its manifest tells of"
+            raise Tampered(f"{self._where}: {name!r} {said}. {NOTHING}")
+        facts = {RUN + path: sha256 for path, sha256 in records.items() if sha256 is not None}
+        for name, fact in self.pack.files.items():
+            if fact.sha256 != facts.get(name, fact.sha256) or fact != needed.get(name.removeprefix(OBJECTS), fact):
+                raise Tampered(f"{self._where}: {name} is not what its manifest says. {NOTHING}")
+        try:  # may become a project's
+            tomllib.loads(self.records[PIPELINE].decode("utf-8-sig"))
+        except ValueError as error:
+            raise Tampered(f"{self._where}: {RUN}{PIPELINE} cannot be read: {error}. {NOTHING}") from error
+        for state in self.manifest.steps:
+            notebook = state.result.executed if state.result is not None else None
+            if notebook is not None and notebook.size_bytes > self._parsed:
+                raise Refused(
+                    f"{self._where}: the executed notebook of {state.name} is too large to be read. {NOTHING}"
+                )
 
 
-def _placed(manifest: RunManifest) -> Iterator[tuple[StepState, Artifact]]:
-    """Everything that lies in a step's folder as objects, with its path there: inputs, outputs, executed notebook."""
-    for state in manifest.steps:
-        for name, given in state.job.inputs.items() if state.job else ():
-            fact = recorded(manifest, state.name, name)
-            if given.present and given.as_ == "path" and fact.artifact is not None:
-                slash = "/" if fact.artifact.files is not None else ""
-                yield state, msgspec.structs.replace(fact.artifact, path=f"in/{name}{slash}")
-        if state.result is not None:
-            for artifact in (*state.result.outputs.values(), *filter(None, [state.result.executed])):
-                yield state, artifact
-
-
-def _objects(manifest: RunManifest, store: Store, scratch: Store) -> Iterator[tuple[str, Path]]:
-    """(sha256, a file with those bytes), each once; inputs that only lie outside are copied and checked first."""
-    seen: set[str] = set()
-    for state, artifact in _placed(manifest):
-        facts = {relative: fact for relative, fact in facts_of(artifact).items() if fact.sha256 not in seen}
-        if not facts:
-            continue
-        seen |= {fact.sha256 for fact in facts.values()}
-        name = PurePosixPath(artifact.path)
-        root: Path | None = None
-        if name.parts[0] == "in":
-            root = scratch.root / state.name / name
-            copy(recorded(manifest, state.name, name.name), root, f"Input {name.name} of step {state.name}", store)
-        for relative, fact in facts.items():
-            yield fact.sha256, store.object(fact) if root is None else root / relative if relative else root
-
-
-def is_record(relative: Path) -> bool:
-    """Whether a file of the run's folder is carried as it is; what is an object is carried as one."""
-    name = relative.name
-    if name in LEFT_OUT or name.endswith(".partial") or name.startswith("."):
-        return False
-    in_step = relative.parts[2:] if relative.parts[0] == run_folder.STEPS else ()
-    return not in_step or (in_step[0] not in ("in", "out", "executed.ipynb"))
-
-
-def _extracted(file: Path, scratch: Store) -> Pack:
-    """Write the archive's files below the scratch store; only regular files, under names that stay there."""
-    scratch.objects.mkdir(parents=True)
-    allowed = FREE_BYTES + RATIO * file.stat().st_size
-    found: Pack | None = None
-    with tarfile.open(file, mode="r:gz") as archive:
-        for member in archive:
-            allowed -= member.size
-            if not member.isreg() or allowed < 0:
-                what = "is no regular file" if allowed >= 0 else "makes it unpack to far more than its size"
-                raise Refused(f"{file}: {member.name!r} {what}; nothing of it was kept.")
-            content = archive.extractfile(member)
-            assert content is not None
-            if member.name == PACK and found is None:
-                found = decode(Pack, content.read(), where=f"{file}: {PACK}")
-                if not RUN_ID.match(found.run):
-                    raise Refused(f"{file}: {found.run!r} is no run id.")
-            elif found is not None and (OBJECT.match(member.name) or member.name.startswith("run/")):
-                _write(content, scratch.root / inside(member.name.replace("run", found.run, 1)))
-            else:
-                raise Refused(f"{file}: {member.name!r} has no place in a pack; nothing of it was kept.")
-    if found is None:
-        raise Refused(f"{file} is no pack of a run: it has no {PACK}.")
+def _records(manifest: RunManifest, store: Store) -> dict[str, tuple[FileFact, Path]]:
+    """The run's records by member, as they lie in its folder."""
+    found = {}
+    for relative in layout.records(manifest):
+        path = store.folder(manifest.run) / relative
+        if not path.is_file():
+            raise Refused(f"{path} is missing, so the run cannot be packed whole. See `runner verify {manifest.run}`.")
+        found[RUN + relative] = (file_fact(path), path)
     return found
 
 
-def _write(content: IO[bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as file:
-        shutil.copyfileobj(content, file, 1 << 20)
+def _objects(manifest: RunManifest, store: Store, scratch: Path) -> dict[str, tuple[FileFact, Path]]:
+    """(what is in it, a file with those bytes) by member; inputs that only lie outside are copied, and checked."""
+    outside: dict[str, Path] = {}
+    for state in manifest.steps:
+        for name in state.job.inputs if state.job is not None else ():
+            artifact, where = layout.given(manifest, state, name), f"Input {name} of step {state.name}"
+            if artifact is None or origin(given := recorded(manifest, state.name, name), where, store) is None:
+                continue
+            copy(given, place := scratch / state.name / name, where, store)
+            for relative, fact in facts_of(artifact).items():
+                outside[fact.sha256] = place / relative if relative else place
+    found = {}
+    for fact in _facts(manifest):
+        path = outside.get(fact.sha256) or store.object(fact)
+        if OBJECTS + fact.sha256 not in found and file_fact(path) != fact:
+            raise Tampered(f"{path} was altered, so the run cannot be packed. See `runner verify {manifest.run}`.")
+        found[OBJECTS + fact.sha256] = (fact, path)
+    return found
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    archive.addfile(_plain(name, len(content)), io.BytesIO(content))
+def _facts(manifest: RunManifest) -> Iterator[FileFact]:
+    """Of every object that the run stands on."""
+    for artifact in (*layout.placed(manifest), *layout.kept(manifest)):
+        yield from facts_of(artifact).values()
 
 
-def _add_file(archive: tarfile.TarFile, name: str, path: Path) -> None:
-    with path.open("rb") as file:
-        archive.addfile(_plain(name, path.stat().st_size), file)
+def _laid_out(incoming: _Incoming, scratch: Store) -> Path:
+    """The run's folder in the scratch store, as it was where it comes from."""
+    folder = scratch.folder(incoming.manifest.run)
+    for path, content in incoming.records.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / path, content)
+    for artifact in layout.placed(incoming.manifest):
+        scratch.link(artifact, folder / artifact.path.rstrip("/"))
+    return folder
+
+
+def _seal(manifest: RunManifest, scratch: Store, store: Store) -> None:
+    """Make the scratch store's objects the store's, to which the files of the run's folder are links."""
+    for artifact in layout.placed(manifest):
+        store.seal(scratch.folder(manifest.run), artifact)
+    for artifact in layout.kept(manifest):
+        for fact in facts_of(artifact).values():
+            store.seal(scratch.objects, Artifact(path=fact.sha256, sha256=fact.sha256, size_bytes=fact.size_bytes))
+
+
+def _appear(manifest: RunManifest, folder: Path, store: Store) -> RunManifest:
+    """Put the folder where the store's runs are, whole; the run as it is there now."""
+    try:
+        folder.rename(store.folder(manifest.run))
+    except OSError as error:
+        there = _there(manifest, store)  # unless another process took the same run in meanwhile
+        if there is None:
+            raise Refused(
+                f"{store.folder(manifest.run)} is no run, and in the way: {error.strerror}. {NOTHING}"
+            ) from error
+        return there
+    fsync_folder(store.root)
+    reach("run taken in")
+    return manifest
+
+
+def _there(manifest: RunManifest, store: Store) -> RunManifest | None:
+    """The run as the store has it already. Raises Refused where that is another of the same id."""
+    if not (store.folder(manifest.run) / MANIFEST).exists():
+        return None
+    there = store.manifest_as_written(manifest.run)
+    if msgspec.structs.replace(there, imported=manifest.imported, model_version=None) != manifest:
+        raise Refused(f"Another run {manifest.run} is in {store.root} already; this one is not taken in.")
+    return there
+
+
+def _order(names: Iterable[str]) -> list[str]:
+    """As the members follow each other: records first, so that they are checked before any object comes."""
+    return sorted(names, key=lambda name: (name.startswith(OBJECTS), name))
 
 
 def _plain(name: str, size: int) -> tarfile.TarInfo:

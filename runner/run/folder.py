@@ -19,7 +19,8 @@ from runner.run.store import Store, facts_of, files_of
 
 Place = Callable[[InputFact, str, Path, Store], InputFact]
 
-STEPS, JOB, SOURCE, MODULES, RESULT = "steps", "job.json", "notebook.ipynb", "modules", "result.json"
+PIPELINE, STEPS = "pipeline.toml", "steps"
+JOB, SOURCE, MODULES, RESULT = "job.json", "notebook.ipynb", "modules", "result.json"
 
 
 def step_folder(store: Store, run: str, step: str) -> Path:
@@ -29,7 +30,7 @@ def step_folder(store: Store, run: str, step: str) -> Path:
 def snapshot(plan: Plan, store: Store, run: str) -> dict[str, dict[str, str]]:
     """Copy every notebook of the plan, the project modules it imports, and pipeline.toml: what runs, whatever
     happens to the working tree meanwhile. Gives the hashes of the copies, by step and path."""
-    shutil.copyfile(plan.file, store.folder(run) / "pipeline.toml")
+    shutil.copyfile(plan.file, store.folder(run) / PIPELINE)
     hashes: dict[str, dict[str, str]] = {}
     for step in plan.steps:
         folder = step_folder(store, run, step.name)

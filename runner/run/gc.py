@@ -44,8 +44,8 @@ def collect(
 
     A run whose manifest cannot be read is kept. With `dry_run`, says what would go. Raises Refused while a run goes on.
     """
-    approved, pins = set(approved_runs), {*tags, PINNED}
     with contextlib.nullcontext() if dry_run else store.alone():
+        approved, pins = set(approved_runs), {*tags, PINNED}  # asked only now: nobody registers meanwhile
         kept: dict[str, str] = {}
         manifests: list[RunManifest] = []
         gone: list[str] = []
@@ -120,11 +120,11 @@ def _objects(store: Store) -> list[Path]:
 
 
 def _remember(store: Store, manifests: list[RunManifest], project: Path) -> None:
-    """The cache anew, from the kept runs, oldest first."""
+    """The cache anew, from the kept runs, oldest first. What ran elsewhere is nobody's result here."""
     for folder in (store.root / CACHE).glob("*/"):
         shutil.rmtree(folder)
     cache = Cache(store, project)
-    for manifest in reversed(manifests):
+    for manifest in (manifest for manifest in reversed(manifests) if manifest.imported is None):
         for state in manifest.steps:
             if state.status in ("succeeded", "cached") and state.key is not None and state.result is not None:
                 cache.remember(manifest.run, state)

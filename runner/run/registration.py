@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from runner.errors import Refused
+import msgspec
+
+from runner.errors import Refused, Tampered
 from runner.manifest import ModelVersionRef, RunManifest
-from runner.model.versions import ModelVersion, NewVersion
+from runner.model.events import verify_chain
+from runner.model.versions import Claim, Event, ModelVersion, NewVersion
 from runner.records import Artifact, StepResult
 
 
@@ -23,6 +26,20 @@ def commit(
     """Register what the step asked for; a second call gives the same version.
 
     A result taken `from_run` was registered by that run: that version is given, unless the registry no longer has it.
+
+    Raises Refused as `new_version`.
+    """
+    new = new_version(manifest, result)
+    known = registry.list() if from_run is not None else []
+    for earlier in known:
+        if (earlier.name, earlier.run, earlier.sha256) == (new.name, from_run, new.sha256):
+            return ModelVersionRef(name=earlier.name, version=earlier.version, status=earlier.status)
+    version = registry.register(new)
+    return ModelVersionRef(name=version.name, version=version.version, status=version.status)
+
+
+def new_version(manifest: RunManifest, result: StepResult) -> NewVersion:
+    """What the step asks to register. Of an imported run it is whoever took it in who registers it here.
 
     Raises Refused where the run did not pass, has no [model], or the notebook registered other bytes than
     [model] from names.
@@ -40,26 +57,46 @@ def commit(
             f"The folder handed to runner.model.register is not the one that [model] from = {model.from_!r} names. "
             "Pass the input that comes from it."
         )
-    known = registry.list() if from_run is not None else []
-    for earlier in known:
-        if (earlier.name, earlier.run, earlier.sha256) == (model.name, from_run, found.sha256):
-            return ModelVersionRef(name=earlier.name, version=earlier.version, status=earlier.status)
-    version = registry.register(
-        NewVersion(
-            name=model.name,
-            run=manifest.run,
-            sha256=found.sha256,
-            artifact=found,
-            metrics=manifest.metrics,
-            created_by=manifest.started_by,
-            identity=manifest.identity,
-            commit=manifest.git.commit if manifest.git else None,
-            sources={key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
-            description=asked.description,
-            card=asked.card,
-        )
+    here = manifest.imported
+    claim = Claim(project=manifest.pipeline.name, started_by=manifest.started_by, identity=manifest.identity)
+    return NewVersion(
+        name=model.name,
+        run=manifest.run,
+        sha256=found.sha256,
+        artifact=found,
+        metrics=manifest.metrics,
+        created_by=manifest.started_by if here is None else here.who,
+        identity=manifest.identity if here is None else here.identity,
+        commit=manifest.git.commit if manifest.git else None,
+        sources={key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
+        description=asked.description,
+        card=asked.card,
+        imported=None if here is None else claim,
     )
-    return ModelVersionRef(name=version.name, version=version.version, status=version.status)
+
+
+def claimed(manifest: RunManifest, events: Sequence[Event]) -> NewVersion:
+    """The version that an imported run was where it comes from, with what `events`, its name's history, say of it.
+
+    Raises Tampered where the history is not whole or not the run's, Refused as `new_version`.
+    """
+    broken = verify_chain(events)
+    if broken is not None:
+        raise Tampered(f"The history of {events[0].name} was altered: {broken}")
+    made = next(
+        (event for event in events if event.kind == "registered" and event.data.get("run") == manifest.run), None
+    )
+    asked = next((state.result for state in manifest.steps if state.result and state.result.registration), None)
+    if made is None or asked is None or any(event.name != made.name for event in events):
+        raise Tampered(f"The history of {events[0].name} that came with run {manifest.run} does not know that run.")
+    new = new_version(manifest, asked)
+    if (new.name, new.sha256) != (made.name, made.data.get("sha256")):
+        raise Tampered(f"{made.name}/{made.version} is not the model that run {manifest.run} made.")
+    own = [event for event in events if event.version == made.version]
+    assert new.imported is not None
+    return msgspec.structs.replace(
+        new, imported=msgspec.structs.replace(new.imported, version=made.version, events=own)
+    )
 
 
 def model_artifact(manifest: RunManifest) -> Artifact | None:

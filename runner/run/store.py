@@ -2,7 +2,7 @@
 
     runs/<run>/run.json     the manifest
     runs/<run>/lock         held by flock while the run's owner lives; the kernel releases it
-    runs/lock               shared by all that run, held alone while garbage is collected
+    runs/lock               shared by all that work in it, held alone while garbage is collected
     runs/objects/<sha256>   read-only, by content
     runs/elsewhere/<sha256> the address of an object whose bytes have not come here; they come when they are asked for
 
@@ -17,9 +17,10 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import IO, Protocol
 
 import msgspec
 
@@ -31,6 +32,7 @@ from runner.records import Artifact, FileFact, encode, read
 from runner.run.ids import RUN_ID, make_folder
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE, ELSEWHERE = "run.json", "lock", "objects", "quarantine", "elsewhere"
+WAIT_S = 10.0  # for the garbage to be collected
 OWNED = "owned-elsewhere"  # in a run's folder: who works on it in another checkout, as far as was last heard
 
 
@@ -58,11 +60,19 @@ class Store:
             self.objects.mkdir(parents=True, exist_ok=True)
             probe = self.objects / f".probe-{secrets.token_hex(4)}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # as garbage is what it looks like
         except OSError as error:
             raise Refused(
                 f"Cannot write to {self.root}: {error.strerror}. Make it writable, or free space, and run again."
             ) from error
+
+    def abandon(self) -> None:
+        """Take the store away again where it was made for something that did not come; not where anything is in it."""
+        with contextlib.suppress(OSError):
+            self.objects.rmdir()
+            if [entry.name for entry in self.root.iterdir()] == [LOCK]:
+                (self.root / LOCK).unlink()
+            self.root.rmdir()
 
     def new(self) -> str:
         """A fresh run id with its folder."""
@@ -119,32 +129,51 @@ class Store:
         atomic_write(self.folder(manifest.run) / MANIFEST, encode(manifest))
 
     @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Keep garbage from being collected meanwhile. Raises Refused where it is, and takes long.
+
+        Who may not write here, or finds nothing yet, goes without.
+        """
+        with contextlib.ExitStack() as held:
+            if self.root.is_dir() and os.access(self.root, os.W_OK):
+                held.enter_context(self._store_lock(fcntl.LOCK_SH))
+            yield
+
+    @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep every run from going on meanwhile. Raises Refused where one does."""
+        """Keep everybody from working in the store meanwhile. Raises Refused where somebody does."""
         with self._store_lock(fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
     def _store_lock(self, kind: int) -> Iterator[None]:
         self.root.mkdir(parents=True, exist_ok=True)
+        until = time.monotonic() + (WAIT_S if kind == fcntl.LOCK_SH else 0)
         with (self.root / LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                others = "a run is going on" if kind == fcntl.LOCK_EX else "`runner gc` is at work"
-                raise Refused(f"{self.root} is in use: {others}. Try again when it has ended.") from None
+            while True:
+                try:
+                    fcntl.flock(file, kind | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() < until:
+                        time.sleep(0.02)
+                        continue
+                    others = (
+                        "a run or another command is at work" if kind == fcntl.LOCK_EX else "`runner gc` is at work"
+                    )
+                    raise Refused(f"{self.root} is in use: {others}. Try again when it has ended.") from None
             yield
 
     @contextlib.contextmanager
     def lock(self, run: str) -> Iterator[None]:
-        """Own the run. Raises Refused naming the process that does."""
+        """Own the run. Raises Refused naming the process that does, UsageError where the run is gone."""
         if (self.folder(run) / OWNED).exists():
             other = (self.folder(run) / OWNED).read_text(encoding="utf-8")
             raise Refused(
                 f"Run {run} is being worked on by {other}, in another checkout. "
                 f"If that machine is gone: `runner resume {run} --take-over`."
             )
-        with self._store_lock(fcntl.LOCK_SH), (self.folder(run) / LOCK).open("a+") as file:
+        with self.shared(), self._lock_file(run) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -154,6 +183,12 @@ class Store:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+    def _lock_file(self, run: str) -> IO[str]:
+        try:
+            return (self.folder(run) / LOCK).open("a+")
+        except FileNotFoundError:
+            raise UsageError(f"There is no run {run} in {self.root} any more: `runner gc` removed it.") from None
 
     def owner(self, run: str) -> tuple[int, str]:
         """(process id, host) of who holds the run's lock. Raises Refused where that cannot be told."""
@@ -195,7 +230,7 @@ class Store:
 
     def object(self, fact: FileFact) -> Path:
         """The object's file, its size checked; one that lies elsewhere is fetched."""
-        path = self.objects / inside(fact.sha256)
+        path = self.objects / fact.sha256
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -210,18 +245,18 @@ class Store:
 
     def here(self, fact: FileFact) -> bool:
         """Whether the object's bytes are in this store."""
-        return (self.objects / inside(fact.sha256)).exists()
+        return (self.objects / fact.sha256).exists()
 
     def address(self, fact: FileFact) -> str | None:
         """Where the object lies elsewhere, as far as is known."""
         try:
-            return (self.root / ELSEWHERE / inside(fact.sha256)).read_text(encoding="utf-8")
+            return (self.root / ELSEWHERE / fact.sha256).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
     def point(self, fact: FileFact, address: str) -> None:
         """Remember where the object's bytes lie."""
-        place = self.root / ELSEWHERE / inside(fact.sha256)
+        place = self.root / ELSEWHERE / fact.sha256
         place.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(place, address.encode())
 
@@ -274,25 +309,14 @@ class Store:
 
 
 def facts_of(found: Artifact) -> dict[str, FileFact]:
-    """The artifact's files by path relative to it; "" is the artifact itself. Raises Tampered for a path that leaves it."""
+    """The artifact's files by path relative to it; "" is the artifact itself."""
     if found.files is None:
         return {"": FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}
-    for relative in found.files:
-        inside(relative)
     return found.files
 
 
-def inside(path: str) -> str:
-    """The path, if it stays below where it is put. Raises Tampered."""
-    parts = PurePosixPath(path)
-    if not path or parts.is_absolute() or ".." in parts.parts or "\0" in path:
-        raise Tampered(f"The path {path!r} leads out of its folder; nothing is written there.")
-    return path
-
-
 def files_of(found: Artifact) -> list[tuple[str, FileFact]]:
-    """(path relative to the step folder, fact) of each file of the artifact. Raises Tampered as `facts_of`."""
-    inside(found.path)
+    """(path relative to the step folder, fact) of each file of the artifact."""
     return [(str(PurePosixPath(found.path) / relative), fact) for relative, fact in facts_of(found).items()]
 
 

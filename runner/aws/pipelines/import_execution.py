@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from runner.aws.session import Session
 from runner.content import atomic_write, file_fact
 from runner.errors import Refused, Tampered, UsageError
 from runner.manifest import ModelVersionRef, RunManifest, StepState
+from runner.paths import inside
 from runner.pipeline.file import APPROVED
 from runner.pipeline.remote import Settings, settings
 from runner.records import (
@@ -43,9 +45,9 @@ from runner.records import (
     encode,
 )
 from runner.run import folder as run_folder
-from runner.run import provenance
+from runner.run import layout, provenance
 from runner.run.orchestrate import VERDICT_FILE
-from runner.run.store import MANIFEST, Store, facts_of, files_of, inside
+from runner.run.store import MANIFEST, Store, facts_of, files_of
 
 STATUS: dict[str, StepStatus] = {"Succeeded": "succeeded", "Failed": "failed", "Stopped": "interrupted"}
 
@@ -68,8 +70,13 @@ def import_execution(session: Session, name: str, reference: str, store: Store, 
             if seen.arn not in there.note:
                 raise Refused(f"Another run {found.run} is in {store.root} already; the execution is not taken in.")
             return there
-        manifest = found.manifest()
-        store.write(manifest)
+        try:
+            manifest = found.manifest()
+            layout.check(manifest)
+            store.write(manifest)
+        except BaseException:
+            shutil.rmtree(folder)  # nothing of it is a run
+            raise
     return manifest
 
 
@@ -88,7 +95,7 @@ class _Execution:
         self.folders: dict[str, str] = {}  # step -> the address of what it left
 
     def manifest(self) -> RunManifest:
-        atomic_write(self.store.folder(self.run) / self.pushed.file, self.pushed.toml.encode())
+        atomic_write(self.store.folder(self.run) / run_folder.PIPELINE, self.pushed.toml.encode())
         verdict = self._verdict()
         states = [self._state(step, verdict) for step in self.pushed.steps]
         states += [
@@ -195,10 +202,11 @@ class _Execution:
             self._bring(result, folder, address)
         atomic_write(folder / run_folder.RESULT, encode(result))
         said = self._content(f"{address}/", run_folder.JOB) if result.remote is not None else None
-        if said is not None:
-            atomic_write(folder / run_folder.JOB, said)
+        job = decode(StepJob, said, where=address) if said is not None else None
+        if job is not None:
+            atomic_write(folder / run_folder.JOB, encode(job))
         run_folder.seal(result, store=self.store, run=self.run, step=step)
-        return result, decode(StepJob, said, where=address) if said is not None else None
+        return result, job
 
     def _bring(self, result: StepResult, folder: Path, address: str) -> None:
         """The executed notebook and small outputs; the rest stays where it is."""
@@ -234,11 +242,12 @@ class _Execution:
         if content is None:
             return None
         path = self.store.folder(self.run) / VERDICT_FILE
+        verdict = decode(Verdict, content, where=path)
         atomic_write(path, content)
         fact = file_fact(path)
         found = Artifact(path=VERDICT_FILE, sha256=fact.sha256, size_bytes=fact.size_bytes)
         self.store.seal(path.parent, found)
-        return decode(Verdict, content, where=path)
+        return verdict
 
     def _version(self) -> ModelVersionRef | None:
         for step, address in self.folders.items():
