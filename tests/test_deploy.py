@@ -34,6 +34,7 @@ from runner.model.deployment import FAILPOINTS, served_at
 from runner.model.events import verify_chain
 from runner.model.registry import LocalRegistry
 from runner.model.versions import Event, NewVersion
+from runner.run import provenance
 
 RUN = "20261122-1016{:02d}-7f3a"
 MODEL = "steps/train/out/model"
@@ -51,6 +52,7 @@ port = {}
 workers = 2
 """
 STRICT = 'requires = "staging"\nsecond_approval = true\n'
+ME = provenance.who()  # whom every command is run by
 
 
 @dataclass(frozen=True)
@@ -292,16 +294,23 @@ def spoil(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def remade(place: Place, version: int, change: Callable[[Path], None], *, approve: bool = True) -> None:
+def remade(
+    place: Place,
+    version: int,
+    change: Callable[[Path], object] = lambda _: None,
+    *,
+    starter: str = "ana@desk",
+    approver: str = "ben@desk",
+) -> None:
     """Register a further version: a copy of tiny/1's folder, changed before it was registered."""
     made = place.model(version)
     shutil.copytree(place.model(1), made)
     change(made)
     fact = artifact(made, name=MODEL)
-    new = NewVersion(name="tiny", run=RUN.format(version), sha256=fact.sha256, artifact=fact, created_by="ana@desk")
+    new = NewVersion(name="tiny", run=RUN.format(version), sha256=fact.sha256, artifact=fact, created_by=starter)
     assert place.registry.register(new).version == version
-    if approve:
-        place.registry.decide("tiny", version, "approved", who="ben@desk", why="reviewed")
+    if approver:
+        place.registry.decide("tiny", version, "approved", who=approver, why="reviewed")
 
 
 def coded(code: str) -> Callable[[Path], None]:
@@ -421,10 +430,6 @@ def test_a_version_whose_code_prints_is_served(place: Place) -> None:
 # What a target can ask for
 
 
-def as_person(name: str) -> dict[str, str]:
-    return {"LOGNAME": name, "USER": name}
-
-
 def strict(place: Place) -> None:
     file = place.folder / "pipeline.toml"
     file.write_text(file.read_text() + STRICT)
@@ -441,16 +446,17 @@ def test_production_can_require_staging_and_a_second_approval(place: Place) -> N
     assert "second approval for production, by somebody else than ben@desk" in done.err
 
     approve = ("approve", "tiny/1", "--to", "production", "--reason")
-    done = place.runner(*approve, "fine", env=as_person("ben"))
-    assert done.code == 8
-    assert "somebody else" in done.err
-    assert place.runner(*approve, " ", env=as_person("cleo")).code == 2
-    assert place.runner("approve", "tiny/1", "--to", "staging", "--reason", "x", env=as_person("cleo")).code == 2
-    done = place.runner("approve", "tiny/3", "--to", "production", "--reason", "x", env=as_person("cleo"))
+    remade(place, 4, approver=ME)
+    for posing in ({}, {"LOGNAME": "cleo", "USER": "cleo", "LNAME": "cleo", "USERNAME": "cleo", "SUDO_USER": "cleo"}):
+        done = place.runner("approve", "tiny/4", "--to", "production", "--reason", "fine", env=posing)
+        assert (done.code, "somebody else" in done.err) == (8, True), done.err
+    assert place.runner(*approve, " ").code == 2
+    assert place.runner("approve", "tiny/1", "--to", "staging", "--reason", "x").code == 2
+    done = place.runner("approve", "tiny/3", "--to", "production", "--reason", "x")
     assert (done.code, "pending" in done.err) == (8, True)
-    done = place.runner(*approve, "as good in staging", env=as_person("cleo"))
+    done = place.runner(*approve, "as good in staging")
     assert (done.code, done.out.splitlines()[0]) == (0, "model tiny/1 approved for production")
-    assert place.runner(*approve, "once more", env=as_person("dora")).code == 8
+    assert place.runner(*approve, "once more").code == 8
     assert place.deploy(1, "production").code == 0
     assert place.told == [(1, "deployed"), (1, "approved for production"), (1, "deployed")]
     assert {row["target"]: row["model"] for row in place.deployments()} == {"staging": "tiny/1", "production": "tiny/1"}
@@ -458,29 +464,31 @@ def test_production_can_require_staging_and_a_second_approval(place: Place) -> N
 
 def test_who_may_decide_holds_for_the_second_approval_too(place: Place) -> None:
     strict(place)
-    with open(place.folder / "pipeline.toml", "a") as file:
-        file.write('[approval]\nby = ["cleo"]\n')
-    approve = ("approve", "tiny/1", "--to", "production", "--reason", "fine")
-    assert place.runner(*approve, env=as_person("dora")).code == 8
-    assert place.runner(*approve, env=as_person("cleo")).code == 0
+    toml = (place.folder / "pipeline.toml").read_text()
+    for by, code in (("somebody", 8), (ME.partition("@")[0], 0)):
+        place.toml(f'{toml}[approval]\nby = ["{by}"]\n')
+        done = place.runner("approve", "tiny/1", "--to", "production", "--reason", "fine", env={"LOGNAME": "somebody"})
+        assert done.code == code, done.err
 
 
 def test_whoever_started_the_run_may_be_kept_from_the_second_approval(place: Place) -> None:
     strict(place)
     with open(place.folder / "pipeline.toml", "a") as file:
         file.write("[approval]\nnot_starter = true\n")
-    approve = ("approve", "tiny/1", "--to", "production", "--reason", "fine")
-    done = place.runner(*approve, env=as_person("ana"))
-    assert (done.code, "started the run of tiny/1" in done.err) == (8, True)
-    assert place.runner(*approve, env=as_person("cleo")).code == 0
+    remade(place, 4, starter=ME)
+    approve = ("--to", "production", "--reason", "fine")
+    done = place.runner("approve", "tiny/4", *approve, env={"LOGNAME": "cleo"})
+    assert (done.code, "started the run of tiny/4" in done.err) == (8, True)
+    assert place.runner("approve", "tiny/1", *approve).code == 0
 
 
 def test_who_decided_in_studio_does_not_give_the_second_approval(place: Place) -> None:
     strict(place)
-    place.registry.decide("tiny", 3, "approved", who="external (cleo)", why="in Studio")
-    approve = ("approve", "tiny/3", "--to", "production", "--reason", "fine")
-    assert place.runner(*approve, env=as_person("cleo")).code == 8
-    assert place.runner(*approve, env=as_person("dora")).code == 0
+    place.registry.decide("tiny", 3, "approved", who=f"external ({ME.partition('@')[0]})", why="in Studio")
+    remade(place, 4, approver="external (cleo)")
+    approve = ("--to", "production", "--reason", "fine")
+    assert place.runner("approve", "tiny/3", *approve).code == 8
+    assert place.runner("approve", "tiny/4", *approve).code == 0
 
 
 def test_a_version_that_is_revoked_while_it_serves_is_pointed_out(place: Place) -> None:
@@ -493,19 +501,22 @@ def test_a_version_that_is_revoked_while_it_serves_is_pointed_out(place: Place) 
 
 def test_a_release_goes_on_where_it_stopped(place: Place) -> None:
     strict(place)
-    release = ("release", "tiny/1", "--reason", "ticket 41")
+    remade(place, 4, approver=ME)
+    release = ("release", "tiny/4", "--reason", "ticket 41")
     done = place.runner(*release, "--dry-run", "--json")
     assert done.json["steps"] == [
-        "deploy tiny/1 to staging",
-        "approve tiny/1 for production",
-        "deploy tiny/1 to production",
+        "deploy tiny/4 to staging",
+        "approve tiny/4 for production",
+        "deploy tiny/4 to production",
     ]
     assert place.told == []
-    done = place.runner(*release, "--yes", env=as_person("ben"))
+    done = place.runner(*release, "--yes")
     assert done.code == 8
-    assert "✓ deploy tiny/1 to staging" in done.out
+    assert "✓ deploy tiny/4 to staging" in done.out
     assert "somebody else has to" in done.err
-    done = place.runner(*release, "--yes", env=as_person("cleo"))
+    production = {"target": "production"}
+    place.registry.record("tiny", 4, "approved for production", who="cleo@desk", why="as good", data=production)
+    done = place.runner(*release, "--yes")
     assert done.code == 0, done.err
     assert [event.kind for event in place.events if "target" in event.data] == [
         "deployed",
@@ -520,7 +531,7 @@ def test_a_release_asks_before_each_step(place: Place) -> None:
 
     def released(answers: str) -> tuple[int, str]:
         release = command("release", "tiny/1", "--reason", "x")
-        env = environment(as_person("cleo"))
+        env = environment()
         done = subprocess.run(
             release, cwd=place.folder, env=env, input=answers, capture_output=True, text=True, timeout=120, check=False
         )

@@ -120,6 +120,11 @@ def entry(arguments: Sequence[str]) -> int:
         # the reader of our output went away; Python would complain once more while closing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except PermissionError as error:
+        what = f"{error.filename}: permission denied" if error.filename else str(error)
+        shared = "Accounts that share a folder need one group and a umask of 0002: see SECURITY.md."
+        click.echo(f"{Refused.headline}:\n  {what}. {shared}", err=True)
+        return Refused.exit_code
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise

@@ -151,7 +151,7 @@ def may_decide(rules: ApprovalSpec, version: str, who: str, identity: str) -> No
 def same_person(one: str, one_arn: str, other: str, other_arn: str) -> bool:
     """Whether they may be one person: by their ARNs where AWS knows both, otherwise by what they can be called.
 
-    A machine's user proves nothing: LOGNAME can be set, and in Studio everybody is `sagemaker-user`.
+    A machine's account proves little: who may become another one is another one, and in Studio all are `sagemaker-user`.
     """
     if one_arn and other_arn:
         return one_arn == other_arn

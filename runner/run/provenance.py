@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import platform
+import pwd
 import socket
 import subprocess
 from collections.abc import Iterable
@@ -22,12 +22,12 @@ VARIABLES = ("LANG", "LC_ALL", "TZ", "PYTHONHASHSEED", "OMP_NUM_THREADS", "OPENB
 
 
 def who() -> str:
-    """`user@host`, as git and the registry record it."""
+    """`account@host`: the account that this process runs as. LOGNAME, USER and SUDO_USER can be set to anything."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+        account = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user without a name
+        account = str(os.getuid())
+    return f"{account}@{socket.gethostname()}"
 
 
 def environment() -> Environment:

@@ -89,12 +89,18 @@ class Conversation:
     """The other side: asks, and waits for what is said. Leaving it before `switch` changes nothing."""
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
-        """Raises OSError where nobody listens."""
+        """Raises OSError where nobody listens, Refused where the process is another account's."""
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.settimeout(timeout_s)
         try:
             with contextlib.chdir(folder):  # a socket's path is 107 bytes at most
                 self.connection.connect(CONTROL)
+        except PermissionError as error:  # it executes a model's code, so only its own account may say which
+            self.connection.close()
+            raise Refused(
+                f"The process of this target belongs to the account with the number {(folder / CONTROL).stat().st_uid}. "
+                "Only that account, and root, can change what it serves."
+            ) from error
         except OSError:
             self.connection.close()
             raise

@@ -105,7 +105,7 @@ class Watch:
         self.shell, self.project = shell, project + os.sep
         self.ours = str(Path(__file__).resolve().parents[1]) + os.sep
         self.seen: set[str] = set()
-        self.notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" or not isinstance(arguments[0], str | bytes):
