@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from conftest import environment
 from test_registry import FIRST_MODEL, SECOND_MODEL, everything, new, numbers
 
 from runner.errors import NewerStore, Refused, RegistryUnusable, RunnerError, Tampered, UsageError
-from runner.model.events import verify_chain
+from runner.model.events import FIRST, chained, verify_chain
 from runner.model.registry import LocalRegistry
+from runner.model.versions import Event
 
 # registers `count` versions one by one and writes the number of each once it is there
 WORKER = """
@@ -359,9 +363,179 @@ def test_a_sound_registry_is_not_made_anew_and_altered_copies_are_refused(tmp_pa
     assert [version.status for version in registry.rebuild()] == ["approved", "rejected", "pending"]
 
 
-def test_a_registry_that_was_removed_begins_anew_and_the_old_copies_are_put_aside(tmp_path: Path) -> None:
+def test_a_registry_that_is_gone_is_not_begun_anew_while_copies_of_its_events_are_there(tmp_path: Path) -> None:
     registry = lived(tmp_path / "registry.db")
+    before = everything(registry)
     registry.path.unlink()
-    assert registry.register(new(7)).version == 1
-    assert len(list(tmp_path.glob("registry-events.before-*/m/*.json"))) == 4
-    assert [event.kind for event in registry.events("m")] == ["registered"]
+    acts: list[Callable[[], object]] = [
+        lambda: registry.register(new(7)),
+        registry.list,
+        lambda: registry.approved("m"),
+        lambda: registry.decide("m", 1, "rejected", who="ana", why="x"),
+    ]
+    copies = tmp_path / "registry-events"
+    for name in ("registry-events.before-1f2e", "registry-events"):  # moved away, as was done once; put back
+        copies = copies.rename(tmp_path / name)
+        for act in acts:
+            with pytest.raises(RegistryUnusable, match="runner models --rebuild"):
+                act()
+        assert not registry.path.exists()
+    assert [version.status for version in registry.rebuild()] == ["approved", "rejected", "pending"]
+    assert everything(registry) == before
+
+
+def altered_by(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path)
+    for (trigger,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        connection.execute(f"DROP TRIGGER {trigger}")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def emptied(registry: LocalRegistry) -> None:
+    altered_by(registry.path, "DELETE FROM versions", "DELETE FROM events", "DELETE FROM sqlite_sequence")
+
+
+def last_removed(registry: LocalRegistry) -> None:
+    """The rejection of m/2, and the count of events with it."""
+    altered_by(
+        registry.path,
+        "DELETE FROM events WHERE name = 'm' AND seq = 4",
+        "UPDATE sqlite_sequence SET seq = (SELECT count(*) FROM events)",
+    )
+
+
+def name_removed(registry: LocalRegistry) -> None:
+    altered_by(
+        registry.path,
+        *("DELETE FROM versions WHERE name = 'other'", "DELETE FROM events WHERE name = 'other'"),
+        "UPDATE sqlite_sequence SET seq = 4",
+    )
+
+
+def an_older_one(registry: LocalRegistry) -> None:
+    older = LocalRegistry(registry.path.with_name("older.db"), keeps=False)
+    older.adopt({1: registry.get("m", 1)}, registry.events("m")[:1])
+    older.path.replace(registry.path)
+
+
+@pytest.mark.parametrize("change", [emptied, last_removed, name_removed, an_older_one])
+def test_a_registry_that_lost_events_which_the_copies_have_is_refused_and_made_anew(
+    tmp_path: Path, change: Callable[[LocalRegistry], None]
+) -> None:
+    registry = lived(tmp_path / "registry.db")
+    before = everything(registry)
+    change(registry)
+    assert everything(LocalRegistry(registry.path, keeps=False)) != before  # sound by itself
+    for act in (registry.list, lambda: registry.register(new(9)), lambda: registry.approved("m")):
+        with pytest.raises(Tampered, match=r"lacks event \d of .*runner models --rebuild"):
+            act()
+    registry.rebuild()
+    assert everything(registry) == before
+    assert registry.register(new(9)).version == 3
+
+
+def test_each_event_is_found_where_the_registry_or_the_copies_still_have_it(tmp_path: Path) -> None:
+    registry = lived(tmp_path / "registry.db")
+    registry.record("other", 1, "deployed", who="ana", why="x", data={"target": "t"})
+    before = everything(registry)
+    last_removed(registry)  # m's fourth: only its copy is left
+    (tmp_path / "registry-events" / "m" / "000002.json").unlink()
+    for copy in sorted((tmp_path / "registry-events" / "other").iterdir()):
+        copy.unlink()
+    registry.rebuild()
+    assert everything(registry) == before
+    assert list(registry.differences()) == []
+
+
+def rechained(events: Sequence[Event], number: int, **changes: Any) -> list[Event]:
+    """The history with one event changed and every hash made to fit, as somebody does who may write the file."""
+    made: list[Event] = []
+    for event in events:
+        event = msgspec.structs.replace(event, **changes) if event.seq == number else event
+        given = msgspec.structs.asdict(event)
+        del given["hash"], given["previous"]
+        made.append(chained(**given, previous=made[-1].hash if made else FIRST))
+    return made
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_an_event_rewritten_with_all_hashes_after_it_is_another_history_than_the_copies(
+    tmp_path: Path, number: int
+) -> None:
+    registry = lived(tmp_path / "registry.db")
+    versions = {version.version: version for version in registry.list("m")}
+    true, false = list(registry.events("m")), rechained(registry.events("m"), number, who="eve")
+    forged = LocalRegistry(tmp_path / "forged.db", keeps=False)
+    forged.adopt(versions, false)
+    forged.adopt({1: registry.get("other", 1)}, registry.events("other"))
+    sound = registry.path.read_bytes()
+    forged.path.replace(registry.path)
+    with pytest.raises(Tampered, match="one of the two was altered"):
+        registry.list()
+    with pytest.raises(Refused, match="one of the two was altered"):
+        registry.rebuild()
+    (found, *_) = registry.differences()
+    assert f"Event {number} of m is another one in" in found
+    # whoever may write both is not seen here: that is what `history --head` is for
+    shutil.rmtree(tmp_path / "registry-events" / "m")
+    assert [event.who for event in registry.events("m")][number - 1] == "eve"
+    assert registry.events("m")[-1].hash != true[-1].hash
+    registry.path.write_bytes(sound)
+    assert list(registry.events("m")) == true
+
+
+def test_each_copy_that_is_removed_altered_or_moved_is_named_and_lost_ones_are_written_again(tmp_path: Path) -> None:
+    registry = lived(tmp_path / "registry.db")
+    before = everything(registry)
+    assert list(registry.differences()) == []
+    folder = tmp_path / "registry-events" / "m"
+    whole = {file: file.read_bytes() for file in sorted(folder.iterdir())}
+    assert len(whole) == 4
+    for file, content in whole.items():
+        file.unlink()
+        (said,) = registry.differences()
+        assert f"the copy of event {int(file.stem)} is gone" in said
+        assert everything(registry) == before
+        registry.rebuild()
+        assert file.read_bytes() == content
+        others = [other for other in whole.values() if other != content]
+        for altered in (content[:50], content.replace(b'"who": "', b'"who": "x'), *others):
+            file.write_bytes(altered)
+            (said,) = registry.differences()
+            assert file.name in said
+            if file == max(whole):  # each access looks at the last one
+                with pytest.raises(Tampered):
+                    registry.list()
+        file.write_bytes(content)
+    shutil.rmtree(tmp_path / "registry-events")
+    assert len(list(registry.differences())) == 5
+    registry.decide("m", 1, "rejected", who="ana", why="revoked")  # writes those of its name
+    assert len(list(registry.differences())) == 1
+    registry.rebuild()
+    assert list(registry.differences()) == []
+
+
+def test_several_processes_that_begin_a_registry_at_once_do_not_take_each_other_for_a_lost_one(path: Path) -> None:
+    registered_at_once(path, processes=6, each=1)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_the_file_its_journal_and_its_copies_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        registry = LocalRegistry(tmp_path / "runs" / "registry.db")
+        registry.register(new(1))
+        registry.path.write_bytes(b"rubbish")
+        registry.rebuild()
+        connection = sqlite3.connect(registry.path, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO versions VALUES ('m', 9, 'r', 'now', '{}')")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in registry.path.parent.rglob("*") if path.is_file()}
+        connection.close()
+    finally:
+        os.umask(before)
+    assert {"registry.db", "registry.db-journal", "000001.json"} <= set(modes)
+    assert {name: oct(mode) for name, mode in modes.items()} == dict.fromkeys(modes, oct(0o666 & ~umask))

@@ -320,6 +320,7 @@ class SageMakerRegistry:
             status=status,
             created=registered.at,
             decided_by=decision.who if decision else None,
+            decided=decision.at if decision else None,
             reason=decision.why if decision else None,
             location=self.bucket.address(f"models/{facts.sha256}/files/"),
         )
@@ -341,7 +342,7 @@ class SageMakerRegistry:
         known = {found.name: found.version for found in self.list()}
         if name in known:
             return f"There is no {name}/{version}; its versions are 1 to {known[name]}."
-        there = ", ".join(sorted(known)) or "none yet; `runner run` registers the model of a run that passes"
+        there = ", ".join(sorted(known)) or "none yet; `runner check` says whether a run registers one"
         return f"There is no registered model {name!r}. Registered: {there}."
 
     # What is made

@@ -11,6 +11,9 @@ from pathlib import Path
 import msgspec
 
 from runner.content import atomic_write
+from runner.errors import Refused, Tampered
+from runner.model.events import digest
+from runner.model.registry_file import REBUILD
 from runner.model.versions import Event, ModelVersion, NewVersion
 from runner.records import FORMAT, Record, encode, read
 
@@ -35,24 +38,85 @@ def facts_json(version: NewVersion | ModelVersion) -> bytes:
     return msgspec.json.encode(facts, order="sorted")
 
 
-def keep(folder: Path, events: Sequence[Event], versions: Mapping[int, ModelVersion]) -> None:
-    """Write those of one name's events that are not there yet; one that a kill prevented is among them."""
+def keep(
+    folder: Path, events: Sequence[Event], versions: Mapping[int, NewVersion | ModelVersion], *, all_: bool = False
+) -> int:
+    """Write those of one name's events that are not there yet; one that a kill prevented is among them. How many.
+
+    Where one is there, those before it are too; only with `all_` are they looked at.
+    """
     missing = []
     for event in reversed(events):
-        file = folder / event.name / f"{event.seq:06}.json"
-        if file.exists():
+        file = _file(folder, event)
+        if not file.exists():
+            missing.append((file, event))
+        elif not all_:
             break
-        missing.append((file, event))
     for file, event in reversed(missing):  # the oldest first: what is there is always a whole beginning
         file.parent.mkdir(parents=True, exist_ok=True)
         facts = facts_of(versions[event.version]) if event.kind == "registered" else None
         atomic_write(file, encode(Copy(event=event, facts=facts)))
+    return len(missing)
 
 
 def kept(folder: Path) -> Iterator[tuple[dict[int, NewVersion], list[Event]]]:
     """Each name's versions by number, and its events in order. Raises Tampered for a file that is no such record."""
-    for name in sorted(folder.iterdir()) if folder.is_dir() else []:
-        found = [read(Copy, file) for file in sorted(name.glob("*.json"))]
+    for name in _names(folder):
+        found = [_read(file) for file in sorted(name.glob("*.json"))]
         if found:
             facts = {copy.event.version: copy.facts for copy in found if copy.facts is not None}
             yield facts, [copy.event for copy in found]
+
+
+def heads(folder: Path) -> dict[str, Event]:
+    """The last event of each name. Raises Tampered for a file that is no such record, or was altered."""
+    found = {name.name: max(name.glob("*.json"), default=None) for name in _names(folder)}
+    return {name: _read(file).event for name, file in found.items() if file is not None}
+
+
+def merged(events: Sequence[Event], copied: Sequence[Event]) -> list[Event]:
+    """One name's events as far as the registry or the copies have them. Raises Refused where they tell two histories."""
+    found = {event.seq: event for event in events}
+    for event in copied:
+        if found.setdefault(event.seq, event) != event:
+            raise Refused(str(another(event.name, event.seq)))
+    return [found[seq] for seq in sorted(found)]
+
+
+def differences(folder: Path, name: str, events: Sequence[Event]) -> Iterator[str]:
+    """A sentence about each of one name's events whose copy is gone, cannot be read or is another."""
+    for event in events:
+        file = _file(folder, event)
+        try:
+            if _read(file).event != event:
+                yield str(another(name, event.seq, folder))
+        except FileNotFoundError:
+            yield f"{name}: the copy of event {event.seq} is gone from {folder}. Write it again: `{REBUILD}`."
+        except Tampered as error:
+            yield str(error)
+
+
+def another(name: str, seq: int, folder: Path | str = "the copies") -> Tampered:
+    """The registry and the copies tell two histories."""
+    return Tampered(
+        f"Event {seq} of {name} is another one in {folder} than in the registry: one of the two was altered. What "
+        f"`runner history {name} --head` said, kept elsewhere, tells which is right; move the other away, then "
+        f"`{REBUILD}`."
+    )
+
+
+def _names(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def _file(folder: Path, event: Event) -> Path:
+    return folder / event.name / f"{event.seq:06}.json"
+
+
+def _read(file: Path) -> Copy:
+    """Raises Tampered unless the event in it is the one of its name, with its hash; FileNotFoundError."""
+    found = read(Copy, file)
+    event = found.event
+    if (event.name, f"{event.seq:06}.json") != (file.parent.name, file.name) or digest(event) != event.hash:
+        raise Tampered(f"{file} was altered: its content does not give its hash, or it was moved.")
+    return found

@@ -2,15 +2,14 @@
 
 The file has facts that never change (`versions`) and events that are only added (`events`); a version's state is what
 its events add up to, so it stands in one place. The event of a registration has the hash of the version's facts, and
-the file counts the events it was given, so that nothing can be altered or removed unnoticed, the last event included.
-Rollback journal, not WAL, which is unsafe on network homes.
+the file counts the events it was given; each access compares it with the last copy of each name's events, so that an
+event that is removed, the last one too, or a registry that is replaced by an older or an empty one, is noticed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import secrets
 import sqlite3
@@ -21,32 +20,16 @@ from typing import Any
 
 import msgspec
 
-from runner.content import fsync_folder
-from runner.errors import NewerStore, Refused, RegistryUnusable, Tampered, UsageError
+from runner.errors import Refused, RegistryUnusable, Tampered, UsageError
 from runner.model import copies
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
+from runner.model.registry_file import BUSY_S, REBUILD, RegistryFile
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
 from runner.records import typed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x52554E52  # "RUNR", in the file's header
-BUSY_S = 30.0
 COPIES = "registry-events"
-SCHEMA = """
-CREATE TABLE versions (
-    name TEXT NOT NULL, version INTEGER NOT NULL CHECK (version > 0), run TEXT NOT NULL, created TEXT NOT NULL,
-    facts TEXT NOT NULL, PRIMARY KEY (name, version), UNIQUE (name, run)
-) STRICT;
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, seq INTEGER NOT NULL CHECK (seq > 0),
-    event TEXT NOT NULL, UNIQUE (name, seq)
-) STRICT;
-CREATE TRIGGER versions_stay BEFORE UPDATE ON versions BEGIN SELECT RAISE(ABORT, 'versions never change'); END;
-CREATE TRIGGER versions_remain BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are kept'); END;
-CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events never change'); END;
-CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are kept'); END;
-"""
+History = tuple[Mapping[int, NewVersion | ModelVersion], Sequence[Event]]  # of one name: versions by number, events
 
 
 class LocalRegistry:
@@ -54,8 +37,8 @@ class LocalRegistry:
 
     def __init__(self, path: Path, *, busy_s: float = BUSY_S, keeps: bool = True) -> None:
         self.path = path
-        self.busy_s = busy_s
         self.keeps = keeps  # copies of its events in files beside it
+        self._file = RegistryFile(path, busy_s=busy_s)
 
     def register(self, new: NewVersion) -> ModelVersion:
         if not NAME.match(new.name):
@@ -160,25 +143,61 @@ class LocalRegistry:
         self._copy(name)
 
     def rebuild(self) -> Sequence[ModelVersion]:
-        """Make a damaged or lost registry anew from the copies of its events; the damaged file is kept.
+        """Make a damaged or lost registry anew from the copies of its events, or write the copies that a sound one
+        lacks. A damaged file is kept.
 
-        Raises Refused where the registry is sound or there are no copies, Tampered where one was altered or is gone.
+        Raises Refused where both are whole, or tell two histories; Tampered where a copy was altered or is gone.
         """
-        histories = list(copies.kept(self._copies))
-        if self.path.exists() or not histories:
-            with contextlib.suppress(RegistryUnusable, Tampered):
-                self.list()
-                raise Refused(f"{self.path} is sound, or there is nothing in {self._copies} to rebuild it from.")
+        kept, ours = list(copies.kept(self._copies)), self._by_itself()
+        if ours is None and not kept:
+            raise Refused(
+                f"{self.path} is damaged, and {self._copies} has nothing to make it anew from. Restore a copy."
+            )
+        whole: dict[str, History] = dict(ours or {})
+        for versions, events in kept:
+            name = events[0].name
+            known, there = whole.get(name, ({}, []))
+            whole[name] = ({**versions, **known}, copies.merged(there, events))
+        lacking = ours is None or any(
+            len(events) > len(ours.get(name, ({}, []))[1]) for name, (_, events) in whole.items()
+        )
+        if lacking:
+            self._replace(whole)
+        written = sum(copies.keep(self._copies, events, versions, all_=True) for versions, events in whole.values())
+        if not lacking and not written:
+            raise Refused(f"{self.path} is sound, or there is nothing in {self._copies} to rebuild it from.")
+        return self.list()
+
+    def _by_itself(self) -> dict[str, tuple[dict[int, ModelVersion], Sequence[Event]]] | None:
+        """Each name's versions and events, whatever the copies say; None where it is damaged."""
+        alone = LocalRegistry(self.path, keeps=False)
+        try:
+            versions = alone.list()
+            names = sorted({version.name for version in versions})
+            return {
+                name: ({found.version: found for found in versions if found.name == name}, alone.events(name))
+                for name in names
+            }
+        except (RegistryUnusable, Tampered):
+            return None
+
+    def _replace(self, histories: Mapping[str, History]) -> None:
+        """A registry of these histories instead of the one that is there, which is put aside."""
         made = LocalRegistry(self.path.with_name(f".{self.path.name}-{secrets.token_hex(4)}"), keeps=False)
         try:
-            for versions, events in histories:
+            for versions, events in histories.values():
                 made.adopt(versions, events)
             if self.path.exists():
                 self.path.rename(self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(4)}"))
             made.path.rename(self.path)
         finally:
             made.path.unlink(missing_ok=True)
-        return self.list()
+
+    def differences(self, name: str | None = None) -> Iterator[str]:
+        """A sentence about each event, of one name or all, that the copies lack or tell otherwise."""
+        for one, (_, events) in (self._by_itself() or {}).items():
+            if name in (None, one):
+                yield from copies.differences(self._copies, one, events)
 
     @property
     def _copies(self) -> Path:
@@ -187,113 +206,59 @@ class LocalRegistry:
     def _copy(self, name: str) -> None:
         """After the change, never before: what is copied has happened."""
         if self.keeps:
-            with self._reading() as connection:
+            with self._file.reading() as connection:
                 versions = {version.version: version for version in _versions(connection, name)}
                 copies.keep(self._copies, _events(connection, name), versions)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        heads = self._heads()  # before the file is looked at, to which another process may add one meanwhile
+        with self._file.reading() as connection:
+            self._compare(connection, heads)
+            yield connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        heads = self._heads()
+        with self._file.writing() as connection:
+            self._compare(connection, heads)
+            yield connection
+
+    def _heads(self) -> Mapping[str, Event]:
+        """The last event of each name in the copies. Raises RegistryUnusable where they are all that is left."""
+        heads = copies.heads(self._copies) if self.keeps else {}
+        if self.path.exists() or not self.keeps:
+            return heads
+        if heads:
+            raise RegistryUnusable(
+                f"{self.path} is gone, and {self._copies} has copies of the events of {', '.join(heads)}. Put it back, "
+                f"or make it anew: `{REBUILD}`."
+            )
+        for aside in sorted(self.path.parent.glob(f"{COPIES}?*")):
+            raise RegistryUnusable(
+                f"{self.path} is gone, and the copies of its events were moved to {aside}. Put one of them back: "
+                f"`mv {aside} {self._copies} && {REBUILD}`."
+            )
+        return heads
+
+    def _compare(self, connection: sqlite3.Connection, heads: Mapping[str, Event]) -> None:
+        """Raises Tampered unless each of the events is in the file; those before it follow from its hash."""
+        for name, head in heads.items():
+            row = connection.execute("SELECT event FROM events WHERE name = ? AND seq = ?", (name, head.seq)).fetchone()
+            if row is None:
+                raise Tampered(
+                    f"{self.path} lacks event {head.seq} of {name} ({head.kind}, by {head.who} at {head.at}), of which "
+                    f"{self._copies} has a copy: it was altered, or is an older one. Make it anew: `{REBUILD}`."
+                )
+            if (
+                typed(Event, row[0]).hash != head.hash
+            ):  # an event that does not fit its own hash is for the chain to name
+                raise copies.another(name, head.seq, self._copies)
 
     def approved(self, name: str) -> ModelVersion | None:
         with self._reading() as connection:
             found = [version for version in _versions(connection, name) if version.status == "approved"]
             return found[-1] if found else None
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        if not self.path.exists():
-            with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-                connection.executescript(SCHEMA)
-                yield connection
-            return
-        with self._open() as connection:
-            connection.execute("BEGIN")
-            yield connection
-            connection.execute("ROLLBACK")
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        if not self.path.exists():
-            self._create()
-        with self._open() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                if connection.in_transaction:  # a full disk has rolled back already
-                    connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-
-    def _create(self) -> None:
-        """Put an empty registry there, whole or not at all: a file without tables is always a damaged one."""
-        beside = self.path.with_name(f".{self.path.name}-{secrets.token_hex(4)}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.keeps and self._copies.exists():  # of a registry that was removed; this one begins anew
-                self._copies.rename(self._copies.with_name(f"{COPIES}.before-{secrets.token_hex(4)}"))
-            with contextlib.closing(sqlite3.connect(beside)) as connection:
-                connection.executescript(
-                    f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; "
-                    f"PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
-                )
-            try:
-                os.link(beside, self.path)  # never over one that another process has made by now
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                beside.rename(self.path)
-            beside.unlink(missing_ok=True)
-            fsync_folder(self.path.parent)
-        except (OSError, sqlite3.Error) as error:
-            raise RegistryUnusable(f"{self.path} cannot be made: {error}.") from error
-        finally:
-            beside.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=self.busy_s, isolation_level=None
-            )
-        except sqlite3.Error as error:
-            raise RegistryUnusable(f"{self.path} cannot be opened: {error}.") from error
-        try:
-            connection.execute("PRAGMA synchronous = FULL")
-            self._check_header(connection)
-            yield connection
-        except (sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise self._unusable(error) from error
-        finally:
-            connection.close()
-
-    def _unusable(self, error: Exception) -> RegistryUnusable:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it says where in SQLite
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return RegistryUnusable(
-                f"{self.path} stayed locked for {self.busy_s:g} s by another process. Nothing was changed; try again."
-            )
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-            return RegistryUnusable(
-                f"{self.path} cannot be used: {error}. Nothing was changed; free space or make it writable."
-            )
-        return RegistryUnusable(
-            f"{self.path} cannot be read as a registry: {error}. The file was left as it is; restore a copy of it, or make it anew: `runner models --rebuild`."
-        )
-
-    def _check_header(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        if version > SCHEMA_VERSION and owner == APPLICATION_ID:
-            raise NewerStore(
-                f"{self.path} has format {version}; this version reads up to {SCHEMA_VERSION}. Nothing was changed."
-            )
-        if owner != APPLICATION_ID or version != SCHEMA_VERSION:
-            raise RegistryUnusable(
-                f"{self.path} is no registry, or was truncated. It was left as it is; restore a copy of it, or make it anew: `runner models --rebuild`."
-            )
-        # the quick check would not see an index that has lost a row
-        if connection.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
-            raise RegistryUnusable(
-                f"{self.path} is corrupt. It was left as it is; restore a copy of it, or make it anew: `runner models --rebuild`."
-            )
 
 
 def _get(connection: sqlite3.Connection, name: str, version: int) -> ModelVersion:
@@ -331,6 +296,7 @@ def _version(row: tuple[int, str, str, str], registered: Event, events: Sequence
         status=status,
         created=created,
         decided_by=decision.who if decision else None,
+        decided=decision.at if decision else None,
         reason=decision.why if decision else None,
     )
 
@@ -388,7 +354,7 @@ def _unknown(connection: sqlite3.Connection, name: str, version: int | None) -> 
     known = {row[0]: row[1] for row in rows}
     if name in known:
         return f"There is no {name}/{version}; its versions are 1 to {known[name]}."
-    there = ", ".join(sorted(known)) or "none yet; `runner run` registers the model of a run that passes"
+    there = ", ".join(sorted(known)) or "none yet; `runner check` says whether a run registers one"
     return f"There is no registered model {name!r}. Registered: {there}."
 
 

@@ -56,6 +56,7 @@ class ModelVersion(Record, frozen=True, kw_only=True):
     created_by: str
     identity: str = ""
     decided_by: str | None = None
+    decided: str | None = None  # UTC
     reason: str | None = None
     commit: str | None = None
     sources: dict[str, str] = {}
