@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 RUNS, REGISTRY = "runs", "registry.db"
 LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
+LOOK_S = 5.0  # for what is said beside a run; without an answer the run is shown all the same
 
 
 def rebuild_registry(pipeline: Path) -> Sequence[ModelVersion]:
@@ -87,6 +88,15 @@ def reject(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion
         rules=spec.approval,
         identity=backend.identity(spec),
     )
+
+
+def as_of_now(pipeline: Path, manifests: Sequence[RunManifest]) -> list[RunManifest]:
+    """The runs with what has been decided on their versions since; see `runner.run.standing`."""
+    from runner.run.standing import as_of_now as now
+
+    if not any(manifest.model_version for manifest in manifests):
+        return [*manifests]
+    return now(manifests, backend.registry(pipeline, patience_s=LOOK_S))
 
 
 def verify(pipeline: Path, reference: str | None) -> tuple[list[str], int, int]:

@@ -40,9 +40,10 @@ def store(pipeline: Path) -> Store:
     return runs
 
 
-def registry(pipeline: Path) -> Registry:
+def registry(pipeline: Path, *, patience_s: float | None = None) -> Registry:
+    """`patience_s` is how long a registry elsewhere is asked again where it does not answer."""
     spec = load(pipeline)
-    return _registry(pipeline.parent, spec)
+    return _registry(pipeline.parent, spec, patience_s)
 
 
 def world(
@@ -151,14 +152,14 @@ def shared(spec: Pipeline, runs: Store, root: Path) -> SharedRuns:
     return SharedRuns(spec.store.runs, runs, root, Session(spec.sagemaker.region))
 
 
-def session(spec: Pipeline) -> Session:
-    from runner.aws.session import Session
+def session(spec: Pipeline, patience_s: float | None = None) -> Session:
+    from runner.aws.session import PATIENCE_S, Session
     from runner.pipeline.remote import settings
 
-    return Session(settings(spec).region)
+    return Session(settings(spec).region, patience_s=PATIENCE_S if patience_s is None else patience_s)
 
 
-def _registry(root: Path, spec: Pipeline) -> Registry:
+def _registry(root: Path, spec: Pipeline, patience_s: float | None = None) -> Registry:
     """By [model] registry, wherever the steps run."""
     match spec.model.registry if spec.model else LOCAL:
         case "sagemaker":
@@ -167,7 +168,7 @@ def _registry(root: Path, spec: Pipeline) -> Registry:
             from runner.pipeline.remote import settings
 
             chosen, runs = settings(spec), open_store(root)
-            bucket = Bucket(session(spec), chosen.bucket, chosen.prefix)
+            bucket = Bucket(session(spec, patience_s), chosen.bucket, chosen.prefix)
             return SageMakerRegistry(
                 bucket.session,
                 bucket,

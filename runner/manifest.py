@@ -28,6 +28,7 @@ class StepState(Record, frozen=True, kw_only=True):
     why: str = ""  # why it ran, or why not
     snapshot: dict[RelativePath, Sha256] = {}  # sha256 of notebook.ipynb and each of modules/
     parameters: dict[str, Value] = {}  # as resolved; the cell's defaults stay in the cell
+    registers: bool = False  # calls runner.model.register, as far as its code says
     from_run: FileName | None = None  # the run it was taken from, when cached
     attempt: int = 0
     key: StepKey | None = None
@@ -60,10 +61,29 @@ class Environment(Record, frozen=True, kw_only=True):
     variables: dict[str, str] = {}  # by allow-list
 
 
-class ModelVersionRef(Record, frozen=True, kw_only=True):
+class ModelVersionRef(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The version as the run left it; as it is now where somebody looks (`runner.run.standing`), which is not written."""
+
     name: FileName
     version: int
-    status: Literal["pending", "approved", "rejected"]
+    status: Literal["pending", "approved", "rejected", "unknown"]
+    status_at_end: Literal["pending", "approved", "rejected"] | None = None
+    decided_by: str | None = None
+    decided: str | None = None  # UTC
+    unknown: str = ""  # why it is not known what the version is now
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    @property
+    def words(self) -> str:
+        """ "pending", or "pending when it ended; now approved by ana@desk on 2026-11-22 10:16 UTC"."""
+        if self.status_at_end in (None, self.status):
+            return self.status
+        when = f"on {self.decided[:16].replace('T', ' ')} UTC" if self.decided else ""
+        now = self.unknown or f"now {self.status} by {self.decided_by or 'somebody'} {when}".rstrip()
+        return f"{self.status_at_end} when it ended; {now}"
 
 
 class Imported(Record, frozen=True, kw_only=True):

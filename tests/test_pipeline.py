@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
-from conftest import Project, parameters
+from conftest import Project, code, parameters
 
 from runner.errors import PipelineError
+from runner.pipeline.notebook import read_notebook
 from runner.pipeline.plan import Plan, plan
+from runner.pipeline.registering import registers
 
 TWO = """
 name = "two"
@@ -167,6 +170,19 @@ def test_no_parameters_cell_and_two_of_them_are_named(two: Project) -> None:
     assert "b.ipynb: 2 cells are tagged `parameters`: [1], [2]. Keep one." in findings(two, TWO)
 
 
+def test_a_cell_that_an_earlier_execution_left_in_the_source_is_named_and_never_runs(two: Project) -> None:
+    for tag in ("injected-parameters", "runner-debug"):
+        for cells in ((parameters("x: int = 1"), code("x = 99", tag)), (code("x = 99", tag), parameters("x: int = 1"))):
+            two.write("c.ipynb", *cells, "open('ran', 'w')")
+            two.toml('name = "left"\n[steps.only]\nnotebook = "c.ipynb"\n')
+            for command in ("check", "run"):
+                done = two.runner(command)
+                assert done.code == 2
+                assert re.search(rf"c.ipynb: cell \[[12]\], `x = 99`, is tagged `{tag}`.*Delete the cell", done.err)
+    assert not (two.folder / "ran").exists()
+    assert two.runs == []
+
+
 def test_a_parameter_name_that_is_code_is_refused(two: Project) -> None:
     said = findings(two, TWO.replace("depth = 5", "\"x=1; open('f')\" = 5"))
     assert "is not a Python name" in said
@@ -252,3 +268,25 @@ def test_an_error_while_other_steps_go_on_ends_them_and_records_what_became_of_t
     assert done.code == 8
     assert "is missing from" in done.err
     assert [step["status"] for step in project.manifest["steps"]] == ["interrupted", "succeeded", "succeeded", None]
+
+
+@pytest.mark.parametrize(
+    ("cells", "known"),
+    [
+        (["import runner.model as ours", "ours.register(model)"], True),
+        (["from runner.model import *", "def f(:", "x = [register(m) for m in (model,)]"], True),
+        (["from runner.model.request import register as enter\nenter(model)"], True),
+        (["import runner", "%time runner.model.register(model)\nrunner.model.register(model, card='')"], True),
+        (["from runner.model import save", "register(model)"], False),
+        (["# runner.model.register(model)", "text = 'runner.model.register(model)'"], False),
+        (["import runner.model, client", "client.register(runner.model)"], False),
+        (["%%bash\nrunner.model.register(model)"], False),
+    ],
+)
+def test_that_a_notebook_registers_is_read_from_its_calls(project: Project, cells: list[str], known: bool) -> None:
+    path = project.write("a.ipynb", *cells)
+    assert registers(read_notebook(path), []) is known
+    module = path.with_name("helper.py")
+    module.write_text("\n".join(cells))
+    if "def f(:" not in cells and "%" not in "".join(cells):  # a module has to parse
+        assert registers(read_notebook(project.write("b.ipynb", "import helper")), [module]) is known

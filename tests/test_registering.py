@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, Project, parameters
+from conftest import PAGES, ROOT, Done, Project, parameters, recorded
 
 import runner.model
 from runner.content import artifact
@@ -94,7 +94,9 @@ def approve(project: Project, version: str = "tiny/1", reason: str = "reviewed")
 
 
 def without_registry(project: Project) -> Project:
+    """As before anything was registered."""
     (project.folder / "runs" / "registry.db").unlink()
+    shutil.rmtree(project.folder / "runs" / "registry-events")
     return project
 
 
@@ -137,6 +139,51 @@ def test_running_again_registers_nothing_new(project: Project) -> None:
     assert len(project.runs) == 3
     (version,) = project.runner("models", "--json").json
     assert version["run"] == first
+
+
+def test_a_decision_is_told_wherever_the_run_is_looked_at_beside_what_it_was_when_the_run_ended(
+    project: Project,
+) -> None:
+    run = project.runs[-1].name
+    written = (project.runs[-1] / "run.json").read_bytes()
+    assert "model tiny/1 pending\n" in project.runner("show", run).out
+    decided = approve(project)
+    by = decided.json["decided_by"]
+    now = rf"pending when it ended; now approved by {by} on 20\d\d-\d\d-\d\d \d\d:\d\d UTC"
+    page = (project.folder / project.runner("report", run).out.strip()).read_text()
+    shown, markdown = project.runner("show", run).out, project.runner("show", run, "--md").out
+    for said in (f"model tiny/1 {now}", f"is registered, {now}", rf"Model `tiny/1` {now}"):
+        assert any(re.search(said, place) for place in (shown, page, markdown)), said
+    for place in (shown, page, markdown):
+        assert re.search(now, place)
+        assert "runner approve" not in place
+    told = project.runner("show", run, "--json").json["model_version"]
+    told_decided = told.pop("decided")
+    state = {"name": "tiny", "version": 1, "status": "approved", "status_at_end": "pending", "decided_by": by}
+    assert (told, told_decided[:2]) == (state, "20")
+    assert project.runner("runs", "--json").json[0]["model_version"] == {**state, "decided": told_decided}
+    resumed = project.runner("resume", run)
+    assert (resumed.code, "now approved by" in resumed.out, "runner approve" in resumed.err) == (0, True, False)
+
+    assert project.runner("run", "--tag", "again", "--json").json["model_version"]["status"] == "approved"
+    compared = project.runner("compare", run, "latest")
+    assert "tiny/1 approved  tiny/1 approved" in compared.out
+    page = (project.folder / compared.out.split("page ")[-1].strip()).read_text()
+    assert re.search(f"tiny/1 {now}", page)
+    assert "tiny/1` approved" in project.runner("compare", run, "latest", "--md").out
+    sides = project.runner("compare", run, "latest", "--json").json["runs"]
+    ends = [(side["model_version"]["status"], side["model_version"]["status_at_end"]) for side in sides]
+    assert ends == [("approved", "pending"), ("approved", "approved")]
+
+    assert project.runner("reject", "tiny/1", "--reason", "wrong month").code == 0
+    assert "approved when it ended; now rejected by" in project.runner("show", "latest").out
+    assert (project.folder / "runs" / run / "run.json").read_bytes() == written
+    (project.folder / "runs" / "registry.db").write_bytes(b"rubbish")
+    damaged = project.runner("show", run)
+    assert (damaged.code, "pending when it ended; what it is now cannot be read: " in damaged.out) == (0, True)
+    without_registry(project)
+    assert "pending when it ended; the registry here does not have it" in project.runner("show", run).out
+    assert project.runner("show", run, "--json").json["model_version"]["status"] == "unknown"
 
 
 def test_a_version_is_approved_once_and_may_be_revoked_once(project: Project) -> None:
@@ -247,7 +294,21 @@ def test_a_model_without_a_name_is_refused(project: Project) -> None:
     assert not (project.folder / "runs" / "registry.db").exists()
 
 
-def test_a_lost_registry_is_filled_by_the_next_run(project: Project) -> None:
+def test_a_lost_registry_is_said_and_made_anew_before_anything_else_is_registered(project: Project) -> None:
+    assert approve(project).code == 0
+    (project.folder / "runs" / "registry.db").unlink()
+    for arguments in (("run", "--force"), ("models",), ("approve", "tiny/1", "--reason", "x")):
+        done = project.runner(*arguments)
+        assert (done.code, "runner models --rebuild" in done.err) == (8, True), (arguments, done.err)
+    verified = project.runner("verify", "--all")
+    assert (verified.code, "runner models --rebuild" in verified.out) == (4, True), verified.out
+    assert project.runner("models", "--rebuild").code == 0
+    assert versions(project) == [("tiny", 1, "approved")]
+    done = project.runner("run", "--json")
+    assert done.json["model_version"] == {"name": "tiny", "version": 1, "status": "approved"}
+
+
+def test_a_registry_that_was_never_there_is_filled_by_the_next_run(project: Project) -> None:
     done = without_registry(project).runner("run", "--json")
     assert [step["status"] for step in done.json["steps"]] == ["cached", "cached"]
     assert done.json["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
@@ -355,3 +416,188 @@ def test_a_step_asks_for_one_model(origin: Project, tmp_path: Path, monkeypatch:
     with pytest.raises(UsageError, match="called before"):
         runner.model.register(model)
     assert (tmp_path / "out" / REQUEST).read_bytes() == asked
+
+
+# A registering step as people write it, and a pipeline that has none
+
+
+FIT = (
+    parameters('model: str = ""\ndepth: int = 3'),
+    "import json, pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)",
+    "(place / 'model.json').write_text(json.dumps({'depth': depth}))\n(place / 'signature.json').write_text('{}')",
+)
+BY_HAND = """
+name = "hand"
+[steps.fit]
+notebook = "fit.ipynb"
+outputs = { model = "model/" }
+[steps.enter]
+notebook = "enter.ipynb"
+inputs = { model = "fit.model" }
+[steps.judge]
+notebook = "judge.ipynb"
+inputs = { model = "fit.model" }
+[[gate]]
+metric = "judge.depth"
+min = 3.0
+[model]
+name = "hand"
+from = "fit.model"
+"""
+# as a person, a module or nothing that can be read from the code calls it
+CALLS = {
+    "import runner.model": "import runner.model\nrunner.model.register(model)",
+    "another name": "from runner import model as ours\nours.register(model)",
+    "the function": "%matplotlib inline\nfrom runner.model import register as enter\nif model:\n    enter(model)",
+    "a module": "import helper\nhelper.enter(model)",
+    "unreadable": "import importlib\ngetattr(importlib.import_module('runner.model'), 'reg' + 'ister')(model)",
+}
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_a_registering_step_that_does_not_take_the_verdict_waits_for_it_all_the_same(
+    project_by_hand: Project, how: str
+) -> None:
+    project = project_by_hand
+    (project.folder / "helper.py").write_text("import runner.model as rm\ndef enter(model):\n    rm.register(model)\n")
+    project.write("enter.ipynb", parameters('model: str = ""'), CALLS[how])
+    known = how != "unreadable"
+    checked = project.runner("check").out
+    assert ("a run that passes its gate registers hand" in checked, "no notebook calls" in checked) == (
+        known,
+        not known,
+    )
+    whole = how == "import runner.model"
+    for depth, version in ((3, 1), (4, 2), (3, 1), (3, 1)) if whole else ((3, 1), (3, 1)):
+        done = project.runner("run", "--json", "-p", f"depth={depth}")
+        assert (done.code, done.json["model_version"]["version"]) == (0, version), done.err
+    for _ in range(1 + whole):  # the gate is heard, with its rules, and nothing is registered
+        done = project.runner("run", "--json", "-p", "depth=2")
+        assert (done.code, done.json["verdict"], done.json["model_version"]) == (4, "fail", None), done.err
+        assert "judge.depth is 2" in done.err
+        statuses = {step["name"]: step["status"] for step in done.json["steps"]}
+        assert statuses["enter"] == ("skipped" if known else "succeeded")
+    assert [step["name"] for step in done.json["steps"]][-1] == ("enter" if known else "judge")
+
+
+@pytest.fixture
+def project_by_hand(tmp_path: Path) -> Project:
+    project = Project(tmp_path)
+    project.write("fit.ipynb", *FIT)
+    project.write(
+        "judge.ipynb",
+        parameters('model: str = ""'),
+        "import json",
+        recorded("depth", "json.load(open(model + '/model.json'))['depth']"),
+    )
+    project.write("enter.ipynb", parameters('model: str = ""'), CALLS["import runner.model"])
+    project.toml(BY_HAND)
+    return project
+
+
+def test_a_step_that_the_gate_judges_may_register_itself_and_is_judged_first(project_by_hand: Project) -> None:
+    project = project_by_hand
+    project.write("fit.ipynb", *FIT, recorded("depth", "depth"), "import runner.model\nrunner.model.register(model)")
+    project.toml(
+        BY_HAND.replace("judge.depth", "fit.depth").partition("[steps.enter]")[0]
+        + """
+[[gate]]
+metric = "fit.depth"
+min = 3.0
+[model]
+name = "hand"
+from = "fit.model"
+"""
+    )
+    for depth, code, version in ((3, 0, 1), (2, 4, None), (4, 0, 2), (2, 4, None), (3, 0, 1)):
+        done = project.runner("run", "--json", "-p", f"depth={depth}")
+        registered = done.json["model_version"] and done.json["model_version"]["version"]
+        assert (done.code, registered) == (code, version), done.err
+
+
+def test_a_dry_run_a_profile_and_a_part_of_the_steps_know_that_a_step_registers(project_by_hand: Project) -> None:
+    project = project_by_hand
+    project.toml(BY_HAND + '[profiles.quick]\nskip = ["enter"]\n')
+    assert "the profile skips enter" in project.runner("check", "--profile", "quick").out
+    done = project.runner("run", "--profile", "quick", "--json")
+    said = done.json["not_registered"]
+    assert (done.code, "step enter did not run (the profile quick skips it)" in said) == (0, True), done.err
+    assert f"runner register {done.json['run']}" in said
+    assert said in done.err
+    done = project.runner("run", "judge", "--no-register")
+    assert (done.code, "as --no-register says. `runner register" in done.out) == (0, True), done.out
+    planned = project.runner("run", "--dry-run", "--json", "-p", "depth=2").json
+    assert [(step["name"], step["would"]) for step in planned] == [
+        ("fit", "run"),
+        ("judge", "maybe"),
+        ("enter", "maybe"),
+    ]
+    done = project.runner("run", "enter", "--json")
+    assert (done.code, done.json["model_version"]["version"]) == (0, 1), done.err
+    assert project.runner("run", "-p", "depth=2").code == 4
+    planned = project.runner("run", "--dry-run", "--json", "-p", "depth=2").json
+    assert [step["would"] for step in planned] == ["cached", "cached", "skip"]
+
+
+def test_a_refused_registration_is_no_finding_of_verify_and_is_said_again_by_the_next_run(
+    project_by_hand: Project,
+) -> None:
+    project = project_by_hand
+    project.write("enter.ipynb", parameters('model: str = ""'), "import runner.model\nrunner.model.register('aside')")
+    (project.folder / "aside").mkdir()
+    (project.folder / "aside" / "model.json").write_text("{}")
+    for _ in range(2):
+        done = project.runner("run")
+        assert (done.code, "is not the one that [model] from" in done.err) == (8, True), done.err
+        verified = project.runner("verify", "--all")
+        assert (verified.code, "sound" in verified.out) == (0, True), verified.out
+    assert "altered" not in done.err
+
+
+def test_a_pipeline_whose_runs_register_nothing_says_so_before_and_after_and_how_to_change_that(tmp_path: Path) -> None:
+    """README's own example, with the step that registers and without it."""
+    project = Project(tmp_path)
+    (example,) = re.findall(r"```toml\n(name = \"prices\".*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    without = re.sub(r"\n\[steps\.register\].*", "\n", example, flags=re.DOTALL)
+    assert without != example
+    (tmp_path / "prices.csv").write_text("price\n1\n")
+    project.write("prepare.ipynb", parameters('source: str = ""\ntable: str = ""'), "open(table, 'w').write('1')")
+    project.write(
+        "fit.ipynb",
+        parameters('table: str = ""\nmodel: str = ""\nmax_depth: int = 4'),
+        *FIT[1:2],
+        "[(place / name).write_text('{}') for name in ('model.json', 'signature.json')]",
+        recorded("rmse", "50.0"),
+    )
+    project.write(
+        "register.ipynb",
+        parameters('model: str = ""\nverdict: str = ""'),
+        "import runner.model; runner.model.register(model)",
+    )
+    project.toml(without)
+    told = "Add a step that takes the model and `gate.verdict`"
+    checked = project.runner("check", "--json")
+    assert (checked.code, [told in warning for warning in checked.json["warnings"]]) == (0, [True])
+    assert told in project.runner("check").out
+    done = project.runner("run", "--json", env=PAGES)
+    assert (done.code, done.json["verdict"], done.json["model_version"]) == (0, "pass", None)
+    assert told in done.json["not_registered"]
+    assert f"No model was registered: no step called runner.model.register. {told}" in done.err
+    assert told in Path(done.json["report"]).read_text()
+    assert told in project.runner("show", "latest", "--md").out
+    for arguments in (("approve", "prices/1", "--reason", "x"), ("models",)):
+        asked = project.runner(*arguments)
+        assert "`runner check` says whether" in asked.err
+        assert "registers the model of a run that passes" not in asked.err
+    project.toml(example)
+    assert "a run that passes its gate registers prices" in project.runner("check").out
+    done = project.runner("run", "--json")
+    assert (done.code, done.json["model_version"]["version"], "not_registered" in done.json) == (0, 1, False), done.err
+    assert [step["status"] for step in done.json["steps"]] == ["cached", "cached", "succeeded"]
+
+
+def test_a_model_that_nothing_judges_is_said_at_check_and_refused(project_by_hand: Project) -> None:
+    project_by_hand.toml(BY_HAND.replace('[[gate]]\nmetric = "judge.depth"\nmin = 3.0\n', ""))
+    assert "there is no [[gate]], and only a run that passes its gate" in project_by_hand.runner("check").out
+    done = project_by_hand.runner("run")
+    assert (done.code, "There is no [[gate]] in pipeline.toml" in done.err) == (8, True), done.err

@@ -115,9 +115,10 @@ def _wants_page(output: Path | None, open_: bool, as_markdown: bool, as_json: bo
 
 
 def _manifests(store: Store, pipeline: Path, references: Sequence[str]) -> list[RunManifest]:
-    from runner import backend
+    from runner import actions, backend
 
-    return [store.manifest(backend.find_run(pipeline, reference)) for reference in references]
+    found = [store.manifest(backend.find_run(pipeline, reference)) for reference in references]
+    return actions.as_of_now(pipeline, found)
 
 
 def _write(page: Path, comparison: Comparison | None, difference: Difference | None, store: Store) -> None:
@@ -306,7 +307,7 @@ def _say_comparison(comparison: Comparison) -> None:
 
 
 def _version(run: RunFacts) -> str:
-    return f"{run.model_version.name}/{run.model_version.version}" if run.model_version else "–"
+    return f"{run.model_version.label} {run.model_version.status}" if run.model_version else "–"
 
 
 def _metric(metric: Metric | None) -> str:

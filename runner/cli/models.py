@@ -50,7 +50,7 @@ def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Pat
         print_json([version_json(version) for version in versions])
         return
     if not versions:
-        click.echo("No model is registered yet. `runner run` registers the model of a run that passes.", err=True)
+        click.echo("No model is registered yet. `runner check` says whether a run that passes registers one.", err=True)
         return
     print_table(
         ["model", "status", "run", "created (UTC)", *shown, "decided by", "reason"],

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from runner.errors import UsageError
-from runner.manifest import RunManifest
+from runner.manifest import ModelVersionRef, RunManifest
 from runner.records import Metric
 
 pipeline_option = click.option(
@@ -80,7 +80,9 @@ def metric_text(metric: Metric) -> str:
 
 def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
     """The JSON of `run --json` and `show --json`; paths are absolute."""
-    folder = folder.absolute()
+    from runner.run.registration import not_registered
+
+    folder, missing = folder.absolute(), not_registered(manifest)
     return {
         "run": manifest.run,
         "status": manifest.status,
@@ -97,12 +99,15 @@ def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
             for step in manifest.steps
         ],
         "metrics": {name: metric_json(metric) for name, metric in manifest.metrics.items()},
-        "model_version": {
-            "name": manifest.model_version.name,
-            "version": manifest.model_version.version,
-            "status": manifest.model_version.status,
-        }
-        if manifest.model_version
-        else None,
+        "model_version": None if manifest.model_version is None else _version_json(manifest.model_version),
+        **({"not_registered": missing} if missing else {}),
         "report": str(folder / "report.html"),
     }
+
+
+def _version_json(version: ModelVersionRef) -> dict[str, Any]:
+    """As the run left it; where what it is now was looked up, that and both."""
+    made: dict[str, Any] = {"name": version.name, "version": version.version, "status": version.status}
+    if version.status_at_end is not None:
+        made |= {name: getattr(version, name) for name in ("status_at_end", "decided_by", "decided")}
+    return made

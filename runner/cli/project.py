@@ -55,6 +55,9 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
         return 0
     for warning in warnings:
         click.echo(f"  note: {warning}")
+    model = plan.pipeline.model
+    if model is not None and plan.pipeline.gate and any(step.registers and not step.skip for step in plan.steps):
+        click.echo(f"a run that passes its gate registers {model.name}")
     click.echo(plan.summary)
     return 0
 
@@ -84,12 +87,13 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
         raise UsageError(f"There is no step {step!r}{nearest(step, [other.name for other in plan.steps])}")
     if run is not None:
         store = backend.store(pipeline)
-        manifest = store.manifest(backend.find_run(pipeline, run))
-        state = next((state for state in manifest.steps if state.name == step), None)
-        if state is None or state.job is None:
-            raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
-        for name in state.job.inputs:
-            _copy_input(planned, name, recorded(manifest, step, name), store)
+        with store.shared():
+            manifest = store.manifest(backend.find_run(pipeline, run))
+            state = next((state for state in manifest.steps if state.name == step), None)
+            if state is None or state.job is None:
+                raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
+            for name in state.job.inputs:
+                _copy_input(planned, name, recorded(manifest, step, name), store)
     if no_open:
         click.echo(planned.notebook.path)
         return 0

@@ -85,4 +85,4 @@ def write_all(folder: Path, manifest: RunManifest) -> Path:
         step_folder = folder / "steps" / state.name
         if (step_folder / "executed.ipynb").exists():
             write_notebook_page(step_folder, manifest=manifest, state=state)
-    return write_report(folder)
+    return write_report(folder, manifest)

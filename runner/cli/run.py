@@ -146,7 +146,7 @@ def resume_command(
     Example:
       runner resume latest
     """
-    from runner import backend
+    from runner import actions, backend
     from runner.run.again import resume, working_tree_differs
     from runner.run.world import Options
 
@@ -157,10 +157,15 @@ def resume_command(
         click.echo(f"run {run_id} has succeeded; there is nothing to continue", err=True)
     for notebook in working_tree_differs(manifest, store, pipeline.parent):
         click.echo(f"  note: {notebook} has changed since; this continues with the run's own copy", err=True)
+
+    def go_on(world: World) -> RunManifest:
+        made = resume(run_id, pipeline, Options(jobs=jobs, kernel=kernel, take_over=take_over), world)
+        return actions.as_of_now(pipeline, [made])[0] if manifest.status == "succeeded" else made
+
     return carry_out(
         pipeline,
         manifest.pipeline,
-        lambda world: resume(run_id, pipeline, Options(jobs=jobs, kernel=kernel, take_over=take_over), world),
+        go_on,
         on=manifest.on,
         kernel=kernel,
         as_json=as_json,

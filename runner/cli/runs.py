@@ -40,7 +40,7 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
       runner runs -n 5
       runner runs --best evaluate.auc --tag nightly
     """
-    from runner import backend
+    from runner import actions, backend
     from runner.pipeline.file import load
 
     store = backend.store(pipeline)
@@ -53,6 +53,7 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
     judged = dict.fromkeys(([best] if best else []) + [rule.metric for rule in load(pipeline).gate])
     shown = [name for name in judged if any(name in manifest.metrics for manifest in chosen)]
     if as_json:
+        chosen = actions.as_of_now(pipeline, chosen)
         print_json([{**run_json(manifest, store.folder(manifest.run)), **_extras(manifest)} for manifest in chosen])
         return
     print_table(
@@ -115,10 +116,10 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
       runner show latest
       runner show latest --md >> "$GITHUB_STEP_SUMMARY"
     """
-    from runner import backend
+    from runner import actions, backend
 
     store = backend.store(pipeline)
-    manifest = store.manifest(backend.find_run(pipeline, run))
+    (manifest,) = actions.as_of_now(pipeline, [store.manifest(backend.find_run(pipeline, run))])
     folder = store.folder(manifest.run)
     if as_json:
         print_json({**run_json(manifest, folder), **_extras(manifest)})
@@ -147,17 +148,17 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
 @click.option("--open", "open_", is_flag=True, help="Open it in the browser.")
 @pipeline_option
 def report_command(run: str, open_: bool, pipeline: Path) -> None:
-    """Print where a run's report is, writing it anew where it is missing.
+    """Write a run's report anew, with what was decided on its model since, and print where it is.
 
     \b
     Example:
       runner report latest --open
     """
-    from runner import backend
+    from runner import actions, backend
     from runner.cli.reporting import write_all
 
     store = backend.store(pipeline)
-    manifest = store.manifest(backend.find_run(pipeline, run))
+    (manifest,) = actions.as_of_now(pipeline, [store.manifest(backend.find_run(pipeline, run))])
     path = write_all(store.folder(manifest.run), manifest)
     click.echo(path)
     if open_:

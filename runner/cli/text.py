@@ -10,6 +10,7 @@ from runner.cli.options import metric_text
 from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed
 from runner.manifest import RunManifest, StepState
 from runner.run.cost import cost
+from runner.run.registration import not_registered
 
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
 RULE_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
@@ -27,8 +28,9 @@ def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
     else:
         lines.append(f"run {manifest.status}")
     if manifest.model_version is not None:
-        version = f"{manifest.model_version.name}/{manifest.model_version.version}"
-        lines.append(f"model {version} {manifest.model_version.status}")
+        lines.append(f"model {manifest.model_version.label} {manifest.model_version.words}")
+    if missing := not_registered(manifest):
+        lines.append(missing)
     paid = cost(manifest)
     if paid is not None:
         lines.append(f"SageMaker: {paid}")
@@ -53,8 +55,7 @@ def hint(manifest: RunManifest) -> Iterator[str]:
     elif manifest.status == "interrupted":
         yield f"  stopped; `runner resume {short}` goes on from the first unfinished step"
     elif manifest.model_version is not None and manifest.model_version.status == "pending":
-        version = f"{manifest.model_version.name}/{manifest.model_version.version}"
-        yield f'  next: runner approve {version} --reason "…"   (look first: runner report {short})'
+        yield f'  next: runner approve {manifest.model_version.label} --reason "…"   (look first: runner report {short})'
 
 
 def exit_code(manifest: RunManifest, signals: Sequence[int] = ()) -> int:

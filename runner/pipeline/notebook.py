@@ -110,7 +110,7 @@ def python_source(cell: Cell) -> str:
     source = _PYTHON_MAGICS.sub("pass", cell.source, count=1) if _PYTHON_MAGICS.match(cell.source) else cell.source
     if source.lstrip().startswith("%%"):
         return ""
-    if _parsed(source) is not None:
+    if parsed(source) is not None:
         return source
     lines = []
     continued = False  # by a backslash at the end of a magic's line
@@ -128,10 +128,10 @@ def imported_names(source: str) -> frozenset[str]:
 
     Of a source that does not parse, those of the lines that are an import by themselves.
     """
-    tree = _parsed(source)
+    tree = parsed(source)
     if tree is None:
         lines = (found[1] for line in source.splitlines() if (found := _IMPORT_LINE.match(line)))
-        return frozenset().union(*(imported_names(line) for line in lines if line != source and _parsed(line)))
+        return frozenset().union(*(imported_names(line) for line in lines if line != source and parsed(line)))
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -142,7 +142,8 @@ def imported_names(source: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _parsed(source: str) -> ast.Module | None:
+def parsed(source: str) -> ast.Module | None:
+    """The source's syntax tree; None where it does not parse."""
     try:
         return syntax_tree(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # NUL in it, or nested too deeply
@@ -274,7 +275,7 @@ def _files_of(name: str, root: Path) -> Iterator[Path]:
 
 def _relative_imports(source: str, relative: str) -> set[str]:
     """`from . import x` and `from .x import y` in a module at `relative`, as absolute names."""
-    tree = _parsed(source)
+    tree = parsed(source)
     if tree is None:
         return set()
     names: set[str] = set()

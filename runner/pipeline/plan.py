@@ -10,19 +10,22 @@ import graphlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from runner.errors import PipelineError
-from runner.pipeline.file import VERDICT, examine, is_address, is_path, nearest, upstream
+from runner.pipeline.cleaned import INJECTED
+from runner.pipeline.file import examine, is_address, is_path, nearest
 from runner.pipeline.notebook import Notebook, project_modules, read_notebook
 from runner.pipeline.parameters import Declared
+from runner.pipeline.registering import gated, needs_of, outlook, registers
 from runner.pipeline.types import DoesNotFit, check, read_text
 from runner.records import Pipeline, StepSpec, Value
 
 ENVIRONMENT = "env:"
+LEFT_OVER = {INJECTED, "runner-debug"}  # papermill's cell, and that of `runner debug`
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class PlannedStep:
     spec: StepSpec
     notebook: Notebook
     parameters: dict[str, Value]
-    modules: dict[str, Path]
-    needs: tuple[str, ...]
-    needs_verdict: bool
+    modules: dict[str, Path] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    needs_verdict: bool = False  # runs only after a passing gate
+    registers: bool = False  # calls runner.model.register, as far as its code says
     skip: str = ""  # why it does not run this time
 
 
@@ -76,13 +80,24 @@ def plan(
     pipeline, findings = examine(file, profile)
     notebooks = _notebooks(pipeline, file.parent, findings)
     given, pipeline = _overridden(pipeline, notebooks, overrides or {}, findings)
-    order, wanted = _order(pipeline, targets, findings)
+    modules = {name: project_modules(notebook) for name, notebook in notebooks.items()}
+    registering = {name for name, notebook in notebooks.items() if registers(notebook, modules[name].values())}
+    waiting = gated(pipeline, registering)
+    graph = {name: needs_of(name, pipeline, waiting) for name in pipeline.steps}
+    order, wanted = _order(graph, pipeline, targets, findings)
     steps: list[PlannedStep] = []
     warnings: list[str] = []
     for name in order:
         if name in notebooks:
             texts = given.get(name, {})
             step = _planned(name, pipeline, notebooks[name], texts, findings, warnings, file.name, secrets_here)
+            step = replace(
+                step,
+                modules=modules[name],
+                needs=tuple(graph[name]),
+                needs_verdict=name in waiting,
+                registers=name in registering,
+            )
             if name in wanted:
                 findings += _sources(name, pipeline.steps[name], file.parent)
             else:
@@ -101,6 +116,7 @@ def plan(
     judges = bool(pipeline.gate) and {rule.metric.partition(".")[0] for rule in pipeline.gate} <= wanted
     if pipeline.gate and all(rule.when for rule in pipeline.gate):
         warnings.append(f"{file.name}: every gate rule has `when`; where none is judged, the verdict is an error.")
+    warnings += [f"{file.name}: {sentence}" for sentence in outlook(pipeline, registering)]
     return Plan(file=file, pipeline=pipeline, steps=tuple(steps), judges=judges, warnings=tuple(warnings))
 
 
@@ -114,6 +130,7 @@ def _notebooks(pipeline: Pipeline, root: Path, findings: list[str]) -> dict[str,
             findings += [f"steps.{name}: {finding}" for finding in error.findings]
             continue
         findings += _untakable(found[name], step)
+        findings += _left_over(step.notebook, found[name])
         if (path.parent / "runner.py").exists() or (path.parent / "runner" / "__init__.py").exists():
             findings.append(f"{step.notebook}: a `runner` module beside it would shadow the package; rename it.")
     return found
@@ -146,6 +163,17 @@ def _translated(notebook: Notebook) -> bool:
     except PapermillException:
         return False
     return True
+
+
+def _left_over(file: str, notebook: Notebook) -> Iterator[str]:
+    """Cells that an earlier execution put there: they would set other values than those that are recorded."""
+    for cell in notebook.cells:
+        for tag in LEFT_OVER & set(cell.tags):
+            where = f"cell [{cell.number}]" if cell.number is not None else "a cell"
+            yield (
+                f"{file}: {where}, `{cell.first_line}`, is tagged `{tag}`: an earlier execution left it, and it would set "
+                "other values than those that are recorded. Delete the cell."
+            )
 
 
 def _overridden(
@@ -194,21 +222,10 @@ def _is_parameter(name: str, spec: StepSpec, notebook: Notebook) -> bool:
     return known and name not in spec.inputs and name not in spec.outputs
 
 
-def needs_of(name: str, pipeline: Pipeline) -> list[str]:
-    """The steps that must have succeeded before this one, in the file's order."""
-    needs = upstream(pipeline.steps[name])
-    if needs_verdict(pipeline.steps[name]):
-        needs |= {rule.metric.partition(".")[0] for rule in pipeline.gate}
-    return [step for step in pipeline.steps if step in needs]
-
-
-def needs_verdict(spec: StepSpec) -> bool:
-    return any(source.from_ == VERDICT for source in spec.inputs.values())
-
-
-def _order(pipeline: Pipeline, targets: Sequence[str], findings: list[str]) -> tuple[list[str], set[str]]:
-    """All steps, needs first and otherwise in the file's order; and those that are to run."""
-    graph = {name: needs_of(name, pipeline) for name in pipeline.steps}
+def _order(
+    graph: Mapping[str, list[str]], pipeline: Pipeline, targets: Sequence[str], findings: list[str]
+) -> tuple[list[str], set[str]]:
+    """All steps, needs (`graph`) first and otherwise in the file's order; and those that are to run."""
     sorter = graphlib.TopologicalSorter(graph)
     try:
         sorter.prepare()
@@ -286,9 +303,6 @@ def _planned(
         spec=spec,
         notebook=notebook,
         parameters=dict(sorted(values.items())),
-        modules=project_modules(notebook),
-        needs=tuple(needs_of(name, pipeline)),
-        needs_verdict=needs_verdict(spec),
     )
 
 

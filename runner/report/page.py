@@ -15,6 +15,7 @@ from runner.records import Metric, RuleResult, read
 from runner.report import clean
 from runner.report.files import environment, number, style
 from runner.run.cost import cost
+from runner.run.registration import not_registered
 
 REPORT = "report.html"
 WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
@@ -22,9 +23,12 @@ MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not j
 STATES = {"succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", "running": "▸", None: "·"}
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write `report.html` of the run in the folder, in whatever state it is, and return its path."""
-    manifest = read(RunManifest, run_folder / "run.json")
+def write_report(run_folder: Path, manifest: RunManifest | None = None) -> Path:
+    """Write `report.html` of the run in the folder, in whatever state it is, and return its path.
+
+    `manifest` is the run's with what is known of its model version now; without it, what its file says.
+    """
+    manifest = manifest or read(RunManifest, run_folder / "run.json")
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
     page = (
         environment()
@@ -44,6 +48,7 @@ def write_report(run_folder: Path) -> Path:
             comparison=_comparison(manifest),
             steps=[_step(run_folder, step) for step in manifest.steps],
             paid=cost(manifest),
+            not_registered=not_registered(manifest),
             metrics=sorted(manifest.metrics.items()),
             problems=sorted(manifest.problems.items()),
             shown=[made for step in manifest.steps if (made := _shown(run_folder, step))],
@@ -86,7 +91,7 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
     version = manifest.model_version
     if version is None:
         return words
-    return f"{words} {version.name}/{version.version} is registered, {version.status}."
+    return f"{words} {version.label} is registered, {version.words}."
 
 
 def _tone(manifest: RunManifest) -> str:

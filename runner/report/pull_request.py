@@ -175,4 +175,4 @@ def _metric(metric: Metric | None) -> str:
 
 
 def _version(run: RunFacts) -> str:
-    return code(f"{run.model_version.name}/{run.model_version.version}") if run.model_version else "–"
+    return f"{code(run.model_version.label)} {run.model_version.status}" if run.model_version else "–"

@@ -11,6 +11,7 @@ from runner.pipeline.notebook import read_notebook
 from runner.report.files import number
 from runner.report.pull_request import code, fence, table
 from runner.run.cost import cost
+from runner.run.registration import not_registered
 
 MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "error": "⚠️", "not judged": "–"}
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "is inconclusive", "error": "is in error"}
@@ -55,8 +56,10 @@ def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[st
         yield f"SageMaker: {paid}."
         yield ""
     if manifest.model_version is not None:
-        version = manifest.model_version
-        yield f"Model {code(f'{version.name}/{version.version}')} {version.status}."
+        yield f"Model {code(manifest.model_version.label)} {manifest.model_version.words}."
+        yield ""
+    if missing := not_registered(manifest):
+        yield missing
         yield ""
     commit = f", commit {code(manifest.git.commit[:8])}" if manifest.git else ""
     yield f"Run {code(manifest.run)}{commit}, {manifest.started[:19].replace('T', ' ')} UTC, by {code(manifest.started_by)}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from runner.content import atomic_write, file_fact
-from runner.errors import RunnerError, Tampered
+from runner.errors import RunnerError, Tampered, UsageError
 from runner.manifest import StepState
 from runner.paths import FileName, RelativePath
 from runner.pipeline.plan import PlannedStep
@@ -24,7 +24,7 @@ from runner.run import folder as run_folder
 from runner.run.checked import Checked
 from runner.run.keys import differences, digest
 from runner.run.sources import changed_objects
-from runner.run.store import Store, facts_of, files_of
+from runner.run.store import MANIFEST, Store, facts_of, files_of
 
 CACHE, LATEST, INDEX, PACKAGES = "cache", "latest.json", "checked.json", "packages.json"
 NEVER, ALTERED = "never run", "an output was altered"
@@ -73,7 +73,9 @@ class Cache:
                 state = self._state(entry.run, step.name)
                 self._check(state)
             except (RunnerError, OSError, StopIteration) as error:
-                why = ALTERED if isinstance(error, Tampered) else why or f"run {entry.run} is gone"
+                there = (self.store.folder(entry.run) / MANIFEST).exists()
+                lost = f"run {entry.run} {'did not end well' if there else 'is gone'}"
+                why = ALTERED if isinstance(error, Tampered) else why or lost
                 continue
             return Found(why="", state=state, run=state.from_run or entry.run)
         if not why:
@@ -135,7 +137,7 @@ class Cache:
     def _state(self, run: str, step: str) -> StepState:
         state = next(state for state in self.store.manifest(run).steps if state.name == step)
         if state.result is None or state.status not in ("succeeded", "cached"):
-            raise Tampered(f"Step {step} of run {run} did not succeed.")
+            raise UsageError(f"Step {step} of run {run} did not succeed.")
         return state
 
     def _changed(self, opened: Mapping[str, Opened]) -> str | None:

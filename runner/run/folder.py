@@ -12,7 +12,8 @@ from runner.content import atomic_write, file_fact
 from runner.manifest import RunManifest
 from runner.pipeline.file import is_address
 from runner.pipeline.notebook import read_notebook
-from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep, needs_of, needs_verdict
+from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
+from runner.pipeline.registering import gated, needs_of
 from runner.records import Artifact, InputFact, StepJob, StepResult, encode
 from runner.run.sources import place
 from runner.run.store import Store, facts_of, files_of
@@ -20,7 +21,7 @@ from runner.run.store import Store, facts_of, files_of
 Place = Callable[[InputFact, str, Path, Store], InputFact]
 
 PIPELINE, STEPS = "pipeline.toml", "steps"
-JOB, SOURCE, MODULES, RESULT = "job.json", "notebook.ipynb", "modules", "result.json"
+JOB, SOURCE, MODULES, RESULT, OUT = "job.json", "notebook.ipynb", "modules", "result.json", "out"
 
 
 def step_folder(store: Store, run: str, step: str) -> Path:
@@ -47,11 +48,11 @@ def snapshot(plan: Plan, store: Store, run: str) -> dict[str, dict[str, str]]:
 def plan_again(manifest: RunManifest, store: Store, file: Path) -> Plan:
     """The plan of an earlier run, from its own snapshot: later edits of the working tree do not reach it."""
     pipeline = manifest.pipeline
+    waiting = gated(pipeline, [state.name for state in manifest.steps if state.registers])
     steps = []
     for state in manifest.steps:
         folder = step_folder(store, manifest.run, state.name)
         notebook = read_notebook(folder / SOURCE)
-        needs = needs_of(state.name, pipeline)
         modules = [name.removeprefix(f"{MODULES}/") for name in state.snapshot if name.startswith(f"{MODULES}/")]
         steps.append(
             PlannedStep(
@@ -60,8 +61,9 @@ def plan_again(manifest: RunManifest, store: Store, file: Path) -> Plan:
                 notebook=notebook,
                 parameters=state.parameters,
                 modules={name: folder / MODULES / name for name in modules},
-                needs=tuple(needs),
-                needs_verdict=needs_verdict(pipeline.steps[state.name]),
+                needs=tuple(needs_of(state.name, pipeline, waiting)),
+                needs_verdict=state.name in waiting,
+                registers=state.registers,
             )
         )
     return Plan(file=file, pipeline=pipeline, steps=tuple(steps), judges=bool(pipeline.gate), warnings=())
@@ -105,7 +107,7 @@ def write_job(
     wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store, place: Place = place
 ) -> StepJob:
     """The job with `inputs` put in place in its folder, as job.json there; what an earlier try left is removed."""
-    for leftover in ("in", "out"):
+    for leftover in ("in", OUT):
         shutil.rmtree(folder / leftover, ignore_errors=True)
     made = msgspec.structs.replace(
         wanted, inputs={name: place(fact, name, folder, store) for name, fact in inputs.items()}

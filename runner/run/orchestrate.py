@@ -45,6 +45,12 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
     first = next((step for step in plan.steps if not step.skip), None)
     if first is not None and options.beside == 1:
         world.executor.expect(first.notebook.path, threads=_cores(options))
+    with store.shared():  # from the first byte that is kept for it, `gc` leaves everything alone
+        return _begun(plan, options, world)
+
+
+def _begun(plan: Plan, options: Options, world: World) -> RunManifest:
+    store = world.store
     sources, champion = pinned(plan, world)
     run_id = store.new()
     reach("run folder made")
@@ -79,7 +85,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
 
 
 def _may_register(plan: Plan, options: Options) -> bool:
-    return options.register and any(step.needs_verdict for step in plan.steps)
+    return options.register and plan.pipeline.model is not None
 
 
 def _state(step: PlannedStep, hashes: dict[str, str]) -> StepState:
@@ -88,6 +94,7 @@ def _state(step: PlannedStep, hashes: dict[str, str]) -> StepState:
         notebook=step.spec.notebook,
         snapshot=hashes,
         parameters=step.parameters,
+        registers=step.registers,
         status="skipped" if step.skip else None,
         why=step.skip,
     )
@@ -104,6 +111,9 @@ class Steps:
         self.waiting = [step for step in plan.steps if step.name not in ended]
         self.going: set[str] = set()
         self.left: set[str] = set()  # steps that go on elsewhere while we leave
+        self.registered: set[str] = (
+            set() if manifest.model_version is None else {state.name for state in manifest.steps}
+        )
         self.cache = Cache(world.store, plan.root)
         self.threads = _cores(options) if world.runtime is None else 0  # elsewhere a step has a machine for itself
         # attempts number a step's executions over all resumptions; `retries` counts from this owner's first
@@ -114,7 +124,7 @@ class Steps:
         if self.world.shared is not None:
             self.world.shared.claim(self.manifest, take_over=self.options.take_over)
             self._share()  # from now on the others see it, and can go on with it should we not
-        self._register_left()
+        self._register_asked()  # a run that was killed before it could
         self._prepare_next()
         try:
             while self._start_ready():
@@ -273,8 +283,7 @@ class Steps:
         self._record(step, result, **state)
         reach("step recorded", step.name)
         ended = self._state(step.name)
-        if ended.status in ("succeeded", "cached") and result.registration is not None:
-            self._register(step, result, ended.from_run)
+        self._register_asked()
         if ended.status == "succeeded":
             self.cache.remember(self.manifest.run, self._state(step.name))
         self._share()
@@ -286,39 +295,41 @@ class Steps:
         self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
         self._set(step.name, result=result, **state)
 
-    def _register(self, step: PlannedStep, result: StepResult, from_run: str | None) -> None:
-        if not self.options.register:
+    def _register_asked(self) -> None:
+        """Register what steps ask for, once the gate has passed; where it says no, that is the run's last word."""
+        verdict = self.manifest.verdict
+        if not self.options.register or (self.plan.pipeline.gate and (verdict is None or verdict.outcome != "pass")):
             return
+        for state in self.manifest.steps:
+            asked = state.status in ("succeeded", "cached") and state.result is not None and state.result.registration
+            if asked and state.name not in self.registered:
+                self.registered.add(state.name)
+                self._register(state)
+
+    def _register(self, state: StepState) -> None:
+        assert state.result is not None
         reach("before registering")
         try:
-            version = registration.commit(self.manifest, result, self.world.registry, from_run=from_run)
+            version = registration.commit(self.manifest, state.result, self.world.registry, from_run=state.from_run)
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
-            self._set(step.name, status="failed", result=msgspec.structs.replace(result, error=refused))
+            self._set(state.name, status="failed", result=msgspec.structs.replace(state.result, error=refused))
             self._write(status="failed", ended=_now())
             raise
         reach("registered")
         self._write(model_version=version)
         reach("version recorded")
 
-    def _register_left(self) -> None:
-        """A run that was killed between sealing a step and registering what it asks for does so now."""
-        for step in self.plan.steps:
-            state = self._state(step.name)
-            result = state.result if state.status in ("succeeded", "cached") else None
-            if result is not None and result.registration is not None and self.manifest.model_version is None:
-                self._register(step, result, state.from_run)
-
     def _skip(self, step: PlannedStep) -> None:
         verdict = self._verdict()
         self._set(step.name, status="skipped", why=f"the gate's verdict is {verdict.outcome}")
 
     def _judge_when_ready(self) -> None:
-        if not self.plan.judges or self.manifest.verdict is not None:
-            return
         needed = {rule.metric.partition(".")[0] for rule in self.plan.pipeline.gate}
-        if all(self._status(name) in ("succeeded", "cached") for name in needed):
+        ready = all(self._status(name) in ("succeeded", "cached") for name in needed)
+        if self.plan.judges and self.manifest.verdict is None and ready:
             self._verdict()
+        self._register_asked()
 
     def _verdict(self) -> Verdict:
         if self.manifest.verdict is None:

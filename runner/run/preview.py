@@ -32,6 +32,11 @@ def preview(
     `on_sources` is filled with what comes from outside the run, by "step.input".
     """
     world.store.prepare()
+    with world.store.shared():
+        return _previewed(plan, options, world, on_sources)
+
+
+def _previewed(plan: Plan, options: Options, world: World, on_sources: dict[str, InputFact] | None) -> list[Expected]:
     sources, _ = pinned(plan, world)
     cache = Cache(world.store, plan.root)
     results: dict[str, StepResult] = {}
@@ -60,14 +65,14 @@ def _expect(
     waiting = [need for need in step.needs if need not in results]
     if waiting:
         return Expected(step.name, "maybe", f"depends on what {', '.join(waiting)} gives")
+    verdict = _verdict(plan, sources, results) if step.needs_verdict else None
+    if verdict is not None and verdict.outcome != "pass":
+        return Expected(step.name, "skip", f"the gate's verdict is {verdict.outcome}")
     inputs: dict[str, InputFact] = {}
     for name, spec in step.spec.inputs.items():
         if f"{step.name}.{name}" in sources:
             inputs[name] = sources[f"{step.name}.{name}"]
-        elif spec.from_ == VERDICT:
-            verdict = _verdict(plan, sources, results)
-            if verdict.outcome != "pass":
-                return Expected(step.name, "skip", f"the gate's verdict is {verdict.outcome}")
+        elif spec.from_ == VERDICT and verdict is not None:
             inputs[name] = _fact(encode(verdict))
         else:
             upstream, _, output = spec.from_.partition(".")

@@ -11,6 +11,7 @@ from runner.errors import Refused, Tampered
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.model.events import verify_chain
 from runner.model.versions import Claim, Event, ModelVersion, NewVersion
+from runner.pipeline.registering import HOW_TO_REGISTER
 from runner.records import Artifact, StepResult
 
 
@@ -50,7 +51,14 @@ def new_version(manifest: RunManifest, result: StepResult) -> NewVersion:
         raise Refused("A notebook called runner.model.register, but pipeline.toml has no [model] to say its name.")
     if manifest.verdict is None or manifest.verdict.outcome != "pass":
         said = manifest.verdict.outcome if manifest.verdict else "none"
-        raise Refused(f"Only a run that passed its gate registers a model; the verdict of {manifest.run} is {said}.")
+        why = (
+            ""
+            if manifest.pipeline.gate
+            else " There is no [[gate]] in pipeline.toml; write what the model has to reach."
+        )
+        raise Refused(
+            f"Only a run that passed its gate registers a model; the verdict of {manifest.run} is {said}.{why}"
+        )
     found = model_artifact(manifest)
     if found is None or found.sha256 != asked.model_sha256:
         raise Refused(
@@ -97,6 +105,27 @@ def claimed(manifest: RunManifest, events: Sequence[Event]) -> NewVersion:
     return msgspec.structs.replace(
         new, imported=msgspec.structs.replace(new.imported, version=made.version, events=own)
     )
+
+
+def not_registered(manifest: RunManifest) -> str:
+    """Why a run that passed its gate has registered no model, and how one is; "" where there is nothing to say."""
+    passed = manifest.verdict is not None and manifest.verdict.outcome == "pass"
+    if not passed or manifest.status != "succeeded" or manifest.pipeline.model is None or manifest.model_version:
+        return ""
+    afterwards = f"`runner register {manifest.run}` does it now."
+    registering = [state for state in manifest.steps if state.registers]
+    asked = any(state.result is not None and state.result.registration is not None for state in manifest.steps)
+    left_out = [state for state in registering if state.status == "skipped"]
+    if not registering and not asked:
+        return f"No model was registered: no step called runner.model.register. {HOW_TO_REGISTER}"
+    if manifest.imported is not None:
+        return f"No model was registered here: the run was taken in without a version. {afterwards}"
+    if asked or (left_out and not manifest.register):
+        return f"No model was registered, as --no-register says. {afterwards}"
+    if left_out:
+        return f"No model was registered: step {left_out[0].name} did not run ({left_out[0].why}). {afterwards}"
+    name = registering[0].name
+    return f"No model was registered: step {name} ended without having called runner.model.register."
 
 
 def model_artifact(manifest: RunManifest) -> Artifact | None:

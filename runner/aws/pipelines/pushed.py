@@ -221,6 +221,12 @@ def _refuse(plan: Plan) -> None:
         for name, spec in step.spec.inputs.items()
         if spec.from_.startswith(APPROVED) and local
     ]
+    findings += [
+        f"steps.{step.name}: it registers, and the gate judges it; in SageMaker only a step after the gate can register. "
+        "Call runner.model.register in a step of its own."
+        for step in active(plan)
+        if step.registers and not step.needs_verdict
+    ]
     if model is not None and local and gated_steps(plan):
         findings.append(
             '[model] registry = "local" is on this machine, where no execution can register; write registry = "sagemaker".'
