@@ -12,7 +12,7 @@ import msgspec
 
 from runner import backend
 from runner.content import atomic_write
-from runner.errors import PipelineError, Refused, RunnerError, UsageError
+from runner.errors import PipelineError, Refused, UsageError
 from runner.failpoint import reach
 from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model import approval
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from runner.run.doctor import Check
     from runner.run.gc import Freed
     from runner.run.reproduce import Reproduced
+    from runner.run.verify import Verified
 
 RUNS, REGISTRY = "runs", "registry.db"
 LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
@@ -99,36 +100,13 @@ def as_of_now(pipeline: Path, manifests: Sequence[RunManifest]) -> list[RunManif
     return now(manifests, backend.registry(pipeline, patience_s=LOOK_S))
 
 
-def verify(pipeline: Path, reference: str | None) -> tuple[list[str], int, int]:
-    """Findings, files and bytes read; of one run or version, or of everything where `reference` is None."""
-    from runner.model.events import verify_chain
-    from runner.run.verify import Verifier
+def verify(pipeline: Path, reference: str | None) -> Verified:
+    """What was checked of one run or version, or of everything where `reference` is None."""
+    from runner.run.verify import verify as check
 
     runs, versions = backend.store(pipeline), backend.registry(pipeline)
-    verifier = Verifier(runs)
-    name, slash, number = (reference or "").partition("/")
-    if slash and number.isdecimal():
-        chosen = [versions.get(name, int(number))]
-        run_ids = [chosen[0].run]
-    else:
-        chosen = list(versions.list()) if reference is None else []
-        run_ids = [run for run in runs.runs() if runs.begun(run)] if reference is None else [runs.find(reference)]
-    found: list[str] = []
-    for run in run_ids:
-        try:
-            found += verifier.run(runs.manifest(run))
-        except RunnerError as error:
-            found.append(str(error))
-    for version in chosen:
-        try:
-            found += verifier.version(version, runs.manifest(version.run))
-        except RunnerError as error:
-            found.append(f"{version.name}/{version.version}: {error}")
-    for model in sorted({version.name for version in chosen}):
-        broken = verify_chain(versions.events(model))
-        if broken is not None:
-            found.append(f"{model}: {broken}")
-    return found, verifier.files, verifier.size_bytes
+    with runs.shared():
+        return check(runs, versions, reference)
 
 
 def reproduce_run(
@@ -139,16 +117,17 @@ def reproduce_run(
     from runner.step.local import LocalExecutor
 
     runs = backend.store(pipeline)
-    return reproduce(
-        runs.manifest(backend.find_run(pipeline, reference)),
-        original=runs,
-        scratch=Store(scratch),
-        root=pipeline.parent,
-        executor=LocalExecutor(),
-        now=provenance.environment(),
-        tolerance=tolerance,
-        on_step=on_step,
-    )
+    with runs.shared():
+        return reproduce(
+            runs.manifest(backend.find_run(pipeline, reference)),
+            original=runs,
+            scratch=Store(scratch),
+            root=pipeline.parent,
+            executor=LocalExecutor(),
+            now=provenance.environment(),
+            tolerance=tolerance,
+            on_step=on_step,
+        )
 
 
 def reproduce_in_recorded_environment(pipeline: Path, reference: str, options: list[str]) -> int:
@@ -160,29 +139,40 @@ def reproduce_in_recorded_environment(pipeline: Path, reference: str, options: l
     return run_in_recorded_environment(manifest.environment, arguments)
 
 
-def collect_garbage(pipeline: Path, *, keep: int, tags: Iterable[str], dry_run: bool) -> Freed:
-    """Remove what nothing needs; see `runner.run.gc.collect`."""
-    from runner.run.gc import collect
+def collect_garbage(pipeline: Path, *, keep: int, tags: Iterable[str], command: str, dry_run: bool) -> Freed:
+    """Remove what nothing needs; see `runner.run.gc.collect`. `command` is what it is recorded by."""
+    from runner.run.gc import Known, collect
+    from runner.run.removal import EVENT, Removal
 
-    versions = backend.registry(pipeline)
+    versions, who = backend.registry(pipeline), provenance.who()
 
-    def approved() -> Iterator[str]:  # asked for while nobody can register
-        for version in versions.list():
-            if version.status == "pending" or any(  # pending: somebody may still approve it
-                e.kind == "approved" and e.version == version.version for e in versions.events(version.name)
-            ):
-                yield version.run
+    def known() -> Known:
+        found = list(versions.list())
+        histories = {version.name: versions.events(version.name) for version in found}
+        wanted = frozenset(
+            version.run
+            for version in found
+            if version.status == "pending"  # somebody may still approve it
+            or any(e.kind == "approved" and e.version == version.version for e in histories[version.name])
+        )
+        return Known(found, wanted)
 
-    def known() -> Iterator[ModelVersion]:
-        yield from versions.list()
+    def tell(removal: Removal) -> None:
+        """In the histories of its versions, where they are kept here and not shared with people who have the run."""
+        if isinstance(versions, LocalRegistry):
+            for label in removal.versions:
+                name, _, number = label.partition("/")
+                versions.record(name, int(number), EVENT, who=who, why=command, data={"run": removal.run})
 
     return collect(
         backend.store(pipeline),
-        approved_runs=approved(),
-        versions=known(),
+        known=known,
         keep=keep,
         tags=tags,
         project=pipeline.parent,
+        who=who,
+        command=command,
+        on_removal=tell,
         dry_run=dry_run,
     )
 
@@ -222,8 +212,9 @@ def fetch_run(pipeline: Path, reference: str, steps: tuple[str, ...] = ()) -> tu
     from runner.run.folder import fetch
 
     runs = backend.store(pipeline)
-    manifest = runs.manifest(backend.find_run(pipeline, reference))
-    return manifest, fetch(manifest, runs, steps=steps)
+    with runs.shared():
+        manifest = runs.manifest(backend.find_run(pipeline, reference))
+        return manifest, fetch(manifest, runs, steps=steps)
 
 
 def debug(pipeline: Path, reference: str, step: str) -> Path:
@@ -231,7 +222,9 @@ def debug(pipeline: Path, reference: str, step: str) -> Path:
     from runner.run.debug import prepare
 
     runs = backend.store(pipeline)
-    return prepare(runs.manifest(backend.find_run(pipeline, reference)), step, store=runs, project=pipeline.parent)
+    with runs.shared():
+        manifest = runs.manifest(backend.find_run(pipeline, reference))
+        return prepare(manifest, step, store=runs, project=pipeline.parent)
 
 
 def pack(pipeline: Path, reference: str, output: Path | None) -> tuple[Path, int]:

@@ -40,6 +40,8 @@ SAGEMAKER_NAMES = (
     "decision recorded",
     "decision carried out",
 )
+# of `gc`
+GC_NAMES = ("removal recorded", "run moved away", "objects removed")
 
 
 def reach(name: str, step: str = "") -> None:

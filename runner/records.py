@@ -92,8 +92,7 @@ class StepSpec(Record, frozen=True, kw_only=True):
 class Rule(Record, frozen=True, kw_only=True):
     """One rule of the gate: exactly one of `min` and `max`; a value equal to it passes.
 
-    `confident`: the interval's worse end must satisfy the rule. `when`: judged exactly when that
-    input (`step.input`) is there.
+    `confident`: the interval's worse end must satisfy the rule. `when`: judged exactly when this `step.input` is there.
     """
 
     metric: str
@@ -326,6 +325,7 @@ class StepResult(Record, frozen=True, kw_only=True):
     problems: dict[str, str] = {}  # scrap name -> why it is not a metric
     inputs: dict[FileName, InputFact] = {}
     outputs: dict[str, Artifact] = {}
+    undeclared: list[RelativePath] = []  # what else the notebook left in out/; not sealed, and taken nowhere
     executed: Artifact | None = None
     error: StepError | None = None
     kernel: str = STANDARD

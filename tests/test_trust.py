@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import marshal
+import os
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, environment, parameters, recorded, text
+from conftest import Project, command, environment, parameters, recorded, text
+
+from runner.failpoint import GC_NAMES, VARIABLE
+from runner.model.registry import LocalRegistry
+from runner.run import provenance
 
 TOML = """
 name = "trust"
@@ -144,6 +153,145 @@ def test_verify_of_a_sound_project_reads_everything(project: Project) -> None:
     assert done.json["files"] >= 10
     assert project.runner("verify", "thing/1").code == 0
     assert project.runner("verify").code == 2
+
+
+STATISTICS = "import pathlib\npathlib.Path({!r}).write_text('executed')\n"
+
+
+def bytecode(source: str, instead_of: Path) -> bytes:
+    """What Python would execute in place of the module: compiled from other source, under its size and time."""
+    status = instead_of.stat()
+    fits = int(status.st_mtime).to_bytes(4, "little") + status.st_size.to_bytes(4, "little")
+    return importlib.util.MAGIC_NUMBER + bytes(4) + fits + marshal.dumps(compile(source, "helper.py", "exec"))
+
+
+def add_everywhere(run: Path, marker: Path) -> list[Path]:
+    """Files that somebody puts into a sealed run, each of which would write the marker if it were executed."""
+    steps, source = run / "steps", STATISTICS.format(str(marker))
+    cache = steps / "make" / "modules" / "__pycache__"
+    cache.mkdir()
+    (cache / f"helper.{sys.implementation.cache_tag}.pyc").write_bytes(
+        bytecode(source, steps / "make" / "modules" / "helper.py")
+    )
+    (steps / "ghost").mkdir()
+    (steps / "fit" / "modules" / "package").symlink_to(run.parent.parent / "notebooks")
+    os.mkfifo(steps / "fit" / "modules" / "pipe.py")
+    for place in (
+        *("make/modules/statistics.py", "fit/out/model/features.py", "enter/in/model/features.py", "make/out/more.csv"),
+        *("fit/notes.txt", "enter/sitecustomize.py", "ghost/notebook.ipynb"),
+    ):
+        (steps / place).write_text(source)
+    (run / "extra.html").write_text(source)
+    return [
+        *(cache.iterdir()),
+        *(steps / "fit" / "modules" / name for name in ("package", "pipe.py")),
+        *(steps / "make" / name for name in ("modules/statistics.py", "out/more.csv")),
+        *(steps / name for name in ("fit/out/model/features.py", "enter/in/model/features.py", "fit/notes.txt")),
+        *(steps / "enter" / "sitecustomize.py", steps / "ghost" / "notebook.ipynb", run / "extra.html"),
+    ]
+
+
+def test_files_added_to_a_sealed_run_are_named_and_neither_executed_nor_taken(project: Project, tmp_path: Path) -> None:
+    run, marker = project.runs[-1], tmp_path / "marker"
+    assert project.runner("report", "latest").code == 0  # pages, and what somebody left who looked, are no finding
+    checkpoints = run / "steps" / "fit" / ".ipynb_checkpoints"
+    checkpoints.mkdir()
+    shutil.copy(run / "steps" / "fit" / "executed.ipynb", checkpoints / "executed-checkpoint.ipynb")
+    assert project.runner("verify", "--all").code == 0
+    added = add_everywhere(run, marker)
+    for reference in ("latest", "--all"):
+        done = project.runner("verify", reference, "--json")
+        named = [
+            place for place in added if any(str(place.relative_to(project.folder)) in f for f in done.json["findings"])
+        ]
+        assert (done.code, named, len(done.json["findings"])) == (4, added, len(added)), done.out
+    for arguments, code in (
+        (("reproduce", "thing/1"), 0),
+        (("debug", "latest", "fit", "--no-open"), 0),
+        (("open", "fit", "--run", "latest", "--no-open"), 0),
+        (("run", "--json"), 0),  # takes outputs from the run, and nothing beside them
+        (("predict", "thing", "in.csv"), 2),  # no table's columns can be looked at before the model is refused
+        (("serve", "thing"), 8),
+    ):
+        answer = project.runner(*arguments)
+        assert answer.code == code or (arguments[0] == "predict" and answer.code == 8), (arguments, answer.err)
+        assert "Traceback" not in answer.err
+    assert not marker.exists()
+    taken = [
+        path for path in (project.folder / "runs" / "debug").rglob("*") if path.name in {one.name for one in added}
+    ]
+    assert taken == []
+    for place in added:
+        place.unlink()
+    assert project.runner("verify", "--all").code == 0
+    module = run / "steps" / "make" / "modules" / "helper.py"
+    module.write_text(STATISTICS.format(str(marker)) + module.read_text())
+    done = project.runner("reproduce", "thing/1")
+    assert (done.code, "helper.py was altered since its run" in done.err, marker.exists()) == (8, True, False), done.err
+
+
+@pytest.mark.parametrize(
+    "what", ["an added module", "bytecode in a module's place", "an altered module", "the notebook"]
+)
+def test_a_run_is_not_resumed_with_code_that_was_put_into_it(project: Project, tmp_path: Path, what: str) -> None:
+    flag, marker = tmp_path / "flag", tmp_path / "marker"
+    source = STATISTICS.format(str(marker))
+    project.write(
+        "notebooks/make.ipynb",
+        parameters('source: str = ""\ntable: str = ""\nseed: int = 0'),
+        "import helper, statistics",
+        f"import pathlib\nassert pathlib.Path({str(flag)!r}).exists(), 'not yet'",
+        "assert open(table, 'w').write(helper.clean(open(source).read()) * seed)",
+    )
+    assert project.runner("run").code == 3
+    flag.touch()
+    folder = project.runs[-1] / "steps" / "make"
+    module = folder / "modules" / "helper.py"
+    match what:
+        case "an added module":
+            place = folder / "modules" / "statistics.py"
+            place.write_text(source)
+        case "bytecode in a module's place":
+            place = folder / "modules" / "__pycache__" / f"helper.{sys.implementation.cache_tag}.pyc"
+            place.parent.mkdir()
+            place.write_bytes(bytecode(source + "def clean(text):\n    return 'x'\n", module))
+        case "an altered module":
+            place = module
+            place.write_text(place.read_text() + source)
+        case _:
+            place = folder / "notebook.ipynb"
+            place.write_text(place.read_text().replace("import helper, statistics", "import helper"))
+    done = project.runner("resume", "latest")
+    if place.suffix == ".pyc":  # a killed run leaves some, so it is removed instead
+        assert done.code == 0, done.err
+    else:
+        assert (done.code, place.name in done.err) == (8, True), done.err
+        other = project.runner("debug", "latest", "make", "--no-open")
+        assert other.code == (0 if what == "an added module" else 8), other.err
+    assert not marker.exists()
+    assert (project.runner("verify", "--all").code, done.code) in ((0, 0), (4, 8))
+
+
+def test_what_a_notebook_leaves_beside_its_outputs_is_no_finding_nor_what_a_killed_run_left(project: Project) -> None:
+    (project.folder / "notebooks" / "package").mkdir()
+    (project.folder / "notebooks" / "package" / "__init__.py").write_text("from . import inner\n")
+    (project.folder / "notebooks" / "package" / "inner.py").write_text("VALUE = 1\n")
+    project.write(
+        "notebooks/make.ipynb",
+        parameters('source: str = ""\ntable: str = ""\nseed: int = 0'),
+        "import helper, package, pathlib\naside = pathlib.Path(table).parent / 'aside'\naside.mkdir()",
+        "(aside / 'log.txt').write_text('x')\npathlib.Path(table + '.tmp').write_text('y')",
+        "assert open(table, 'w').write(open(source).read())",
+    )
+    for at in ("notebook half saved", "result written:make", "verdict written"):
+        assert project.runner("run", "--force", env={VARIABLE: at}).code == -9
+        done = project.runner("verify", "--all")
+        assert done.code == 0, (at, done.out)
+    assert project.runner("resume", "latest").code == 0
+    assert project.runner("run").code == 0  # the same again, by links
+    assert project.step("make")["result"]["undeclared"] == ["aside/log.txt", "table.csv.tmp"]
+    assert project.runner("verify", "--all").code == 0
+    assert not list(project.runs[-1].rglob("modules/**/__pycache__"))
 
 
 def test_reproduce_gives_the_same_bytes_though_everything_around_has_changed(project: Project) -> None:
@@ -405,6 +553,128 @@ def test_gc_keeps_what_was_approved_pinned_or_is_new_and_says_so_before(project:
     assert project.runner("verify", "--all").code == 0
     again = project.runner("run", "-p", "seed=2", "--no-register", "--json").json
     assert [step["status"] for step in again["steps"]] == ["cached", "cached", "cached"]
+
+
+def two_versions(project: Project) -> tuple[str, str]:
+    """thing/1 is approved; thing/2 of a second run is rejected. Their runs."""
+    assert project.runner("run", "-p", "fit.boost=0.1").code == 0
+    assert project.runner("reject", "thing/2", "--reason", "worse").code == 0
+    return project.runs[0].name, project.runs[1].name
+
+
+def test_gc_records_what_it_removes_and_everything_says_so_afterwards(project: Project) -> None:
+    kept, gone = two_versions(project)
+    manifest = (project.folder / "runs" / gone / "run.json").read_bytes()
+    assert project.runner("gc", "--keep", "0", "--keep-tag", "a b").code == 0
+    assert [run.name for run in project.runs] == [kept]
+    record = json.loads((project.folder / "runs" / "removed" / f"{gone}.json").read_text())
+    told = {"run": gone, "who": provenance.who(), "command": "runner gc --keep 0 --keep-tag 'a b'", "status": "succeeded",
+            "verdict": "pass", "versions": ["thing/2"], "manifest_sha256": hashlib.sha256(manifest).hexdigest()}  # fmt: skip
+    assert {name: record[name] for name in told} == told
+    said = f"removed by {provenance.who()} on {record['at'][:10]}"
+    for reference in ("--all", "thing/2"):
+        done = project.runner("verify", reference, "--json")
+        assert (done.code, done.json["sound"], done.json["findings"]) == (0, True, []), done.out
+        (note,) = done.json["notes"]
+        assert note.startswith(f"thing/2 (rejected): its run {gone} was {said}")
+    for arguments in (
+        ("show", "thing/2"),
+        ("report", "thing/2"),
+        ("pack", "thing/2"),
+        ("show", gone),
+        ("verify", gone[:15]),
+    ):
+        done = project.runner(*arguments)
+        assert (done.code, said in done.err) == (2, True), (arguments, done.err)
+    last = project.runner("history", "thing", "--json").json[-1]
+    assert (last["version"], last["kind"], last["why"], last["data"]) == (
+        2, "run removed", "runner gc --keep 0 --keep-tag 'a b'", {"run": gone}
+    )  # fmt: skip
+
+
+def test_a_run_that_was_removed_by_other_means_is_a_finding(project: Project) -> None:
+    kept, gone = two_versions(project)
+    runs = project.folder / "runs"
+    (runs / gone).rename(project.folder / "aside")
+    done = project.runner("verify", "--all")
+    assert (done.code, f"thing/2: its run {gone} was removed; `runner gc` did not do it" in done.out) == (4, True), (
+        done.out
+    )
+    (project.folder / "aside").rename(runs / gone)
+    assert project.runner("gc", "--keep", "0").code == 0
+    record = json.loads((runs / "removed" / f"{gone}.json").read_text())
+    (runs / "removed" / f"{gone}.json").unlink()
+    done = project.runner("verify", "thing/2")
+    assert (done.code, "was removed" in done.out) == (4, True), done.out
+    (runs / kept).rename(project.folder / "aside")  # of an approved version, with a record made by hand
+    (runs / "removed" / f"{kept}.json").write_text(json.dumps({**record, "run": kept, "versions": ["thing/1"]}))
+    done = project.runner("verify", "thing/1")
+    assert (done.code, "the history of thing does not say so" in done.out) == (4, True), done.out
+    LocalRegistry(runs / "registry.db").record("thing", 1, "run removed", who="eve", why="gc", data={"run": kept})
+    done = project.runner("verify", "thing/1")
+    assert (done.code, "though it was approved before" in done.out) == (4, True), done.out
+
+
+@pytest.mark.parametrize("at", GC_NAMES)
+def test_gc_killed_half_way_leaves_a_sound_project_and_goes_on_the_next_time(project: Project, at: str) -> None:
+    kept, gone = two_versions(project)
+    assert project.runner("gc", "--keep", "0", env={VARIABLE: at}).code == -9
+    assert [run.name for run in project.runs] == ([kept, gone] if at == "removal recorded" else [kept])
+    done = project.runner("verify", "--all")
+    assert (done.code, "removed by" in done.out) == (0, at != "removal recorded"), done.out
+    assert project.runner("run", "--no-register").code == 0
+    assert project.runner("gc", "--keep", "1").code == 0
+    assert gone not in [run.name for run in project.runs]
+    assert [path.name for path in (project.folder / "runs" / "removed").iterdir()][1:] == []
+    done = project.runner("verify", "--all")
+    assert (done.code, "thing/2 (rejected)" in done.out) == (0, True), done.out
+
+
+def test_gc_beside_runs_imports_and_readers_harms_none_of_them(project: Project, tmp_path: Path) -> None:
+    assert project.runner("pack", "latest", "-o", str(tmp_path / "run.tar.gz")).code == 0
+    flag = tmp_path / "flag"
+    project.write(
+        "notebooks/make.ipynb",
+        parameters('source: str = ""\ntable: str = ""\nseed: int = 0'),
+        f"import pathlib, time\nwhile not pathlib.Path({str(flag)!r}).exists():\n    time.sleep(0.02)",
+        "assert open(table, 'w').write(open(source).read())",
+    )
+    going = project.start("run", "--no-register")
+    while len(project.runs) == 1:
+        assert going.poll() is None
+        time.sleep(0.02)
+    done = project.runner("gc", "--keep", "0")
+    assert (done.code, "is in use" in done.err) == (8, True), done.err
+    assert project.runner("gc", "--keep", "0", "--dry-run").code == 0
+    assert project.runner("verify", "--all").code == 0
+    flag.touch()
+    assert (going.communicate(timeout=120), going.returncode)[1] == 0
+    # gc again and again, while others begin at any moment
+    loop = f"while [ ! -e stop ]; do {shlex.join(command('gc', '--keep', '0'))} >> gc.log 2>&1; done"
+    collecting = subprocess.Popen(["sh", "-c", loop], cwd=project.folder, env=environment())
+    try:
+        for arguments in (
+            ("run", "--force", "--no-register"),
+            ("verify", "--all"),
+            ("import", str(tmp_path / "run.tar.gz")),
+            ("reproduce", "thing/1"),
+            ("run", "--no-register"),
+            ("debug", "thing/1", "fit", "--no-open"),
+        ):
+            done = project.runner(*arguments)
+            assert (done.code, done.err if "Traceback" in done.err else "") == (0, ""), (arguments, done.err)
+    finally:
+        (project.folder / "stop").touch()
+        collecting.wait(timeout=60)
+    assert "Traceback" not in (project.folder / "gc.log").read_text()
+    assert project.runner("verify", "--all").code == 0
+
+
+def test_a_run_without_its_manifest_that_has_results_is_kept_and_named(project: Project) -> None:
+    (project.runs[-1] / "run.json").rename(project.folder / "aside.json")
+    done = project.runner("verify", "--all")
+    assert (done.code, "has no run.json, though steps of it have ended" in done.out) == (4, True), done.out
+    assert project.runner("gc", "--keep", "0", "--json").json["runs"] == []
 
 
 def test_the_auditors_question_is_answered_after_a_year(project: Project) -> None:

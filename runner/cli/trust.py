@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from runner.errors import UsageError
 def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: Path) -> int:
     """Check every sealed file, registry row and event against its hash. Leaves with 4 where something differs.
 
+    Files that were added to a run are named too; what `gc` removed is said with who removed it.
+
     \b
     Example:
       runner verify latest
@@ -29,14 +32,24 @@ def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: P
 
     if all_ == (reference is not None):
         raise UsageError("Name one RUN or NAME/VERSION, or write --all.")
-    found, count, size = actions.verify(pipeline, reference)
+    found = actions.verify(pipeline, reference)
     if as_json:
-        print_json({"sound": not found, "findings": found, "files": count, "size_bytes": size})
+        print_json(
+            {
+                "sound": found.sound,
+                "findings": found.findings,
+                "notes": found.notes,
+                "files": found.files,
+                "size_bytes": found.size_bytes,
+            }
+        )
     else:
-        for sentence in found:
+        for sentence in found.findings:
             click.echo(f"  ✗ {sentence}")
-        click.echo(f"{'not sound' if found else 'sound'}: {count} files, {size:,} bytes read")
-    return 4 if found else 0
+        for sentence in found.notes:
+            click.echo(f"  – {sentence}")
+        click.echo(f"{'sound' if found.sound else 'not sound'}: {found.files} files, {found.size_bytes:,} bytes read")
+    return 0 if found.sound else 4
 
 
 @click.command("reproduce")
@@ -112,13 +125,16 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipel
 def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, pipeline: Path) -> None:
     """Remove runs that nothing needs any more: not new, not pinned, and of no version that was ever approved.
 
+    Each removed run is recorded in runs/removed/ with who removed it, when and how; `verify` and `show` say so.
+
     \b
     Example:
       runner gc --keep 50 --dry-run
     """
     from runner import actions
 
-    freed = actions.collect_garbage(pipeline, keep=keep, tags=tags, dry_run=dry_run)
+    command = shlex.join(["runner", "gc", "--keep", str(keep), *(part for tag in tags for part in ("--keep-tag", tag))])
+    freed = actions.collect_garbage(pipeline, keep=keep, tags=tags, command=command, dry_run=dry_run)
     if as_json:
         print_json(
             {"runs": list(freed.runs), "objects": freed.objects, "size_bytes": freed.size_bytes, "kept": freed.kept}

@@ -15,9 +15,11 @@ from runner.content import artifact
 from runner.errors import Refused, RunnerError
 from runner.manifest import RunManifest, StepState
 from runner.pipeline.notebook import read_notebook
+from runner.pipeline.registering import HOW_TO_REGISTER
 from runner.records import InputFact
 from runner.run import folder as run_folder
 from runner.run import registration
+from runner.run.contents import check_code
 from runner.run.orchestrate import Steps
 from runner.run.store import OWNED, Store, check
 from runner.run.world import Options, World
@@ -29,7 +31,7 @@ def resume(run_id: str, file: Path, options: Options, world: World) -> RunManife
     """Continue an interrupted or failed run from its first unsealed step. A run that succeeded is given as it is.
 
     Raises Refused where another process works on it, or a source it still needs has changed; Tampered where a sealed
-    file was altered.
+    file was altered, or code that is still to run was, or was added.
     """
     store = world.store
     store.prepare()  # it may be the first run that goes on in this checkout
@@ -51,6 +53,8 @@ def resume(run_id: str, file: Path, options: Options, world: World) -> RunManife
                     check(run_folder.step_folder(store, run_id, state.name), found, store)
         steps = [state if state.status in SEALED else _open_again(state) for state in manifest.steps]
         open_steps = {state.name for state in steps if state.status is None}
+        for name in open_steps:
+            check_code(manifest, name, store)
         for key, fact in manifest.sources.items():
             if key.partition(".")[0] in open_steps:
                 _same(key, fact)
@@ -83,6 +87,8 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
             return manifest
         plan = run_folder.plan_again(manifest, store, file)
         left_out = {step.name for step in plan.steps if step.needs_verdict}
+        for name in left_out:
+            check_code(manifest, name, store)
         steps = [
             msgspec.structs.replace(state, status=None, why="") if state.name in left_out else state
             for state in manifest.steps
@@ -91,7 +97,8 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
         manifest = Steps(plan, options, world, manifest).finish()
     if manifest.model_version is None:
         raise Refused(
-            f"Run {run_id} has no step that calls runner.model.register, or it failed: `runner show {run_id}`."
+            f"No step of run {run_id} called runner.model.register: `runner show {run_id}`. {HOW_TO_REGISTER} Then "
+            "`runner run`, which takes what has not changed from this run."
         )
     return manifest
 

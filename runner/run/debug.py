@@ -17,6 +17,7 @@ from runner.manifest import RunManifest, StepState
 from runner.pipeline.notebook import read_notebook
 from runner.records import StepError, StepJob, Value
 from runner.run import folder as run_folder
+from runner.run.contents import copy_code
 from runner.run.inputs import copy, recorded
 from runner.run.store import Store
 
@@ -28,7 +29,8 @@ def prepare(manifest: RunManifest, step: str, *, store: Store, project: Path) ->
     """The notebook to open; what an earlier call left for this step is replaced.
 
     Run All in a fresh kernel does what the step did: in its working folder, on its inputs (whose hashes the first cell
-    checks), with its parameters. Raises UsageError for a step that did not run, Refused where an input is gone.
+    checks), with its parameters. Raises UsageError for a step that did not run, Refused where an input is gone, Tampered
+    where the run's own code was altered.
     """
     state = next((state for state in manifest.steps if state.name == step), None)
     if state is None or state.job is None:
@@ -37,9 +39,7 @@ def prepare(manifest: RunManifest, step: str, *, store: Store, project: Path) ->
     source = run_folder.step_folder(store, manifest.run, step)
     target = (store.root / DEBUG / f"{manifest.run}-{step}").absolute()
     shutil.rmtree(target, ignore_errors=True)
-    for name in state.snapshot:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+    copy_code(state, source, target)
     values, checked = _place(manifest, state, state.job, target, store)
     cwd = (project / state.notebook).parent.absolute()
     document = json.loads((target / run_folder.SOURCE).read_bytes())
@@ -99,7 +99,7 @@ def _inject(document: dict[str, Any], values: dict[str, Value], secrets: dict[st
     lines += [f"{name} = os.environ[{variable!r}]  # secret" for name, variable in secrets.items()]
     if len(lines) > 1:
         cells.insert(at + 1, _code("\n".join(lines), "injected-parameters"))
-    cells.insert(0, _code(preamble, "debug"))
+    cells.insert(0, _code(preamble, "runner-debug"))
     for number, cell in enumerate(cells):
         if document.get("nbformat_minor", 0) >= 5:
             cell.setdefault("id", f"debug-{number}")

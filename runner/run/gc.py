@@ -1,23 +1,28 @@
 """Removing what nothing needs: old runs, and objects that no kept run refers to.
 
-Kept for good: the runs of every version that was ever approved, and runs with a pinned tag.
+Kept for good: the runs of every version that was ever approved, and runs with a pinned tag. Who removed which run, when
+and how is written down before anything of it goes; see `runner.run.removal`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from runner.content import file_fact
 from runner.errors import RunnerError
+from runner.failpoint import reach
 from runner.manifest import RunManifest
 from runner.model.versions import ModelVersion
 from runner.records import FileFact
+from runner.run import removal
 from runner.run.cache import CACHE, Cache
 from runner.run.sources import FETCHED
-from runner.run.store import ELSEWHERE, Store, facts_of
+from runner.run.store import ELSEWHERE, MANIFEST, Store, facts_of
 
 PINNED = "pinned"
 
@@ -30,61 +35,132 @@ class Freed:
     kept: dict[str, str]  # run -> why
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the registry knows at a moment: all versions, and the runs of those that are or were ever to be kept."""
+
+    versions: Sequence[ModelVersion]
+    approved_runs: frozenset[str]
+
+
 def collect(
     store: Store,
     *,
-    approved_runs: Iterable[str],
-    versions: Iterable[ModelVersion],
+    known: Callable[[], Known],
     keep: int,
     tags: Iterable[str],
     project: Path,
-    dry_run: bool,
+    who: str,
+    command: str,
+    on_removal: Callable[[removal.Removal], None] = lambda _: None,
+    dry_run: bool = False,
 ) -> Freed:
     """Remove all but the newest `keep` runs, those ever approved, and those with one of `tags` (or `pinned`).
 
-    A run whose manifest cannot be read is kept. With `dry_run`, says what would go. Raises Refused while a run goes on.
+    A run whose manifest cannot be read is kept. `on_removal` is told of each run before it goes. With `dry_run`, says
+    what would go. Raises Refused while somebody else works in the store.
     """
-    with contextlib.nullcontext() if dry_run else store.alone():
-        approved, pins = set(approved_runs), {*tags, PINNED}  # asked only now: nobody registers meanwhile
+    pins = {*tags, PINNED}
+    with store.shared() if dry_run else store.alone():
+        registered = known()  # while no run can add to it
         kept: dict[str, str] = {}
         manifests: list[RunManifest] = []
         gone: list[str] = []
         for number, run in enumerate(store.runs()):
-            why = _why(store, run, number, keep, approved, pins, manifests)
+            why = _why(store, run, number, keep, registered.approved_runs, pins, manifests)
             if why:
                 kept[run] = why
             else:
                 gone.append(run)
         needed = {fact.sha256 for manifest in manifests for fact in _facts(manifest)}
         needed |= {
-            fact.sha256 for version in versions for fact in facts_of(version.artifact).values() if version.run in kept
+            fact.sha256
+            for version in registered.versions
+            for fact in facts_of(version.artifact).values()
+            if version.run in kept
         }
         unreadable = any(why == "cannot be read" for why in kept.values())
         objects = [] if unreadable else [path for path in _objects(store) if path.name not in needed]
         size = sum(path.stat().st_size for path in objects)
         if not dry_run:
             for run in gone:
-                shutil.rmtree(store.folder(run))
+                _remove(store, run, registered.versions, who=who, command=command, on_removal=on_removal)
             for path in objects:
                 path.unlink()
-            for leftover in (*store.objects.glob(".*"), *store.root.glob(".import-*"), *store.root.glob(".pack-*")):
-                # of writers that were killed
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            shutil.rmtree(store.root / FETCHED, ignore_errors=True)
-            for pointer in (store.root / ELSEWHERE).glob("*"):
-                if pointer.name not in needed:
-                    pointer.unlink()
+            reach("objects removed")
+            _tidy(store, needed)
             _remember(store, manifests, project)
         return Freed(tuple(gone), len(objects), size, kept)
 
 
+def _remove(
+    store: Store,
+    run: str,
+    versions: Iterable[ModelVersion],
+    *,
+    who: str,
+    command: str,
+    on_removal: Callable[[removal.Removal], None],
+) -> None:
+    """Write down that the run goes, then take it away at once, then its files."""
+    record = _removal(store, run, versions, who=who, command=command)
+    if record is not None:
+        on_removal(record)
+        removal.write(store.root, record)
+    reach("removal recorded")
+    aside = store.root / removal.REMOVED / f".{run}-{secrets.token_hex(4)}"
+    aside.parent.mkdir(exist_ok=True)
+    store.folder(run).rename(aside)
+    reach("run moved away")
+    shutil.rmtree(aside)
+
+
+def _removal(
+    store: Store, run: str, versions: Iterable[ModelVersion], *, who: str, command: str
+) -> removal.Removal | None:
+    """None for a run that never began, which has nothing to tell."""
+    try:
+        manifest = store.manifest(run)
+    except RunnerError:
+        return None
+    return removal.Removal(
+        run=run,
+        at=_now(),
+        who=who,
+        command=command,
+        started=manifest.started,
+        started_by=manifest.started_by,
+        status=manifest.status,
+        verdict=manifest.verdict.outcome if manifest.verdict else None,
+        versions=[f"{version.name}/{version.version}" for version in versions if version.run == run],
+        manifest_sha256=file_fact(store.folder(run) / MANIFEST).sha256,
+    )
+
+
+def _tidy(store: Store, needed: set[str]) -> None:
+    """What killed writers left, the notes on downloads, and addresses of objects that nothing needs."""
+    unfinished = (f"{removal.REMOVED}/.*", ".import-*", ".pack-*", ".registry.db-*")
+    for leftover in (*store.objects.glob(".*"), *(path for form in unfinished for path in store.root.glob(form))):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    shutil.rmtree(store.root / FETCHED, ignore_errors=True)
+    for pointer in (store.root / ELSEWHERE).glob("*"):
+        if pointer.name not in needed:
+            pointer.unlink()
+
+
 def _why(
-    store: Store, run: str, number: int, keep: int, approved: set[str], pins: set[str], manifests: list[RunManifest]
+    store: Store,
+    run: str,
+    number: int,
+    keep: int,
+    approved: frozenset[str],
+    pins: set[str],
+    manifests: list[RunManifest],
 ) -> str:
     try:
         manifest = store.manifest(run)
     except RunnerError:
-        return "" if not (store.folder(run) / "run.json").exists() and not store.locked(run) else "cannot be read"
+        return "cannot be read" if store.begun(run) or store.locked(run) else ""
     why = ""
     if store.locked(run):
         why = "going on"
@@ -128,3 +204,7 @@ def _remember(store: Store, manifests: list[RunManifest], project: Path) -> None
         for state in manifest.steps:
             if state.status in ("succeeded", "cached") and state.key is not None and state.result is not None:
                 cache.remember(manifest.run, state)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

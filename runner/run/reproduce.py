@@ -6,7 +6,6 @@ inputs. The comparison stops at the first step that differs, because what follow
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from runner.manifest import Environment, RunManifest, StepState
 from runner.records import InputFact, Metric, StepResult
 from runner.run import folder as run_folder
+from runner.run.contents import copy_code
 from runner.run.inputs import origin, recorded
 from runner.run.store import Store
 from runner.run.world import Executor
@@ -46,7 +46,7 @@ def reproduce(
 ) -> Reproduced:
     """Execute the run again in `scratch` and compare outputs byte for byte and metrics within `tolerance`.
 
-    Raises Refused where an input's bytes are not to be had any more.
+    Raises Refused where an input's bytes are not to be had any more, Tampered where the run's own code was altered.
     """
     scratch.prepare()
     plan = run_folder.plan_again(manifest, original, root / manifest.pipeline_file)
@@ -113,9 +113,7 @@ def _execute(
     source = run_folder.step_folder(original, manifest.run, state.name)
     target = run_folder.step_folder(scratch, run, state.name)
     (target / run_folder.MODULES).mkdir(parents=True)
-    for name in state.snapshot:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+    copy_code(state, source, target)
     inputs = {name: _input(manifest, state, name, fact, original) for name, fact in state.job.inputs.items()}
     run_folder.write_job(state.job, inputs, folder=target, store=original)
     cwd = (root / state.notebook).parent

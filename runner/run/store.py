@@ -3,6 +3,7 @@
     runs/<run>/run.json     the manifest
     runs/<run>/lock         held by flock while the run's owner lives; the kernel releases it
     runs/lock               shared by all that work in it, held alone while garbage is collected
+    runs/removed/<run>.json who removed a run that is gone, and when
     runs/objects/<sha256>   read-only, by content
     runs/elsewhere/<sha256> the address of an object whose bytes have not come here; they come when they are asked for
 
@@ -29,6 +30,7 @@ from runner.errors import Refused, Tampered, UsageError
 from runner.failpoint import reach
 from runner.manifest import RunManifest
 from runner.records import Artifact, FileFact, encode, read
+from runner.run import removal
 from runner.run.ids import RUN_ID, make_folder
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE, ELSEWHERE = "run.json", "lock", "objects", "quarantine", "elsewhere"
@@ -105,14 +107,26 @@ class Store:
             return reference if reference in found else found[0]
         if found:
             raise UsageError(f"{reference!r} could be {', '.join(found[:5])}. Write more of it.")
-        raise UsageError(f"There is no run {reference!r} in {self.root}. See `runner runs`.")
+        said = "".join(f" Run {gone.run} was {gone}." for gone in removal.matching(self.root, reference))
+        raise UsageError(f"There is no run {reference!r} in {self.root}.{said} See `runner runs`.")
 
     def manifest_as_written(self, run: str) -> RunManifest:
         """The run's manifest as it stands in the file; for the owner of its lock."""
         try:
             return read(RunManifest, self.folder(run) / MANIFEST)
         except FileNotFoundError:
-            raise UsageError(f"Run {run} has no {MANIFEST}: it was killed before it began.") from None
+            raise UsageError(self._absent(run)) from None
+
+    def _absent(self, run: str) -> str:
+        """Why there is no manifest of the run."""
+        removed = removal.find(self.root, run)
+        if removed is not None and not self.folder(run).exists():
+            return f"Run {run} was {removed}."
+        if self.begun(run):
+            return f"Run {run} has no {MANIFEST}, though steps of it have ended: the file was removed."
+        if self.folder(run).exists():
+            return f"Run {run} has no {MANIFEST}: it was killed before it began."
+        return f"Run {run} is not in {self.root}."
 
     def manifest(self, run: str) -> RunManifest:
         """The run's manifest; one that says `running` though nobody holds its lock reads as interrupted."""
@@ -188,7 +202,7 @@ class Store:
         try:
             return (self.folder(run) / LOCK).open("a+")
         except FileNotFoundError:
-            raise UsageError(f"There is no run {run} in {self.root} any more: `runner gc` removed it.") from None
+            raise UsageError(self._absent(run)) from None
 
     def owner(self, run: str) -> tuple[int, str]:
         """(process id, host) of who holds the run's lock. Raises Refused where that cannot be told."""
@@ -286,7 +300,13 @@ class Store:
 
     def _adopt(self, path: Path, fact: FileFact) -> None:
         target = self.objects / fact.sha256
-        path.chmod(0o444)
+        try:
+            path.chmod(0o444)
+        except PermissionError:  # of somebody else, whose run this goes on with: a copy of our own takes its place
+            beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+            shutil.copyfile(path, beside)
+            beside.chmod(0o444)
+            beside.replace(path)
         if target.exists():
             if path.samefile(target):
                 return

@@ -2,19 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from runner.content import file_fact
 from runner.errors import RunnerError
 from runner.gate import judge
 from runner.manifest import RunManifest, StepState
-from runner.model.versions import ModelVersion
+from runner.model.events import verify_chain
+from runner.model.registry import LocalRegistry
+from runner.model.versions import Event, ModelVersion, Registry
 from runner.pipeline.scraps import read_scraps
 from runner.records import FileFact, StepJob, StepResult, encode, read
 from runner.run import folder as run_folder
+from runner.run import removal
+from runner.run.contents import strangers
 from runner.run.registration import model_artifact
 from runner.run.store import Store, facts_of, files_of, found_here
+
+
+@dataclass
+class Verified:
+    """`findings` are what is not as it was sealed; `notes` what could not be checked, and why that is in order."""
+
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    files: int = 0
+    size_bytes: int = 0
+
+    @property
+    def sound(self) -> bool:
+        return not self.findings
+
+
+def verify(store: Store, registry: Registry, reference: str | None) -> Verified:
+    """One run or version, or every run, version and event where `reference` is None."""
+    made, verifier = Verified(), Verifier(store)
+    name, slash, number = (reference or "").partition("/")
+    if slash and number.isdecimal():
+        chosen: Sequence[ModelVersion] = [registry.get(name, int(number))]
+        runs = [chosen[0].run] if store.folder(chosen[0].run).exists() else []
+    else:
+        chosen = _versions(registry, made) if reference is None else []
+        runs = [run for run in store.runs() if store.begun(run)] if reference is None else [store.find(reference)]
+    for run in runs:
+        try:
+            made.findings += verifier.run(store.manifest(run))
+        except RunnerError as error:
+            made.findings.append(str(error))
+    histories = {model: registry.events(model) for model in sorted({version.name for version in chosen})}
+    for model, events in histories.items():
+        broken = verify_chain(events)
+        if broken is not None:
+            made.findings.append(f"{model}: {broken}")
+    for version in chosen:
+        label = f"{version.name}/{version.version}"
+        try:
+            if store.folder(version.run).exists():
+                made.findings += verifier.version(version, store.manifest(version.run))
+            else:
+                _gone(version, histories[version.name], registry, store, made)
+        except RunnerError as error:
+            made.findings.append(f"{label}: {error}")
+    if isinstance(registry, LocalRegistry) and (chosen or reference is None):
+        made.findings += registry.differences(name if reference is not None else None)
+    made.files, made.size_bytes = verifier.files, verifier.size_bytes
+    return made
+
+
+def _versions(registry: Registry, made: Verified) -> Sequence[ModelVersion]:
+    """All of them; none where the registry cannot be believed, which is a finding."""
+    try:
+        return registry.list()
+    except RunnerError as error:
+        made.findings.append(str(error))
+        return []
+
+
+def _gone(version: ModelVersion, events: Sequence[Event], registry: Registry, store: Store, made: Verified) -> None:
+    """A version whose run is not here: by whom it was removed, or that nobody says so."""
+    label, removed = f"{version.name}/{version.version}", removal.find(store.root, version.run)
+    own = [event for event in events if event.version == version.version]
+    told = next((event for event in own if event.kind == removal.EVENT and event.data.get("run") == version.run), None)
+    approved = next((event for event in own if event.kind == "approved"), None)
+    if not isinstance(registry, LocalRegistry):  # several people have it, and each only some of the runs
+        why = f" It was {removed}." if removed is not None else ""
+        made.notes.append(f"{label} ({version.status}): its run {version.run} is not on this machine.{why}")
+    elif removed is None or told is None:
+        missing = (
+            f"the history of {version.name} does not say so" if removed is not None else "`runner gc` did not do it"
+        )
+        said = f" {store.root / removal.REMOVED} has it that it was {removed}, but" if removed is not None else ""
+        made.findings.append(f"{label}: its run {version.run} was removed;{said} {missing}. Put it back from a copy.")
+    elif approved is not None and approved.seq < told.seq:
+        made.findings.append(f"{label}: its run {version.run} was {removed}, though it was approved before.")
+    else:
+        made.notes.append(
+            f"{label} ({version.status}): its run {version.run} was {removed}; its files cannot be checked any more."
+        )
 
 
 class Verifier:
@@ -42,6 +130,8 @@ class Verifier:
             if not verdict_file.exists() or verdict_file.read_bytes() != encode(manifest.verdict):
                 yield f"{manifest.run}: verdict.json is not the verdict in run.json."
             yield from _judged_again(manifest)
+        for path in strangers(manifest, self.store):
+            yield f"{manifest.run}: {path} was added; nothing that was recorded says what it is. Remove it."
 
     def version(self, version: ModelVersion, manifest: RunManifest) -> Iterator[str]:
         """A sentence about each way in which the version is not what its run made."""
@@ -71,9 +161,12 @@ class Verifier:
                 yield f"{where}: {path} is missing."
         if state.result is None:
             return
-        yield from self._record(folder / run_folder.RESULT, state.result, where)
+        sealed = [state.result]
+        if state.result.error is not None and state.result.error.kind == "refused":  # after it was sealed
+            sealed.append(msgspec.structs.replace(state.result, error=None))
+        yield from self._record(folder / run_folder.RESULT, sealed, where)
         if state.job is not None:
-            yield from self._record(folder / run_folder.JOB, state.job, where)
+            yield from self._record(folder / run_folder.JOB, [state.job], where)
         executed = [state.result.executed] if state.result.executed else []
         for artifact in (*state.result.outputs.values(), *executed):
             here = found_here(folder, artifact, self.store)
@@ -93,15 +186,15 @@ class Verifier:
         if recorded != state.result.metrics:
             yield f"{where}: its metrics in run.json are not those it recorded."
 
-    def _record(self, path: Path, expected: StepJob | StepResult, where: str) -> Iterator[str]:
+    def _record(self, path: Path, expected: Sequence[StepJob] | Sequence[StepResult], where: str) -> Iterator[str]:
         try:
-            found = read(type(expected), path)
+            found = read(type(expected[0]), path)
         except FileNotFoundError:
             yield f"{where}: {path} is missing."
         except RunnerError as error:
             yield f"{where}: {error}"
         else:
-            if found != expected:
+            if found not in expected:
                 yield f"{where}: {path} does not say what run.json says."
 
     def _file(self, path: Path, fact: FileFact, where: str) -> Iterator[str]:

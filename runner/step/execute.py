@@ -29,6 +29,7 @@ from runner.errors import RunnerError, UsageError
 from runner.failpoint import reach
 from runner.paths import stays_below
 from runner.pipeline.credentials import Redactor
+from runner.pipeline.file import REGISTRATION
 from runner.pipeline.notebook import Cell, Notebook, read_notebook
 from runner.pipeline.scraps import read_scraps
 from runner.records import (
@@ -119,8 +120,8 @@ def execute(
     opened, unfit = _opened(folder, project)
     error = error or unfit
     scraps = read_scraps(folder / EXECUTED)
-    if error is None and (folder / "out" / "registration.json").exists():
-        registration = read(Registration, folder / "out" / "registration.json")
+    if error is None and (folder / "out" / REGISTRATION).exists():
+        registration = read(Registration, folder / "out" / REGISTRATION)
     status: StepStatus = "succeeded" if error is None else "interrupted" if error.kind == "interrupted" else "failed"
     result = StepResult(
         status=status,
@@ -133,6 +134,7 @@ def execute(
         problems=scraps.problems,
         inputs=inputs,
         outputs=outputs,
+        undeclared=_undeclared(outputs, folder) if error is None else [],
         executed=artifact(folder / EXECUTED, name=EXECUTED),
         error=error,
         kernel=session.kernel.kind,
@@ -150,6 +152,7 @@ def _clear(job: StepJob, folder: Path) -> None:
     """The step folder as it is before its notebook runs."""
     for name in (RESULT, EXECUTED):
         (folder / name).unlink(missing_ok=True)
+    _forget_bytecode(folder)
     for place in job.outputs.values():
         target = folder / "out" / place
         (target if place.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,13 @@ def _cells(session: Session, job: StepJob, notebook: Notebook, folder: Path) -> 
         )
     finally:
         session.kernel.close()
-        shutil.rmtree(folder / "modules" / "__pycache__", ignore_errors=True)
+        _forget_bytecode(folder)
+
+
+def _forget_bytecode(folder: Path) -> None:
+    """Python would execute what lies in `__pycache__` instead of the module whose hash is known."""
+    for cache in sorted((folder / "modules").rglob("__pycache__")):
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 def _utc(moment: datetime) -> str:
@@ -253,6 +262,16 @@ def _outputs(job: StepJob, folder: Path) -> tuple[dict[str, Artifact], StepError
         )
         return found, missing
     return found, None
+
+
+def _undeclared(outputs: dict[str, Artifact], folder: Path) -> list[str]:
+    """Files in out/ that belong to no output, relative to it, by names that a record can hold. A registration's request
+    is the runner's own."""
+    ours = {REGISTRATION, *(found.path.removeprefix("out/") for found in outputs.values() if found.files is None)}
+    folders = tuple(found.path.removeprefix("out/") for found in outputs.values() if found.files is not None)
+    there = [path for path in (folder / "out").rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = sorted(path.relative_to(folder / "out").as_posix() for path in there)
+    return [name for name in names if name not in ours and not name.startswith(folders) and stays_below(name)]
 
 
 def _wrong_kind(path: Path, place: str) -> str | None:
