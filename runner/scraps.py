@@ -1,6 +1,6 @@
 """What a notebook calls to record its results: `metric`, `figure`, `table`.
 
-Written with scrapbook, so that `scrapbook.read_notebook` reads them too: a metric's scrap is the plain number, as
+Written as scrapbook writes, so that `scrapbook.read_notebook` reads them too: a metric's scrap is the plain number, as
 `scrapbook.glue(name, number)` would write it; an interval or direction is a second scrap, `NAME.interval`; a table is
 the scrap `NAME.table`; a figure is one of scrapbook's display outputs with alt text in its metadata.
 
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, Literal
-
-from runner.lean import PAPERMILLS, without
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,17 +132,14 @@ def _once(name: str) -> None:
 
 
 def _glue(name: str, data: Any) -> None:
-    if _shell() is None:
-        return
-    import pandas as pd  # noqa: F401  # scrapbook needs it, and pandas would miss for good what is hidden below
-
-    with without(*PAPERMILLS):
-        import scrapbook  # 1.3 s otherwise, and 4 beside Jupyter: it imports papermill
-
-    scrapbook.glue(name, data, "json")
+    """As `scrapbook.glue(name, data, "json")`, whose import takes a second or four, for papermill and all its stores."""
+    scrap = {"name": name, "data": data, "encoder": "json", "version": 1}
+    metadata = {"scrapbook": {"name": name, "data": True, "display": False}}
+    if _shell() is not None:
+        _show({"application/scrapbook.scrap.json+json": scrap}, metadata=metadata)
 
 
-def _show(data: dict[str, str], *, metadata: dict[str, Any] | None = None) -> None:
+def _show(data: dict[str, Any], *, metadata: dict[str, Any] | None = None) -> None:
     from IPython.display import display  # in a notebook it is there already
 
     display(data, metadata=metadata or {}, raw=True)  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from runner.step.family import adopt
 from runner.step.kernel import Watch, leave
 from runner.step.line import CHUNK_BYTES, Frames, Kind, receive
+from runner.step.shell import find_in, name_as_jupyter
 
 if TYPE_CHECKING:  # loaded already, by the server
     from runner.step.forked_app import ForkedApp
@@ -79,8 +80,10 @@ async def _serve(app: ForkedApp, line: socket.socket) -> None:
             loop.remove_reader(line)  # the runner is gone, and the pump ends this process
         for _, payload in frames.feed(data):
             request = json.loads(payload)
-            request["header"]["date"] = datetime.fromisoformat(request["header"]["date"])
-            requests.put_nowait(request)
+            header = request["header"]
+            header["date"] = datetime.fromisoformat(header["date"])
+            # as Jupyter's session hands it on
+            requests.put_nowait({**request, "msg_id": header["msg_id"], "msg_type": header["msg_type"], "buffers": []})
 
     loop.add_reader(line, read)
     _wake_for_signals(loop)
@@ -109,13 +112,14 @@ def _become(environment: dict[str, str], folder: Path, added: Collection[str]) -
     path = [place for place in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if place]
     for name in ("RUNNER_PRELOAD", "RUNNER_OWNER"):
         os.environ.pop(name, None)
-    sys.path[:0] = path
-    sys.argv = [str(Path(__file__).with_name("kernel.py")), "-f", os.devnull]
+    os.environ["JPY_PARENT_PID"] = str(os.getppid())  # as of any process of Jupyter's
+    find_in(path)
+    name_as_jupyter(os.devnull)
     _reseed()
     _restore_threads(numbers)
     gc.enable()  # what was loaded ahead stays frozen: looking through it would copy its pages
     beside = {entry.partition(".")[0] for place in path for entry in _importable(Path(place))}
-    return min(beside.intersection(added), default="")
+    return min(beside.intersection(added) - sys.stdlib_module_names, default="")
 
 
 def _importable(place: Path) -> list[str]:

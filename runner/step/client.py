@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import math
 import re
 import signal
 import time
@@ -28,8 +30,11 @@ from runner.step.ceiling import Ceiling
 from runner.step.process import GRACE_S, end
 from runner.step.session import Ending, Raised, Session
 
-SHUTDOWN_S = 2.0  # for the notebook's own exit handlers
+LEAVE_S = 30.0  # for the notebook's own threads and exit handlers
+HURRY_S = 2.0  # where a time-out or somebody ends it, and in other languages
 PATIENCE_S = 10  # between a cell's last output and the kernel's word on how it went, which come together
+
+log = logging.getLogger(__name__)
 
 OUTPUTS = {
     "stream": ("name", "text"),
@@ -54,6 +59,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         self.clear_before_next_output: bool
         self.ceiling = Ceiling()
         self.heard = 0  # messages about outputs so far
+        self.busy = False  # with a cell that cannot be interrupted
 
     def execute(self, **_: Any) -> Any:
         """In a thread of its own where a loop runs in this one already, as in every notebook's cells."""
@@ -88,7 +94,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             if session.ending == "died" and not session.kernel.refused:
                 await run_hook(self.on_notebook_error, notebook=self.nb)
             self.set_widgets_metadata()
-            if session.ending in ("end", "left") and self.shutdown_kernel == "graceful":
+            if session.ending not in ("died", "silent") and not self.busy and self.shutdown_kernel == "graceful":
                 await self._shut_down()
         finally:
             # closed first: a dying kernel's sockets must not be waited for
@@ -200,6 +206,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             # an interrupt lets the cell show where it was
             session.kernel.signal(signal.SIGINT)
             await asyncio.wait({task, death}, timeout=GRACE_S, return_when="FIRST_COMPLETED")
+            self.busy = not task.done()
         await asyncio.wait({task}, timeout=0.05)  # for outputs that are on their way
         if why == "died" and task.done():  # it went when the cell had ended, as after exit()
             return task.result()
@@ -295,11 +302,22 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         return made
 
     async def _shut_down(self) -> None:
-        """Ask the kernel to exit, so that its exit handlers run and open files are flushed."""
+        """Ask the kernel to exit, so that the notebook's own threads end, its exit handlers run, and its open files are
+        written. A stop, and the step's time-out, cut that short."""
+        session, told = self.session, self.session.stop.is_set()
+        in_python = self.nb.metadata.get("language_info", {}).get("name") == "python"
+        patience_s = LEAVE_S if session.ending in ("end", "error", "left") and in_python else HURRY_S
+        now, deadline = time.monotonic(), session.limits.deadline or math.inf
+        give_up = min(now + patience_s, max(deadline, now + HURRY_S))
         self.kc.shutdown()
-        done, _ = await asyncio.wait({self.death}, timeout=SHUTDOWN_S)
-        if not done:
-            self.session.kernel.signal(signal.SIGTERM)
+        while not self.death.done() and time.monotonic() < give_up and session.stop.is_set() == told:
+            await asyncio.wait({self.death}, timeout=0.1)
+        if not self.death.done():
+            waited = time.monotonic() - now
+            log.warning(
+                "The notebook's own threads or exit handlers had not ended after %.0f s; they were ended", waited
+            )
+            session.kernel.signal(signal.SIGTERM)
 
 
 def _storable(mime: str, value: Any) -> Any:

@@ -22,6 +22,13 @@ class Process:
     started: str  # clock ticks since boot: with the pid, this process and no later one
 
 
+def python(module: str) -> list[str]:
+    """The command that runs the module's `main`. What lies in the working folder hides no package from it, and the
+    interpreter's flags are those of any kernel, which `-P` would change."""
+    start = f"import sys; sys.flags.safe_path or sys.path.pop(0); from {module} import main; main()"
+    return [sys.executable, "-c", start]
+
+
 def adopt() -> None:
     """Have daemons that cells start stay descendants of this process, instead of becoming init's."""
     if sys.platform.startswith("linux"):

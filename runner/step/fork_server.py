@@ -1,6 +1,6 @@
 """The process that loads libraries once and forks a kernel for each notebook. Linux only; started by `runner.step.forked`.
 
-    python -P -m runner.step.fork_server REQUESTS RUNNER
+    python -c START REQUESTS RUNNER
 
 It has one thread, imports and does nothing else: a parallel region that has run here would hang in every fork. A
 request is a datagram on the socket REQUESTS: the packages to load, and the working folder to load them in. For a
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
-import importlib
 import json
 import os
 import select
@@ -26,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.lean import PAPERMILLS, without
 from runner.step.family import adopt, children, descendants, kill, kill_family
 from runner.step.watcher import Watcher
 
@@ -76,7 +74,7 @@ class Server:
             os.chdir(wanted["folder"])
         for name in wanted["modules"]:
             if name not in self.loaded and not self.spoiled:
-                self._load(name)
+                self._load(name, frozenset(wanted["avoid"]))
         if descriptors:
             self._answer(*descriptors)
 
@@ -93,26 +91,19 @@ class Server:
                 self._fork(theirs, socket.socket(fileno=told), crashes)
         os.close(crashes)
 
-    def _load(self, name: str) -> None:
-        before = os.fstat(1).st_size
-        lean = PAPERMILLS if name.partition(".")[0] in ("papermill", "scrapbook") else ()
-        # whatever goes wrong, the notebook's own import will say in its cell; pandas asks get_ipython() how to display
-        with contextlib.suppress(Exception, SystemExit), without(*lean), self.app.shell.builtin_trap:
-            importlib.import_module(name)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+    def _load(self, name: str, avoid: frozenset[str]) -> None:
+        self.app.preload.load(name, avoid)
         self.loaded.add(name)
         why = ""
         if _threads() > 1:
             why = f"{name} starts a thread when it is imported"
-        elif os.fstat(1).st_size > before:
-            why = f"{name} prints or warns when it is imported, which belongs to the cell that imports it"
         elif _touches_gpu():
             why = f"{name} opens the GPU when it is imported"
         if why:
-            self.spoiled, self.spoiled_by = why, name
+            self.spoiled, self.spoiled_by = why, name.partition(".")[0]
 
     def _fork(self, line: socket.socket, told: socket.socket, crashes: int) -> None:
+        self.app.preload.complete()
         gc.freeze()  # not collected before: that would look through all that was loaded
         pid = os.fork()
         if pid == 0:

@@ -14,11 +14,12 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.step.family import python
+from runner.step.late import late_packages, remember_late
 from runner.step.line import Kind, frame
 
 if TYPE_CHECKING:
@@ -40,20 +41,20 @@ class ForkServer:
     """One running server; `close` ends it and every kernel it has forked, as does the end of this process."""
 
     def __init__(self, environment: Mapping[str, str], *, avoid: Iterable[str] = ()) -> None:
-        """Start it; returns at once. Its hash seed and its OpenMP settings are those of `environment`; what is in
-        `avoid` is never loaded."""
-        self.avoid = set(avoid)
+        """Start it; returns at once. Its hash seed and its OpenMP settings are those of `environment`; the packages in
+        `avoid` are never loaded, nor are the late ones, nor what imports them."""
+        self.avoid = {*late_packages(), *avoid}
         self.spoiled = False  # by having loaded what `avoid` has since; it forks no more
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._said = os.memfd_create("said")  # its stdout and stderr
+        printed, self._said = os.memfd_create("printed"), os.memfd_create("said")  # its stdout and stderr
         own = {name: value for name, value in environment.items() if not name.startswith("RUNNER_")}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", SERVER, str(theirs.fileno()), str(os.getpid())],
+                [*python(SERVER), str(theirs.fileno()), str(os.getpid())],
                 env={**own, **ALONE},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=self._said,
+                stdout=printed,
                 stderr=self._said,
                 start_new_session=True,
             )
@@ -63,6 +64,7 @@ class ForkServer:
             raise
         finally:
             theirs.close()
+            os.close(printed)
 
     @property
     def alive(self) -> bool:
@@ -110,7 +112,7 @@ class ForkServer:
         return (said.strip().splitlines() or [""])[-1]
 
     def _ask(self, modules: Iterable[str], cwd: Path, descriptors: list[int]) -> None:
-        wanted = {"modules": [name for name in modules if name not in self.avoid], "folder": str(cwd.absolute())}
+        wanted = {"modules": list(modules), "avoid": sorted(self.avoid), "folder": str(cwd.absolute())}
         socket.send_fds(self._requests, [json.dumps(wanted).encode()], descriptors)
 
 
@@ -219,6 +221,7 @@ class ForkedKernel:
         elif "refused" in what:
             self.server.avoid.add(what["by"])
             self.server.spoiled = True
+            remember_late(what["by"])
             self.refuse(what["refused"])
         elif "pid" in what:
             self._pid = what["pid"]

@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 from runner.lean import without
 from runner.step.ceiling import Ceiling
 from runner.step.line import Kind, frame
+from runner.step.preload import Preload
 from runner.step.pump import Pump
-from runner.step.stream import CappedStream, answer_every_error, ignore_breakpoints, keep_no_copy
+from runner.step.stream import CappedStream, Keeper, named_as, pack
 
 with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     # the first three are what every shell imports later
@@ -30,16 +31,23 @@ with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     import IPython.extensions.storemagic  # noqa: F401
     import tornado.platform.asyncio  # noqa: F401
     from ipykernel.displayhook import ZMQDisplayHook
+    from ipykernel.iostream import OutStream
     from ipykernel.ipkernel import IPythonKernel
     from ipykernel.kernelapp import IPKernelApp
     from jupyter_client.session import Session
+    from traitlets import default
+
+    from runner.step.shell import HISTORY, NotebookKernel, settle_in
 
 INLINE = "module://matplotlib_inline.backend_inline"
+COMMS = ("comm_open", "comm_msg", "comm_close")
 SHELL, IOPUB = object(), object()  # where ipykernel means to send a message
 
 
 class Line(Session):
-    """Jupyter's session with one socket for all channels. Before `connect` it drops what it is given."""
+    """Jupyter's session with one socket for all channels. Before `connect` it drops what it is given, or has it kept."""
+
+    keeper: Keeper | None = None
 
     def connect(self, line: socket.socket) -> None:
         self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
@@ -69,8 +77,10 @@ class Line(Session):
             message = self.msg(msg_or_type, content=content, parent=parent, header=header, metadata=metadata)
         kind = message["header"]["msg_type"]
         if not hasattr(self, "line"):
+            if self.keeper is not None:
+                self.keeper.sent(kind, message["content"], message["metadata"], buffers)
             return message
-        if kind.startswith("comm_"):
+        if kind in COMMS:
             self.refuse("a cell talks to a widget in the browser (a comm)")
         if not self.is_ours:
             self._print(kind, message["content"])
@@ -78,7 +88,7 @@ class Line(Session):
         if not self.ceiling.lets(kind, message["content"]):
             return message
         payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": message["content"]}
-        self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, self.pack(payload))
+        self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload))
         return message
 
     def put(self, kind: Kind, payload: bytes) -> None:
@@ -87,7 +97,7 @@ class Line(Session):
 
     def refuse(self, why: str) -> NoReturn:
         """Ask for the standard kernel, and do nothing more: the runner ends this process."""
-        self.put(Kind.REFUSED, self.pack(why))
+        self.put(Kind.REFUSED, pack(why))
         while True:
             time.sleep(60)
 
@@ -96,23 +106,18 @@ class Line(Session):
             os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
 
 
+@named_as(OutStream)
 class PumpedStream(CappedStream):
-    """A cell's stdout or stderr. Its descriptor is the captured one, so that what is handed it is captured too.
+    """A cell's stdout or stderr in a forked kernel.
 
     Libraries loaded ahead find it, as they do in a kernel of their own; until it is connected it writes to the server's.
     """
 
-    def __init__(self, session: Line, pump: Pump, name: str) -> None:
-        super().__init__(session, pump, name, watchfd=False)
-
     def write(self, string: str) -> int:
-        if self.pub_thread.connected:
+        if self.closed or self.pub_thread.connected or self.keeper is not None:
             return super().write(string)
         os.write(self.fileno(), string.encode(errors="replace"))
         return len(string)
-
-    def fileno(self) -> int:
-        return 1 if self.name == "stdout" else 2
 
     def flush(self) -> None:
         if self.closed or not self.pub_thread.connected:
@@ -133,7 +138,8 @@ class PumpedStream(CappedStream):
         self._rotate_buffers()
 
 
-class ForkedKernel(IPythonKernel):
+@named_as(IPythonKernel)
+class ForkedKernel(NotebookKernel):
     """Handles one request at a time, in the process's main thread, with its loop running as in any kernel."""
 
     session: Any
@@ -147,14 +153,14 @@ class ForkedKernel(IPythonKernel):
         self.set_parent([], message, channel="shell")
         self._publish_status("busy", "shell")
         self.pre_handler_hook()
+        handler = self.shell_handlers.get(message["header"]["msg_type"])
         try:
-            if message["header"]["msg_type"] == "kernel_info_request":
-                content = {"status": "ok", **self.kernel_info}
-                self.session.send(SHELL, "kernel_info_reply", content, message)
-            else:
-                await self.execute_request(SHELL, [], message)
+            if handler is not None:
+                await handler(SHELL, [], message)
         except KeyboardInterrupt:
             self.log.error("KeyboardInterrupt caught in kernel.")
+        except Exception:  # as in ipykernel; the runner notices that there is no reply
+            self.log.exception("Exception in message handler:")
         finally:
             if not self.session.is_ours:  # a cell has forked, and this is the fork that reached its end
                 os._exit(0)
@@ -168,11 +174,13 @@ class ForkedKernel(IPythonKernel):
         """Nothing is queued: the runner sends a request when the one before is done."""
 
 
+@named_as(IPKernelApp)
 class ForkedApp(IPKernelApp):
     """`build()` makes it in the server; `begin` does in the forked process what belongs to one notebook."""
 
     session: Any
     shell: Any
+    preload: Preload
     pump: Pump
     streams: list[PumpedStream]
 
@@ -184,6 +192,10 @@ class ForkedApp(IPKernelApp):
     def write_connection_file(self, **_: Any) -> None: ...
     def log_connection_info(self) -> None: ...
     def init_signal(self) -> None: ...
+
+    @default("connection_dir")
+    def _refuse_connection(self) -> Any:
+        return self.session.refuse("a cell asks how to connect to its kernel")
 
     def init_io(self) -> None:
         self.configure_tornado_logger()
@@ -210,6 +222,7 @@ class ForkedApp(IPKernelApp):
         """Connect, capture what is printed, and prepare the shell as Jupyter would. The environment is in place."""
         self.session.connect(line)
         self.pump.connect(line)
+        CappedStream.capture = self.pump
         for stream in self.streams:
             stream.begin()
         sys.displayhook = self.displayhook = _displayhook(self)
@@ -224,7 +237,8 @@ class ForkedApp(IPKernelApp):
         self.shell.user_ns["_dh"][:] = [Path.cwd()]  # where `%cd -` leads back to
         for stream in self.streams:
             stream.flush()
-        self.pump.begin(*(stream.write for stream in self.streams))
+        self.preload.begin()
+        self.pump.begin(*(stream.captured for stream in self.streams))
 
     def forget(self) -> None:
         """In a process that a cell forked: nobody holds a lock, and nothing waits to be printed."""
@@ -241,11 +255,9 @@ def build() -> Any:
     os.environ["MPLBACKEND"] = os.environ.get("MPLBACKEND") or INLINE
     app.session = Line(parent=app)
     with without("debugpy"):
-        # as in runner.step.kernel
-        app.initialize(["--IPKernelApp.ignore_cwd=True", "--HistoryManager.enabled=False"])
-    keep_no_copy(app.shell)
-    answer_every_error(app.shell)
-    ignore_breakpoints()
+        app.initialize([HISTORY])
+    settle_in(app)
+    app.preload = Preload(app.shell)
     app.pump = Pump()
     app.streams = [PumpedStream(app.session, app.pump, name) for name in ("stdout", "stderr")]
     sys.stdout, sys.stderr = app.streams

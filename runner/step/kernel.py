@@ -1,6 +1,6 @@
 """The kernel's process: ipykernel, with imports made while it waits and an end when its runner ends.
 
-Started as `python -P -m runner.step.kernel -f CONNECTION`. The environment says the rest:
+Its arguments are `-f CONNECTION`. The environment says the rest:
 `RUNNER_OWNER` (the process whose end is also this one's), `RUNNER_PATH` (folders to import from, first
 first) and `RUNNER_PRELOAD` (installed packages that the notebook is going to import, loaded before its first
 cell arrives).
@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import faulthandler
 import gc
-import importlib
 import io
 import json
 import os
@@ -24,8 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from runner.lean import PAPERMILLS, without
+from runner.lean import without
 from runner.step.family import adopt, kill_strays
+from runner.step.preload import Preload
 from runner.step.watcher import Watcher
 
 POLL_S = 0.5
@@ -41,38 +41,17 @@ def main() -> None:
     else:  # not on Linux, or not in this container
         threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     adopt()
+    faulthandler.enable(os.fdopen(os.dup(2), "wb", buffering=0))  # before that is captured
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
-    preload = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
-    sys.path[:0] = folders
-    with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
-        from ipykernel.kernelapp import IPKernelApp
-
-        from runner.step.stream import CappedSession, answer_every_error, ignore_breakpoints, keep_no_copy
-
-        app: Any = IPKernelApp.instance()
-        app.session = CappedSession(parent=app)
-        app.initialize(
-            [
-                *sys.argv[1:],
-                "--IPKernelApp.outstream_class=runner.step.stream.CappedStream",
-                # sys.path is complete: the run's own snapshot comes before the working folder
-                "--IPKernelApp.ignore_cwd=True",
-                "--HistoryManager.enabled=False",
-            ]
-        )
-    keep_no_copy(app.shell)
-    answer_every_error(app.shell)
-    ignore_breakpoints()
-    _keep_stderr_for_crashes()
+    ahead = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
+    app = _app(sys.argv[2], folders)
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
     if opened:
         sys.addaudithook(Watch(app.shell, project, opened))
-    with app.shell.builtin_trap:  # pandas asks get_ipython() at import how to display
-        for name in preload:
-            lean = PAPERMILLS if name.partition(".")[0] in ("papermill", "scrapbook") else ()
-            # whatever goes wrong, the notebook's own import will say in its cell
-            with contextlib.suppress(Exception), without(*lean):
-                importlib.import_module(name)
+    preload = Preload(app.shell)
+    for name in ahead:
+        preload.load(name)
+    preload.begin()
     app.start()
     # ipykernel's own way out closes its threads in an order that can wait 10 s for one that has ended
     atexit.unregister(app.close)
@@ -80,16 +59,32 @@ def main() -> None:
     leave(kill_strays)
 
 
-def _keep_stderr_for_crashes() -> None:
-    """ipykernel repeats what cells print to the process's own streams; drop that, keep a crash's trace."""
-    crashes = os.dup(2 if not hasattr(sys.stderr, "_original_stdstream_copy") else sys.stderr._original_stdstream_copy)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        copy = getattr(stream, "_original_stdstream_copy", None)
-        if copy is not None:
-            os.dup2(nowhere, copy)
-    os.close(nowhere)
-    faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
+def _app(connection_file: str, folders: list[str]) -> Any:
+    """ipykernel's application with our streams and kernel, the process's descriptors captured; cells import from
+    `folders` too."""
+    with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
+        from ipykernel.kernelapp import IPKernelApp
+
+        from runner.step.pump import Capture
+        from runner.step.shell import HISTORY, NotebookKernel, find_in, name_as_jupyter, settle_in
+        from runner.step.stream import CappedSession, CappedStream
+
+        app: Any = IPKernelApp.instance(kernel_class=NotebookKernel)
+        app.session = CappedSession(parent=app)
+        app.initialize(
+            [
+                *("-f", connection_file, HISTORY),
+                "--IPKernelApp.outstream_class=runner.step.stream.CappedStream",
+                "--IPKernelApp.parent_handle=0",  # the watcher ends it with its runner
+            ]
+        )
+    name_as_jupyter(connection_file)
+    find_in(folders)
+    settle_in(app)
+    streams: Any = (sys.stdout, sys.stderr)
+    CappedStream.capture = Capture()
+    CappedStream.capture.begin(*(stream.captured for stream in streams))
+    return app
 
 
 class Watch:
@@ -127,7 +122,10 @@ class Watch:
 
 
 def leave(last: Callable[[], None] = lambda: None) -> NoReturn:
-    """End the process: the notebook's exit handlers, its open files, `last`, and then nothing more."""
+    """End the process as the interpreter does: the notebook's threads that are no daemons, its exit handlers, its open
+    files; then `last`, and nothing more."""
+    with contextlib.suppress(Exception):
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for thing in gc.get_objects():
         # what an interpreter does when it takes its modules down

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from runner.errors import PipelineError
-from runner.step.family import Process, descendants, kill
+from runner.step.family import Process, descendants, kill, python
 from runner.step.kernelspec import installed_kernel
 
 STDERR = "stderr"  # of the process, until its cells' streams are in place; then only a crash's trace
@@ -178,7 +177,7 @@ def start_kernel(*, cwd: Path, environment: Mapping[str, str], language: str, ke
     nowhere else. Another language runs in the installed kernel of that name; PipelineError where there is none.
     """
     if language == "python":
-        argv = [sys.executable, "-P", "-m", "runner.step.kernel", "-f", "{connection_file}"]
+        argv = [*python("runner.step.kernel"), "-f", "{connection_file}"]
         return KernelProcess(argv, cwd=cwd, environment={**environment, OWNER: str(os.getpid())})
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel  # 0.1 s, and seldom needed
 

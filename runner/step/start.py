@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from runner.pipeline.notebook import Notebook, imported_names, python_source, read_notebook
 from runner.records import FORKED, STANDARD
+from runner.step.changes import changes
 
 if TYPE_CHECKING:
     from runner.step.forked import ForkServer
@@ -26,19 +27,7 @@ WIDGETS = {"ipywidgets", "comm", "ipykernel", "jupyter_client", "ipyparallel", "
 # they may open the device when they are imported, and an open one does not survive a fork
 GPU = {"torch", "tensorflow", "jax", "cupy", "cudf", "cuml", "numba.cuda", "pycuda", "rmm", "paddle", "mxnet"}
 PROGRESS_BARS = {"tqdm.auto", "tqdm.notebook", "tqdm.autonotebook"}  # widgets where ipywidgets is installed
-# What a library reads when it is imported must be set before that: any word about the environment that is not plainly
-# a look at it, `environ.get(…)` or `environ[…]` in a line that assigns nothing. A mistake costs only speed.
-SETS_ENVIRONMENT = re.compile(
-    r"\bdel\b.*\benviron\b"
-    r"|\benviron\b(?!\.get\b|\[[^\]\n]*\](?!.*(?<![=!<>])=(?!=)))"
-    r"|\b(?:putenv|unsetenv|load_dotenv)\b|%\s*(?:(?:set_)?env|dotenv)\b"
-)
-# What it installs, or puts before the installed packages, is what its imports mean.
-CHANGES_PACKAGES = re.compile(
-    r"[!%]\s*(?:uv|pip3?|conda|mamba)\b|-m[\s'\",]+pip\b|\b(?:pip3?|conda|mamba)\s+(?:un)?install\b"
-    r"|\bsys\.path\b(?!\.(?:append|extend)\b)|\baddsitedir\b"
-)
-LATE = ((SETS_ENVIRONMENT, "sets environment variables"), (CHANGES_PACKAGES, "changes what is installed or found"))
+ASKS_CONNECTION = re.compile(r"%\s*(?:connect_info|qtconsole)\b")
 # (package, a word that stands in the notebook too, what the package imports when it is first used so)
 ON_FIRST_USE = (
     ("matplotlib.pyplot", "plt", ("matplotlib_inline.backend_inline", "matplotlib.backends.backend_agg",
@@ -96,15 +85,13 @@ class Imports:
         cells = notebook.code
         sources = "\n".join(cell.source for cell in cells)
         by_cell = [imported_names(python_source(cell)) for cell in cells]
-        changes = ((i, what) for i, cell in enumerate(cells) for form, what in LATE if form.search(cell.source))
-        first, self.changes = next(changes, (len(cells), ""))
+        found = ((i, what) for i, cell in enumerate(cells) if (what := changes(cell)))
+        first, self.changes = next(found, (len(cells), ""))
         before = set().union(*by_cell[:first])
         self.names = set().union(*by_cell)
         installed = _installed(notebook, self.names)
         self.early = sorted(installed & before)
         self.late = sorted(installed - before)
-        if "runner.scraps" in before:
-            self.early.append("scrapbook")  # by which it records
         self.ahead = [
             *self.early,
             *(
@@ -127,6 +114,8 @@ def needs_standard(notebook: Notebook, imports: Imports) -> str:
     for group, what in ((WIDGETS, "which talks to the browser"), (GPU, "which may open the GPU")):
         if found := either & group:
             return f"it imports {min(found)}, {what}"
+    if any(ASKS_CONNECTION.search(cell.source) for cell in notebook.code):
+        return "it asks how to connect to its kernel"
     if (found := imports.names & PROGRESS_BARS) and find_spec("ipywidgets") is not None:
         return f"it imports {min(found)}, which shows widgets"
     late = [name for name in imports.late if name.partition(".")[0] not in sys.stdlib_module_names]
@@ -155,6 +144,7 @@ def _environment(
         RUNNER_STEP_FOLDER=str(folder.resolve()),
         RUNNER_PATH=os.pathsep.join(str(place.resolve()) for place in path),
         RUNNER_PRELOAD=",".join(preload),
+        JPY_PARENT_PID=str(os.getpid()),  # as of any process of Jupyter's
     )
     (folder / OPENED).unlink(missing_ok=True)
     if project is not None:
