@@ -7,9 +7,10 @@ from pathlib import Path
 
 from conftest import ROOT
 
-LEAVES = {"records", "manifest", "errors", "paths", "content", "lean", "failpoint"}
+LEAVES = {"records", "manifest", "errors", "escape", "paths", "content", "lean", "failpoint"}
 ALLOWED = {
     "errors": set[str](),
+    "escape": set[str](),
     "paths": {"errors"},
     "records": {"errors", "paths"},
     "manifest": {"records", "paths"},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 
 from conftest import ROOT
 
@@ -56,3 +58,18 @@ def test_the_python_that_runs_this_is_supported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11"
     assert sys.version_info >= (3, 11)
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    providers = packages_distributions()
+    declared = {name.lower() for name in direct("sagemaker", "studio")}
+    undeclared = set()
+    for path in (ROOT / "runner").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.partition(".")[0] for name in names} - {"runner", ""} - sys.stdlib_module_names:
+                found = {one.lower().replace("_", "-") for one in providers.get(name, [name])}
+                if not found & declared:
+                    undeclared.add(f"{path.relative_to(ROOT)}: {name}")
+    assert not undeclared

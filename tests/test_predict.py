@@ -367,3 +367,30 @@ def test_the_model_of_these_tests_is_the_one_that_is_saved(house: Made, tmp_path
     assert (
         runner.model.load(saved(tmp_path / "model")).predict(records(9)).tolist() == model.predict(records(9)).tolist()
     )
+
+
+FORMULAS = ['=HYPERLINK("https://evil.example")', "+1+1", "-2+3+cmd|' /C calc'!A0", "@SUM(1)", "x;=1", "\t=1"]
+HARMLESS = ["-5", "+49 30 1234", "-1,234.50", "-", "plain; text", "a=b", "2024-01-31", "-3 %"]
+
+
+def test_what_a_spreadsheet_would_compute_gets_an_apostrophe_and_is_counted(house: Made, tmp_path: Path) -> None:
+    project, model = house
+    frame = raw(len(FORMULAS) + len(HARMLESS)).rename(columns={"note": "=note"})
+    frame["=note"] = FORMULAS + HARMLESS
+    frame["minutes"] = -frame["minutes"]
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        done = project.runner("predict", "tiny", str(write(frame, tmp_path / f"in{suffix}")))
+        assert done.code == 0, done.err
+        found = pd.read_csv(io.StringIO(done.out))
+        assert (
+            found["'=note"].tolist()
+            == [text.replace("=1", "'=1") if text[0] in "x\t" else f"'{text}" for text in FORMULAS] + HARMLESS
+        )
+        assert found["minutes"].equals(frame["minutes"])
+        assert found["probability"].tolist() == model.predict(frame).tolist()
+        assert "7 cells have an apostrophe before what a spreadsheet would compute; --raw leaves it out" in done.err
+    for target, words in ((".csv", ["--raw"]), (".jsonl", []), (".parquet", [])):
+        into = tmp_path / f"out{target}"
+        done = project.runner("predict", "tiny", str(tmp_path / "in.csv"), "-o", str(into), *words)
+        assert "apostrophe" not in done.err
+        assert read(into)["=note"].tolist() == FORMULAS + HARMLESS

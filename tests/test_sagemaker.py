@@ -23,6 +23,7 @@ from conftest import Done, Project, parameters, recorded, text
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
 from small_sagemaker.trying import read_log
+from test_sources import serving
 
 from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
 
@@ -179,6 +180,20 @@ def test_a_step_comes_to_the_same_here_and_there(name: str, far: RemoteProject, 
         assert job["packages"]["papermill"] == "2.7.0"
     if case.code in (0, 4):
         assert far.runner("verify", "latest").code == 0
+
+
+def test_a_source_on_the_web_comes_here_and_goes_to_the_job_without_what_signs_it(far: RemoteProject) -> None:
+    made_project(far, Case(toml=""), "web")
+    secret = "X-Amz-Signature=" + "5ca1ab1e" * 8
+    with serving({f"/in.txt?{secret}": b"from the web\n"}) as shelf:
+        done = far.runner("run", "make", "--on", "sagemaker", "-p", f"make.source={shelf.address}/in.txt?{secret}")
+    assert done.code == 0, done.err
+    assert (far.runs[-1] / "steps/make/out/x.txt").read_text() == "from the web\n" * 3
+    assert far.step("make")["job"]["inputs"]["source"]["source"].endswith("/in.txt?X-Amz-Signature=***")
+    s3 = far.cloud.client("s3")
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET, Prefix="team/").get("Contents", [])]
+    assert any(key.endswith("/in.txt") for key in keys)
+    assert not any(b"5ca1ab1e" in s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys)
 
 
 # What stays in S3, and what comes back

@@ -577,6 +577,7 @@ def rehearsed(made: Plan, tmp_path: Path) -> Any:
         ('registry = "sagemaker"', 'registry = "local"', "is on this machine, where no execution can register"),
         ("[steps.train]", "[steps.pin]", "`pin` is a step of the Pipeline's own; rename it."),
         ('level = "007"', 'InstanceType = "x"', "InstanceType: "),
+        ("./in.txt", "https://h.example/t?X-Amz-Signature=5ca1", "?X-Amz-Signature=*** is signed or has a password"),
     ],
 )
 def test_a_push_refuses_what_could_not_run_there(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 from conftest import PAGES, Project, parameters
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runner.pipeline.credentials import MARK, Redactor
 
 TOKEN = "s3cr3t-canary-7f1e9c"
+AWKWARD = "kan4ri\\x \"y&z\t<w/é'\U0001f511v4ult"  # every encoding changes some of it, and none its ends
 ENVIRONMENT = {"SHOP_TOKEN": TOKEN, "OTHER_PASSWORD": "canary-in-the-environment", **PAGES}
 CANARIES = {
     "AWS access key id": "AKIA" + "IOSFODNN7EXAMPLE",
@@ -53,16 +60,46 @@ def test_a_secret_reaches_the_notebook_and_no_file(project: Project) -> None:
 
 
 def test_a_secret_in_a_traceback_and_in_a_dying_kernels_last_words_is_taken_out(project: Project) -> None:
-    using(project, "raise ValueError(f'refused for {token}')")
+    using(project, "raise type(token, (Exception,), {})(f'refused for {token}')")
     done = project.runner("run", "-p", "token=env:SHOP_TOKEN", env=ENVIRONMENT)
     assert done.code == 3
     assert TOKEN not in done.out + done.err
+    assert project.step("only")["result"]["error"]["ename"] == MARK
     assert f"refused for {MARK}" in done.err
     using(project, "import os, sys\nos.write(2, token.encode()); os._exit(5)")
     done = project.runner("run", "-p", "token=env:SHOP_TOKEN", env=ENVIRONMENT)
     assert done.code == 6
     assert TOKEN not in done.out + done.err
     assert holding(project.folder, TOKEN) == []
+
+
+def test_no_encoding_of_a_secret_is_stored_wherever_it_stands(project: Project) -> None:
+    using(
+        project,
+        "import base64, html, json, shlex\nfrom urllib.parse import quote, quote_plus\n"
+        "from IPython.display import display\n"
+        "ways = [token, repr(token), ascii(token), repr(repr(token)), str({'t': token}), repr(token.encode()),\n"
+        "        json.dumps(token), json.dumps(token, ensure_ascii=False), json.dumps(json.dumps({'t': [token]})),\n"
+        "        json.dumps(token).replace('/', '\\\\/'), quote(token), quote(token, safe=''), quote_plus(token),\n"
+        "        quote(quote(token, safe=''), safe=''), html.escape(token), html.escape(html.escape(token)),\n"
+        "        html.escape(json.dumps(token)), token.encode('ascii', 'xmlcharrefreplace').decode(),\n"
+        "        token.encode('unicode_escape').decode(), shlex.quote(token), token.replace('\"', '\"\"'),\n"
+        "        base64.b64encode(token.encode()).decode(), base64.b64encode(b'ann:' + token.encode()).decode(),\n"
+        "        base64.urlsafe_b64encode(b'it is ' + token.encode() + b'!').decode()]\n"
+        "for way in ways: print('<', way, '>')",
+        "display({'text/html': f'<b>{html.escape(token)}</b>', 'application/' + token: 'x', 'application/json': {token: [token]}},\n"
+        "        metadata={token: token, 'image/png': {'alt': token}}, raw=True)",
+        "import ipywidgets\nipywidgets.Text(value=token)",
+    )
+    done = project.runner("run", "-p", "token=env:SHOP_TOKEN", "--json", env={**ENVIRONMENT, "SHOP_TOKEN": AWKWARD})
+    assert done.code == 0, done.err
+    packed = [base64.b64encode(b" " * n + AWKWARD.encode()).decode()[4:-4] for n in range(3)]
+    for piece in ("kan4ri", "v4ult", *packed):
+        assert holding(project.folder, piece) == []
+        assert piece not in done.out + done.err
+    printed = "".join(project.executed("only")["cells"][2]["outputs"][0]["text"])
+    assert printed.count("<") == printed.count(MARK) == 24
+    assert "a widget: secret parameter" in project.step("only")["result"]["redacted"]
 
 
 def test_a_secret_is_named_and_never_given(project: Project) -> None:
@@ -82,6 +119,17 @@ def test_a_secret_is_named_and_never_given(project: Project) -> None:
     project.write("nb.ipynb", parameters('token: str = "abc"  # secret'))
     done = project.runner("check", env=ENVIRONMENT)
     assert "its default must be empty" in done.out + done.err
+
+
+def test_a_value_that_looks_like_a_credential_is_named_by_check(project: Project) -> None:
+    project.write("nb.ipynb", parameters('url: str = ""\nname: str = ""'), "url")
+    project.toml(
+        'name = "one"\n[steps.only]\nnotebook = "nb.ipynb"\nparameters = { name = "ann?b=c", url = "https://h/t?X-Amz-Signature=0a" }\n'
+    )
+    done = project.runner("check")
+    assert done.code == 0
+    assert done.out.count("looks like it lets one in") == 1
+    assert "the value of `url` looks" in done.out
 
 
 def test_debug_takes_the_secret_from_the_environment_too(project: Project) -> None:
@@ -113,8 +161,61 @@ def test_each_form_is_found(kind: str) -> None:
     assert kind in kinds
 
 
+def test_looking_for_secrets_takes_time_in_proportion_to_the_text() -> None:
+    hard = [mark * 8 + "end" for mark in ('"', "\\", "&", "%", "'", '\\"', "\\\n", "& ", "&amp;", "%25")]
+    redactor = Redactor(hard)
+    runs = (
+        "\\",
+        "&amp;",
+        '"',
+        "%25",
+        "'",
+        '\\"',
+        "\\\\n",
+        "&+",
+        "eyJ-",
+        "://a:",
+        "-----BEGIN A",
+        "ghp_",
+        "xoxb",
+        "sig=",
+    )
+    for text in (run * 20_000 + "-end" for run in runs):
+        assert redactor.text(text) == (text, [])
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "\"\"''\\\\x",
+        "\\\\\\\"''\"&&amp;x",
+        "%25%20 ab  c",
+        "\\n\\u00e9\né",
+        "a\nb\t\\\\d",
+        "éé\U0001f511\U0001f511",
+        "   %%x",
+    ],
+)
+def test_a_secret_that_looks_like_an_encoding_is_found_in_every_encoding(secret: str) -> None:
+    ways: list[Callable[[str], str]] = [
+        str, repr, ascii, json.dumps, html.escape, quote, quote_plus, shlex.quote,
+        lambda text: repr(text.encode()), lambda text: text.encode("unicode_escape").decode(),
+        lambda text: text.encode("ascii", "xmlcharrefreplace").decode(), lambda text: text.replace('"', '""'),
+        lambda text: json.dumps(text, ensure_ascii=False).replace("/", "\\/"), lambda text: quote(text, safe=""),
+    ]  # fmt: skip
+    twice = [(json.dumps, json.dumps), (repr, repr), (json.dumps, html.escape), (json.dumps, quote), (quote, quote),
+             (quote, json.dumps), (html.escape, html.escape), (repr, json.dumps)]  # fmt: skip
+    written = [way(secret) for way in ways] + [second(first(secret)) for first, second in twice]
+    for text in written:
+        made, kinds = Redactor([secret]).text(f"<{text}>")
+        assert kinds == ["secret parameter"]
+        assert not set(made.replace(MARK, "")) - set("<>\"'\\%225Cquotamp;&b#x7")
+
+
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(categories=["L", "N", "P", "Zs"]), min_size=4, max_size=40), st.text(max_size=50))
 def test_no_secret_of_four_characters_or_more_survives(secret: str, around: str) -> None:
+    assume(secret not in "text/plain image/png")  # keys are looked through too
     made, kinds = Redactor([secret]).inside({"text/plain": [around + secret + around], "image/png": secret})
     if secret not in MARK:
         assert secret not in made["text/plain"][0].replace(MARK, "")

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
+import io
 import json
 import os
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, command, environment, parameters
+from conftest import PAGES, Project, command, environment, parameters, recorded
+
+from runner.errors import RemoteError
+from runner.pipeline.addresses import is_public, public
+from runner.run.web import Web
 
 TABLE = b"a,b\n1,2\n3,4\n"
 
 
 class Shelf(http.server.ThreadingHTTPServer):
-    """Serves the bytes in `files`; counts requests; `cut` bytes are missing from the end of every reply."""
+    """Serves the bytes in `files`; counts requests; `cut` bytes are missing from the end of every reply.
+
+    With `only_get` it refuses HEAD, as S3 does for an address that is signed for GET; `user` is who may come in.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.files: dict[str, bytes] = {}
         self.asked: Counter[str] = Counter()
         self.cut = 0
+        self.only_get = False
+        self.user = ""
 
     @property
     def address(self) -> str:
@@ -46,7 +58,14 @@ class _Answer(http.server.BaseHTTPRequestHandler):
     def _head(self) -> bytes:
         self.server.asked[self.command] += 1
         body = self.server.files.get(self.path)
-        self.send_response(200 if body is not None else 404)
+        known = f"Basic {base64.b64encode(self.server.user.encode()).decode()}"
+        if self.server.only_get and self.command == "HEAD":
+            body, status = None, 403
+        elif self.server.user and self.headers["Authorization"] != known:
+            body, status = None, 401
+        else:
+            status = 200 if body is not None else 404
+        self.send_response(status)
         if body is not None:
             self.send_header("ETag", f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"')
         self.send_header("Content-Length", str(len(body or b"")))
@@ -57,15 +76,24 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         """A test's server is quiet."""
 
 
-@pytest.fixture
-def shelf() -> Iterator[Shelf]:
+@contextmanager
+def serving(files: dict[str, bytes] | None = None) -> Iterator[Shelf]:
     server = Shelf()
+    server.files |= files or {}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +294,104 @@ def test_a_source_that_is_kept_is_read_from_the_runs_own_bytes(project: Project)
     source.write_bytes(b"overwritten")
     assert (project.runs[-1] / "steps" / "only" / "in" / "source").read_bytes() == TABLE
     assert project.runner("verify", "latest").code == 0
+
+
+SIGNED = "X-Amz-Credential=AKIDCANARY%2F20261128&X-Amz-Signature=" + "5ca1ab1e" * 8
+
+
+def stored(folder: Path, *texts: str) -> list[str]:
+    """The files below the folder that hold one of the texts."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if any(text.encode() in path.read_bytes() for text in texts)]
+
+
+def test_what_signs_an_address_fetches_it_and_stands_in_no_file(project: Project, shelf: Shelf) -> None:
+    shelf.only_get = True
+    shelf.files[f"/t.csv?versionId=7&{SIGNED}"] = TABLE
+    address = f"{shelf.address}/t.csv?versionId=7&{SIGNED}"
+    reading(project, address)
+    done = project.runner("run", "--force", env=PAGES)
+    assert done.code == 0, done.err
+    assert copied(project) == TABLE
+    fact = project.manifest["sources"]["only.source"]
+    assert fact["source"] == f"{shelf.address}/t.csv?versionId=7&X-Amz-Credential=***&X-Amz-Signature=***"
+    given = project.runner("run", "-p", f"only.source={address}", "--json", env=PAGES)
+    assert given.code == 0
+    assert project.manifest["overrides"] == {"only.source": fact["source"]}
+    shown = [project.runner(*words) for words in (("show", "latest"), ("show", "latest", "--md"), ("check",))]
+    assert stored(project.folder / "runs", "5ca1ab1e", "AKIDCANARY") == []
+    assert not any("5ca1ab1e" in one.out + one.err for one in (done, given, *shown))
+    # signed anew it is the same file: nothing is fetched twice
+    shelf.files[f"/t.csv?versionId=7&{SIGNED.replace('5ca1ab1e', 'deadbeef')}"] = TABLE
+    shelf.asked.clear()
+    again = project.runner("run", "-p", f"only.source={address.replace('5ca1ab1e', 'deadbeef')}", env=PAGES)
+    assert again.code == 0
+    assert shelf.asked["GET"] == 1  # its headers
+
+    # the bytes are gone: what cannot be fetched again says why, and names the command
+    for path in (project.folder / "runs" / "objects").iterdir():
+        path.unlink()
+    lost = project.runner("reproduce", "latest")
+    assert lost.code == 8
+    assert "stands in no record (***): start anew with `runner run` and the whole address" in lost.err
+    shelf.files.clear()
+    expired = project.runner("run", env=PAGES)
+    assert expired.code == 7
+    assert "5ca1ab1e" not in expired.err
+
+
+def test_a_swept_address_is_written_without_what_signs_it(project: Project, shelf: Shelf) -> None:
+    addresses = [f"{shelf.address}/{name}.csv?{SIGNED}" for name in ("a", "b")]
+    shelf.files |= {address.removeprefix(shelf.address): TABLE for address in addresses}
+    project.write("nb.ipynb", parameters('source: str = ""'), recorded("size", "float(len(open(source).read()))"))
+    project.toml('name = "p"\n[steps.only]\nnotebook = "nb.ipynb"\ninputs = { source = "./x.csv" }\n')
+    (project.folder / "x.csv").write_bytes(TABLE)
+    done = project.runner("sweep", "only", "-p", f"only.source={','.join(addresses)}", "--metric", "only.size")
+    assert done.code == 0, done.err
+    assert "a.csv?X-Amz-Credential=***" in done.out
+    assert "5ca1ab1e" not in done.out + done.err
+    assert stored(project.folder / "runs", "5ca1ab1e") == []
+
+
+def test_a_signed_address_is_not_handed_to_a_notebook_as_text(project: Project) -> None:
+    reading(project, f"https://example.org/t.csv?{SIGNED}", **{"as": '"uri"'})
+    done = project.runner("check")
+    assert done.code == 2
+    assert "would stand in the executed notebook. Have it fetched (without `as`)" in done.out + done.err
+    assert "5ca1ab1e" not in done.out + done.err
+
+
+def test_user_and_password_of_an_address_let_one_in_and_are_not_said(shelf: Shelf) -> None:
+    shelf.user, shelf.files["/t.csv"] = "ann:p@ss/w:rd", TABLE
+    host = shelf.address.removeprefix("http://")
+    address = f"http://ann:p%40ss%2Fw%3Ard@{host}/t.csv"
+    (file,) = Web().listing(address)
+    target = io.BytesIO()
+    Web().download(address, file, target)
+    assert target.getvalue() == TABLE
+    with pytest.raises(RemoteError, match=r"\*\*\*@") as refused:
+        Web().listing(address.replace("p%40ss", "wr0ng"))
+    assert "wr0ng" not in str(refused.value)
+    assert "may have expired or be wrong" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://ann:pw@h.example/a.csv?x=1", "https://***@h.example/a.csv?x=1"),
+        ("https://ann:p@ss@h.example/a", "https://***@h.example/a"),
+        ("https://ghp_token@h.example/a", "https://***@h.example/a"),
+        ("https://h/a?X-Amz-Signature=1&X-Amz-Date=2", "https://h/a?X-Amz-Signature=***&X-Amz-Date=2"),
+        ("https://h/a?X%2DAmz%2DSecurity%2DToken=1", "https://h/a?X%2DAmz%2DSecurity%2DToken=***"),
+        ("https://h/a?AWSAccessKeyId=1&Signature=2", "https://h/a?AWSAccessKeyId=***&Signature=***"),
+        ("https://h/a?X-Goog-Signature=1;sig=2&sv=3", "https://h/a?X-Goog-Signature=***;sig=***&sv=3"),
+        ("https://h/a?Key-Pair-Id=1&Policy=2", "https://h/a?Key-Pair-Id=***&Policy=***"),
+        ("https://h/a?access_token=1&API_KEY=2&password=3#token=4", "https://h/a?access_token=***&API_KEY=***&password=***#token=***"),
+        ("https://h/monkey.csv?table=churn&versionId=1", "https://h/monkey.csv?table=churn&versionId=1"),
+        ("s3://bucket/key=1/a.csv?token=1", "s3://bucket/key=1/a.csv?token=1"),
+    ],
+)  # fmt: skip
+def test_an_address_is_written_without_what_lets_one_in(address: str, said: str) -> None:
+    assert public(address) == said
+    assert public(said) == said
+    assert is_public(address) == (address == said)

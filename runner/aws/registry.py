@@ -24,6 +24,7 @@ from runner.aws.history import History, Objects
 from runner.aws.package import Package, package, serving_image
 from runner.aws.session import DENIED, AwsError, Session
 from runner.errors import Refused, RegistryUnusable, Tampered, UsageError
+from runner.escape import terminal
 from runner.failpoint import reach
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.registry import NAME
@@ -237,7 +238,7 @@ class SageMakerRegistry:
                 except AwsError as error:
                     if error.code not in DENIED:
                         raise
-                    log.warning("%s/%d: %s is not written down: %s", name, number, event.kind, error)
+                    log.warning("%s/%d: %s is not written down: %s", name, number, event.kind, terminal(str(error)))
                 view.events.append(event)
         return True
 
@@ -262,7 +263,7 @@ class SageMakerRegistry:
                 except AwsError as error:
                     if error.code not in DENIED:
                         raise
-                    log.warning("%s/%d is %s, not yet in SageMaker: %s", name, number, status, error)
+                    log.warning("%s/%d is %s, not yet in SageMaker: %s", name, number, status, terminal(str(error)))
                 return None
         return _external(name, view.events, number, listed.status, found)
 

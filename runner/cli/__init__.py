@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from runner import __version__
+from runner.cli.terminal import say
 from runner.errors import Refused, RunnerError
 
 HIDDEN = ""  # instead of a first line: programs call it, people need not see it
@@ -107,14 +109,16 @@ def entry(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue(), err=True, nl=False)
         return error.exit_code
     except RunnerError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])
-        click.echo(f"{error.headline}:\n{_indented(said)}", err=True)
+        say(f"{error.headline}:\n{_indented(said)}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        say("interrupted", err=True)
         return 130
     except BrokenPipeError:
         # the reader of our output went away; Python would complain once more while closing
@@ -123,17 +127,22 @@ def entry(arguments: Sequence[str]) -> int:
     except PermissionError as error:
         what = f"{error.filename}: permission denied" if error.filename else str(error)
         shared = "Accounts that share a folder need one group and a umask of 0002: see SECURITY.md."
-        click.echo(f"{Refused.headline}:\n  {what}. {shared}", err=True)
+        say(f"{Refused.headline}:\n  {what}. {shared}", err=True)
         return Refused.exit_code
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        click.echo(f"{error.strerror}: {error.filename or 'while writing'}", err=True)
+        say(f"{error.strerror}: {error.filename or 'while writing'}", err=True)
         what = (
             "`runner resume latest`" if arguments[:1] in (["run"], ["resume"], ["sweep"]) else "give the command again"
         )
-        click.echo(f"  Nothing was sealed or switched half. Make space, then {what}.", err=True)
+        say(f"  Nothing was sealed or switched half. Make space, then {what}.", err=True)
         return Refused.exit_code
+    except Exception:
+        import traceback
+
+        say(traceback.format_exc(), err=True, nl=False)  # a fault of ours; what it says may be a notebook's
+        return RunnerError.exit_code
     return code if isinstance(code, int) else 0
 
 

@@ -11,6 +11,7 @@ import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
 from runner.cli.run import no_report_option
+from runner.cli.terminal import say
 from runner.errors import UsageError
 
 EXECUTION = re.compile(r"arn:aws[\w-]*:sagemaker:.*/execution/[a-z0-9]{12}\Z|[a-z0-9]{12}\Z")
@@ -34,7 +35,7 @@ def debug_command(run: str, step: str, no_open: bool, pipeline: Path) -> int:
 
     made = actions.debug(pipeline, run, step)
     if no_open:
-        click.echo(made)
+        say(made)
         return 0
     try:
         return subprocess.run([sys.executable, "-m", "jupyter", "lab", str(made)], check=False).returncode
@@ -65,8 +66,8 @@ def pack_command(run: str, output: Path | None, pipeline: Path) -> None:
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
     made, size = actions.pack(pipeline, run, output)
-    click.echo(f"{made}   {size:,} bytes", err=True)
-    click.echo(made)
+    say(f"{made}   {size:,} bytes", err=True)
+    say(made)
 
 
 @click.command("import")
@@ -103,15 +104,15 @@ def _import_pack(file: Path, as_json: bool, pipeline: Path) -> None:
         named = [f"{version.name}/{version.version}"] if version is not None else []
         print_json({"run": manifest.run, "versions": named, "claims": [claim(version)] if version is not None else []})
         return
-    click.echo(f"run {manifest.run}")
+    say(f"run {manifest.run}")
     if version is not None:
         said = claim(version)
-        click.echo(f"model {version.name}/{version.version} {version.status}{f'; {said}' if said else ''}")
+        say(f"model {version.name}/{version.version} {version.status}{f'; {said}' if said else ''}")
         if version.status == "pending":
             label, short = f"{version.name}/{version.version}", manifest.run.rpartition("-")[2]
-            click.echo(f'  next: runner approve {label} --reason "…"   (look first: runner report {short})', err=True)
+            say(f'  next: runner approve {label} --reason "…"   (look first: runner report {short})', err=True)
     if new:
-        click.echo(f"  {pipeline} came with the run; read it before you run anything.", err=True)
+        say(f"  {pipeline} came with the run; read it before you run anything.", err=True)
 
 
 def _import_execution(reference: str, no_report: bool, as_json: bool, pipeline: Path) -> None:
@@ -126,9 +127,9 @@ def _import_execution(reference: str, no_report: bool, as_json: bool, pipeline: 
     if as_json:
         print_json({"run": manifest.run, "versions": [f"{made.name}/{made.version}"] if made is not None else []})
         return
-    click.echo(f"run {manifest.run}")
+    say(f"run {manifest.run}")
     if made is not None:
-        click.echo(f"model {made.name}/{made.version} {made.status}")
+        say(f"model {made.name}/{made.version} {made.status}")
 
 
 @click.command("fetch")
@@ -146,4 +147,4 @@ def fetch_command(run: str, steps: tuple[str, ...], pipeline: Path) -> None:
     from runner import actions
 
     manifest, came = actions.fetch_run(pipeline, run, steps)
-    click.echo(f"run {manifest.run}: {came / 1e6:.1f} MB fetched")
+    say(f"run {manifest.run}: {came / 1e6:.1f} MB fetched")

@@ -6,11 +6,12 @@ import hashlib
 import webbrowser
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from runner.cli.options import json_option, metric_text, pipeline_option, print_json, print_table
+from runner.cli.terminal import say
 from runner.errors import Refused, UsageError
 
 if TYPE_CHECKING:
@@ -147,13 +148,13 @@ def _print(
         print_json({**msgspec.to_builtins(made), "page": str(page.absolute()) if page else None})
         return
     if as_markdown:
-        from runner.report.pull_request import markdown
+        from runner.report.pull_request import pull_request
 
-        click.echo(markdown(made), nl=False)
+        say(pull_request(made), nl=False)
     else:
         in_words()
     if page is not None:
-        click.echo(f"page {page}", err=as_markdown)
+        say(f"page {page}", err=as_markdown)
 
 
 def _open(page: Path | None, wanted: bool) -> None:
@@ -164,31 +165,31 @@ def _open(page: Path | None, wanted: bool) -> None:
 def _say_difference(difference: Difference) -> None:
     from runner.report.comparison import summary
 
-    click.echo(f"{difference.before.name} → {difference.after.name}")
+    say(f"{difference.before.name} → {difference.after.name}")
     if difference.before.run and difference.after.run:
         _say_verdicts(difference, difference.before.run, difference.after.run)
         _say_metrics(difference.metrics)
     if difference.parameters:
-        click.echo("parameters")
+        say("parameters")
         _say_changes(difference.parameters, by_step=True)
     for title, changes in (("pipeline", difference.pipeline), ("environment", difference.environment)):
         if changes:
-            click.echo(title)
+            say(title)
             _say_changes(changes, by_step=False)
     _say_data_and_packages(difference)
     for step in difference.steps:
         _say_step(step)
-    click.echo(summary(difference))
+    say(summary(difference))
 
 
 def _say_verdicts(difference: Difference, before: RunFacts, after: RunFacts) -> None:
     from runner.report.comparison import verdict_in_words
 
     names = [verdict_in_words(run) for run in (before, after)]
-    click.echo(f"gate {names[0]}" if names[0] == names[1] else f"gate {names[0]} → {names[1]}")
+    say(f"gate {names[0]}" if names[0] == names[1] else f"gate {names[0]} → {names[1]}")
     for rule in difference.rules:
         if rule.before != rule.after:
-            click.echo(f"  {rule.rule}: {rule.before or '–'} → {rule.after or '–'}")
+            say(f"  {rule.rule}: {rule.before or '–'} → {rule.after or '–'}")
 
 
 def _say_metrics(metrics: Iterable[MetricChange]) -> None:
@@ -196,13 +197,13 @@ def _say_metrics(metrics: Iterable[MetricChange]) -> None:
 
     changed = [metric for metric in metrics if metric.direction != "same"]
     if not changed:
-        click.echo("metrics: all the same")
+        say("metrics: all the same")
         return
     print_table(
         ["metrics", "before", "after", "difference", ""],
         [
             [
-                f"  {_printable(metric.name)}",
+                f"  {metric.name}",
                 _metric(metric.before),
                 _metric(metric.after),
                 "" if metric.difference is None or metric.not_comparable else f"{metric.difference:+.4g}",
@@ -227,55 +228,55 @@ def _say_changes(changes: Iterable[Change], *, by_step: bool) -> None:
         }[change.how]
         told.setdefault(f"{name}  {values}", []).append(step)
     for line, steps in told.items():
-        click.echo(_printable(f"  {line}" + (f"   ({', '.join(steps)})" if by_step else "")))
+        say(f"  {line}" + (f"   ({', '.join(steps)})" if by_step else ""))
 
 
 def _say_data_and_packages(difference: Difference) -> None:
     outside = [data for data in difference.data if data.outside]
     made = [data.name for data in difference.data if not data.outside]
     if difference.data:
-        click.echo("data")
+        say("data")
     for data in outside:
         hashes = " → ".join(sha256[:12] if sha256 else "absent" for sha256 in (data.before, data.after))
         same = "the same bytes" if data.before == data.after else hashes
         place = " → ".join(dict.fromkeys(place or "–" for place in (data.source_before, data.source_after)))
-        click.echo(_printable(f"  {data.name}  {place}  {same}"))
+        say(f"  {data.name}  {place}  {same}")
     if made:
-        click.echo(f"  made by the run and different: {', '.join(made)}")
+        say(f"  made by the run and different: {', '.join(made)}")
     imported = [package for package in difference.packages if package.imported]
     others = len(difference.packages) - len(imported)
     if difference.packages:
-        click.echo("packages")
+        say("packages")
     for package in imported:
-        click.echo(f"  {package.name}  {package.before or 'not there'} → {package.after or 'not there'}")
+        say(f"  {package.name}  {package.before or 'not there'} → {package.after or 'not there'}")
     if others:
-        click.echo(f"  {others} that no step imports")
+        say(f"  {others} that no step imports")
 
 
 def _say_step(step: StepChange) -> None:
     from runner.report.comparison import counted
 
     if step.how != "changed":
-        click.echo(f"step {step.step} {step.how}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
+        say(f"step {step.step} {step.how}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
         return
-    click.echo(f"code of {step.step}, {step.notebook}")
+    say(f"code of {step.step}, {step.notebook}")
     for cell in step.cells:
         where = f"[{cell.after or cell.before}]"
         if cell.before and cell.after and cell.before != cell.after:
             where = f"[{cell.before}] → [{cell.after}]"
-        first_line = f": {_printable(cell.first_line)}" if cell.how == "moved" else ""
-        click.echo(f"  cell {where} {cell.how}{first_line}")
+        first_line = f": {cell.first_line}" if cell.how == "moved" else ""
+        say(f"  cell {where} {cell.how}{first_line}")
         _say_lines(cell.diff)
     for module in step.modules:
-        click.echo(f"  module {module.name} {module.how}")
+        say(f"  module {module.name} {module.how}")
         _say_lines(module.diff)
     if step.text_cells:
-        click.echo(f"  {counted(step.text_cells, 'text cell')} changed")
+        say(f"  {counted(step.text_cells, 'text cell')} changed")
 
 
 def _say_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        click.echo("    " + click.style(_printable(line), fg=COLOURS.get(line[:1])))
+        say(f"    {line}", colour=COLOURS.get(line[:1]))
 
 
 def _say_comparison(comparison: Comparison) -> None:
@@ -284,7 +285,7 @@ def _say_comparison(comparison: Comparison) -> None:
     rows: list[list[str]] = [
         ["gate", *(verdict_in_words(run) for run in comparison.runs)],
         ["model", *(_version(run) for run in comparison.runs)],
-        ["note", *(_printable(run.note) or "–" for run in comparison.runs)],
+        ["note", *(run.note or "–" for run in comparison.runs)],
     ]
     rows += [
         [row.name, *(said(v) if there else "–" for v, there in zip(row.values, row.there, strict=True))]
@@ -292,7 +293,7 @@ def _say_comparison(comparison: Comparison) -> None:
     ]
     rows += [
         [
-            _printable(row.name),
+            row.name,
             *(
                 _metric(metric) + (" ≠" if why else "")
                 for metric, why in zip(row.values, row.not_comparable, strict=True)
@@ -300,10 +301,10 @@ def _say_comparison(comparison: Comparison) -> None:
         ]
         for row in comparison.metrics
     ]
-    print_table(["run", *short_names(comparison)], [[_printable(cell) for cell in row] for row in rows])
-    click.echo(f"{comparison.same} parameters are the same in all")
+    print_table(["run", *short_names(comparison)], rows)
+    say(f"{comparison.same} parameters are the same in all")
     for run, why, names in reasons(comparison):
-        click.echo(_printable(f"≠ not comparable: {why} ({run}: {', '.join(names)})"))
+        say(f"≠ not comparable: {why} ({run}: {', '.join(names)})")
 
 
 def _version(run: RunFacts) -> str:
@@ -312,10 +313,3 @@ def _version(run: RunFacts) -> str:
 
 def _metric(metric: Metric | None) -> str:
     return metric_text(metric) if metric else "–"
-
-
-def _printable(text: Any) -> str:
-    """Without what would move the cursor or colour the terminal; notebooks hold anything."""
-    return "".join(
-        letter if letter.isprintable() or letter == "\t" else "\N{REPLACEMENT CHARACTER}" for letter in str(text)
-    )

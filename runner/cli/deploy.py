@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.options import json_option, parse_version, pipeline_option, print_json, print_table
+from runner.cli.terminal import confirm, say
 from runner.errors import AnswerIsNo, UsageError
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def release_command(
         return
 
     def may(step: Step) -> bool:
-        return yes or click.confirm(f"{step.said(version)}?", err=True)
+        return yes or confirm(f"{step.said(version)}?")
 
     def do(step: Step) -> Deployment | None:
         match step.what, step.target:
@@ -216,14 +217,14 @@ def release_command(
     def done(step: Step) -> Deployment | None:
         made = do(step)
         where = f" at {made.place}" if made is not None else ""
-        click.echo(f"✓ {step.said(version)}{where}", err=as_json)
+        say(f"✓ {step.said(version)}{where}", err=as_json)
         return made
 
     taken = release(registry, name, number, targets=targets, to=target, may=may, do=done)
     if as_json:
         print_json({"model": version, "steps": [{"what": step.what, "target": step.target} for step in taken]})
     elif not taken:
-        click.echo(f"{version} is released already")
+        say(f"{version} is released already")
 
 
 def _json(name: str, kind: str, made: Deployment | None, health: Health | None) -> dict[str, Any]:
@@ -246,9 +247,9 @@ def _print_plan(said: str, steps: Any, as_json: bool) -> None:
     if as_json:
         print_json({"said": said, "steps": list(steps)})
         return
-    click.echo(f"{said}; nothing was done:")
+    say(f"{said}; nothing was done:")
     for step in steps:
-        click.echo(f"  {step}")
+        say(f"  {step}")
 
 
 def _print_made(made: Deployment, as_json: bool) -> None:
@@ -257,7 +258,7 @@ def _print_made(made: Deployment, as_json: bool) -> None:
 
         print_json({key: value for key, value in msgspec.to_builtins(made).items() if key != "format"})
     elif made.kind == "removed":
-        click.echo(f"{made.label} is not served at {made.target} any more")
+        say(f"{made.label} is not served at {made.target} any more")
     else:
         replaced = f", instead of {made.replaced}" if made.replaced and made.replaced != made.label else ""
-        click.echo(f"{made.target} serves {made.label} at {made.place}{replaced}")
+        say(f"{made.target} serves {made.label} at {made.place}{replaced}")

@@ -7,8 +7,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-import click
-
+from runner.cli.terminal import drawn, say
 from runner.manifest import RunManifest, StepState
 from runner.records import Verdict
 from runner.step.execute import Progress
@@ -77,7 +76,7 @@ class PlainDisplay:
         self._lock = threading.Lock()
 
     def started(self, manifest: RunManifest) -> None:
-        click.echo(headline(manifest), err=True)
+        say(headline(manifest), err=True)
 
     def progress(self, progress: Progress) -> None:
         with self._lock:
@@ -98,7 +97,7 @@ class PlainDisplay:
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
-        click.echo(line, err=True)
+        say(line, err=True)
 
 
 class LiveDisplay:
@@ -117,7 +116,7 @@ class LiveDisplay:
 
     def started(self, manifest: RunManifest) -> None:
         self._manifest = manifest
-        self._console.print(headline(manifest))
+        self._console.print(drawn(headline(manifest)))
         self._live.start()
 
     def progress(self, progress: Progress) -> None:
@@ -136,13 +135,11 @@ class LiveDisplay:
             self._live.stop()
 
     def _lines(self) -> Any:
-        from rich.text import Text
-
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = drawn("", no_wrap=True, overflow="ellipsis")
         for state in self._manifest.steps if self._manifest else []:
             line = step_line(state, self._progress.get(state.name), started=self._started.get(state.name))
             text.append(line[:4], style=COLOURS.get(state.status or "", "dim"))
-            text.append(line[4:] + "\n", style="dim" if state.status in (None, "skipped") else "")
+            text.append(drawn(line[4:] + "\n", style="dim" if state.status in (None, "skipped") else ""))
         text.right_crop(1)
         return text
 

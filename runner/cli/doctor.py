@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.terminal import say
 
 if TYPE_CHECKING:
     from runner.run.doctor import Check
@@ -44,7 +45,7 @@ def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
 
     if probe and on != "sagemaker":
         raise click.UsageError("--probe starts a job, so it needs --on sagemaker.")
-    checks = actions.checks(pipeline, on=on, probe=probe, say=lambda line: click.echo(f"  … {line}", err=True))
+    checks = actions.checks(pipeline, on=on, probe=probe, say=lambda line: say(f"  … {line}", err=True))
     made = list(checks) if as_json else list(_printed(checks))
     if as_json:
         print_json(
@@ -62,7 +63,7 @@ def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
 def _printed(checks: Iterable[Check]) -> Iterable[Check]:
     for check in checks:
         fix = f": {check.fix}" if check.fix else ""
-        click.echo(f"{MARKS[check.status]} {check.name:<{WIDTH}}  {check.said}{fix}")
+        say(f"{MARKS[check.status]} {check.name:<{WIDTH}}  {check.said}{fix}")
         yield check
 
 
@@ -100,12 +101,10 @@ def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_
             }
         )
         return
-    click.echo(found.address)
+    say(found.address)
     if found.default_bucket is not None:
-        click.echo(f"  in the account's default bucket, as [sagemaker] bucket is not set in {pipeline.name}", err=True)
+        say(f"  in the account's default bucket, as [sagemaker] bucket is not set in {pipeline.name}", err=True)
     verb = "would move" if dry_run else "moved"
-    click.echo(
-        f"  {verb} {found.moved_bytes:,} of {found.size_bytes:,} bytes; to read it, in {pipeline.name}:", err=True
-    )
+    say(f"  {verb} {found.moved_bytes:,} of {found.size_bytes:,} bytes; to read it, in {pipeline.name}:", err=True)
     for line in lines:
-        click.echo(f"  {line}")
+        say(f"  {line}")

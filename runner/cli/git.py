@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from runner.cli.terminal import say
 from runner.errors import UsageError
 from runner.pipeline.cleaned import cleaned
 
@@ -61,16 +62,16 @@ def setup_git_command(undo: bool) -> None:
     top = repository(Path.cwd())
     if undo:
         remove(top)
-        click.echo(f"removed from {top}: the line in {ATTRIBUTES}, {', '.join(SECTIONS)} and the hooks")
-        click.echo("from its next save on, a notebook's outputs are changes again")
+        say(f"removed from {top}: the line in {ATTRIBUTES}, {', '.join(SECTIONS)} and the hooks")
+        say("from its next save on, a notebook's outputs are changes again")
         return
     added = install(top)
-    click.echo(f"{top / ATTRIBUTES}: {RULE}{'' if added else '   (was there)'}")
+    say(f"{top / ATTRIBUTES}: {RULE}{'' if added else '   (was there)'}")
     for name, value in {**settings(), **watching(top)}.items():
-        click.echo(f"git config {name} = {value}")
+        say(f"git config {name} = {value}")
     for note in notes(top):
-        click.echo(f"  note: {note}")
-    click.echo("Outputs stay on the screen and out of commits. Undo: runner setup-git --undo")
+        say(f"  note: {note}")
+    say("Outputs stay on the screen and out of commits. Undo: runner setup-git --undo")
 
 
 @click.command("clean-notebook", hidden=True)

@@ -18,6 +18,7 @@ from runner.cli.options import (
     print_json,
     print_table,
 )
+from runner.cli.terminal import say
 
 if TYPE_CHECKING:
     from runner.model.versions import Event, ModelVersion, Registry
@@ -50,7 +51,7 @@ def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Pat
         print_json([version_json(version) for version in versions])
         return
     if not versions:
-        click.echo("No model is registered yet. `runner check` says whether a run that passes registers one.", err=True)
+        say("No model is registered yet. `runner check` says whether a run that passes registers one.", err=True)
         return
     print_table(
         ["model", "status", "run", "created (UTC)", *shown, "decided by", "reason"],
@@ -91,7 +92,7 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
     if as_json:
         print_json(version_json(version))
     else:
-        click.echo(f"model {version.name}/{version.version} {version.status}")
+        say(f"model {version.name}/{version.version} {version.status}")
 
 
 @click.command("approve")
@@ -140,7 +141,7 @@ def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> 
         return
     _print_decision(found, as_json)
     for target, command in served.items():
-        click.echo(f"  {target} serves it still: {command}")
+        say(f"  {target} serves it still: {command}")
 
 
 @click.command("history")
@@ -171,7 +172,7 @@ def history_command(name: str, at: str | None, target: str | None, head: bool, a
         if as_json:
             print_json({"name": name, "seq": last.seq, "hash": last.hash})
         else:
-            click.echo(f"{name} {last.seq} {last.hash}")
+            say(f"{name} {last.seq} {last.hash}")
     elif at is not None and target is not None:
         _print_served(versions, events, target, parse_time(at), as_json)
     elif at is not None:
@@ -215,7 +216,7 @@ def _print_state(
         print_json({"name": name, "at": moment, "approved": approved, "versions": rows})
         return
     said = "no version was approved" if approved is None else f"{name}/{approved} was the approved version"
-    click.echo(f"at {moment[:19].replace('T', ' ')} UTC {said}")
+    say(f"at {moment[:19].replace('T', ' ')} UTC {said}")
     print_table(
         ["model", "status then", "run", "commit", "decided (UTC)", "by", "reason"],
         [
@@ -244,7 +245,7 @@ def _print_served(versions: Registry, events: Sequence[Event], target: str, mome
         if as_json:
             print_json({"name": name, "at": moment, "target": target, "served": None})
         else:
-            click.echo(f"at {moment[:19].replace('T', ' ')} UTC no version of {name} was served at {target}")
+            say(f"at {moment[:19].replace('T', ' ')} UTC no version of {name} was served at {target}")
         return
     version = versions.get(name, found.version)
     status, decision = state_at(events, moment)[found.version]
@@ -275,9 +276,9 @@ def _print_served(versions: Registry, events: Sequence[Event], target: str, mome
         "data": ", ".join(f"{source} {digest[:12]}" for source, digest in version.sources.items()) or "–",
         "bytes": f"sha256 {version.sha256}",
     }
-    click.echo(f"at {moment[:19].replace('T', ' ')} UTC {target} served {name}/{found.version}")
+    say(f"at {moment[:19].replace('T', ' ')} UTC {target} served {name}/{found.version}")
     for what, said in rows.items():
-        click.echo(f"  {what:<12}  {said}")
+        say(f"  {what:<12}  {said}")
 
 
 def _what(event: Event) -> str:
@@ -321,6 +322,6 @@ def _print_decision(version: ModelVersion, as_json: bool, more: str = "") -> Non
     if as_json:
         print_json(version_json(version))
         return
-    click.echo(f"model {version.name}/{version.version} {version.status}{more}")
+    say(f"model {version.name}/{version.version} {version.status}{more}")
     for name, metric in version.metrics.items():
-        click.echo(f"  {name} = {metric_text(metric)}")
+        say(f"  {name} = {metric_text(metric)}")

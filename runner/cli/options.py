@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
+from runner.cli.terminal import say
 from runner.errors import UsageError
+from runner.escape import json as escape_json
+from runner.escape import terminal
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.records import Metric
 
@@ -24,16 +27,21 @@ pipeline_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
+def json_text(value: Any) -> str:
+    """The result as `--json` prints it."""
+    return escape_json(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_text(value))  # escaped already, as JSON has it
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns as wide as their widest cell, two spaces apart."""
-    lines = [list(headers), *[list(row) for row in rows]]
+    lines = [[terminal(cell) for cell in line] for line in (headers, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def parse_overrides(values: Sequence[str]) -> dict[str, str]:

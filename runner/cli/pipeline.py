@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, print_table
+from runner.cli.terminal import say
 
 if TYPE_CHECKING:
     from runner.aws.pipelines.executions import Seen
@@ -49,7 +50,7 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Pa
         print_json(made)
         return
     print_table(["parameter", "default"], [[item["Name"], item["DefaultValue"]] for item in made["Parameters"]])
-    click.echo()
+    say()
     print_table(["step", "kind", "cached", "after"], [_row(step, when) for step, when in _flat(made["Steps"])])
 
 
@@ -72,9 +73,9 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
     if as_json:
         print_json({"pipeline": found.name, "outcome": found.what, "arn": found.arn or None, "dry_run": dry_run})
         return
-    click.echo(f"pipeline {found.name} {'would be ' if dry_run else ''}{found.what}   {found.arn}".rstrip())
+    say(f"pipeline {found.name} {'would be ' if dry_run else ''}{found.what}   {found.arn}".rstrip())
     if not dry_run:
-        click.echo("  next: runner pipeline start", err=True)
+        say("  next: runner pipeline start", err=True)
 
 
 @pipeline_command.command("start")
@@ -104,10 +105,8 @@ def start_command(parameters: tuple[str, ...], note: str, profile: str | None, a
     if as_json:
         print_json({"execution": execution, "arn": arn})
         return
-    click.echo(arn)
-    click.echo(
-        f"  `runner pipeline status {execution}` follows it, `runner import {execution}` makes it a run", err=True
-    )
+    say(arn)
+    say(f"  `runner pipeline status {execution}` follows it, `runner import {execution}` makes it a run", err=True)
 
 
 @pipeline_command.command("status")
@@ -128,9 +127,9 @@ def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None
     if as_json:
         print_json(_seen_json(found))
         return
-    click.echo(f"execution {found.id}   {found.status}   started {found.started:%Y-%m-%d %H:%M:%S} UTC")
+    say(f"execution {found.id}   {found.status}   started {found.started:%Y-%m-%d %H:%M:%S} UTC")
     if found.reason:
-        click.echo(f"  {found.reason}")
+        say(f"  {found.reason}")
     print_table(
         ["step", "status", "seconds", "cached from", "reason"],
         [
@@ -145,7 +144,7 @@ def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None
         ],
     )
     if found.ended is not None:
-        click.echo(f"  next: runner import {found.id}", err=True)
+        say(f"  next: runner import {found.id}", err=True)
 
 
 def _seen_json(found: Seen) -> dict[str, Any]:

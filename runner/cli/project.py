@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json
+from runner.cli.terminal import say
 from runner.errors import PipelineError, UsageError
 from runner.pipeline.plan import PlannedStep
 from runner.records import InputFact
@@ -54,11 +55,11 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
         print_json({"errors": [], "warnings": warnings})
         return 0
     for warning in warnings:
-        click.echo(f"  note: {warning}")
+        say(f"  note: {warning}")
     model = plan.pipeline.model
     if model is not None and plan.pipeline.gate and any(step.registers and not step.skip for step in plan.steps):
-        click.echo(f"a run that passes its gate registers {model.name}")
-    click.echo(plan.summary)
+        say(f"a run that passes its gate registers {model.name}")
+    say(plan.summary)
     return 0
 
 
@@ -95,7 +96,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
             for name in state.job.inputs:
                 _copy_input(planned, name, recorded(manifest, step, name), store)
     if no_open:
-        click.echo(planned.notebook.path)
+        say(planned.notebook.path)
         return 0
     try:
         return subprocess.run(
@@ -112,15 +113,15 @@ def _copy_input(step: PlannedStep, name: str, fact: InputFact, store: Store) -> 
     beside = step.notebook.path.parent
     default = step.notebook.parameters[name].default
     if not fact.present or fact.as_ == "uri":
-        click.echo(f"  {name}: nothing to copy ({'an address' if fact.present else 'absent in that run'})", err=True)
+        say(f"  {name}: nothing to copy ({'an address' if fact.present else 'absent in that run'})", err=True)
         return
     if not isinstance(default, str) or not default.startswith("work/"):
         # a default elsewhere is somebody's own file, such as the table in data/
         target = beside / "work" / step.name / name
-        click.echo(f"  {name}: copied to {target}; set `{name}` to it in the parameters cell to use it", err=True)
+        say(f"  {name}: copied to {target}; set `{name}` to it in the parameters cell to use it", err=True)
     else:
         target = beside / default
-        click.echo(f"  {name}: {target}", err=True)
+        say(f"  {name}: {target}", err=True)
     copy(fact, target, f"Input {name} of step {step.name}", store)
 
 
@@ -142,4 +143,4 @@ def kernel_command(name: str, prefix: Path | None) -> None:
         kernel_name=name,
         display_name=f"Python ({name})",
     )
-    click.echo(f"kernel {name} in {place}")
+    say(f"kernel {name} in {place}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import msgspec
 
 from runner.cli.display import headline, step_line
-from runner.cli.options import run_json
+from runner.cli.options import json_text, run_json
 from runner.cli.text import hint, summary
+from runner.escape import terminal
 from runner.manifest import RunManifest, StepState
 from runner.pipeline.plan import Plan
 from runner.records import encode
@@ -29,7 +29,7 @@ def leave(plan: Plan, manifest: RunManifest, *, as_json: bool, pages: bool, code
     )
     folder = Store(runs).folder(unchanged.RUN)
     words = summary(template, folder, pages=pages)
-    out = json.dumps(run_json(template, folder), indent=2, ensure_ascii=False) if as_json else words
+    out = json_text(run_json(template, folder)) if as_json else terminal(words)
     lines = [headline(template), *(step_line(state, None, started=None) for state in steps)]
     lines += [*([words] if as_json else []), *hint(template)]
     files = [plan.file, *(step.notebook.path for step in plan.steps)]
@@ -56,7 +56,7 @@ def leave(plan: Plan, manifest: RunManifest, *, as_json: bool, pages: bool, code
         run=manifest.run,
         manifest=encode(template).decode(),
         out=out + "\n",
-        err="\n".join(lines) + "\n",
+        err=terminal("\n".join(lines)) + "\n",
         code=code,
         files=[str(path) for path in dict.fromkeys(files)],
         folders=[str(folder) for folder in dict.fromkeys(step.notebook.path.parent for step in plan.steps)],

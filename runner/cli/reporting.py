@@ -1,4 +1,4 @@
-"""Pages are made in a process of their own, beside the next step, so that importing nbconvert costs no waiting."""
+"""Pages are made in a process of their own, beside the next step, so that they cost no waiting."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from runner.cli.terminal import say
 from runner.manifest import RunManifest
 from runner.records import Verdict
 from runner.run.world import Watcher
@@ -45,9 +46,8 @@ class Reporter:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         if self._process.wait() != 0:
-            sys.stderr.write(
-                f"The report could not be written; try `runner report {self._folder.name if self._folder else ''}`\n"
-            )
+            name = self._folder.name if self._folder else ""
+            say(f"The report could not be written; try `runner report {name}`", err=True)
 
     def started(self, manifest: RunManifest) -> None:
         assert self._runs is not None
@@ -78,7 +78,7 @@ class Reporter:
 
 def write_all(folder: Path, manifest: RunManifest) -> Path:
     """Write the run's pages and report now; the report's path."""
-    from runner.report.notebook import write_notebook_page  # nbconvert takes a second to import
+    from runner.report.notebook import write_notebook_page  # half a second to import
     from runner.report.page import write_report
 
     for state in manifest.steps:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.terminal import say
 
 if TYPE_CHECKING:
     from runner.serve.openapi import Authentication
@@ -62,4 +63,4 @@ def rest_command(
         print_json({"model": label, "files": [str(output / name) for name in files]})
         return
     for name in files:
-        click.echo(f"{output / name}  of {label}")
+        say(f"{output / name}  of {label}")

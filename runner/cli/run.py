@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
+from runner.cli.terminal import say
 from runner.cli.text import exit_code, hint, summary
 from runner.errors import Detached
 from runner.records import FORKED, STANDARD, USUAL_KERNEL
@@ -154,9 +155,9 @@ def resume_command(
     run_id = backend.find_run(pipeline, run)
     manifest = store.manifest(run_id)
     if manifest.status == "succeeded":
-        click.echo(f"run {run_id} has succeeded; there is nothing to continue", err=True)
+        say(f"run {run_id} has succeeded; there is nothing to continue", err=True)
     for notebook in working_tree_differs(manifest, store, pipeline.parent):
-        click.echo(f"  note: {notebook} has changed since; this continues with the run's own copy", err=True)
+        say(f"  note: {notebook} has changed since; this continues with the run's own copy", err=True)
 
     def go_on(world: World) -> RunManifest:
         made = resume(run_id, pipeline, Options(jobs=jobs, kernel=kernel, take_over=take_over), world)
@@ -198,17 +199,17 @@ def carry_out(
         except Detached as error:
             shown.close()
             short = error.run.rpartition("-")[2]
-            click.echo(str(error), err=True)
-            click.echo(f"  `runner resume {short}` follows it again, `runner stop {short}` ends it", err=True)
+            say(str(error), err=True)
+            say(f"  `runner resume {short}` follows it again, `runner stop {short}` ends it", err=True)
             return 143 if received and received[0] == signal.SIGTERM else Detached.exit_code
         finally:
             shown.close()
     folder = world.store.folder(manifest.run)
     if as_json:
         print_json(run_json(manifest, folder))
-    click.echo(summary(manifest, folder, pages=pages), err=as_json)  # a person reading a CI log wants the words too
+    say(summary(manifest, folder, pages=pages), err=as_json)  # a person reading a CI log wants the words too
     for line in hint(manifest):
-        click.echo(line, err=True)
+        say(line, err=True)
     return exit_code(manifest, received)
 
 
@@ -228,11 +229,11 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
         print_json(steps if figures is None else {"steps": steps, **figures})
         return 0
     for step in found:
-        click.echo(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
+        say(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
     if made is not None:
         ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
-        click.echo(f"moves {made.move_bytes / 1e6:.1f} MB to S3")
-        click.echo(f"costs at most {ceiling}: each step, and each attempt at it, for as long as it may ({made.prices})")
+        say(f"moves {made.move_bytes / 1e6:.1f} MB to S3")
+        say(f"costs at most {ceiling}: each step, and each attempt at it, for as long as it may ({made.prices})")
     return 0
 
 
@@ -249,7 +250,7 @@ def stop_command(run: str, pipeline: Path) -> None:
     from runner import actions
 
     for what in actions.stop_run(pipeline, run) or ["nothing: nobody works on it"]:
-        click.echo(f"stopped {what}")
+        say(f"stopped {what}")
 
 
 @contextmanager
@@ -262,7 +263,7 @@ def signals(stop: threading.Event) -> Iterator[list[int]]:
         if len(received) > 1:
             raise KeyboardInterrupt
         stop.set()
-        click.echo("stopping; once more to stop at once", err=True)
+        say("stopping; once more to stop at once", err=True)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

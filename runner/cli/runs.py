@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.display import headline, step_line
-from runner.cli.options import (
-    json_option,
-    metric_text,
-    pipeline_option,
-    print_json,
-    print_table,
-    run_json,
-)
+from runner.cli.options import json_option, metric_text, pipeline_option, print_json, print_table, run_json
+from runner.cli.terminal import say
 from runner.cli.text import hint, summary
 from runner.manifest import RunManifest
 
@@ -85,7 +79,7 @@ def _manifests(store: Store, tag: str | None) -> Iterator[RunManifest]:
                 if tag is None or tag in manifest.tags:
                     yield manifest
         except RunnerError as error:
-            click.echo(f"{run}: {error}", err=True)
+            say(f"{run}: {error}", err=True)
 
 
 def _ranked(manifests: list[RunManifest], metric: str) -> list[RunManifest]:
@@ -127,20 +121,20 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
     if as_markdown:
         from runner.report.run_markdown import run_markdown
 
-        click.echo(run_markdown(manifest, folder, list(hint(manifest))), nl=False)
+        say(run_markdown(manifest, folder, list(hint(manifest))), nl=False)
         return
-    click.echo(headline(manifest))
+    say(headline(manifest))
     for step in manifest.steps:
-        click.echo(step_line(step, None, started=None))
+        say(step_line(step, None, started=None))
     if manifest.metrics:
-        click.echo("metrics")
+        say("metrics")
         print_table(
             ["  metric", "value"], [[f"  {name}", metric_text(metric)] for name, metric in manifest.metrics.items()]
         )
     for key, fact in manifest.sources.items():
         if fact.artifact:
-            click.echo(f"  from {fact.source} ({key}, sha256 {fact.artifact.sha256[:12]})")
-    click.echo(summary(manifest, folder))
+            say(f"  from {fact.source} ({key}, sha256 {fact.artifact.sha256[:12]})")
+    say(summary(manifest, folder))
 
 
 @click.command("report")
@@ -160,7 +154,7 @@ def report_command(run: str, open_: bool, pipeline: Path) -> None:
     store = backend.store(pipeline)
     (manifest,) = actions.as_of_now(pipeline, [store.manifest(backend.find_run(pipeline, run))])
     path = write_all(store.folder(manifest.run), manifest)
-    click.echo(path)
+    say(path)
     if open_:
         webbrowser.open(path.absolute().as_uri())
 

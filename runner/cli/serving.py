@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.terminal import say
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,15 +34,19 @@ unknown_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A .csv, .jsonl or .parquet file."
 )
 @unknown_option
+@click.option("--raw", is_flag=True, help="CSV for programs alone: cells that a spreadsheet would compute stay so.")
 @json_option
 @pipeline_option
 def predict_command(
-    model: str, file: Path, output: Path | None, unknown: Unknown, as_json: bool, pipeline: Path
+    model: str, file: Path, output: Path | None, unknown: Unknown, raw: bool, as_json: bool, pipeline: Path
 ) -> None:
     """Score a file of raw records (.csv, .jsonl or .parquet) by an approved model version.
 
     The rows come out as they are, with `prediction` and, unless the model predicts a number, `probability`: as CSV on
     stdout, or in the file of -o. Without /VERSION the highest approved version scores.
+
+    In CSV, a cell that a spreadsheet would take for a formula (=, @, or a sign and more than a number) gets an
+    apostrophe before it, and stderr says how many did. JSON lines and Parquet are never changed.
 
     \b
     Example:
@@ -62,12 +67,15 @@ def predict_command(
     began = time.monotonic()
     scorer = load(version, folder, unknown=unknown, threads=_cores())
     try:
-        with writing(output, sys.stdout) as writer:
+        with writing(output, sys.stdout, raw=raw) as writer:
             rows = predict(scorer, file, writer, on_rows=_progress(began))
     except BrokenPipeError:  # `| head` has seen enough; click would call that a failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     seconds = time.monotonic() - began
+    if writer.guarded:
+        some = "1 cell has" if writer.guarded == 1 else f"{writer.guarded:,} cells have"
+        say(f"{some} an apostrophe before what a spreadsheet would compute; --raw leaves it out", err=True)
     if as_json:
         print_json(
             {
@@ -79,7 +87,7 @@ def predict_command(
             }
         )
     else:
-        click.echo(f"{rows:,} rows scored by {scorer.model} in {seconds:.1f} s", err=True)
+        say(f"{rows:,} rows scored by {scorer.model} in {seconds:.1f} s", err=True)
 
 
 @click.command("serve")
@@ -143,7 +151,7 @@ def serve_command(
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     said = f"serving {scorer.model} of run {version.run} at {address} ({processes} worker{'s' * (processes > 1)})"
-    serve(application, listening, workers=processes, on_ready=lambda: click.echo(said, err=True))
+    serve(application, listening, workers=processes, on_ready=lambda: say(said, err=True))
 
 
 def _is_loopback(host: str) -> bool:
@@ -169,7 +177,6 @@ def _progress(began: float) -> Callable[[int, float], None]:
         now = time.monotonic()
         if now - shown >= (0.5 if live else 10):
             shown = now
-            end: Literal["\r", "\n"] = "\r" if live else "\n"
-            click.echo(f"{rows:>14,} rows  {part:4.0%}  {rows / (now - began):,.0f} rows/s{end}", err=True, nl=False)
+            say(f"{rows:>14,} rows  {part:4.0%}  {rows / (now - began):,.0f} rows/s", err=True, over=live)
 
     return show

@@ -14,6 +14,7 @@ import click
 
 from runner.cli.options import json_option, metric_json, metric_text, parse_overrides, pipeline_option, print_json
 from runner.cli.run import kernel_option, no_report_option, signals
+from runner.cli.terminal import drawn, say
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,20 +115,20 @@ def sweep_command(
         print_json(_json(swept, page))
     else:
         for line in _rows(swept, len(swept.tried)):
-            click.echo(line)
-    click.echo(f"sweep {page}", err=as_json)
+            say(line)
+    say(f"sweep {page}", err=as_json)
     if received:
-        click.echo("  stopped; the same command goes on with what is missing", err=True)
+        say("  stopped; the same command goes on with what is missing", err=True)
         return 128 + received[0]
     if swept.winner is not None:
-        click.echo(f"the winner, {swept.winner.run}:", err=True)
-        click.echo(summary(swept.winner, store.folder(swept.winner.run), pages=not no_report), err=True)
+        say(f"the winner, {swept.winner.run}:", err=True)
+        say(summary(swept.winner, store.folder(swept.winner.run), pages=not no_report), err=True)
         chosen = {**fixed, **swept.tried[0].values}
         arguments = [
             *(["--profile", profile] if profile else []),
             *(word for name in chosen for word in ("-p", f"{name}={chosen[name]}")),
         ]
-        click.echo(
+        say(
             f"  next: runner run {shlex.join(arguments)}   (cached up to the gate; only registration remains)", err=True
         )
         return 0 if swept.winner.status == "succeeded" else 3
@@ -221,13 +222,11 @@ class _Board:
             found = swept.value(best)
             values = ", ".join(f"{name}={value}" for name, value in best.values.items())
             told = f"best {metric_text(found)} with {values}" if found is not None else "no value yet"
-            click.echo(f"  {done}/{len(swept.tried)}   {told}", err=True)
+            say(f"  {done}/{len(swept.tried)}   {told}", err=True)
 
     def _drawn(self) -> Any:
-        from rich.text import Text
-
         if self._swept is None:
-            return Text("")
+            return drawn("")
         done = sum(tried.run is not None for tried in self._swept.tried)
         lines = [f"sweep of {self._swept.step}: {done} of {len(self._swept.tried)} done", *_rows(self._swept, SHOWN)]
-        return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        return drawn("\n".join(lines), no_wrap=True, overflow="ellipsis")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.terminal import say
 from runner.errors import UsageError
 
 
@@ -45,10 +46,10 @@ def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: P
         )
     else:
         for sentence in found.findings:
-            click.echo(f"  ✗ {sentence}")
+            say(f"  ✗ {sentence}")
         for sentence in found.notes:
-            click.echo(f"  – {sentence}")
-        click.echo(f"{'sound' if found.sound else 'not sound'}: {found.files} files, {found.size_bytes:,} bytes read")
+            say(f"  – {sentence}")
+        say(f"{'sound' if found.sound else 'not sound'}: {found.files} files, {found.size_bytes:,} bytes read")
     return 0 if found.sound else 4
 
 
@@ -86,7 +87,7 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipel
             run,
             scratch=Path(scratch),
             tolerance=tolerance,
-            on_step=lambda step: click.echo(f"  ▸ {step}", err=True),
+            on_step=lambda step: say(f"  ▸ {step}", err=True),
         )
     if as_json:
         print_json(
@@ -102,15 +103,15 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipel
         )
     else:
         for line in found.environment:
-            click.echo(f"  environment: {line}")
+            say(f"  environment: {line}")
         for step in found.steps:
-            click.echo(f"  ✓ {step}: the same, byte for byte")
+            say(f"  ✓ {step}: the same, byte for byte")
         if found.step is None:
-            click.echo(f"run {found.run} is reproduced")
+            say(f"run {found.run} is reproduced")
         else:
             for line in found.differences:
-                click.echo(f"  ✗ {found.step}: {line}")
-            click.echo(f"run {found.run} is not reproduced; likely cause: {found.cause}")
+                say(f"  ✗ {found.step}: {line}")
+            say(f"run {found.run} is not reproduced; likely cause: {found.cause}")
     return 0 if found.step is None else 4
 
 
@@ -141,8 +142,8 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
         )
         return
     for run in freed.runs:
-        click.echo(f"  {run}")
+        say(f"  {run}")
     verb = "would free" if dry_run else "freed"
-    click.echo(
+    say(
         f"{verb} {len(freed.runs)} runs, {freed.objects} objects, {freed.size_bytes:,} bytes; {len(freed.kept)} runs stay"
     )

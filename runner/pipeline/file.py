@@ -18,6 +18,7 @@ import msgspec
 from runner.errors import PipelineError
 from runner.gate import describe
 from runner.paths import in_words, stays_below
+from runner.pipeline.addresses import public
 from runner.records import (
     ApprovalSpec,
     InputSpec,
@@ -348,7 +349,7 @@ def _output(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
     step, _, output = source.partition(".")
     if not output or "://" in source:
         yield (
-            f"{where}: {source!r} is not a source: write `step.output`, a path that begins with ./ or /, "
+            f"{where}: {public(source)!r} is not a source: write `step.output`, a path that begins with ./ or /, "
             "s3://…, https://…, `approved:NAME` or `gate.verdict`."
         )
     elif step not in pipeline.steps:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from runner.errors import PipelineError
+from runner.pipeline.addresses import is_public, public
 from runner.pipeline.cleaned import INJECTED
 from runner.pipeline.file import examine, is_address, is_path, nearest
 from runner.pipeline.notebook import Notebook, project_modules, read_notebook
@@ -298,6 +299,11 @@ def _planned(
             values[key] = _fitting(read_text(text, declared[key].type), declared[key])
         except DoesNotFit as error:
             findings.append(f"-p {key}: {error}, {declared[key].origin(spec.notebook)}")
+    warnings += [
+        f"{spec.notebook}: the value of `{key}` looks like it lets one in, and a run records it; mark it `# secret`."
+        for key, value in values.items()
+        if isinstance(value, str) and "://" in value and not is_public(value)
+    ]
     return PlannedStep(
         name=name,
         spec=spec,
@@ -346,8 +352,14 @@ def _drift(declared: Declared, value: Value, notebook: str, file: str) -> Iterat
 
 
 def _sources(name: str, spec: StepSpec, root: Path) -> Iterator[str]:
-    """Local sources that are not there, or are neither a file nor a folder."""
+    """Local sources that are not there, or are neither a file nor a folder; addresses that the notebook must not be given."""
     for key, source in spec.inputs.items():
+        if source.as_ == "uri" and not is_public(source.from_):
+            yield (
+                f"steps.{name}.inputs.{key}: {public(source.from_)} is signed or has a password, and with "
+                '`as = "uri"` it would stand in the executed notebook. Have it fetched (without `as`), or make it a '
+                "parameter marked `# secret`."
+            )
         if not is_path(source.from_):
             continue
         path = root / Path(source.from_).expanduser()

@@ -101,8 +101,8 @@ def read_figures(path: Path) -> tuple[list[Figure], list[Table]]:
     tables: list[Table] = []
     for cell in document.get("cells", []):
         for output in cell.get("outputs", []):
-            data, metadata = output.get("data") or {}, output.get("metadata") or {}
-            named = metadata.get("scrapbook") or {}
+            data, metadata = _fields(output.get("data")), _fields(output.get("metadata"))
+            named = _fields(metadata.get("scrapbook"))
             if named.get("display"):
                 figures += _figures(str(named.get("name")), data, metadata, cell.get("execution_count"))
             payload = data.get(f"{PREFIX}json+json")
@@ -218,12 +218,17 @@ def _metric(value: float, interval: dict[str, Any]) -> Metric:
     )
 
 
+def _fields(value: Any) -> dict[str, Any]:
+    """A part of the notebook's JSON that ought to be a table; what displays write there is theirs."""
+    return value if isinstance(value, dict) else {}
+
+
 def _figures(name: str, data: dict[str, Any], metadata: dict[str, Any], cell: int | None) -> Iterator[Figure]:
     for mime in ("image/png", "image/svg+xml", "image/jpeg"):
         if mime in data:
             said = metadata.get(mime) if isinstance(metadata.get(mime), dict) else metadata
             content = data[mime]
-            text = content if isinstance(content, str) else "".join(content)
+            text = "".join(map(str, content)) if isinstance(content, list) else str(content)
             yield Figure(name, mime, text, str((said or {}).get("alt", "")), str((said or {}).get("caption", "")), cell)
             return
 
@@ -231,5 +236,6 @@ def _figures(name: str, data: dict[str, Any], metadata: dict[str, Any], cell: in
 def _tables(payload: dict[str, Any], cell: int | None) -> Iterator[Table]:
     made = payload.get("data")
     if isinstance(made, dict) and isinstance(made.get("columns"), list) and isinstance(made.get("rows"), list):
+        rows = [row for row in made["rows"] if isinstance(row, list) and len(row) == len(made["columns"])]
         name = str(payload["name"]).removesuffix(TABLE)
-        yield Table(name, [str(c) for c in made["columns"]], made["rows"], str(made.get("caption", "")), cell)
+        yield Table(name, [str(c) for c in made["columns"]], rows, str(made.get("caption", "")), cell)

@@ -1,6 +1,6 @@
 """`python -m runner.report FOLDER [STEP…]`: write a run's pages; with --follow, steps' names come on standard input.
 
-A process of its own, so that importing nbconvert happens beside the next step and not after it.
+A process of its own, so that pages are made beside the next step and not after it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import os
 import sys
 from pathlib import Path
 
+from runner.escape import terminal
 from runner.manifest import RunManifest
 from runner.records import read
-from runner.report.notebook import converter, write_notebook_page
+from runner.report.markup import load
+from runner.report.notebook import write_notebook_page
 from runner.report.page import write_report
 
 
@@ -23,7 +25,7 @@ def main() -> int:
     try:
         _write(Path(arguments[0]), arguments[1:])
     except OSError as error:  # a full disk, a folder that is gone: the command says how to try again
-        sys.stderr.write(f"{error.strerror}: {error.filename or arguments[0]}\n")
+        sys.stderr.write(terminal(f"{error.strerror}: {error.filename or arguments[0]}") + "\n")
         return 1
     return 0
 
@@ -31,7 +33,7 @@ def main() -> int:
 def _write(folder: Path, steps: list[str]) -> None:
     if "--follow" in sys.argv:
         os.nice(5)  # the step that is running now is what somebody waits for
-        converter()
+        load()
         for line in sys.stdin:
             write_step(folder, line.strip())
     else:

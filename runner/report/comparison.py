@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from runner.content import atomic_write
-from runner.errors import RunnerError
+from runner.escape import visible
 from runner.pipeline.scraps import Figure, read_figures
 from runner.records import Metric, Value
 from runner.report import clean
-from runner.report.files import environment, number, style
+from runner.report.files import environment, number, reason, style
 from runner.report.page import WORDS
 from runner.run.compare import Comparison, MetricRow, RunFacts
 from runner.run.diff import Difference, MetricChange
@@ -30,7 +30,7 @@ WIDTH_IN, TITLE_IN, ROW_IN, TICKS_IN, LETTER_IN = 4.6, 0.32, 0.27, 0.3, 0.075
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric as a plot: an address for `img`, and the same in words."""
+    """One metric as a plot: an address for `img`, and the same in words; "" and why it cannot be drawn."""
 
     address: str
     alt: str
@@ -180,13 +180,20 @@ def panels(comparison: Comparison) -> list[Panel]:
         only = comparison.parameters[0]
         name = only.name.partition(".")[2]
         labels = [f"{label}  {name}={said(v)}"[:34] for label, v in zip(labels, only.values, strict=True)]
-    return [_panel(row, labels) for row in rows[:PANELS]]
+    return [_panel_or_why(row, list(map(visible, labels))) for row in rows[:PANELS]]
 
 
 def _tells(row: MetricRow) -> bool:
     """Whether a plot of it shows more than the same number again."""
     values = {value.value for value in row.values if value is not None}
     return len(values) > 1 or (row.in_gate and sum(value is not None for value in row.values) > 1)
+
+
+def _panel_or_why(row: MetricRow, labels: Sequence[str]) -> Panel:
+    try:
+        return _panel(row, labels)
+    except Exception as error:  # what a notebook records as a number need not fit an axis
+        return Panel("", f"{row.name} cannot be drawn: {reason(error)}.")
 
 
 def _panel(row: MetricRow, labels: Sequence[str]) -> Panel:
@@ -205,7 +212,7 @@ def _panel(row: MetricRow, labels: Sequence[str]) -> Panel:
         for place, (value, why) in enumerate(zip(row.values, row.not_comparable, strict=True)):
             if value is not None:
                 _point(axes, place, value, comparable=not why)
-        axes.set_title(f"{row.name}{way}", loc="left", x=0, fontsize=10, parse_math=False)
+        axes.set_title(visible(f"{row.name}{way}"), loc="left", x=0, fontsize=10, parse_math=False)
         axes.set_yticks(range(len(labels)), labels=labels, parse_math=False)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.margins(x=0.08)
@@ -313,7 +320,9 @@ def _figures_of(steps: Path) -> dict[tuple[str, str, int], Figure]:
     """(step, name, how many of that name before it) -> figure, in the notebooks' order."""
     found: dict[tuple[str, str, int], Figure] = {}
     for folder in sorted(steps.glob("*/"), key=lambda folder: folder.name):
-        with contextlib.suppress(OSError, RunnerError, ValueError):  # a step that never ran has none
+        with contextlib.suppress(
+            Exception
+        ):  # a step that never ran has none; a notebook holds what its cells put there
             for figure in read_figures(folder / "executed.ipynb")[0]:
                 count = sum(key[:2] == (folder.name, figure.name) for key in found)
                 found[folder.name, figure.name, count] = figure

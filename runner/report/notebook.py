@@ -1,128 +1,178 @@
-"""One executed notebook as a page, through nbconvert with a template of ours."""
+"""One executed notebook as a page. It is always written: what cannot be shown is replaced by a sentence."""
 
 from __future__ import annotations
 
-import functools
 import json
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from runner.content import atomic_write
-from runner.lean import PAPERMILLS, without
 from runner.manifest import RunManifest, StepState
-from runner.report import clean
-from runner.report.files import TEMPLATES, number, style, when
+from runner.report import clean, markup
+from runner.report.files import environment, reason, style
 
 EXECUTED, PAGE = "executed.ipynb", "executed.html"
-
-
-def converter() -> tuple[Any, Any, Any]:
-    """nbconvert's exporter and highlighter, and nbformat's reader; importing them takes 0.7 s, once."""
-    with without(*PAPERMILLS):  # nbconvert imports nbformat
-        import nbconvert.exporters.templateexporter as exporters
-        import nbconvert.filters.highlight as highlighters
-        import nbformat.notebooknode as notebooks
-
-    made: Any = (exporters.TemplateExporter, highlighters.Highlight2HTML, notebooks.from_dict)  # none has types
-    return made  # type: ignore[no-any-return]
+PAGE_S = 20.0  # of processor time for laying out one page; what is left then stays text
+HIDDEN = ("application/scrapbook.", "application/papermill.")
 
 
 def write_notebook_page(step_folder: Path, *, manifest: RunManifest, state: StepState) -> Path:
     """Write `executed.html` beside the step's executed notebook, finished or not, and return its path."""
-    document = json.loads((step_folder / EXECUTED).read_bytes())
-    notebook = converter()[2](document)
-    resources = {
-        "cells": list(_cells(document, state)),
-        "manifest": manifest,
-        "state": state,
-        "style": style(),
-        "policy": clean.POLICY,
-        "language": _language(document),
-    }
-    page, _ = _exporter().from_notebook_node(notebook, resources=resources)
+    content = (step_folder / EXECUTED).read_bytes()
+    problem, language, cells = "", "python", list[dict[str, Any]]()
+    try:
+        document = json.loads(content)
+        language = _language(document)
+        if not isinstance(document.get("cells"), list):
+            raise ValueError("it has no list of cells")
+        cells = list(_cells(document, state, _Layout()))
+    except Exception as error:
+        problem = f"This notebook cannot be shown: {reason(error)}."
+    page = (
+        environment()
+        .get_template("notebook.html.j2")
+        .render(
+            cells=cells,
+            problem=problem,
+            manifest=manifest,
+            state=state,
+            style=style(),
+            policy=clean.POLICY,
+            highlighted=lambda source: markup.highlighted(source, language),
+        )
+    )
     path = step_folder / PAGE
-    atomic_write(path, page.encode())
+    atomic_write(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 
-@functools.cache
-def _exporter() -> Any:
-    """Its template is compiled once for all pages."""
-    template_exporter, highlighter, _ = converter()
-    exporter = template_exporter(
-        template_name="page", template_file="notebook.html.j2", extra_template_basedirs=[str(TEMPLATES)]
-    )
-    exporter.register_filter("highlight", highlighter())
-    exporter.register_filter("clean", clean.html)
-    exporter.register_filter("plain", clean.plain)
-    exporter.register_filter("when", when)
-    exporter.register_filter("number", number)
-    exporter.environment.autoescape = True
-    return exporter
+class _Layout:
+    """Lays out parts of a page until its time is over. Each is a dictionary for the template."""
+
+    def __init__(self) -> None:
+        self._ends = _spent_s() + PAGE_S
+
+    def prose(self, text: str, attachments: Any = None) -> dict[str, Any]:
+        held = attachments if isinstance(attachments, dict) else None
+        return self._made("prose", lambda: (markup.markdown(text, held), ""), text)
+
+    def html(self, text: str, instead: str) -> dict[str, Any]:
+        """`instead` is the output as text, for when nothing of the markup can be seen."""
+        made = self._made("html", lambda: clean.html(text), instead)
+        if made["kind"] == "html" and "<img" not in made["html"] and not re.sub(r"<[^>]*>", "", made["html"]).strip():
+            said = "This output is shown by JavaScript, which a report does not run; executed.ipynb has it."
+            return _text("result", instead) if instead else {"kind": "note", "note": said}
+        return made
+
+    def _made(self, kind: str, make: Callable[[], tuple[str, str]], text: str) -> dict[str, Any]:
+        try:
+            if _spent_s() > self._ends:
+                raise clean.TooMuch("The notebook is too long for all of it to be laid out.")
+            made, note = make()
+            return {"kind": kind, "html": made, "note": note}
+        except clean.TooMuch as why:
+            return {**_text("result", text), "note": f"{why} It is in executed.ipynb."}
+
+
+def _spent_s() -> float:
+    """Processor time so far, with that of the processes that clean markup."""
+    return sum(os.times()[:4])
 
 
 def _language(document: dict[str, Any]) -> str:
-    """nbconvert writes it into the page as it stands, while the code itself is escaped: only a plain name passes."""
     found = (document.get("metadata", {}).get("language_info") or {}).get("name")
-    return found if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9+#._-]{1,40}", found) else "python"
+    return found if isinstance(found, str) else "python"
 
 
-def _cells(document: dict[str, Any], state: StepState) -> Any:
+def _cells(document: dict[str, Any], state: StepState, layout: _Layout) -> Iterator[dict[str, Any]]:
     """The cells for the template: kind, source, number as after Run All, outputs that are worth showing."""
     error = state.result.error if state.result else None
-    number_ = 0
-    for cell in document.get("cells", []):
-        tags = (cell.get("metadata") or {}).get("tags") or []
-        marks = (cell.get("metadata") or {}).get("papermill") or {}
-        source = _text(cell.get("source"))
+    number = 0
+    for cell in document["cells"]:
+        cell = _table(cell)
+        metadata = _table(cell.get("metadata"))
+        tags, marks = _list(metadata.get("tags")), _table(metadata.get("papermill"))
+        kind, source = cell.get("cell_type"), clean.joined(cell.get("source"))
         injected = "injected-parameters" in tags
-        runs = cell.get("cell_type") == "code" and bool(source.strip()) and "skip-execution" not in tags
+        runs = kind == "code" and bool(source.strip()) and "skip-execution" not in tags
         if runs and not injected:
-            number_ += 1
-        yield {
-            "kind": cell.get("cell_type"),
-            "source": source,
-            "number": number_ if runs and not injected else None,
-            "injected": injected,
-            "parameters": "parameters" in tags,
-            "failed": runs and not injected and error is not None and error.cell == number_,
-            "pending": runs and marks.get("status") == "pending",
-            "seconds": marks.get("duration"),
-            "outputs": [made for output in cell.get("outputs") or [] if (made := _output(output))],
-        }
+            number += 1
+        if kind == "markdown":
+            yield {"kind": kind, "parts": [_or_note(layout.prose, source, cell.get("attachments"))]}
+        elif kind == "code":
+            parts = [_or_note(_output, output, layout) for output in _list(cell.get("outputs"))]
+            yield {
+                "kind": kind,
+                "source": source,
+                "number": number if runs and not injected else None,
+                "injected": injected,
+                "parameters": "parameters" in tags,
+                "failed": runs and not injected and error is not None and error.cell == number,
+                "pending": runs and marks.get("status") == "pending",
+                "seconds": marks.get("duration") if isinstance(marks.get("duration"), int | float) else None,
+                "parts": [part for part in parts if part is not None],
+            }
 
 
-def _output(output: dict[str, Any]) -> dict[str, Any] | None:
+def _or_note(make: Callable[..., dict[str, Any] | None], *given: Any) -> dict[str, Any] | None:
+    try:
+        return make(*given)
+    except Exception as error:
+        return {"kind": "note", "note": f"This cannot be shown: {reason(error)}. It is in executed.ipynb."}
+
+
+def _output(output: Any, layout: _Layout) -> dict[str, Any] | None:
+    """None for what is not for people."""
     kind = output.get("output_type")
     if kind == "stream":
-        return {"kind": "stream", "name": output.get("name"), "text": clean.plain(output.get("text", ""))}
+        return _text("stderr" if output.get("name") == "stderr" else "stdout", clean.plain(output.get("text")))
     if kind == "error":
-        lines = output.get("traceback") or [f"{output.get('ename')}: {output.get('evalue')}"]
-        return {"kind": "error", "text": clean.plain("\n".join(lines))}
-    data, metadata = output.get("data") or {}, output.get("metadata") or {}
-    if any(key.startswith("application/scrapbook.") for key in data):
+        text = "\n".join(map(clean.joined, _list(output.get("traceback"))))
+        return _text("error", clean.plain(text or f"{output.get('ename')}: {output.get('evalue')}"))
+    data, metadata = _table(output.get("data")), _table(output.get("metadata"))
+    if any(key.startswith(HIDDEN) for key in data):
         return None
     for mime in clean.IMAGES:
         if mime in data and (address := clean.image(mime, data[mime])):
-            own = metadata.get(mime)
-            said = {**metadata, **(own if isinstance(own, dict) else {})}
-            return {
-                "kind": "image",
-                "src": address,
-                "alt": str(said.get("alt") or "a figure without a description"),
-                "caption": str(said.get("caption") or ""),
-                "width": clean.pixels(said.get("width")),
-                "height": clean.pixels(said.get("height")),
-            }
-    if "text/html" in data:
-        return {"kind": "html", "html": clean.html(_text(data["text/html"]))}
-    if "text/markdown" in data:
-        return {"kind": "markdown", "text": _text(data["text/markdown"])}
-    if "text/plain" in data:
-        return {"kind": "stream", "name": "result", "text": clean.plain(data["text/plain"])}
-    return None
+            return _image(address, {**metadata, **_table(metadata.get(mime))})
+    plain = clean.plain(data.get("text/plain"))
+    if html := clean.joined(data.get("text/html")):
+        return layout.html(html, "" if re.fullmatch(r"<[^<>]*>", plain) else plain)
+    if prose := clean.joined(data.get("text/markdown")):
+        return layout.prose(prose)
+    if formula := clean.joined(data.get("text/latex")):
+        return _text("result", formula)
+    if "application/json" in data and (not plain or plain.startswith("<IPython")):
+        return _text("result", json.dumps(data["application/json"], indent=1, ensure_ascii=False))
+    if plain or not data:
+        return _text("result", plain)
+    return {"kind": "note", "note": f"Not shown: {', '.join(sorted(data))}. It is in executed.ipynb."}
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "".join(value or [])
+def _image(address: str, said: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "image",
+        "src": address,
+        "alt": str(said.get("alt") or "a figure without a description"),
+        "caption": str(said.get("caption") or ""),
+        "width": clean.pixels(said.get("width")),
+        "height": clean.pixels(said.get("height")),
+    }
+
+
+def _text(name: str, text: str) -> dict[str, Any]:
+    """`name` is the stream it comes from, "result" or "error": the template's class for it."""
+    most = clean.MOST_CHARACTERS
+    note = f"The first {most:,} of {len(text):,} characters are shown." if len(text) > most else ""
+    return {"kind": "text", "name": name, "text": text[:most], "note": note}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -13,7 +13,7 @@ from runner.manifest import RunManifest, StepState
 from runner.pipeline.scraps import read_figures
 from runner.records import Metric, RuleResult, read
 from runner.report import clean
-from runner.report.files import environment, number, style
+from runner.report.files import environment, number, reason, style
 from runner.run.cost import cost
 from runner.run.registration import not_registered
 
@@ -169,12 +169,21 @@ def _step(run_folder: Path, state: StepState) -> dict[str, Any]:
 def _shown(run_folder: Path, state: StepState) -> dict[str, Any] | None:
     """The figures and tables of a step's notebook."""
     executed = run_folder / "steps" / state.name / "executed.ipynb"
-    with contextlib.suppress(OSError, RunnerError, ValueError):
+    if not executed.exists():
+        return None
+    try:
         figures, tables = read_figures(executed)
-        images = [(figure, clean.image(figure.mime, figure.data)) for figure in figures]
-        if images or tables:
-            return {"name": state.name, "figures": [pair for pair in images if pair[1]], "tables": tables}
-    return None
+    except Exception as error:  # a notebook holds what its cells put there
+        return {
+            "name": state.name,
+            "figures": [],
+            "tables": [],
+            "note": f"Its figures cannot be read: {reason(error)}.",
+        }
+    images = [(figure, clean.image(figure.mime, figure.data)) for figure in figures]
+    if not images and not tables:
+        return None
+    return {"name": state.name, "figures": [pair for pair in images if pair[1]], "tables": tables}
 
 
 def _failing_source(run_folder: Path, failed: StepState | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from runner.escape import code, markdown, terminal
 from runner.records import Metric
 from runner.report.comparison import (
     counted,
@@ -26,21 +27,15 @@ from runner.run.diff import Change, Difference, MetricChange, StepChange
 LINES = 60  # of code for each cell or module; the page has all
 
 
-def markdown(made: Difference | Comparison) -> str:
+def pull_request(made: Difference | Comparison) -> str:
     lines = _difference(made) if isinstance(made, Difference) else _comparison(made)
     return "\n".join(lines) + "\n"
 
 
-def code(text: object) -> str:
-    """The text as a code span, on one line, also inside a table."""
-    flat = re.sub(r"\s+", " ", str(text)).strip() or " "
-    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
-    pad = " " if "`" in flat else ""
-    return f"{ticks}{pad}{flat}{pad}{ticks}".replace("|", "\\|")
-
-
 def fence(lines: Sequence[str], *, language: str = "diff") -> Iterator[str]:
     """The lines as a block, cut after LINES."""
+    lines = [terminal(line) for line in lines]
+    language = language if re.fullmatch(r"[A-Za-z0-9+#._-]{1,40}", language) else "text"
     longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
     ticks = "`" * max(3, longest + 1)
     yield f"{ticks}{language}"
@@ -62,13 +57,13 @@ def _difference(difference: Difference) -> Iterator[str]:
     yield f"### {code(difference.before.name)} → {code(difference.after.name)}"
     yield ""
     if difference.after.run:
-        yield f"**{headline(None, difference)}**"
+        yield f"**{markdown(headline(None, difference))}**"
         yield ""
     yield summary(difference)
     yield ""
     moved = [rule for rule in difference.rules if rule.before != rule.after]
     if moved:
-        rows = [[code(rule.rule), rule.before or "–", rule.after or "–"] for rule in moved]
+        rows = [[code(rule.rule), *(markdown(said or "–") for said in (rule.before, rule.after))] for rule in moved]
         yield from table(["rule", "before", "after"], rows)
     changed = [metric for metric in difference.metrics if metric.direction != "same"]
     if changed:
@@ -99,7 +94,9 @@ def _data(difference: Difference) -> Iterator[str]:
         yield from table(["data", "from", "before", "after"], rows)
     imported = [package for package in difference.packages if package.imported]
     if imported:
-        rows = [[code(package.name), package.before or "–", package.after or "–"] for package in imported]
+        rows = [
+            [code(one.name), *(code(there) if there else "–" for there in (one.before, one.after))] for one in imported
+        ]
         yield from table(["package", "before", "after"], rows)
 
 
@@ -156,7 +153,13 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
 def _metric_row(metric: MetricChange) -> list[str]:
     known = metric.difference is not None and not metric.not_comparable
     difference = f"{metric.difference:+.4g}" if known else "–"
-    return [code(metric.name), _metric(metric.before), _metric(metric.after), difference, metric_in_words(metric)]
+    return [
+        code(metric.name),
+        _metric(metric.before),
+        _metric(metric.after),
+        difference,
+        markdown(metric_in_words(metric)),
+    ]
 
 
 def _change_row(change: Change) -> list[str]:

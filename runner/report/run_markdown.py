@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner.escape import code, markdown
 from runner.manifest import RunManifest, StepState
 from runner.pipeline.notebook import read_notebook
+from runner.report import clean
 from runner.report.files import number
-from runner.report.pull_request import code, fence, table
+from runner.report.pull_request import fence, table
 from runner.run.cost import cost
 from runner.run.registration import not_registered
 
@@ -39,7 +40,7 @@ def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[st
                 code(rule.rule.metric),
                 "–" if rule.value is None else number(rule.value),
                 "–" if rule.low is None or rule.high is None else f"{number(rule.low)} to {number(rule.high)}",
-                rule.sentence.replace("|", "\\|"),
+                markdown(rule.sentence),
             ]
             for rule in manifest.verdict.rules
         ]
@@ -53,7 +54,7 @@ def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[st
     )
     paid = cost(manifest)
     if paid is not None:
-        yield f"SageMaker: {paid}."
+        yield f"SageMaker: {markdown(str(paid))}."
         yield ""
     if manifest.model_version is not None:
         yield f"Model {code(manifest.model_version.label)} {manifest.model_version.words}."
@@ -62,7 +63,7 @@ def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[st
         yield missing
         yield ""
     commit = f", commit {code(manifest.git.commit[:8])}" if manifest.git else ""
-    yield f"Run {code(manifest.run)}{commit}, {manifest.started[:19].replace('T', ' ')} UTC, by {code(manifest.started_by)}"
+    yield f"Run {code(manifest.run)}{commit}, {markdown(manifest.started[:19].replace('T', ' '))} UTC, by {code(manifest.started_by)}"
 
 
 def _headline(manifest: RunManifest, failed: StepState | None) -> str:
@@ -92,15 +93,10 @@ def _failure(step: StepState, folder: Path) -> Iterator[str]:
     if error.traceback:
         yield "<details><summary>Traceback</summary>"
         yield ""
-        yield from fence(_plain("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:], language="text")
+        yield from fence(clean.plain("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:], language="text")
         yield ""
         yield "</details>"
         yield ""
-
-
-def _plain(text: str) -> str:
-    """Without a terminal's colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def _why(step: StepState) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 
 from runner.content import atomic_write
+from runner.escape import visible
 from runner.report import clean
 from runner.report.comparison import COLOURS
-from runner.report.files import environment, number, style
+from runner.report.files import environment, number, reason, style
 from runner.run.sweep import Swept
 
 SWEEPS, PAGE, FACTS = "sweeps", "report.html", "sweep.json"
@@ -52,7 +53,17 @@ def write_sweep(swept: Swept, runs: Path, *, drawn: tuple[str, str] | None) -> P
 
 
 def plot(swept: Swept) -> tuple[str, str] | None:
-    """(address for `img`, the same in words) of the metric over the first swept value, a line for each other one."""
+    """(address for `img`, the same in words) of the metric over the first swept value, a line for each other one.
+
+    ("", why) where it cannot be drawn.
+    """
+    try:
+        return _plot(swept)
+    except Exception as error:  # the runs are done; they must not be lost for a picture
+        return "", f"The plot cannot be drawn: {reason(error)}"
+
+
+def _plot(swept: Swept) -> tuple[str, str] | None:
     points = [(tried, metric) for tried in swept.tried if (metric := swept.value(tried)) is not None]
     if len(points) < 2:
         return None
@@ -66,7 +77,7 @@ def plot(swept: Swept) -> tuple[str, str] | None:
     ticks = sorted({tried.values[along] for tried, _ in points}, key=_as_number)
     lines: dict[str, list[tuple[int, Any]]] = {}
     for tried, metric in points:
-        label = ", ".join(f"{name} {tried.values[name]}" for name in names if name != along)
+        label = ", ".join(f"{name} {visible(tried.values[name])}" for name in names if name != along)
         lines.setdefault(label, []).append((ticks.index(tried.values[along]), metric))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
@@ -83,14 +94,16 @@ def plot(swept: Swept) -> tuple[str, str] | None:
                 high = [max(0.0, metric.high - metric.value) for _, metric in found]
                 axes.errorbar(xs, ys, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
             axes.plot(xs, ys, marker=MARKERS[place % len(MARKERS)], color=colour, linewidth=1.4, label=label)
-        axes.set_xticks(range(len(ticks)), labels=ticks, parse_math=False)
+        axes.set_xticks(range(len(ticks)), labels=list(map(visible, ticks)), parse_math=False)
         axes.set_xlabel(along, parse_math=False)
         axes.set_ylabel(f"{swept.metric} ({swept.better} is better)", parse_math=False)
         axes.grid(axis="y", color="#8b949e", linewidth=0.4, alpha=0.6)
         axes.set_facecolor("none")
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=8, ncols=1 + len(lines) // 8, loc="best")
+            legend = axes.legend(frameon=False, fontsize=8, ncols=1 + len(lines) // 8, loc="best")
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # a value may have a `$`
         figure.tight_layout()
         made = io.BytesIO()
         figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 
 from runner.content import atomic_write, file_fact
 from runner.manifest import RunManifest
+from runner.pipeline.addresses import public
 from runner.pipeline.file import is_address
 from runner.pipeline.notebook import read_notebook
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
@@ -23,6 +25,8 @@ Place = Callable[[InputFact, str, Path, Store], InputFact]
 PIPELINE, STEPS = "pipeline.toml", "steps"
 JOB, SOURCE, MODULES, RESULT, OUT = "job.json", "notebook.ipynb", "modules", "result.json", "out"
 
+_ADDRESS = re.compile(r"https?://[^\s\"']+")
+
 
 def step_folder(store: Store, run: str, step: str) -> Path:
     return store.folder(run) / STEPS / step
@@ -31,7 +35,9 @@ def step_folder(store: Store, run: str, step: str) -> Path:
 def snapshot(plan: Plan, store: Store, run: str) -> dict[str, dict[str, str]]:
     """Copy every notebook of the plan, the project modules it imports, and pipeline.toml: what runs, whatever
     happens to the working tree meanwhile. Gives the hashes of the copies, by step and path."""
-    shutil.copyfile(plan.file, store.folder(run) / PIPELINE)
+    text = plan.file.read_bytes().decode("utf-8", "surrogateescape")
+    text = _ADDRESS.sub(lambda found: public(found[0]), text)
+    (store.folder(run) / PIPELINE).write_bytes(text.encode("utf-8", "surrogateescape"))
     hashes: dict[str, dict[str, str]] = {}
     for step in plan.steps:
         folder = step_folder(store, run, step.name)

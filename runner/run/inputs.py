@@ -8,6 +8,8 @@ from pathlib import Path
 from runner.content import artifact, file_fact
 from runner.errors import Refused, RunnerError, Tampered
 from runner.manifest import RunManifest
+from runner.pipeline.addresses import WITHHELD
+from runner.pipeline.file import is_address
 from runner.records import Artifact, InputFact
 from runner.run.store import Store, facts_of
 
@@ -43,6 +45,11 @@ def origin(fact: InputFact, where: str, store: Store) -> Path | None:
     assert fact.artifact is not None
     if held(fact.artifact, store):
         return None
+    if is_address(fact.source):
+        raise Refused(
+            f"{where} was fetched from {fact.source} (sha256 {fact.artifact.sha256[:12]}), and its bytes are not in the "
+            f"store any more. {_remedy(fact.source)}"
+        )
     source = Path(fact.source)
     try:
         if source.is_absolute() and artifact(source, name=source.name).sha256 == fact.artifact.sha256:
@@ -53,6 +60,12 @@ def origin(fact: InputFact, where: str, store: Store) -> Path | None:
         f"{where} was {fact.source} (sha256 {fact.artifact.sha256[:12]}), which has changed or is gone, and the run kept "
         "no copy. Put it back, or write `keep = true` at that input for runs to come."
     )
+
+
+def _remedy(address: str) -> str:
+    if WITHHELD in address:
+        return f"What lets one in stands in no record ({WITHHELD}): start anew with `runner run` and the whole address."
+    return "Start anew with `runner run`, which fetches it again."
 
 
 def copy(fact: InputFact, target: Path, where: str, store: Store) -> None:

@@ -29,6 +29,7 @@ from runner.run.cache import Cache, Found
 from runner.run.keys import step_key
 from runner.run.pins import pinned
 from runner.run.retries import retries
+from runner.run.sources import recorded, recorded_values
 from runner.run.world import Options, World
 
 VERDICT_FILE = "verdict.json"
@@ -60,9 +61,9 @@ def _begun(plan: Plan, options: Options, world: World) -> RunManifest:
         manifest = RunManifest(
             run=run_id,
             pipeline_file=plan.file.name,
-            pipeline=plan.pipeline,
+            pipeline=recorded(plan.pipeline),
             targets=list(options.targets),
-            overrides=dict(options.overrides),
+            overrides=recorded_values(options.overrides),
             profile=options.profile,
             note=options.note,
             tags=list(options.tags),

@@ -28,7 +28,9 @@ def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | N
             elif is_path(spec.from_):
                 found[key] = sources.local(spec, plan.root, world.store)
             elif is_address(spec.from_):
-                found[key] = sources.remote(spec, world.store, world.remote_for, fetch=world.runtime is None)
+                # a job is given what lies in S3; anything else comes here first
+                fetch = world.runtime is None or not spec.from_.startswith("s3://")
+                found[key] = sources.remote(spec, world.store, world.remote_for, fetch=fetch)
             elif spec.from_.startswith(APPROVED):
                 version = world.registry.approved(spec.from_.removeprefix(APPROVED))
                 found[key] = _approved(spec.from_, version, world.store)

@@ -1,7 +1,7 @@
 """Where a step's inputs come from: local paths, remote addresses, approved versions; each identified before use.
 
 A remote source is downloaded once per version of it and kept as an object. What a store calls its version (ETag,
-VersionId) is recorded beside the hash of the bytes.
+VersionId) is recorded beside the hash of the bytes; of its address, what signs it or lets one in never is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import gzip
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -20,7 +20,9 @@ import msgspec
 from runner.content import artifact, atomic_write, file_fact, folder_artifact, stamp
 from runner.errors import RemoteError, Tampered, UsageError
 from runner.paths import inside, stays_below
-from runner.records import Artifact, FileFact, InputFact, InputSpec, Record, encode, read
+from runner.pipeline.addresses import public
+from runner.pipeline.file import is_address
+from runner.records import Artifact, FileFact, InputFact, InputSpec, Pipeline, Record, encode, read
 from runner.run.store import Store, facts_of
 
 FETCHED = "fetched"  # folder of the store: which version of an address is which object
@@ -78,11 +80,12 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *
     if not stays_below(address):
         raise UsageError(f"The address {address!r} cannot be recorded; write it without `..` and control characters.")
     service = remote_for(address)
+    said = public(address)
     try:
         files = service.listing(address)
     except RemoteError:
         if spec.optional:
-            return absent(address)
+            return absent(said)
         raise
     for file in files:
         if file.path:
@@ -90,15 +93,32 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *
     version = files[0].version if len(files) == 1 and not files[0].path else listing_digest(files)
     if spec.as_ == "uri" or not fetch:
         size = sum(file.size_bytes or 0 for file in files)
-        found = Artifact(path=address, sha256=_keep_listing(files, store), size_bytes=size)
-        value = address if spec.as_ == "uri" else ""
-        return InputFact(source=address, as_=spec.as_, artifact=found, version=version, value=value, listed=True)
+        found = Artifact(path=said, sha256=_keep_listing(files, store), size_bytes=size)
+        value = said if spec.as_ == "uri" else ""
+        return InputFact(source=said, as_=spec.as_, artifact=found, version=version, value=value, listed=True)
     facts = {file.path: _fetch(address, file, store, service) for file in files}
     if list(facts) == [""]:
-        found = Artifact(path=address, sha256=facts[""].sha256, size_bytes=facts[""].size_bytes)
+        found = Artifact(path=said, sha256=facts[""].sha256, size_bytes=facts[""].size_bytes)
     else:
-        found = folder_artifact(address, facts)
-    return InputFact(source=address, artifact=found, version=version)
+        found = folder_artifact(said, facts)
+    return InputFact(source=said, artifact=found, version=version)
+
+
+def recorded(pipeline: Pipeline) -> Pipeline:
+    """The pipeline as it is written down: its addresses without what lets one in."""
+    steps = {}
+    for name, step in pipeline.steps.items():
+        inputs = {
+            key: msgspec.structs.replace(spec, from_=public(spec.from_)) if is_address(spec.from_) else spec
+            for key, spec in step.inputs.items()
+        }
+        steps[name] = msgspec.structs.replace(step, inputs=inputs)
+    return msgspec.structs.replace(pipeline, steps=steps)
+
+
+def recorded_values(values: Mapping[str, str]) -> dict[str, str]:
+    """-p's values as they are written down."""
+    return {name: public(value) if is_address(value) else value for name, value in values.items()}
 
 
 def changed_objects(before: str, now: str, store: Store) -> str | None:
@@ -137,7 +157,8 @@ def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
 
 
 def _fetch(address: str, file: RemoteFile, store: Store, service: Remote) -> FileFact:
-    key = hashlib.sha256(f"{address}\n{file.path}".encode()).hexdigest()
+    said = public(address)  # an address that is signed anew is the same address
+    key = hashlib.sha256(f"{said}\n{file.path}".encode()).hexdigest()
     index = store.root / FETCHED / f"{key}.json"
     if index.exists() and file.version:
         known = read(_Fetched, index)
@@ -150,12 +171,12 @@ def _fetch(address: str, file: RemoteFile, store: Store, service: Remote) -> Fil
             service.download(address, file, target)
         fact = file_fact(beside)
         if file.size_bytes is not None and fact.size_bytes != file.size_bytes:
-            raise RemoteError(f"{address}{file.path}: {fact.size_bytes} of {file.size_bytes} bytes arrived. Run again.")
+            raise RemoteError(f"{said}{file.path}: {fact.size_bytes} of {file.size_bytes} bytes arrived. Run again.")
         store.seal(store.objects, Artifact(path=beside.name, sha256=fact.sha256, size_bytes=fact.size_bytes))
     finally:
         beside.unlink(missing_ok=True)
     index.parent.mkdir(exist_ok=True)
-    atomic_write(index, encode(_Fetched(address=address + file.path, version=file.version, fact=fact)))
+    atomic_write(index, encode(_Fetched(address=said + file.path, version=file.version, fact=fact)))
     return fact
 
 

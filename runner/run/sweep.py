@@ -21,6 +21,7 @@ from runner.pipeline.file import nearest
 from runner.pipeline.plan import Plan, plan
 from runner.records import Metric, StepResult
 from runner.run.orchestrate import run
+from runner.run.sources import recorded_values
 from runner.run.world import Executor, Options, Watcher, World
 from runner.step.execute import Progress
 
@@ -30,9 +31,13 @@ TAG = "sweep"
 
 @dataclass(frozen=True)
 class Tried:
-    """One combination; `run` is None until it has one. `metrics` are the step's, as "step.name"; `why` there are none."""
+    """One combination; `run` is None until it has one. `metrics` are the step's, as "step.name"; `why` there are none.
+
+    `given` is what the notebooks get, `values` what may be written down of it.
+    """
 
     values: Mapping[str, str]
+    given: Mapping[str, str]
     run: str | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     why: str = ""
@@ -83,9 +88,9 @@ def sweep(
             f"--metric {metric}: a sweep ranks by what {step} itself records, on validation rows. "
             "Choosing by what is measured on the test rows would leave nothing to measure the winner by."
         )
-    tried = [Tried(values) for values in combinations(grid)]
+    tried = [Tried(recorded_values(given), given) for given in combinations(grid)]
     # every mistake is said before the first kernel starts
-    plans = [_plan(file, options, one.values, (step,)) for one in tried]
+    plans = [_plan(file, options, one.given, (step,)) for one in tried]
     state = Swept(step, metric, "higher", tuple(tried))
     on_change(state)
     _what_comes_before(file, options, plans, tried, step, world)
@@ -97,7 +102,7 @@ def sweep(
         here = replace(here, executor=_InTurn(here.executor, turns))
         if here.stop.is_set():
             return replace(tried[number], why="not started")
-        chosen = replace(_chosen(options, tried[number].values, (step,)), beside=jobs)
+        chosen = replace(_chosen(options, tried[number].given, (step,)), beside=jobs)
         return _tried(tried[number], run(plans[number], chosen, here), step)
 
     with ThreadPoolExecutor(jobs + 1) as pool:  # one run more than steps, so that sealing one keeps no core waiting
@@ -123,9 +128,9 @@ def sweep(
         raise StepFailed(
             f"No combination of the sweep gave a value to rank by. The first: {best.why or 'it has none'}."
         )
-    whole = _plan(file, options, best.values, ())
+    whole = _plan(file, options, best.given, ())
     targets = tuple(planned.name for planned in whole.steps if not planned.needs_verdict)
-    made = run(_plan(file, options, best.values, targets), _chosen(options, best.values, targets), here)
+    made = run(_plan(file, options, best.given, targets), _chosen(options, best.given, targets), here)
     state = replace(state, winner=made)
     on_change(state)
     return state
@@ -177,7 +182,7 @@ def _what_comes_before(
             continue
         done.add(given)
         targets = tuple(planned.name for planned in earlier)
-        values = {name: value for name, value in one.values.items() if not name.startswith(f"{step}.")}
+        values = {name: value for name, value in one.given.items() if not name.startswith(f"{step}.")}
         ended = run(_plan(file, options, values, targets), _chosen(options, values, targets), here)
         if ended.status == "failed":
             failed = next(state for state in ended.steps if state.status == "failed")

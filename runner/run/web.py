@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
 from typing import IO
+from urllib.parse import unquote, urlsplit
 
 from runner.errors import RemoteError
+from runner.pipeline.addresses import is_public, public
 from runner.run.sources import RemoteFile
 
 TIMEOUT_S = 60
+ONLY_GET = (403, 405, 501)  # the answer to HEAD where an address is signed for GET, or the server knows no HEAD
 
 
 class Web:
     """Reads files by HTTP; implements `runner.run.sources.Remote`."""
 
     def listing(self, address: str) -> list[RemoteFile]:
-        with _open(address, "HEAD") as reply:
+        with _headers(address) as reply:
             length = reply.headers.get("Content-Length")
             modified = reply.headers.get("Last-Modified")
             # without either, what is there now cannot be told from what was there before
@@ -34,10 +38,25 @@ class Web:
             raise _failed(address, error) from error
 
 
-def _open(address: str, method: str) -> HTTPResponse:
-    # identity: a compressed transfer would have another length and hash than the file
-    request = urllib.request.Request(address, method=method, headers={"Accept-Encoding": "identity"})
+def _headers(address: str) -> HTTPResponse:
     try:
+        return _open(address, "HEAD")
+    except RemoteError as error:
+        if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code in ONLY_GET:
+            return _open(address, "GET")
+        raise
+
+
+def _open(address: str, method: str) -> HTTPResponse:
+    try:
+        parts = urlsplit(address)
+        user, at, host = parts.netloc.rpartition("@")
+        # identity: a compressed transfer would have another length and hash than the file
+        headers = {"Accept-Encoding": "identity"}
+        request = urllib.request.Request(parts._replace(netloc=host).geturl(), method=method, headers=headers)
+        if at:  # not for where the server may send us
+            packed = base64.b64encode(unquote(user).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {packed}")
         reply: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except (OSError, ValueError, HTTPException) as error:
         raise _failed(address, error) from error
@@ -45,5 +64,10 @@ def _open(address: str, method: str) -> HTTPResponse:
 
 
 def _failed(address: str, error: Exception) -> RemoteError:
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
     why = f"{error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else str(error)
-    return RemoteError(f"{address}: {why}. Check the address and the network, then run again.")
+    remedy = "Check the address and the network, then run again."
+    if not is_public(address) and isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+        remedy = "What signs it, or the password, may have expired or be wrong: give a new address with -p."
+    return RemoteError(f"{public(address)}: {public(why)}. {remedy}")

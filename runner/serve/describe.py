@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import __version__
+from runner import __version__, escape
 from runner.model.versions import ModelVersion
 from runner.serve.inference import CONTENT_TYPES
 
@@ -38,7 +37,7 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
         "bytes": f"sha256 {version.sha256}",
     }
     metrics = "".join(
-        f"<tr><th scope=row>{html.escape(name)}</th><td>{metric.value:.4g}</td>"
+        f"<tr><th scope=row>{escape.html(name)}</th><td>{metric.value:.4g}</td>"
         f"<td>{'–' if metric.low is None else f'{metric.low:.4g} to {metric.high:.4g}'}</td></tr>"
         for name, metric in sorted(version.metrics.items())
     )
@@ -51,9 +50,9 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
     }
     filled = TEMPLATE.read_text(encoding="utf-8")
     for name, value in {
-        "name": html.escape(scorer.model),
-        "description": html.escape(version.description),
-        "facts": "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
+        "name": escape.html(scorer.model),
+        "description": escape.html(version.description),
+        "facts": "".join(f"<dt>{escape.html(k)}</dt><dd>{escape.html(v)}</dd>" for k, v in facts.items()),
         "metrics": metrics,
         "model": json.dumps(model).replace("<", "\\u003c"),
     }.items():

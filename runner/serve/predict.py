@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from runner.errors import UsageError
+from runner.escape import csv_cell, may_compute
 from runner.model.signature import BadRecords
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Part:
 
 
 class Writer(Protocol):
+    guarded: int  # cells that a spreadsheet would have computed
+
     def __init__(self, file: Any) -> None: ...
 
     def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None: ...
@@ -86,13 +89,16 @@ def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[
 
 
 @contextmanager
-def writing(target: Path | None, stdout: TextIO) -> Iterator[Writer]:
-    """What writes to the file, by its ending, or CSV to `stdout`. The file appears when all rows are in it."""
+def writing(target: Path | None, stdout: TextIO, *, raw: bool = False) -> Iterator[Writer]:
+    """What writes to the file, by its ending, or CSV to `stdout`. The file appears when all rows are in it.
+
+    In CSV, cells that a spreadsheet would take for formulas get an apostrophe, unless it is `raw`.
+    """
     if target is None:
-        yield CsvWriter(stdout)
+        yield CsvWriter(stdout, raw=raw)
         stdout.flush()
         return
-    made: dict[str, type[Writer]] = {"csv": CsvWriter, "lines": LinesWriter, "parquet": ParquetWriter}
+    made: dict[str, type[Writer]] = {"lines": LinesWriter, "parquet": ParquetWriter}
     kind = format_of(target)
     # two at work on one file must not write into each other's
     beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
@@ -101,7 +107,7 @@ def writing(target: Path | None, stdout: TextIO) -> Iterator[Writer]:
     try:
         with open(beside, "wb") as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            writer = made[kind](file if kind == "parquet" else text)
+            writer = CsvWriter(text, raw=raw) if kind == "csv" else made[kind](file if kind == "parquet" else text)
             yield writer
             writer.close()
             text.flush()
@@ -111,26 +117,38 @@ def writing(target: Path | None, stdout: TextIO) -> Iterator[Writer]:
 
 
 class CsvWriter:
-    def __init__(self, file: Any) -> None:
-        self._writer = csv.writer(file, lineterminator="\n")
+    def __init__(self, file: Any, *, raw: bool = False) -> None:
+        self._file, self._raw = file, raw
         self._begun = False
+        self.guarded = 0
 
     def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None:
         said = [json.dumps(one) for one in predictions]
+        rows: list[list[Any]] = []
         if not self._begun and part.names:
             self._begun = True
-            self._writer.writerow([*part.names, *(ADDED if probabilities is not None else ADDED[:1])])
+            rows.append([*part.names, *(ADDED if probabilities is not None else ADDED[:1])])
         if probabilities is None:
-            self._writer.writerows([*row, one] for row, one in zip(part.rows, said, strict=True))
+            rows += [[*row, one] for row, one in zip(part.rows, said, strict=True)]
         else:
-            answers = zip(part.rows, said, probabilities, strict=True)
-            self._writer.writerows([*row, one, chance] for row, one, chance in answers)
+            rows += [[*row, one, chance] for row, one, chance in zip(part.rows, said, probabilities, strict=True)]
+        text = _csv_text(rows)
+        if not self._raw and may_compute(text):
+            text = _csv_text([[self._guard(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
+        self._file.write(text)
 
     def close(self) -> None:
         pass
 
+    def _guard(self, cell: str) -> str:
+        made = csv_cell(cell)
+        self.guarded += made is not cell
+        return made
+
 
 class LinesWriter:
+    guarded = 0
+
     def __init__(self, file: Any) -> None:
         self._file = file
 
@@ -147,6 +165,8 @@ class LinesWriter:
 
 
 class ParquetWriter:
+    guarded = 0
+
     def __init__(self, file: Any) -> None:
         self._file = file
         self._writer: Any = None
@@ -173,6 +193,12 @@ class ParquetWriter:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _csv_text(rows: list[list[Any]]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:

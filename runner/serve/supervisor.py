@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from runner import escape
 from runner.content import atomic_write
 from runner.errors import RunnerError, UsageError
 from runner.model.deployment import Deployment
@@ -369,7 +370,7 @@ def _said(said: str, why: str = "") -> int:
 
 
 def _log(said: str) -> None:
-    sys.stderr.write(f'{{"at":"{now()}","supervisor":{msgspec.json.encode(said).decode()}}}\n')
+    sys.stderr.write(f'{{"at":"{now()}","supervisor":{escape.json(msgspec.json.encode(said).decode())}}}\n')
     sys.stderr.flush()
 
 

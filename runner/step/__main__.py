@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+from runner.escape import terminal
 from runner.records import StepResult
 from runner.step.execute import Progress, execute
 
@@ -20,7 +21,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     result = execute(Path(sys.argv[1]), stop=stop, on_progress=_say)
     if result.error is not None:
-        sys.stderr.write(f"{result.error.ename}: {result.error.evalue}\n")
+        sys.stderr.write(terminal(f"{result.error.ename}: {result.error.evalue}") + "\n")
     return exit_code(result)
 
 
@@ -34,9 +35,8 @@ def exit_code(result: StepResult) -> int:
 
 
 def _say(progress: Progress) -> None:
-    sys.stderr.write(
-        f"{progress.step}  {progress.done}/{progress.total} cells  [{progress.cell}] {progress.first_line}\n"
-    )
+    cells = f"{progress.done}/{progress.total} cells"
+    sys.stderr.write(terminal(f"{progress.step}  {cells}  [{progress.cell}] {progress.first_line}") + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 LIMIT_CHARACTERS = 50_000_000  # of one displayed output, and of all that one cell displays
 ERROR_CHARACTERS = 100_000  # of an error's text, and of a line of its traceback
 ERROR_LINES = 1000
+LIMIT_DEPTH = 100  # of lists and tables in one another; Python's own readers of JSON give up before 1000
 NUMBER_CHARACTERS = 8  # what a number, true, false or null counts, roughly
 
 
@@ -29,6 +30,8 @@ class Ceiling:
             content["traceback"] = [_cut(line) for line in content["traceback"][-ERROR_LINES:]]
         if kind not in ("display_data", "execute_result", "update_display_data"):
             return True
+        if _deeper([content["data"], content.get("metadata")], LIMIT_DEPTH):
+            _note(content, f"an output of more than {LIMIT_DEPTH} lists or tables in one another")
         size = _size([content["data"], content.get("metadata")])
         if size > LIMIT_CHARACTERS:
             _note(content, f"an output of more than {LIMIT_CHARACTERS:,} characters")
@@ -43,6 +46,21 @@ class Ceiling:
 
 def _note(content: dict[str, Any], what: str) -> None:
     content["data"], content["metadata"] = {"text/plain": f"[not kept: {what}]"}, {}
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    """Whether more than so many lists and tables stand in one another."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            part
+            for one in level
+            for part in (one.values() if isinstance(one, dict) else one)
+            if isinstance(part, dict | list | tuple)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _cut(text: str) -> str:

@@ -276,7 +276,9 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             if not self.ceiling.lets(kind, content):
                 return None
             if kind in ("display_data", "execute_result", "update_display_data"):
-                content["data"] = {name: _storable(name, value) for name, value in content["data"].items()}
+                content["data"] = {
+                    name: _storable(name, value) for name, value in content["data"].items() if value is not None
+                }
             return super().process_message(msg, cell, cell_index)
         except CellExecutionComplete:
             raise

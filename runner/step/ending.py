@@ -42,7 +42,8 @@ def why_ended(
     raised = _raised(session, outputs)
     kind, ename, evalue = _said(session, job, out_of_memory, raised)
     traceback = raised.traceback if raised is not None else session.last_words.splitlines()
-    (evalue, traceback), _ = redactor.inside([evalue, traceback])  # a dying kernel's last words never were an output
+    # a dying kernel's last words never were an output
+    (ename, evalue, traceback), _ = redactor.inside([ename, evalue, traceback])
     return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first, traceback=traceback)
 
 

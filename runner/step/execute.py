@@ -24,8 +24,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from runner.content import artifact, atomic_write, file_fact, stamp
 from runner.errors import RunnerError, UsageError
+from runner.escape import terminal
 from runner.failpoint import reach
 from runner.paths import stays_below
 from runner.pipeline.credentials import Redactor
@@ -106,7 +109,7 @@ def execute(
     session, cells = attempt(kernel or started(job.kernel))
     why = session.kernel.instead or session.kernel.refused
     if why:
-        log.warning("%s: executed by the standard kernel, because %s", job.step, why)
+        log.warning("%s: executed by the standard kernel, because %s", job.step, terminal(why))
     if session.kernel.refused:
         shutil.rmtree(folder / "out")
         session, cells = attempt(started(STANDARD))
@@ -121,7 +124,7 @@ def execute(
     error = error or unfit
     scraps = read_scraps(folder / EXECUTED)
     if error is None and (folder / "out" / REGISTRATION).exists():
-        registration = read(Registration, folder / "out" / REGISTRATION)
+        registration = _without_secrets(read(Registration, folder / "out" / REGISTRATION), redactor)
     status: StepStatus = "succeeded" if error is None else "interrupted" if error.kind == "interrupted" else "failed"
     result = StepResult(
         status=status,
@@ -297,6 +300,12 @@ def _changed(job: StepJob, folder: Path) -> StepError | None:
                 evalue=f"input `{name}` ({fact.source}) was changed while the step ran, so what it saw is not known",
             )
     return None
+
+
+def _without_secrets(asked: Registration, redactor: Redactor) -> Registration:
+    (card, description), kinds = redactor.inside([asked.card, asked.description])
+    redactor.note("what it registers", kinds)
+    return msgspec.structs.replace(asked, card=card, description=description)
 
 
 def _opened(folder: Path, project: Path | None) -> tuple[dict[str, Opened], StepError | None]:

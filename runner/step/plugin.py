@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.escape import terminal
+
 if TYPE_CHECKING:
     from runner.step.process import Kernel
     from runner.step.session import Session
@@ -62,7 +64,7 @@ class PapermillEngine:
         session, done = attempt(_kernel(nb, kernel_name, options))
         why = session.kernel.instead or session.kernel.refused
         if why:
-            client["log"].warning("Executed by the standard kernel, because %s", why)
+            client["log"].warning("Executed by the standard kernel, because %s", terminal(why))
         if session.kernel.refused:
             session, done = attempt(_kernel(nb, kernel_name, options, forked=False))
         _raise(session, done)

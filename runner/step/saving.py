@@ -59,13 +59,18 @@ class Saver:
 
     def _redact(self, nb: Any, redactor: Redactor) -> None:
         for cell in nb.cells:
+            where = f"cell [{cell.execution_count}]" if cell.get("execution_count") else "a cell"
             for output in cell.get("outputs", []):
-                for field in ("text", "data", "evalue", "traceback"):
-                    if field in output and self._clean.get(id(output[field])) is not output[field]:
-                        output[field], kinds = redactor.inside(output[field])
-                        self._clean[id(output[field])] = output[field]
-                        where = f"cell [{cell.execution_count}]" if cell.execution_count else "a cell"
-                        redactor.note(where, kinds)
+                for field in output.keys() - {"output_type", "execution_count"}:
+                    self._look_through(output, field, redactor, where)
+        if "widgets" in nb.metadata:
+            self._look_through(nb.metadata, "widgets", redactor, "a widget")
+
+    def _look_through(self, holder: Any, field: str, redactor: Redactor, where: str) -> None:
+        if self._clean.get(id(holder[field])) is not holder[field]:
+            holder[field], kinds = redactor.inside(holder[field], images=field == "data")
+            self._clean[id(holder[field])] = holder[field]
+            redactor.note(where, kinds)
 
 
 def written(nb: Any) -> bytes:

@@ -17,7 +17,8 @@ from runner.aws.pipelines.pushed import put_source
 from runner.aws.processing.jobs import Jobs
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import UsageError
-from runner.pipeline.file import is_path, nearest
+from runner.pipeline.addresses import is_public, public
+from runner.pipeline.file import is_address, is_path, nearest
 from runner.pipeline.plan import Plan
 from runner.pipeline.remote import settings
 
@@ -81,6 +82,11 @@ def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "") -> str:
             raise UsageError(
                 f"-p {key}: is no parameter of the Pipeline as it was pushed{nearest(key, known)} "
                 "What pipeline.toml gives a value becomes one; `runner pipeline push` brings it up to date."
+            )
+        if is_address(value) and not is_public(value):
+            raise UsageError(
+                f"-p {key}: {public(value)} is signed or has a password, and an execution's parameters are kept in the "
+                "clear. `runner upload` the file and name its place in the bucket."
             )
         if len(value) > LONGEST_VALUE:
             raise UsageError(f"-p {key}: has {len(value)} characters; a Pipeline hands over {LONGEST_VALUE}.")

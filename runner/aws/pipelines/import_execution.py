@@ -47,6 +47,7 @@ from runner.records import (
 from runner.run import folder as run_folder
 from runner.run import layout, provenance
 from runner.run.orchestrate import VERDICT_FILE
+from runner.run.sources import recorded_values
 from runner.run.store import MANIFEST, Store, facts_of, files_of
 
 STATUS: dict[str, StepStatus] = {"Succeeded": "succeeded", "Failed": "failed", "Stopped": "interrupted"}
@@ -112,7 +113,7 @@ class _Execution:
             run=self.run,
             pipeline_file=self.pushed.file,
             pipeline=self.pushed.pipeline,
-            overrides={key: value for key, value in given.items() if value != defaults[key]},
+            overrides=recorded_values({key: value for key, value in given.items() if value != defaults[key]}),
             profile=self.pushed.profile,
             note=" ".join(filter(None, [self.seen.note, f"({self.seen.arn})"])),
             started_by=self.pins.started_by if self.pins is not None else f"pipeline {self.pushed.pipeline.name}",

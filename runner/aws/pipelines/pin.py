@@ -19,6 +19,7 @@ from runner.aws.session import AwsError, Session
 from runner.errors import PipelineError
 from runner.manifest import Champion
 from runner.model.versions import NewVersion
+from runner.pipeline.addresses import public
 from runner.pipeline.file import APPROVED, is_address
 from runner.pipeline.remote import settings
 from runner.pipeline.types import DoesNotFit, Type, parse_annotation, read_text
@@ -109,7 +110,7 @@ def _type(written: str | None) -> Type | None:
 
 def _source(of: str, spec: InputSpec, bucket: Bucket) -> Pin:
     """A source as it is now; one on the web is brought into the bucket, from where jobs can be given it."""
-    absent = Pin(of=of, fact=sources.absent(spec.from_), address=bucket.address(ABSENT_KEY), digest=ABSENT)
+    absent = Pin(of=of, fact=sources.absent(public(spec.from_)), address=bucket.address(ABSENT_KEY), digest=ABSENT)
     if not spec.from_:
         return absent
     with tempfile.TemporaryDirectory() as scratch:

@@ -28,6 +28,7 @@ from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import file_fact
 from runner.errors import RemoteError, RunnerError, UsageError
+from runner.escape import terminal
 from runner.gate import judge
 from runner.manifest import RunManifest, StepState
 from runner.model.versions import NewVersion
@@ -100,7 +101,7 @@ def main() -> int:
             case _:
                 return _step(here, session)
     except RunnerError as error:
-        sys.stderr.write(f"{error.headline}: {error}\n")
+        sys.stderr.write(terminal(f"{error.headline}: {error}") + "\n")
         inside.say_message(str(error))
         return error.exit_code
 

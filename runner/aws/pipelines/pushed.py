@@ -30,6 +30,7 @@ from runner.content import artifact
 from runner.errors import PipelineError
 from runner.manifest import Champion, Environment, GitState
 from runner.paths import FileName
+from runner.pipeline.addresses import is_public, public
 from runner.pipeline.cleaned import cleaned
 from runner.pipeline.credentials import FORMS
 from runner.pipeline.file import APPROVED, is_address, is_path
@@ -226,6 +227,13 @@ def _refuse(plan: Plan) -> None:
         "Call runner.model.register in a step of its own."
         for step in active(plan)
         if step.registers and not step.needs_verdict
+    ]
+    findings += [
+        f"steps.{step.name}.inputs.{name}: {public(spec.from_)} is signed or has a password, and a Pipeline's parameters "
+        "are kept in the clear. `runner upload` the file and name its place in the bucket."
+        for step in active(plan)
+        for name, spec in step.spec.inputs.items()
+        if is_address(spec.from_) and not is_public(spec.from_)
     ]
     if model is not None and local and gated_steps(plan):
         findings.append(

@@ -23,6 +23,7 @@ from runner.errors import Detached, RemoteError, UsageError
 from runner.failpoint import reach
 from runner.manifest import RunManifest
 from runner.pipeline.credentials import FORMS, Redactor
+from runner.pipeline.file import is_address
 from runner.pipeline.remote import Settings, settings
 from runner.records import Artifact, InputFact, Pipeline, StepError, StepJob, StepResult, decode, encode, read
 from runner.run.folder import MODULES
@@ -274,10 +275,11 @@ def _address(fact: InputFact, manifest: RunManifest, store: Store, bucket: Bucke
     outside = origin(fact, where, store)
     whole = fact.artifact.files is not None
     key = f"inputs/{fact.artifact.sha256}/"
-    name = PurePosixPath(fact.artifact.path.rstrip("/")).name
+    path = fact.artifact.path.partition("?")[0] if is_address(fact.source) else fact.artifact.path
+    name = PurePosixPath(path.rstrip("/")).name or "source"
     for relative, part in facts_of(fact.artifact).items():
-        path = store.object(part) if outside is None else outside / relative if relative else outside
-        bucket.upload(key + (relative or name), path)
+        found = store.object(part) if outside is None else outside / relative if relative else outside
+        bucket.upload(key + (relative or name), found)
     return bucket.address(key if whole else key + name)
 
 

@@ -24,6 +24,7 @@ from runner.aws.processing.request import INPUT, OUTPUT, Place
 from runner.aws.session import Session
 from runner.content import artifact
 from runner.errors import RunnerError, Tampered
+from runner.escape import terminal
 from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read
 from runner.run.packages import versions
 from runner.step.__main__ import exit_code
@@ -185,7 +186,7 @@ def _say(progress: Progress) -> None:
 
 
 def _line(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(terminal(text) + "\n")
     sys.stdout.flush()
 
 

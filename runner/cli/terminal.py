@@ -1,0 +1,27 @@
+"""Writing to the terminal: the one place that does, so that nothing in what is shown acts on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from runner.escape import terminal
+
+
+def say(
+    text: object = "", *, err: bool = False, nl: bool = True, over: bool = False, colour: str | None = None
+) -> None:
+    """Print for a person; with `over` the next line is written over this one."""
+    click.echo(click.style(terminal(str(text)), fg=colour) + "\r" * over, err=err, nl=nl and not over)
+
+
+def confirm(question: str) -> bool:
+    return click.confirm(terminal(question), err=True)
+
+
+def drawn(text: str, **style: Any) -> Any:
+    """The text for rich to draw: none of it is markup, and none of it acts on the terminal."""
+    from rich.text import Text  # 0.1 s, and a log needs none of it
+
+    return Text(terminal(text), **style)

@@ -1,0 +1,112 @@
+"""Markdown and source code as HTML for a page; what Markdown says in HTML passes through `runner.report.clean`.
+
+Both parsers are linear in what notebooks hold, but slow on what was written to be slow: longer text stays text.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from runner.escape import visible
+from runner.report import clean
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_inline import StateInline
+    from pygments.lexer import Lexer
+
+LONGEST_MARKDOWN, LONGEST_SOURCE, LONGEST_LINE = 50_000, 20_000, 1000
+MOST_REPEATED = 20_000_000  # characters that references could repeat
+_ATTACHMENT = re.compile(r"""(?<=src=)(["'])attachment:([^"'<>]*)\1""")
+_MATH = re.compile(r"\$\$(?:[^$\\]|\\.)+\$\$|\$(?![\s$])(?:[^$\\]|\\.)+\$", re.S)
+
+
+def markdown(text: str, attachments: Mapping[str, Any] | None = None) -> str:
+    """The Markdown as HTML that may stand in a page, with the cell's pasted pictures in place.
+
+    Raises clean.TooMuch.
+    """
+    if len(text) > LONGEST_MARKDOWN or ("]:" in text and len(text) * text.count("[") > MOST_REPEATED):
+        raise clean.TooMuch(f"This Markdown of {len(text):,} characters is too long to be laid out.")
+    made = str(_parser().render(text))
+    made = _ATTACHMENT.sub(functools.partial(_picture, attachments=attachments or {}), made)
+    return clean.html(made, classes=_classes())[0]
+
+
+def highlighted(source: str, language: str) -> str:
+    """The source as HTML, its words marked with Pygments' classes; as it stands where that would take long."""
+    source, lexer = visible(source), _lexer(language)
+    if lexer is None or len(source) > LONGEST_SOURCE or max(map(len, source.split("\n"))) > LONGEST_LINE:
+        made = html.escape(source)
+    else:
+        from pygments import highlight
+        from pygments.formatters.html import HtmlFormatter
+
+        made = highlight(source, lexer, HtmlFormatter(nowrap=True))
+    return f'<pre class="highlight">{made}</pre>'
+
+
+def load() -> None:
+    """Import and build what pages need, before the first one is asked for."""
+    _lexer("python")
+    _parser()
+    clean.html("")
+
+
+@functools.cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # 0.1 s
+
+    made = MarkdownIt("commonmark", {"html": True, "highlight": lambda code, name, _: highlighted(code, name)})
+    made.enable(["table", "strikethrough"])
+    made.inline.ruler.before("escape", "math", _math)
+    # addresses of pasted pictures stay; what may be linked to is for `clean` to say
+    made.validateLink = lambda _: True  # type: ignore[assignment,method-assign]
+    return made
+
+
+def _math(state: StateInline, silent: bool) -> bool:
+    """A formula stays as it was typed: its `_`, `*` and `\\\\` are no markup. There is no script here to draw it."""
+    found = _MATH.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+
+def _picture(found: re.Match[str], attachments: Mapping[str, Any]) -> str:
+    name = unquote(html.unescape(found[2]))
+    bundle = attachments.get(name)
+    for mime, data in bundle.items() if isinstance(bundle, dict) else ():
+        if address := clean.image(mime, data):
+            return f'"{address}"'
+    return f'"" alt="the attachment {html.escape(name)} is missing"'
+
+
+@functools.cache
+def _lexer(language: str) -> Lexer | None:
+    if language in ("python", "ipython", "ipython3"):
+        from ipython_pygments_lexers import IPython3Lexer  # by its name it is looked for among all packages
+
+        return IPython3Lexer()
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    try:
+        return get_lexer_by_name(language)
+    except ClassNotFound:
+        return None
+
+
+@functools.cache
+def _classes() -> frozenset[str]:
+    from pygments.token import STANDARD_TYPES
+
+    return frozenset({"highlight", *filter(None, STANDARD_TYPES.values())})

@@ -1,0 +1,129 @@
+"""A headless Chromium driven over its debugging pipe: what a page did, what it asked for, and where its boxes lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+)  # fmt: skip
+
+
+def chromium() -> str:
+    """The browser's path; the test is skipped where there is none."""
+    return shutil.which("chromium") or pytest.skip("there is no Chromium here: apt-get install chromium")
+
+
+class Browser:
+    """Speaks the DevTools protocol: JSON messages that end in a NUL, on two pipes."""
+
+    def __init__(self, to: int, came: int) -> None:
+        self._to, self._came = to, came
+        self._buffer, self._number, self._session = b"", 0, ""
+        self.requests: list[str] = []  # every address asked for since the page was opened, answered or not
+        self._events: list[str] = []
+
+    def open(self, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Load the page in a tab of its own and wait until it has loaded."""
+        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.requests, self._events = [], []
+        for domain in ("Page", "Network", "Runtime"):
+            self._ask(f"{domain}.enable")
+        self._ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        self._ask("Page.navigate", url=address)
+        while "Page.loadEventFired" not in self._events:
+            self._take(self._read())
+
+    def value(self, script: str) -> Any:
+        """What the expression comes to, in the page's own world; the page's policy does not hold for it."""
+        answer = self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def picture(self, *, height: int | None = None) -> bytes:
+        """The page from its top as PNG, base64 undone."""
+        import base64
+
+        size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], height or 16000), "scale": 1}
+        shot = self._ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        return base64.b64decode(shot["data"])
+
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        said = {"id": self._number, "method": method, "params": parameters}
+        if self._session and not method.startswith("Target."):
+            said["sessionId"] = self._session
+        os.write(self._to, json.dumps(said).encode() + b"\0")
+        while True:
+            message = self._read()
+            if message.get("id") == self._number:
+                assert "result" in message, message
+                result: dict[str, Any] = message["result"]
+                return result
+            self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if message.get("sessionId", "") == self._session:
+            self._events.append(message.get("method", ""))
+            if message.get("method") == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            part = os.read(self._came, 1 << 20)
+            assert part, "the browser has ended"
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Browser]:
+    """A browser with `profile` as its folder, ended with the context."""
+    program = chromium()
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+
+    def place() -> None:
+        # the protocol is spoken on descriptors 3 and 4; either may be one of the pipes' own numbers
+        kept_in, kept_out = os.dup(theirs_in), os.dup(theirs_out)
+        os.dup2(kept_in, 3)
+        os.dup2(kept_out, 4)
+
+    process = subprocess.Popen(
+        [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=place,
+        close_fds=False,
+    )
+    os.close(theirs_in)
+    os.close(theirs_out)
+    try:
+        yield Browser(ours_out, ours_in)
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        process.kill()
+        process.wait()
+        os.close(ours_out)
+        os.close(ours_in)
