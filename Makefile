@@ -2,13 +2,14 @@
 PYTHON ?= python3
 # uv reads no pip.conf: where packages come from an index set there, use INSTALLER=pip (slower)
 INSTALLER ?= uv
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 VENV := .venv
 BIN := $(VENV)/bin
 
 # where it is set, every kernel compiles the two thousand files it imports once more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test soak bench bench-serving lab studio lint locks clean
+.PHONY: same-python run test soak bench bench-serving lab studio lint locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -29,9 +30,10 @@ endif
 bench-serving: $(VENV)/.all $(VENV)-peers-serving/.ready
 	$(BIN)/python -m benchmarks.serving $(if $(QUICK),--rounds 2 --seconds 1,--write)
 
+# --allow-root: a container has no other account, and for others it means nothing
 lab: $(VENV)/.all
 	$(BIN)/runner kernel --prefix $(VENV)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --allow-root $(LAB)
 
 # in SageMaker Studio's terminal: this environment as the kernel that the notebooks name; twice is once
 studio:
@@ -54,7 +56,16 @@ locks: $(VENV)/.core
 clean:
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.core: requirements.lock pyproject.toml
+# an environment keeps the Python it was made with, whatever PYTHON says later
+same-python:
+ifneq ($(origin PYTHON),file)
+	@test ! -x $(BIN)/python || { \
+	here=$$($(BIN)/python -c '$(VERSION)'); asked=$$($(PYTHON) -c '$(VERSION)'); test "$$here" = "$$asked" || { \
+	echo "$(VENV) is made with Python $${here:-that does not start}, and PYTHON=$(PYTHON) is $${asked:-not to be started}. \
+	To have another: rm -rf $(VENV)"; exit 2; }; }
+endif
+
+$(VENV)/.core: requirements.lock pyproject.toml | same-python
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(call install,requirements.lock)

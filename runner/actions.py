@@ -52,9 +52,10 @@ def rebuild_registry(pipeline: Path) -> Sequence[ModelVersion]:
 def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunManifest:
     """Register the model of a run that passed; its registering step is run now where it was skipped then."""
     run = backend.find_run(pipeline, reference)
-    spec = backend.store(pipeline).manifest(run).pipeline
-    on = backend.store(pipeline).manifest(run).on
-    return register(run, pipeline, Options(), backend.world(pipeline, spec, on=on, watcher=watcher))
+    manifest = backend.store(pipeline).manifest(run)
+    options = Options(jobs=manifest.chosen.jobs, kernel=manifest.chosen.kernel)
+    world = backend.world(pipeline, manifest.pipeline, on=manifest.on, kernel=options.kernel, watcher=watcher)
+    return register(run, pipeline, options, world)
 
 
 def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:

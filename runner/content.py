@@ -1,15 +1,22 @@
-"""Files and folders by content: hashes, stamps, and writes that are there whole or not at all."""
+"""Files and folders by content: hashes, stamps, and writes that are there whole or not at all.
+
+Also what not every file system has, said in a sentence or done without: locks, links, modes, names that are not UTF-8.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from runner.errors import UsageError
+from runner.errors import Refused, UsageError
 from runner.paths import stays_below
 from runner.records import Artifact, FileFact
 
@@ -97,7 +104,8 @@ def fsync_folder(folder: Path) -> None:
     """Make renames in the folder survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some file systems of networks cannot
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -107,6 +115,45 @@ def _unfit(path: Path) -> UsageError:
         f"{str(path)!r} has a name that cannot be recorded: control characters, bytes that are not UTF-8, or a drive. "
         "Rename it."
     )
+
+
+def hold(file: IO[str], kind: int) -> None:
+    """Hold the file, by flock and without waiting; the kernel lets go of it when the process ends.
+
+    Raises BlockingIOError where another process holds it, Refused where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise Refused(
+            f"{file.name} cannot be locked: {error.strerror}. Runs are kept apart by locks, which this file system "
+            "does not have; move the project to a disk that has them, or mount it with them (`runner doctor`)."
+        ) from error
+
+
+def make_read_only(path: Path) -> bool:
+    """Whether it is now. What is sealed is known by its hash, not by its mode, which not every file system has."""
+    try:
+        path.chmod(0o444)
+    except OSError:
+        return False
+    return True
+
+
+def lead_to(target: Path, source: Path) -> bool:
+    """Put a symbolic link to the file or folder there; False where it is a copy, as the file system has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        target.symlink_to(source)
+    except OSError:
+        for relative, file in walk(source) if source.is_dir() else [("", source)]:
+            place = target / relative if relative else target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+        return False
+    return True
 
 
 def _leads_inside(path: Path, root: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal
 from runner.paths import AnyPath, FileName, RelativePath, Sha256
 from runner.records import (
     FORMAT,
+    USUAL_KERNEL,
     InputFact,
     Metric,
     Pipeline,
@@ -94,6 +95,15 @@ class Imported(Record, frozen=True, kw_only=True):
     at: str  # UTC
 
 
+class Chosen(Record, frozen=True, kw_only=True):
+    """How the run was to be carried out, by the options of its command; `resume` goes on so."""
+
+    jobs: int = 1
+    kernel: str = USUAL_KERNEL
+    force: bool = False  # take nothing from earlier runs
+    report: bool = True  # write its pages
+
+
 class RunManifest(Record, frozen=True, kw_only=True):
     """run.json: the only truth about a run. Replaced atomically; all paths relative to the run's folder."""
 
@@ -112,6 +122,7 @@ class RunManifest(Record, frozen=True, kw_only=True):
     ended: str | None = None
     on: str = "local"
     register: bool = True
+    chosen: Chosen = Chosen()
     status: RunStatus
     steps: list[StepState]
     sources: dict[FileName, InputFact] = {}  # "step.input" -> what came from outside the run, as pinned when it started

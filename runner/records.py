@@ -386,7 +386,7 @@ def checked(record: S, *, where: str | Path) -> S:
     found = getattr(record, "format", FORMAT)
     if found > FORMAT:
         said = f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed."
-        raise NewerStore(f"{said} Update with `pip install -U runner`.")
+        raise NewerStore(f"{said} Update this program: `git pull` in its checkout, then `make run`.")
     return record
 
 

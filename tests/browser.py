@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
+from conftest import chromium
 
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
 )  # fmt: skip
-
-
-def chromium() -> str:
-    """The browser's path; the test is skipped where there is none."""
-    return shutil.which("chromium") or pytest.skip("there is no Chromium here: apt-get install chromium")
 
 
 class Browser:
@@ -97,7 +91,7 @@ class Browser:
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """A browser with `profile` as its folder, ended with the context."""
-    program = chromium()
+    path = chromium()
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
 
@@ -108,7 +102,7 @@ def browser(profile: Path) -> Iterator[Browser]:
         os.dup2(kept_out, 4)
 
     process = subprocess.Popen(
-        [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+        [path, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,37 @@ for name in sys.argv[1:]:
     nbclient.NotebookClient(made, timeout=120).execute()
     nbformat.write(made, name)
 """
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips", action="store_true", help="Fail where a test is skipped: CI has what all of them need."
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}, with --no-skips"
+        )
+    return report
+
+
+def program(*names: str) -> str:
+    """The path of the first of these programs that this machine has; the test is skipped where it has none."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"{' or '.join(names)} is not installed here; .ci/run installs it")
+    return found
+
+
+def chromium() -> str:
+    return program("chromium", "chromium-browser", "google-chrome")
 
 
 def code(source: str, *tags: str) -> dict[str, Any]:

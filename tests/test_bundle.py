@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, program
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,7 +161,7 @@ def test_the_ignore_file_keeps_out_what_git_would(
     ignored = Ignored(tmp_path)
     assert [path for path in out if not ignored(path)] == []
     assert [path for path in kept if ignored(path)] == []
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    subprocess.run([program("git"), "init", "--quiet", str(tmp_path)], check=True)
     asked = ["git", "-C", str(tmp_path), "check-ignore", "--no-index", *out, *kept]
     assert subprocess.run(asked, capture_output=True, text=True).stdout.splitlines() == out
 

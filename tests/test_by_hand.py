@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import Project, environment, parameters
+from conftest import ROOT, RUN_ALL, Project, code, environment, parameters, text
+
+from runner.pipeline.defaults import with_defaults
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,74 @@ def test_open_names_an_unknown_step_and_a_run_without_it(project: Project) -> No
     done = project.runner("open", "count", "--run", "latest", "--no-open")
     assert done.code == 2
     assert "did not run step count" in done.err
+
+
+def by_hand(folder: Path, *notebooks: str, kernels: Path) -> subprocess.CompletedProcess[str]:
+    """Run All in each, in order, by the registered kernel."""
+    return subprocess.run(
+        [sys.executable, "-c", RUN_ALL, *notebooks], cwd=folder, env=environment({"JUPYTER_PATH": str(kernels)}),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kernels(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prefix = tmp_path_factory.mktemp("prefix")
+    assert project.runner("kernel", "--prefix", str(prefix)).code == 0
+    return prefix / "share" / "jupyter"
+
+
+def test_open_brings_the_runs_parameters_so_that_run_all_does_what_the_run_did(
+    project: Project, kernels: Path, tmp_path: Path
+) -> None:
+    own = Project(shutil.copytree(project.folder, tmp_path / "own", symlinks=True))
+    assert own.runner("run", "make", "-p", "make.size=9").code == 0
+    source = own.folder / "notebooks" / "01_make.ipynb"
+    before = json.loads(source.read_bytes())
+    done = own.runner("open", "make", "--run", "latest", "--no-open")
+    assert done.code == 0, done.err
+    assert "parameters of the run, in the parameters cell of 01_make.ipynb now:\n    size = 9   (was 3)\n" in done.err
+    cell = before["cells"][0]
+    cell["source"] = cell["source"].replace("size: int = 3  # rows", "size: int = 9  # rows")
+    assert json.loads(source.read_bytes()) == before
+    assert by_hand(source.parent, source.name, kernels=kernels).returncode == 0
+    made = own.runs[-1] / "steps" / "make" / "out" / "table.csv"
+    assert (source.parent / "work" / "make" / "table.csv").read_bytes() == made.read_bytes() == b"row\n" * 9
+    kept = source.read_bytes()
+    done = own.runner("open", "make", "--run", "latest", "--no-open")
+    assert (done.code, "parameters" in done.err, source.read_bytes() == kept) == (0, False, True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("a: float = 1.0  # é, above 0", "a: float = 2.5  # é, above 0"),
+        ("é = 'é'; a = 1  # two", "é = 'é'; a = 2.5  # two"),
+        ("a: list[int] = [  # many\n    1,\n    2,\n]  # end\nb = 1", "a: list[int] = 2.5  # end\nb = 1"),
+        ("%matplotlib inline\na = -1\n!ls", "%matplotlib inline\na = 2.5\n!ls"),
+        ("a = today()\nb = a", "a = 2.5\nb = a"),
+        ("a: float\na.b = 1\nc = d = 1", "a: float\na.b = 1\nc = d = 1"),
+    ],
+)
+def test_only_the_default_itself_is_replaced(before: str, after: str) -> None:
+    assert with_defaults(before, {"a": 2.5}) == after
+    assert with_defaults(before, {"other": 2.5}) == before
+    assert with_defaults("a = 1", {"a": float("-inf")}) == 'a = float("-inf")'
+    assert with_defaults("a = 1", {"a": [None, True, "é'"]}) == """a = [None, True, "é'"]"""
+
+
+def test_the_notebook_that_the_readme_shows_runs_by_hand_in_a_fresh_folder_and_in_a_run(
+    kernels: Path, tmp_path: Path
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("## Your own notebooks")[2]
+    declared, work = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    steps = re.findall(r"^```toml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0]
+    project = Project(tmp_path)
+    project.write("prepare.ipynb", text("# Prepare"), parameters(declared.strip()), code(work.strip()))
+    (tmp_path / "prices.csv").write_text("price\n1\n\n2\n")
+    done = by_hand(tmp_path, "prepare.ipynb", kernels=kernels)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "work" / "prepare" / "table.parquet").exists()
+    project.toml(steps.partition("[steps.fit]")[0])
+    ran = project.runner("run")
+    assert ran.code == 0, ran.err

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
-from conftest import PAGES, Done, Project, parameters, text
+from conftest import PAGES, Done, Project, environment, parameters, text
 
 TOML = """
 name = "cached"
@@ -213,3 +217,103 @@ def test_what_the_cache_keeps_may_be_damaged_or_lost(project: Project) -> None:
         file.write_bytes(file.read_bytes()[:-20])
     assert {would for would, _ in plan(project).values()} <= {"run", "maybe"}
     assert project.runner("run").code == 0
+
+
+def installed(place: Path, name: str, version: str = "1.0", *requires: str, modules: tuple[str, ...] = ()) -> None:
+    """What an installed package leaves for importlib.metadata in a folder of sys.path."""
+    folder = place / f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    lines = "".join(f"Requires-Dist: {line}\n" for line in requires)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{lines}\n")
+    (folder / "RECORD").write_text("".join(f"{module}.py,,\n" for module in modules))
+
+
+def test_packages_that_no_step_imports_are_no_reason_to_run_again(project: Project, tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    known = {distribution.name for distribution in distributions()}
+    optional = {re.split(r"[^\w.-]", line)[0] for line in requires("pandas") or () if "extra ==" in line} - known
+    assert len(optional) > 10
+    for name in (*sorted(optional), *(f"other{number}" for number in range(100))):
+        installed(later, name, "99.0")
+    plan(project)  # which packages there are is known by now
+    done = project.runner("run", "--dry-run", "--json", env={"PYTHONPATH": str(later)})
+    assert {step["would"] for step in done.json} == {"cached"}, done.json
+
+
+def test_many_packages_that_are_others_are_one_line_with_their_number_and_the_first(project: Project) -> None:
+    for file in (project.folder / "runs" / "cache" / "second").glob("*.json"):
+        entries = json.loads(file.read_text())
+        for entry in entries["entries"]:
+            packages = entry["key"]["packages"]
+            gone = sorted(name for name in packages if name not in ("pandas", "runner"))[:12]
+            packages |= {f"old{number:03}": "1.0" for number in range(119)} | {"pandas": "2.0.0"}
+            for name in gone:
+                del packages[name]
+        file.write_text(json.dumps(entries))
+        if file.name != "latest.json":
+            file.unlink()
+    would, why = plan(project)["second"]
+    assert would == "run"
+    assert re.fullmatch(
+        rf"12 packages were installed since the last run: {gone[0]} \S+, {gone[1]} \S+, {gone[2]} \S+ …, "
+        r"119 packages were removed since the last run: old000, old001, old002 …, pandas 2\.0\.0 → \S+",
+        why,
+    ), why
+
+
+def test_a_step_depends_on_what_it_imports_with_all_that_requires_here(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    installed(place, "app", "1.0", "lib[fast,odd] (>=1)", "never; extra == 'dev'", "win; sys_platform == 'win32'",
+              "here; python_version >= '3.8'", modules=("app",))  # fmt: skip
+    installed(place, "lib", "2.0", "base", 'quick>1; extra == "fast"', 'slow; extra == "slow"', "app", modules=("lib",))
+    for name in ("base", "quick", "slow", "never", "win", "here", "odd"):
+        installed(place, name, "3.0", modules=(name,))
+    code = (
+        "import json, sys, pathlib; from runner.run.packages import closure; "
+        "print(json.dumps(closure(['app.inner'], index_file=pathlib.Path(sys.argv[1]))))"
+    )
+    for _ in range(2):  # without and with the index that is kept
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "index.json")], capture_output=True, text=True, check=True,
+            env=environment({"PYTHONPATH": str(place)}),
+        )  # fmt: skip
+        assert json.loads(done.stdout) == {"app": "1.0", "base": "3.0", "here": "3.0", "lib": "2.0", "quick": "3.0"}
+
+
+def test_code_that_is_imported_from_where_it_is_written_is_a_dependency_however_it_is_found(
+    project: Project, tmp_path: Path
+) -> None:
+    """As with an editable package, whose version stays while its code changes; one that it imports too."""
+    place = tmp_path / "written"
+    (place / "mylib").mkdir(parents=True)
+    (place / "mylib" / "__init__.py").write_text("from mybase import value\n")
+    (place / "mybase.py").write_text("value = 1\n")
+    second(project, *SECOND, "import mylib\nopen('config.yml').read()")
+    env = {"PYTHONPATH": str(place)}
+
+    def run() -> tuple[str, str]:
+        done = project.runner("run", "--json", env=env)
+        assert done.code == 0, done.err
+        return done.json["steps"][1]["status"], project.step("second")["why"]
+
+    assert run()[0] == "succeeded"
+    for _ in range(2):
+        assert run() == ("cached", "")
+    (place / "mybase.py").write_text("value = 2\n")
+    assert run() == ("succeeded", "the code of mybase changed")
+    (place / "mylib" / "more.py").write_text("")
+    assert run() == ("succeeded", "the code of mylib changed")
+    assert run() == ("cached", "")
+
+
+def test_what_pandas_reads_a_file_by_is_a_dependency_of_a_step_that_has_it_read_one(project: Project) -> None:
+    place = project.folder.parent / "excel"
+    installed(place, "openpyxl", modules=("openpyxl",))
+
+    def stands_on() -> bool:
+        assert project.runner("run", "second", env={"PYTHONPATH": str(place)}).code == 0
+        return "openpyxl" in project.step("second")["key"]["packages"]
+
+    assert not stands_on()
+    second(project, *SECOND, "import pandas\ntry:\n    pandas.read_excel('none.xlsx')\nexcept Exception:\n    pass")
+    assert stands_on()

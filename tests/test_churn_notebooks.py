@@ -425,3 +425,43 @@ def test_by_hand_and_under_plain_papermill_they_run_in_order_and_make_the_same_m
 def _texts(path: Path) -> str:
     shown = [output.get("data", {}) for cell in cells(path, "code") for output in cell["outputs"]]
     return "\n".join("".join(text) for data in shown for mime, text in data.items() if mime.startswith("text/"))
+
+
+FIRST = """
+import json, sys
+from pathlib import Path
+for name in sys.argv[1:]:
+    names = {}
+    try:
+        for cell in json.loads(Path(name).read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), names)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_in_a_fresh_clone_a_notebook_says_which_one_to_run_first(tmp_path: Path) -> None:
+    names = [Path(shutil.copy(path, tmp_path)).name for path in NOTEBOOKS if not path.name.startswith("01")]
+    line = [sys.executable, "-W", "ignore", "-c", FIRST, *names]
+
+    def said() -> list[str]:
+        done = subprocess.run(
+            line, cwd=tmp_path, env=environment({"MPLBACKEND": "agg"}), capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()
+
+    assert said() == [
+        "FileNotFoundError: There is no work/data/train.parquet. Run 01_data.ipynb first, which writes it.",
+        "FileNotFoundError: There is no work/data/test.parquet. Run 01_data.ipynb first, which writes it.",
+        "FileNotFoundError: There is no work/train/model. Run 02_train.ipynb first, which writes it.",
+    ]
+    (tmp_path / "work/data").mkdir(parents=True)
+    for side in ("test", "train"):
+        (tmp_path / f"work/data/{side}.parquet").touch()
+    assert said()[:2] == [
+        "FileNotFoundError: There is no work/data/validation.parquet. Run 01_data.ipynb first, which writes it.",
+        "FileNotFoundError: There is no work/train/model. Run 02_train.ipynb first, which writes it.",
+    ]
+    (tmp_path / "work/train/model").mkdir(parents=True)
+    assert "There is no work/evaluate/predictions.parquet. Run 03_evaluate.ipynb first" in said()[-1]

@@ -7,9 +7,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +22,13 @@ import click
 import pytest
 import yaml
 from cloud import SAGEMAKER, running
-from conftest import ROOT, Project, environment, parameters, recorded
+from conftest import ROOT, Project, environment, parameters, program, recorded
 
 from runner.cli import group
 from runner.pipeline.plan import plan
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+RUNNING = [path for path in WORKFLOWS if path.name != "comment.yml"]  # those that run what is in the repository
 BUILDSPEC = ROOT / "codebuild-buildspec.yml"
 LIFECYCLE = ROOT / "infra" / "studio-lifecycle.sh"
 GUIDE = ROOT / "docs" / "sagemaker.md"
@@ -48,7 +52,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def steps(workflow: Path) -> list[dict[str, Any]]:
-    return [step for job in read(workflow)["jobs"].values() for step in job["steps"]]
+    """Of all its jobs, one after the other; what a job's `if` says holds for its steps."""
+    return [{"if": job.get("if", ""), **step} for job in read(workflow)["jobs"].values() for step in job["steps"]]
 
 
 def scripts(path: Path) -> list[str]:
@@ -76,14 +81,16 @@ def parse(words: Sequence[str]) -> None:
     command.make_context(context.info_name, rest)
 
 
-@pytest.mark.parametrize("path", [*WORKFLOWS, BUILDSPEC], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*RUNNING, BUILDSPEC], ids=lambda path: path.name)
 def test_every_command_in_ci_is_one(path: Path) -> None:
     ours = [words for script in scripts(path) for words in commands(script, "runner")]
     assert len(ours) >= 5
     for words in ours:
         parse(words)
     for words in (words for script in scripts(path) for words in commands(script, "make")):
-        done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [program("make"), "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -97,10 +104,27 @@ def test_a_command_that_is_none_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_hands_no_text_of_others_to_a_shell_and_keeps_its_reports(path: Path) -> None:
+def test_a_workflow_trusts_nothing_that_others_can_change(path: Path) -> None:
+    """Actions by commit, no text of others in a shell, no stored credential, no right that the job's code could use."""
     assert all("${{" not in script for script in scripts(path))
-    assert "permissions" in read(path)
-    kept = next(
+    assert "pull_request_target" not in path.read_text()
+    used = re.findall(r"uses: *(.*)", path.read_text())
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v[\d.]+", line) for line in used), used
+    checkouts = [step for step in steps(path) if step.get("uses", "").startswith("actions/checkout")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+    for job in read(path)["jobs"].values():
+        rights = job.get("permissions", read(path)["permissions"])
+        code = [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout")]
+        runs = [
+            words for step in job["steps"] for words in commands(step.get("run", ""), "runner") if words[0] == "run"
+        ]
+        writing = {name for name, right in rights.items() if right == "write"}
+        assert writing <= ({"id-token"} if code and not runs else set() if code else {"pull-requests"})
+
+
+@pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.name)
+def test_a_workflow_keeps_its_reports(path: Path) -> None:
+    kept = "".join(
         step["with"]["path"] for step in steps(path) if step.get("uses", "").startswith("actions/upload-artifact")
     )
     assert "runs/*/report.html" in kept
@@ -122,7 +146,7 @@ class Checkout(Project):
     ) -> subprocess.CompletedProcess[str]:
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
-            [*bash, "-c", script],
+            [program(bash[0]), *bash[1:], "-c", script],
             cwd=self.folder,
             env={**environment({"RUNNER_NO_REPORT": "0"}), "PATH": path, **variables},
             capture_output=True,
@@ -158,7 +182,7 @@ class Checkout(Project):
         return file.read_text().splitlines() if file.exists() else []
 
     def git(self, *arguments: str) -> None:
-        subprocess.run(["git", *AUTHOR, *arguments], cwd=self.folder, check=True, capture_output=True)
+        subprocess.run([program("git"), *AUTHOR, *arguments], cwd=self.folder, check=True, capture_output=True)
 
     def step_with(self, score: str) -> None:
         self.write("only.ipynb", parameters("level: int = 1"), f"score = {score}", recorded("score", "score"))
@@ -170,8 +194,11 @@ SHELLS = {None: ("bash", "-e"), "bash": ("bash", "--noprofile", "--norc", "-eo",
 
 EXPRESSIONS = {
     "${{ github.event.pull_request.base.ref }}": "main",
-    "${{ github.event.pull_request.number }}": "7",
     "${{ github.token }}": "token",
+    "${{ github.repository }}": "us/churn",
+    "${{ github.event.workflow_run.head_repository.owner.login }}": "them",
+    "${{ github.event.workflow_run.head_branch }}": "b; touch pwned",
+    "${{ github.event.workflow_run.head_sha }}": "0123abcd",
 }
 
 
@@ -182,7 +209,7 @@ def checkout(tmp_path: Path) -> Checkout:
     for name, script in {
         "runner": f'exec {shlex.quote(sys.executable)} -m runner "$@"',
         "make": f'echo "make $*" >> {programs}/asked',
-        "gh": f'echo "gh $*" >> {programs}/asked',
+        "gh": f'echo "gh $*" >> {programs}/asked; [ "$1" != api ] || [ -e {programs}/closed ] || echo 7',
     }.items():
         (programs / name).write_text(f"#!/bin/bash\n{script}\n")
         (programs / name).chmod(0o755)
@@ -213,8 +240,31 @@ def test_a_pull_request_is_told_what_it_changes_in_code_and_metrics(checkout: Ch
     assert "+score = 0.7" in comment
     assert re.search(r"only\.score.*0\.8.*0\.7", comment)
     assert comment in summary
-    assert checkout.asked[-1] == "gh pr comment 7 --body-file comment.md --edit-last --create-if-none"
+    assert not any(line.startswith("gh") for line in checkout.asked)  # beside a stranger's code there is no right to
     assert checkout.manifest["profile"] == "smoke"
+
+
+def test_a_comment_is_made_of_what_the_run_left_by_a_workflow_that_runs_none_of_its_code(checkout: Checkout) -> None:
+    assert checkout.workflow("comment.yml")[0] == 0
+    assert checkout.asked == []  # nothing was left
+    left = checkout.folder / "comment" / "comment.md"
+    left.parent.mkdir()
+    left.symlink_to("/proc/self/environ")
+    assert checkout.workflow("comment.yml")[0] == 0
+    assert checkout.asked == []
+    left.unlink()
+    left.write_text("metrics\n" + "x" * 100_000)
+    assert checkout.workflow("comment.yml")[0] == 0
+    (asked, said) = checkout.asked
+    assert asked.startswith("gh api --method GET repos/us/churn/pulls -f state=open -f head=them:b; touch pwned --jq")
+    assert said == "gh pr comment 7 --repo us/churn --body-file body.md --edit-last --create-if-none"
+    body = (checkout.folder / "body.md").read_text()
+    assert body.startswith("Written by the run of this request's own code:\n\nmetrics\n")
+    assert len(body) < 65_536  # GitHub takes no more
+    assert not (checkout.folder / "pwned").exists()
+    (checkout.programs / "closed").touch()
+    assert checkout.workflow("comment.yml")[0] == 0
+    assert len(checkout.asked) == 3
 
 
 def test_a_pull_request_without_an_earlier_run_is_told_so_and_what_its_code_changes(checkout: Checkout) -> None:
@@ -225,12 +275,12 @@ def test_a_pull_request_without_an_earlier_run_is_told_so_and_what_its_code_chan
     assert "+score = 0.7" in summary
 
 
-def test_a_pull_request_whose_gate_fails_is_red_and_commented_all_the_same(checkout: Checkout) -> None:
+def test_a_pull_request_whose_gate_fails_is_red_and_leaves_its_comment_all_the_same(checkout: Checkout) -> None:
     checkout.step_with("0.1")
     code, summary = checkout.workflow("pull-request.yml")
     assert code == 4
     assert "0.1" in summary
-    assert checkout.asked[-1].startswith("gh pr comment")
+    assert "0.1" in (checkout.folder / "comment.md").read_text()
 
 
 def buildspec(checkout: Checkout, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -324,7 +374,11 @@ def lifecycle(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     left_out = ("JUPYTER", "XDG_", "MAKE", "MFLAGS")
     kept = {name: value for name, value in environment().items() if not name.startswith(left_out)}
     return subprocess.run(
-        ["bash", LIFECYCLE, *arguments], env={**kept, "HOME": str(home)}, capture_output=True, text=True, check=False
+        [program("bash"), LIFECYCLE, *arguments],
+        env={**kept, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -381,6 +435,82 @@ def test_the_lifecycle_script_says_what_it_would_do(studio: Path, tmp_path: Path
     assert lifecycle(studio, "--what").returncode == 2
 
 
+# By hand
+
+
+def make(project: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    left_out = ("JUPYTER", "XDG_", "MAKE", "MFLAGS", "PYTHON")
+    kept = {name: value for name, value in environment().items() if not name.startswith(left_out)}
+    return subprocess.run(
+        [program("make"), *words], cwd=project, env={**kept, "HOME": str(project.parent), **variables},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_make_says_so_where_the_environment_has_another_python_than_is_asked_for(studio: Path) -> None:
+    project = studio / "churn"
+    other = studio / "python9"
+    other.write_text("#!/bin/sh\necho 9.9\n")
+    other.chmod(0o755)
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for asked, said in ((str(other), "is 9.9"), ("no-such-python", "is not to be started")):
+        for done in (make(project, "run", f"PYTHON={asked}"), make(project, ".venv/.all", PYTHON=asked)):
+            assert done.returncode == 2
+            assert (
+                f".venv is made with Python {here}, and PYTHON={asked} {said}. To have another: rm -rf .venv"
+                in done.stdout
+            )
+    assert make(project, ".venv/.all", f"PYTHON={sys.executable}").returncode == 0
+    assert make(project, ".venv/.all").returncode == 0
+    shutil.rmtree(project / ".venv")  # then there is nothing to differ from
+    assert (
+        "is made with"
+        not in make(project, "--dry-run", ".venv/.core", f"PYTHON={other}").stdout.partition("venv .venv")[2]
+    )
+
+
+def answered(address: str) -> Any:
+    """The JSON at the address of a server that is about to listen."""
+    for attempt in range(100):
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.URLError:
+            if attempt == 99:
+                raise
+            time.sleep(0.2)
+    return None
+
+
+def test_lab_opens_the_project_and_starts_as_root_too(studio: Path) -> None:
+    project = studio / "churn"
+    jupyter = project / ".venv" / "bin" / "jupyter"
+    jupyter.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m jupyter "$@"\n')
+    jupyter.chmod(0o755)
+    kept = {name: value for name, value in environment().items() if not name.startswith(("JUPYTER", "XDG_", "MAKE"))}
+    options = "--no-browser --port=0 --IdentityProvider.token=secret"
+    with subprocess.Popen(
+        [program("make"), "lab", f"LAB={options}"], cwd=project, env={**kept, "HOME": str(studio)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as lab:  # fmt: skip
+        try:
+            assert lab.stdout is not None
+            said = ""
+            for line in lab.stdout:
+                said += line
+                if found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab", line):
+                    break
+            else:
+                raise AssertionError(said)
+            names = {
+                entry["name"] for entry in answered(f"http://localhost:{found[1]}/api/contents?token=secret")["content"]
+            }
+        finally:
+            os.killpg(lab.pid, signal.SIGKILL)
+    assert {"pipeline.toml", "notebooks"} <= names
+    assert (project / ".venv" / "share" / "jupyter" / "kernels" / "runner").is_dir()
+
+
 # The guide
 
 
@@ -393,11 +523,13 @@ def test_every_command_of_the_guide_is_one() -> None:
     lines = [line.removeprefix("$ ") for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.startswith("$ ")]
     assert len(lines) > 15
     for line in lines:
-        program, _, rest = line.partition(" ")
-        if program == "runner":
+        called, _, rest = line.partition(" ")
+        if called == "runner":
             parse(shlex.split(rest))
-        if program == "make":
-            done = subprocess.run(["make", "--dry-run", rest], cwd=ROOT, capture_output=True, text=True, check=False)
+        if called == "make":
+            done = subprocess.run(
+                [program("make"), "--dry-run", rest], cwd=ROOT, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, done.stderr
         for file in re.findall(r"(?:file://)?(infra/[\w.-]+)", line):
             assert (ROOT / file).exists(), line

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Done, Project, children_of, command, environment, parameters, recorded
+from conftest import Done, Project, children_of, command, environment, parameters, program, recorded
 
 from runner.failpoint import NAMES, VARIABLE
 
@@ -274,7 +274,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True
+        [program("mount"), "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, Done, Project, parameters, text
+from conftest import PAGES, Done, Project, parameters, program, text
 from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page, inert
@@ -106,7 +106,11 @@ def score(project: Project, loss: str, *more: str, first: str = "# Score", shown
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     return subprocess.run(
-        ["git", "-C", str(folder), *identity, *arguments], capture_output=True, text=True, check=True, timeout=30
+        [program("git"), "-C", str(folder), *identity, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
     ).stdout
 
 
@@ -336,6 +340,7 @@ def test_a_revision_that_git_does_not_know_is_an_error_in_words(compared: Compar
 def test_outside_a_repository_there_are_no_revisions(project: Project) -> None:
     project.write("nb.ipynb", "x = 1")
     project.toml('name = "one"\n[steps.only]\nnotebook = "nb.ipynb"\n')
+    program("git")
     done = project.runner("diff", "HEAD")
     assert done.code == 2
     assert "is in no git repository" in done.err

@@ -13,14 +13,14 @@ from conftest import Project, command, environment, parameters
 from runner.cli import COMMANDS, HIDDEN
 
 
-def on_a_terminal(project: Project, *arguments: str) -> tuple[int, str]:
-    """The command's exit code and what a terminal of 100 columns would show, without its colours."""
+def on_a_terminal(project: Project, *arguments: str, columns: int = 100) -> tuple[int, str]:
+    """The command's exit code and what a terminal of that width would show, without its colours."""
     ours, theirs = pty.openpty()
     os.set_inheritable(theirs, True)
     process = subprocess.Popen(
         command(*arguments),
         cwd=project.folder,
-        env=environment({"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}),
+        env=environment({"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "30"}),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -57,13 +57,28 @@ def test_a_terminal_shows_each_step_as_it_goes_on(project: Project) -> None:
     assert "Traceback" not in shown
 
 
-def test_a_terminal_shows_the_failing_cell_and_the_next_command(project: Project) -> None:
-    two_steps(project, "{}['region']")
-    code, shown = on_a_terminal(project, "run")
+LONG = "def ranked(frame, by='all charges', ascending=False): raise ValueError('not 21 columns\\nmissing: tenure')"
+
+
+def test_a_failing_step_says_its_exception_first_and_whole_then_the_cell_and_the_next_command(project: Project) -> None:
+    two_steps(project, f"{LONG}\nranked(None)")
+    code, shown = on_a_terminal(project, "run", columns=80)
     assert code == 3
-    assert "✗ a" in shown
-    assert "cell [3] {}['region'] …   KeyError: 'region'" in shown
+    # the live line, of which a terminal shows no more than its width
+    live = next(line for line in shown.splitlines() if "✗ a " in line)
+    assert re.match(r"  ✗ a +ValueError: not 21 columns   cell \[3\] def ranked", live)
+    assert len(live) <= 80
+    whole = (
+        f"run failed\n  ✗ a: ValueError: not 21 columns\n      missing: tenure\n    in cell [3] of a.ipynb: {LONG}\n"
+    )
+    assert whole in shown.replace("\r\n", "\n")
     assert re.search(r"look: runner debug [0-9a-f]{4} a +then edit a.ipynb and `runner run`", shown)
+    logged = project.runner("run", "--json")
+    assert whole in logged.err
+    error = logged.json["steps"][0]["error"]
+    assert (error["ename"], error["evalue"]) == ("ValueError", "not 21 columns\nmissing: tenure")
+    assert (error["cell"], error["kind"], "error" in logged.json["steps"][1]) == (3, "exception", False)
+    assert whole in project.runner("show", "latest").out
 
 
 @pytest.mark.parametrize("name", [name for name, (_, line) in COMMANDS.items() if line != HIDDEN])

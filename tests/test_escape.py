@@ -56,7 +56,7 @@ HOSTILE = {
     "NUL": "a\x00b",
 }  # fmt: skip
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
-LIVE = re.compile(r"@\w|://|www\.|#\d|GH-\d|:\w+:")
+LIVE = re.compile(r"@\w|://|www\.|#\d|GH-\d|:(?!\d\d:)\w+:")
 ELEMENTS = {
     "h2",
     "hr",
@@ -285,7 +285,8 @@ WRITING = {
     "run/unchanged.py",  # what an earlier run has printed
     "serve/supervisor.py", "serve/app.py",  # JSON, in ASCII or for its parent
     "aws/processing/_run.py",  # a job's log, before this package is there
-    "step/forked_app.py", "step/pump.py", "step/kernel.py",  # a kernel's own streams
+    "step/forked_app.py", "step/pump.py", "step/kernel.py", "step/preload.py",  # a kernel's own streams
+    "__main__.py", "step/client.py",  # numbers
 }  # fmt: skip
 
 

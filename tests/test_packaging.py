@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 
-from conftest import ROOT
+from conftest import ROOT, program
+
+import runner
 
 PIN = re.compile(r"^([a-z0-9_.-]+)==([^ \\\n]+)(?: ; ([^\\\n]+?))? *\\?$", re.M)
 
@@ -52,6 +56,32 @@ def test_environment_yml_has_the_locked_versions_of_all_direct_requirements() ->
     locked = {(name, version) for name, version, _ in pins("requirements-all.lock")}
     assert {(name, version) for name, version, _ in lines} <= locked
     assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "dev")
+
+
+def test_nothing_says_to_install_a_package_of_this_name_which_on_a_public_index_is_another_projects() -> None:
+    telling = re.compile(
+        r"(?:pip3?|pipx|uvx?|poetry|conda|mamba|pdm)\b[^\n`]*?\b(?:install|add|run|inject)\b[^\n`]*?"
+        r"['\" ](?:papermill-)?runner\b(?![./-])"
+    )
+    assert telling.search("Update with `pip install -U runner`.")
+    assert telling.search("pip install 'runner[sagemaker]'")
+    listed = subprocess.run(
+        [program("git"), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if name != "tests/test_packaging.py" and (ROOT / name).is_file():
+            found = telling.search((ROOT / name).read_bytes().decode(errors="replace"))
+            assert found is None, f"{name}: {found}"
+
+
+def test_the_distribution_has_a_name_of_its_own_and_brings_the_command_and_the_engine() -> None:
+    found = importlib.metadata.distribution("papermill-runner")
+    assert found.version == runner.__version__
+    brought = {(entry.group, entry.name): entry.value for entry in found.entry_points}
+    assert brought[("console_scripts", "runner")] == "runner.__main__:main"
+    assert brought[("papermill.engine", "runner")] == "runner.step.plugin:PapermillEngine"
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == runner.__version__
 
 
 def test_the_python_that_runs_this_is_supported() -> None:

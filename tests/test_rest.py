@@ -23,7 +23,7 @@ import jsonschema
 import pandas as pd
 import pytest
 from cloud import BUCKET, running
-from conftest import REAL_TABLE, ROOT, Project, environment
+from conftest import REAL_TABLE, ROOT, Project, chromium, environment
 from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template
 from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
@@ -524,11 +524,9 @@ def test_no_file_is_written_of_a_model_that_nobody_approved(tmp_path: Path) -> N
 # The example page
 
 
-def chromium(tmp_path: Path, url: str, *options: str) -> str:
-    program = shutil.which("chromium")
-    assert program, "install Debian's chromium; .ci/run does"
+def in_chromium(tmp_path: Path, url: str, *options: str) -> str:
     return subprocess.run(
-        [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--virtual-time-budget=8000", f"--user-data-dir={tmp_path / 'profile'}", *options, url],
         capture_output=True, text=True, check=True, timeout=90,
@@ -555,18 +553,18 @@ def test_the_example_page_scores_a_record_from_another_origin(
     (tmp_path / "site/infra").mkdir()
     shutil.copyfile(INFRA / "example.html", tmp_path / "site/infra/example.html")
     with pages(tmp_path / "site") as site, front(cloud, ALLOW_ORIGIN=site) as api:
-        page = chromium(tmp_path, f"{site}/infra/example.html?try=1&url={api.url}", "--dump-dom")
+        page = in_chromium(tmp_path, f"{site}/infra/example.html?try=1&url={api.url}", "--dump-dom")
         assert "tiny/1. Request" in page
         assert "Probability" in page
         assert api.line()["status"] == 200
     with pages(tmp_path / "site") as site, front(cloud) as api:
-        page = chromium(tmp_path, f"{site}/infra/example.html?try=1&url={api.url}", "--dump-dom")
+        page = in_chromium(tmp_path, f"{site}/infra/example.html?try=1&url={api.url}", "--dump-dom")
         assert "does not let this page call it" in page
 
 
 def test_the_page_of_a_server_scores_its_form_where_a_token_is_in_the_address(house: Project, tmp_path: Path) -> None:
     with serving(house, "--workers", "1", RUNNER_TOKEN="s3cret") as served:
-        page = chromium(tmp_path, f"http://anyone:s3cret@127.0.0.1:{served.port}/#scored", "--dump-dom")
+        page = in_chromium(tmp_path, f"http://anyone:s3cret@127.0.0.1:{served.port}/#scored", "--dump-dom")
         client = Client(served.port)
         sample = client.ask("GET", "/openapi.json", authorization="Bearer s3cret").json
         record = sample["components"]["schemas"]["Record"]["example"]

@@ -623,7 +623,7 @@ def test_without_the_extra_the_way_to_install_it_is_said(story: Story) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "pip install 'runner[sagemaker]'" in done.stderr
+    assert "pip install 'sagemaker>=3.27,<4'" in done.stderr
 
 
 def test_status_and_start_say_that_there_is_no_pipeline_yet(cloud: SmallSageMaker, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Project
+from conftest import ROOT, Project, program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_serve_records import PLANS, good, mixed, number, records, saved, several, whole
@@ -677,7 +677,9 @@ def test_ctrl_c_ends_it_as_well(house: Project) -> None:
 
 def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(house: Project) -> None:
     def workers() -> list[int]:
-        listed = subprocess.run(["pgrep", "-P", str(served.process.pid)], capture_output=True, text=True, check=False)
+        listed = subprocess.run(
+            [program("pgrep"), "-P", str(served.process.pid)], capture_output=True, text=True, check=False
+        )
         return [int(line) for line in listed.stdout.split()]
 
     with serving(house, "--workers", "2") as served:

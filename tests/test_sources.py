@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, Project, command, environment, parameters, recorded
+from conftest import PAGES, Project, command, environment, parameters, program, recorded
 
 from runner.errors import RemoteError
 from runner.pipeline.addresses import is_public, public
@@ -256,7 +256,9 @@ def test_a_store_on_a_read_only_disk_is_refused_before_anything_runs(project: Pr
     reading(project, "./nb.ipynb")
     (project.folder / "runs").mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", project.folder / "runs"], check=False, capture_output=True
+        [program("mount"), "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", project.folder / "runs"],
+        check=False,
+        capture_output=True,
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a file system here: {mounted.stderr.decode().strip()}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, command, environment, parameters, recorded, text
+from conftest import PAGES, Project, command, environment, parameters, recorded, text
 
 from runner.failpoint import GC_NAMES, VARIABLE
 from runner.model.registry import LocalRegistry
@@ -525,6 +525,33 @@ def test_resume_goes_on_with_the_runs_own_code_and_says_that_the_tree_differs(pr
     assert "notebooks/fit.ipynb has changed since" in done.err
     assert done.json["model_version"]["version"] == 2
     assert project.runner("verify", "--all").code == 0
+
+
+def test_resume_goes_on_with_every_option_that_the_run_was_started_with(project: Project) -> None:
+    flag = project.folder / "flag"
+    wait = f"import pathlib\nassert pathlib.Path({str(flag)!r}).exists(), 'not yet'"
+    for name in ("a", "b", "c"):
+        project.write(f"{name}.ipynb", parameters("x: int = 1"), *([wait] if name == "a" else []), "pathlib = x")
+    steps = "".join(f'[steps.{name}]\nnotebook = "{name}.ipynb"\n' for name in ("a", "b", "c"))
+    project.toml('name = "options"\n' + steps.replace("b.ipynb", 'b.ipynb"\nafter = ["a"]\n#'))
+    flag.touch()
+    assert project.runner("run").code == 0  # from which a run that is not forced would take everything
+    flag.unlink()
+    options = ["a", "b", "-p", "x=2", "--kernel", "standard", "-j", "2", "--force", "--no-report", "--no-register"]
+    assert project.runner("run", *options, "-m", "a note", "--tag", "t", env=PAGES).code == 3
+    first = project.manifest
+    flag.touch()
+    done = project.runner("resume", "latest", "--json", env=PAGES)
+    assert done.code == 0, done.err
+    now = project.manifest
+    assert [(step["status"], step["why"]) for step in now["steps"]] == [
+        ("succeeded", "forced"), ("succeeded", "forced"), ("skipped", "not asked for")
+    ]  # fmt: skip
+    assert [step["result"]["kernel"] for step in now["steps"][:2]] == ["standard", "standard"]
+    assert now["chosen"] == {"jobs": 2, "kernel": "standard", "force": True, "report": False}
+    kept = ("targets", "overrides", "profile", "note", "tags", "on", "register", "chosen")
+    assert {name: now[name] for name in kept} == {name: first[name] for name in kept}
+    assert not list(project.runs[-1].rglob("*.html"))
 
 
 def test_resume_refuses_a_source_that_is_another_by_now(project: Project) -> None:

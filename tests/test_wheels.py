@@ -69,18 +69,38 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def index(cache: Path) -> None:
+    """Skips, with pip's reason, where packages cannot be downloaded."""
+    line = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--retries=0",
+    ]
+    done = subprocess.run(
+        [*line, "--timeout=10", "--dest", str(cache / "tried"), "six"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"packages cannot be downloaded here: {done.stderr.strip().splitlines()[-1]}")
+
+
+@pytest.fixture(scope="session")
 def lock(cache: Path) -> Path:
     return lock_of(cache / "requirements.lock", *PACKAGES)
 
 
 @pytest.fixture(scope="session")
-def arrived(cache: Path, lock: Path) -> list[Wheel]:
+def arrived(cache: Path, lock: Path, index: None) -> list[Wheel]:
     """The lock's wheels for an image that is this machine."""
     return wheels(lock, python=HERE, platform=PLATFORM, cache=cache / "wheels")
 
 
 @pytest.fixture(scope="session")
-def image(cache: Path) -> Path:
+def image(cache: Path, index: None) -> Path:
     """A Python that has boto3, and not what the lock has."""
     tools = wheels(lock_of(cache / "tools.lock", *TOOLS), python=HERE, platform=PLATFORM, cache=cache / "wheels")
     uv = [sys.executable, "-m", "uv", "--quiet", "--offline", "--no-config", "--cache-dir", str(cache / "uv")]
@@ -224,14 +244,14 @@ def test_wheels_are_those_of_the_image_and_are_fetched_once(arrived: list[Wheel]
     assert [wheel.path.stat().st_mtime_ns for wheel in again] == before
 
 
-def test_wheels_for_another_python_than_this_one(lock: Path, cache: Path) -> None:
+def test_wheels_for_another_python_than_this_one(lock: Path, cache: Path, index: None) -> None:
     other = "3.12" if HERE != "3.12" else "3.13"
     found = wheels(lock, python=other, platform=PLATFORM, cache=cache / "wheels")
     assert [wheel.filename.partition("-")[0] for wheel in found] == list(PACKAGES)
     assert "cp" + other.replace(".", "") in found[1].filename
 
 
-def test_a_wheel_altered_in_the_cache_is_fetched_anew(tmp_path: Path) -> None:
+def test_a_wheel_altered_in_the_cache_is_fetched_anew(tmp_path: Path, index: None) -> None:
     file = lock_of(tmp_path / "requirements.lock", "six")
     (first,) = wheels(file, python="3.12", platform=PLATFORM, cache=tmp_path)
     first.path.write_bytes(b"something else")
@@ -239,14 +259,14 @@ def test_a_wheel_altered_in_the_cache_is_fetched_anew(tmp_path: Path) -> None:
     assert hashlib.sha256(first.path.read_bytes()).hexdigest() == first.sha256
 
 
-def test_a_package_without_a_wheel_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_package_without_a_wheel_is_named_with_what_to_do(tmp_path: Path, index: None) -> None:
     file = tmp_path / "requirements.lock"
     file.write_text(f"docopt==0.6.2 {HASH}\n")  # on the index as a source archive only
     with pytest.raises(UsageError, match=r"docopt==0\.6\.2 has no wheel .*infra/Dockerfile"):
         wheels(file, python="3.12", platform=PLATFORM, cache=tmp_path)
 
 
-def test_bytes_that_the_lock_does_not_know_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_the_lock_does_not_know_are_refused(tmp_path: Path, index: None) -> None:
     file = tmp_path / "requirements.lock"
     file.write_text(f"six==1.17.0 {HASH}\n")
     with pytest.raises(RunnerError, match=r"(?i)hash"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import ROOT, Done, Project, code, command, environment, notebook, parameters, text
+from conftest import ROOT, Done, Project, code, command, environment, notebook, parameters, program, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,7 +160,7 @@ def shared(repository: Project) -> Project:
 
 def git(project: Project, *arguments: str, code: int = 0) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=project.folder, env=environment(), capture_output=True, text=True, check=False
+        [program("git"), *arguments], cwd=project.folder, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
@@ -288,15 +289,68 @@ def test_two_branches_that_edit_the_same_cell_conflict_in_that_cell_of_a_valid_n
     assert status(shared) == ""
 
 
-def test_without_its_environment_the_filter_fails_instead_of_committing_outputs(shared: Project) -> None:
-    path = write(shared, edited(2, "a = 100", "secret"))
-    git(shared, "config", "filter.runner-notebook.clean", "/gone/python -P -m runner clean-notebook")
-    git(shared, "add", "nb.ipynb", code=128)
-    git(shared, "commit", "-a", "-m", "no", code=128)
-    assert "secret" not in git(shared, "show", ":nb.ipynb")
-    assert shared.runner("setup-git").code == 0  # the way out
-    git(shared, "commit", "-q", "-a", "-m", "yes")
-    assert git(shared, "show", "HEAD:nb.ipynb").encode() == cleaned(path.read_bytes())
+def removable_environment(folder: Path) -> Path:
+    """Another environment with what this one has; its Python."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    shutil.copyfile(Path(sys.prefix) / "pyvenv.cfg", folder / "pyvenv.cfg")
+    (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
+    return folder / "bin" / "python"
+
+
+def test_without_its_environment_notebooks_are_added_compared_and_merged_and_all_can_be_taken_out(
+    repository: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("elsewhere") / "an environment"
+    setup = [removable_environment(folder), "-P", "-m", "runner", "setup-git"]
+    subprocess.run(setup, cwd=repository.folder, check=True, capture_output=True, env=environment())
+    assert str(folder) in (repository.folder / ".git" / "hooks" / "runner-notebook").read_text()
+    commit(repository, notebook(*CELLS))
+    shutil.rmtree(folder)
+    # any Python cleans
+    commit(repository, edited(2, "a = 100", "secret"))
+    assert "secret" not in git(repository, "show", "HEAD:nb.ipynb")
+    assert "a = 100" in git(repository, "show", "HEAD:nb.ipynb")
+    # without one, git adds what there is, and it is said
+    programs = tmp_path_factory.mktemp("programs")
+    for name in ("git", "sh", "mktemp", "cat", "cp", "rm", "dirname"):
+        (programs / name).symlink_to(program(name))
+    write(repository, edited(2, "a = 200", "seen"))
+    done = subprocess.run(
+        ["git", "add", "nb.ipynb"], cwd=repository.folder, env={**environment(), "PATH": str(programs)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "so a notebook is added with its outputs. Make it again, or: sh /" in done.stderr
+    assert "seen" in git(repository, "show", ":nb.ipynb")
+    # as text
+    assert '+    "a = 200"' in git(repository, "diff", "--cached")
+    git(repository, "reset", "-q", "--hard")
+    commit(repository, notebook(*CELLS))
+    diverge(repository, edited(2, "a = 3"), edited(4, "b = 200"))
+    git(repository, "merge", "-q", "-m", "both", "one")
+    assert {"a = 3", "b = 200"} <= set(code_cells(json.loads((repository.folder / "nb.ipynb").read_bytes())))
+    git(repository, "config", "--get-regexp", "runner-notebook")
+    undo = ["sh", ".git/hooks/runner-notebook", "undo"]
+    subprocess.run(undo, cwd=repository.folder, check=True, capture_output=True, env=environment())
+    git(repository, "config", "--get-regexp", "runner-notebook|fsmonitor", code=1)
+    assert not list((repository.folder / ".git" / "hooks").glob("runner-notebook*"))
+    # what is tracked stays: whoever undoes it commits that, or not
+    assert (repository.folder / ".gitattributes").read_bytes() == b""
+    assert status(repository) == " M .gitattributes"
+    write(repository, noisy(notebook(*CELLS), "as it is"))
+    git(repository, "add", "nb.ipynb")
+    assert "as it is" in git(repository, "show", ":nb.ipynb")
+
+
+def test_the_filter_goes_with_the_clone_when_it_is_moved(
+    shared: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    moved = Project(tmp_path_factory.mktemp("moved") / "to here")
+    shutil.move(shared.folder, moved.folder)
+    write(moved, edited(2, "a = 100", "secret"))
+    git(moved, "commit", "-q", "-a", "-m", "moved")
+    assert "secret" not in git(moved, "show", "HEAD:nb.ipynb")
 
 
 def test_setup_again_changes_nothing_and_undo_leaves_what_was_there(repository: Project) -> None:

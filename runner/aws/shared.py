@@ -28,6 +28,7 @@ from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import atomic_write, file_fact
 from runner.errors import NewerStore, Refused, Tampered
+from runner.escape import terminal
 from runner.manifest import RunManifest
 from runner.records import FORMAT, Artifact, Record, decode, encode, read
 from runner.run import layout
@@ -121,7 +122,7 @@ class SharedRuns:
                 try:
                     self._take_in(run)
                 except (Tampered, NewerStore) as error:  # the others are there all the same
-                    log.warning("run %s is shared and cannot be taken in: %s", run, error)
+                    log.warning("run %s is shared and cannot be taken in: %s", run, terminal(str(error)))
                     continue
                 seen[run] = listed[run]
             for run in seen:

@@ -5,18 +5,19 @@ Command modules are imported when their command is used, so that `runner --help`
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
 import os
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from runner import __version__
 from runner.cli.terminal import say
-from runner.errors import Refused, RunnerError
+from runner.errors import Refused, RunnerError, UsageError
 
 HIDDEN = ""  # instead of a first line: programs call it, people need not see it
 COMMANDS = {
@@ -28,7 +29,7 @@ COMMANDS = {
     "doctor": ("doctor", "Say what would keep a run from working, here or in SageMaker."),
     "upload": ("doctor", "Put a table into the project's bucket, from where jobs read it."),
     "check": ("project", "Say what is wrong with pipeline.toml and its notebooks; start nothing."),
-    "open": ("project", "Open a step's notebook in Jupyter, with a run's inputs where it reads them."),
+    "open": ("project", "Open a step's notebook in Jupyter, with a run's inputs and parameters."),
     "kernel": ("project", "Register this environment as a Jupyter kernel."),
     "runs": ("runs", "List runs, the newest first."),
     "show": ("runs", "Show one run: steps, metrics, verdict, provenance."),
@@ -60,6 +61,12 @@ COMMANDS = {
 }
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# what a machine or a file system does not give; anything else is a fault of ours, and its trace is wanted
+MACHINE_TROUBLE = (
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO, errno.ESTALE,
+    errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
+    errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EBUSY,
+)  # fmt: skip
 
 
 class Commands(click.Group):
@@ -105,6 +112,7 @@ def group() -> None:
 def entry(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Errors of ours print as a sentence, never as a traceback."""
     try:
+        check_text(arguments)
         code = group.main(args=list(arguments), prog_name="runner", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -114,36 +122,68 @@ def entry(arguments: Sequence[str]) -> int:
         say(shown.getvalue(), err=True, nl=False)
         return error.exit_code
     except RunnerError as error:
-        said = "\n".join([str(error), *getattr(error, "__notes__", [])])
-        say(f"{error.headline}:\n{_indented(said)}", err=True)
-        return error.exit_code
+        return _failed(error)
     except (KeyboardInterrupt, click.Abort):
         say("interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        # the reader of our output went away; Python would complain once more while closing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except PermissionError as error:
-        what = f"{error.filename}: permission denied" if error.filename else str(error)
-        shared = "Accounts that share a folder need one group and a umask of 0002: see SECURITY.md."
-        say(f"{Refused.headline}:\n  {what}. {shared}", err=True)
-        return Refused.exit_code
-    except OSError as error:
-        if error.errno not in DISK_TROUBLE:
-            raise
-        say(f"{error.strerror}: {error.filename or 'while writing'}", err=True)
-        what = (
-            "`runner resume latest`" if arguments[:1] in (["run"], ["resume"], ["sweep"]) else "give the command again"
+    except RecursionError:
+        return _failed(
+            UsageError("Something that was read, a notebook, a table or pipeline.toml, is nested too deeply.")
         )
-        say(f"  Nothing was sealed or switched half. Make space, then {what}.", err=True)
-        return Refused.exit_code
+    except OSError as error:
+        return machine_trouble(error, arguments)
     except Exception:
-        import traceback
-
-        say(traceback.format_exc(), err=True, nl=False)  # a fault of ours; what it says may be a notebook's
-        return RunnerError.exit_code
+        return _fault()
     return code if isinstance(code, int) else 0
+
+
+def machine_trouble(error: OSError, arguments: Sequence[str]) -> int:
+    """Say what the machine did not give, and what to do; the exit code."""
+    if error.errno in MACHINE_TROUBLE:
+        where = f": {error.filename}" if error.filename else ""
+        said = f"This machine did not allow what was needed: {error.strerror}{where}."
+        if isinstance(error, PermissionError):
+            said += " Accounts that share a folder need one group and a umask of 0002: see SECURITY.md."
+        return _failed(Refused(said))
+    if error.errno not in DISK_TROUBLE:
+        return _fault()
+    say(f"{error.strerror}: {error.filename or 'while writing'}", err=True)
+    what = "`runner resume latest`" if arguments[:1] in (["run"], ["resume"], ["sweep"]) else "give the command again"
+    say(f"  Nothing was sealed or switched half. Make space, then {what}.", err=True)
+    return Refused.exit_code
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raises UsageError for an argument or a working folder that is not UTF-8: no record could hold it."""
+    for text in arguments:
+        if (shown := _escaped(text)) is not None:
+            raise UsageError(f"The argument {shown} is not UTF-8. Give it as UTF-8, or rename the file it names.")
+    with contextlib.suppress(FileNotFoundError):
+        if (shown := _escaped(str(Path.cwd()))) is not None:
+            raise UsageError(f"The name of this folder, {shown}, is not UTF-8, so no record could name it. Rename it.")
+
+
+def _escaped(text: str) -> str | None:
+    """The text with escapes for what is not UTF-8 in it; None where all of it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return repr(os.fsencode(text))[1:]
+    return None
+
+
+def _fault() -> int:
+    """Show where a fault of ours is; what its message has in it may be a notebook's."""
+    import traceback
+
+    say(traceback.format_exc(), err=True, nl=False)
+    return RunnerError.exit_code
+
+
+def _failed(error: RunnerError) -> int:
+    said = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    say(f"{error.headline}:\n{_indented(said)}", err=True)
+    return error.exit_code
 
 
 def _indented(text: str) -> str:

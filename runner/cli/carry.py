@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.project import open_in_jupyter
 from runner.cli.run import no_report_option
 from runner.cli.terminal import say
 from runner.errors import UsageError
@@ -37,10 +36,7 @@ def debug_command(run: str, step: str, no_open: bool, pipeline: Path) -> int:
     if no_open:
         say(made)
         return 0
-    try:
-        return subprocess.run([sys.executable, "-m", "jupyter", "lab", str(made)], check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    return open_in_jupyter(made)
 
 
 @click.command("pack")

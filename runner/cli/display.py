@@ -64,8 +64,9 @@ def step_line(step: StepState, progress: Progress | None, *, started: float | No
         why = f"   why: {step.why}" if step.why else ""
         return f"{line}{result.cells_run} cell{' ' if result.cells_run == 1 else 's'}   {result.seconds:.1f} s{why}"
     error = result.error
-    where = f"cell [{error.cell}] {error.first_line} …   " if error.cell is not None else ""
-    return f"{line}{where}{error.ename}: {_first_line(error.evalue)}"
+    # a terminal cuts the end off, so what went wrong comes first
+    where = f"   cell [{error.cell}] {error.first_line} …" if error.cell is not None else ""
+    return f"{line}{error.ename}: {_first_line(error.evalue)}{where}"
 
 
 class PlainDisplay:

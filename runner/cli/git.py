@@ -19,6 +19,7 @@ import click
 
 from runner.cli.terminal import say
 from runner.errors import UsageError
+from runner.pipeline import cleaned as pipeline_cleaned
 from runner.pipeline.cleaned import cleaned
 
 NAME = "runner-notebook"  # of the filter and of both drivers
@@ -39,10 +40,71 @@ GIT_INDEX_FILE="$copy/index" git -c core.fsmonitor=false -c core.hooksPath=/dev/
 printf 'content\0'
 cat "$copy/changed"
 """
+# The filter and both drivers. They go on without the environment, with any Python or as git does by itself: whoever
+# removes it must be able to add a notebook still, and to take all this out again.
+DRIVERS = r"""#!/bin/sh
+# By `runner setup-git`; `sh .git/hooks/NAME undo` takes it out again.
+python=PYTHON
+hooks=$(cd "$(dirname "$0")" && pwd)
+without() { echo "runner: $python does not work any more, so $1. Make it again, or: sh $hooks/NAME undo" >&2; }
+nbdime() { "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("nbdime") is None)' 2>/dev/null; }
+try() { "$@" <"$copy/notebook" >"$copy/cleaned" 2>/dev/null; }
+what=$1
+shift
+case $what in
+clean)
+    copy=$(mktemp -d) || exec cat
+    trap 'rm -rf "$copy"' EXIT
+    cat >"$copy/notebook"
+    try "$python" -P -m runner clean-notebook || try python3 -I "$hooks/NAME.py" || try python -I "$hooks/NAME.py" || {
+        without "a notebook is added with its outputs"
+        cp "$copy/notebook" "$copy/cleaned"
+    }
+    cat "$copy/cleaned" ;;
+merge)
+    nbdime && exec "$python" -P -c MERGE merge "$@"
+    without "notebooks merge as text"
+    exec git merge-file --marker-size="$4" "$2" "$1" "$3" ;;
+diff)
+    nbdime && exec "$python" -P -c DIFF diff --use-filter "$@"
+    without "notebooks are compared as text"
+    copy=$(mktemp -d) || exit 1
+    trap 'rm -rf "$copy"' EXIT
+    for file in "$2" "$5"; do sh "$0" clean <"$file" >"$copy/$((count += 1))"; done
+    diff -u --label "a/$1" --label "b/$1" "$copy/1" "$copy/2" || : ;;
+undo)
+    cd "$(git rev-parse --show-toplevel)" || exit 1
+    case $(git config --local core.fsmonitor) in *SCRIPT*)
+        git config --local --unset-all core.fsmonitor
+        git config --local --unset-all core.untrackedCache ;;
+    esac
+    for section in SECTIONS; do git config --local --remove-section $section 2>/dev/null; done
+    rest=$hooks/NAME.rest
+    for hook in HOOKS; do
+        [ -f "$hooks/$hook" ] || continue
+        LC_ALL=C grep -v '# NAME$' "$hooks/$hook" >"$rest"
+        case $(cat "$rest") in
+        '' | '#!/bin/sh') rm "$hooks/$hook" ;;
+        *) cat "$rest" >"$hooks/$hook" ;;
+        esac
+    done
+    rule='^[[:space:]]*RULE[[:space:]]*$'
+    if LC_ALL=C grep -q "$rule" ATTRIBUTES 2>/dev/null; then
+        LC_ALL=C grep -v "$rule" ATTRIBUTES >"$rest"
+        if [ -s "$rest" ] || git ls-files --error-unmatch ATTRIBUTES >/dev/null 2>&1; then
+            cat "$rest" >ATTRIBUTES
+        else
+            rm ATTRIBUTES
+        fi
+    fi
+    rm -f "$rest" "$hooks/SCRIPT" "$hooks/NAME.py" "$hooks/NAME" ;;
+esac
+"""
 # git asks only about what it once saw unchanged: let it look after each checkout and commit, before anybody executes
 HOOKS = ("post-index-change", "post-commit")
 REFRESH = f"git -c core.hooksPath=/dev/null update-index -q --refresh >/dev/null 2>&1 || :  # {NAME}\n"
 SHELL = "#!/bin/sh\n"
+BY_HAND = "\n\nimport sys\n\nsys.stdout.buffer.write(cleaned(sys.stdin.buffer.read()))\n"
 
 
 @click.command("setup-git")
@@ -52,7 +114,8 @@ def setup_git_command(undo: bool) -> None:
 
     Adds a line to .gitattributes, which everybody shares, and settings to this clone's git configuration, which
     everybody makes once. Calling it again changes nothing; after moving the environment it corrects the paths.
-    Should a notebook ever show as modified while `git diff` is empty, `git add -u` settles it.
+    Without the environment notebooks are still added, and `sh .git/hooks/runner-notebook undo` is --undo. Should a
+    notebook ever show as modified while `git diff` is empty, `git add -u` settles it.
 
     \b
     Example:
@@ -96,21 +159,30 @@ def repository(folder: Path) -> Path:
 
 
 def settings() -> dict[str, str]:
-    """git's filter and drivers with this environment. Without nbdime, git merges and shows cleaned JSON as text."""
-    python = shlex.quote(Path(sys.executable).as_posix())
+    """git's filter and drivers. Without nbdime, git merges and shows cleaned JSON as text."""
+    driver = f'sh "$(git rev-parse --git-common-dir)/hooks/{NAME}"'  # also where the clone was moved
     found = {
-        f"filter.{NAME}.clean": f"{python} -P -m runner clean-notebook",
+        f"filter.{NAME}.clean": f"{driver} clean",
         f"filter.{NAME}.smudge": "cat",
-        # where the environment is gone, `git add` fails instead of adding outputs
-        f"filter.{NAME}.required": "true",
+        f"filter.{NAME}.required": "true",  # nothing is added by halves
     }
     if _has_nbdime():
         found |= {
             f"merge.{NAME}.name": "notebooks, cell by cell",
-            f"merge.{NAME}.driver": f"{python} -P -c {_nbdime('mergedriver')} merge %O %A %B %L %P",
-            f"diff.{NAME}.command": f"{python} -P -c {_nbdime('diffdriver')} diff --use-filter",
+            f"merge.{NAME}.driver": f"{driver} merge %O %A %B %L %P",
+            f"diff.{NAME}.command": f"{driver} diff",
         }
     return found
+
+
+def drivers() -> str:
+    """The script behind these settings, for this environment."""
+    words = {
+        "PYTHON": shlex.quote(Path(sys.executable).as_posix()), "MERGE": _nbdime("mergedriver"),
+        "DIFF": _nbdime("diffdriver"), "SECTIONS": " ".join(SECTIONS), "HOOKS": " ".join(HOOKS), "SCRIPT": SCRIPT,
+        "ATTRIBUTES": ATTRIBUTES, "RULE": re.sub(r"[*.]", r"\\\g<0>", RULE), "NAME": NAME,
+    }  # fmt: skip
+    return re.sub(rf"\b({'|'.join(words)})\b", lambda found: words[found[0]], DRIVERS)
 
 
 def watching(top: Path) -> dict[str, str]:
@@ -124,6 +196,8 @@ def watching(top: Path) -> dict[str, str]:
 def install(top: Path) -> bool:
     """Write the rule, the settings and the hooks; whether the rule is new."""
     watch = watching(top)
+    _write(_hook(top, NAME), [drivers()], mode=0o755)
+    _write(_hook(top, f"{NAME}.py"), [Path(pipeline_cleaned.__file__).read_text(encoding="utf-8"), BY_HAND])
     if watch:
         _write(_hook(top, SCRIPT), [CHANGED_FILES], mode=0o755)
         for hook in (_hook(top, name) for name in HOOKS):
@@ -140,17 +214,11 @@ def install(top: Path) -> bool:
 
 
 def remove(top: Path) -> None:
-    """Take out the rule, the settings and the hooks, whichever are there, and files that have nothing else in them."""
-    for name, value in _watch(top).items():
-        if _config(top, name) == value:
-            _git(top, "config", "--local", "--unset-all", name)
-    for section in SECTIONS:
-        _git(top, "config", "--local", "--remove-section", section, check=False)
-    _hook(top, SCRIPT).unlink(missing_ok=True)
-    for hook in (_hook(top, name) for name in HOOKS):
-        rest = [line for line in _lines(hook) if line != REFRESH]
-        _write(hook, [] if rest == [SHELL] else rest)
-    _write(top / ATTRIBUTES, [line for line in _lines(top / ATTRIBUTES) if line.strip() != RULE])
+    """Take out the rule, the settings and the hooks, whichever are there, and files that have nothing else in them; one
+    that git tracks stays, be it empty."""
+    script = _hook(top, NAME)
+    _write(script, [drivers()], mode=0o755)
+    subprocess.run(["sh", script, "undo"], cwd=top, check=True, capture_output=True)
 
 
 def notes(top: Path) -> list[str]:

@@ -14,7 +14,7 @@ from runner.errors import UsageError
 from runner.escape import json as escape_json
 from runner.escape import terminal
 from runner.manifest import ModelVersionRef, RunManifest
-from runner.records import Metric
+from runner.records import Metric, StepError
 
 pipeline_option = click.option(
     "--pipeline",
@@ -86,8 +86,12 @@ def metric_text(metric: Metric) -> str:
     return f"{metric.value:.4g}{interval}"
 
 
+def _error_json(error: StepError) -> dict[str, Any]:
+    return {name: getattr(error, name) for name in ("kind", "ename", "evalue", "cell", "first_line")}
+
+
 def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
-    """The JSON of `run --json` and `show --json`; paths are absolute."""
+    """The JSON of `run --json` and `show --json`; paths are absolute. A step that failed has its `error`."""
     from runner.run.registration import not_registered
 
     folder, missing = folder.absolute(), not_registered(manifest)
@@ -103,6 +107,7 @@ def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
                 "executed": str(folder / "steps" / step.name / "executed.ipynb")
                 if step.result and step.result.executed
                 else None,
+                **({"error": _error_json(step.result.error)} if step.result and step.result.error else {}),
             }
             for step in manifest.steps
         ],

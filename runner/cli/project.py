@@ -11,8 +11,9 @@ import click
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json
 from runner.cli.terminal import say
 from runner.errors import PipelineError, UsageError
+from runner.pipeline.notebook import Notebook
 from runner.pipeline.plan import PlannedStep
-from runner.records import InputFact
+from runner.records import InputFact, Value
 from runner.run.store import Store
 
 KERNEL = "runner"
@@ -65,13 +66,17 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
 
 @click.command("open")
 @click.argument("step")
-@click.option("--run", "run", metavar="RUN", help="Put this run's inputs where the notebook reads them.")
+@click.option(
+    "--run", "run", metavar="RUN", help="Bring this run's inputs and parameters to where the notebook has them."
+)
 @click.option("--no-open", is_flag=True, help="Print the notebook's path instead of opening Jupyter.")
 @pipeline_option
 def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> int:
-    """Open a step's notebook in Jupyter, with a run's inputs where it reads them.
+    """Open a step's notebook in Jupyter, with a run's inputs and parameters, so that Run All does what the run did.
 
-    Copies go to the notebook's default paths below its work/ folder; nothing sealed can be changed through them.
+    Copies of the inputs go to the notebook's default paths below its work/ folder; nothing sealed can be changed
+    through them. Where the run had other parameters, they become the defaults in the parameters cell; what was there is
+    said.
 
     \b
     Example:
@@ -80,7 +85,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     from runner import backend
     from runner.pipeline.file import nearest
     from runner.pipeline.plan import plan as make_plan
-    from runner.run.inputs import recorded
+    from runner.run.inputs import parameters, recorded
 
     plan = make_plan(pipeline)
     planned = next((candidate for candidate in plan.steps if candidate.name == step), None)
@@ -95,15 +100,36 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
                 raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
             for name in state.job.inputs:
                 _copy_input(planned, name, recorded(manifest, step, name), store)
+            _bring(planned.notebook, parameters(manifest, step, store))
     if no_open:
         say(planned.notebook.path)
         return 0
+    return open_in_jupyter(planned.notebook.path)
+
+
+def open_in_jupyter(notebook: Path) -> int:
+    """Start Jupyter on the notebook and wait for its end; its exit code."""
+    # a container's only account is root, whom Jupyter refuses otherwise; for others the option means nothing
+    line = [sys.executable, "-m", "jupyter", "lab", "--allow-root", str(notebook)]
     try:
-        return subprocess.run(
-            [sys.executable, "-m", "jupyter", "lab", str(planned.notebook.path)], check=False
-        ).returncode
+        return subprocess.run(line, check=False).returncode
     except KeyboardInterrupt:
         return 0
+
+
+def _bring(notebook: Notebook, values: dict[str, Value]) -> None:
+    """Make a run's values the defaults in the notebook's parameters cell where they are others, and say so."""
+    from runner.pipeline.defaults import write_defaults
+
+    now = notebook.parameters
+    other = {name: value for name, value in values.items() if name in now and now[name].default != value}
+    if other and notebook.language == "python":
+        write_defaults(notebook.path, other)
+        say(f"  parameters of the run, in the parameters cell of {notebook.path.name} now:", err=True)
+    elif other:
+        say(f"  the run had other parameters than {notebook.path.name}; set them in its parameters cell:", err=True)
+    for name, value in other.items():
+        say(f"    {name} = {value!r}   (was {now[name].expression or repr(now[name].default)})", err=True)
 
 
 def _copy_input(step: PlannedStep, name: str, fact: InputFact, store: Store) -> None:

@@ -20,12 +20,14 @@ ENDED = ("succeeded", "cached", "failed", "interrupted")
 class Reporter:
     """Passes everything on to whoever shows it, and has each step's page made as soon as it has ended.
 
-    Leaving the context waits for the pages and for the run's report.
+    Leaving the context waits for the pages and for the run's report. With `again` there is also the report
+    that a repetition of the run will have.
     """
 
-    def __init__(self, shown: Watcher, *, pages: bool) -> None:
+    def __init__(self, shown: Watcher, *, pages: bool, again: bool = False) -> None:
         self._shown = shown
         self._pages = pages
+        self._options = ["--follow", *(["--again"] if again else [])]
         self._process: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
         self._runs: Path | None = None
@@ -54,7 +56,7 @@ class Reporter:
         self._folder = self._runs / manifest.run
         if self._pages:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "runner.report", "--follow", str(self._folder)],
+                [sys.executable, "-P", "-m", "runner.report", *self._options, str(self._folder)],
                 stdin=subprocess.PIPE,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the run; its report is still wanted

@@ -32,9 +32,10 @@ no_report_option = click.option(
 )
 
 
+KERNELS = [FORKED, STANDARD]
 kernel_option = click.option(
     "--kernel",
-    type=click.Choice([FORKED, STANDARD]),
+    type=click.Choice(KERNELS),
     default=USUAL_KERNEL,
     show_default=True,
     envvar="RUNNER_KERNEL",
@@ -105,6 +106,7 @@ def run_command(
         tags=tags,
         register=not no_register,
         force=force,
+        report=not no_report,
         profile=profile,
         targets=steps,
         overrides=overrides,
@@ -112,36 +114,42 @@ def run_command(
     )
     if dry_run:
         return _preview(plan, options, as_json)
+    from runner.run.checkout import standing
     from runner.run.orchestrate import run
 
-    made: list[RunManifest] = []
+    made: list[tuple[RunManifest, World]] = []
 
     def start(world: World) -> RunManifest:
-        made.append(run(plan, options, world))
-        return made[0]
+        made.append((run(plan, options, world), world))
+        return made[0][0]
 
-    code = carry_out(plan.file, plan.pipeline, start, on=on, kernel=kernel, as_json=as_json, pages=not no_report)
-    if not force and on == "local" and plan.pipeline.store.runs is None:
+    pages, repeatable = not no_report, not force and on == "local" and plan.pipeline.store.runs is None
+    git = standing(str(plan.root)) if repeatable else None
+    code = carry_out(
+        plan.file, plan.pipeline, start, on=on, kernel=kernel, as_json=as_json, pages=pages, again=repeatable
+    )
+    if repeatable:
         from runner.cli.repeat import leave
 
-        leave(plan, made[0], as_json=as_json, pages=not no_report, code=code)
+        read = [option.envvar for option in run_command.params if isinstance(option.envvar, str)]
+        leave(plan, *made[0], git=git, as_json=as_json, pages=pages, code=code, variables=read)
     return code
 
 
 @click.command("resume")
 @click.argument("run")
 @click.option(
-    "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
+    "-j", "jobs", type=click.IntRange(1, 256), help="Independent steps at once.  [default: as it was started]"
 )
-@kernel_option
+@click.option("--kernel", type=click.Choice(KERNELS), envvar="RUNNER_KERNEL", help="[default: as it was started]")
 @click.option("--take-over", is_flag=True, help="Also a run of another machine, which is gone.")
 @no_report_option
 @json_option
 @pipeline_option
 def resume_command(
-    run: str, jobs: int, kernel: str, take_over: bool, no_report: bool, as_json: bool, pipeline: Path
+    run: str, jobs: int | None, kernel: str | None, take_over: bool, no_report: bool, as_json: bool, pipeline: Path
 ) -> int:
-    """Continue an interrupted or failed run from its first unsealed step, with its own code and parameters.
+    """Continue an interrupted or failed run from its first unsealed step, with its own code, parameters and options.
 
     \b
     Example:
@@ -158,9 +166,10 @@ def resume_command(
         say(f"run {run_id} has succeeded; there is nothing to continue", err=True)
     for notebook in working_tree_differs(manifest, store, pipeline.parent):
         say(f"  note: {notebook} has changed since; this continues with the run's own copy", err=True)
+    options = Options(jobs=jobs or manifest.chosen.jobs, kernel=kernel or manifest.chosen.kernel, take_over=take_over)
 
     def go_on(world: World) -> RunManifest:
-        made = resume(run_id, pipeline, Options(jobs=jobs, kernel=kernel, take_over=take_over), world)
+        made = resume(run_id, pipeline, options, world)
         return actions.as_of_now(pipeline, [made])[0] if manifest.status == "succeeded" else made
 
     return carry_out(
@@ -168,9 +177,9 @@ def resume_command(
         manifest.pipeline,
         go_on,
         on=manifest.on,
-        kernel=kernel,
+        kernel=options.kernel,
         as_json=as_json,
-        pages=not no_report,
+        pages=manifest.chosen.report and not no_report,
     )
 
 
@@ -183,15 +192,19 @@ def carry_out(
     kernel: str,
     as_json: bool,
     pages: bool,
+    again: bool = False,
 ) -> int:
-    """Do what makes or continues a run, show it as it goes on, print what came of it; the exit code."""
+    """Do what makes or continues a run, show it as it goes on, print what came of it; the exit code.
+
+    With `again` the report that a repetition of the run will have is made too.
+    """
     from runner import backend
     from runner.cli.display import display
     from runner.cli.reporting import Reporter
 
     stop = threading.Event()
     shown = display()
-    with signals(stop) as received, Reporter(shown, pages=pages) as watcher:
+    with signals(stop) as received, Reporter(shown, pages=pages, again=again) as watcher:
         world = backend.world(file, spec, on=on, kernel=kernel, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:

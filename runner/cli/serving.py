@@ -67,7 +67,8 @@ def predict_command(
     began = time.monotonic()
     scorer = load(version, folder, unknown=unknown, threads=_cores())
     try:
-        with writing(output, sys.stdout, raw=raw) as writer:
+        # the original stream tells that its reader is gone
+        with writing(output, sys.__stdout__ or sys.stdout, raw=raw) as writer:
             rows = predict(scorer, file, writer, on_rows=_progress(began))
     except BrokenPipeError:  # `| head` has seen enough; click would call that a failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ from runner.run.cost import cost
 from runner.run.registration import not_registered
 
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
+MESSAGE_LINES = 20
 RULE_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
 
 
@@ -25,8 +26,9 @@ def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
     elif manifest.status == "succeeded":
         lines.append("no verdict: there is no gate, or not all that it judges was run")
         lines += [f"  {name} = {metric_text(metric)}" for name, metric in manifest.metrics.items()]
-    else:
+    if manifest.status != "succeeded":
         lines.append(f"run {manifest.status}")
+    lines += failures(manifest)
     if manifest.model_version is not None:
         lines.append(f"model {manifest.model_version.label} {manifest.model_version.words}")
     if missing := not_registered(manifest):
@@ -36,6 +38,21 @@ def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
         lines.append(f"SageMaker: {paid}")
     lines.append(f"report {_near(folder / 'report.html')}" if pages else f"report: runner report {manifest.run}")
     return "\n".join(lines)
+
+
+def failures(manifest: RunManifest) -> Iterator[str]:
+    """What went wrong in each step that did not succeed: the exception with its whole message, then where it was."""
+    for step in manifest.steps:
+        error = step.result.error if step.result else None
+        if error is None:
+            continue
+        said = f"{error.ename}: {error.evalue}".strip().splitlines()
+        yield f"  ✗ {step.name}: {said[0]}"
+        yield from (f"      {line}" for line in said[1:MESSAGE_LINES])
+        if len(said) > MESSAGE_LINES:
+            yield f"      and {len(said) - MESSAGE_LINES} more lines, in the report"
+        if error.cell is not None:
+            yield f"    in cell [{error.cell}] of {step.notebook}: {error.first_line}"
 
 
 def hint(manifest: RunManifest) -> Iterator[str]:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from runner.content import folder_artifact
+from runner.content import folder_artifact, hold
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
 from runner.model.approval import check_files, may_decide, read_files, reasoned, same_person, starters
@@ -192,7 +192,7 @@ def locked(folder: Path, target: str, who: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(lock, fcntl.LOCK_EX)
         except BlockingIOError:
             lock.seek(0)
             raise Refused(f"{target} is being changed just now, by {lock.read() or 'another process'}.") from None

@@ -36,7 +36,7 @@ def cleaned(content: bytes) -> bytes:
 def _notebook(content: bytes) -> dict[str, Any] | None:
     try:
         document = json.loads(content.decode("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict) or document.get("nbformat") != 4:
         return None

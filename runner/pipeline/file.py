@@ -128,6 +128,8 @@ def _table(path: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = _without_dates(tomllib.loads(text))
         return table
+    except RecursionError:
+        raise PipelineError(f"{path}: is nested too deeply to be read as TOML.") from None
     except tomllib.TOMLDecodeError as error:
         raise PipelineError(f"{path}: is not valid TOML: {error}.") from error
 

@@ -107,7 +107,12 @@ def code_cells(document: dict[str, Any]) -> list[str]:
 
 def python_source(cell: Cell) -> str:
     """The cell as plain Python, line by line: where it does not parse as it is, magics and shell lines become `pass`."""
-    source = _PYTHON_MAGICS.sub("pass", cell.source, count=1) if _PYTHON_MAGICS.match(cell.source) else cell.source
+    return _as_python(cell.source)
+
+
+@functools.lru_cache(maxsize=1024)
+def _as_python(source: str) -> str:
+    source = _PYTHON_MAGICS.sub("pass", source, count=1) if _PYTHON_MAGICS.match(source) else source
     if source.lstrip().startswith("%%"):
         return ""
     if parsed(source) is not None:
@@ -166,9 +171,30 @@ def project_modules(notebook: Notebook) -> dict[str, Path]:
             if relative in found:
                 continue
             found[relative] = file
-            source = file.read_text(encoding="utf-8")
+            source = module_source(file)
             pending |= imported_names(source) | _relative_imports(source, relative)
     return dict(sorted(found.items()))
+
+
+def module_source(file: Path) -> str:
+    """The module's text; of one that is not UTF-8, which Python reads by the encoding it names, what can be read."""
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def module_places(notebook: Notebook) -> set[Path]:
+    """Every file beside the notebook that would be a project module of it, whether it is there or not."""
+    root, modules = notebook.path.parent, project_modules(notebook)
+    names = {"runner"}.union(*(imported_names(python_source(cell)) for cell in notebook.code))
+    for relative, file in modules.items():
+        source = module_source(file)
+        names |= imported_names(source) | _relative_imports(source, relative)
+    parts = [name.split(".") for name in names]
+    dotted = {tuple(name[:length]) for name in parts for length in range(1, len(name) + 1)}
+    return {
+        place
+        for name in dotted
+        for place in (root.joinpath(*name, "__init__.py"), root.joinpath(*name[:-1], f"{name[-1]}.py"))
+    }
 
 
 class _Metadata(msgspec.Struct):

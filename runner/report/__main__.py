@@ -1,5 +1,7 @@
 """`python -m runner.report FOLDER [STEP…]`: write a run's pages; with --follow, steps' names come on standard input.
 
+With --again, the report that a repetition of the run will have is written too, to be filled in.
+
 A process of its own, so that pages are made beside the next step and not after it.
 """
 
@@ -15,12 +17,14 @@ from runner.records import read
 from runner.report.markup import load
 from runner.report.notebook import write_notebook_page
 from runner.report.page import write_report
+from runner.run.repetition import page_of, template
+from runner.run.store import Store
 
 
 def main() -> int:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--follow"]
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     if not arguments:
-        sys.stderr.write("usage: python -m runner.report [--follow] FOLDER [STEP...]\n")
+        sys.stderr.write("usage: python -m runner.report [--follow] [--again] FOLDER [STEP...]\n")
         return 2
     try:
         _write(Path(arguments[0]), arguments[1:])
@@ -40,6 +44,10 @@ def _write(folder: Path, steps: list[str]) -> None:
         for name in steps or [state.name for state in read(RunManifest, folder / "run.json").steps]:
             write_step(folder, name)
     write_report(folder)
+    if "--again" in sys.argv:
+        manifest = read(RunManifest, folder / "run.json")
+        if manifest.status == "succeeded":
+            write_report(folder, template(manifest), page_of(Store(folder.parent), manifest.run))
 
 
 def write_step(folder: Path, name: str) -> None:

@@ -23,10 +23,11 @@ MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not j
 STATES = {"succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", "running": "▸", None: "·"}
 
 
-def write_report(run_folder: Path, manifest: RunManifest | None = None) -> Path:
+def write_report(run_folder: Path, manifest: RunManifest | None = None, path: Path | None = None) -> Path:
     """Write `report.html` of the run in the folder, in whatever state it is, and return its path.
 
-    `manifest` is the run's with what is known of its model version now; without it, what its file says.
+    `manifest` is the run's with what is known of its model version now, or another run's whose files lie in the folder;
+    without it, what its file says. `path` is where else the page goes.
     """
     manifest = manifest or read(RunManifest, run_folder / "run.json")
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
@@ -55,7 +56,8 @@ def write_report(run_folder: Path, manifest: RunManifest | None = None) -> Path:
             marks=MARKS,
         )
     )
-    path = run_folder / REPORT
+    path = path or run_folder / REPORT
+    path.parent.mkdir(exist_ok=True)
     atomic_write(path, page.encode())
     return path
 

@@ -59,7 +59,7 @@ def resume(run_id: str, file: Path, options: Options, world: World) -> RunManife
             if key.partition(".")[0] in open_steps:
                 _same(key, fact)
         manifest = msgspec.structs.replace(manifest, steps=steps, status="running", ended=None)
-        options = replace(options, register=manifest.register, profile=manifest.profile)
+        options = replace(options, register=manifest.register, profile=manifest.profile, force=manifest.chosen.force)
         return Steps(plan, options, world, manifest).finish()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,13 @@ class Cache:
         """Files of the project that the step's last success read without their being inputs."""
         latest = self._read(step, LATEST)
         return latest[-1].opened if latest else {}
+
+    def stands_on(self, step: str, key: StepKey) -> Iterator[Path]:
+        """Every file that decides which earlier result `find` gives, outputs apart."""
+        yield self.folder / step / f"{digest(key)}.json"
+        for entry in self._read(step, f"{digest(key)}.json"):
+            yield self.store.folder(entry.run) / MANIFEST
+            yield from (self.project / name for name in entry.opened)
 
     def remember(self, run: str, state: StepState) -> None:
         """Keep a success under its key."""

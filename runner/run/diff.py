@@ -19,7 +19,7 @@ from runner.errors import PipelineError, UsageError
 from runner.gate import describe
 from runner.manifest import RunManifest, StepState
 from runner.pipeline.file import load
-from runner.pipeline.notebook import Cell, Notebook, project_modules, read_notebook
+from runner.pipeline.notebook import Cell, Notebook, module_source, project_modules, read_notebook
 from runner.pipeline.types import DoesNotFit, check
 from runner.records import FORMAT, Metric, Pipeline, Record, Rule, StepSpec, Value
 from runner.run import compare, revision
@@ -288,7 +288,7 @@ def _code(path: Path, modules: Mapping[str, Path] | None = None) -> _Code:
     notebook = read_notebook(path)
     ids = tuple(str(cell.get("id") or "") for cell in json.loads(path.read_bytes())["cells"])
     found = project_modules(notebook) if modules is None else modules
-    return _Code(notebook, ids, {name: file.read_text(encoding="utf-8") for name, file in found.items()})
+    return _Code(notebook, ids, {name: module_source(file) for name, file in found.items()})
 
 
 def _resolved(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}\Z")
@@ -28,11 +27,15 @@ def make_folder(runs: str | os.PathLike[str]) -> str:
 
 def _after(latest: str, now: str) -> str:
     if now > latest[:15]:
-        return f"{now}-{secrets.randbelow(LAST // 2):04x}"
-    number = int(latest[16:], 16) + 1 + secrets.randbelow(64)
+        return f"{now}-{_random(LAST // 2):04x}"
+    number = int(latest[16:], 16) + 1 + _random(64)
     if number <= LAST:
         return f"{latest[:15]}-{number:04x}"
     import calendar  # with datetime, which nearly no run needs here
 
     moment = time.gmtime(calendar.timegm(time.strptime(latest[:15], "%Y%m%d-%H%M%S")) + 1)
-    return f"{time.strftime('%Y%m%d-%H%M%S', moment)}-{secrets.randbelow(LAST // 2):04x}"
+    return f"{time.strftime('%Y%m%d-%H%M%S', moment)}-{_random(LAST // 2):04x}"
+
+
+def _random(below: int) -> int:
+    return int.from_bytes(os.urandom(4)) % below  # `secrets` takes longer to import than all else here

@@ -10,7 +10,9 @@ from runner.errors import Refused, RunnerError, Tampered
 from runner.manifest import RunManifest
 from runner.pipeline.addresses import WITHHELD
 from runner.pipeline.file import is_address
-from runner.records import Artifact, InputFact
+from runner.pipeline.notebook import read_notebook
+from runner.records import Artifact, InputFact, Value
+from runner.run import folder as run_folder
 from runner.run.store import Store, facts_of
 
 
@@ -25,6 +27,19 @@ def recorded(manifest: RunManifest, step: str, name: str) -> InputFact:
     if pinned.listed and pinned.as_ == "path" and state.result is not None:
         return state.result.inputs.get(name, pinned)
     return pinned
+
+
+def parameters(manifest: RunManifest, step: str, store: Store) -> dict[str, Value]:
+    """What the step's parameters were: those given, and the defaults of its own copy of the notebook; without secrets."""
+    state = next(state for state in manifest.steps if state.name == step)
+    assert state.job is not None
+    own = read_notebook(run_folder.step_folder(store, manifest.run, step) / run_folder.SOURCE).parameters
+    return {
+        name: state.job.parameters.get(name, declared.default)
+        for name, declared in own.items()
+        if name not in state.job.inputs and name not in state.job.outputs and not declared.secret
+        and (name in state.job.parameters or declared.has_literal_default)
+    }  # fmt: skip
 
 
 def held(found: Artifact, store: Store) -> bool:

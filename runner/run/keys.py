@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,25 @@ import msgspec
 from runner import __version__
 from runner.content import file_fact
 from runner.pipeline.file import APPROVED
-from runner.pipeline.notebook import PARAMETERS, Cell, Notebook, imported_names, python_source
+from runner.pipeline.notebook import PARAMETERS, Cell, Notebook, imported_names, module_source, python_source
 from runner.pipeline.plan import PlannedStep
 from runner.records import CellFact, InputFact, StepKey, Value
-from runner.run.packages import closure
+from runner.run import editable
+from runner.run.packages import closure, provided
 from runner.run.world import Runtime
 
 # by what a notebook imports of ours: the packages that do the work there (all that we require would be too much)
 OURS = {"runner.scraps": {"scrapbook"}, "runner.model": {"xgboost", "pandas"}}
-MOST_PACKAGES = 5  # that differ are named one by one; more are another environment
+MOST_PACKAGES, NAMED_PACKAGES = 5, 3  # as many that differ are named one by one; of more, the first
+SINGLE = {"installed": "was installed", "removed": "was removed", "changed": "changed"}
+CODE = "code"  # in a package's version: it is imported from where it is written, and this is what its code is
+# what pandas imports only when it is asked for such a file
+PANDAS = re.compile(r"\b(?:read|to)_(parquet|feather|orc|excel|hdf|sql|html|xml|markdown)")
+READERS = {
+    "parquet": {"pyarrow"}, "feather": {"pyarrow"}, "orc": {"pyarrow"}, "hdf": {"tables"},
+    "excel": {"openpyxl", "xlsxwriter", "python_calamine"}, "sql": {"sqlalchemy"}, "xml": {"lxml"},
+    "html": {"lxml", "bs4"}, "markdown": {"tabulate"},
+}  # fmt: skip
 
 
 def step_key(
@@ -30,7 +42,7 @@ def step_key(
     """The key of a step with these inputs, here or on `runtime`. Prose, outputs, metadata and thread counts are not in
     it."""
     if runtime is None:
-        packages = closure(imports(step), index_file=index_file)
+        packages = packages_of(step, index_file=index_file)
         runtime = Runtime(f"{platform.python_implementation()} {platform.python_version()}", packages)
     return StepKey(
         code=[_code(cell, step.notebook) for cell in step.notebook.code],
@@ -44,11 +56,32 @@ def step_key(
 
 
 def imports(step: PlannedStep) -> set[str]:
-    """Every module name the notebook and its project modules import, and what ours stand on."""
-    names = set().union(*(imported_names(python_source(cell)) for cell in step.notebook.code))
-    for path in step.modules.values():
-        names |= imported_names(path.read_text(encoding="utf-8"))
+    """Every module name the notebook and its project modules import, what ours stand on, and what pandas reads by."""
+    sources = [python_source(cell) for cell in step.notebook.code]
+    sources += [module_source(path) for path in step.modules.values()]
+    names = set().union(*map(imported_names, sources))
+    names = names.union(*map(_readers, sources))
     return names.union(*(under for ours, under in OURS.items() if any(name.startswith(ours) for name in names)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _readers(source: str) -> frozenset[str]:
+    return frozenset().union(*(READERS[kind] for kind in PANDAS.findall(source)))
+
+
+def packages_of(step: PlannedStep, *, index_file: Path) -> dict[str, str]:
+    """The versions of the packages that the step imports with all they require, and the code of those without one."""
+    found = closure(imports(step), index_file=index_file)
+    for name, place in written(step, index_file=index_file).items():
+        if place is not None:
+            found[name] = f"{found.get(name, '')} {CODE} {editable.digest(place)}".strip()
+    return found
+
+
+def written(step: PlannedStep, *, index_file: Path) -> dict[str, Path | None]:
+    """The names among the step's imports that no installed package provides, and where such code is written."""
+    own = {relative.partition("/")[0].removesuffix(".py") for relative in step.modules}
+    return editable.places(imports(step), known=own | provided(index_file=index_file))
 
 
 def digest(key: StepKey) -> str:
@@ -86,16 +119,29 @@ def differences(
         yield "the declared outputs changed"
     if before.python != now.python:
         yield f"{before.python} → {now.python}"
-    other = [
-        name
-        for name in sorted({*before.packages, *now.packages})
-        if before.packages.get(name) != now.packages.get(name)
-    ]
-    if len(other) > MOST_PACKAGES:
-        yield f"{len(other)} packages"
-        return
-    for name in other:
-        yield f"{name} {before.packages.get(name) or 'not there'} → {now.packages.get(name) or 'not there'}"
+    yield from _packages(before.packages, now.packages)
+
+
+def _packages(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each package that is another now; for many, one with their number and the first three."""
+    groups = {
+        "installed": [f"{name} {now[name]}" for name in sorted({*now} - {*before})],
+        "removed": sorted({*before} - {*now}),
+        "changed": [
+            f"the code of {name}"
+            if CODE in before[name] and CODE in now[name]
+            else f"{name} {before[name]} → {now[name]}"
+            for name in sorted({*before} & {*now})
+            if before[name] != now[name]
+        ],
+    }
+    many = sum(map(len, groups.values())) > MOST_PACKAGES
+    for what, names in groups.items():
+        if many and len(names) > NAMED_PACKAGES:
+            first = ", ".join(names[:NAMED_PACKAGES])
+            yield f"{len(names)} packages were {what} since the last run: {first} …"
+        else:
+            yield from (name if "→" in name else f"{name} {SINGLE[what]}" for name in names)
 
 
 def _cells(before: StepKey, now: StepKey) -> Iterator[str]:

@@ -19,7 +19,7 @@ from runner.content import atomic_write, file_fact
 from runner.errors import Detached, RemoteError, RunnerError
 from runner.failpoint import reach
 from runner.gate import judge
-from runner.manifest import RunManifest, StepState
+from runner.manifest import Chosen, RunManifest, StepState
 from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
 from runner.records import Artifact, InputFact, InputSpec, StepError, StepResult, Verdict, encode
@@ -68,10 +68,11 @@ def _begun(plan: Plan, options: Options, world: World) -> RunManifest:
             note=options.note,
             tags=list(options.tags),
             started_by=provenance.who(),
-            identity=world.identity() if _may_register(plan, options) else "",
+            identity=world.identity() if options.register and plan.pipeline.model is not None else "",
             started=_now(),
             on=options.on,
             register=options.register,
+            chosen=Chosen(jobs=options.jobs, kernel=options.kernel, force=options.force, report=options.report),
             status="running",
             steps=[_state(step, hashes[step.name]) for step in plan.steps],
             sources=sources,
@@ -83,10 +84,6 @@ def _begun(plan: Plan, options: Options, world: World) -> RunManifest:
         store.write(manifest)
         reach("run begun")
         return Steps(plan, options, world, manifest).finish()
-
-
-def _may_register(plan: Plan, options: Options) -> bool:
-    return options.register and plan.pipeline.model is not None
 
 
 def _state(step: PlannedStep, hashes: dict[str, str]) -> StepState:

@@ -14,14 +14,18 @@ import msgspec
 
 from runner.content import atomic_write
 from runner.records import Record, typed
+from runner.run.machine import dist_infos
 
-_REQUIRES = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9][\w.-]*)", re.M)
+_REQUIRES = re.compile(r"^Requires-Dist:\s*(.+)$", re.M)
+_PLAIN = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\(?[<>=!~][^;\[]*)?")  # a name, with or without versions
+_KIND = 3  # of the index; one of another kind is made anew
 
 
 class _Index(Record, frozen=True, kw_only=True):
     fingerprint: str
     providers: dict[str, list[str]]  # importable top-level name -> packages
-    requires: dict[str, list[str]]
+    requires: dict[str, list[str]]  # package, or package[extra] where some package asks for the extra
+    editable: list[str]  # packages that are imported from where they are written
 
 
 def versions() -> dict[str, str]:
@@ -37,29 +41,36 @@ def versions() -> dict[str, str]:
 @functools.lru_cache(maxsize=64)
 def _in(place: str, _changed_ns: int) -> list[tuple[str, str]]:
     """A folder's packages; what is installed or removed changes the folder."""
-    names = (entry.name.removesuffix(".dist-info") for entry in sorted(Path(place).glob("*.dist-info")))
+    names = (entry.removesuffix(".dist-info") for entry in dist_infos(place))
     return [(_plain(name), version) for name, _, version in (name.rpartition("-") for name in names)]
 
 
 def closure(imports: Iterable[str], *, index_file: Path) -> dict[str, str]:
-    """Versions of the packages that provide `imports` (dotted names), and of everything these require.
+    """Versions of the packages that provide `imports` (dotted names), and of everything these require here.
 
-    `index_file` keeps what importing which name means, for as long as the same packages are installed.
+    What a package can use and does not require counts only where it is imported too. `index_file` keeps what importing
+    which name means, for as long as the same packages are installed.
     """
     installed = versions()
     index = _index(installed, index_file)
     pending = [name for module in imports for name in index.providers.get(module.partition(".")[0], [])]
-    found: dict[str, str] = {}
+    seen: set[str] = set()
     while pending:
         name = pending.pop()
-        if name in installed and name not in found:
-            found[name] = installed[name]
+        if name not in seen and name.partition("[")[0] in installed:
+            seen.add(name)
             pending += index.requires.get(name, [])
-    return dict(sorted(found.items()))
+    return {name: installed[name] for name in sorted(seen) if "[" not in name}
+
+
+def provided(*, index_file: Path) -> set[str]:
+    """The importable names of all packages that change only with their version."""
+    index = _index(versions(), index_file)
+    return {name for name, packages in index.providers.items() if not {*packages} & {*index.editable}}
 
 
 def _index(installed: dict[str, str], file: Path) -> _Index:
-    return _index_of(hashlib.sha256(msgspec.json.encode([sys.prefix, *installed.items()])).hexdigest(), file)
+    return _index_of(hashlib.sha256(msgspec.json.encode([_KIND, sys.prefix, *installed.items()])).hexdigest(), file)
 
 
 @functools.lru_cache(maxsize=4)
@@ -68,20 +79,52 @@ def _index_of(fingerprint: str, file: Path) -> _Index:
         index = typed(_Index, file.read_bytes())
         if index.fingerprint == fingerprint:
             return index
-    requires, providers = dict[str, list[str]](), dict[str, set[str]]()
+    lines, providers, editable = dict[str, list[str]](), dict[str, set[str]](), set[str]()
     for entry in (entry for place in sys.path for entry in Path(place or ".").glob("*.dist-info")):
         name = _plain(entry.name.removesuffix(".dist-info").rpartition("-")[0])
-        requires.setdefault(
-            name, sorted(map(_plain, set(_REQUIRES.findall(_read(entry / "METADATA").partition("\n\n")[0]))))
-        )
+        lines.setdefault(name, sorted(set(_REQUIRES.findall(_read(entry / "METADATA").partition("\n\n")[0]))))
         for top in _read(entry / "top_level.txt").split() or _recorded(_read(entry / "RECORD")):
             providers.setdefault(top, set()).add(name)
+        if '"editable": true' in _read(entry / "direct_url.json").replace('":true', '": true'):
+            editable.add(name)
     found = {top: sorted(names) for top, names in providers.items()}
-    index = _Index(fingerprint=fingerprint, providers=found, requires=requires)
+    index = _Index(fingerprint=fingerprint, providers=found, requires=_required(lines), editable=sorted(editable))
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, msgspec.json.encode(index))
     return index
+
+
+def _required(lines: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What each package requires on this machine, from the lines of its metadata; of its extras those asked for."""
+    found: dict[str, list[str]] = {}
+    pending = list(lines)
+    while pending:
+        wanted = pending.pop()
+        name, _, extra = wanted.rstrip("]").partition("[")
+        if wanted not in found and name in lines:
+            found[wanted] = sorted({part for line in lines[name] for part in _asks_for(line, extra)} - {name})
+            pending += [part for part in found[wanted] if "[" in part]
+    return found
+
+
+def _asks_for(line: str, extra: str) -> list[str]:
+    """`name` and `name[extra]…` that a Requires-Dist line adds here with this extra of its package, "" for none."""
+    if ";" not in line and (plain := _PLAIN.fullmatch(line)):
+        return [] if extra else [_plain(plain[1])]
+    if not extra and re.search(r"\bextra\s*==", line):
+        return []
+    from packaging.requirements import InvalidRequirement, Requirement  # 0.02 s, where packages have changed
+
+    try:
+        asked = Requirement(line)
+    except InvalidRequirement:
+        return []
+    here = asked.marker is None or asked.marker.evaluate({"extra": extra})
+    if not here or (extra and "extra" not in str(asked.marker)):
+        return []
+    name = _plain(asked.name)
+    return [name, *(f"{name}[{_plain(wanted)}]" for wanted in asked.extras)]
 
 
 def _recorded(record: str) -> set[str]:

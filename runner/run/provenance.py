@@ -8,13 +8,13 @@ import os
 import platform
 import pwd
 import socket
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from runner.manifest import Environment, GitState
 from runner.pipeline.notebook import code_cells
 from runner.run import packages
+from runner.run.checkout import Checkout, Question
 
 # what can change a result and holds no secret
 VARIABLES = ("LANG", "LC_ALL", "TZ", "PYTHONHASHSEED", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
@@ -37,32 +37,35 @@ def environment() -> Environment:
         platform=platform.platform(),
         cpus=os.cpu_count() or 1,
         packages=packages.versions(),
-        variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        variables={
+            name: os.environ[name].encode(errors="backslashreplace").decode()
+            for name in VARIABLES
+            if name in os.environ
+        },
     )
 
 
 def git_state(root: Path, notebooks: Iterable[Path]) -> GitState | None:
     """The commit `root` is at, and the code cells of `notebooks` that differ from it; None outside a repository."""
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
+    answer = Checkout(str(root)).answer()
+    if not answer:
         return None
-    status = _git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
-    top = Path((_git(root, "rev-parse", "--show-toplevel") or ".").strip())
+    commit, branch, top, status = answer
+    assert commit is not None
     paths = {entry[3:] for entry in (status or "").split("\0") if entry}
     modified: dict[str, list[str]] = {}
     others = set(paths)
     for notebook in notebooks:
         with contextlib.suppress(ValueError):
-            relative = notebook.resolve().relative_to(top.resolve()).as_posix()
+            relative = notebook.resolve().relative_to(Path(top or ".").resolve()).as_posix()
             if relative in paths or status is None:
                 others.discard(relative)
                 cells = _changed_cells(root, relative, notebook)
                 if cells:
                     modified[relative] = cells
-    branch = _git(root, "symbolic-ref", "--short", "-q", "HEAD")
     return GitState(
-        commit=commit.strip(),
-        branch=branch.strip() if branch else None,
+        commit=commit,
+        branch=branch,
         modified=modified,
         dirty=bool(others) or status is None,  # git cannot say, for example where a filter's environment is gone
     )
@@ -70,25 +73,15 @@ def git_state(root: Path, notebooks: Iterable[Path]) -> GitState | None:
 
 def _changed_cells(root: Path, relative: str, notebook: Path) -> list[str]:
     """The code cells, as `[n]`, whose source is not in the committed notebook; outputs and prose do not count."""
-    before = _git(root, "show", f"HEAD:{relative}")
-    if before is None:
+    code, before = Question(str(root), "show", f"HEAD:{relative}").answer()
+    if code != 0:
         return ["new"]
     try:
         committed = code_cells(json.loads(before))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ["new"]  # what was committed is no notebook
     now = code_cells(json.loads(notebook.read_bytes()))
     if now == committed:
         return []
     known = set(committed)
     return [f"[{number}]" for number, source in enumerate(now, 1) if source not in known] or ["order"]
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from runner.errors import RemoteError
 from runner.manifest import Environment
 
-OWN = "runner"  # runs from where it is now; it is not in any index
+OWN = ("papermill-runner", "runner")  # runs from where it is now; what an index has of that name is not this program
 
 
 def run_in_recorded_environment(environment: Environment, arguments: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def run_in_recorded_environment(environment: Environment, arguments: Sequence[st
         place = Path(folder) / "env"
         pins = Path(folder) / "requirements.txt"
         pins.write_text(
-            "".join(f"{name}=={version}\n" for name, version in environment.packages.items() if name != OWN)
+            "".join(f"{name}=={version}\n" for name, version in environment.packages.items() if name not in OWN)
         )
         _uv("venv", "--quiet", "--python", environment.python, str(place))
         python = str(place / "bin" / "python")

@@ -17,7 +17,7 @@ from typing import IO, Protocol
 
 import msgspec
 
-from runner.content import artifact, atomic_write, file_fact, folder_artifact, stamp
+from runner.content import artifact, atomic_write, file_fact, folder_artifact, lead_to, stamp
 from runner.errors import RemoteError, Tampered, UsageError
 from runner.paths import inside, stays_below
 from runner.pipeline.addresses import public
@@ -149,9 +149,11 @@ def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
     target = folder / "in" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if fact.stamp:
-        target.unlink(missing_ok=True)
-        target.symlink_to(fact.source)
-        return msgspec.structs.replace(fact, value=f"in/{name}")
+        source = Path(fact.source)
+        led = lead_to(target, source)
+        # a copy of what had changed by then keeps the source's stamp, by which the step's end notices it
+        now = fact.stamp if led or stamp(source) != fact.stamp else stamp(target)
+        return msgspec.structs.replace(fact, value=f"in/{name}", stamp=now)
     store.link(fact.artifact, target)
     return msgspec.structs.replace(fact, value=f"in/{name}", stamp=stamp(target))
 

@@ -25,7 +25,7 @@ from typing import IO, Protocol
 
 import msgspec
 
-from runner.content import artifact, atomic_write, file_fact, fsync_folder
+from runner.content import artifact, atomic_write, file_fact, fsync_folder, hold, make_read_only
 from runner.errors import Refused, Tampered, UsageError
 from runner.failpoint import reach
 from runner.manifest import RunManifest
@@ -166,7 +166,7 @@ class Store:
         with (self.root / LOCK).open("a") as file:
             while True:
                 try:
-                    fcntl.flock(file, kind | fcntl.LOCK_NB)
+                    hold(file, kind)
                     break
                 except BlockingIOError:
                     if time.monotonic() < until:
@@ -189,7 +189,7 @@ class Store:
             )
         with self.shared(), self._lock_file(run) as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(file, fcntl.LOCK_EX)
             except BlockingIOError:
                 file.seek(0)
                 raise Refused(f"Run {run} is being worked on by {file.read().strip() or 'another process'}.") from None
@@ -216,7 +216,7 @@ class Store:
             return True
         try:
             with (self.folder(run) / LOCK).open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                hold(file, fcntl.LOCK_SH)
         except BlockingIOError:
             return True
         except FileNotFoundError:
@@ -300,12 +300,11 @@ class Store:
 
     def _adopt(self, path: Path, fact: FileFact) -> None:
         target = self.objects / fact.sha256
-        try:
-            path.chmod(0o444)
-        except PermissionError:  # of somebody else, whose run this goes on with: a copy of our own takes its place
+        if not make_read_only(path) and path.stat().st_uid != os.getuid():
+            # of somebody else, whose run this goes on with: a copy of our own takes its place
             beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
             shutil.copyfile(path, beside)
-            beside.chmod(0o444)
+            make_read_only(beside)
             beside.replace(path)
         if target.exists():
             if path.samefile(target):
@@ -369,4 +368,4 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        target.chmod(0o444)
+        make_read_only(target)

@@ -90,6 +90,7 @@ class Options:
     tags: tuple[str, ...] = ()
     register: bool = True
     force: bool = False  # take nothing from earlier runs
+    report: bool = True  # its pages are wanted, for whoever shows the run
     profile: str | None = None
     targets: tuple[str, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from runner.records import FORKED, STANDARD, StepJob, StepResult, read
 from runner.step.execute import JOB, Progress, execute
 from runner.step.forked import ForkServer
 from runner.step.process import Kernel
-from runner.step.start import Imports, general_environment, needs_standard, start
+from runner.step.start import OPENED, Imports, general_environment, needs_standard, start
 
 SETTINGS = ("matplotlibrc", ".env")  # libraries look for them in the working folder when they are imported
 
@@ -90,13 +90,15 @@ class LocalExecutor:
         return execute(folder, cwd=cwd, project=self._project, kernel=kernel, stop=stop, on_progress=on_progress)
 
     def close(self) -> None:
-        """End the kernels that were started and not used."""
+        """End the kernels that were started and not used, of which nothing stays in their step folders."""
         with self._lock:
             for kernel in self._ahead.values():
                 kernel.close()
-            self._ahead.clear()
             if not self._shared:
                 self._servers.close()
+            for folder in self._ahead:
+                (folder / OPENED).unlink(missing_ok=True)
+            self._ahead.clear()
 
     def _start(self, folder: Path, cwd: Path | None, threads: int) -> Kernel:
         server = self._servers.get

@@ -69,7 +69,7 @@ SDK = {
 }
 # instead of the person's own defaults, which would make the definition depend on who pushes
 CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
-MISSING = "The SageMaker SDK is not installed. Install it with `pip install 'runner[sagemaker]'` and try again."
+MISSING = "The SageMaker SDK is not installed. Install it with `pip install 'sagemaker>=3.27,<4'` and try again."
 
 
 @dataclass(frozen=True)
