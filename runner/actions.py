@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from runner.run.reproduce import Reproduced
     from runner.run.verify import Verified
 
+Say = Callable[[str], None]
 RUNS, REGISTRY = "runs", "registry.db"
 LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
 LOOK_S = 5.0  # for what is said beside a run; without an answer the run is shown all the same
@@ -58,7 +59,12 @@ def register_run(pipeline: Path, reference: str, *, watcher: Watcher) -> RunMani
     return register(run, pipeline, options, world)
 
 
-def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
+def approve(
+    pipeline: Path, name: str, version: int, *, why: str, allow_schema_change: bool = False, say: Say = lambda _: None
+) -> ModelVersion:
+    """See `runner.model.approval.approve`; beside what serves and what is approved now."""
+    from runner import callers
+
     spec, versions = load(pipeline), backend.registry(pipeline)
     found = versions.get(name, version)
     if spec.model is not None and spec.model.registry != LOCAL:
@@ -76,6 +82,9 @@ def approve(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersio
         why=why,
         rules=spec.approval,
         identity=backend.identity(spec),
+        schema_change=lambda found: callers.beside_others(pipeline, found).permitted(
+            allow=allow_schema_change, say=say
+        ),
     )
 
 
@@ -361,8 +370,18 @@ def import_execution(file: Path, reference: str) -> RunManifest:
         return execution.import_execution(backend.session(spec), spec.name, reference, runs, root=file.parent)
 
 
-def approve_for(pipeline: Path, name: str, version: int, *, target: str, why: str) -> ModelVersion:
+def approve_for(
+    pipeline: Path,
+    name: str,
+    version: int,
+    *,
+    target: str,
+    why: str,
+    allow_schema_change: bool = False,
+    say: Say = lambda _: None,
+) -> ModelVersion:
     """The second approval, for one target; see `runner.model.deployment.approve_for`."""
+    from runner import callers
     from runner.model import deployment
 
     spec, versions, who = load(pipeline), backend.registry(pipeline), provenance.who()
@@ -370,5 +389,6 @@ def approve_for(pipeline: Path, name: str, version: int, *, target: str, why: st
     deployment.approve_for(
         versions, name, version, target=target, targets=spec.targets, who=who, why=why, rules=spec.approval,
         identity=backend.identity(spec),
+        schema_change=lambda found: callers.beside_others(pipeline, found, target).permitted(allow=allow_schema_change, say=say),
     )  # fmt: skip
     return versions.get(name, version)

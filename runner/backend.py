@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runner.aws.session import Session
     from runner.aws.shared import SharedRuns
     from runner.model.deployment import Deployer
+    from runner.model.signature import Signature
     from runner.records import FileFact
     from runner.step.local import ForkServers
 
@@ -190,6 +191,17 @@ def model_folder(runs: Store, run: str, found: Artifact) -> Path:
     return folder
 
 
+def signature(pipeline: Path, version: ModelVersion) -> Signature:
+    """What the version's callers send. Raises Tampered where its file is gone or another."""
+    from runner.model.compatibility import signature_in
+
+    if version.location:
+        from runner.aws.package import signature as in_s3
+
+        return in_s3(session(load(pipeline)), version)
+    return signature_in(model_folder(store(pipeline), version.run, version.artifact), version)
+
+
 def identity(spec: Pipeline) -> str:
     """Whom AWS takes the caller for, where it keeps the registry."""
     if spec.model is None or spec.model.registry == LOCAL:
@@ -199,8 +211,8 @@ def identity(spec: Pipeline) -> str:
     return caller(session(spec))
 
 
-def deployer(pipeline: Path, target: str) -> Deployer:
-    """Of one of [targets]. Raises UsageError naming those there are."""
+def deployer(pipeline: Path, target: str, *, no_token: bool = False) -> Deployer:
+    """Of one of [targets]; with `no_token` requests need none from now on. Raises UsageError naming those there are."""
     from runner.pipeline.file import nearest
 
     spec, root = load(pipeline), pipeline.parent
@@ -222,6 +234,10 @@ def deployer(pipeline: Path, target: str) -> Deployer:
                 folder=folder,
             )  # fmt: skip
         case _:
+            from runner.model.served import recorded
             from runner.serve.local_target import LocalTarget
 
-            return LocalTarget(target, chosen, folder, model_folder=folder_of, token=os.environ.get("RUNNER_TOKEN"))
+            return LocalTarget(
+                target, chosen, folder, model_folder=folder_of, recorded=lambda: recorded(_registry(root, spec), target),
+                token="" if no_token else os.environ.get("RUNNER_TOKEN") or None,
+            )  # fmt: skip

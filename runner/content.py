@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from runner.errors import Refused, UsageError
 from runner.paths import stays_below
@@ -117,7 +117,7 @@ def _unfit(path: Path) -> UsageError:
     )
 
 
-def hold(file: IO[str], kind: int) -> None:
+def hold(file: IO[Any], kind: int) -> None:
     """Hold the file, by flock and without waiting; the kernel lets go of it when the process ends.
 
     Raises BlockingIOError where another process holds it, Refused where the file system has no locks.

@@ -173,6 +173,9 @@ def requests(call: Call) -> Iterator[Request]:
             arn = f"arn:aws:application-autoscaling:{REGION}:{ACCOUNT}:scalable-target/0ec5"
             about = {"application-autoscaling:service-namespace": given["ServiceNamespace"]}
             yield Request(f"application-autoscaling:{call.action}", arn, about)
+        case "apigateway":
+            model = f"/{given['restApiId']}/models/{given['modelName']}" if call.action == "GetModel" else ""
+            yield Request("apigateway:GET", f"arn:aws:apigateway:{REGION}::/restapis{model}")
         case "servicequotas":
             yield Request(f"servicequotas:{call.action}", "*")
         case _:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -336,6 +337,47 @@ def test_both_tables_pass_the_gate_with_margin(execute: Execute, tmp_path: Path,
     assert found["accuracy"].value > 0.85
     assert {"pr_auc", "f1", "log_loss", "brier", "test_rows", "unseen_categories"} < found.keys()
     assert not {"auc_gain", "champion_seen"} & found.keys()
+
+
+def test_a_model_that_asks_no_question_is_shown_as_one(execute: Execute, made: Path) -> None:
+    """As 30 customers give it: the figure of what the trees gain from has no bar, and no limit that is not a number."""
+    train(execute, made, "nothing", rounds=2, gamma=1e9)
+    found = evaluate(execute, made, model=made / "nothing")
+    assert found["auc"] == Metric(value=0.5, low=0.5, high=0.5, better="higher")
+
+
+def test_the_samples_of_a_large_table_are_the_same_and_take_little_memory() -> None:
+    """60,000 customers, some samples at a time; a few samples are compared with scikit-learn's own numbers."""
+    import numpy as np
+    from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, log_loss, roc_auc_score
+
+    rows, samples, chance = 60_000, 150, np.random.default_rng(0)
+    probability = chance.random(rows).round(4)
+    left = (chance.random(rows) < probability).astype("int8")
+    hits = (probability >= 0.5).astype("int8")
+    sure = np.clip(probability, 1e-15, 1 - 1e-15)
+    scope = {"np": np, "seed": 42, "resamples": samples, "confidence": 0.95, "probability": probability, "left": left}
+    scope |= {"hits": hits, "sure": sure}
+    tracemalloc.start()
+    for cell in cells(ROOT / "notebooks" / "03_evaluate.ipynb", "code"):
+        if cell["id"] in ("weights", "auc", "samples"):
+            exec(source(cell), scope)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 600e6  # the weights of all at once are 72 MB, a dozen times over
+    found: Any = scope["samples"]
+    assert {len(values) for values in found.values()} == {1 + samples}
+    draws = np.random.default_rng(42)
+    for at in range(1 + samples):
+        drawn = draws.integers(0, rows, rows) if at else np.arange(rows)
+        if at in (0, 1, 65, 66, 67, samples):  # on both sides of where the first part ends
+            one, said = left[drawn], probability[drawn]
+            expected = {
+                "auc": roc_auc_score(one, said), "pr_auc": average_precision_score(one, said),
+                "accuracy": (one == hits[drawn]).mean(), "f1": f1_score(one, hits[drawn]),
+                "log_loss": log_loss(one, sure[drawn]), "brier": brier_score_loss(one, said),
+            }  # fmt: skip
+            assert {name: values[at] for name, values in found.items()} == pytest.approx(expected, rel=1e-9)
 
 
 def test_rows_that_a_champion_may_have_seen_are_left_out_and_too_few_give_no_gain(

@@ -30,9 +30,10 @@ import runner.model
 from runner.content import artifact
 from runner.failpoint import VARIABLE
 from runner.model.approval import check_format
-from runner.model.deployment import FAILPOINTS, served_at
+from runner.model.deployment import FAILPOINTS
 from runner.model.events import verify_chain
 from runner.model.registry import LocalRegistry
+from runner.model.served import served_at
 from runner.model.versions import Event, NewVersion
 from runner.run import provenance
 
@@ -496,7 +497,7 @@ def test_a_version_that_is_revoked_while_it_serves_is_pointed_out(place: Place) 
     done = place.runner("reject", "tiny/1", "--reason", "wrong month")
     assert (done.code, "  staging serves it still: runner undeploy staging" in done.out.splitlines()) == (0, True)
     done = place.runner("deployments")
-    assert (done.code, "tiny/1 is rejected since it was deployed: runner rollback staging" in done.out) == (4, True)
+    assert (done.code, "tiny/1 is rejected since it was deployed: runner undeploy staging" in done.out) == (4, True)
 
 
 def test_a_release_goes_on_where_it_stopped(place: Place) -> None:
@@ -749,7 +750,8 @@ def test_an_address_that_is_taken_is_refused(place: Place) -> None:
     with socket.create_server(("127.0.0.1", place.ports["staging"])):
         done = place.deploy(1)
     assert done.code == 8
-    assert "Address already in use" in done.err
+    assert "Address already in use. Free it, or write another `port` for this target in pipeline.toml." in done.err
+    assert "--port" not in done.err
     assert place.deploy(1).code == 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-LEAVES = {"records", "manifest", "errors", "escape", "paths", "content", "lean", "failpoint"}
+LEAVES = {"records", "manifest", "errors", "escape", "paths", "content", "lean", "loopback", "failpoint"}
 ALLOWED = {
     "errors": set[str](),
     "escape": set[str](),
@@ -16,6 +16,7 @@ ALLOWED = {
     "manifest": {"records", "paths"},
     "content": {"records", "errors", "paths"},
     "lean": set[str](),
+    "loopback": set[str](),
     "failpoint": set[str](),
     "gate": LEAVES,
     "scraps": LEAVES,
@@ -27,8 +28,9 @@ ALLOWED = {
     "report": LEAVES | {"pipeline", "gate", "run"},
     "aws": LEAVES | {"gate", "pipeline", "model", "step", "run"},
     "backend": LEAVES | {"pipeline", "model", "run", "step", "serve", "aws"},
-    "actions": LEAVES | {"pipeline", "model", "run", "step", "serve", "aws", "backend"},
-    "cli": LEAVES | {"actions", "pipeline", "gate", "model", "run", "step", "serve", "report", "backend"},
+    "callers": LEAVES | {"pipeline", "model", "serve", "aws", "backend"},
+    "actions": LEAVES | {"pipeline", "model", "run", "step", "serve", "aws", "backend", "callers"},
+    "cli": LEAVES | {"actions", "callers", "pipeline", "gate", "model", "run", "step", "serve", "report", "backend"},
 }
 HEAVY = {
     "papermill",

@@ -286,6 +286,26 @@ def test_another_folder_than_the_pipeline_names_is_refused(project: Project) -> 
     assert not (project.folder / "runs" / "registry.db").exists()
 
 
+UNFIT = {  # what the folder has beside, or instead of, what runner.model.save writes
+    "joblib": ("import joblib\njoblib.dump({'a': 1}, model + '/model.joblib')", "model.joblib is a pickle"),
+    "none": ("import os\nos.remove(model + '/model.ubj')", "has no model.ubj or model.json"),
+    "no signature": ("import os\nos.remove(model + '/signature.json')", "has no signature.json"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_model_that_nobody_could_approve_is_refused_when_it_is_registered(project: Project, what: str) -> None:
+    change, said = UNFIT[what]
+    project.write("train.ipynb", parameters('model: str = "work/m"\naside: str = "work/a"'), *TRAIN, change)
+    before = versions(project)
+    done = project.runner("run")
+    assert done.code == 8
+    assert said in done.err
+    assert "runner.model.save" in done.err
+    assert "remove [model] from pipeline.toml" in done.err
+    assert versions(project) == before
+
+
 def test_a_model_without_a_name_is_refused(project: Project) -> None:
     project.toml(TOML.replace('[model]\nname = "tiny"\nfrom = "train.model"\n', ""))
     done = without_registry(project).runner("run")

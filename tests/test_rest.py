@@ -32,9 +32,10 @@ from test_serve_container import of_real_table, package, run
 from test_serve_records import number, several
 
 import runner.model
+from runner.aws.rest_stack import DESCRIPTION, MODEL
 from runner.model.folder import load
 from runner.model.registry import LocalRegistry
-from runner.serve.openapi import openapi, record_schema
+from runner.serve.openapi import openapi, outdated, record_schema
 
 INFRA = ROOT / "infra"
 LAMBDA = INFRA / "lambda"
@@ -497,6 +498,24 @@ def test_the_schema_is_made_of_text_alone(model: runner.model.Model) -> None:
     assert {type(leaf) for leaf in leaves(record_schema(model.signature))} == {str}
 
 
+def test_a_deployment_finds_the_stack_by_what_its_template_says() -> None:
+    resources = read_template(INFRA / "rest.yaml")["Resources"]
+    assert resources["Api"]["Properties"]["Description"] == {"Fn::Sub": DESCRIPTION.format("${Endpoint}")}
+    assert resources["Record"]["Properties"]["Name"] == MODEL
+
+
+def test_what_of_a_schema_is_not_the_models_is_said(model: runner.model.Model) -> None:
+    schema = record_schema(model.signature)
+    assert outdated(schema, model.signature) == ""
+    old = {
+        "required": ["minutes", "plan", "roaming", "region"],
+        "properties": {**schema["properties"], "plan": schema["properties"]["minutes"]},
+    }
+    said = "it lets calls be left out and it asks for region and it takes other values for plan"
+    assert outdated(old, model.signature) == said
+    assert outdated({}, model.signature).startswith("it lets minutes, calls")
+
+
 def test_openapi_is_valid_and_its_examples_are_what_is_answered(asked: Front, described: dict[str, Any]) -> None:
     validate(described)
     assert described["servers"] == [{"url": URL}]
@@ -715,4 +734,6 @@ def test_the_build_does_with_commands_that_there_are(project: Project) -> None:
     assert [stage["Name"] for stage in stages] == ["Source", "Staging", "Approval", "Production"]
     for stage in (stages[1], stages[3]):
         given = stack.render(stage["Actions"][0]["Configuration"]["EnvironmentVariables"])
-        assert {one["name"] for one in json.loads(given)} == {"VERSION", "EXECUTION", "TARGET", "ENDPOINT"}
+        assert {one["name"] for one in json.loads(given)} == {"VERSION", "EXECUTION", "TARGET", "ENDPOINT", "SCHEMA"}
+    assert "--allow-schema-change" in project.runner("deploy", "--help").out
+    assert '$( [ "$SCHEMA" = allow ] && echo --allow-schema-change )' in commands

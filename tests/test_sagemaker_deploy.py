@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from cloud import BUCKET, RemoteProject
 from conftest import ROOT, Done
@@ -37,11 +38,15 @@ from runner.manifest import RunManifest
 from runner.model import deployment
 from runner.model.deployment import FAILPOINTS
 from runner.model.events import verify_chain
+from runner.model.folder import load as load_model
+from runner.model.registry import LocalRegistry
+from runner.model.served import before, recorded
 from runner.model.versions import NewVersion
 from runner.pipeline.file import load
 from runner.records import Target, Verdict, encode
 from runner.run import provenance
 from runner.serve import inference
+from runner.serve.openapi import record_schema
 
 RUN = "20261122-1016{:02d}-7f3a"
 MODEL = "steps/train/out/model"
@@ -447,6 +452,62 @@ def test_a_swapped_archive_is_refused_before_anything_is_made(make: Callable[...
     assert (row["health"], "was altered" in row["said"]) == ("unhealthy", True)
 
 
+def test_a_version_that_refuses_what_is_sent_is_deployed_only_where_that_is_allowed(
+    make: Callable[..., Place], tmp_path: Path
+) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    gateway = place.cloud.client("apigateway")
+    api = gateway.create_rest_api(name="rest", description=f"predictions of {place.endpoint}")["id"]
+    signature = load_model(place.folder / "runs" / RUN.format(1) / MODEL).signature
+    schema = json.dumps(record_schema(signature))
+    gateway.create_model(restApiId=api, name="Record", contentType="application/json", schema=schema)
+    raw = records().assign(region=1.0)
+    run = RUN.format(4)
+    folder = place.folder / "runs" / run / MODEL
+    folder.parent.mkdir(parents=True)
+    runner.model.save(folder, trained(raw), raw, target="left", positive="yes")
+    fact = artifact(folder, name=MODEL)
+    place.registry.register(
+        NewVersion(name=place.name, run=run, sha256=fact.sha256, artifact=fact, created_by="ana@desk")
+    )
+    place.registry.decide(place.name, 4, "approved", who="ben@desk", why="reviewed")
+    shutil.rmtree(place.folder / "runs" / RUN.format(1))  # as on another machine: what served is in S3
+    lost = {place.label(1): ["region: the column is needed now; requests without it get 400."]}
+    for more in ((), ("--dry-run",)):
+        done = place.deploy(4, *more)
+        assert done.code == 8, done.err
+        assert f"{place.label(1)} answers, which serves at staging:\n  {lost[place.label(1)][0]}" in done.err
+        assert f"The REST API rest before staging has another schema than {place.label(4)}" in done.err
+    assert place.scored() == place.label(1)
+    done = place.deploy(4, "--allow-schema-change", "--json")
+    assert (done.code, done.json["schema_change"]) == (0, lost), done.err
+    begun, deployed = place.registry.events(place.name)[-2:]
+    assert (begun.data["schema_change"], deployed.data["schema_change"]) == (lost, lost)
+    assert place.here("rollback", "staging").code == 0
+    assert place.scored() == place.label(1)
+
+
+def test_two_models_that_begin_at_one_endpoint_at_once_both_leave_it(make: Callable[..., Place]) -> None:
+    """By the clock of one of them it was first, by that of the other it was not."""
+    place = make()
+    assert place.deploy(1).code == 0
+    target: Any = backend.deployer(place.file, "staging")
+    other = LocalRegistry(place.folder / "other.db")
+    found = place.registry.get(place.name, 1)
+    facts = {name: getattr(found, name) for name in NewVersion.__struct_fields__}
+    for name in (place.name, "other"):
+        other.register(NewVersion(**{**facts, "name": name}))
+    target.registry = other
+    data = {"target": "staging", "deployment": "ab", "config": "c", "previous": "p", "process": "7@elsewhere"}
+    other.record("other", 1, "deployment begun", who="cleo@elsewhere", why="", data=data)
+    change = msgspec.structs.replace(recorded(place.registry, "staging"), id="cd", kind="deployed")
+    with pytest.raises(Refused, match="other/1 is being deployed to staging by cleo@elsewhere"):
+        target.deploy(change, found)
+    assert [event.kind for event in other.events(place.name)][1:] == ["deployment begun", "deployment failed"]
+    assert place.scored() == place.label(1)
+
+
 def test_a_version_whose_archive_was_swapped_is_not_approved(make: Callable[..., Place]) -> None:
     place = make()
     manifest = RunManifest(
@@ -642,4 +703,4 @@ def test_serverless_takes_neither_capture_nor_vpc(make: Callable[..., Place]) ->
     done = place.deploy(1)
     assert (done.code, "has no capture" in done.err) == (2, True)
     with pytest.raises(Refused):
-        deployment.before(place.registry, "staging")
+        before(place.registry, "staging")

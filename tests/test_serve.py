@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Project, program
+from conftest import ROOT, Project, children_of, command, environment, program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_serve_records import PLANS, good, mixed, number, records, saved, several, whole
@@ -437,6 +438,32 @@ def test_beyond_loopback_a_token_is_needed_and_asked_for(house: Project) -> None
         assert "s3cret" not in "".join(served.lines)
 
 
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"]
+)
+def test_a_page_of_another_name_does_not_reach_a_server_without_a_token(client: Client, host: str) -> None:
+    for method, path in (("GET", "/"), ("GET", "/openapi.json"), ("POST", "/invocations"), ("GET", "/ping")):
+        answer = client.ask(method, path, json.dumps([ROW]).encode(), host=host, content_type=JSON)
+        assert (answer.status, "prediction" in answer.body.decode()) == (421, False), (method, path)
+
+
+def test_a_server_is_asked_by_each_name_of_its_machine(served: Served, client: Client) -> None:
+    for host in (
+        "localhost",
+        "LOCALHOST:9000",
+        "localhost.",
+        "a.localhost",
+        "127.0.0.1",
+        "[::1]:80",
+        "10.0.0.7:80",
+        "box",
+    ):
+        assert client.score(ROW, host=host).status == 200, host
+    with connected(served) as connection:
+        connection.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+        assert receive(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_a_port_that_is_taken_is_said(served: Served, house: Project) -> None:
     done = house.runner("serve", "tiny", "--port", str(served.port))
     assert (done.code, "--port" in done.err) == (2, True)
@@ -559,6 +586,72 @@ def test_endless_headers_are_cut(served: Served) -> None:
     with connected(served) as connection:
         connection.sendall(b"GET /ping HTTP/1.1\r\n")
         assert drip(connection, b"x: " + b"y" * 60_000 + b"\r\n", 0.01) < 1.5
+
+
+CHUNKED = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\ntransfer-encoding: chunked\r\n\r\n"
+BLOCK = b"x" * 4096
+ENDLESS = {  # what begins, and what is sent after it for ever
+    "trailers": (CHUNKED + b"b\r\n1,2,gold,1\n\r\n0\r\n", b"x: " + BLOCK + b"\r\n"),
+    "small trailers": (CHUNKED + b"b\r\n1,2,gold,1\n\r\n0\r\n", b"x:\r\n" * 1000),
+    "one trailer": (CHUNKED + b"b\r\n1,2,gold,1\n\r\n0\r\nx: ", BLOCK),
+    "a chunk's extension": (CHUNKED + b"b;x=", BLOCK),
+    "one header": (b"GET /ping HTTP/1.1\r\nx: ", BLOCK),
+    "small headers": (b"GET /ping HTTP/1.1\r\n", b"x:\r\n" * 100),
+    "an address": (b"GET /", BLOCK),
+    "blank lines": (b"", b"\r\n" * 2048),
+    "headers behind a large request": (
+        CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (220_000, b"1,2,gold,1\n" * 20_000) + b"GET /ping HTTP/1.1\r\nx: ",
+        BLOCK,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_what_is_not_a_body_and_has_no_end_is_cut(served: Served, client: Client, what: str) -> None:
+    before, (begin, more), sent = _memory(served), ENDLESS[what], 0
+    with ExitStack() as held:
+        for connection in [held.enter_context(connected(served)) for _ in range(4)]:
+            with suppress(OSError):
+                connection.sendall(begin)
+                while sent < 200_000_000:
+                    connection.sendall(more * 16)
+                    sent += len(more) * 16
+        assert sent < 50_000_000  # most of it in the kernel's buffers
+        assert _memory(served) - before < 20_000_000
+        assert client.score(ROW).status == 200
+
+
+def test_headers_may_have_64_kib_however_they_arrive(served: Served) -> None:
+    begin, end = b"GET /ping HTTP/1.1\r\nhost: x\r\nconnection: close\r\n", b"\r\n\r\n"
+    for size, pieces, answered in ((60_000, 1, True), (70_000, 1, False), (60_000, 9, True), (70_000, 9, False)):
+        sent = begin + b"x: " + b"y" * (size - len(begin) - 3) + end
+        step = len(sent) // pieces + 1
+        with connected(served) as connection:
+            for at in range(0, len(sent), step):
+                with suppress(OSError):
+                    connection.sendall(sent[at : at + step])
+                time.sleep(0.01)
+            assert receive(connection).startswith(b"HTTP/1.1 200") == answered, (size, pieces)
+    with connected(served) as connection:
+        connection.sendall(begin + b"x: y\r\n" * 300 + b"\r\n")
+        assert receive(connection) == b""
+
+
+def test_what_follows_a_body_is_not_among_its_headers(served: Served) -> None:
+    said = b"b\r\n1,2,gold,1\n\r\n0\r\ncontent-type: text/html\r\naccept: image/png\r\nhost: evil.example\r\n\r\n"
+    with connected(served) as connection:
+        connection.sendall(CHUNKED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + said)
+        assert receive(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_in_very_small_chunks_is_scored(served: Served) -> None:
+    row = b"1,2,gold,1\n"
+    body = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in row * 2000)
+    with connected(served) as connection:
+        connection.sendall(CHUNKED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + body + b"0\r\n\r\n")
+        answer = receive(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b'prediction"') == 2000
 
 
 def test_a_body_that_stops_is_answered_with_408(served: Served) -> None:
@@ -701,6 +794,58 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(house: 
         while any(Path(f"/proc/{pid}").exists() for pid in second) and time.monotonic() < until:
             time.sleep(0.05)
         assert not [pid for pid in second if Path(f"/proc/{pid}").exists()]
+
+
+class AsNobody(Project):
+    """Commands run as a user who has a limit on processes, which root has not, and may read what root may."""
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self.who, *command(*arguments)], cwd=self.folder, env=environment(env), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    @property
+    def who(self) -> tuple[str, ...]:
+        reading = ("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override")
+        return ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reading) if os.getuid() == 0 else ()
+
+    def may_have(self, processes: int, pid: int) -> None:
+        """Set the process's own limit; 0 is as many as at first."""
+        code = f"from resource import *; _, n = prlimit({pid}, RLIMIT_NPROC); prlimit({pid}, RLIMIT_NPROC, ({processes} or n, n))"
+        subprocess.run([*self.who, sys.executable, "-c", code], check=True)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_until_it_can(house: Project) -> None:
+    if os.getuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("root has no limit on processes, and there is no setpriv to be somebody else")
+    house.folder.chmod(0o755)
+    (house.folder / "pipeline.toml").chmod(0o644)
+    project = AsNobody(house.folder)
+    with serving(project, "--workers", "2") as served:
+        boss = served.process.pid
+        wait_until(lambda: len(list(children_of(boss))) == 2)
+        project.may_have(1, boss)
+        first, second = children_of(boss)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: "cannot be started: Resource temporarily unavailable" in "".join(served.lines))
+        client = Client(served.port)
+        assert client.score(ROW).status == 200
+        client.close()
+        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: not list(children_of(boss)))
+        project.may_have(0, boss)
+        wait_until(lambda: len(list(children_of(boss))) == 2)
+        assert client.score(ROW).status == 200
+        client.close()
+        assert served.end() == 0
+
+
+def wait_until(held: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not held():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_it_is_ready_soon_and_small(house: Project) -> None:

@@ -21,6 +21,7 @@ from conftest import PAGES, Project, command, environment, parameters, program, 
 
 from runner.errors import RemoteError
 from runner.pipeline.addresses import is_public, public
+from runner.pipeline.file import is_address
 from runner.run.web import Web
 
 TABLE = b"a,b\n1,2\n3,4\n"
@@ -39,6 +40,7 @@ class Shelf(http.server.ThreadingHTTPServer):
         self.cut = 0
         self.only_get = False
         self.user = ""
+        self.leads: dict[str, str] = {}  # where a path leads on to
 
     @property
     def address(self) -> str:
@@ -58,6 +60,11 @@ class _Answer(http.server.BaseHTTPRequestHandler):
     def _head(self) -> bytes:
         self.server.asked[self.command] += 1
         body = self.server.files.get(self.path)
+        if self.path in self.server.leads:
+            self.send_response(302)
+            self.send_header("Location", self.server.leads[self.path])
+            self.end_headers()
+            return b""
         known = f"Basic {base64.b64encode(self.server.user.encode()).decode()}"
         if self.server.only_get and self.command == "HEAD":
             body, status = None, 403
@@ -221,10 +228,37 @@ def test_a_key_that_climbs_out_of_its_folder_is_refused(project: Project, bucket
     assert not list(project.folder.rglob("climbed.csv"))
 
 
+ELSEWHERE = (
+    "http://192.0.2.1/t.csv",
+    "http://127.0.0.1@evil.example/t.csv",
+    "http://127.0.0.1:80@evil.example/t.csv",
+    "http://localhost.evil.example/t.csv",
+    "http://127.0.0.1.evil.example/t.csv",
+    "http://localhost\\@evil.example/t.csv",
+    "http://local\thost/t.csv",
+    "http://[::2]/t.csv",
+    "http:///t.csv",
+    "http://[127.0.0.1",
+)
+
+
 def test_plain_http_is_only_for_this_machine(project: Project) -> None:
-    done = reading(project, "http://192.0.2.1/t.csv").runner("run")
-    assert done.code == 2
-    assert "https" in done.err
+    assert [address for address in ELSEWHERE if is_address(address)] == []
+    for address in ("http://127.0.0.1:8000/t.csv", "http://localhost/t.csv", "http://[::1]/t.csv?a@b"):
+        assert is_address(address)
+    done = reading(project, ELSEWHERE[1]).runner("run")
+    assert (done.code, "https" in done.err) == (2, True)
+    done = reading(project, "./nb.ipynb").runner("run", "-p", f"only.source={ELSEWHERE[3]}")
+    assert (done.code, "plain http is for this machine alone" in done.err) == (2, True)
+
+
+def test_an_answer_from_this_machine_cannot_lead_to_plain_http_elsewhere(project: Project, shelf: Shelf) -> None:
+    shelf.files["/t.csv"] = TABLE
+    shelf.leads = {"/near": f"{shelf.address}/t.csv", "/far": "http://localhost.evil.example/t.csv"}
+    done = reading(project, f"{shelf.address}/far").runner("run")
+    assert (done.code, "neither https nor this machine" in done.err) == (7, True)
+    done = reading(project, f"{shelf.address}/near").runner("run", env={"http_proxy": "http://192.0.2.1:9"})
+    assert (done.code, copied(project)) == (0, TABLE)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "loop", "device"])

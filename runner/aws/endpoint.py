@@ -34,25 +34,19 @@ from runner.aws.endpoint_request import (
     scaling,
     wish,
 )
-from runner.aws.package import INSIDE, check_package, package, serving_image
+from runner.aws.package import INSIDE, check_package, package, serving_image, signature
 from runner.aws.processing.prices import Prices
 from runner.aws.registry import SageMakerRegistry
 from runner.aws.session import AwsError, Session
 from runner.content import folder_artifact
 from runner.errors import Refused, RemoteError, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
-from runner.model.deployment import (
-    CHANGES,
-    Deployment,
-    Health,
-    at_target,
-    check_answer,
-    check_bytes,
-    locked,
-    sample_body,
-    since,
-    written,
-)
+from runner.model.approval import check_bytes
+from runner.model.compatibility import signature_in
+from runner.model.deployment import Health, locked
+from runner.model.sample import check_answer, sample_body
+from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, written
+from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
 from runner.pipeline.remote import settings
 from runner.records import FileFact, Pipeline, Target
@@ -99,7 +93,7 @@ class SageMakerTarget:
                 raise Refused(
                     f"{event.name}/{event.version} is being deployed to {self.name} by {event.who} since {event.at}."
                 )
-            change = self._change_of(event)
+            change = of_event(self.registry, event)
             previous, config = str(event.data["previous"]), str(event.data["config"])
             found = self._settled()
             try:
@@ -115,8 +109,7 @@ class SageMakerTarget:
                 written(self.registry, made)
 
     def last(self) -> Deployment | None:
-        events = at_target(self.registry, self.name)
-        return self._change_of(events[-1]) if events else None
+        return recorded(self.registry, self.name)
 
     def deploy(self, change: Deployment, version: ModelVersion) -> Deployment:
         source, _ = self._source(version, upload=True)
@@ -152,7 +145,8 @@ class SageMakerTarget:
             self._back("")
         return msgspec.structs.replace(change, at=_now(), place=found["EndpointArn"] if found is not None else "")
 
-    def restart(self) -> Deployment:
+    def restart(self, last: Deployment, version: ModelVersion) -> Deployment:
+        del last, version
         raise UsageError(f"{self.name} is in SageMaker, which keeps it up; runner deploy NAME/VERSION --to {self.name}")
 
     def health(self) -> Health:
@@ -171,6 +165,11 @@ class SageMakerTarget:
         except RunnerError as error:
             return Health(status="unhealthy", said=f"{error}")
         return Health(status="serving", said=begun)
+
+    def signature(self, version: ModelVersion) -> Signature:
+        if version.location:
+            return signature(self.session, version)
+        return signature_in(self.model_folder(version), version)
 
     def plan(self, version: ModelVersion) -> Sequence[str]:
         source, _ = self._source(version, upload=False)
@@ -316,21 +315,25 @@ class SageMakerTarget:
         """Raises Refused where somebody else began first."""
         data = {
             "kind": change.kind, "config": wanted.config_name, "previous": previous, "replaced": change.replaced,
+            **({"schema_change": change.schema_change} if change.schema_change else {}),
             "process": f"{os.getpid()}@{socket.gethostname()}",
         }  # fmt: skip
-        self._record(change, BEGUN, change.why, data)
-        first = self._pending()
-        if first is not None and first.data["deployment"] != change.id:
-            self._record(change, FAILED, f"{first.who} began before")
-            raise Refused(f"{first.name}/{first.version} is being deployed to {self.name} by {first.who}.")
+        own = self._record(change, BEGUN, change.why, data)
+        # of one model the first goes on; of two, neither, as nothing says which was first: clocks differ
+        rivals = [one for one in self._open() if one.name != own.name or one.seq < own.seq]
+        if rivals:
+            self._record(change, FAILED, f"{rivals[0].who} began as well")
+            raise Refused(f"{rivals[0].name}/{rivals[0].version} is being deployed to {self.name} by {rivals[0].who}.")
 
     def _pending(self) -> Event | None:
-        """The deployment that was begun and has not ended; of two, the one that was begun first."""
+        """The deployment that was begun and has not ended; of several, the one to finish first."""
+        return next(iter(self._open()), None)
+
+    def _open(self) -> list[Event]:
         events = at_target(self.registry, self.name, (*CHANGES, BEGUN, FAILED))
         ended = {event.data.get("deployment") for event in events if event.kind != BEGUN}
-        open_ones = [event for event in events if event.kind == BEGUN and event.data["deployment"] not in ended]
-        of_names = {event.name: event for event in sorted(open_ones, key=lambda event: -event.seq)}
-        return min(of_names.values(), key=lambda event: event.at, default=None)
+        found = [event for event in events if event.kind == BEGUN and event.data["deployment"] not in ended]
+        return sorted(found, key=lambda event: (event.name, event.seq))
 
     def _alive(self, event: Event, found: dict[str, Any] | None) -> bool:
         """Whether whoever began it may still be at work."""
@@ -343,17 +346,9 @@ class SageMakerTarget:
         quiet = datetime.now(UTC) - datetime.fromisoformat(max(event.at, changed))
         return quiet.total_seconds() < self.quiet_s
 
-    def _change_of(self, event: Event) -> Deployment:
-        data = event.data
-        return Deployment(
-            id=str(data.get("deployment", "")), target=self.name, kind=data.get("kind", event.kind), name=event.name,
-            version=event.version, sha256=self.registry.get(event.name, event.version).sha256, who=event.who,
-            why=event.why, at=since(event), place=str(data.get("place", "")), replaced=str(data.get("replaced", "")),
-        )  # fmt: skip
-
-    def _record(self, change: Deployment, kind: str, why: str, data: dict[str, Any] | None = None) -> None:
+    def _record(self, change: Deployment, kind: str, why: str, data: dict[str, Any] | None = None) -> Event:
         more = {"target": self.name, "deployment": change.id, **(data or {})}
-        self.registry.record(change.name, change.version, kind, who=change.who, why=why, data=more)
+        return self.registry.record(change.name, change.version, kind, who=change.who, why=why, data=more)
 
     def _call(self, action: str, about: str, **arguments: Any) -> dict[str, Any]:
         return self.session.call("sagemaker", action, about=about, **arguments)

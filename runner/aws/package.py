@@ -14,9 +14,14 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.aws.bucket import Bucket
+from runner.aws.session import Session
 from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.approval import check_files, read_files
+from runner.model.compatibility import registered
+from runner.model.signature import Signature
+from runner.model.versions import ModelVersion
 from runner.paths import inside
 from runner.records import FileFact
 from runner.run.tarball import FREE_BYTES, RATIO, Tarball
@@ -112,6 +117,16 @@ def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
     if INSIDE not in files:
         raise Refused(f"The model archive {sha256[:12]} has no {INSIDE}, so no endpoint could answer with it.")
     return files
+
+
+def signature(session: Session, version: ModelVersion) -> Signature:
+    """Of a version whose files are in S3. Raises Tampered where it is gone or another."""
+    address = f"{version.location}signature.json"
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    content = Bucket(session, bucket).get(key)
+    if content is None:
+        raise Tampered(f"{address} is gone.")
+    return registered(content, version, where=address)
 
 
 def serving_image(region: str, chosen: str | None = None) -> str:

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.options import json_option, parse_version, pipeline_option, print_json, print_table
+from runner.cli.options import json_option, note, parse_version, pipeline_option, print_json, print_table, schema_option
 from runner.cli.terminal import confirm, say
 from runner.errors import AnswerIsNo, UsageError
 
 if TYPE_CHECKING:
-    from runner.model.deployment import Deployment, Health
+    from runner.model.deployment import Health
+    from runner.model.served import Deployment
 
 why_option = click.option("--reason", default="", metavar="TEXT", help="Why; kept for good.")
+no_token_option = click.option(
+    "--no-token", is_flag=True, help="Requests need no token any more, at a target of this machine."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done and what it costs; do nothing.")
 
 
@@ -22,59 +26,84 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 @click.argument("version", metavar="NAME/VERSION")
 @click.option("--to", "target", required=True, metavar="TARGET", help="One of [targets] in pipeline.toml.")
 @why_option
+@schema_option
+@no_token_option
 @dry_run_option
 @json_option
 @pipeline_option
-def deploy_command(version: str, target: str, reason: str, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+def deploy_command(
+    version: str,
+    target: str,
+    reason: str,
+    allow_schema_change: bool,
+    no_token: bool,
+    dry_run: bool,
+    as_json: bool,
+    pipeline: Path,
+) -> None:
     """Serve an approved model version at a target.
 
     The new version is brought up beside the old one, has to answer its sample record as recorded, and only then takes
     the requests. Where it does not, the old one goes on. The command may be ended at any time; nothing stays half done.
+    A version that refuses requests which the old one answers is not deployed without --allow-schema-change.
 
     \b
     Example:
       runner deploy NAME/3 --to staging --dry-run
       runner deploy NAME/3 --to production --reason "ticket 41"
     """
-    from runner import backend
+    from runner import backend, callers
     from runner.model import deployment
     from runner.pipeline.file import load
     from runner.run.provenance import who
 
     name, number = parse_version(version)
-    deployer, registry, targets = backend.deployer(pipeline, target), backend.registry(pipeline), load(pipeline).targets
+    deployer, registry = backend.deployer(pipeline, target, no_token=no_token), backend.registry(pipeline)
+    for said in callers.older_rest(pipeline, name, number, target):
+        note(said)
+    targets = load(pipeline).targets
     if dry_run:
         found = deployment.deployable(registry, name, number, target=target, targets=targets)
+        deployment.comparison(registry, deployer, found).permitted(allow=allow_schema_change, say=note)
         _print_plan(f"{version} would be deployed to {target}", deployer.plan(found), as_json)
         return
-    made = deployment.deploy(registry, deployer, name, number, target=target, targets=targets, who=who(), why=reason)
+    made = deployment.deploy(
+        registry, deployer, name, number, target=target, targets=targets, who=who(), why=reason,
+        allow_schema_change=allow_schema_change, say=note,
+    )  # fmt: skip
     _print_made(made, as_json)
 
 
 @click.command("rollback")
 @click.argument("target")
 @why_option
+@no_token_option
 @dry_run_option
 @json_option
 @pipeline_option
-def rollback_command(target: str, reason: str, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as_json: bool, pipeline: Path) -> None:
     """Serve again what the target served before, in the same way as a deployment; again goes one further back.
 
     \b
     Example:
       runner rollback production --reason "answers too slowly"
     """
-    from runner import backend
+    from runner import backend, callers
     from runner.model import deployment
+    from runner.model.served import before
     from runner.run.provenance import who
 
-    deployer, registry = backend.deployer(pipeline, target), backend.registry(pipeline)
+    deployer, registry = backend.deployer(pipeline, target, no_token=no_token), backend.registry(pipeline)
     if dry_run:
-        found = deployment.before(registry, target)
+        found = before(registry, target)
+        deployment.comparison(registry, deployer, found).permitted(allow=True, say=note)
         said = f"{target} would go back to {found.name}/{found.version}"
         _print_plan(said, deployer.plan(found), as_json)
         return
-    _print_made(deployment.rollback(registry, deployer, target=target, who=who(), why=reason), as_json)
+    made = deployment.rollback(registry, deployer, target=target, who=who(), why=reason, say=note)
+    for said in callers.older_rest(pipeline, made.name, made.version, target):
+        note(said)
+    _print_made(made, as_json)
 
 
 @click.command("undeploy")
@@ -106,9 +135,10 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pip
 @click.command("deployments")
 @click.argument("target", required=False)
 @click.option("--restart", is_flag=True, help="Serve again what was served where a target is down.")
+@no_token_option
 @json_option
 @pipeline_option
-def deployments_command(target: str | None, restart: bool, as_json: bool, pipeline: Path) -> None:
+def deployments_command(target: str | None, restart: bool, no_token: bool, as_json: bool, pipeline: Path) -> None:
     """Show what each target serves, since when and by whom, and whether it answers now.
 
     \b
@@ -118,6 +148,7 @@ def deployments_command(target: str | None, restart: bool, as_json: bool, pipeli
     """
     from runner import backend
     from runner.model import deployment
+    from runner.model.served import way_out
     from runner.pipeline.file import load
     from runner.run.provenance import who
 
@@ -126,7 +157,7 @@ def deployments_command(target: str | None, restart: bool, as_json: bool, pipeli
         raise UsageError('There are no targets. Write [targets.NAME] with kind = "local" or "sagemaker".')
     rows: list[tuple[str, str, Deployment | None, Health | None]] = []
     for name in [target] if target is not None else targets:
-        deployer = backend.deployer(pipeline, name)
+        deployer = backend.deployer(pipeline, name, no_token=no_token)
         deployment.catch_up(registry, deployer, who())
         last = deployer.last()
         serves = last is not None and last.kind != "removed"
@@ -137,7 +168,7 @@ def deployments_command(target: str | None, restart: bool, as_json: bool, pipeli
         if health is not None and last is not None:
             status = registry.get(last.name, last.version).status
             if status != "approved":
-                said = f"{last.label} is {status} since it was deployed: runner rollback {name}"
+                said = f"{last.label} is {status} since it was deployed: {way_out(registry, name)}"
                 health = deployment.Health(status="unhealthy", said=said, process=health.process)
         rows.append((name, targets[name].kind, last if serves else None, health))
     if as_json:
@@ -169,11 +200,19 @@ def deployments_command(target: str | None, restart: bool, as_json: bool, pipeli
 @click.option("--to", "target", metavar="TARGET", help="The last target.  [default: the one that no other requires]")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; kept for good, with each step.")
 @click.option("--yes", is_flag=True, help="Ask nothing, for CI.")
+@schema_option
 @click.option("--dry-run", is_flag=True, help="Say which steps are left; do nothing.")
 @json_option
 @pipeline_option
 def release_command(
-    version: str, target: str | None, reason: str, yes: bool, dry_run: bool, as_json: bool, pipeline: Path
+    version: str,
+    target: str | None,
+    reason: str,
+    yes: bool,
+    allow_schema_change: bool,
+    dry_run: bool,
+    as_json: bool,
+    pipeline: Path,
 ) -> None:
     """Walk a version through approval and the targets that require each other, asking before each step.
 
@@ -185,7 +224,7 @@ def release_command(
       runner release NAME/3 --reason "metrics reviewed, see ticket 41"
       runner release NAME/3 --reason "nightly" --to staging --yes
     """
-    from runner import actions, backend
+    from runner import actions, backend, callers
     from runner.model import deployment
     from runner.model.release import Step, release, steps
     from runner.pipeline.file import load
@@ -193,8 +232,23 @@ def release_command(
 
     name, number = parse_version(version)
     registry, targets = backend.registry(pipeline), load(pipeline).targets
+    for said in callers.older_rest(pipeline, name, number):
+        note(said)
+    allowed: dict[str, Any] = {"allow_schema_change": allow_schema_change, "say": note}
     if dry_run:
-        left = steps(registry, name, number, targets=targets, to=target)
+        left = list(steps(registry, name, number, targets=targets, to=target))
+        notes: dict[str, None] = {}  # the same of several steps once
+        for step in left:
+            callers.check(
+                pipeline,
+                name,
+                number,
+                target=step.target,
+                allow_schema_change=allow_schema_change,
+                say=notes.setdefault,
+            )
+        for said in notes:
+            note(said)
         _print_plan(f"{version} would be released", [step.said(version) for step in left], as_json)
         return
 
@@ -204,13 +258,13 @@ def release_command(
     def do(step: Step) -> Deployment | None:
         match step.what, step.target:
             case "approve", _:
-                actions.approve(pipeline, name, number, why=reason)
+                actions.approve(pipeline, name, number, why=reason, **allowed)
             case "approve for", str(at):
-                actions.approve_for(pipeline, name, number, target=at, why=reason)
+                actions.approve_for(pipeline, name, number, target=at, why=reason, **allowed)
             case "deploy", str(at):
                 deployer = backend.deployer(pipeline, at)
                 return deployment.deploy(
-                    registry, deployer, name, number, target=at, targets=targets, who=who(), why=reason
+                    registry, deployer, name, number, target=at, targets=targets, who=who(), why=reason, **allowed
                 )
         return None
 
@@ -256,7 +310,8 @@ def _print_made(made: Deployment, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        print_json({key: value for key, value in msgspec.to_builtins(made).items() if key != "format"})
+        fields = msgspec.structs.asdict(made)
+        print_json({key: value for key, value in fields.items() if key != "format"})
     elif made.kind == "removed":
         say(f"{made.label} is not served at {made.target} any more")
     else:

@@ -12,11 +12,13 @@ from runner.cli.options import (
     json_option,
     metric_json,
     metric_text,
+    note,
     parse_time,
     parse_version,
     pipeline_option,
     print_json,
     print_table,
+    schema_option,
 )
 from runner.cli.terminal import say
 
@@ -99,22 +101,29 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
 @click.argument("version", metavar="NAME/VERSION")
 @reason_option
 @click.option("--to", "target", metavar="TARGET", help="Give the second approval that this target asks for.")
+@schema_option
 @json_option
 @pipeline_option
-def approve_command(version: str, reason: str, target: str | None, as_json: bool, pipeline: Path) -> None:
-    """Approve a pending model version: its run must have passed and its bytes must match.
+def approve_command(
+    version: str, reason: str, target: str | None, allow_schema_change: bool, as_json: bool, pipeline: Path
+) -> None:
+    """Approve a pending model version: its run must have passed, its bytes must match, and it must answer what is sent to
+    those that serve and to the approved one, or --allow-schema-change say that it need not.
 
     \b
     Example:
       runner approve NAME/3 --reason "metrics reviewed, see ticket 41"
       runner approve NAME/3 --to production --reason "as good in staging"
     """
-    from runner import actions
+    from runner import actions, callers
 
+    for said in callers.older_rest(pipeline, *parse_version(version), target):
+        note(said)
+    allowed: dict[str, Any] = {"allow_schema_change": allow_schema_change, "say": note}
     if target is None:
-        found = actions.approve(pipeline, *parse_version(version), why=reason)
+        found = actions.approve(pipeline, *parse_version(version), why=reason, **allowed)
     else:
-        found = actions.approve_for(pipeline, *parse_version(version), target=target, why=reason)
+        found = actions.approve_for(pipeline, *parse_version(version), target=target, why=reason, **allowed)
     _print_decision(found, as_json, f" for {target}" if target else "")
 
 
@@ -131,7 +140,7 @@ def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> 
       runner reject NAME/3 --reason "trained on the wrong month"
     """
     from runner import actions, backend
-    from runner.model.deployment import still_served
+    from runner.model.served import still_served
 
     name, number = parse_version(version)
     found = actions.reject(pipeline, name, number, why=reason)
@@ -236,8 +245,8 @@ def _print_state(
 
 def _print_served(versions: Registry, events: Sequence[Event], target: str, moment: str, as_json: bool) -> None:
     """What the target served at that moment, by whose decision and deployment, and what it leads back to."""
-    from runner.model.deployment import served_at, since
     from runner.model.events import state_at
+    from runner.model.served import served_at, since
 
     name = events[0].name
     found = served_at(events, target, moment)
@@ -283,7 +292,8 @@ def _print_served(versions: Registry, events: Sequence[Event], target: str, mome
 
 def _what(event: Event) -> str:
     at = event.data.get("target")
-    return event.kind if at is None or at in event.kind else f"{event.kind} ({at})"
+    said = event.kind if at is None or at in event.kind else f"{event.kind} ({at})"
+    return f"{said}, schema change" if event.data.get("schema_change") else said
 
 
 def _said(event: Event, claims: dict[int, str]) -> str:

@@ -25,6 +25,14 @@ pipeline_option = click.option(
     help="The pipeline file; runs land beside it.  [default: pipeline.toml]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+schema_option = click.option(
+    "--allow-schema-change", is_flag=True, help="Also where requests that are answered now would be refused."
+)
+
+
+def note(said: str) -> None:
+    """What somebody should know, beside the result."""
+    say(f"note: {said}", err=True)
 
 
 def json_text(value: Any) -> str:

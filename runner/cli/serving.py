@@ -131,7 +131,9 @@ def serve_command(
       runner serve NAME
       RUNNER_TOKEN=secret runner serve NAME/3 --host 0.0.0.0 --port 80
     """
-    if not token and not _is_loopback(host):
+    from runner.loopback import is_loopback
+
+    if not token and not is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines, so a token is needed: "
             "RUNNER_TOKEN=… runner serve …; clients send `Authorization: Bearer …`."
@@ -148,20 +150,14 @@ def serve_command(
     processes = workers or _cores()
     limits = Limits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)
     application = Application(scorer, version, limits=limits, metrics=Metrics(processes), token=token or None)
-    listening = bind(host, port)
+    try:
+        listening = bind(host, port)
+    except UsageError as error:
+        raise UsageError(f"{error} Choose another with --port.") from error
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     said = f"serving {scorer.model} of run {version.run} at {address} ({processes} worker{'s' * (processes > 1)})"
     serve(application, listening, workers=processes, on_ready=lambda: say(said, err=True))
-
-
-def _is_loopback(host: str) -> bool:
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _cores() -> int:

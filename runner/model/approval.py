@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.content import artifact, walk
+from runner.content import artifact, folder_artifact, walk
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.manifest import RunManifest
 from runner.model.versions import ModelVersion
-from runner.records import ApprovalSpec
+from runner.records import ApprovalSpec, FileFact
 
 if TYPE_CHECKING:
     from runner.model.versions import Registry
@@ -34,10 +35,12 @@ def approve(
     why: str,
     rules: ApprovalSpec = ANYBODY,
     identity: str = "",
+    schema_change: Callable[[ModelVersion], dict[str, list[str]]] = lambda _: {},
 ) -> ModelVersion:
     """Approve a pending version whose run succeeded with a passing verdict and whose bytes are those of the run.
 
-    `who` is `user@host`; `identity` the caller's ARN where AWS knows the caller, kept with the decision.
+    `who` is `user@host`; `identity` the caller's ARN where AWS knows the caller, kept with the decision; so is what
+    `schema_change` gives, which raises Refused where that is not allowed.
     Raises Refused with what is not so or who may decide, Tampered where bytes differ, UsageError without a reason.
     """
     reasoned(why)
@@ -67,7 +70,10 @@ def approve(
         names = ", ".join(sorted({path for path, _ in changed})) or model_folder.name
         raise Tampered(f"The model of {name}/{version} was altered since its run ({names}). It cannot be approved.")
     check_format(model_folder)
-    return registry.decide(name, version, "approved", who=who, why=why, data=_known_by(identity))
+    data = _known_by(identity)
+    if found.status == "pending" and (lost := schema_change(found)):
+        data = {**(data or {}), "schema_change": lost}
+    return registry.decide(name, version, "approved", who=who, why=why, data=data)
 
 
 def reject(
@@ -117,8 +123,6 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 def check_files(files: Mapping[str, bytes], folder: Path) -> None:
     """As `check_format`, for the folder's content."""
-    if not any(name in files for name in MODEL_FILES):
-        raise Refused(f"{folder} has no {' or '.join(MODEL_FILES)}. Save the model with runner.model.save.")
     for relative, content in files.items():
         if Path(relative).suffix in (".pkl", ".pickle", ".joblib") or _is_pickle(content):
             raise Refused(
@@ -126,6 +130,25 @@ def check_files(files: Mapping[str, bytes], folder: Path) -> None:
             )
         if relative in MODEL_FILES and not content.startswith(b"{"):
             raise Refused(f"{folder / relative} is neither UBJ nor JSON.")
+    for needed in (MODEL_FILES, ("signature.json",)):
+        if not any(name in files for name in needed):
+            raise Refused(f"{folder} has no {' or '.join(needed)}. Save the model with runner.model.save.")
+
+
+def check_bytes(version: ModelVersion, folder: Path) -> dict[str, bytes]:
+    """The folder's files, if they are the registered ones. Raises Tampered, or Refused for a pickle."""
+    label = f"{version.name}/{version.version}"
+    try:
+        files = read_files(folder)
+    except (RunnerError, OSError) as error:
+        raise Tampered(f"The model folder of {label} cannot be read: {error}") from error
+    facts = {
+        name: FileFact(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
+    }
+    if folder_artifact("", facts).sha256 != version.sha256:
+        raise Tampered(f"{label} was altered: its bytes do not have the registered hash {version.sha256[:12]}.")
+    check_files(files, folder)
+    return files
 
 
 def _is_pickle(content: bytes) -> bool:

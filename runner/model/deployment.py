@@ -9,52 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
-import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from runner.content import folder_artifact, hold
-from runner.errors import Refused, RunnerError, Tampered, UsageError
+import msgspec
+
+from runner.content import hold
+from runner.errors import Refused, UsageError
 from runner.failpoint import reach
-from runner.model.approval import check_files, may_decide, read_files, reasoned, same_person, starters
+from runner.model.approval import may_decide, reasoned, same_person, starters
+from runner.model.compatibility import Callers, Comparison, compare
 from runner.model.events import state
+from runner.model.served import SERVES, Change, Deployment, before, is_written, written
+from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
-from runner.paths import FileName
-from runner.records import FORMAT, ApprovalSpec, FileFact, Record, Target
+from runner.records import ApprovalSpec, Record, Target
 
-Change = Literal["deployed", "rolled back", "removed"]
-CHANGES: tuple[Change, ...] = ("deployed", "rolled back", "removed")
-SERVES = ("deployed", "rolled back")
 LOCK = "lock"  # in a target's folder
 # where a deployment can be made to die; see runner.failpoint
 FAILPOINTS = ("deployment checked", "target ready", "target switched", "deployment recorded")
-
-
-class Deployment(Record, frozen=True, kw_only=True):
-    """What was last done at a target. After `removed` nothing is served there."""
-
-    format: int = FORMAT
-    id: str
-    target: FileName
-    kind: Change
-    name: FileName
-    version: int
-    sha256: str
-    who: str
-    why: str = ""
-    at: str = ""  # UTC: since when
-    place: str = ""  # http://… or an endpoint's ARN
-    replaced: str = ""  # NAME/VERSION that was served before
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}/{self.version}"
 
 
 class Health(Record, frozen=True, kw_only=True):
@@ -67,6 +44,8 @@ class Health(Record, frozen=True, kw_only=True):
 
 class Deployer(Protocol):
     """One target. All raise RunnerError; a change that raises leaves what was served before as it was."""
+
+    spec: Target
 
     def changing(self, who: str) -> AbstractContextManager[None]:
         """Nobody else changes the target inside. Raises Refused where somebody does."""
@@ -83,11 +62,14 @@ class Deployer(Protocol):
     def remove(self, change: Deployment) -> Deployment:
         """End what is served."""
 
-    def restart(self) -> Deployment:
+    def restart(self, last: Deployment, version: ModelVersion) -> Deployment:
         """Serve again what was served when the target went down. Raises UsageError where that is not ours to do."""
 
     def health(self) -> Health:
         """Asks the model that is served for a sign of life."""
+
+    def signature(self, version: ModelVersion) -> Signature:
+        """What the version's callers send. Raises RunnerError where it cannot be read."""
 
     def plan(self, version: ModelVersion) -> Sequence[str]:
         """What `deploy` would do, in sentences; changes nothing."""
@@ -103,26 +85,50 @@ def deploy(
     targets: Mapping[str, Target],
     who: str,
     why: str = "",
+    allow_schema_change: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Deployment:
-    """Serve an approved version at the target.
+    """Serve an approved version at the target; `say` is told what callers may notice.
 
-    Raises Refused where it may not be served there, Tampered where its bytes are not those of its run, RunnerError
-    where it does not answer as recorded: what was served before goes on then.
+    Raises Refused where it may not be served there, or refuses what the served one answers, Tampered where its bytes
+    are not those of its run, RunnerError where it does not answer as recorded: what was served before goes on then.
     """
     with deployer.changing(who):
         settle(registry, deployer)
         found = deployable(registry, name, version, target=target, targets=targets)
+        lost = comparison(registry, deployer, found).permitted(allow=allow_schema_change, say=say)
         reach("deployment checked")
-        return _serve(registry, deployer, "deployed", found, target=target, who=who, why=why)
+        return _serve(registry, deployer, "deployed", found, target=target, who=who, why=why, lost=lost)
 
 
-def rollback(registry: Registry, deployer: Deployer, *, target: str, who: str, why: str = "") -> Deployment:
-    """Serve what was served at the target before. Raises Refused where there is nothing to go back to."""
+def rollback(
+    registry: Registry,
+    deployer: Deployer,
+    *,
+    target: str,
+    who: str,
+    why: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> Deployment:
+    """Serve what was served at the target before; `say` is told what callers may notice, and nothing of it is refused.
+
+    Raises Refused where there is nothing to go back to.
+    """
     with deployer.changing(who):
         settle(registry, deployer)
         found = before(registry, target)
+        lost = comparison(registry, deployer, found).permitted(allow=True, say=say)
         reach("deployment checked")
-        return _serve(registry, deployer, "rolled back", found, target=target, who=who, why=why)
+        return _serve(registry, deployer, "rolled back", found, target=target, who=who, why=why, lost=lost)
+
+
+def comparison(registry: Registry, deployer: Deployer, found: ModelVersion) -> Comparison:
+    """The version beside the one that serves at the target now."""
+    last = deployer.last()
+    if last is None or last.kind == "removed":
+        return compare(found, [], deployer.signature)
+    served = registry.get(last.name, last.version)
+    return compare(found, [Callers(served, f"serves at {last.target}", deployer.spec.unknown)], deployer.signature)
 
 
 def remove(registry: Registry, deployer: Deployer, *, target: str, who: str, why: str = "") -> Deployment:
@@ -143,8 +149,9 @@ def restart(registry: Registry, deployer: Deployer, *, target: str, who: str) ->
         last = settle(registry, deployer)
         if last is None or last.kind == "removed":
             raise Refused(f"Nothing was served at {target}.")
-        approved(registry.get(last.name, last.version))
-        return deployer.restart()
+        found = registry.get(last.name, last.version)
+        approved(found)
+        return deployer.restart(last, found)
 
 
 def settle(registry: Registry, deployer: Deployer) -> Deployment | None:
@@ -159,7 +166,7 @@ def settle(registry: Registry, deployer: Deployer) -> Deployment | None:
 def catch_up(registry: Registry, deployer: Deployer, who: str) -> None:
     """As `settle`, where nobody changes the target just now."""
     last = deployer.last()
-    if last is not None and not _is_written(registry, last.name, last.id):
+    if last is not None and not is_written(registry, last.name, last.id):
         with contextlib.suppress(Refused), deployer.changing(who):
             settle(registry, deployer)
 
@@ -189,16 +196,21 @@ def deployable(
 @contextlib.contextmanager
 def locked(folder: Path, target: str, who: str) -> Iterator[None]:
     """Nobody else on this machine changes the target inside; the kernel frees it for one who died. Raises Refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "ab+", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise Refused(f"{folder} cannot be written: {error.strerror}. Nothing was changed at {target}.") from error
+    with lock:
         try:
             hold(lock, fcntl.LOCK_EX)
         except BlockingIOError:
             lock.seek(0)
-            raise Refused(f"{target} is being changed just now, by {lock.read() or 'another process'}.") from None
-        lock.truncate(0)
-        lock.write(f"{who} (process {os.getpid()})")
-        lock.flush()
+            name = lock.read().decode(errors="replace") or "another process"
+            raise Refused(f"{target} is being changed just now, by {name}.") from None
+        with contextlib.suppress(OSError):  # a full disk has no room for who it is
+            lock.truncate(0)
+            lock.write(f"{who} (process {os.getpid()})".encode())
         yield
         lock.truncate(0)
 
@@ -212,22 +224,6 @@ def approved(version: ModelVersion) -> None:
         )
 
 
-def check_bytes(version: ModelVersion, folder: Path) -> dict[str, bytes]:
-    """The folder's files, if they are the registered ones. Raises Tampered, or Refused for a pickle."""
-    label = f"{version.name}/{version.version}"
-    try:
-        files = read_files(folder)
-    except (RunnerError, OSError) as error:
-        raise Tampered(f"The model folder of {label} cannot be read: {error}") from error
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
-    }
-    if folder_artifact("", facts).sha256 != version.sha256:
-        raise Tampered(f"{label} was altered: its bytes do not have the registered hash {version.sha256[:12]}.")
-    check_files(files, folder)
-    return files
-
-
 def approve_for(
     registry: Registry,
     name: str,
@@ -239,8 +235,10 @@ def approve_for(
     why: str,
     rules: ApprovalSpec,
     identity: str = "",
+    schema_change: Callable[[ModelVersion], dict[str, list[str]]] = lambda _: {},
 ) -> Event:
-    """The second approval, of an approved version for one target. Raises Refused where the same person gave the first."""
+    """The second approval, of an approved version for one target. Raises Refused where the same person gave the first;
+    `schema_change` is as in `runner.model.approval.approve`."""
     reasoned(why)
     label = f"{name}/{version}"
     if not targets[target].second_approval:
@@ -260,7 +258,12 @@ def approve_for(
     given = second_approval(events, version, target)
     if given is not None:
         raise Refused(f"{label} is approved for {target} already, by {given.who} at {given.at} ({given.why}).")
-    data = {"target": target, **({"identity": identity} if identity else {})}
+    lost = schema_change(found)
+    data = {
+        "target": target,
+        **({"identity": identity} if identity else {}),
+        **({"schema_change": lost} if lost else {}),
+    }
     return registry.record(name, version, f"approved for {target}", who=who, why=why, data=data)
 
 
@@ -272,95 +275,21 @@ def second_approval(events: Sequence[Event], version: int, target: str) -> Event
     return next((event for event in later if event.kind == f"approved for {target}"), None)
 
 
-def before(registry: Registry, target: str) -> ModelVersion:
-    """The version to roll back to: the one before the one that serves, and is approved still."""
-    served: list[tuple[str, int]] = []
-    for event in at_target(registry, target):
-        match event.kind:
-            case "deployed":
-                served.append((event.name, event.version))
-            case "rolled back":
-                back = (event.name, event.version)
-                while len(served) > 1 and served[-1] != back:
-                    served.pop()
-            case "removed" if "replaced_by" not in event.data:
-                served.clear()
-    if not served:
-        raise Refused(f"Nothing is served at {target}: runner deploy NAME/VERSION --to {target}")
-    now = served[-1]
-    for name, version in reversed(served[:-1]):
-        found = registry.get(name, version)
-        if (name, version) != now and found.status == "approved":
-            return found
-    raise Refused(
-        f"Since {target} last served nothing, none that is approved still was served before {now[0]}/{now[1]}. "
-        f"Choose one: runner deploy NAME/VERSION --to {target}"
-    )
-
-
-def still_served(registry: Registry, name: str, version: int) -> dict[str, str]:
-    """Per target that serves the version, by the history: the command that ends that."""
-    events, found = registry.events(name), {}
-    for target in sorted({event.data["target"] for event in events if event.kind in SERVES}):
-        last = [event for event in events if event.kind in CHANGES and event.data["target"] == target][-1]
-        if last.kind in SERVES and last.version == version:
-            try:
-                before(registry, target)
-                found[target] = f"runner rollback {target}"
-            except Refused:  # there is nothing to go back to
-                found[target] = f"runner undeploy {target}"
-    return found
-
-
-def at_target(registry: Registry, target: str, kinds: Sequence[str] = CHANGES) -> list[Event]:
-    """What happened at the target, of all names, oldest first."""
-    names = sorted({version.name for version in registry.list()})
-    found = [event for name in names for event in registry.events(name)]
-    return sorted(
-        (event for event in found if event.kind in kinds and event.data.get("target") == target),
-        key=lambda event: (since(event), event.kind != "removed", event.seq),
-    )
-
-
-def served_at(events: Iterable[Event], target: str, moment: str) -> Event | None:
-    """The event by which a version of this name was served at the target at that moment (UTC), None where none was."""
-    found = None
-    for event in events:
-        if event.data.get("target") == target and event.kind in CHANGES and since(event) <= moment:
-            found = event if event.kind in SERVES else None
-    return found
-
-
-def since(event: Event) -> str:
-    """When the change was made, which its event was written after."""
-    return str(event.data.get("since", event.at))
-
-
-def sample_body(signature: Mapping[str, Any]) -> bytes:
-    """The request whose answer the model folder has on record, as JSON."""
-    return json.dumps([signature["sample_request"]]).encode()
-
-
-def check_answer(signature: Mapping[str, Any], answer: bytes, where: str) -> None:
-    """Raises Refused where the answer to `sample_body`, as text/csv, is not the recorded prediction."""
-    expected = signature["sample_prediction"]
-    wanted = expected if isinstance(expected, list) else [expected]
-    try:
-        found = [float(field) for field in answer.decode().strip().split(",")]
-    except ValueError:
-        found = []
-    if len(found) != len(wanted) or not all(
-        math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6) for one, other in zip(found, wanted, strict=True)
-    ):
-        raise Refused(f"{where} answers {answer[:80]!r} to its sample record; {expected} is recorded.")
-
-
 def _serve(
-    registry: Registry, deployer: Deployer, kind: Change, found: ModelVersion, *, target: str, who: str, why: str
+    registry: Registry,
+    deployer: Deployer,
+    kind: Change,
+    found: ModelVersion,
+    *,
+    target: str,
+    who: str,
+    why: str,
+    lost: dict[str, list[str]],
 ) -> Deployment:
     last = deployer.last()
     replaced = last.label if last is not None and last.kind != "removed" else ""
     change = _change(kind, target, found.name, found.version, found.sha256, who=who, why=why, replaced=replaced)
+    change = msgspec.structs.replace(change, schema_change=lost)
     made = deployer.deploy(change, found)
     reach("target switched")
     written(registry, made)
@@ -375,22 +304,6 @@ def _change(
         id=secrets.token_hex(8), target=target, kind=kind, name=name, version=version, sha256=sha256, who=who, why=why,
         replaced=replaced,
     )  # fmt: skip
-
-
-def written(registry: Registry, made: Deployment) -> None:
-    """Write the events of the change that are not there: its own, and the end of what another model served there."""
-    data = {"target": made.target, "deployment": made.id, "since": made.at, "place": made.place}
-    other, _, number = made.replaced.rpartition("/")
-    if other and other != made.name and not _is_written(registry, other, made.id):
-        why, more = f"replaced by {made.label}", {"replaced_by": made.label}
-        registry.record(other, int(number), "removed", who=made.who, why=why, data={**data, **more})
-    if not _is_written(registry, made.name, made.id):
-        data |= {"replaced": made.replaced} if made.replaced else {}
-        registry.record(made.name, made.version, made.kind, who=made.who, why=made.why, data=data)
-
-
-def _is_written(registry: Registry, name: str, change: str) -> bool:
-    return any(e.data.get("deployment") == change and e.kind in CHANGES for e in registry.events(name))
 
 
 def _served(events: Iterable[Event], version: int, target: str) -> bool:

@@ -115,11 +115,11 @@ class RegistryFile:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it says where in SQLite
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return RegistryUnusable(
-                f"{self.path} stayed locked for {self.busy_s:g} s by another process. Nothing was changed; try again."
+                f"{self.path} stayed locked for {self.busy_s:g} s by another process. Nothing was written to it; try again."
             )
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             return RegistryUnusable(
-                f"{self.path} cannot be used: {error}. Nothing was changed; free space or make it writable."
+                f"{self.path} cannot be used: {error}. Nothing was written to it; free space or make it writable."
             )
         return RegistryUnusable(
             f"{self.path} cannot be read as a registry: {error}. The file was left as it is; restore a copy of it, or make it anew: `{REBUILD}`."

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runner.errors import Refused, UsageError
-from runner.model.deployment import CHANGES, SERVES, Deployment, second_approval
+from runner.model.deployment import second_approval
+from runner.model.served import CHANGES, SERVES, Deployment
 from runner.model.versions import Registry
 from runner.records import Target
 

@@ -81,7 +81,7 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
             )
         asked = next((state.result for state in manifest.steps if state.result and state.result.registration), None)
         if asked is not None:
-            version = registration.commit(manifest, asked, world.registry)
+            version = registration.commit(manifest, asked, world.registry, content=store.object)
             manifest = msgspec.structs.replace(manifest, model_version=version, register=True)
             store.write(manifest)
             return manifest

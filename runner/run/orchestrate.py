@@ -109,9 +109,7 @@ class Steps:
         self.waiting = [step for step in plan.steps if step.name not in ended]
         self.going: set[str] = set()
         self.left: set[str] = set()  # steps that go on elsewhere while we leave
-        self.registered: set[str] = (
-            set() if manifest.model_version is None else {state.name for state in manifest.steps}
-        )
+        self.registered = {state.name for state in manifest.steps if manifest.model_version is not None}
         self.cache = Cache(world.store, plan.root)
         self.threads = _cores(options) if world.runtime is None else 0  # elsewhere a step has a machine for itself
         # attempts number a step's executions over all resumptions; `retries` counts from this owner's first
@@ -306,9 +304,12 @@ class Steps:
 
     def _register(self, state: StepState) -> None:
         assert state.result is not None
+        registry, content = self.world.registry, self.world.store.object
         reach("before registering")
         try:
-            version = registration.commit(self.manifest, state.result, self.world.registry, from_run=state.from_run)
+            version = registration.commit(
+                self.manifest, state.result, registry, content=content, from_run=state.from_run
+            )
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
             self._set(state.name, status="failed", result=msgspec.structs.replace(state.result, error=refused))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from runner.errors import Refused, Tampered
 from runner.manifest import ModelVersionRef, RunManifest
+from runner.model.approval import check_files
 from runner.model.events import verify_chain
 from runner.model.versions import Claim, Event, ModelVersion, NewVersion
 from runner.pipeline.registering import HOW_TO_REGISTER
-from runner.records import Artifact, StepResult
+from runner.records import Artifact, FileFact, StepResult
 
 
 class Register(Protocol):
@@ -22,15 +24,23 @@ class Register(Protocol):
 
 
 def commit(
-    manifest: RunManifest, result: StepResult, registry: Register, *, from_run: str | None = None
+    manifest: RunManifest,
+    result: StepResult,
+    registry: Register,
+    *,
+    content: Callable[[FileFact], Path] | None,
+    from_run: str | None = None,
 ) -> ModelVersionRef:
-    """Register what the step asked for; a second call gives the same version.
+    """Register what the step asked for; a second call gives the same version. `content` gives a file of the model by its
+    fact, None where the registry looks at the files itself.
 
     A result taken `from_run` was registered by that run: that version is given, unless the registry no longer has it.
 
-    Raises Refused as `new_version`.
+    Raises Refused as `new_version`, and where the files are not a model that can be approved.
     """
     new = new_version(manifest, result)
+    if content is not None:
+        _can_be_approved(new.artifact, content)
     known = registry.list() if from_run is not None else []
     for earlier in known:
         if (earlier.name, earlier.run, earlier.sha256) == (new.name, from_run, new.sha256):
@@ -126,6 +136,18 @@ def not_registered(manifest: RunManifest) -> str:
         return f"No model was registered: step {left_out[0].name} did not run ({left_out[0].why}). {afterwards}"
     name = registering[0].name
     return f"No model was registered: step {name} ended without having called runner.model.register."
+
+
+def _can_be_approved(found: Artifact, content: Callable[[FileFact], Path]) -> None:
+    facts = found.files or {Path(found.path).name: FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}
+    try:
+        check_files({name: content(fact).read_bytes() for name, fact in facts.items()}, Path(found.path))
+    except Refused as error:
+        raise Refused(
+            f"{error} Nobody could approve it, so it is not registered. Write the folder with runner.model.save alone, "
+            "which takes XGBoost models; for another model remove [model] from pipeline.toml and the call of "
+            "runner.model.register: the run keeps it as an output of its step."
+        ) from error
 
 
 def model_artifact(manifest: RunManifest) -> Artifact | None:

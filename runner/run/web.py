@@ -6,12 +6,13 @@ import base64
 import shutil
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from runner.errors import RemoteError
 from runner.pipeline.addresses import is_public, public
+from runner.pipeline.file import is_address
 from runner.run.sources import RemoteFile
 
 TIMEOUT_S = 60
@@ -38,6 +39,17 @@ class Web:
             raise _failed(address, error) from error
 
 
+class _Redirected(urllib.request.HTTPRedirectHandler):
+    """Follows to where a source may be named too: not from https, or from this machine, to plain http elsewhere."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        if not is_address(newurl):
+            raise ValueError(f"it leads on to {public(newurl)}, which is neither https nor this machine")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _headers(address: str) -> HTTPResponse:
     try:
         return _open(address, "HEAD")
@@ -57,7 +69,9 @@ def _open(address: str, method: str) -> HTTPResponse:
         if at:  # not for where the server may send us
             packed = base64.b64encode(unquote(user).encode()).decode()
             request.add_unredirected_header("Authorization", f"Basic {packed}")
-        reply: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        # a proxy would look for "this machine" on its own
+        proxies = urllib.request.ProxyHandler({} if address.startswith("http://") else None)
+        reply: HTTPResponse = urllib.request.build_opener(_Redirected, proxies).open(request, timeout=TIMEOUT_S)
     except (OSError, ValueError, HTTPException) as error:
         raise _failed(address, error) from error
     return reply

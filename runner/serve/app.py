@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from runner.loopback import names_this_machine
 from runner.model.versions import ModelVersion
 from runner.serve.describe import openapi, page
 from runner.serve.inference import BadInput, Scorer, accepted
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 LARGE_BYTES = 64 * 1024  # from here on a body is read and scored beside the others, not before them
 BODIES = 16  # of the largest size: what all that one process holds at a time may add up to
 KNOWN = ("/invocations", "/ping", "/", "/metrics", "/openapi.json")
+ELSEWHERE = b'{"error": "This server has no such name. Ask it by localhost, or serve with a token: RUNNER_TOKEN=..."}'
 CHALLENGE = (b"www-authenticate", b'Basic realm="runner", charset="UTF-8"')
 
 
@@ -73,7 +76,10 @@ class Application:
         scoring = path == "/invocations" and method == "POST"
         status, rows = 500, 0
         try:
-            if self._token is not None and path != "/ping" and not self._allowed(headers.get(b"authorization", b"")):
+            if self._token is None and not names_this_machine(headers.get(b"host", b"")):
+                status = 421
+                await self._send(send, 421, ELSEWHERE, "application/json")
+            elif self._token is not None and path != "/ping" and not self._allowed(headers.get(b"authorization", b"")):
                 status = 401
                 await self._send(send, 401, b'{"error": "This needs the token."}', "application/json", CHALLENGE)
             elif scoring:
@@ -234,6 +240,11 @@ class Log:
         record = {"at": self._now(), "fault": type(error).__name__, "where": places[-6:], "worker": self.worker}
         self._lines.append(json.dumps(record) + "\n")
 
+    def note(self, said: str) -> None:
+        """Of a process that has no loop."""
+        self._lines.append(json.dumps({"at": self._now(), "server": said}) + "\n")
+        self.flush()
+
     def _now(self) -> str:
         now = time.time()
         if self._second[0] != int(now):
@@ -242,8 +253,9 @@ class Log:
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
-        sys.stderr.write("".join(lines))
-        sys.stderr.flush()
+        with suppress(OSError):  # the disk is full, or nobody reads any more: requests are answered all the same
+            sys.stderr.write("".join(lines))
+            sys.stderr.flush()
 
 
 def _others(application: Application, scorer: Scorer, version: ModelVersion) -> Callable[..., Awaitable[None]]:

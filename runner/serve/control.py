@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from runner.errors import Refused
-from runner.model.deployment import Deployment
+from runner.model.served import Deployment
 from runner.records import FORMAT, Record, decode
 from runner.serve.generation import Start
 
@@ -35,12 +35,13 @@ class Address(Record, frozen=True, kw_only=True):
 
 
 class State(Record, frozen=True, kw_only=True):
-    """state.json: the last change, and what is needed to serve that version again."""
+    """state.json: the last change, how it was served, and whether requests had to bring a token."""
 
     format: int = FORMAT
     change: Deployment
     start: Start | None  # without its token
     address: Address
+    needs_token: bool | None = False  # None where that is not known
 
 
 class Ask(Record, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class Answer(Record, frozen=True, kw_only=True):
     why: str = ""
     change: Deployment | None = None
     address: Address | None = None
+    needs_token: bool = False
     process: int | None = None  # of the version that serves
     restarts: int = 0
 

@@ -23,6 +23,7 @@ REFUSALS = {
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "415": "The content type is none that is read.",
+    "421": "The Host is not a name of this machine, and no token is asked for.",
     "503": "Too many connections are open or too many large requests under way; try again after Retry-After seconds.",
 }
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runner.errors import Refused, RunnerError
-from runner.model.deployment import check_answer, sample_body
+from runner.model.sample import check_answer, sample_body
 from runner.model.versions import ModelVersion
 from runner.records import Record, decode
 
@@ -39,13 +39,13 @@ class Start(Record, frozen=True, kw_only=True):
     """What to serve, and how."""
 
     version: ModelVersion
-    folder: str
+    folder: str  # relative to the target's, so that a project can be moved while it serves
     workers: int
     unknown: str = "error"
     max_body_mb: float = 6.0
     timeout_s: float = 30.0
     max_connections: int = 512
-    token: str | None = None
+    token: str | None = None  # that requests must bring; "" is none, None that of what serves
     listening: int = -1  # the file descriptor of the socket, which is inherited
 
 
@@ -150,11 +150,11 @@ def _ready(asked: Start) -> tuple[Application, socket.socket]:
     limits = Limits(
         body_bytes=int(asked.max_body_mb * 2**20), timeout_s=asked.timeout_s, connections=asked.max_connections
     )
-    trial = Application(scorer, asked.version, limits=limits, metrics=Metrics(1), token=asked.token)
+    trial = Application(scorer, asked.version, limits=limits, metrics=Metrics(1), token=asked.token or None)
     with _trial(trial) as port:
         check_answer(scorer.signature, _ask(port, sample_body(scorer.signature), asked.token), scorer.model)
     metrics = Metrics(asked.workers)
-    application = Application(scorer, asked.version, limits=limits, metrics=metrics, token=asked.token)
+    application = Application(scorer, asked.version, limits=limits, metrics=metrics, token=asked.token or None)
     return application, socket.socket(fileno=asked.listening)
 
 
@@ -183,7 +183,7 @@ def _trial(application: Application) -> Iterator[int]:
 def _ask(port: int, body: bytes, token: str | None) -> bytes:
     """The answer to the request. Raises Refused where there is none."""
     headers = {"content-type": "application/json", "accept": "text/csv"}
-    if token is not None:
+    if token:
         headers["authorization"] = f"Bearer {token}"
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TRIAL_S)
     with contextlib.closing(connection):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
-import ipaddress
 import os
 import subprocess
 import sys
@@ -16,9 +15,14 @@ from pathlib import Path
 import msgspec
 
 from runner.content import atomic_write
-from runner.errors import Refused, RunnerError, UsageError
+from runner.errors import NewerStore, Refused, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
-from runner.model.deployment import Deployment, Health, check_bytes, locked
+from runner.loopback import is_loopback
+from runner.model.approval import check_bytes
+from runner.model.compatibility import signature_in
+from runner.model.deployment import Health, locked
+from runner.model.served import Deployment
+from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.records import Target, decode, encode, read
 from runner.serve.control import (
@@ -40,7 +44,11 @@ PING_S = 2.0
 
 
 class LocalTarget:
-    """Implements `runner.model.deployment.Deployer`. `folder` is the target's own; `token` what requests must bring."""
+    """Implements `runner.model.deployment.Deployer`. `folder` is the target's own.
+
+    `token` is what requests must bring from now on: "" is none, None what they had to bring before. `recorded` is the last change by the
+    history, for where the folder's own record is damaged.
+    """
 
     def __init__(
         self,
@@ -49,10 +57,11 @@ class LocalTarget:
         folder: Path,
         *,
         model_folder: Callable[[ModelVersion], Path],
+        recorded: Callable[[], Deployment | None],
         token: str | None = None,
     ) -> None:
         self.name, self.spec, self.folder, self.token = name, spec, folder, token
-        self.model_folder = model_folder
+        self.model_folder, self.recorded = model_folder, recorded
         self.address = Address(host=spec.host or HOST, port=spec.port or PORT)
 
     def changing(self, who: str) -> contextlib.AbstractContextManager[None]:
@@ -74,12 +83,9 @@ class LocalTarget:
         assert answer.change is not None
         return answer.change
 
-    def restart(self) -> Deployment:
+    def restart(self, last: Deployment, version: ModelVersion) -> Deployment:
         """Serve again what was served when this machine or the target's process went down; no new deployment."""
-        state = self._state()
-        if state is None or state.start is None:
-            raise Refused(f"Nothing was served at {self.name}.")
-        return self.deploy(state.change, state.start.version)
+        return self.deploy(last, version)
 
     def remove(self, change: Deployment) -> Deployment:
         if self._alive():
@@ -90,7 +96,12 @@ class LocalTarget:
             state = self._state()
             assert state is not None
             change = msgspec.structs.replace(change, at=now(), place=state.address.url)
-            atomic_write(self.folder / STATE, encode(State(change=change, start=None, address=state.address)))
+            try:
+                atomic_write(self.folder / STATE, encode(msgspec.structs.replace(state, change=change, start=None)))
+            except OSError as error:
+                raise Refused(
+                    f"{self.folder / STATE} cannot be written: {error.strerror}. Nothing was changed."
+                ) from error
         last = self.last()
         assert last is not None
         return last
@@ -100,10 +111,9 @@ class LocalTarget:
         if not self._alive():
             return Health(status="down", said="its process is gone: runner deployments --restart")
         try:
-            with Conversation(self.folder, PING_S) as conversation:
-                answer = conversation.ask(Ask(do="look"))
-        except (OSError, RunnerError) as error:
-            return Health(status="unhealthy", said=f"its process does not answer: {error}")
+            answer = self._look()
+        except RunnerError as error:
+            return Health(status="unhealthy", said=str(error))
         address = (answer.address or (state.address if state else self.address)).url
         status, said = _ping(answer.address or self.address)
         if answer.restarts:
@@ -112,6 +122,9 @@ class LocalTarget:
             status="serving" if status == 200 else "unhealthy", said=said or f"{address} answers {status} to /ping",
             process=answer.process,
         )  # fmt: skip
+
+    def signature(self, version: ModelVersion) -> Signature:
+        return signature_in(self.model_folder(version), version)
 
     def plan(self, version: ModelVersion) -> Sequence[str]:
         self._start_of(version)
@@ -130,11 +143,6 @@ class LocalTarget:
         """Raises Tampered or Refused for a model that may not be loaded, UsageError for an address without a token."""
         folder = self.model_folder(version)
         check_bytes(version, folder)
-        if not self.token and not _is_loopback(self.address.host):
-            raise UsageError(
-                f"{self.address.host} can be reached from other machines, so a token is needed: "
-                "RUNNER_TOKEN=… runner deploy …; clients send `Authorization: Bearer …`."
-            )
         given = {
             key: value
             for key in ("max_body_mb", "timeout_s", "max_connections")
@@ -142,12 +150,36 @@ class LocalTarget:
         }
         return Start(
             version=version,
-            folder=str(folder.absolute()),
+            folder=os.path.relpath(os.path.realpath(folder), os.path.realpath(self.folder)),
             workers=self._workers(),
             unknown=self.spec.unknown,
-            token=self.token or None,
+            token=self._token(),
             **given,
         )
+
+    def _token(self) -> str | None:
+        """What requests must bring: "" is none, None what the target's process has them bring now.
+
+        Raises UsageError where they would need none though they did, or though other machines can ask.
+        """
+        if self.token:
+            return self.token
+        if self.token is None:
+            if self._alive() and self._look().needs_token:
+                return None
+            state = self._state()
+            if state is not None and state.needs_token is not False:
+                had = "had to" if state.needs_token else f"may have had to ({STATE} is damaged)"
+                raise UsageError(
+                    f"Requests to {self.name} {had} bring a token, which is written nowhere. Set RUNNER_TOKEN to it and "
+                    "say the same again, or add --no-token to serve without one."
+                )
+        if not is_loopback(self.address.host):
+            raise UsageError(
+                f"{self.address.host} can be reached from other machines, so a token is needed: "
+                "RUNNER_TOKEN=… runner deploy …; clients send `Authorization: Bearer …`."
+            )
+        return ""
 
     def _workers(self) -> int:
         return self.spec.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "1")
@@ -173,7 +205,11 @@ class LocalTarget:
         return Conversation(self.folder, ASK_S)
 
     def _launch(self) -> None:
-        with open(self.folder / LOG, "ab") as log:
+        try:
+            opened = open(self.folder / LOG, "ab")  # noqa: SIM115
+        except OSError as error:
+            raise Refused(f"{self.folder / LOG} cannot be written: {error.strerror}. Nothing was changed.") from error
+        with opened as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "runner.serve.supervisor", str(self.folder.absolute())],
                 stdin=subprocess.PIPE,
@@ -211,8 +247,28 @@ class LocalTarget:
             raise Refused(f"{self.name}: {error} Nothing was switched.{goes_on} The log: {log}") from error
 
     def _state(self) -> State | None:
+        """The folder's own record. Where it is damaged: what its process knows, or what the history does."""
         file = self.folder / STATE
-        return read(State, file) if file.exists() else None
+        try:
+            return read(State, file) if file.exists() else None
+        except NewerStore:
+            raise
+        except Tampered:
+            found = self._look() if self._alive() else None
+            change = found.change if found is not None else self.recorded()
+            if change is None:
+                return None
+            address = (found.address if found is not None else None) or self.address
+            needs_token = found.needs_token if found is not None else None
+            return State(change=change, start=None, address=address, needs_token=needs_token)
+
+    def _look(self) -> Answer:
+        """What the target's process knows. Raises Refused where it does not answer."""
+        try:
+            with Conversation(self.folder, PING_S) as conversation:
+                return conversation.ask(Ask(do="look"))
+        except OSError as error:
+            raise Refused(f"The process of {self.name} does not answer: {error}.") from error
 
     def _alive(self) -> bool:
         """Whether the target's process lives."""
@@ -236,10 +292,3 @@ def _ping(address: Address) -> tuple[int, str]:
             return connection.getresponse().status, ""
         except (OSError, http.client.HTTPException) as error:
             return 0, f"{address.url} does not answer: {error!r}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

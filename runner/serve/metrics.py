@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from runner.model.versions import ModelVersion
 
-STATUSES = (200, 400, 401, 404, 405, 406, 408, 413, 415, 499, 500, 503)
+STATUSES = (200, 400, 401, 404, 405, 406, 408, 413, 415, 421, 499, 500, 503)
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # of one worker: answers to scoring by status, other answers by status, times by bound and above, their sum, rows,
 # connections now, connections refused

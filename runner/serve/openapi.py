@@ -43,6 +43,20 @@ def record_schema(signature: Signature) -> dict[str, Any]:
     }
 
 
+def outdated(schema: dict[str, Any], signature: Signature) -> str:
+    """What of the schema is not as `record_schema` would have it; "" where it is the same."""
+    wanted, said = record_schema(signature), []
+    asked, asks = schema.get("required", []), wanted["required"]
+    if lacking := [name for name in asks if name not in asked]:
+        said.append(f"it lets {', '.join(lacking)} be left out")
+    if more := [name for name in asked if name not in asks]:
+        said.append(f"it asks for {', '.join(more)}")
+    now = schema.get("properties", {})
+    if other := [name for name in asks if name in now and now[name] != wanted["properties"][name]]:
+        said.append(f"it takes other values for {', '.join(other)}")
+    return " and ".join(said)
+
+
 def openapi(
     signature: Signature, version: ModelVersion, *, url: str, authentication: Authentication = "api-key"
 ) -> dict[str, Any]:

@@ -29,7 +29,9 @@ LEAVING_S = 1.0  # in which clients are told to close their connections, before 
 LINGER_S = 2.0  # for a client to read that its request was refused before it was read whole
 KEEP_ALIVE_S = 15
 ENDINGS = (signal.SIGTERM, signal.SIGINT)
-HEADER_BYTES = 64 * 1024
+HEADER_BYTES = 64 * 1024  # of a request: what is not its body
+HEADERS = 256
+AGAIN_S = 0.5  # before a worker that could not be started is tried again
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b'content-length: 38\r\n\r\n{"error": "Too many open connections"}'
@@ -45,7 +47,7 @@ def bind(host: str, port: int) -> socket.socket:
         made.bind(address)
         made.listen(2048)
     except OSError as error:
-        raise UsageError(f"{host}:{port} cannot be served: {error.strerror}. Choose another with --port.") from error
+        raise UsageError(f"{host}:{port} cannot be served: {error.strerror}.") from error
     made.setblocking(False)
     return made
 
@@ -64,6 +66,7 @@ class Supervisor:
     def __init__(self, application: Application, listening: socket.socket, workers: int) -> None:
         self._application, self._listening, self._workers = application, listening, workers
         self._numbers: dict[int, int] = {}  # by process id
+        self._absent: list[int] = []  # workers that could not be started again
         self._ending = False
 
     def run(self, on_ready: Callable[[], None]) -> None:
@@ -73,9 +76,11 @@ class Supervisor:
         began, deaths = time.monotonic(), 0
         for number in range(self._workers):
             self._start(number)
+        if not self._numbers:
+            raise UsageError("No worker can be started: this machine has no process or memory to spare.")
         on_ready()
-        while self._numbers:
-            pid, status = os.wait()
+        while self._numbers or (self._absent and not self._ending):
+            pid, status = self._wait()
             worker = self._numbers.pop(pid, None)
             if worker is None or self._ending:
                 continue
@@ -85,11 +90,26 @@ class Supervisor:
                 raise RunnerError(f"Workers die again and again, the last with status {status}; see the log above.")
             self._start(worker)
 
+    def _wait(self) -> tuple[int, int]:
+        """The process that has ended, and how; 0 where none has, and those that are absent were tried again."""
+        if not self._absent:
+            return os.wait()
+        time.sleep(AGAIN_S)
+        absent, self._absent = self._absent, []
+        for number in absent:
+            self._start(number)
+        return os.waitpid(-1, os.WNOHANG) if self._numbers else (0, 0)
+
     def _start(self, number: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # till the worker no longer has the supervisor's handlers
-        pid = os.fork()
+        try:
+            pid = -1 if self._ending else os.fork()
+        except OSError as error:  # no process or memory to spare just now
+            pid = -1
+            self._absent.append(number)
+            self._application.log.note(f"worker {number} cannot be started: {error.strerror}; it is tried again")
         if pid:
-            self._numbers[pid] = number
+            self._numbers |= {pid: number} if pid > 0 else {}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
             return
         code = 1
@@ -227,7 +247,8 @@ def _protocol(application: Application) -> type[asyncio.Protocol]:
     timeout_s, most = application.limits.timeout_s, application.limits.connections
 
     class Limited(base):  # type: ignore[misc]
-        """Ends connections that wait for more of a request, or for a client to read, for too long."""
+        """Ends connections that wait for more of a request, or for a client to read, for too long, and those that send
+        too much that is not a body: `unread` counts it, from a request's first byte or the last one of its body."""
 
         counted = False
         timer: asyncio.TimerHandle | None = None
@@ -252,15 +273,35 @@ def _protocol(application: Application) -> type[asyncio.Protocol]:
                 application.metrics.connected(-1)
 
         def data_received(self, data: bytes) -> None:
-            waiting = self.waits()
-            if waiting:
-                self.since = self.since if self.unread else self.loop.time()  # of a request's first byte
-                self.unread += len(data)
+            if not self.unread and self.waits():
+                self.since = self.loop.time()  # of a request's first byte
+            cycle = self.cycle
+            before = cycle and (cycle.more_body, len(cycle.body))
+            self.unread += len(data)
             super().data_received(data)
-            if not waiting or not self.waits():
+            if self.cycle is not cycle:  # the headers are whole
+                if self.unread > HEADER_BYTES and not self.fits():
+                    self.cut()
                 self.unread = 0
-            elif self.unread > HEADER_BYTES:
-                self.transport.abort()
+            elif cycle is not None and (cycle.more_body, len(cycle.body)) != before:
+                self.unread = 0
+            if self.unread > HEADER_BYTES or len(self.headers or ()) > HEADERS:
+                self.cut()
+
+        def on_chunk_header(self) -> None:
+            self.headers: list[
+                tuple[bytes, bytes]
+            ] = []  # of the request they are all there: what follows its body is not added to them
+
+        def fits(self) -> bool:
+            scope = self.scope
+            lines = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+            return bool(lines + len(scope["raw_path"]) + len(scope["query_string"]) <= HEADER_BYTES)
+
+        def cut(self) -> None:
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # or it would be scored for nobody
+            self.transport.abort()
 
         def on_response_complete(self) -> None:
             cycle = self.cycle

@@ -30,7 +30,7 @@ import msgspec
 from runner import escape
 from runner.content import atomic_write
 from runner.errors import RunnerError, UsageError
-from runner.model.deployment import Deployment
+from runner.model.served import Deployment
 from runner.records import decode, encode
 from runner.serve.control import ALIVE, CONTROL, LOG, STATE, Address, Answer, Ask, Client, State, now
 from runner.serve.generation import Generation, Start, Word
@@ -57,8 +57,8 @@ class Candidate:
 class Supervisor:
     """The loop. One thing changes at a time: whoever asks holds the target's lock."""
 
-    def __init__(self, folder: Path, listening: socket.socket, address: Address) -> None:
-        self.folder, self.listening, self.address = folder, listening, address
+    def __init__(self, listening: socket.socket, address: Address) -> None:
+        self.listening, self.address = listening, address
         self.serving: Generation | None = None
         self.change: Deployment | None = None
         self.candidate: Candidate | None = None
@@ -131,6 +131,11 @@ class Supervisor:
                 self._answer(client, "failed", why=f"{ask.do} cannot be done now: something else is under way.")
 
     def _bring(self, client: Client, change: Deployment, start: Start) -> None:
+        if start.token is None and self.serving is None:
+            self._answer(client, "failed", why="The process that knew its token has ended. Say the same again.")
+            return
+        if start.token is None and self.serving is not None:
+            start = msgspec.structs.replace(start, token=self.serving.start.token)
         try:
             generation = Generation(start, self.listening)
         except OSError as error:  # no process or memory to spare, or the interpreter is gone
@@ -261,15 +266,20 @@ class Supervisor:
 
     def _written(self, change: Deployment, start: Start | None, client: Client) -> bool:
         plain = msgspec.structs.replace(start, token=None) if start is not None else None
+        needs_token = bool(start.token) if start is not None else self._needs_token()
         if change.kind == "removed":
             change = msgspec.structs.replace(change, at=now(), place=self.address.url)
         try:
-            atomic_write(self.folder / STATE, encode(State(change=change, start=plain, address=self.address)))
+            state = State(change=change, start=plain, address=self.address, needs_token=needs_token)
+            atomic_write(Path(STATE), encode(state))
         except OSError as error:
-            self._answer(client, "failed", why=f"{self.folder / STATE} cannot be written: {error.strerror}")
+            self._answer(client, "failed", why=f"its {STATE} cannot be written: {error.strerror}.")
             return False
         self.change = change
         return True
+
+    def _needs_token(self) -> bool:
+        return self.serving is not None and bool(self.serving.start.token)
 
     def _answer(self, client: Client, said: Any, why: str = "") -> None:
         serving = self.serving
@@ -280,6 +290,7 @@ class Supervisor:
                 why=why,
                 change=self.change,
                 address=self.address,
+                needs_token=self._needs_token(),
                 process=serving.process.pid if serving is not None and up else None,
                 restarts=self.restarts,
             )
@@ -305,7 +316,7 @@ class Supervisor:
 
     def _shorten_log(self) -> None:
         """All write at the file's end, so it can be emptied under them; lines of that moment may be lost."""
-        log = self.folder / LOG
+        log = Path(LOG)
         with contextlib.suppress(OSError):
             if log.stat().st_size > LOG_BYTES:
                 shutil.copyfile(log, log.with_name(f"{LOG}.1"))
@@ -314,7 +325,8 @@ class Supervisor:
 
 def main(folder: Path) -> None:
     """Take the address that is asked for on stdin, say on stdout whether it was to be had, and serve."""
-    alive = open(folder / ALIVE, "a+")  # noqa: SIM115 - held until the end
+    os.chdir(folder)  # and all paths from there, so that the project can be moved
+    alive = open(ALIVE, "ab+", buffering=0)  # noqa: SIM115 - held until the end
     for attempt in range(50):  # somebody may just be looking whether it is held
         try:
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -325,28 +337,30 @@ def main(folder: Path) -> None:
             time.sleep(0.02)
     alive.seek(0)
     died = bool(alive.read())  # the one before did, and its children may be about to
-    alive.truncate(0)
-    alive.write(str(os.getpid()))
-    alive.flush()
+    with contextlib.suppress(OSError):  # a full disk has no room for it
+        alive.truncate(0)
+        alive.write(str(os.getpid()).encode())
     address = decode(Address, sys.stdin.buffer.readline(), where="the address")
     try:
         listening = _bound(address, wait_s=BIND_S if died else 0)
     except UsageError as error:
-        sys.exit(_said("failed", str(error)))
-    with contextlib.chdir(folder):  # a socket's path is 107 bytes at most
-        Path(CONTROL).unlink(missing_ok=True)
-        control = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)
-        control.bind(CONTROL)
-        os.umask(before)
+        sys.exit(_said("failed", f"{error} Free it, or write another `port` for this target in pipeline.toml."))
+    Path(CONTROL).unlink(missing_ok=True)
+    control = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        control.bind(CONTROL)  # relative: a socket's path is 107 bytes at most
+    except OSError as error:
+        sys.exit(_said("failed", f"{folder / CONTROL} cannot be made: {error.strerror}."))
+    os.umask(before)
     control.listen()
     control.setblocking(False)
     _said("ready")
     os.dup2(2, 1)
     _log(f"listening on {address.url}")
     with listening:
-        Supervisor(folder, listening, address).run(control)
-    (folder / CONTROL).unlink(missing_ok=True)
+        Supervisor(listening, address).run(control)
+    Path(CONTROL).unlink(missing_ok=True)
     alive.truncate(0)
 
 
@@ -370,8 +384,8 @@ def _said(said: str, why: str = "") -> int:
 
 
 def _log(said: str) -> None:
-    sys.stderr.write(f'{{"at":"{now()}","supervisor":{escape.json(msgspec.json.encode(said).decode())}}}\n')
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the disk is full: what serves goes on
+        os.write(2, f'{{"at":"{now()}","supervisor":{escape.json(msgspec.json.encode(said).decode())}}}\n'.encode())
 
 
 if __name__ == "__main__":

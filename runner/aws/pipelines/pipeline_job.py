@@ -251,7 +251,7 @@ def _registered(result: StepResult, job: StepJob, here: Here, found: Pins, bucke
             run_address=lambda _: here.execution,
         )
         try:
-            version = commit(manifest, result, versions)
+            version = commit(manifest, result, versions, content=None)
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
             return msgspec.structs.replace(result, status="failed", error=refused)

@@ -1,0 +1,29 @@
+"""A model folder's sample record as a request, and the answer that it has on record."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from runner.errors import Refused
+
+
+def sample_body(signature: Mapping[str, Any]) -> bytes:
+    """The request whose answer the model folder has on record, as JSON."""
+    return json.dumps([signature["sample_request"]]).encode()
+
+
+def check_answer(signature: Mapping[str, Any], answer: bytes, where: str) -> None:
+    """Raises Refused where the answer to `sample_body`, as text/csv, is not the recorded prediction."""
+    expected = signature["sample_prediction"]
+    wanted = expected if isinstance(expected, list) else [expected]
+    try:
+        found = [float(field) for field in answer.decode().strip().split(",")]
+    except ValueError:
+        found = []
+    if len(found) != len(wanted) or not all(
+        math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6) for one, other in zip(found, wanted, strict=True)
+    ):
+        raise Refused(f"{where} answers {answer[:80]!r} to its sample record; {expected} is recorded.")
