@@ -19,7 +19,7 @@ import msgspec
 from runner.errors import NewerStore, Tampered
 from runner.paths import AnyPath, FileName, OptionalPath, RelativePath, Sha256, in_words
 
-FORMAT = 1  # of every stored file; raised when an older program could not read what is written
+FORMAT = 1  # of every stored file that has no `newest` of its own; raised when an older program could not read what is written
 
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Any] | dict[str, Any]
@@ -372,7 +372,7 @@ def decode(kind: type[R], data: bytes, *, where: str | Path) -> R:
         return checked(typed(kind, data), where=where)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            checked(typed(_Format, data), where=where)
+            checked(typed(_Format, data), where=where, newest=getattr(kind, "newest", FORMAT))
         raise Tampered(f"{where} is not a readable {kind.__name__}: {in_words(error)}") from error
 
 
@@ -381,11 +381,12 @@ def read(kind: type[R], path: Path) -> R:
     return decode(kind, path.read_bytes(), where=path)
 
 
-def checked(record: S, *, where: str | Path) -> S:
+def checked(record: S, *, where: str | Path, newest: int | None = None) -> S:
     """The record, unless a newer version of this program wrote it."""
+    ours: int = getattr(record, "newest", FORMAT) if newest is None else newest
     found = getattr(record, "format", FORMAT)
-    if found > FORMAT:
-        said = f"{where} has format {found}; this version reads up to {FORMAT}. Nothing was changed."
+    if found > ours:
+        said = f"{where} has format {found}; this version reads up to {ours}. Nothing was changed."
         raise NewerStore(f"{said} Update this program: `git pull` in its checkout, then `make run`.")
     return record
 

@@ -280,11 +280,11 @@ def zipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "encoding"),
     [
-        (b"\xef\xbb\xbf" + TABLE.read_bytes().replace(b"\n", b"\r\n"), "utf-8"),
+        (b"\xef\xbb\xbf" + TABLE.read_bytes().replace(b"\n", b"\r\n") + b" \t\r\n  ", "utf-8"),
         (TABLE.read_text(encoding="utf-8").encode("utf-16"), "utf-16"),
         (re.sub(rb",(\d{3}),(\d{3}-\d{4})", rb",\1.0,\2", TABLE.read_bytes().replace(b"True.", b"1")), "latin-1"),
     ],
-    ids=["mark and CRLF", "utf-16 as declared", "area codes as 657.0 and answers as 1"],
+    ids=["mark, CRLF and blank last lines", "utf-16 as declared", "area codes as 657.0 and answers as 1"],
 )
 def test_the_same_table_in_another_guise_gives_the_same_bytes(
     execute: Execute, made: Path, tmp_path: Path, content: bytes, encoding: str

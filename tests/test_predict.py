@@ -104,7 +104,7 @@ def test_the_first_of_a_pipe_may_be_enough(house: Made, tmp_path: Path) -> None:
 def test_values_come_out_as_they_went_in(house: Made, tmp_path: Path) -> None:
     project, _ = house
     path = tmp_path / "in.csv"
-    path.write_text('id,minutes,calls,plan,roaming\n007,1.50,+3," gold ",TRUE\n1e5,,2.0,657.0,\n"x,y",.5,0,,0\n')
+    path.write_text('id,minutes,calls,plan,roaming\n007,1.50,+3,"gold",TRUE\n1e5,,2.0,657.0,\n"x,y",.5,0,,0\n')
     done = project.runner("predict", "tiny", str(path))
     assert [row[:5] for row in csv.reader(io.StringIO(done.out))] == list(csv.reader(io.StringIO(path.read_text())))
 
@@ -144,7 +144,7 @@ def test_unknown_categories_are_refused_or_missing(house: Made, tmp_path: Path) 
     path = str(write(frame, tmp_path / "in.csv"))
     done = project.runner("predict", "tiny", path)
     assert done.code == 2
-    assert "Row 4, column plan: 'iron' is no known category (657, basic, gold, südost)" in done.err
+    assert "Row 4, column plan: 'iron' is not a known category (657, basic, gold, südost)" in done.err
     done = project.runner("predict", "tiny", path, "--unknown", "missing", "-o", str(tmp_path / "out.parquet"))
     assert read(tmp_path / "out.parquet")["probability"].tolist() == model.predict(frame, unknown="missing").tolist()
 
@@ -160,7 +160,7 @@ def test_a_fault_far_down_is_named_by_its_row_and_leaves_no_file(house: Made, tm
     into.write_text("from before")
     done = project.runner("predict", "tiny", str(write(frame, tmp_path / f"in{suffix}")), "-o", str(into))
     assert done.code == 2, done.err
-    assert f"Row {2 * ROWS + 42}, column minutes: 'many' is no finite number" in done.err
+    assert f"Row {2 * ROWS + 42}, column minutes: 'many' is not a number" in done.err
     assert into.read_text() == "from before"
     assert sorted(one.name for one in tmp_path.iterdir()) == [f"in{suffix}", "out.csv"]
 
@@ -250,16 +250,52 @@ def test_what_is_read_is_not_written_over(house: Made, tmp_path: Path) -> None:
     assert (done.code, "-o FILE" in done.err) == (2, True)
 
 
-def test_files_without_records_have_none_afterwards(house: Made, tmp_path: Path) -> None:
+def test_a_file_without_a_record_is_refused_as_a_request_and_the_data_notebook_do(house: Made, tmp_path: Path) -> None:
     project, _ = house
-    for name, content, expected in (
-        ("empty.csv", b"", ""),
-        ("header.csv", b"minutes,calls,plan,roaming\n", "minutes,calls,plan,roaming,prediction,probability\n"),
-        ("empty.jsonl", b"\n\n", ""),
+    for name, content in (
+        ("empty.csv", b""),
+        ("header.csv", b"minutes,calls,plan,roaming\n"),
+        ("blank.csv", b"minutes,calls,plan,roaming\n  \n"),
+        ("empty.jsonl", b"\n\n"),
     ):
         (tmp_path / name).write_bytes(content)
-        done = project.runner("predict", "tiny", str(tmp_path / name))
-        assert (done.code, done.out) == (0, expected), done.err
+        done = project.runner("predict", "tiny", str(tmp_path / name), "-o", str(tmp_path / "out.csv"))
+        assert (done.code, f"{name} has no record" in done.err) == (2, True), done.err
+        assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_last_line_of_spaces_is_not_a_record(house: Made, tmp_path: Path) -> None:
+    project, _ = house
+    path = write(records(3), tmp_path / "in.csv")
+    path.write_text(path.read_text() + "   \n \t\n")
+    done = project.runner("predict", "tiny", str(path))
+    assert (done.code, len(done.out.splitlines())) == (0, 4), done.err
+
+
+def test_a_column_that_is_not_used_may_have_any_text(house: Made, tmp_path: Path) -> None:
+    project, _ = house
+    text = 'minutes,calls,note,plan,roaming\n1,2,"{}",gold,1\n'.format("x, " * 50_000)
+    (tmp_path / "in.csv").write_text(text)
+    done = project.runner("predict", "tiny", str(tmp_path / "in.csv"), "-o", str(tmp_path / "out.csv"))
+    assert done.code == 0, done.err
+    assert len((tmp_path / "out.csv").read_text()) > 150_000
+
+
+SPELT = {
+    "semicolons.csv": ("minutes;calls;plan;roaming\n1;2;gold;1\n", "Write commas, not ';'."),
+    "tabs.csv": ("minutes\tcalls\tplan\troaming\n1\t2\tgold\t1\n", "Write commas, not '\\t'."),
+    "case.csv": ("Minutes,CALLS,Plan,roaming\n1,2,gold,1\n", "Missing columns: minutes, calls, plan. There is 'Minutes'."),
+    "typing.csv": ("minute,calls,plan,roaming\n1,2,gold,1\n", "Missing column: minutes. There is 'minute'."),
+    "case.jsonl": ('{"Minutes": 1, "calls": 2, "plan": "gold", "roaming": 1}', "Missing column in row 1: minutes. There is 'Minutes'."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPELT)
+def test_another_delimiter_or_spelling_is_named(house: Made, tmp_path: Path, name: str) -> None:
+    project, _ = house
+    (tmp_path / name).write_text(SPELT[name][0])
+    done = project.runner("predict", "tiny", str(tmp_path / name))
+    assert (done.code, SPELT[name][1] in done.err) == (2, True), done.err
 
 
 def test_parquet_may_have_any_types_that_say_the_values(house: Made, tmp_path: Path) -> None:

@@ -266,8 +266,8 @@ SECRET = "Ms Lovelace"
 @pytest.mark.parametrize(
     ("body", "status", "said", "column"),
     [
-        ({**ROW, "plan": SECRET}, 400, "Row 1, column plan: 'Ms Lovelace' is no known category", "plan"),
-        ({**ROW, "calls": SECRET}, 400, "Row 1, column calls: 'Ms Lovelace' is no finite number", "calls"),
+        ({**ROW, "plan": SECRET}, 400, "Row 1, column plan: 'Ms Lovelace' is not a known category", "plan"),
+        ({**ROW, "calls": SECRET}, 400, "Row 1, column calls: 'Ms Lovelace' is not a number", "calls"),
         ({"calls": 3, "plan": SECRET, "roaming": True}, 400, "Missing column in row 1: minutes.", "minutes"),
         (b'{"minutes": 1e400, "calls": 3, "plan": "gold", "roaming": true}', 400, "minutes", "minutes"),
         ({"instances": [ROW, ROW]}, 400, "Missing columns in row 1", "minutes"),

@@ -236,7 +236,7 @@ def test_every_form_of_request_and_answer_has_the_same_scores(client: Client, mo
 
 def test_the_answer_says_what_is_wrong_where(client: Client) -> None:
     answer = client.score(b"minutes,calls,plan,roaming\n1,2,gold,1\n1,2,iron,1\n", CSV, accept="text/csv")
-    said = "Row 2, column plan: 'iron' is no known category (657, basic, gold, südost)."
+    said = "Row 2, column plan: 'iron' is not a known category (657, basic, gold, südost)."
     assert (answer.status, answer.json) == (400, {"error": said, "row": 2, "column": "plan"})
     assert client.score(b"1", "text/html").status == 415
     assert client.score(b"1", CSV, accept="image/png").status == 406

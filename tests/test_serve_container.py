@@ -157,7 +157,7 @@ def test_the_four_functions_work_where_no_web_framework_is(tmp_path: Path, monke
     body, kind = output_fn(predict_fn(input_fn(bytearray(b"1,2,gold,1"), "text/csv"), model), "application/json")
     assert json.loads(body)["model"] == os.environ.get("RUNNER_MODEL", "")
     assert kind == "application/json"
-    with pytest.raises(BadInput, match="'iron' is no known category"):
+    with pytest.raises(BadInput, match="'iron' is not a known category"):
         predict_fn(input_fn("1,2,iron,1", "text/csv"), model)
 
 

@@ -179,7 +179,7 @@ values = st.none() | st.booleans() | numbers | texts | st.sampled_from([[], {}, 
 good = {
     "minutes": st.none() | st.floats(0, 400) | st.floats(0, 400).map(str),
     "calls": st.none() | st.integers(0, 10) | st.sampled_from(["3", " 4.0 ", ""]),
-    "plan": st.none() | st.sampled_from([*PLANS, 657, 657.0, "657.0", " gold ", ""]),
+    "plan": st.none() | st.sampled_from([*PLANS, 657, 657.0, "657.0", " 657 ", ""]),
     "roaming": st.none() | st.booleans() | st.sampled_from([0, 1, 1.0, "true", "FALSE", "0", "1.0"]),
 }
 whole = st.fixed_dictionaries(good)
@@ -260,7 +260,7 @@ def test_unknown_categories_can_be_missing_values(tmp_path: Path) -> None:
     scorer, model = of(folder, "missing"), runner.model.load(folder)
     same(scorer, model, frame, body, "application/json")
     with pytest.raises(
-        BadInput, match=r"Row 1, column plan: 'silver' is no known category \(657, basic, gold, südost\)"
+        BadInput, match=r"Row 1, column plan: 'silver' is not a known category \(657, basic, gold, südost\)"
     ):
         of(folder).score(of(folder).table(body, "application/json"))
 
@@ -272,21 +272,24 @@ def test_a_list_or_an_object_is_no_category_even_where_unknown_ones_are_missing(
     body, shown = frame.to_json(orient="records").encode(), "an object" if isinstance(value, dict) else "a list"
     scorer, model = of(folder, "missing"), runner.model.load(folder)
     same(scorer, model, frame, body, "application/json")
-    with pytest.raises(BadRecords, match=f"Row 2, column plan: {shown} is no known category"):
+    with pytest.raises(BadRecords, match=f"Row 2, column plan: {shown} is not a known category"):
         model.predict(frame, unknown="missing")
     with pytest.raises(UsageError, match="Column plan has the type object, which a record cannot have"):
         runner.model.save(tmp_path / "other", trained(records(2)), frame, target="left")
 
 
 def test_a_signature_may_know_categories_that_the_trees_do_not(tmp_path: Path) -> None:
-    """XGBoost gives such a one the code of another; here it is as unknown as any."""
+    """XGBoost gives such a one the code of another; here it is as unknown as any, and no row of it can be judged."""
     raw = records()
     known = raw.assign(plan=raw["plan"].cat.set_categories(["able", *sorted(PLANS)]))
     runner.model.save(tmp_path / "model", trained(raw), known, target="left")
     record = {"minutes": 1.0, "calls": 1, "plan": "able", "roaming": False}
     scorer = of(tmp_path / "model")
-    with pytest.raises(BadInput, match="'able' is no known category"):
+    with pytest.raises(BadInput, match="'able' is not a known category"):
         scorer.score(scorer.table(json.dumps(record).encode(), "application/json"))
+    known.loc[4, "plan"] = "able"
+    with pytest.raises(UsageError, match="Row 5, column plan: 'able' is not a known category"):
+        runner.model.save(tmp_path / "model", trained(raw), known, target="left")
 
 
 def test_trees_that_were_trained_on_codes_take_the_signatures(tmp_path: Path) -> None:
@@ -367,9 +370,9 @@ REFUSED: list[tuple[bytes, str, int, int | None, str | None, str]] = [
     (b"minutes,calls,plan,roaming\n1,2,gold,1,9\n", "text/csv", 400, 1, None, "as many as in the header"),
     (b'1,2,"gold,1\n', "text/csv", 400, None, None, "not CSV"),
     (b"1,2,gold,1\n1,2,gold,x\n", "text/csv", 400, 2, "roaming", "Row 2, column roaming: 'x' is neither true nor false."),
-    (b"1,2,gold,1\ninf,2,gold,1\n", "text/csv", 400, 2, "minutes", "Row 2, column minutes: 'inf' is no finite number."),
-    (b"1e39,2,gold,1\n", "text/csv", 400, 1, "minutes", "'1e39' is no finite number."),
-    (b"1,2,iron,1\n", "text/csv", 400, 1, "plan", "Row 1, column plan: 'iron' is no known category"),
+    (b"1,2,gold,1\ninf,2,gold,1\n", "text/csv", 400, 2, "minutes", "Row 2, column minutes: 'inf' is not a number."),
+    (b"1e39,2,gold,1\n", "text/csv", 400, 1, "minutes", "'1e39' is not a finite number."),
+    (b"1,2,iron,1\n", "text/csv", 400, 1, "plan", "Row 1, column plan: 'iron' is not a known category"),
     (b"1,2,g\xfcld,1\n", "text/csv", 400, None, None, "not UTF-8, at byte 5"),
     (b"minutes,calls,plan,roaming\n", "text/csv", 400, None, None, "no record"),
     (b"", "text/csv", 400, None, None, "no record"),
@@ -380,9 +383,9 @@ REFUSED: list[tuple[bytes, str, int, int | None, str | None, str]] = [
     (b"[[1,2]]", "application/json", 400, 1, None, "Row 1 is 2 values; the model has 4 columns."),
     (b'{"instances": 7}', "application/json", 400, None, None, "neither a record, nor a list"),
     (b'[{"minutes": 1}]', "application/json", 400, 1, "calls", "Missing columns in row 1: calls, plan, roaming."),
-    (b"[[1,2,\"gold\",1],[NaN,2,\"gold\",1]]", "application/json", 400, 2, "minutes", "Row 2, column minutes: 'NaN' is no finite"),
-    (b"[[1e400,2,\"gold\",1]]", "application/json", 400, 1, "minutes", "Row 1, column minutes: inf is no finite number."),
-    (b"[[true,2,\"gold\",1]]", "application/json", 400, 1, "minutes", "Row 1, column minutes: True is no finite number."),
+    (b"[[1,2,\"gold\",1],[NaN,2,\"gold\",1]]", "application/json", 400, 2, "minutes", "Row 2, column minutes: 'NaN' is not a number"),
+    (b"[[1e400,2,\"gold\",1]]", "application/json", 400, 1, "minutes", "Row 1, column minutes: inf is not a finite number."),
+    (b"[[true,2,\"gold\",1]]", "application/json", 400, 1, "minutes", "Row 1, column minutes: True is not a number."),
     (b"[[1,2,\"gold\",2]]", "application/json", 400, 1, "roaming", "Row 1, column roaming: 2 is neither true nor false."),
     (b"[" * 100_000, "application/json", 400, None, None, "not JSON"),
     (b'{"a": ' * 100_000, "application/json", 400, None, None, "not JSON"),
@@ -419,7 +422,7 @@ def test_a_line_of_json_is_one_record_and_no_list_of_them(tmp_path: Path) -> Non
 
 def test_code_that_fails_is_said_and_its_features_are_checked(pairs: dict[str, Pair], tmp_path: Path) -> None:
     scorer = pairs["computed"][0]
-    with pytest.raises(BadInput, match=r"Row 2, column rate: -?inf is no finite number"):
+    with pytest.raises(BadInput, match=r"Row 2, column rate: -?inf is not a finite number"):
         scorer.score(scorer.table(b"1,2,gold,1\n-1,2,gold,1\n", "text/csv"))
     code = "def transform(frame):\n    assert frame['calls'].max() < 9, 'too many'\n    return frame[['calls']]\n"
     (tmp_path / "features.py").write_text(code)
@@ -498,9 +501,7 @@ def test_a_folder_that_cannot_score_its_sample_is_refused(tmp_path: Path, change
     else:
         (folder / "model.ubj").unlink()
     path.write_text(json.dumps(signature))
-    with pytest.raises(
-        (ValueError, KeyError), match=r"scores|model\.json|argument 2 is longer|[Ss]hape mismatch|fewer columns"
-    ):
+    with pytest.raises((ValueError, KeyError), match=r"scores|model\.json|[Nn]umber of columns"):
         model_fn(str(folder))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runner.content import artifact, folder_artifact, walk
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.manifest import RunManifest
+from runner.model.earlier import check_earlier
 from runner.model.versions import ModelVersion
 from runner.records import ApprovalSpec, FileFact
 
@@ -133,6 +134,7 @@ def check_files(files: Mapping[str, bytes], folder: Path) -> None:
     for needed in (MODEL_FILES, ("signature.json",)):
         if not any(name in files for name in needed):
             raise Refused(f"{folder} has no {' or '.join(needed)}. Save the model with runner.model.save.")
+    check_earlier(files, folder)
 
 
 def check_bytes(version: ModelVersion, folder: Path) -> dict[str, bytes]:

@@ -7,101 +7,97 @@ features.py      only where features are computed: `transform(frame) -> frame`, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
-from runner.model.approval import MODEL_FILES, check_files, read_files
-from runner.model.signature import (
-    Signature,
-    SplitRule,
-    Unknown,
-    describe,
-    plain_record,
-    read_frame,
-    unknown_categories,
-)
+from runner.model import parity, table
+from runner.model.approval import check_files, read_files
+from runner.model.estimator import check_columns, check_learned, check_names, estimator, in_tree_order
+from runner.model.signature import BadRecords, Label, Signature, SplitRule, Unknown, describe
 from runner.model.split import split
-from runner.records import FileFact, checked, decode, encode
+from runner.records import FileFact, checked, decode
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import xgboost as xgb
 
+    from runner.serve.inference import Scorer
+
 MODEL, SIGNATURE, CODE = "model.ubj", "signature.json", "features.py"
+BLOCK = 100_000  # rows that are read at a time
 
 
 def save(
     folder: str | Path,
-    booster: xgb.Booster,
+    booster: xgb.Booster | xgb.XGBModel,
     frame: pd.DataFrame,
     *,
     target: str,
-    positive: str | None = None,
+    positive: Label | None = None,
+    labels: Sequence[Label] | None = None,
     threshold: float | None = None,
+    missing: float | None = None,
     key: str | None = None,
     split: dict[str, Any] | None = None,
     code: str | Path | ModuleType | None = None,
 ) -> None:
     """Write the model folder; an older one at that place is replaced whole.
 
-    `frame` has the raw records it was trained on, shape (n_rows, n_columns), category columns as pandas categories:
-    its columns are the signature's, its first row the sample. `split` is {"seed", "key", "shares"}, see
+    `booster` may be a fitted estimator of XGBoost, whose best round and missing value are kept. `frame` has the raw
+    records it was trained on, shape (n_rows, n_columns), category columns as pandas categories: its columns are the
+    signature's, its first row the sample. `positive` names what a probability is of, `labels` several classes by their
+    numbers; `missing` is what DMatrix was given with a booster. `split` is {"seed", "key", "shares"}, see
     `runner.model.split`. `code` is a module (or its file) whose `transform` makes the booster's features from such
-    records. Equal arguments give equal bytes. Raises UsageError where the saved folder would not score its own sample,
-    or `split` is no rule.
+    records. Equal arguments give equal bytes. Raises UsageError where the folder would not score every row of the frame
+    as the estimator does, to the bit and in whatever form it is sent.
     """
-    folder = Path(folder)
-    columns = describe(frame)
     if not len(frame):
         raise UsageError("The frame has no rows, so the model cannot be saved with a sample record.")
+    columns = describe(frame, open_text=code is not None)
+    judged = estimator(booster, missing)
+    named = check_names(judged, positive, labels)
     rule = _split_rule(split) if split else None
-    beside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    beside.mkdir(parents=True)
-    try:
-        source = Path(str(code.__file__) if isinstance(code, ModuleType) else code) if code is not None else None
-        features, code_sha256 = None, None
-        if source is not None:
-            content = source.read_bytes()
-            (beside / CODE).write_bytes(content)
-            code_sha256 = hashlib.sha256(content).hexdigest()
-            features = describe(_features(_module(content, source), read_frame(frame, columns, unknown="error")))
-        booster.save_model(beside / MODEL)
+    with _replacing(Path(folder)) as beside:
+        features, code_sha256 = (frame, None) if code is None else _frozen(code, frame, beside / CODE)
+        taken = columns if code is None else describe(features)
+        texts = [one.name for one in taken if one.kind == "category" and features[one.name].dtype != "category"]
+        features = features.astype(dict.fromkeys(texts, "category")) if texts else features
+        check_columns(judged, features)
+        check_learned(judged, features)
+        taken = in_tree_order(judged, taken)
+        judged.booster.save_model(beside / MODEL)
         signature = Signature(
-            columns=columns,
-            features=features,
+            columns=taken if code is None else columns,
+            features=None if code is None else taken,
             code_sha256=code_sha256,
             target=target,
-            positive=positive,
+            positive=named.positive,
+            labels=named.labels,
             threshold=threshold,
-            objective=_objective(booster),
+            objective=judged.objective,
+            missing=judged.missing,
             key=key,
             split=rule,
-            sample_request=plain_record(frame, columns),
+            sample_request={},
             sample_prediction=0.0,
         )
-        # the sample's prediction is what the saved folder says, not what the booster in memory says
-        signature = _with_sample(signature, _score(Model(signature, read_files(beside), beside), frame.iloc[:1]))
-        (beside / SIGNATURE).write_bytes(encode(signature))
-        for file in beside.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        old = folder.with_name(f".{folder.name}-old-{secrets.token_hex(4)}")
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        scorer = _scorer({**read_files(beside), SIGNATURE: _encoded(signature)}, beside)
+        record, score = parity.check(scorer, frame, judged, features)
+        signature = msgspec.structs.replace(signature, sample_request=record, sample_prediction=score)
+        (beside / SIGNATURE).write_bytes(_encoded(signature))
 
 
 def load(folder: str | Path, *, sha256: str | None = None) -> Model:
@@ -126,20 +122,10 @@ class Model:
 
     def __init__(self, signature: Signature, files: Mapping[str, bytes], folder: Path) -> None:
         """`files` is the folder's content, with a model of either format."""
-        import xgboost as xgb
-
-        self.signature = signature
-        self._code: ModuleType | None = None
-        if signature.code_sha256 is not None:
-            if hashlib.sha256(files.get(CODE, b"")).hexdigest() != signature.code_sha256:
-                raise Tampered(f"{folder / CODE} is not the code this model was trained with.")
-            self._code = _module(files[CODE], folder / CODE)
-        trees = next(name for name in MODEL_FILES if name in files)
-        self._booster = xgb.Booster()
-        try:
-            self._booster.load_model(bytearray(files[trees]))
-        except xgb.core.XGBoostError as error:
-            raise Refused(f"{folder / trees} is no XGBoost model: {str(error).splitlines()[0]}") from error
+        self.signature, self._files, self._folder = signature, files, folder
+        if signature.code_sha256 not in (None, hashlib.sha256(files.get(CODE, b"")).hexdigest()):
+            raise Tampered(f"{folder / CODE} is not the code this model was trained with.")
+        self._scorers: dict[Unknown, Scorer] = {"error": _scorer(files, folder)}
 
     def predict(self, frame: pd.DataFrame, unknown: Unknown = "error") -> np.ndarray:
         """Probability of the positive label, or the predicted number: shape (n_rows,); (n_rows, n_classes) for several.
@@ -148,19 +134,31 @@ class Model:
         BadRecords naming row and column.
         """
         import numpy as np
-        import xgboost as xgb
 
-        made = read_frame(frame, self.signature.columns, unknown=unknown)
-        if self._code is not None and self.signature.features is not None:
-            made = read_frame(_features(self._code, made), self.signature.features, unknown=unknown)
-        if made.empty:  # XGBoost warns of it
-            return np.empty((0, *np.shape(self.signature.sample_prediction)), dtype="float32")
-        scores: np.ndarray = self._booster.predict(xgb.DMatrix(made, enable_categorical=True))
-        return scores
+        from runner.serve.inference import BadInput
+
+        if unknown not in self._scorers:
+            self._scorers[unknown] = _scorer(self._files, self._folder, unknown)
+        scorer, start = self._scorers[unknown], 0
+        made = [np.empty((0, *np.shape(self.signature.sample_prediction)), dtype="float32")]
+        try:
+            table.columns(frame.iloc[:0], scorer)
+            for start in range(0, len(frame), BLOCK):
+                given = table.columns(frame.iloc[start : start + BLOCK], scorer)
+                made.append(
+                    scorer.score(table.numbers(scorer, given) if scorer.computes is None else table.rows(given))
+                )
+        except BadInput as error:
+            raise BadRecords(table.said(error, start)) from error
+        return np.concatenate(made)
 
     def unknown_categories(self, frame: pd.DataFrame) -> dict[str, int]:
-        """Rows per category column with a value the model has never seen."""
-        return unknown_categories(frame, self.signature.columns)
+        """Rows per category column with a value the model has never seen; columns without any are left out."""
+        columns = [
+            one for one in self._scorers["error"].columns if one.kind == "category" and one.name in frame.columns
+        ]
+        counts = {column.name: table.unknown(column, frame[column.name]) for column in columns}
+        return {name: count for name, count in counts.items() if count}
 
     def split_side(self, keys: Iterable[object]) -> list[str] | None:
         """The side each key was on when this model was trained; None where its split is not known."""
@@ -179,30 +177,79 @@ def _module(source: bytes, path: Path) -> ModuleType:
     return module
 
 
-def _features(code: ModuleType, frame: pd.DataFrame) -> pd.DataFrame:
-    """The table that the code makes of the records, row by row. Raises UsageError where it makes something else."""
+def _frozen(code: str | Path | ModuleType, frame: pd.DataFrame, place: Path) -> tuple[pd.DataFrame, str]:
+    """The features that the code makes of the frame, and the hash of what is kept of it at the place.
+
+    Raises UsageError where it makes no table of as many rows.
+    """
     import pandas as pd
 
-    made = code.transform(frame)
+    source = Path(str(code.__file__) if isinstance(code, ModuleType) else code)
+    content = source.read_bytes()
+    place.write_bytes(content)
+    module = _module(content, source)
+    try:
+        made = module.transform(frame.copy())
+    except Exception as error:  # whatever its author lets it raise
+        raise UsageError(f"{source}: transform makes no features of the frame: {error!r}.") from error
     if not isinstance(made, pd.DataFrame) or len(made) != len(frame):
         what = f"{len(made)} rows" if isinstance(made, pd.DataFrame) else f"a {type(made).__name__}"
-        raise UsageError(f"{code.__file__}: transform must give a table of {len(frame)} rows, and gave {what}.")
+        raise UsageError(f"{source}: transform must give a table of {len(frame)} rows, and gave {what}.")
+    return made, hashlib.sha256(content).hexdigest()
+
+
+def _scorer(files: Mapping[str, bytes], folder: Path, unknown: Unknown = "error") -> Scorer:
+    from runner.serve.inference import Scorer
+
+    try:
+        return Scorer(dict(files), unknown=unknown, threads=0)
+    except ValueError as error:
+        raise Refused(f"{folder} has no model that XGBoost reads: {error}") from error
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside it that takes its place once all in it is written, or is removed where something raises."""
+    beside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for file in beside.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        old = folder.with_name(f".{folder.name}-old-{secrets.token_hex(4)}")
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _encoded(signature: Signature) -> bytes:
+    """As `runner.records.encode`, but the sample's columns stay in the model's order.
+
+    Raises UsageError where it could not be read again.
+    """
+    try:
+        made = msgspec.json.format(msgspec.json.encode(signature, enc_hook=_plain), indent=1) + b"\n"
+        msgspec.json.decode(made, type=Signature)
+    except (TypeError, msgspec.MsgspecError) as error:
+        said, _, where = str(error).partition(" - at `$.")
+        raise UsageError(f"{where.rstrip('`') or 'The model'} cannot be saved as it was given: {said}.") from error
+    if not 0 <= (signature.threshold or 0) <= 1:
+        raise UsageError(f"threshold={signature.threshold} is not a probability, 0 to 1.")
     return made
 
 
-def _score(model: Model, sample: pd.DataFrame) -> Any:
-    """The sample's prediction. Raises UsageError where the booster was trained on other columns."""
-    import xgboost as xgb
-
-    try:
-        return model.predict(sample)[0]
-    except (ValueError, xgb.core.XGBoostError) as error:
-        raise UsageError(f"The model would not score a record of this frame: {error}") from error
+def _plain(value: Any) -> Any:
+    """numpy's number as Python's, for msgspec."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _split_rule(given: Mapping[str, Any]) -> SplitRule:
     try:
-        rule = SplitRule(seed=given["seed"], key=given["key"], shares=given["shares"])
+        rule = SplitRule(seed=given["seed"], key=given["key"], shares=dict(sorted(given["shares"].items())))
         split((), seed=rule.seed, shares=rule.shares)
     except KeyError as error:
         raise UsageError(f"split has no {error}; it needs seed, key and shares.") from error
@@ -217,16 +264,3 @@ def _sha256(files: Mapping[str, bytes]) -> str:
         for name, content in files.items()
     }
     return folder_artifact("", facts).sha256
-
-
-def _objective(booster: xgb.Booster) -> str:
-    import json
-
-    return str(json.loads(booster.save_config())["learner"]["objective"]["name"])
-
-
-def _with_sample(signature: Signature, scored: Any) -> Signature:
-    import msgspec
-
-    value = [float(part) for part in scored] if getattr(scored, "ndim", 0) else float(scored)
-    return msgspec.structs.replace(signature, sample_prediction=value)

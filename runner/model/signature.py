@@ -1,22 +1,26 @@
-"""What a model expects of a raw record, and the reading of raw records by it.
+"""What a model expects of a raw record. How one is read by it stands in runner/serve/inference.py alone.
 
-The record is plain data; reading a table by it needs pandas, imported by whoever brings one.
+The signature is plain data; describing a table needs pandas, imported by whoever brings one.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from runner.errors import UsageError
-from runner.records import FORMAT, Record
+from runner.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["number", "integer", "boolean", "category"]
+Kind = Literal["number", "integer", "boolean", "category", "text"]  # text: any, which only the model's code reads
 Unknown = Literal["error", "missing"]
-LARGEST = (2 - 2**-23) * 2.0**127  # that XGBoost holds: float32's
+Label = str | int | bool
+OBJECTS: dict[str, Kind] = {
+    "string": "text", "empty": "text", "boolean": "boolean", "integer": "integer", "floating": "number",
+    "mixed-integer-float": "number", "decimal": "number",
+}  # fmt: skip  # pandas' word for what a column of objects holds
 
 
 class BadRecords(UsageError):
@@ -28,7 +32,7 @@ class BadRecords(UsageError):
 class Column(Record, frozen=True, kw_only=True):
     name: str
     kind: Kind
-    categories: list[str] | None = None  # in the order of their codes
+    categories: list[str] | None = None  # to the byte, in the order of the trees' codes
 
 
 class SplitRule(Record, frozen=True, kw_only=True):
@@ -40,25 +44,49 @@ class SplitRule(Record, frozen=True, kw_only=True):
 
 
 class Signature(Record, frozen=True, kw_only=True):
-    """signature.json. `columns` are a raw record's; `features` the model's own, where code computes them."""
+    """signature.json. `columns` are a raw record's; `features` the model's own, where code computes them.
 
-    format: int = FORMAT
+    Format 1 had neither labels, nor a missing value, nor open text; its categories were stripped text in any order.
+    """
+
+    newest: ClassVar[int] = 2
+    format: int = newest
     columns: list[Column]
     features: list[Column] | None = None
     code_sha256: str | None = None
     target: str
     positive: str | None = None  # the label that a probability is of; None for a number
+    labels: list[Label] | None = None  # of several classes, by their numbers; None where only those are known
     threshold: float | None = None  # a probability from here on is the positive label
     objective: str
+    missing: float | None = None  # the number that is a missing value, beside NaN
     key: str | None = None
     split: SplitRule | None = None
-    sample_request: dict[str, Any]
+    sample_request: dict[str, Any]  # in the order of `columns`
     sample_prediction: float | list[float]
 
 
-def describe(frame: pd.DataFrame) -> list[Column]:
-    """The columns of a training table. Raises UsageError for types a record cannot have."""
-    return [_column(name, frame[name]) for name in frame.columns]
+def describe(frame: pd.DataFrame, *, open_text: bool = False) -> list[Column]:
+    """The columns of a training table; `open_text`: text is not the categories that are there, but any.
+
+    Raises UsageError for names and types a record cannot have.
+    """
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise UsageError(f"The frame is a {type(frame).__name__}; a model is saved with a pandas DataFrame.")
+    names = list(frame.columns)
+    if not names:
+        raise UsageError("The frame has no columns, so there is nothing to score a record by.")
+    for name in names:
+        if not isinstance(name, str):
+            raise UsageError(
+                f"Column {name!r}: a column's name must be text: frame.columns = frame.columns.astype(str)."
+            )
+        _encodable(name, f"Column {name!r}: its name")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"Column {twice[0]} is there twice. Rename one of them.")
+    return [_column(name, frame[name], open_text) for name in names]
 
 
 def as_category(series: pd.Series) -> pd.Series:
@@ -84,143 +112,55 @@ def as_category(series: pd.Series) -> pd.Series:
     return text.mask(missing | (text == ""), None)
 
 
-def read_frame(frame: pd.DataFrame, columns: list[Column], *, unknown: Unknown) -> pd.DataFrame:
-    """The table as the model's columns, in order and by type; further columns are left out.
-
-    Raises BadRecords naming row (from 1) and column: missing column, wrong type, no finite float32, unknown category (with
-    `unknown="missing"` that becomes a missing value).
-    """
+def _column(name: str, series: pd.Series, open_text: bool) -> Column:
     import pandas as pd
 
-    absent = [column.name for column in columns if column.name not in frame.columns]
-    if absent:
-        raise BadRecords(f"Missing column{'s' if len(absent) > 1 else ''}: {', '.join(absent)}.")
-    made = {}
-    for column in columns:
-        series = frame[column.name]
-        if isinstance(series, pd.DataFrame):
-            raise BadRecords(f"Column {column.name} is there twice.")
-        if column.kind == "category":
-            made[column.name] = _categories(series, column, unknown)
-        else:
-            made[column.name] = _numbers(series, column)
-    return pd.DataFrame(made, index=frame.index)
-
-
-def unknown_categories(frame: pd.DataFrame, columns: list[Column]) -> dict[str, int]:
-    """Rows per category column whose value the model has never seen; columns without any are left out."""
-    found = {}
-    for column in columns:
-        if column.kind == "category" and column.name in frame.columns:
-            text = as_category(frame[column.name])
-            count = int((text.notna() & ~text.isin(column.categories or [])).sum())
-            if count:
-                found[column.name] = count
-    return found
-
-
-def plain_record(frame: pd.DataFrame, columns: list[Column]) -> dict[str, Any]:
-    """The table's first row as JSON values: text, numbers, booleans, None where missing."""
-    first: dict[str, Any] = {}
-    for column in columns:
-        value = frame[column.name].iloc[0]
-        if value is None or value != value:
-            first[column.name] = None
-        elif column.kind == "category":
-            first[column.name] = as_category(frame[column.name].iloc[:1]).iloc[0]
-        else:
-            cast = {"integer": int, "boolean": bool, "number": float}[column.kind]
-            first[column.name] = cast(value)
-    return first
-
-
-def _column(name: Any, series: pd.Series) -> Column:
-    import pandas as pd
-
-    if not isinstance(name, str):
-        raise UsageError(f"Column {name!r}: a column's name must be text.")
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        categories = [str(c) for c in as_category(pd.Series(dtype.categories)).tolist()]
-        return Column(name=name, kind="category", categories=categories)
+        return Column(name=name, kind="category", categories=_categories(name, dtype.categories.tolist()))
     if pd.api.types.is_bool_dtype(dtype):
         return Column(name=name, kind="boolean")
     if pd.api.types.is_integer_dtype(dtype):
         return Column(name=name, kind="integer")
     if pd.api.types.is_float_dtype(dtype):
         return Column(name=name, kind="number")
-    if (pd.api.types.is_string_dtype(dtype) or dtype == "object") and not _nested(series).any():
-        return Column(name=name, kind="category", categories=sorted(as_category(series).dropna().unique()))
+    if dtype == "object" or pd.api.types.is_string_dtype(dtype):
+        kind = OBJECTS.get(pd.api.types.infer_dtype(series, skipna=True))
+        if kind == "text" and not open_text:
+            return Column(name=name, kind="category", categories=_categories(name, sorted(series.dropna().unique())))
+        if kind is not None:
+            return Column(name=name, kind=kind)
     raise UsageError(f"Column {name} has the type {dtype}, which a record cannot have. Make it a number or a category.")
 
 
-def _categories(series: pd.Series, column: Column, unknown: Unknown) -> pd.Categorical:
-    import pandas as pd
-
-    nested = _nested(series)
-    text = as_category(series.mask(nested, None))
-    known = column.categories or []
-    strange = nested | (text.notna() & ~text.isin(known))
-    refused = strange if unknown == "error" else nested
-    if refused.any():
-        row = int(refused.to_numpy().argmax())
-        value = series.iloc[row] if nested.iloc[row] else text.iloc[row]
-        some = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-        raise BadRecords(f"Row {row + 1}, column {column.name}: {_shown(value)} is no known category ({some}).")
-    # the training categories are text of pandas' default kind, so must these be
-    return pd.Categorical(text.mask(strange, None), categories=pd.Index(known, dtype="str"))
+def _categories(name: str, found: list[Any]) -> list[str]:
+    for value in found:
+        if not isinstance(value, Label | float):
+            what = f"{type(value).__name__}s as categories"
+            raise UsageError(
+                f"Column {name} has {what}. Make them text, .astype(str), before the model learns from them."
+            )
+        _encodable(str(value), f"Column {name}: the category {value!r}")
+    return distinct(name, [str(value) for value in found])
 
 
-def _numbers(series: pd.Series, column: Column) -> pd.Series:
-    import numpy as np
-    import pandas as pd
+def distinct(name: str, categories: list[str]) -> list[str]:
+    """Themselves. Raises UsageError where two would be one to whoever sends a number."""
+    from runner.serve.inference import NUMBER, category
 
-    blank = series.isna()
-    if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_complex_dtype(series):
-        strange = pd.Series(pd.api.types.is_bool_dtype(series) and column.kind != "boolean", index=series.index)
-        numbers = series.astype("float64")
-    else:
-        values = series.astype("object")
-        blank |= values.map(lambda value: isinstance(value, str) and not value.strip())
-        if column.kind == "boolean":
-            said = {"true": 1, "false": 0}
-            plain = values.mask(_nested(values), 0.5)  # which is neither
-            read = [said.get(str(value).strip().lower(), value) for value in plain]
-            values = pd.Series(read, index=series.index, dtype="object")
-        strange = ~blank & ~values.map(_may_be_number)
-        numbers = pd.to_numeric(values.mask(blank | strange, None), errors="coerce").astype("float64")
-    wrong = (strange & ~blank) | (numbers.isna() & ~blank) | (numbers.abs() > LARGEST)
-    if column.kind == "boolean":
-        wrong |= ~blank & ~numbers.isin([0, 1])
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        value = series.iloc[row]
-        value = value.item() if isinstance(value, np.generic) else value
-        what = "neither true nor false" if column.kind == "boolean" else "no finite number"
-        raise BadRecords(f"Row {row + 1}, column {column.name}: {_shown(value)} is {what}.")
-    return numbers
+    read: dict[tuple[bool, str], str] = {}
+    for text in categories:
+        number = NUMBER.fullmatch(text) is not None
+        said = number, category(text) if number else text
+        if said in read:
+            raise UsageError(
+                f"Column {name}: the categories {read[said]!r} and {text!r} are one to whoever sends a number. Make them one, or "
+                "rename one of them."
+            )
+        read[said] = text
+    return categories
 
 
-def _nested(series: pd.Series) -> pd.Series:
-    """Where there is a list or a table instead of one value."""
-    import pandas as pd
-
-    if series.dtype != "object":
-        return pd.Series(False, index=series.index)
-    return series.map(lambda value: not pd.api.types.is_scalar(value)).astype(bool)
-
-
-def _shown(value: object) -> str:
-    """Never the text of a list or table, which can be deeper than the interpreter's stack."""
-    if isinstance(value, dict):
-        return "an object"
-    return "a list" if hasattr(value, "__len__") and not isinstance(value, str | bytes) else repr(value)
-
-
-def _may_be_number(value: object) -> bool:
-    """Text that may say a number, or one that a float holds; a truth value, a date and a list are none."""
-    import numpy as np
-
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < 2**1023
-    return isinstance(value, str | float | Decimal | np.integer | np.floating)
+def _encodable(text: str, what: str) -> None:
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError(f"{what} has a NUL or half of a surrogate pair, which no request can have. Rename it.")

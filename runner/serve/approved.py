@@ -43,8 +43,7 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
     if signature.code_sha256 is not None and (code is None or code.sha256 != signature.code_sha256):
         raise Tampered(f"The features.py of {label} is not the code it was trained with.")
     try:
-        scorer = Scorer(files, unknown=unknown, model=label, threads=threads)
-        scorer.self_test()
+        scorer = Scorer(files, unknown=unknown, model=label, threads=threads).self_test()
     except Exception as error:  # features.py among them, which may raise anything
         raise Refused(f"{label} cannot score its own sample record: {error}") from error
     scorer.quick = quick(scorer)

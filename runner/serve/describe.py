@@ -46,7 +46,7 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
         "columns": [
             {"name": column.name, "kind": column.kind, "categories": column.known} for column in scorer.columns
         ],
-        "sample": scorer.signature["sample_request"],
+        "sample": sample_of(scorer),
         "predicts": _predicts(scorer),
     }
     filled = TEMPLATE.read_text(encoding="utf-8")
@@ -63,9 +63,14 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
     return filled, f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
+def sample_of(scorer: Scorer) -> dict[str, Any]:
+    """The recorded record in the model's order, as an array of its values has to be."""
+    return {name: scorer.signature["sample_request"][name] for name in scorer.names}
+
+
 def openapi(scorer: Scorer, version: ModelVersion, body_bytes: int) -> dict[str, Any]:
     """OpenAPI 3.1: https://spec.openapis.org/oas/v3.1.1.html"""
-    sample = scorer.signature["sample_request"]
+    sample = sample_of(scorer)
     records = {"type": "array", "items": {"$ref": "#/components/schemas/Record"}, "minItems": 1}
     instances = {"type": "object", "properties": {"instances": records}, "required": ["instances"]}
     single = {"$ref": "#/components/schemas/Record"}
@@ -125,6 +130,8 @@ def _record(scorer: Scorer) -> dict[str, Any]:
             properties[column.name] = {"description": f"One of {len(column.known)} categories, as text or number.", "anyOf": [known, {"type": ["string", "number"]}]}  # fmt: skip
         elif column.kind == "boolean":
             properties[column.name] = {"anyOf": [{"type": ["boolean", "null"]}, {"enum": [0, 1]}, {"type": "string"}]}
+        elif column.kind == "text":
+            properties[column.name] = {"type": ["string", "number", "null"], "description": "Any text."}
         else:
             properties[column.name] = {"type": ["number", "string", "null"], "description": f"A finite {column.kind}."}
     return {
@@ -132,18 +139,21 @@ def _record(scorer: Scorer) -> dict[str, Any]:
         "properties": properties,
         "required": scorer.names,
         "additionalProperties": True,
-        "example": scorer.signature["sample_request"],
+        "example": sample_of(scorer),
         "description": "A raw record. null, or blank text, is a missing value.",
     }
 
 
 def _predictions(scorer: Scorer) -> dict[str, Any]:
-    prediction: dict[str, Any] = {"type": "boolean" if scorer.probable else "number"}
-    one = {
-        "type": "object",
-        "properties": {"prediction": prediction, "probability": {"type": "number", "minimum": 0, "maximum": 1}},
-        "required": ["prediction"],
-    }
+    several = {"enum": scorer.labels} if scorer.labels else {"type": "integer", "description": "The class's number."}
+    number: dict[str, Any] = {"type": "number"}
+    if isinstance(scorer.signature["sample_prediction"], list):
+        number = {"type": "array", "items": number, "description": "The numbers that the model gives of one record."}
+    prediction = several if scorer.several else {"type": "boolean"} if scorer.probable else number
+    properties: dict[str, Any] = {"prediction": prediction}
+    if scorer.probable or (scorer.several and isinstance(scorer.signature["sample_prediction"], list)):
+        properties["probability"] = {"type": "number", "minimum": 0, "maximum": 1}
+    one = {"type": "object", "properties": properties, "required": list(properties)}
     return {
         "type": "object",
         "properties": {"predictions": {"type": "array", "items": one}, "model": {"type": "string"}},
@@ -153,14 +163,16 @@ def _predictions(scorer: Scorer) -> dict[str, Any]:
 
 def _predicts(scorer: Scorer) -> str:
     said = scorer.signature
-    if not scorer.probable:
+    if scorer.labels:
+        return f"Says which {said['target']} of {', '.join(map(str, scorer.labels))}."
+    if scorer.several or not scorer.probable:
         return f"Predicts {said['target']} ({said['objective']})."
     label = "" if said.get("positive") is None else f" {said['positive']}"
     return f"Says ‘{said['target']}{label}’ from {100 * scorer.threshold:.4g} %."
 
 
 def _csv_line(scorer: Scorer) -> str:
-    sample = scorer.signature["sample_request"]
+    sample = sample_of(scorer)
     fields = ["" if sample[name] is None else str(sample[name]) for name in scorer.names]
     return ",".join(f'"{field}"' if set(field) & set(',"\r\n') else field for field in fields)
 

@@ -1,14 +1,14 @@
 """Scores raw records by a model folder: reads them, asks XGBoost's C library, writes the answer.
 
-`runner predict`, `runner serve` and an endpoint's container (as `code/inference.py`) run these lines. So it imports
-nothing of ours; of XGBoost only the shared library, as its package takes 3 s and 150 MB; and pandas only for a model of
-computed features. A record is read by the rules of runner/model/signature.py; a test compares the two.
+`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines: one rule by which
+a record is read. They import nothing of ours; XGBoost's library alone, as its package takes 3 s; pandas only for code.
 """
 
 from __future__ import annotations
 
 import csv
 import ctypes
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -32,12 +32,12 @@ CSV, JSON, LINES = "text/csv", "application/json", "application/jsonlines"
 CONTENT_TYPES = {CSV: CSV, JSON: JSON, LINES: LINES, "application/x-jsonlines": LINES, "application/x-ndjson": LINES}
 ACCEPTED = {**CONTENT_TYPES, "*/*": JSON, "application/*": JSON, "text/*": CSV}
 LARGEST = float(np.finfo("float32").max)  # that XGBoost holds
-# linear in a text's length, which `\d+\.?\d*` is not
+CODED = ("category", "boolean", "text")  # kinds of columns whose values are looked up
 NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\n\r\f\v]*", re.ASCII)
-WHOLE = re.compile(r"^([+-]?\d+)\.0+$")
+WHOLE = re.compile(r"^([+-]?\d+)\.0+$")  # both are linear in a text's length, which `\d+\.?\d*` is not
+Open = type("Open", (dict,), {"__missing__": lambda *_: math.nan})  # codes of any text, which the model's code reads
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
 SAID = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
-CONFIG = b'{"type":0,"training":false,"iteration_begin":0,"iteration_end":0,"strict_shape":false,"missing":NaN}'
 
 
 class BadInput(ValueError):
@@ -52,41 +52,40 @@ class BadInput(ValueError):
 
 
 class Column:
-    """How one column's values become numbers. `learned`: the categories by the trees' codes; None: as declared."""
+    """How one column's values become numbers; a category's is its place in the list."""
 
-    def __init__(self, declared: Mapping[str, Any], learned: list[bytes] | None, unknown: str) -> None:
+    def __init__(self, declared: Mapping[str, Any], unknown: str) -> None:
         self.name, self.kind, self.unknown = declared["name"], declared["kind"], unknown
         self.known: list[str] = declared.get("categories") or []
-        names = [text.encode() for text in self.known]
-        if learned is not None and not set(names) <= set(learned):
-            # XGBoost before 3.4 cuts their joined bytes where characters end: https://github.com/dmlc/xgboost/pull/12371
-            ends, joined = [0, *itertools.accumulate(map(len, self.known))], b"".join(names)
-            names = [joined[start:end] for start, end in itertools.pairwise(ends)]
-        place = {name: code for code, name in enumerate(learned or [])}
-        order = range(len(names)) if learned in (None, names) else [place.get(name, -1) for name in names]
-        given = {one: float(at) for one, at in zip(self.known, order, strict=True) if at >= 0 and category(one) == one}
-        self.codes: dict[Any, float] = {**(SAID if self.kind == "boolean" else given), "": math.nan, None: math.nan}
+        given = {text: float(code) for code, text in enumerate(self.known)}
+        self._numbers = {category(text): code for text, code in given.items() if NUMBER.fullmatch(text)}
+        self._spoken = self._numbers | given  # for values that are not text
+        self.codes: dict[Any, float] = Open() if self.kind == "text" else {"": math.nan, None: math.nan, **given}
+        self.codes |= SAID if self.kind == "boolean" else {}
 
     def number(self, value: Any, row: int) -> float:
-        """One value by all rules. Raises BadInput."""
+        """One value by all rules, of which an exact match is the first. Raises BadInput."""
         value = value.item() if isinstance(value, np.generic) else value
-        if value is None or value != value or (isinstance(value, str) and not value.strip()):
-            return math.nan
-        nested = "an object" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else ""
-        number = math.nan  # a list or an object is not made text, which can be deeper than the interpreter's stack
-        if self.kind == "category" and not nested:
-            value = category(value)
-            if value in self.codes or self.unknown == "missing":
-                return self.codes.get(value, math.nan)
-        elif isinstance(value, str):
-            value = {"true": 1, "false": 0}.get(value.strip().lower(), value) if self.kind == "boolean" else value
-            number = float(value) if NUMBER.fullmatch(str(value)) else math.nan
-        elif isinstance(value, (int, float)) and (self.kind == "boolean" or not isinstance(value, bool)):
-            number = float(value) if abs(value) <= LARGEST else math.nan
+        nested = "an object" if isinstance(value, dict) else "a list" * isinstance(value, (list, tuple, np.ndarray))
+        number = math.nan
+        if not nested:  # which is not made text: it can be deeper than the interpreter's stack
+            if isinstance(value, str) and value in self.codes:
+                return self.codes[value]
+            text = "" if value is None or value != value else value if isinstance(value, str) else category(value)
+            if not text.strip() or self.kind == "text":
+                return number
+            if self.kind == "category":
+                number = (self._numbers if text is value else self._spoken).get(category(text), number)
+                if number == number or self.unknown == "missing":
+                    return number
+            elif self.kind == "boolean":
+                text = {"true": "1", "false": "0"}.get(text.strip().lower(), text)
+            number = float(text) if NUMBER.fullmatch(text) and self.kind != "category" else number
         if number in (0, 1) or (self.kind != "boolean" and abs(number) <= LARGEST):
             return number
-        known = f"no known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
-        what = {"category": known, "boolean": "neither true nor false"}.get(self.kind, "no finite number")
+        known = f"not a known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
+        said = {"category": known, "boolean": "neither true nor false", "text": "not text"}
+        what = said.get(self.kind, f"not a {'finite ' * (number == number or isinstance(value, float))}number")
         raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {what}.", row, self.name)
 
 
@@ -94,24 +93,23 @@ class Columns(tuple[Column, ...]):
     """A table's columns: read all at once in a tenth of the time of one by one, where there is nothing odd."""
 
     def __init__(self, _: Iterable[Column]) -> None:
-        self._coded = [(at, one.codes) for at, one in enumerate(self) if one.kind in ("category", "boolean")]
-        self._numeric = [at for at, one in enumerate(self) if one.kind not in ("category", "boolean")]
+        self._coded = [(at, one.codes) for at, one in enumerate(self) if one.kind in CODED]
+        self._numeric = [at for at, one in enumerate(self) if one.kind not in CODED]
         self._pick = _picker(self._numeric)
 
     def read(self, rows: Rows) -> np.ndarray:
         """The rows as numbers, float64, shape (n_rows, n_columns). Raises BadInput."""
-        if isinstance(rows, np.ndarray) and (np.abs(rows) <= LARGEST).all():
-            return rows
+        if isinstance(rows, np.ndarray) and not (np.abs(rows) > LARGEST).any():
+            return rows  # as runner.serve.quick and runner.model read them
         made = np.empty((len(rows), len(self)))
         flat = list(itertools.chain.from_iterable(map(self._pick, rows) if self._coded else rows))
         kinds = set(map(type, flat))
         blank = "" if kinds == {str} else None
         try:
             if kinds == {str}:
-                text = "".join(flat)
-                if not text.isascii() or any(mark in text for mark in "_\x1c\x1d\x1e\x1f"):
-                    raise ValueError  # Python reads more texts as numbers
-                numbers = np.array([float(one or "nan") for one in flat])
+                text = "".join(flat)  # of which Python reads more as numbers
+                odd = not text.isascii() or any(mark in text for mark in "_\x1c\x1d\x1e\x1f")
+                numbers = np.array([math.inf] if odd else [float(one or "nan") for one in flat])
             else:
                 numbers = np.array(flat if kinds <= {float, int, type(None)} else [math.inf], dtype="float64")
             given = len(flat) - (flat.count(blank) if type(blank) in kinds else 0)
@@ -134,24 +132,34 @@ class Scorer:
         self.model, self.computes = model, None
         self.quick: Callable[[str, str], Any] = lambda *_: None  # reads rows of common forms faster, or gives None
         if said.get("code_sha256") is not None:
-            self.computes = sys.modules["_features"] = ModuleType("_features")  # where dataclasses look for it
+            name = f"_features_{said['code_sha256'][:12]}"
+            self.computes = sys.modules[name] = ModuleType(name)  # where dataclasses look for it
             exec(compile(files["features.py"], "features.py", "exec"), self.computes.__dict__)
-        self._booster = Booster(files.get("model.ubj") or files["model.json"], threads)
-        raw, taken = said["columns"], said["columns" if self.computes is None else "features"]
-        codes = self._booster.categories() or [None] * len(taken)
-        self._features = Columns(Column(column, known, unknown) for column, known in zip(taken, codes, strict=True))
-        self.columns = self._features if self.computes is None else Columns(Column(one, None, unknown) for one in raw)
+        self._booster = Booster(files.get("model.ubj") or files["model.json"], threads, said.get("missing"))
+        made = [Columns(Column(one, unknown) for one in said[part] or ()) for part in ("columns", "features")]
+        self.columns, self._features = made[0], made[self.computes is not None]
         self.names: list[str] = [column.name for column in self.columns]
         self._wanted, self._pick = frozenset(self.names), _picker(self.names)
+        self._folded = frozenset(map(str.casefold, self.names))
+        values = set[Any]().union(*(column.codes for column in self.columns))
+        # whether a header could be a record: by names that are numbers, or categories
+        self._doubtful = 2 * sum(name in values or bool(NUMBER.fullmatch(name)) for name in self.names) >= len(
+            self.names
+        )
+        self.labels, self.several = said.get("labels"), said["objective"].startswith("multi:")
         self.probable = said.get("positive") is not None or said["objective"] == "binary:logistic"
         self.threshold = 0.5 if said.get("threshold") is None else said["threshold"]
+        csv.field_size_limit(2**26)  # a column that the model does not use may have long text
 
-    def self_test(self) -> None:
-        """Score the recorded sample. Raises ValueError where that gives anything but the recorded prediction."""
-        found = self.score(self.records(self.signature["sample_request"]))[0]
-        expected = self.signature["sample_prediction"]
+    def self_test(self) -> Scorer:
+        """Itself, having scored the recorded sample. Raises ValueError where that gives anything but the recorded prediction."""
+        found, expected = (
+            self.score(self.records(self.signature["sample_request"]))[0],
+            self.signature["sample_prediction"],
+        )
         if found.shape != np.shape(expected) or not np.allclose(found, expected, rtol=1e-5, atol=1e-6):
             raise ValueError(f"The sample record scores {found.tolist()}; {expected} is recorded.")
+        return self
 
     def table(self, body: bytes, content_type: str) -> Rows:
         """The records of a request, at least one. Raises BadInput."""
@@ -175,32 +183,34 @@ class Scorer:
             raise BadInput("The body has no record.")
         return rows
 
-    def score(self, rows: Rows) -> np.ndarray:
+    def score(self, rows: Any) -> np.ndarray:
         """Probabilities or predicted numbers: float32, shape (n_rows,) or (n_rows, n_classes). Raises BadInput."""
         if isinstance(rows, array):  # a single one, as runner.serve.quick reads it
             return self._booster.predict(rows.buffer_info()[0], 1, len(rows))
         made = self.columns.read(rows)
         if self.computes is not None:
-            made = self._features.read(self._computed(made))
+            made = self._features.read(self._computed(made, rows))
         matrix = made.astype("float32", order="C")
         return self._booster.predict(matrix.__array_interface__["data"][0], *matrix.shape)
 
     def answers(self, scores: np.ndarray) -> tuple[list[Any], list[float] | None]:
         """Per row the prediction and its probability; None where the model predicts a number."""
-        if scores.ndim == 2 and self.signature["objective"].startswith("multi:"):
-            return scores.argmax(axis=1).tolist(), scores.max(axis=1).tolist()
+        if self.several:
+            found = scores.argmax(axis=1) if scores.ndim == 2 else scores.astype("int64")
+            said = [self.labels[at] for at in found] if self.labels else found.tolist()
+            return said, scores.max(axis=1).tolist() if scores.ndim == 2 else None
         values = scores.tolist()
         return ([value >= self.threshold for value in values], values) if self.probable else (values, None)
 
     def reply(self, scores: np.ndarray, accept: str) -> tuple[bytes, str]:
         """The body and its content type. Raises BadInput where none is accepted."""
-        kind = accepted(accept)
+        kind, values = accepted(accept), scores.tolist()
         if kind == CSV:
-            rows = scores.tolist()
-            lines = map(repr, rows) if scores.ndim == 1 else (",".join(map(repr, row)) for row in rows)
+            lines = map(repr, values) if scores.ndim == 1 else (",".join(map(repr, row)) for row in values)
             return ("\n".join(lines) + "\n").encode(), f"{CSV}; charset=utf-8"
         said, chances = self.answers(scores)
-        made = [f'{{"prediction":{repr(one).lower()}' for one in said]
+        words = map(json.dumps, said) if self.labels else (repr(one).lower() for one in said)
+        made = [f'{{"prediction":{word}' for word in words]
         if chances is not None:
             made = [f'{one},"probability":{chance!r}' for one, chance in zip(made, chances, strict=True)]
         if kind == LINES:
@@ -227,22 +237,29 @@ class Scorer:
         """As `csv`, for its fields. Of the columns, the model's are taken."""
         width, picks = len(self.names), None
         names = [name if name in self._wanted else name.strip() for name in rows[0]] if rows else []
-        if "present" in header or ("absent" not in header and 2 * len(self._wanted.intersection(names)) >= width):
+        found = len(self._folded.intersection(map(str.casefold, names)))  # other spellings are refused by name
+        guessed = "absent" not in header and 2 * found >= width
+        if guessed and self._doubtful and "present" not in header:
+            raise BadInput("The first line may be a header or a record. Say it: text/csv; header=present, or absent.")
+        if guessed or "present" in header:
             place, rows = {name: at for at, name in enumerate(names)}, rows[1:]
             self.complete(place)
             if len(place) < len(names) and (twice := [name for name in self.names if names.count(name) > 1]):
                 raise BadInput(f"Column {twice[0]} is there twice.", column=twice[0])
             width, picks = len(names), [place[name] for name in self.names]
         if rows and set(map(len, rows)) != {width}:
-            row = next(at for at, fields in enumerate(rows, start=1) if len(fields) != width)
+            row, fields = next((at, fields) for at, fields in enumerate(rows, start=1) if len(fields) != width)
             where = "there is no header: one per column of the model" if picks is None else "as many as in the header"
-            raise BadInput(f"Row {row}: {len(rows[row - 1])} fields instead of {width}, {where}.", row)
+            hint = next((f" Write commas, not {mark!r}." for mark in ";\t|" if mark in fields[0]), "")
+            raise BadInput(f"Row {row}: {len(fields)} fields instead of {width}, {where}.{hint}", row)
         return rows if picks in (None, list(range(width))) else list(map(_picker(picks), rows))
 
     def complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
         if absent := [name for name in self.names if name not in names]:
-            where = f" in row {row}" if row else ""
-            raise BadInput(f"Missing column{'s' * (len(absent) > 1)}{where}: {', '.join(absent)}.", row, absent[0])
+            given = {name.casefold().strip(): name for name in itertools.islice(names, 200)}
+            near = difflib.get_close_matches(absent[0].casefold().strip(), given, 1)
+            said = f"Missing column{'s' * (len(absent) > 1)}{f' in row {row}' * bool(row)}: {', '.join(absent)}."
+            raise BadInput(said + "".join(f" There is {given[one][:99]!r}." for one in near), row, absent[0])
 
     def read_json(self, text: str, where: str = "") -> Any:
         try:
@@ -258,27 +275,26 @@ class Scorer:
         try:
             return list(map(self._pick, items))
         except (KeyError, TypeError, IndexError):
-            return [self._record(item, row) for row, item in enumerate(items, start=1)]
+            for row, item in enumerate(items, start=1):
+                if isinstance(item, dict):
+                    self.complete(item, row)
+                elif not isinstance(item, list) or len(item) != len(self.names):
+                    what = f"{len(item)} values" if isinstance(item, list) else "neither an object nor an array"
+                    raise BadInput(f"Row {row} is {what}; the model has {len(self.names)} columns.", row) from None
+            return [self._pick(item) if isinstance(item, dict) else item for item in items]
 
-    def _record(self, item: Any, row: int) -> Any:
-        if isinstance(item, dict):
-            self.complete(item, row)
-            return self._pick(item)
-        if not isinstance(item, list) or len(item) != len(self.names):
-            what = f"{len(item)} values" if isinstance(item, list) else "neither an object nor an array"
-            raise BadInput(f"Row {row} is {what}; the model has {len(self.names)} columns.", row)
-        return item
-
-    def _computed(self, read: np.ndarray) -> Rows:
-        """The features that the model's code makes of the records. Raises BadInput."""
+    def _computed(self, read: np.ndarray, rows: Rows) -> Rows:
         import pandas as pd  # a second and 60 MB, only for such models
 
         raw: dict[str, Any] = {column.name: read[:, at] for at, column in enumerate(self.columns)}
-        for column in self.columns:
-            if column.kind == "category":
-                codes = np.nan_to_num(raw[column.name], nan=-1).astype("int64")
-                raw[column.name] = pd.Categorical.from_codes(codes, categories=pd.Index(column.known, dtype="str"))
         try:
+            for at, column in enumerate(self.columns):
+                if column.kind == "category":
+                    codes = np.nan_to_num(read[:, at], nan=-1).astype("int64")
+                    raw[column.name] = pd.Categorical.from_codes(codes, categories=pd.Index(column.known, dtype="str"))
+                elif column.kind == "text":
+                    texts = (row[at] if isinstance(row[at], str | None) else category(row[at]) for row in rows)
+                    raw[column.name] = pd.Series([one or None for one in texts], dtype="str")
             made = self.computes.transform(pd.DataFrame(raw))  # type: ignore[union-attr]
             if len(made) != len(read):
                 raise ValueError("it made another number of rows")
@@ -291,7 +307,7 @@ class Scorer:
 class Booster:
     """Trees behind XGBoost's C interface: https://xgboost.readthedocs.io/en/stable/c.html"""
 
-    def __init__(self, trees: bytes, threads: int) -> None:
+    def __init__(self, trees: bytes, threads: int, missing: float | None = None) -> None:
         folder = Path(importlib.util.find_spec("xgboost").origin).parent / "lib"  # type: ignore[union-attr, arg-type]
         file = folder / ("libxgboost.dylib" if sys.platform == "darwin" else "libxgboost.so")
         self._library = ctypes.CDLL(str(file)) if file.exists() else importlib.import_module("xgboost").core._LIB
@@ -301,34 +317,21 @@ class Booster:
         self._call("XGBoosterLoadModelFromBuffer", self._handle, trees, ctypes.c_uint64(len(trees)))
         self._call("XGBoosterSetParam", self._handle, b"nthread", str(threads).encode())
         self._call("XGBoosterGetNumFeature", self._handle, ctypes.byref(ctypes.c_uint64()))  # completes the loading
+        asked = {"type": 0, "training": False, "iteration_begin": 0, "iteration_end": 0, "strict_shape": False}
+        self._asked = json.dumps({**asked, "missing": math.nan if missing is None else missing}).encode()
 
     def predict(self, address: int, rows: int, columns: int) -> np.ndarray:
         """Of the float32 numbers from the address on, row after row, of which there is at least one."""
+        out = shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
+        said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
         proxy = self._proxies.pop() if self._proxies else ctypes.c_void_p()
         if not proxy:  # a new one takes as long as the call
             self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
-        shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
-        said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
-        out = map(ctypes.byref, (shape, dimensions, found))
-        self._call("XGBoosterPredictFromDense", self._handle, said, CONFIG, proxy, *out)
+        self._call("XGBoosterPredictFromDense", self._handle, said, self._asked, proxy, *map(ctypes.byref, out))
         lengths = shape[: dimensions.value]
         content = ctypes.string_at(found.value or 0, 4 * math.prod(lengths))
         self._proxies.append(proxy)
         return np.frombuffer(content, "float32").reshape(lengths)
-
-    def categories(self) -> list[list[bytes] | None]:
-        """Per feature the categories by their codes, which need not be the signature's order; [] where none has any."""
-        handle, said = ctypes.c_void_p(), ctypes.c_char_p()
-        self._call("XGBoosterGetCategoriesExportToArrow", self._handle, None, ctypes.byref(handle), ctypes.byref(said))
-        made: list[list[bytes] | None] = []
-        for arrow in json.loads(said.value or b"[]"):  # null, or a string array by the addresses of its two buffers
-            made.append(None)
-            if arrow:
-                at = (ctypes.c_int32 * arrow["offsets"]["shape"][0]).from_address(arrow["offsets"]["data"][0])
-                text = ctypes.string_at(arrow["values"]["data"][0], at[-1])
-                made[-1] = [text[start:end] for start, end in itertools.pairwise(at)]
-        self._library.XGBCategoriesFree(handle)
-        return made
 
     def _call(self, name: str, *arguments: Any) -> None:
         if getattr(self._library, name)(*arguments):
@@ -354,10 +357,9 @@ def _picker(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
 
 
 def category(value: object) -> str:
-    """Text by which 657, 657.0, "657" and " 657 " are one category, as runner.model.as_category makes it."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    return WHOLE.sub(r"\1", str(value).strip())
+    """Text by which the numbers 657, 657.0, "657" and " 657 " are one."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return WHOLE.sub(r"\1", str(int(value) if whole else value).strip())  # type: ignore[call-overload]
 
 
 def loaded(folder: Path, told: Mapping[str, str]) -> Scorer:
@@ -368,9 +370,7 @@ def loaded(folder: Path, told: Mapping[str, str]) -> Scorer:
     found = hashlib.sha256("".join(lines).encode()).hexdigest()
     if found != told.get("RUNNER_SHA256", found):
         raise ValueError(f"The model was altered: its hash is {found[:12]}, deployed was {told['RUNNER_SHA256'][:12]}.")
-    scorer = Scorer(files, unknown=told.get("RUNNER_UNKNOWN", "error"), model=told.get("RUNNER_MODEL", ""))
-    scorer.self_test()
-    return scorer
+    return Scorer(files, unknown=told.get("RUNNER_UNKNOWN", "error"), model=told.get("RUNNER_MODEL", "")).self_test()
 
 
 def model_fn(model_dir: str) -> Scorer:

@@ -66,12 +66,13 @@ def openapi(
     for column in signature.columns:
         record["properties"][column.name] |= _described(column)
     described = "A raw record. null, or blank text, is a missing value; columns the model does not use are ignored."
-    record |= {"description": described, "examples": [signature.sample_request]}
+    sample = {column.name: signature.sample_request[column.name] for column in signature.columns}
+    record |= {"description": described, "examples": [sample]}
     scored = {"description": "Scored", "headers": _HEADERS, "content": _json("Prediction", _sample(signature, label))}
     scoring: dict[str, Any] = {
         "operationId": "predict",
         "summary": "Score one record",
-        "requestBody": {"required": True, "content": _json("Record", signature.sample_request)},
+        "requestBody": {"required": True, "content": _json("Record", sample)},
         "responses": {"200": scored, **{code: _refusal(code, said) for code, said in REFUSALS.items()}},
     }
     schemes = {} if authentication == "none" else {"caller": _SCHEMES[authentication]}
@@ -118,7 +119,7 @@ _ERROR = {
 
 def _property(column: Column) -> dict[str, Any]:
     match column.kind:
-        case "category":
+        case "category" | "text":
             return {"type": ["string", "number", "boolean", "null"]}
         case "boolean":
             return {"type": ["boolean", "number", "string", "null"], "pattern": BOOLEAN}
@@ -128,28 +129,35 @@ def _property(column: Column) -> dict[str, Any]:
 
 def _described(column: Column) -> dict[str, Any]:
     known = column.categories or []
-    if column.kind != "category":
-        return {
-            "description": {"boolean": "True or false.", "integer": "A whole number."}.get(column.kind, "A number.")
-        }
-    return {"description": f"One of {len(known)} categories, as text or number.", "examples": known}
+    if column.kind == "category":
+        return {"description": f"One of {len(known)} categories, as text or number.", "examples": known}
+    said = {"boolean": "True or false.", "integer": "A whole number.", "text": "Any text."}
+    return {"description": said.get(column.kind, "A number.")}
 
 
 def _prediction(signature: Signature) -> dict[str, Any]:
-    """As an answer has it: `prediction` is a truth value, a class by its number, or the number itself."""
-    kind = "boolean" if _is_binary(signature) else "integer" if _is_multiclass(signature) else "number"
-    chance = {"probability": {"type": "number", "minimum": 0, "maximum": 1}} if kind != "number" else {}
-    properties = {"prediction": {"type": kind}, **chance, "model": {"type": "string", "description": "NAME/VERSION"}}
+    """As an answer has it: `prediction` is a truth value, a class by its name or number, or what numbers there are."""
+    kind: dict[str, Any] = {"type": "number"}
+    if _is_several(signature):
+        kind = {"enum": signature.labels} if signature.labels else {"type": "integer"}
+    elif _is_binary(signature):
+        kind = {"type": "boolean"}
+    elif isinstance(signature.sample_prediction, list):
+        kind = {"type": "array", "items": kind}
+    probable = _is_binary(signature) or (_is_several(signature) and isinstance(signature.sample_prediction, list))
+    chance = {"probability": {"type": "number", "minimum": 0, "maximum": 1}} if probable else {}
+    properties = {"prediction": kind, **chance, "model": {"type": "string", "description": "NAME/VERSION"}}
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _sample(signature: Signature, label: str) -> dict[str, Any]:
     """The answer that the sample record gets."""
     scored = signature.sample_prediction
-    if isinstance(scored, list):
-        best = max(range(len(scored)), key=scored.__getitem__)
-        return {"prediction": best, "probability": scored[best], "model": label}
-    if _is_binary(signature):
+    if _is_several(signature):
+        best = max(range(len(scored)), key=scored.__getitem__) if isinstance(scored, list) else int(scored)
+        chance = {"probability": scored[best]} if isinstance(scored, list) else {}
+        return {"prediction": signature.labels[best] if signature.labels else best, **chance, "model": label}
+    if _is_binary(signature) and not isinstance(scored, list):
         threshold = 0.5 if signature.threshold is None else signature.threshold
         return {"prediction": scored >= threshold, "probability": scored, "model": label}
     return {"prediction": scored, "model": label}
@@ -159,8 +167,8 @@ def _is_binary(signature: Signature) -> bool:
     return signature.positive is not None or signature.objective == "binary:logistic"
 
 
-def _is_multiclass(signature: Signature) -> bool:
-    return isinstance(signature.sample_prediction, list)
+def _is_several(signature: Signature) -> bool:
+    return signature.objective.startswith("multi:")
 
 
 def _title(signature: Signature, label: str) -> str:

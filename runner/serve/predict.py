@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from runner.errors import UsageError
 from runner.escape import csv_cell, may_compute
+from runner.model import table
 from runner.model.signature import BadRecords
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[
 
     from runner.serve.inference import BadInput
 
-    done, part_done = 0, 0.0
+    done = 0
     parts = {"csv": _csv, "lines": _lines, "parquet": _parquet}[format_of(source)](source, scorer)
     try:
         for part, part_done in parts:
@@ -79,12 +80,11 @@ def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[
             done += count
             on_rows(done, part_done)
     except BadInput as error:
-        said = str(error)
-        if error.row is not None:  # counted from the part's first
-            said = said.replace(f"ow {error.row}", f"ow {error.row + done}", 1)
-        raise BadRecords(f"{source}: {said}") from error
+        raise BadRecords(f"{source}: {table.said(error, done)}") from error  # counted from the part's first
     except UnicodeDecodeError as error:
         raise BadRecords(f"{source}: after row {done} it is not UTF-8: {error.reason}.") from error
+    if not done:
+        raise BadRecords(f"{source} has no record.")
     return done
 
 
@@ -217,7 +217,9 @@ def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
                 return
             rows = scorer.given(rows)
             if first and rows:
-                first, table = False, scorer.fields(rows, "")
+                # a file's first line that names all columns is a header, whatever could be read into it
+                whole = set(scorer.names) <= {name.strip() for name in rows[0]} | set(rows[0])
+                first, table = False, scorer.fields(rows, "present" if whole else "")
                 if len(table) < len(rows):
                     header, rows = rows[0], rows[1:]
             else:

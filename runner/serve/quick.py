@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner.serve.inference import CSV, JSON, LARGEST, LINES, NUMBER, BadInput
+from runner.serve.inference import CODED, CSV, JSON, LARGEST, LINES, NUMBER, BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def quick(scorer: Scorer) -> Callable[[str, str], Any]:
     """What reads a body of a content type as rows of the model's columns; it gives None for what it leaves."""
     names = frozenset(scorer.names)
     # a category may be written 1e2, which as a number would be 100; a header of numbers would be taken for a record
-    odd = any(column.kind in ("category", "boolean") or NUMBER.fullmatch(column.name) for column in scorer.columns)
+    odd = any(column.kind in CODED or NUMBER.fullmatch(column.name) for column in scorer.columns)
     numeric = not odd and "instances" not in names
     row = _row(scorer.columns) if scorer.computes is None else lambda _: None
 
@@ -66,7 +66,7 @@ def quick(scorer: Scorer) -> Callable[[str, str], Any]:
 
 def _row(columns: Sequence[Column]) -> Callable[[Sequence[Any]], array[float] | None]:
     """What makes of a row's values the numbers that the trees take; None where one is of another form, or wrong."""
-    coded = [at for at, one in enumerate(columns) if one.kind in ("category", "boolean")]
+    coded = [at for at, one in enumerate(columns) if one.kind in CODED]
     plain = [at for at in range(len(columns)) if at not in coded]
     places = sorted(range(len(columns)), key=[*plain, *coded].__getitem__)
     arrange = itemgetter(*places) if coded and len(places) > 1 else None
