@@ -322,11 +322,11 @@ def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:
     """The version of NAME/VERSION, or the highest approved one of NAME, and its files. Raises Refused if there is none."""
     name, slash, number = reference.partition("/")
     if slash and not number.isdecimal():
-        raise UsageError(f"{reference!r} is no model version; write {name} or {name}/1.")
+        raise UsageError(f"{reference!r} is not a model version; write {name} or {name}/1.")
     versions = backend.registry(pipeline)
     found = versions.get(name, int(number)) if slash else versions.approved(name)
     if found is None:
-        versions.list(name)  # names what there is, where this is no model
+        versions.list(name)  # names what there is, where this is not a model
         raise Refused(f"No version of {name} is approved. See `runner models {name}`.")
     return found, backend.store(pipeline).folder(found.run) / found.artifact.path
 

@@ -21,7 +21,7 @@ def judge(
 ) -> Verdict:
     """The verdict on `metrics` (keyed `step.name`) under `rules`.
 
-    `problems` says why a recorded value is no metric; `present` are the inputs (`step.input`) that
+    `problems` says why a recorded value is not a metric; `present` are the inputs (`step.input`) that
     were there, for rules with `when`. The outcome is the worst of the judged rules in the order
     error, fail, inconclusive, pass.
     """

@@ -29,8 +29,8 @@ def metric(
 ) -> None:
     """Record a number under `name`, with the interval [`low`, `high`] and the better direction where they are known.
 
-    Takes Python and numpy numbers. Raises TypeError for what is no number (booleans are none), ValueError for NaN,
-    infinity, half or reversed intervals, a name that is no identifier, and a name recorded already in this kernel,
+    Takes Python and numpy numbers. Raises TypeError for what is not a number (booleans are not), ValueError for NaN,
+    infinity, half or reversed intervals, a name that is not an identifier, and a name recorded already in this kernel,
     except when its own cell is run again by hand.
     """
     if not isinstance(name, str) or not name.isidentifier():
@@ -107,13 +107,13 @@ def _number(name: str, value: Any) -> float:
     else:
         usable = getattr(value, "ndim", None) == 0 and getattr(dtype, "kind", "") in ("i", "u", "f")
     if not usable:
-        raise TypeError(f"Metric {name} is {value!r} ({type(value).__name__}), which is no number.")
+        raise TypeError(f"Metric {name} is {value!r} ({type(value).__name__}), which is not a number.")
     try:
         number = float(value)
     except OverflowError:
         raise ValueError(f"Metric {name} is {value!r}, which is too large for a number.") from None
     if not math.isfinite(number):
-        raise ValueError(f"Metric {name} is {number!r}, which is no finite number; a gate could not judge it.")
+        raise ValueError(f"Metric {name} is {number!r}, which is not finite; a gate could not judge it.")
     return number
 
 

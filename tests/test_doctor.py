@@ -350,7 +350,7 @@ def test_an_object_that_may_not_be_removed_is_named_and_is_no_failure(far: Exami
 def test_a_role_that_is_not_there_or_not_one_is_said(far: Examined) -> None:
     found = far.doctor(role=f"arn:aws:iam::{ACCOUNT}:role/nobody")
     assert found["role"]["said"] == "there is no role nobody"
-    assert "is no role's ARN" in far.doctor(role="jobs")["role"]["said"]
+    assert "is not a role's ARN" in far.doctor(role="jobs")["role"]["said"]
     assert "another account" in far.doctor(role="arn:aws:iam::999999999999:role/jobs")["role"]["said"]
 
 

@@ -300,7 +300,7 @@ def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: Sm
     document = {"Version": "2012-10-17", "Statement": made.policy(resource)}
     text = json.dumps(document, separators=(",", ":"))
     assert len(text) <= LONGEST_POLICY
-    cloud.client("iam").create_policy(PolicyName=resource, PolicyDocument=text)  # refuses what is no policy
+    cloud.client("iam").create_policy(PolicyName=resource, PolicyDocument=text)  # refuses what is not a policy
 
 
 def test_the_key_is_in_the_policies_where_there_is_one() -> None:

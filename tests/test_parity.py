@@ -541,7 +541,7 @@ def test_an_earlier_folder_is_loaded_where_it_scores_as_it_should(tmp_path: Path
         for read in (runner.model.load, package):
             with pytest.raises(
                 Refused,
-                match=r"(not those of its trees, in their order|which is none)\. An earlier version of runner saved it",
+                match=r"(not those of its trees, in their order|and it is not one)\. An earlier version of runner saved it",
             ):
                 read(wrong)
 

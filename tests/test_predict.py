@@ -210,7 +210,7 @@ def test_where_nothing_can_be_written_it_is_said(house: Made, tmp_path: Path) ->
     project, _ = house
     path = write(records(20), tmp_path / "in.csv")
     done = project.runner("predict", "tiny", str(path), "-o", str(tmp_path / "nowhere" / "out.csv"))
-    assert (done.code, "nowhere is no folder" in done.err) == (2, True), done.err
+    assert (done.code, "nowhere is not a folder" in done.err) == (2, True), done.err
     with open("/dev/full", "w") as full:
         failed = subprocess.run(
             command("predict", "tiny", str(path)),

@@ -272,7 +272,7 @@ SECRET = "Ms Lovelace"
         (b'{"minutes": 1e400, "calls": 3, "plan": "gold", "roaming": true}', 400, "minutes", "minutes"),
         ({"instances": [ROW, ROW]}, 400, "Missing columns in row 1", "minutes"),
         ([ROW], 400, "The body is a list; send one record", None),
-        (SECRET, 400, "The body is no object", None),
+        (SECRET, 400, "The body is not an object", None),
         (b"", 400, "The body is empty", None),
         (b"{'plan': 1}", 400, "The body is not JSON", None),
         (b'{"minutes": NaN}', 400, "The body is not JSON", None),

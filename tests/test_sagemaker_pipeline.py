@@ -378,7 +378,7 @@ def test_an_execution_of_a_pipeline_that_was_not_pushed_from_here_is_not_importe
     [
         (["-p", "evaluate.scor=1"], "did you mean `score`?"),
         (["-p", "factor=x"], "'x' does not fit int, declared in nb/data.ipynb."),
-        (["-p", "evaluate.champion=approved:other"], "is no parameter of the Pipeline as it was pushed"),
+        (["-p", "evaluate.champion=approved:other"], "is not a parameter of the Pipeline as it was pushed"),
         (["-p", "InstanceTyp=ml.m5.large"], "no notebook declares it"),
     ],
 )
@@ -684,7 +684,7 @@ def test_a_source_on_the_web_is_brought_into_the_bucket_once_and_an_absent_one_i
     assert pin.address.endswith("/table.csv")
     assert bucket.get(pin.address.removeprefix(bucket.address(""))) == b"a\n1\n2"
     assert (absent.pins["pin_1"].fact.present, absent.pins["pin_1"].digest) == (False, "absent")
-    with pytest.raises(PipelineError, match=r"data\.source: './x' is no address that a job can read"):
+    with pytest.raises(PipelineError, match=r"data\.source: './x' is not an address that a job can read"):
         pins(pushed, {**values, "data.source": "./x"}, bucket, execution=arn, started="")
 
 

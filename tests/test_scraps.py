@@ -253,7 +253,7 @@ def test_figures_and_tables_are_shown_and_read_back(tmp_path: Path) -> None:
     [True, np.bool_(True), "0.9", None, [0.9], np.array([0.9]), 1j, np.timedelta64(5, "ns"), np.datetime64("NaT")],
 )
 def test_what_is_no_number_is_refused_where_it_is_recorded(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"Metric auc is .*, which is no number"):
+    with pytest.raises(TypeError, match=r"Metric auc is .*, which is not a number"):
         scraps.metric("auc", value)
 
 
@@ -302,11 +302,11 @@ def test_in_a_plain_script_values_are_checked_and_nothing_is_shown(capsys: pytes
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("nan", "it is 'nan', which is no number; NaN and infinity arrive as such text"),
-        ("-inf", "it is '-inf', which is no number; NaN and infinity arrive as such text"),
-        (True, "it is True, which is no number"),
-        (None, "it is None, which is no number"),
-        ({"a": 1}, "it is {'a': 1}, which is no number"),
+        ("nan", "it is 'nan', which is not a number; NaN and infinity arrive as such text"),
+        ("-inf", "it is '-inf', which is not a number; NaN and infinity arrive as such text"),
+        (True, "it is True, which is not a number"),
+        (None, "it is None, which is not a number"),
+        ({"a": 1}, "it is {'a': 1}, which is not a number"),
         (10**400, "it is 1000"),
     ],
     ids=["nan", "infinity", "true", "null", "object", "too large"],
@@ -321,7 +321,7 @@ def test_what_is_recorded_and_no_number_is_a_problem_and_never_a_metric(tmp_path
 def test_a_literal_nan_in_the_file_is_a_problem(tmp_path: Path) -> None:
     found = read_scraps(stored(tmp_path / "a.ipynb", [scrap("auc", math.nan), scrap("f1", 0.5)]))
     assert found.metrics == {"f1": Metric(value=0.5)}
-    assert found.problems == {"auc": "it is 'nan', which is no number; NaN and infinity arrive as such text"}
+    assert found.problems == {"auc": "it is 'nan', which is not a number; NaN and infinity arrive as such text"}
 
 
 def test_a_name_recorded_twice_is_a_problem_that_names_the_cells(tmp_path: Path) -> None:
@@ -344,5 +344,5 @@ def test_a_malformed_interval_is_a_problem_of_its_metric(tmp_path: Path, interva
 def test_a_file_that_is_no_notebook_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.ipynb"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"a\.ipynb is no notebook that can be read"):
+    with pytest.raises(UsageError, match=r"a\.ipynb is not a notebook that can be read"):
         read_scraps(path)

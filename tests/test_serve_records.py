@@ -391,8 +391,8 @@ REFUSED: list[tuple[bytes, str, int, int | None, str | None, str]] = [
     (b'{"a": ' * 100_000, "application/json", 400, None, None, "not JSON"),
     (b"[1" + b"0" * 5000 + b"]", "application/json", 400, None, None, ""),
     (b'{"minutes": 1\n', "application/jsonlines", 400, None, None, "Line 1: The body is not JSON"),
-    (b"x", "text/plain", 415, None, None, "Content-Type 'text/plain' is none of text/csv, application/json"),
-    (b"x", "", 415, None, None, "Content-Type '' is none of"),
+    (b"x", "text/plain", 415, None, None, "Content-Type 'text/plain' is not one of text/csv, application/json"),
+    (b"x", "", 415, None, None, "Content-Type '' is not one of"),
 ]  # fmt: skip
 
 

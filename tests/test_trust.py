@@ -193,7 +193,7 @@ def add_everywhere(run: Path, marker: Path) -> list[Path]:
 
 def test_files_added_to_a_sealed_run_are_named_and_neither_executed_nor_taken(project: Project, tmp_path: Path) -> None:
     run, marker = project.runs[-1], tmp_path / "marker"
-    assert project.runner("report", "latest").code == 0  # pages, and what somebody left who looked, are no finding
+    assert project.runner("report", "latest").code == 0  # pages, and what somebody left who looked, are not a finding
     checkpoints = run / "steps" / "fit" / ".ipynb_checkpoints"
     checkpoints.mkdir()
     shutil.copy(run / "steps" / "fit" / "executed.ipynb", checkpoints / "executed-checkpoint.ipynb")

@@ -172,7 +172,7 @@ def too_large() -> Refusal:
 
 
 def refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def answer(status: int, body: dict[str, Any], request: str) -> dict[str, Any]:

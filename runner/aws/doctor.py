@@ -1,7 +1,7 @@
 """What has to hold in AWS before a job is started, asked for without starting one: a line for each, with the fix.
 
 Nothing here costs money but the probe, which is asked for by name. What the caller may not ask is said to be unknown,
-with the reason, and is no failure: least privilege does not include every question.
+with the reason, and is not a failure: least privilege does not include every question.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class SageMakerRegistry:
 
     def register(self, new: NewVersion) -> ModelVersion:
         if not NAME.match(new.name) or new.name.endswith("-"):
-            raise UsageError(f"{new.name!r} is no model name: letters, digits and `-`, at most 63.")
+            raise UsageError(f"{new.name!r} is not a model name: letters, digits and `-`, at most 63.")
         image = serving_image(self.session.region, self.image)
         view = self._view(new.name)
         found = self._of_run(view, new)

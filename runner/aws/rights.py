@@ -49,7 +49,7 @@ def identity(session: Session) -> Caller:
 def role(session: Session, caller: Caller, arn: str) -> Check:
     match = ROLE.fullmatch(arn)
     if match is None:
-        return failed("role", f"{arn} is no role's ARN", NAME_A_ROLE)
+        return failed("role", f"{arn} is not a role's ARN", NAME_A_ROLE)
     account, name = match.groups()
     if account != caller.account:
         fix = "a role is passed within its account only: name one of yours, or log in to that account"

@@ -37,7 +37,7 @@ def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run
     """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, or to `<prefix>data/<to>`; without a
     bucket there, in the one that SageMaker has made for the account and region.
 
-    Raises UsageError for what is no regular file and where there is neither bucket, Refused where `to` has other content and `replace` does not say that
+    Raises UsageError for what is not a regular file and where there is neither bucket, Refused where `to` has other content and `replace` does not say that
     it may go.
     """
     before = _regular(file)
@@ -120,6 +120,6 @@ def _default_bucket(session: Session) -> str:
 def _key(to: str, name: str) -> str:
     if to.startswith(("/", "s3://")) or ".." in PurePosixPath(to).parts or not to.strip():
         raise UsageError(
-            f"--to {to!r} is no key below the project's data/; write one such as june/table.csv, or june/."
+            f"--to {to!r} is not a key below the project's data/; write one such as june/table.csv, or june/."
         )
     return to + name if to.endswith("/") else to

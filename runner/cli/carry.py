@@ -87,7 +87,7 @@ def import_command(file: str, no_report: bool, as_json: bool, pipeline: Path) ->
     elif EXECUTION.match(file):
         _import_execution(file, no_report, as_json, pipeline)
     else:
-        raise UsageError(f"There is no file {file}, and it is no execution's ARN or id.")
+        raise UsageError(f"There is no file {file}, and it is not an execution's ARN or id.")
 
 
 def _import_pack(file: Path, as_json: bool, pipeline: Path) -> None:

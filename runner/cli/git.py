@@ -228,7 +228,7 @@ def notes(top: Path) -> list[str]:
         found.append("nbdime is not installed, so notebooks merge as text; `pip install nbdime`, then this once more.")
     if not watching(top):
         found.append(
-            "this clone has its own core.fsmonitor, core.untrackedCache, core.hooksPath or a hook that is no shell "
+            "this clone has its own core.fsmonitor, core.untrackedCache, core.hooksPath or a hook that is not a shell "
             "script, which stay. A notebook that was only executed then shows as modified; `git add -u` says it is not."
         )
     effective = _git(top, "check-attr", "filter", "--", "notebook.ipynb").split(": ")[-1]

@@ -69,7 +69,7 @@ def parse_version(text: str) -> tuple[str, int]:
     """`NAME/VERSION`. Raises UsageError."""
     name, slash, number = text.partition("/")
     if not slash or not name or not number.isdecimal():
-        raise UsageError(f"{text!r} is no model version; write NAME/VERSION, for example {name or 'NAME'}/1.")
+        raise UsageError(f"{text!r} is not a model version; write NAME/VERSION, for example {name or 'NAME'}/1.")
     return name, int(number)
 
 
@@ -80,7 +80,7 @@ def parse_time(text: str) -> str:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"{text!r} is no time; write it like 2027-03-03T12:00Z.") from None
+        raise UsageError(f"{text!r} is not a time; write it like 2027-03-03T12:00Z.") from None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

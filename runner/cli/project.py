@@ -46,7 +46,7 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
     warnings = [
         *plan.warnings,
         *(
-            f"{step.spec.notebook}: cell [{opened.cell}] reads {name}, which is no input; declare it, or keep in mind that "
+            f"{step.spec.notebook}: cell [{opened.cell}] reads {name}, which is not an input; declare it, or keep in mind that "
             "a remote run does not have it."
             for step in plan.steps
             for name, opened in cache.undeclared(step.name).items()

@@ -40,7 +40,7 @@ def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
         return
     again = "An earlier version of runner saved it. Train again, or save the estimator again, and register that."
     if said.positive is not None and said.objective not in PROBABLE:
-        raise Refused(f"{folder} calls a probability what {said.objective} gives, which is none. {again}")
+        raise Refused(f"{folder} calls what {said.objective} gives a probability, and it is not one. {again}")
     columns = said.columns if said.features is None else said.features
     if not any(column.kind == "category" for column in columns):
         return

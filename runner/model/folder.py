@@ -109,7 +109,7 @@ def load(folder: str | Path, *, sha256: str | None = None) -> Model:
     folder = Path(folder)
     files = read_files(folder)
     if SIGNATURE not in files:
-        raise UsageError(f"{folder} is no model folder: it has no {SIGNATURE}. Write it with runner.model.save.")
+        raise UsageError(f"{folder} is not a model folder: it has no {SIGNATURE}. Write it with runner.model.save.")
     if sha256 is not None and _sha256(files) != sha256:
         raise Tampered(f"{folder} was altered: its bytes do not have the recorded hash {sha256[:12]}.")
     check_files(files, folder)

@@ -42,7 +42,7 @@ class LocalRegistry:
 
     def register(self, new: NewVersion) -> ModelVersion:
         if not NAME.match(new.name):
-            raise UsageError(f"{new.name!r} is no model name: letters, digits and `-`, at most 63.")
+            raise UsageError(f"{new.name!r} is not a model name: letters, digits and `-`, at most 63.")
         with self._writing() as connection:
             known = _versions(connection, new.name)
             existing = next((version for version in known if version.run == new.run), None)

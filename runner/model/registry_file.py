@@ -134,7 +134,7 @@ class RegistryFile:
             )
         if owner != APPLICATION_ID or version != SCHEMA_VERSION:
             raise RegistryUnusable(
-                f"{self.path} is no registry, or was truncated. It was left as it is; restore a copy of it, or make it anew: `{REBUILD}`."
+                f"{self.path} is not a registry, or was truncated. It was left as it is; restore a copy of it, or make it anew: `{REBUILD}`."
             )
         # the quick check would not see an index that has lost a row
         if connection.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":

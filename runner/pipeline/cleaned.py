@@ -17,7 +17,7 @@ INJECTED = "injected-parameters"  # papermill's cell with one run's values: a so
 def cleaned(content: bytes) -> bytes:
     """The notebook as it is committed, laid out as Jupyter saves it; cleaning twice changes nothing more.
 
-    Ids, sources, tags, attachments and the author's metadata stay. Anything that is no complete notebook of
+    Ids, sources, tags, attachments and the author's metadata stay. Anything that is not a complete notebook of
     nbformat 4 (half-written, with conflict markers, in another encoding) comes back byte for byte.
     """
     document = _notebook(content)

@@ -151,7 +151,7 @@ def _comments(source: str) -> dict[int, str]:
 
 
 def _other(source: str) -> tuple[dict[str, Declared], str]:
-    """Lines of another language than Python. Their types are not known: R's `x = 1` is no integer, bash has text alone."""
+    """Lines of another language than Python. Their types are not known: R's `x = 1` is not an integer, bash has text alone."""
     parameters: dict[str, Declared] = {}
     rest: list[str] = []
     for line in source.splitlines():

@@ -62,7 +62,7 @@ def parse_annotation(node: ast.expr) -> Type | None:
 
 
 def infer(default: Any) -> Type | None:
-    """The type of an unannotated literal default; None for None and for what is no plain value."""
+    """The type of an unannotated literal default; None for None and for what is not a plain value."""
     name = type(default).__name__
     if name in SIMPLE:
         return Type(SIMPLE[name], written=name)

@@ -71,7 +71,7 @@ def _parser() -> MarkdownIt:
 
 
 def _math(state: StateInline, silent: bool) -> bool:
-    """A formula stays as it was typed: its `_`, `*` and `\\\\` are no markup. There is no script here to draw it."""
+    """A formula stays as it was typed: its `_`, `*` and `\\\\` are not markup. There is no script here to draw it."""
     found = _MATH.match(state.src, state.pos)
     if found is None:
         return False

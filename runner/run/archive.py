@@ -288,7 +288,7 @@ def _appear(manifest: RunManifest, folder: Path, store: Store) -> RunManifest:
         there = _there(manifest, store)  # unless another process took the same run in meanwhile
         if there is None:
             raise Refused(
-                f"{store.folder(manifest.run)} is no run, and in the way: {error.strerror}. {NOTHING}"
+                f"{store.folder(manifest.run)} is in the way, and is not a run: {error.strerror}. {NOTHING}"
             ) from error
         return there
     fsync_folder(store.root)

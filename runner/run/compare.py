@@ -181,7 +181,7 @@ def _data(metric: str, manifest: RunManifest) -> dict[str, str]:
 
 
 def _measured_on(step: str, states: Mapping[str, StepState], pipeline: Pipeline) -> dict[str, str]:
-    """The step's inputs that are no models; for one computed with a model, what it was computed from."""
+    """The step's inputs that are not models; for one computed with a model, what it was computed from."""
     found: dict[str, str] = {}
     for name, fact in _inputs(step, states).items():
         maker = fact.source.partition(".")[0]

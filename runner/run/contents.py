@@ -105,7 +105,7 @@ def _same(path: Path, sha256: str, named: Path) -> None:
 
 
 def _unfinished(name: str) -> str:
-    """What the file was to become; "" where it is no unfinished one."""
+    """What the file was to become; "" where it is not an unfinished one."""
     found = UNFINISHED.match(name)
     return "" if found is None else found["folder"] + (found["name"] or found["other"])
 

@@ -294,7 +294,7 @@ def _code(path: Path, modules: Mapping[str, Path] | None = None) -> _Code:
 def _resolved(
     step: str, spec: StepSpec, notebook: Notebook | None, given: Mapping[str, Value]
 ) -> Iterator[tuple[str, Value]]:
-    """`step.name` with its value, of every declared parameter; a default that is no literal is left to the code."""
+    """`step.name` with its value, of every declared parameter; a default that is not a literal is left to the code."""
     for name, declared in (notebook.parameters if notebook else {}).items():
         if name in spec.inputs or name in spec.outputs:
             continue

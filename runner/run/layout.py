@@ -27,7 +27,7 @@ from runner.step.execute import EXECUTED
 
 
 def records(manifest: RunManifest) -> dict[str, str | None]:
-    """The run's files that are no objects, by path in its folder; the hash where the manifest has it."""
+    """The run's files that are not objects, by path in its folder; the hash where the manifest has it."""
     found: dict[str, str | None] = {MANIFEST: None, run_folder.PIPELINE: None}
     if manifest.verdict is not None:
         found[VERDICT_FILE] = None

@@ -79,7 +79,7 @@ def _changed_cells(root: Path, relative: str, notebook: Path) -> list[str]:
     try:
         committed = code_cells(json.loads(before))
     except (ValueError, RecursionError):
-        return ["new"]  # what was committed is no notebook
+        return ["new"]  # what was committed is not a notebook
     now = code_cells(json.loads(notebook.read_bytes()))
     if now == committed:
         return []

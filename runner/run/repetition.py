@@ -130,7 +130,7 @@ class _Left:
         self.depends.environment(dict.fromkeys(names), present=dict.fromkeys(secret))
 
     def _snapshot(self, step: PlannedStep, place: Path) -> str | None:
-        """The content of a module of the step; None for a place where there is none, or one that is no module."""
+        """The content of a module of the step; None for a place where there is none, or one that is not a module."""
         relative = place.relative_to(step.notebook.path.parent).as_posix()
         if relative in step.modules:
             return self._state(step).snapshot[f"{MODULES}/{relative}"]

@@ -22,7 +22,7 @@ REFUSALS = {
     "406": "None of the accepted content types can be given.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
-    "415": "The content type is none that is read.",
+    "415": "The content type is not one that is read.",
     "421": "The Host is not a name of this machine, and no token is asked for.",
     "503": "Too many connections are open or too many large requests under way; try again after Retry-After seconds.",
 }

@@ -166,7 +166,7 @@ class Scorer:
         kind, _, options = content_type.lower().partition(";")
         match = CONTENT_TYPES.get(kind.strip())
         if match is None:
-            raise BadInput(f"Content-Type {content_type!r} is none of {', '.join(CONTENT_TYPES)}.", status=415)
+            raise BadInput(f"Content-Type {content_type!r} is not one of {', '.join(CONTENT_TYPES)}.", status=415)
         try:
             text = body.decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:

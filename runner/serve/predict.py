@@ -103,7 +103,7 @@ def writing(target: Path | None, stdout: TextIO, *, raw: bool = False) -> Iterat
     # two at work on one file must not write into each other's
     beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
     if not target.parent.is_dir():
-        raise UsageError(f"{target.parent} is no folder, so {target.name} cannot be written there. Make it first.")
+        raise UsageError(f"{target.parent} is not a folder, so {target.name} cannot be written there. Make it first.")
     try:
         with open(beside, "wb") as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -255,7 +255,7 @@ def _parquet(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
     try:
         file = pq.ParquetFile(source)
     except (pa.ArrowException, OSError) as error:
-        raise BadRecords(f"{source} is no Parquet file: {error}") from error
+        raise BadRecords(f"{source} is not a Parquet file: {error}") from error
     size, done = file.metadata.num_rows or 1, 0
     if twice := [name for name in scorer.names if file.schema_arrow.names.count(name) > 1]:
         raise BadRecords(f"{source}: Column {twice[0]} is there twice.")

@@ -51,7 +51,7 @@ def quick(scorer: Scorer) -> Callable[[str, str], Any]:
                 rows = _of_csv(text) if kind.startswith(CSV) else _of_arrays(text)
                 if set(map(len, rows)) == {len(names)}:
                     return (row(rows[0]) if len(rows) == 1 else None) or _numbers(rows, len(names))
-            except msgspec.MsgspecError:  # not all are numbers, or it is no JSON
+            except msgspec.MsgspecError:  # not all are numbers, or it is not JSON
                 pass
         if not kind.startswith(JSON):
             return None

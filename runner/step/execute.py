@@ -279,7 +279,7 @@ def _undeclared(outputs: dict[str, Artifact], folder: Path) -> list[str]:
 
 def _wrong_kind(path: Path, place: str) -> str | None:
     if place.endswith("/"):
-        return None if path.is_dir() and any(path.iterdir()) else "is no folder with something in it"
+        return None if path.is_dir() and any(path.iterdir()) else "is not a folder with something in it"
     return None if path.is_file() else "is not there"
 
 

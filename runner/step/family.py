@@ -79,7 +79,7 @@ def kill_strays() -> None:
 
 
 def _all() -> Iterable[tuple[Process, int]]:
-    """Every process that is no zombie, with its parent's pid."""
+    """Every process that is not a zombie, with its parent's pid."""
     with contextlib.suppress(OSError):
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():

@@ -93,7 +93,7 @@ class Watch:
     Not seen: files that C++ code opens by itself, as Arrow does.
     """
 
-    # written by the run itself, or by tools; a name that begins with a dot is no input either
+    # written by the run itself, or by tools; a name that begins with a dot is not an input either
     apart = ("runs", "__pycache__", "node_modules")
 
     def __init__(self, shell: Any, project: str, file: str) -> None:
@@ -122,7 +122,7 @@ class Watch:
 
 
 def leave(last: Callable[[], None] = lambda: None) -> NoReturn:
-    """End the process as the interpreter does: the notebook's threads that are no daemons, its exit handlers, its open
+    """End the process as the interpreter does: the notebook's threads that are not daemons, its exit handlers, its open
     files; then `last`, and nothing more."""
     with contextlib.suppress(Exception):
         threading._shutdown()  # type: ignore[attr-defined]

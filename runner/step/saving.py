@@ -81,7 +81,7 @@ def written(nb: Any) -> bytes:
     text = json.dumps(made, sort_keys=True, ensure_ascii=False).encode(errors="replace")
     try:
         return msgspec.json.format(text, indent=1) + b"\n"
-    except msgspec.DecodeError:  # a NaN, which is no JSON and yet what kernels send and nbformat writes
+    except msgspec.DecodeError:  # a NaN, which is not JSON and yet what kernels send and nbformat writes
         return json.dumps(made, sort_keys=True, ensure_ascii=False, indent=1).encode(errors="replace") + b"\n"
 
 

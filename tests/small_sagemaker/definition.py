@@ -40,7 +40,7 @@ class Parameter:
         if not good:
             raise refuse(f"Value {text!r} of parameter {self.name} is not of type {self.kind}.")
         if self.allowed and value not in self.allowed:
-            raise refuse(f"Value {text!r} of parameter {self.name} is none of {list(self.allowed)}.")
+            raise refuse(f"Value {text!r} of parameter {self.name} is not one of {list(self.allowed)}.")
         return value
 
 
@@ -185,7 +185,7 @@ def split_path(path: str) -> list[str | int]:
     while rest:
         found = PIECE.match(rest)
         if found is None:
-            raise ValueError(f"{path!r} is no path")
+            raise ValueError(f"{path!r} is not a path")
         pieces.append(int(found[4]) if found[4] else next(group for group in found.groups() if group is not None))
         rest = rest[found.end() :]
     return pieces

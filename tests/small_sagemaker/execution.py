@@ -47,7 +47,7 @@ def read_duration(text: str) -> float:
     """Seconds of an ISO 8601 duration; raises ValueError."""
     found = DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
-        raise ValueError(f"{text!r} is no ISO 8601 duration")
+        raise ValueError(f"{text!r} is not an ISO 8601 duration")
     return float(sum(SECONDS[name] * int(value) for name, value in found.groupdict().items() if value))
 
 

@@ -106,7 +106,7 @@ def write(value: Any) -> str:
 
 
 def refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def walk(value: Any, path: str, place: str) -> Any:

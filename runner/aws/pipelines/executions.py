@@ -80,7 +80,7 @@ def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "") -> str:
         if not takers:
             known = {key_of(taker) for taker in names}
             raise UsageError(
-                f"-p {key}: is no parameter of the Pipeline as it was pushed{nearest(key, known)} "
+                f"-p {key}: is not a parameter of the Pipeline as it was pushed{nearest(key, known)} "
                 "What pipeline.toml gives a value becomes one; `runner pipeline push` brings it up to date."
             )
         if is_address(value) and not is_public(value):

@@ -265,7 +265,7 @@ class _Execution:
             self.store.object(part)
 
     def _status(self, states: list[StepState]) -> RunStatus:
-        """A gate that says no is no failure of the run."""
+        """A gate that says no is not a failure of the run."""
         found = {state.status for state in states}
         if self.seen.status == "Stopped" or "interrupted" in found:
             return "interrupted"

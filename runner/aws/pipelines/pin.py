@@ -99,7 +99,9 @@ def _check(pushed: Pushed, values: Mapping[str, str]) -> None:
                 findings.append(f"-p {parameter.key}: {error}, declared in {notebook}.")
     for of in pushed.sources:
         if values.get(of) and not is_address(values[of]):
-            findings.append(f"-p {of}: {values[of]!r} is no address that a job can read; write s3://… or https://….")
+            findings.append(
+                f"-p {of}: {values[of]!r} is not an address that a job can read; write s3://… or https://…."
+            )
     if findings:
         raise PipelineError(*findings)
 

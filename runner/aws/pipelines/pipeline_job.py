@@ -1,6 +1,6 @@
 """Inside a job of a SageMaker Pipeline: `pin`, a notebook's step, or `gate`.
 
-A step's job knows its execution from where its output is to go, which is no part of what the service caches it by; the
+A step's job knows its execution from where its output is to go, which is not part of what the service caches it by; the
 pins of that execution lie beside it. What it is started with identifies its inputs, so that a cached step is one that
 would come to the same.
 """

@@ -34,7 +34,7 @@ SECRET_NAMES = (
     "id_ed25519*", "credentials", "credentials.json", "credentials.csv", ".netrc", "_netrc", ".pypirc",
     ".git-credentials", ".htpasswd",
 )  # fmt: skip
-SNIFFED_BYTES = 8192  # a file with a zero byte among these is no text
+SNIFFED_BYTES = 8192  # a file with a zero byte among these is not text
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def code_bundle(
 
     `source` is the notebook's bytes and `notebook` its path from `root`, for messages. `include` are glob patterns
     from `root`, a folder meaning all below it; `also` are single files, and those gone since are left out. Modules may
-    lie elsewhere, as in a run's folder, but are no links to elsewhere. `forms` are what credentials look like, by
+    lie elsewhere, as in a run's folder, but are not links to elsewhere. `forms` are what credentials look like, by
     kind. Raises UsageError for a secret, for more than 50 MB, for a link that leaves `root`, and for what is neither
     file nor folder.
     """

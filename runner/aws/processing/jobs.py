@@ -124,7 +124,7 @@ def _ended(found: dict[str, Any], *, stopped_before: bool) -> Ended:
 
 
 class LogReader:
-    """The job's lines in CloudWatch Logs. What is late, or cannot be read, is no error: a run goes on without it."""
+    """The job's lines in CloudWatch Logs. What is late, or cannot be read, is not an error: a run goes on without it."""
 
     def __init__(self, session: Session, job: str, on_line: Callable[[str], None]) -> None:
         self.session, self.job, self.on_line = session, job, on_line

@@ -27,7 +27,7 @@ class Prices:
             hourly = {str(name): float(price) for name, price in table["hourly"].items()}
         except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise PipelineError(
-                f'[sagemaker] prices: {place} is no table of prices ({error}); write [hourly] with lines "ml.m5.xlarge" = 0.23.'
+                f'[sagemaker] prices: {place} is not a table of prices ({error}); write [hourly] with lines "ml.m5.xlarge" = 0.23.'
             ) from error
         return cls(hourly, str(table.get("source", place)))
 

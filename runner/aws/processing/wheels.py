@@ -166,7 +166,7 @@ def _applying(lock: Path, python: str, platform: str) -> list[_Locked]:
         try:
             requirement = Requirement(wanted)
         except InvalidRequirement as error:
-            raise UsageError(f"{lock} has a line that is no pinned package: {wanted}. Lock again.") from error
+            raise UsageError(f"{lock} has a line that is not a pinned package: {wanted}. Lock again.") from error
         if requirement.marker is not None and not requirement.marker.evaluate(environment):
             continue
         exact = [part.version for part in requirement.specifier if part.operator == "==" and "*" not in part.version]
@@ -216,7 +216,7 @@ def _markers(python: str, platform: str) -> dict[str, str]:
 def _full(python: str) -> str:
     parts = python.split(".")
     if len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
-        raise UsageError(f'[sagemaker] python = "{python}" is no version such as 3.12.')
+        raise UsageError(f'[sagemaker] python = "{python}" is not a version such as 3.12.')
     return python if len(parts) == 3 else f"{python}.{LATEST_PATCH}"
 
 
@@ -225,7 +225,7 @@ def _machine(platform: str) -> tuple[int, str]:
     match = _PLATFORM.fullmatch(platform)
     if match is None:
         raise UsageError(
-            f'[sagemaker] platform = "{platform}" is none of manylinux_2_<n>_x86_64 and manylinux_2_<n>_aarch64.'
+            f'[sagemaker] platform = "{platform}" is not one of manylinux_2_<n>_x86_64 and manylinux_2_<n>_aarch64.'
         )
     return int(match[1]), match[2]
 
