@@ -517,7 +517,7 @@ def test_an_image_that_differs_from_the_lock_is_told_by_the_probe(far: Examined)
     versions = by_name(done)["versions"]
     assert (done.code, versions["status"]) == (7, "failed")
     assert re.search(
-        r"ended Failed: The image differs from the lock in 1 packages: click 8\S+ \(lock: 0.1\)", versions["said"]
+        r"ended Failed: The image differs from the lock in 1 package: click 8\S+ \(lock: 0.1\)", versions["said"]
     )
 
 

@@ -167,6 +167,7 @@ def test_a_decision_is_told_wherever_the_run_is_looked_at_beside_what_it_was_whe
 
     assert project.runner("run", "--tag", "again", "--json").json["model_version"]["status"] == "approved"
     compared = project.runner("compare", run, "latest")
+    assert "the same in all" not in compared.out  # where no parameter is
     assert "tiny/1 approved  tiny/1 approved" in compared.out
     page = (project.folder / compared.out.split("page ")[-1].strip()).read_text()
     assert re.search(f"tiny/1 {now}", page)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runner.cli.options import metric_text
-from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed
+from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed, counted
 from runner.manifest import RunManifest, StepState
 from runner.run.cost import cost
 from runner.run.registration import not_registered
@@ -50,7 +50,7 @@ def failures(manifest: RunManifest) -> Iterator[str]:
         yield f"  ✗ {step.name}: {said[0]}"
         yield from (f"      {line}" for line in said[1:MESSAGE_LINES])
         if len(said) > MESSAGE_LINES:
-            yield f"      and {len(said) - MESSAGE_LINES} more lines, in the report"
+            yield f"      and {counted(len(said) - MESSAGE_LINES, 'more line')}, in the report"
         if error.cell is not None:
             yield f"    in cell [{error.cell}] of {step.notebook}: {error.first_line}"
 
