@@ -610,6 +610,12 @@ def test_a_pipeline_whose_runs_register_nothing_says_so_before_and_after_and_how
         asked = project.runner(*arguments)
         assert "`runner check` says whether" in asked.err
         assert "registers the model of a run that passes" not in asked.err
+    done = project.runner("run", "prepare", env=PAGES)
+    assert "no verdict: not all steps that the gate judges were run\n" in done.out
+    assert (
+        "without a verdict: not all steps that the gate judges were run."
+        in project.runs[-1].joinpath("report.html").read_text()
+    )
     project.toml(example)
     assert "a run that passes its gate registers prices" in project.runner("check").out
     done = project.runner("run", "--json")
