@@ -617,7 +617,10 @@ def test_a_pipeline_whose_runs_register_nothing_says_so_before_and_after_and_how
         in project.runs[-1].joinpath("report.html").read_text()
     )
     project.toml(example)
-    assert "a run that passes its gate registers prices" in project.runner("check").out
+    said = (
+        "a run that passes its gate registers prices\npipeline.toml is sound: prepare → fit → register; 1 gate rule\n"
+    )
+    assert said in project.runner("check").out
     done = project.runner("run", "--json")
     assert (done.code, done.json["model_version"]["version"], "not_registered" in done.json) == (0, 1, False), done.err
     assert [step["status"] for step in done.json["steps"]] == ["cached", "cached", "succeeded"]

@@ -62,6 +62,7 @@ def swept(project: Project, *arguments: str) -> Done:
 def test_every_combination_is_ranked_and_the_winner_alone_is_evaluated(tiny: Project) -> None:
     done = swept(tiny, "--metric", "fit.valid", "-j", "2")
     assert done.code == 0, done.err
+    assert "(cached up to the gate; only registration remains)" in done.err
     made = done.json
     assert [tuple(one["values"].values()) for one in made["tried"]][:3] == [("5", "0.1"), ("3", "0.1"), ("7", "0.1")]
     assert [round(one["metrics"]["fit.valid"]["value"], 3) for one in made["tried"]] == [1.0, 0.8, 0.8, 0.6, 0.4, 0.4]
