@@ -34,7 +34,7 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
         "run": version.run,
         "approved by": f"{version.decided_by or '–'}: {version.reason or '–'}",
         "registered": f"{version.created[:16].replace('T', ' ')} UTC, by {version.created_by}",
-        "predicts": _predicts(scorer),
+        "answer": _predicts(scorer),
         "bytes": f"sha256 {version.sha256}",
     }
     metrics = "".join(
