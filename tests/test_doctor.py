@@ -457,7 +457,7 @@ def test_an_instance_without_a_price_is_unknown(far: Examined, account: tuple[Ac
 
 def test_a_step_that_may_be_tried_again_costs_that_much_more(far: Examined) -> None:
     def ceiling(toml: str) -> float:
-        return float(re.search(r"time limits, each attempt, ([\d.]+) USD", far.doctor(toml=toml)["price"]["said"])[1])  # type: ignore[index]
+        return float(re.search(r"time limit, each attempt, ([\d.]+) USD", far.doctor(toml=toml)["price"]["said"])[1])  # type: ignore[index]
 
     # 2.30 USD with a quarter of an hour around the step; what the service itself ends is tried three times in any case
     assert ceiling("timeout_s = 35100\n") == pytest.approx(3 * 2.3)
