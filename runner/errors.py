@@ -89,3 +89,8 @@ class NewerStore(Refused):
 
 class RegistryUnusable(Refused):
     headline = "the registry cannot be used"
+
+
+def counted(number: int, thing: str) -> str:
+    """As a sentence says it: "1 row", "2,000 rows"."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"

@@ -135,3 +135,10 @@ class RunManifest(Record, frozen=True, kw_only=True):
     git: GitState | None = None
     environment: Environment
     runner_version: str
+
+    @property
+    def why_not_judged(self) -> str:
+        """Why a run that has succeeded has no verdict."""
+        if not self.pipeline.gate:
+            return f"{self.pipeline_file} has no [[gate]]"
+        return "not all steps that the gate judges were run"

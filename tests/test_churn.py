@@ -40,7 +40,10 @@ def test_one_command_ingests_trains_evaluates_judges_and_registers(churn: Projec
     assert [(step["name"], step["status"]) for step in made["steps"]] == [(name, "succeeded") for name in STEPS]
     assert all(Path(step["executed"]).exists() and step["seconds"] > 0 for step in made["steps"])
     assert made["model_version"] == {"name": "churn", "version": 1, "status": "pending"}
-    assert Path(made["report"]).exists()
+    report = Path(made["report"]).read_text(encoding="utf-8")
+    for caption in ("Numeric columns (apart = leavers − stayers)", "Feature importance (share of total gain)",
+                    "Accuracy and AUC by segment (AUC needs at least 10 of each)"):  # fmt: skip
+        assert caption in report
     auc = made["metrics"]["evaluate.auc"]
     assert 0.85 < auc["low"] < auc["value"] < auc["high"] < 1
 
@@ -99,6 +102,10 @@ def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) 
 
 def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) -> None:
     assert churn.runner("approve", "churn/1", "--reason", "first").code == 0
+    planned = churn.runner("run", "--dry-run", "--json").json
+    assert [step["why"] for step in planned if step["name"] == "evaluate"] == [
+        "an approved model now exists to compare with"
+    ]
     done = churn.runner("run", "-p", "seed=43", "--json", env=PAGES)
     assert done.code == 0, done.err
     assert done.json["steps"][0]["status"] == "cached"

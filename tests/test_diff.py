@@ -280,6 +280,11 @@ def test_the_table_and_the_page_of_several_runs_say_so(compared: Compared) -> No
     assert any("not comparable: test data differ" in str(image["alt"]) for image in page.all("img"))
     markdown = compared.runner("compare", *runs, "--md").out
     assert "| `train.depth` | `5` | `6` | `6` |" in markdown
+    assert "the same in all" not in out + page.text + markdown  # as none is
+    for options, file in (((), "two.html"), (("--md",), None)):
+        out = compared.runner("compare", *runs[1:], *options, *(["-o", f"sub/{file}"] if file else [])).out
+        assert "2 parameters are the same in all." in out
+    assert "2 parameters are the same in all." in Page(compared.project.folder / "sub" / "two.html").text
     assert "≠ not comparable: `test data differ`" in markdown
 
 

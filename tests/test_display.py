@@ -50,6 +50,7 @@ def test_a_terminal_shows_each_step_as_it_goes_on(project: Project) -> None:
     two_steps(project)
     code, shown = on_a_terminal(project, "run")
     assert code == 0, shown
+    assert "no verdict: pipeline.toml has no [[gate]]" in shown
     assert "▸ a" in shown
     assert re.search(r"[12]/2 cells  00:0\d  \[2\] import time", shown)
     last = [line for line in shown.splitlines() if "✓ " in line][-2:]

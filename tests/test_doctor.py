@@ -457,7 +457,7 @@ def test_an_instance_without_a_price_is_unknown(far: Examined, account: tuple[Ac
 
 def test_a_step_that_may_be_tried_again_costs_that_much_more(far: Examined) -> None:
     def ceiling(toml: str) -> float:
-        return float(re.search(r"time limits, each attempt, ([\d.]+) USD", far.doctor(toml=toml)["price"]["said"])[1])  # type: ignore[index]
+        return float(re.search(r"time limit, each attempt, ([\d.]+) USD", far.doctor(toml=toml)["price"]["said"])[1])  # type: ignore[index]
 
     # 2.30 USD with a quarter of an hour around the step; what the service itself ends is tried three times in any case
     assert ceiling("timeout_s = 35100\n") == pytest.approx(3 * 2.3)
@@ -517,7 +517,7 @@ def test_an_image_that_differs_from_the_lock_is_told_by_the_probe(far: Examined)
     versions = by_name(done)["versions"]
     assert (done.code, versions["status"]) == (7, "failed")
     assert re.search(
-        r"ended Failed: The image differs from the lock in 1 packages: click 8\S+ \(lock: 0.1\)", versions["said"]
+        r"ended Failed: The image differs from the lock in 1 package: click 8\S+ \(lock: 0.1\)", versions["said"]
     )
 
 

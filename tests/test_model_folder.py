@@ -236,7 +236,7 @@ def test_a_folder_that_is_no_model_is_said(folder: Path, tmp_path: Path) -> None
         (broken / name).unlink()
         with pytest.raises(RunnerError, match=r"runner\.model\.save"):
             runner.model.load(broken)
-    with pytest.raises(UsageError, match="no model folder"):
+    with pytest.raises(UsageError, match="is not a model folder"):
         runner.model.load(tmp_path / "nowhere")
 
 

@@ -387,6 +387,14 @@ def test_categories_that_a_reader_would_make_one_are_refused(tmp_path: Path, kno
     assert said in refused(tmp_path / "model", trained(frame, answers), frame)
 
 
+def test_the_column_that_xgboost_does_not_take_is_named(tmp_path: Path) -> None:
+    frame, answers = categories([0, 1, 2])
+    model = trained(frame, answers)
+    said = refused(tmp_path / "model", model, frame.assign(plan=frame["plan"].astype(str)))
+    assert "column plan has a type or a category that it did not learn from. Save it with the frame" in said
+    assert "0-based" not in said
+
+
 def test_the_categories_order_is_the_trees(tmp_path: Path) -> None:
     frame, answers = categories(["gold", "basic", "silver"])
     learned = frame.assign(plan=frame["plan"].cat.set_categories(["silver", "more", "gold", "basic"]))

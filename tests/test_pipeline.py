@@ -82,6 +82,7 @@ def test_a_value_for_one_step_reaches_only_that_step(two: Project) -> None:
         (('name = "two"', 'nam = "two"'), "`nam` is not a key; did you mean `name`?"),
         (("depth = 5", 'depth = 5 }\nafter = ["first"]\nretries = -1\nx = {'), "steps.second.x is not a key"),
         (("depth = 5", "table = 5"), "`table` has more than one role"),
+        (("depth = 5", "depth = = 5"), "pipeline.toml: is not valid TOML: Invalid value (at line "),
     ],
 )
 def test_what_is_wrong_is_named_with_file_key_and_nearest_name(

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Project, command, environment
 from test_serve import approved
-from test_serve_records import computed, number, of, records, saved, several
+from test_serve_records import computed, number, of, records, saved, several, trained
 
 import runner.model
+from runner.errors import Refused
 from runner.model.registry import LocalRegistry
+from runner.model.sample import check_answer
 from runner.serve.predict import ROWS, LinesWriter, predict
 
 Made = tuple[Project, runner.model.Model]
@@ -86,6 +88,8 @@ def test_without_a_file_csv_goes_to_stdout_and_all_else_to_stderr(house: Made, t
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert [float(row["probability"]) for row in rows] == model.predict(frame).tolist()
     assert {row["prediction"] for row in rows} <= {"true", "false"}
+    done = project.runner("predict", "tiny/1", str(write(frame[:1], tmp_path / "in.csv")))
+    assert done.err.startswith("1 row scored by tiny/1 in ")
 
 
 def test_the_first_of_a_pipe_may_be_enough(house: Made, tmp_path: Path) -> None:
@@ -137,6 +141,36 @@ def test_other_kinds_of_models_predict_too(project: Project, make: Callable[[Pat
         assert [float(row["probability"]) for row in rows] == scores.tolist()
 
 
+@pytest.mark.parametrize("objective", ["multi:softprob", "multi:softmax"])
+def test_a_class_has_its_name_in_csv_and_what_a_spreadsheet_would_compute_is_guarded(
+    project: Project, objective: str
+) -> None:
+    labels, raw = ["low", 'say "mid", or so', "=high"], records(100)
+
+    def make(folder: Path) -> Path:
+        model = trained(raw, raw["calls"] % 3, objective=objective, num_class=3)
+        runner.model.save(folder, model, raw, target="size", labels=labels)
+        return folder
+
+    scorer = of(approved(project, make))
+    done = project.runner("predict", "tiny", str(write(raw, project.folder / "in.csv")))
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    scores = scorer.score(list(raw.itertuples(index=False, name=None)))
+    names = [labels[at] for at in (scores.argmax(axis=1) if scores.ndim == 2 else scores.astype(int))]
+    assert [row["prediction"] for row in rows] == [name.replace("=", "'=") for name in names]
+    assert set(names) == set(labels)
+    answer = scorer.reply(scores, "text/csv")[0]
+    if scores.ndim == 1:
+        assert [row for (row,) in csv.reader(io.StringIO(answer.decode()))] == names
+    # by which a target and an endpoint are proved, also one whose container is older and gives the class's number
+    first = scorer.score([tuple(scorer.signature["sample_request"].values())])
+    check_answer(scorer.signature, scorer.reply(first, "text/csv")[0], "tiny/1")
+    check_answer(scorer.signature, ",".join(map(str, first.ravel())).encode(), "tiny/1")
+    for wrong in (b"", b"other\n", b'"say ""mid""\n', b"\xff"):
+        with pytest.raises(Refused, match="is recorded"):
+            check_answer(scorer.signature, wrong, "tiny/1")
+
+
 def test_unknown_categories_are_refused_or_missing(house: Made, tmp_path: Path) -> None:
     project, model = house
     frame = raw(5)
@@ -166,7 +200,7 @@ def test_a_fault_far_down_is_named_by_its_row_and_leaves_no_file(house: Made, tm
 
 
 WRONG = {
-    "ragged.csv": (b"minutes,calls,plan,roaming\n1,2,gold,1\n1,2,gold\n", "Row 2: 3 fields instead of 4"),
+    "ragged.csv": (b"minutes,calls,plan,roaming\n1,2,gold,1\n1,2,gold\n", "Row 2: 3 fields where the header has 4."),
     "no-column.csv": (b"minutes,calls,plan\n1,2,gold\n", "Missing column: roaming."),
     "twice.csv": (b"minutes,calls,plan,roaming,plan\n1,2,gold,1,gold\n", "Column plan is there twice."),
     "latin.csv": (b"minutes,calls,plan,roaming\n1,2,s\xfcdost,1\n", "not UTF-8"),
@@ -174,7 +208,7 @@ WRONG = {
     "scored.csv": (b"minutes,calls,plan,roaming,probability\n1,2,gold,1,2\n", "has a column probability already"),
     "half.jsonl": (b'{"minutes": 1, "calls": 2, "plan": null, "roaming": 1}\n{"minutes": 1\n', "Line 2: "),
     "list.jsonl": (b"7\n", "Row 1 is neither an object nor an array"),
-    "nothing.parquet": (b"PAR1", "no Parquet file"),
+    "nothing.parquet": (b"PAR1", "is not a Parquet file"),
     "table.xlsx": (b"", "write the format as its ending"),
 }
 
@@ -282,9 +316,9 @@ def test_a_column_that_is_not_used_may_have_any_text(house: Made, tmp_path: Path
 
 
 SPELT = {
-    "semicolons.csv": ("minutes;calls;plan;roaming\n1;2;gold;1\n", "Write commas, not ';'."),
-    "tabs.csv": ("minutes\tcalls\tplan\troaming\n1\t2\tgold\t1\n", "Write commas, not '\\t'."),
-    "case.csv": ("Minutes,CALLS,Plan,roaming\n1,2,gold,1\n", "Missing columns: minutes, calls, plan. There is 'Minutes'."),
+    "semicolons.csv": ("minutes;calls;plan;roaming\n1;2;gold;1\n", "Row 1: the fields are separated by ';'. Write commas."),
+    "tabs.csv": ("minutes\tcalls\tplan\troaming\n1\t2\tgold\t1\n", "Row 1: the fields are separated by '\\t'. Write commas."),
+    "case.csv": ("Minutes,CALLS,Plan,roaming\n1,2,gold,1\n", "Missing columns: minutes, calls, plan. There is 'Minutes', 'CALLS', 'Plan'."),
     "typing.csv": ("minute,calls,plan,roaming\n1,2,gold,1\n", "Missing column: minutes. There is 'minute'."),
     "case.jsonl": ('{"Minutes": 1, "calls": 2, "plan": "gold", "roaming": 1}', "Missing column in row 1: minutes. There is 'Minutes'."),
 }  # fmt: skip

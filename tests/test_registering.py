@@ -167,6 +167,7 @@ def test_a_decision_is_told_wherever_the_run_is_looked_at_beside_what_it_was_whe
 
     assert project.runner("run", "--tag", "again", "--json").json["model_version"]["status"] == "approved"
     compared = project.runner("compare", run, "latest")
+    assert "the same in all" not in compared.out  # where no parameter is
     assert "tiny/1 approved  tiny/1 approved" in compared.out
     page = (project.folder / compared.out.split("page ")[-1].strip()).read_text()
     assert re.search(f"tiny/1 {now}", page)
@@ -609,8 +610,17 @@ def test_a_pipeline_whose_runs_register_nothing_says_so_before_and_after_and_how
         asked = project.runner(*arguments)
         assert "`runner check` says whether" in asked.err
         assert "registers the model of a run that passes" not in asked.err
+    done = project.runner("run", "prepare", env=PAGES)
+    assert "no verdict: not all steps that the gate judges were run\n" in done.out
+    assert (
+        "without a verdict: not all steps that the gate judges were run."
+        in project.runs[-1].joinpath("report.html").read_text()
+    )
     project.toml(example)
-    assert "a run that passes its gate registers prices" in project.runner("check").out
+    said = (
+        "a run that passes its gate registers prices\npipeline.toml is sound: prepare → fit → register; 1 gate rule\n"
+    )
+    assert said in project.runner("check").out
     done = project.runner("run", "--json")
     assert (done.code, done.json["model_version"]["version"], "not_registered" in done.json) == (0, 1, False), done.err
     assert [step["status"] for step in done.json["steps"]] == ["cached", "cached", "succeeded"]

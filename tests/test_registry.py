@@ -287,7 +287,7 @@ def test_what_is_not_there_is_said_with_what_is(registry: Registry) -> None:
 
 @pytest.mark.parametrize("name", ["", "-m", "a/b", "../m", "a b", "ä", "m" * 64, "m\n"])
 def test_a_name_that_is_none_is_refused(registry: Registry, name: str) -> None:
-    with pytest.raises(UsageError, match="no model name"):
+    with pytest.raises(UsageError, match="is not a model name"):
         registry.register(new(1, name=name))
     assert list(registry.list()) == []
 

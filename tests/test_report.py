@@ -220,7 +220,11 @@ def test_a_run_in_any_state_has_a_report(passed: Project, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("outcome", "said"),
-    [("fail", "Not passed"), ("inconclusive", "Inconclusive"), ("error", "No verdict could be given")],
+    [
+        ("fail", "Not passed"),
+        ("inconclusive", "Inconclusive: not enough test rows to judge "),
+        ("error", "No verdict could be given"),
+    ],
 )
 def test_each_verdict_is_told_in_words(passed: Project, tmp_path: Path, outcome: str, said: str) -> None:
     shutil.copytree(passed.runs[-1], tmp_path / "run")

@@ -302,6 +302,7 @@ def test_the_page_shows_the_version_and_loads_nothing_from_elsewhere(client: Cli
         "Who &lt;leaves&gt;",
         "evaluate.auc",
         "südost",
+        "Says ‘left yes’ from 40 %.",
     ):
         assert shown in page.encode().decode("unicode_escape", "ignore") or shown in page, shown
     assert "[[" not in page

@@ -62,6 +62,7 @@ def swept(project: Project, *arguments: str) -> Done:
 def test_every_combination_is_ranked_and_the_winner_alone_is_evaluated(tiny: Project) -> None:
     done = swept(tiny, "--metric", "fit.valid", "-j", "2")
     assert done.code == 0, done.err
+    assert "(cached up to the gate; only after remains)" in done.err
     made = done.json
     assert [tuple(one["values"].values()) for one in made["tried"]][:3] == [("5", "0.1"), ("3", "0.1"), ("7", "0.1")]
     assert [round(one["metrics"]["fit.valid"]["value"], 3) for one in made["tried"]] == [1.0, 0.8, 0.8, 0.6, 0.4, 0.4]
@@ -141,11 +142,17 @@ def test_all_combinations_are_forked_from_one_server(tiny: Project) -> None:
 
 
 def test_what_is_said_to_be_next_is_a_command_as_the_shell_reads_it(tiny: Project) -> None:
-    tiny.toml(TOML + "[profiles.more]\nparameters = { rows = 4 }\n")
+    tiny.toml(TOML + "[profiles.more]\nparameters = { rows = 4 }\n[model]\nname = 'm'\nfrom = 'fit.model'\n")
+    tiny.write(
+        "after.ipynb",
+        parameters("verdict: str = ''"),
+        "def later():\n    import runner.model; runner.model.register(verdict)",
+    )
     done = tiny.runner("sweep", "fit", "-p", "fit.words=a b,c", "-p", "fit.depth=5", "--metric", "fit.valid", "--profile", "more")  # fmt: skip
     assert done.code == 0, done.err
     assert "judge.score is 0.5" in done.err
     (said,) = [line for line in done.err.splitlines() if "next: runner" in line]
+    assert said.endswith("(cached up to the gate; only registration remains)")
     words = shlex.split(said.partition("next: runner")[2].partition("   (")[0])
     after = tiny.runner(*words, "--json")
     assert [step["status"] for step in after.json["steps"]] == ["cached", "cached", "cached", "succeeded"]

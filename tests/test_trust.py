@@ -7,6 +7,7 @@ import importlib.util
 import json
 import marshal
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -592,7 +593,8 @@ def two_versions(project: Project) -> tuple[str, str]:
 def test_gc_records_what_it_removes_and_everything_says_so_afterwards(project: Project) -> None:
     kept, gone = two_versions(project)
     manifest = (project.folder / "runs" / gone / "run.json").read_bytes()
-    assert project.runner("gc", "--keep", "0", "--keep-tag", "a b").code == 0
+    done = project.runner("gc", "--keep", "0", "--keep-tag", "a b")
+    assert re.search(r"^freed 1 run, \d+ objects, [\d,]+ bytes; 1 run kept$", done.out, re.M), done
     assert [run.name for run in project.runs] == [kept]
     record = json.loads((project.folder / "runs" / "removed" / f"{gone}.json").read_text())
     told = {"run": gone, "who": provenance.who(), "command": "runner gc --keep 0 --keep-tag 'a b'", "status": "succeeded",

@@ -207,7 +207,7 @@ def test_pins_leave_out_what_is_for_other_systems_and_other_pythons(tmp_path: Pa
         (f"six>=1 {HASH}\n", "one version"),
         (f"six==1.* {HASH}\n", "one version"),
         ("-e .\n", "refers elsewhere"),
-        ("six @@ 3\n", "no pinned package"),
+        ("six @@ 3\n", "is not a pinned package"),
         (f"six==1 {HASH}\nsix==2 {HASH}\n", "two versions of six"),
     ],
 )

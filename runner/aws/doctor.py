@@ -23,7 +23,7 @@ from runner.aws.processing.executor import lock, wheel_cache
 from runner.aws.processing.prices import Prices
 from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, logs, pass_role, registry, role
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
-from runner.errors import PipelineError, RemoteError, RunnerError
+from runner.errors import PipelineError, RemoteError, RunnerError, counted
 from runner.pipeline.remote import NEEDED, Settings, settings
 from runner.records import Pipeline
 from runner.run.doctor import Check, failed, ok, unknown
@@ -237,7 +237,9 @@ def price(spec: Pipeline, steps: dict[str, Settings], root: Path) -> Check:
         hourly[chosen.instance], source = prices.hourly[chosen.instance], prices.source
         total += most_usd(spec.steps.get(name), chosen, prices) or 0.0
     each = ", ".join(f"{kind} {value:g} USD an hour" for kind, value in hourly.items())
-    return ok("price", f"{each}; {len(steps)} steps to their time limits, each attempt, {total:.2f} USD ({source})")
+    return ok(
+        "price", f"{each}; {counted(len(steps), 'step')} up to the time limit, each attempt, {total:.2f} USD ({source})"
+    )
 
 
 def environment(session: Session, chosen: Settings, root: Path, say: Callable[[str], None]) -> Check:

@@ -15,7 +15,7 @@ from typing import Any
 from runner.aws.package import PROGRAM
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import LONGEST_NAME
-from runner.errors import PipelineError, Refused
+from runner.errors import PipelineError, Refused, counted
 from runner.model.versions import ModelVersion
 from runner.pipeline.remote import Settings
 from runner.records import Target
@@ -121,7 +121,7 @@ def resource(endpoint: str) -> str:
 def machines(spec: Target) -> str:
     """What it runs on, in words."""
     if spec.serverless is not None:
-        return f"serverless, {spec.serverless.memory_mb} MB, at most {spec.serverless.concurrency} requests at a time"
+        return f"serverless, {spec.serverless.memory_mb} MB, at most {counted(spec.serverless.concurrency, 'request')} at a time"
     count, instance = spec.instance_count or INSTANCES, spec.instance or INSTANCE
     if spec.scaling is not None:
         return f"{spec.scaling.min} to {spec.scaling.max} × {instance}"

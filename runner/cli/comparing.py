@@ -12,7 +12,7 @@ import click
 
 from runner.cli.options import json_option, metric_text, pipeline_option, print_json, print_table
 from runner.cli.terminal import say
-from runner.errors import Refused, UsageError
+from runner.errors import Refused, UsageError, counted
 
 if TYPE_CHECKING:
     from runner.manifest import RunManifest
@@ -254,8 +254,6 @@ def _say_data_and_packages(difference: Difference) -> None:
 
 
 def _say_step(step: StepChange) -> None:
-    from runner.report.comparison import counted
-
     if step.how != "changed":
         say(f"step {step.step} {step.how}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
         return
@@ -280,7 +278,7 @@ def _say_lines(lines: Iterable[str]) -> None:
 
 
 def _say_comparison(comparison: Comparison) -> None:
-    from runner.report.comparison import reasons, said, short_names, verdict_in_words
+    from runner.report.comparison import alike, reasons, said, short_names, verdict_in_words
 
     rows: list[list[str]] = [
         ["gate", *(verdict_in_words(run) for run in comparison.runs)],
@@ -302,7 +300,8 @@ def _say_comparison(comparison: Comparison) -> None:
         for row in comparison.metrics
     ]
     print_table(["run", *short_names(comparison)], rows)
-    say(f"{comparison.same} parameters are the same in all")
+    if same := alike(comparison):
+        say(same)
     for run, why, names in reasons(comparison):
         say(f"≠ not comparable: {why} ({run}: {', '.join(names)})")
 

@@ -8,6 +8,7 @@ import time
 from typing import Any, Protocol
 
 from runner.cli.terminal import drawn, say
+from runner.errors import counted
 from runner.manifest import RunManifest, StepState
 from runner.records import Verdict
 from runner.step.execute import Progress
@@ -41,7 +42,7 @@ def headline(manifest: RunManifest) -> str:
     if git is None:
         return f"run {manifest.run}{where}"
     count = len(git.modified)
-    changed = f" ({count} notebook{'s' if count > 1 else ''} modified)" if count else ""
+    changed = f" ({counted(count, 'notebook')} modified)" if count else ""
     return f"run {manifest.run}   {git.branch or 'detached'}@{git.commit[:6]}{changed}{where}"
 
 

@@ -13,7 +13,7 @@ import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
 from runner.cli.terminal import say
-from runner.errors import UsageError
+from runner.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from runner.model.signature import Unknown
@@ -88,7 +88,7 @@ def predict_command(
             }
         )
     else:
-        say(f"{rows:,} rows scored by {scorer.model} in {seconds:.1f} s", err=True)
+        say(f"{counted(rows, 'row')} scored by {scorer.model} in {seconds:.1f} s", err=True)
 
 
 @click.command("serve")
@@ -156,7 +156,7 @@ def serve_command(
         raise UsageError(f"{error} Choose another with --port.") from error
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
-    said = f"serving {scorer.model} of run {version.run} at {address} ({processes} worker{'s' * (processes > 1)})"
+    said = f"serving {scorer.model} of run {version.run} at {address} ({counted(processes, 'worker')})"
     serve(application, listening, workers=processes, on_ready=lambda: say(said, err=True))
 
 

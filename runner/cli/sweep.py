@@ -16,6 +16,7 @@ from runner.cli.options import json_option, metric_json, metric_text, parse_over
 from runner.cli.run import kernel_option, no_report_option, signals
 from runner.cli.terminal import drawn, say
 from runner.errors import UsageError
+from runner.manifest import RunManifest
 
 if TYPE_CHECKING:
     from runner.run.sweep import Swept
@@ -128,9 +129,7 @@ def sweep_command(
             *(["--profile", profile] if profile else []),
             *(word for name in chosen for word in ("-p", f"{name}={chosen[name]}")),
         ]
-        say(
-            f"  next: runner run {shlex.join(arguments)}   (cached up to the gate; only registration remains)", err=True
-        )
+        say(f"  next: runner run {shlex.join(arguments)}   ({_what_remains(swept.winner)})", err=True)
         return 0 if swept.winner.status == "succeeded" else 3
     return 0
 
@@ -230,3 +229,12 @@ class _Board:
         done = sum(tried.run is not None for tried in self._swept.tried)
         lines = [f"sweep of {self._swept.step}: {done} of {len(self._swept.tried)} done", *_rows(self._swept, SHOWN)]
         return drawn("\n".join(lines), no_wrap=True, overflow="ellipsis")
+
+
+def _what_remains(winner: RunManifest) -> str:
+    """What is left to a run with the winner's values: the steps that wait for the verdict."""
+    left = [one for one in winner.steps if one.status == "skipped" and one.name not in winner.pipeline.skip]
+    if not left:
+        return "all of it is cached"
+    names = ["registration"] if all(one.registers for one in left) else [one.name for one in left]
+    return f"cached up to the gate; only {', '.join(names)} remain{'s' * (len(names) == 1)}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runner.cli.options import metric_text
-from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed
+from runner.errors import AnswerIsNo, GateUndecided, KernelDied, Refused, RemoteError, StepFailed, counted
 from runner.manifest import RunManifest, StepState
 from runner.run.cost import cost
 from runner.run.registration import not_registered
@@ -24,7 +24,7 @@ def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
         lines.append(f"gate {OUTCOMES[manifest.verdict.outcome]}")
         lines += [f"  {RULE_MARKS[rule.outcome]} {rule.sentence}" for rule in manifest.verdict.rules]
     elif manifest.status == "succeeded":
-        lines.append("no verdict: there is no gate, or not all that it judges was run")
+        lines.append(f"no verdict: {manifest.why_not_judged}")
         lines += [f"  {name} = {metric_text(metric)}" for name, metric in manifest.metrics.items()]
     if manifest.status != "succeeded":
         lines.append(f"run {manifest.status}")
@@ -50,7 +50,7 @@ def failures(manifest: RunManifest) -> Iterator[str]:
         yield f"  ✗ {step.name}: {said[0]}"
         yield from (f"      {line}" for line in said[1:MESSAGE_LINES])
         if len(said) > MESSAGE_LINES:
-            yield f"      and {len(said) - MESSAGE_LINES} more lines, in the report"
+            yield f"      and {counted(len(said) - MESSAGE_LINES, 'more line')}, in the report"
         if error.cell is not None:
             yield f"    in cell [{error.cell}] of {step.notebook}: {error.first_line}"
 

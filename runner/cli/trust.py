@@ -10,7 +10,7 @@ import click
 
 from runner.cli.options import json_option, pipeline_option, print_json
 from runner.cli.terminal import say
-from runner.errors import UsageError
+from runner.errors import UsageError, counted
 
 
 @click.command("verify")
@@ -49,7 +49,9 @@ def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: P
             say(f"  ✗ {sentence}")
         for sentence in found.notes:
             say(f"  – {sentence}")
-        say(f"{'sound' if found.sound else 'not sound'}: {found.files} files, {found.size_bytes:,} bytes read")
+        say(
+            f"{'sound' if found.sound else 'not sound'}: {counted(found.files, 'file')}, {counted(found.size_bytes, 'byte')} read"
+        )
     return 0 if found.sound else 4
 
 
@@ -145,5 +147,5 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
         say(f"  {run}")
     verb = "would free" if dry_run else "freed"
     say(
-        f"{verb} {len(freed.runs)} runs, {freed.objects} objects, {freed.size_bytes:,} bytes; {len(freed.kept)} runs stay"
+        f"{verb} {counted(len(freed.runs), 'run')}, {counted(freed.objects, 'object')}, {counted(freed.size_bytes, 'byte')}; {counted(len(freed.kept), 'run')} kept"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner.errors import UsageError
+from runner.errors import UsageError, counted
 from runner.model.signature import Column, Label, distinct
 
 if TYPE_CHECKING:
@@ -72,10 +72,11 @@ class Estimator:
         except Exception as error:  # whatever XGBoost and pandas raise for a frame
             first = (str(error).splitlines() or [type(error).__name__])[0]
             said = re.sub(r"^\[[\d:]+\] \S+ (Check failed: [^:]*: )?", "", first).rstrip(".")
-            names, at = list(features.columns), re.search(r"(\d+)(?:th|st|nd|rd)\b", said)
-            where = f" (column {names[int(at[1])]})" if at and int(at[1]) < len(names) else ""
+            names, at = list(features.columns), re.search(r"(\d+)`?(?:th|st|nd|rd)\b", said)
+            if at and int(at[1]) < len(names):
+                said = f"column {names[int(at[1])]} has a type or a category that it did not learn from"
             raise UsageError(
-                f"XGBoost would not score the frame that the model is saved with: {said}{where}. Save it with the frame that it "
+                f"XGBoost would not score the frame that the model is saved with: {said}. Save it with the frame that it "
                 "learned from."
             ) from error
 
@@ -171,7 +172,7 @@ def check_columns(judged: Estimator, features: pd.DataFrame) -> None:
     absent, more = ([name for name in one if name not in other] for one, other in ((learned, found), (found, learned)))
     what = [f"lacks {', '.join(absent[:5])}"] * bool(absent) + [f"has {', '.join(more[:5])} more"] * bool(more)
     raise UsageError(
-        f"The model learned from {booster.num_features()} columns; the table of {len(found)} that it is saved with "
+        f"The model learned from {counted(booster.num_features(), 'column')}; the table of {len(found)} that it is saved with "
         f"{' and '.join(what) or 'has them in another order'}. Save it with the frame that it learned from."
     )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner.content import folder_artifact
-from runner.errors import Refused, Tampered, UsageError
+from runner.errors import Refused, Tampered, UsageError, counted
 from runner.model import parity, table
 from runner.model.approval import check_files, read_files
 from runner.model.estimator import check_columns, check_learned, check_names, estimator, in_tree_order
@@ -193,8 +193,8 @@ def _frozen(code: str | Path | ModuleType, frame: pd.DataFrame, place: Path) -> 
     except Exception as error:  # whatever its author lets it raise
         raise UsageError(f"{source}: transform makes no features of the frame: {error!r}.") from error
     if not isinstance(made, pd.DataFrame) or len(made) != len(frame):
-        what = f"{len(made)} rows" if isinstance(made, pd.DataFrame) else f"a {type(made).__name__}"
-        raise UsageError(f"{source}: transform must give a table of {len(frame)} rows, and gave {what}.")
+        what = counted(len(made), "row") if isinstance(made, pd.DataFrame) else f"a {type(made).__name__}"
+        raise UsageError(f"{source}: transform must give a table of {counted(len(frame), 'row')}, and gave {what}.")
     return made, hashlib.sha256(content).hexdigest()
 
 

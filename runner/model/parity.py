@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner.errors import UsageError
+from runner.errors import UsageError, counted
 from runner.model import table
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class _Block:
         import numpy as np
 
         if len(found) != len(places):
-            raise UsageError(f"{name} has {len(found)} rows where the frame has {len(places)}, so it was not saved.")
+            raise UsageError(
+                f"{name} has {len(found)} of the frame's {counted(len(places), 'row')}, so it was not saved."
+            )
         one, other = np.asarray(found, dtype="float32"), self.read[places].astype("float32")
         wrong = ~((one == other) | (np.isnan(one) & np.isnan(other)))
         for column in (at for at, one in enumerate(self.scorer.columns) if one.kind == "text"):

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from runner.errors import Refused, RegistryUnusable, Tampered, UsageError
+from runner.errors import Refused, RegistryUnusable, Tampered, UsageError, counted
 from runner.model import copies
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.registry_file import BUSY_S, REBUILD, RegistryFile
@@ -306,7 +306,7 @@ def _all_there(connection: sqlite3.Connection) -> None:
     (written,) = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'events'").fetchone()
     (there,) = connection.execute("SELECT count(*) FROM events").fetchone()
     if there != (written or 0):
-        raise Tampered(f"The registry was given {written or 0} events and holds {there}: it was altered.")
+        raise Tampered(f"The registry was given {counted(written or 0, 'event')} and holds {there}: it was altered.")
 
 
 def _events(connection: sqlite3.Connection, name: str) -> list[Event]:

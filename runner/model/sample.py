@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -19,9 +21,11 @@ def check_answer(signature: Mapping[str, Any], answer: bytes, where: str) -> Non
     """Raises Refused where the answer to `sample_body`, as text/csv, is not the recorded prediction."""
     expected = signature["sample_prediction"]
     wanted = expected if isinstance(expected, list) else [expected]
+    names = [] if isinstance(expected, list) else [str(label) for label in signature.get("labels") or ()]
     try:
-        found = [float(field) for field in answer.decode().strip().split(",")]
-    except ValueError:
+        fields = next(csv.reader(io.StringIO(answer.decode(), newline="")), [])
+        found = [float(names.index(field) if field in names else field) for field in fields]
+    except (ValueError, csv.Error):
         found = []
     if len(found) != len(wanted) or not all(
         math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6) for one, other in zip(found, wanted, strict=True)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from runner.errors import PipelineError
+from runner.errors import PipelineError, counted
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.cleaned import INJECTED
 from runner.pipeline.file import examine, is_address, is_path, nearest
@@ -61,7 +61,7 @@ class Plan:
         """What there is, in a line, for whoever has just had it checked."""
         rules = len(self.pipeline.gate)
         order = " → ".join(step.name for step in self.steps)
-        return f"{self.file.name} is sound: {order}; {rules} gate rule{'' if rules == 1 else 's'}"
+        return f"{self.file.name} is sound: {order}; {counted(rules, 'gate rule')}"
 
 
 def plan(

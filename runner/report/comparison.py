@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.content import atomic_write
+from runner.errors import counted
 from runner.escape import visible
 from runner.pipeline.scraps import Figure, read_figures
 from runner.records import Metric, Value
@@ -73,6 +74,7 @@ def write_comparison(
             reasons=reasons(comparison) if comparison else [],
             pairs=pairs,
             same=same,
+            alike=alike,
             said=said,
             words=WORDS,
             verdict_in_words=verdict_in_words,
@@ -101,14 +103,16 @@ def reasons(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
     return [(label, why, names) for (label, why), names in found.items()]
 
 
+def alike(comparison: Comparison) -> str:
+    """How many parameters are the same in all runs, in a sentence; "" where none is."""
+    many = comparison.same
+    return f"{counted(many, 'parameter')} {'is' if many == 1 else 'are'} the same in all." if many else ""
+
+
 def said(value: Value) -> str:
     """A value as Python writes it, shortened."""
     text = repr(value)
     return text if len(text) <= 120 else text[:119] + "…"
-
-
-def counted(count: int, name: str) -> str:
-    return f"{count} {name}" + ("" if count == 1 else "s")
 
 
 def summary(difference: Difference) -> str:
@@ -132,7 +136,7 @@ def summary(difference: Difference) -> str:
 def headline(comparison: Comparison | None, difference: Difference | None) -> str:
     """What came of it, first."""
     if difference is None:
-        return f"{len(comparison.runs) if comparison else 0} runs side by side"
+        return f"{counted(len(comparison.runs) if comparison else 0, 'run')} side by side"
     if difference.after.run is None or difference.before.run is None:
         return f"{difference.before.name} → {difference.after.name}"
     verdicts = [verdict_in_words(run) for run in (difference.before.run, difference.after.run)]

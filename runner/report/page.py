@@ -74,7 +74,7 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
         where = f" at cell [{error.cell}]" if error.cell is not None else ""
         return f"Failed: {failed.name} stopped{where}. {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
     if manifest.verdict is None:
-        return "Done, without a verdict: there is no gate, or not all that it judges was run."
+        return f"Done, without a verdict: {manifest.why_not_judged}."
     rules = manifest.verdict.rules
     judged = [rule for rule in rules if rule.outcome != "not judged"]
     good = sum(rule.outcome == "pass" for rule in judged)

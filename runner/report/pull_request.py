@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from runner.errors import counted
 from runner.escape import code, markdown, terminal
 from runner.records import Metric
 from runner.report.comparison import (
-    counted,
+    alike,
     headline,
     metric_in_words,
     reasons,
@@ -42,7 +43,7 @@ def fence(lines: Sequence[str], *, language: str = "diff") -> Iterator[str]:
     yield from lines[:LINES]
     yield ticks
     if len(lines) > LINES:
-        yield f"and {len(lines) - LINES} more lines"
+        yield f"and {counted(len(lines) - LINES, 'more line')}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -144,7 +145,7 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
         for row in comparison.metrics
     ]
     yield from table(["", *(code(name) for name in short_names(comparison))], rows)
-    yield f"{comparison.same} parameters are the same in all."
+    yield from filter(None, [alike(comparison)])
     for run, why, names in reasons(comparison):
         yield ""
         yield f"≠ not comparable: {code(why)}, in {code(run)}: {', '.join(map(code, names))}."

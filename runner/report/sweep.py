@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from runner.content import atomic_write
+from runner.errors import counted
 from runner.escape import visible
 from runner.report import clean
 from runner.report.comparison import COLOURS
@@ -111,7 +112,7 @@ def _plot(swept: Swept) -> tuple[str, str] | None:
     told = ", ".join(f"{name} {value}" for name, value in best.values.items())
     metric = swept.value(best)
     assert metric is not None
-    alt = f"{swept.metric} of {len(points)} combinations over {along}; the best is {number(metric.value)} with {told}"
+    alt = f"{swept.metric} of {counted(len(points), 'combination')} over {along}; the best is {number(metric.value)} with {told}"
     return f"data:image/svg+xml;base64,{base64.b64encode(made.getvalue()).decode()}", alt
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runner.errors import counted
 from runner.manifest import RunManifest, StepState
 from runner.records import RemoteJob
 
@@ -18,7 +19,7 @@ class Cost:
 
     def __str__(self) -> str:
         price = "price not known" if self.price_usd is None else f"{self.price_usd:.4f} USD by the price table"
-        return f"{self.jobs} job{'s' if self.jobs > 1 else ''}, {self.billed_s:.0f} s billed, {price}"
+        return f"{counted(self.jobs, 'job')}, {self.billed_s:.0f} s billed, {price}"
 
 
 def cost(manifest: RunManifest) -> Cost | None:

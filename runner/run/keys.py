@@ -14,6 +14,7 @@ import msgspec
 
 from runner import __version__
 from runner.content import file_fact
+from runner.errors import counted
 from runner.pipeline.file import APPROVED
 from runner.pipeline.notebook import PARAMETERS, Cell, Notebook, imported_names, module_source, python_source
 from runner.pipeline.plan import PlannedStep
@@ -157,7 +158,7 @@ def _cells(before: StepKey, now: StepKey) -> Iterator[str]:
     if added:
         yield f"cell{'s' if len(added) > 1 else ''} {', '.join(added)} {'changed or added' if removed else 'added'}"
     elif removed:
-        yield f"{removed} cell{'s' if removed > 1 else ''} removed"
+        yield f"{counted(removed, 'cell')} removed"
     else:
         yield "cells were moved or repeated"
 

@@ -18,7 +18,7 @@ from typing import IO, Protocol
 import msgspec
 
 from runner.content import artifact, atomic_write, file_fact, folder_artifact, lead_to, stamp
-from runner.errors import RemoteError, Tampered, UsageError
+from runner.errors import RemoteError, Tampered, UsageError, counted
 from runner.paths import inside, stays_below
 from runner.pipeline.addresses import public
 from runner.pipeline.file import is_address
@@ -128,7 +128,7 @@ def changed_objects(before: str, now: str, store: Store) -> str | None:
     except (OSError, ValueError):
         return None
     changed = sum(old[path] != line for path, line in new.items() if path in old)
-    said = [f"{changed:,} of {len(new):,} objects changed"] if changed else []
+    said = [f"{changed:,} of {counted(len(new), 'object')} changed"] if changed else []
     said += [f"{count:,} added"] if (count := len(new.keys() - old.keys())) else []
     said += [f"{count:,} removed"] if (count := len(old.keys() - new.keys())) else []
     return ", ".join(said)

@@ -34,7 +34,7 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
         "run": version.run,
         "approved by": f"{version.decided_by or '–'}: {version.reason or '–'}",
         "registered": f"{version.created[:16].replace('T', ' ')} UTC, by {version.created_by}",
-        "predicts": _predicts(scorer),
+        "answer": _predicts(scorer),
         "bytes": f"sha256 {version.sha256}",
     }
     metrics = "".join(
@@ -80,7 +80,7 @@ def openapi(scorer: Scorer, version: ModelVersion, body_bytes: int) -> dict[str,
     body["application/json"] = {"schema": {"anyOf": [instances, records, single]}, "example": {"instances": [sample]}}
     answer = {
         "application/json": {"schema": {"$ref": "#/components/schemas/Predictions"}},
-        "text/csv": {"schema": {"type": "string", "description": "The probability or the number, a line a row."}},
+        "text/csv": {"schema": {"type": "string", "description": f"{_csv_answer(scorer)}, a line a row."}},
         "application/jsonlines": {"schema": {"type": "string", "description": "A prediction a line."}},
     }
     refusals = {
@@ -169,6 +169,13 @@ def _predicts(scorer: Scorer) -> str:
         return f"Predicts {said['target']} ({said['objective']})."
     label = "" if said.get("positive") is None else f" {said['positive']}"
     return f"Says ‘{said['target']}{label}’ from {100 * scorer.threshold:.4g} %."
+
+
+def _csv_answer(scorer: Scorer) -> str:
+    many = isinstance(scorer.signature["sample_prediction"], list)
+    if scorer.several:
+        return "The probability of each class, in their order" if many else "The class"
+    return "The probability" if scorer.probable else "The numbers" if many else "The number"
 
 
 def _csv_line(scorer: Scorer) -> str:

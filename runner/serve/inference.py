@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import difflib
 import functools
 import hashlib
 import importlib.util
@@ -21,6 +20,7 @@ import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
@@ -143,9 +143,7 @@ class Scorer:
         self._folded = frozenset(map(str.casefold, self.names))
         values = set[Any]().union(*(column.codes for column in self.columns))
         # whether a header could be a record: by names that are numbers, or categories
-        self._doubtful = 2 * sum(name in values or bool(NUMBER.fullmatch(name)) for name in self.names) >= len(
-            self.names
-        )
+        self._doubtful = 2 * sum(n in values or bool(NUMBER.fullmatch(n)) for n in self.names) >= len(self.names)
         self.labels, self.several = said.get("labels"), said["objective"].startswith("multi:")
         self.probable = said.get("positive") is not None or said["objective"] == "binary:logistic"
         self.threshold = 0.5 if said.get("threshold") is None else said["threshold"]
@@ -153,10 +151,8 @@ class Scorer:
 
     def self_test(self) -> Scorer:
         """Itself, having scored the recorded sample. Raises ValueError where that gives anything but the recorded prediction."""
-        found, expected = (
-            self.score(self.records(self.signature["sample_request"]))[0],
-            self.signature["sample_prediction"],
-        )
+        found = self.score(self.records(self.signature["sample_request"]))[0]
+        expected = self.signature["sample_prediction"]
         if found.shape != np.shape(expected) or not np.allclose(found, expected, rtol=1e-5, atol=1e-6):
             raise ValueError(f"The sample record scores {found.tolist()}; {expected} is recorded.")
         return self
@@ -207,6 +203,9 @@ class Scorer:
         kind, values = accepted(accept), scores.tolist()
         if kind == CSV:
             lines = map(repr, values) if scores.ndim == 1 else (",".join(map(repr, row)) for row in values)
+            if self.several and scores.ndim == 1:  # a class, which may have a name
+                csv.writer(to := io.StringIO(newline=""), lineterminator="\n").writerows(zip(self.answers(scores)[0]))
+                return to.getvalue().encode(), f"{CSV}; charset=utf-8"
             return ("\n".join(lines) + "\n").encode(), f"{CSV}; charset=utf-8"
         said, chances = self.answers(scores)
         words = map(json.dumps, said) if self.labels else (repr(one).lower() for one in said)
@@ -237,29 +236,30 @@ class Scorer:
         """As `csv`, for its fields. Of the columns, the model's are taken."""
         width, picks = len(self.names), None
         names = [name if name in self._wanted else name.strip() for name in rows[0]] if rows else []
-        found = len(self._folded.intersection(map(str.casefold, names)))  # other spellings are refused by name
-        guessed = "absent" not in header and 2 * found >= width
+        guessed = "absent" not in header and 2 * len(self._folded.intersection(map(str.casefold, names))) >= width
         if guessed and self._doubtful and "present" not in header:
             raise BadInput("The first line may be a header or a record. Say it: text/csv; header=present, or absent.")
         if guessed or "present" in header:
             place, rows = {name: at for at, name in enumerate(names)}, rows[1:]
-            self.complete(place)
+            self.complete(place)  # or it names the other spelling
             if len(place) < len(names) and (twice := [name for name in self.names if names.count(name) > 1]):
                 raise BadInput(f"Column {twice[0]} is there twice.", column=twice[0])
             width, picks = len(names), [place[name] for name in self.names]
         if rows and set(map(len, rows)) != {width}:
             row, fields = next((at, fields) for at, fields in enumerate(rows, start=1) if len(fields) != width)
-            where = "there is no header: one per column of the model" if picks is None else "as many as in the header"
-            hint = next((f" Write commas, not {mark!r}." for mark in ";\t|" if mark in fields[0]), "")
-            raise BadInput(f"Row {row}: {len(fields)} fields instead of {width}, {where}.{hint}", row)
+            where = f"where the {'model' if picks is None else 'header'} has {width}"
+            said = f"{len(fields)} field{'s' * (len(fields) != 1)} {where}"
+            if len(fields) < width and (marks := [mark for mark in ";\t|" if mark in fields[0]]):
+                said = f"the fields are separated by {marks[0]!r}. Write commas"
+            raise BadInput(f"Row {row}: {said}.", row)
         return rows if picks in (None, list(range(width))) else list(map(_picker(picks), rows))
 
     def complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
         if absent := [name for name in self.names if name not in names]:
-            given = {name.casefold().strip(): name for name in itertools.islice(names, 200)}
-            near = difflib.get_close_matches(absent[0].casefold().strip(), given, 1)
+            given = {name.casefold().strip()[:99]: name[:99] for name in itertools.islice(names, 200)}
+            near = {repr(given[n]): 0 for one in absent[:3] for n in get_close_matches(one.casefold(), given, 1)}
             said = f"Missing column{'s' * (len(absent) > 1)}{f' in row {row}' * bool(row)}: {', '.join(absent)}."
-            raise BadInput(said + "".join(f" There is {given[one][:99]!r}." for one in near), row, absent[0])
+            raise BadInput(said + f" There is {', '.join(near)}." * bool(near), row, absent[0])
 
     def read_json(self, text: str, where: str = "") -> Any:
         try:
@@ -279,7 +279,7 @@ class Scorer:
                 if isinstance(item, dict):
                     self.complete(item, row)
                 elif not isinstance(item, list) or len(item) != len(self.names):
-                    what = f"{len(item)} values" if isinstance(item, list) else "neither an object nor an array"
+                    what = f"an array of {len(item)}" if isinstance(item, list) else "neither an object nor an array"
                     raise BadInput(f"Row {row} is {what}; the model has {len(self.names)} columns.", row) from None
             return [self._pick(item) if isinstance(item, dict) else item for item in items]
 

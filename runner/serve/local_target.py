@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from runner.content import atomic_write
-from runner.errors import NewerStore, Refused, RunnerError, Tampered, UsageError
+from runner.errors import NewerStore, Refused, RunnerError, Tampered, UsageError, counted
 from runner.failpoint import reach
 from runner.loopback import is_loopback
 from runner.model.approval import check_bytes
@@ -117,7 +117,7 @@ class LocalTarget:
         address = (answer.address or (state.address if state else self.address)).url
         status, said = _ping(answer.address or self.address)
         if answer.restarts:
-            said = f"{said}; started again {answer.restarts} times".lstrip("; ")
+            said = f"{said}; started again {counted(answer.restarts, 'time')}".lstrip("; ")
         return Health(
             status="serving" if status == 200 else "unhealthy", said=said or f"{address} answers {status} to /ping",
             process=answer.process,
@@ -133,7 +133,7 @@ class LocalTarget:
         workers = self._workers()
         return [
             f"start a process at {self.address.url}" if not self._alive() else f"use the process at {self.address.url}",
-            f"load {label} ({version.sha256[:12]}) in {workers} worker{'s' * (workers > 1)}"
+            f"load {label} ({version.sha256[:12]}) in {counted(workers, 'worker')}"
             + (f", beside {served}" if served else ""),
             "send it its sample record and compare the answer",
             f"let it accept requests{f', and {served} end once it has answered its own' if served else ''}",

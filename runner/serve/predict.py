@@ -123,7 +123,7 @@ class CsvWriter:
         self.guarded = 0
 
     def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None:
-        said = [json.dumps(one) for one in predictions]
+        said = [one if isinstance(one, str) else json.dumps(one) for one in predictions]
         rows: list[list[Any]] = []
         if not self._begun and part.names:
             self._begun = True

@@ -74,10 +74,12 @@ def prepare(bundle: Path) -> tuple[str, str]:
     if wanted["packages"] == "image":
         if not wanted.get("allow_other_versions"):
             raise Failed(
-                f"The image differs from the lock in {len(different)} packages: {_some(different)}. Make the image from "
+                f"The image differs from the lock in {len(different)} package{'s' * (len(different) > 1)}: {_some(different)}. Make the image from "
                 'infra/Dockerfile, write [sagemaker] packages = "lock", or allow_other_versions = true.'
             )
-        _say(f"image differs from the lock in {len(different)} packages, as allowed: {_some(different)}")
+        _say(
+            f"image differs from the lock in {len(different)} package{'s' * (len(different) > 1)}, as allowed: {_some(different)}"
+        )
         return sys.executable, "image"
     if not wanted.get("wheels"):
         raise Failed(f"The image differs from the lock, and the job has no wheels: {_some(different)}.")
