@@ -166,7 +166,7 @@ def test_a_fault_far_down_is_named_by_its_row_and_leaves_no_file(house: Made, tm
 
 
 WRONG = {
-    "ragged.csv": (b"minutes,calls,plan,roaming\n1,2,gold,1\n1,2,gold\n", "Row 2: 3 fields instead of 4"),
+    "ragged.csv": (b"minutes,calls,plan,roaming\n1,2,gold,1\n1,2,gold\n", "Row 2: 3 instead of 4 fields"),
     "no-column.csv": (b"minutes,calls,plan\n1,2,gold\n", "Missing column: roaming."),
     "twice.csv": (b"minutes,calls,plan,roaming,plan\n1,2,gold,1,gold\n", "Column plan is there twice."),
     "latin.csv": (b"minutes,calls,plan,roaming\n1,2,s\xfcdost,1\n", "not UTF-8"),

@@ -184,7 +184,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(path: Path) -> N
     connection.execute("CREATE TABLE versions (x)")
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(RegistryUnusable, match="no registry"):
+    with pytest.raises(RegistryUnusable, match="is not a registry"):
         LocalRegistry(path).register(new(1))
     assert path.read_bytes() == before
     path.write_text("not a database at all, but long enough to look at" * 100)

@@ -24,7 +24,8 @@ def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
         lines.append(f"gate {OUTCOMES[manifest.verdict.outcome]}")
         lines += [f"  {RULE_MARKS[rule.outcome]} {rule.sentence}" for rule in manifest.verdict.rules]
     elif manifest.status == "succeeded":
-        lines.append("no verdict: there is no gate, or not all that it judges was run")
+        without = "not all that the gate judges was run" if manifest.pipeline.gate else "the pipeline has no gate"
+        lines.append(f"no verdict: {without}")
         lines += [f"  {name} = {metric_text(metric)}" for name, metric in manifest.metrics.items()]
     if manifest.status != "succeeded":
         lines.append(f"run {manifest.status}")

@@ -133,6 +133,7 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
       runner gc --keep 50 --dry-run
     """
     from runner import actions
+    from runner.report.comparison import counted
 
     command = shlex.join(["runner", "gc", "--keep", str(keep), *(part for tag in tags for part in ("--keep-tag", tag))])
     freed = actions.collect_garbage(pipeline, keep=keep, tags=tags, command=command, dry_run=dry_run)
@@ -144,6 +145,6 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
     for run in freed.runs:
         say(f"  {run}")
     verb = "would free" if dry_run else "freed"
-    say(
-        f"{verb} {len(freed.runs)} runs, {freed.objects} objects, {freed.size_bytes:,} bytes; {len(freed.kept)} runs stay"
-    )
+    removed, kept = counted(len(freed.runs), "run"), counted(len(freed.kept), "run")
+    objects, stay = counted(freed.objects, "object"), "stays" if len(freed.kept) == 1 else "stay"
+    say(f"{verb} {removed}, {objects}, {freed.size_bytes:,} bytes; {kept} {stay}")

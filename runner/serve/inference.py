@@ -251,7 +251,7 @@ class Scorer:
             row, fields = next((at, fields) for at, fields in enumerate(rows, start=1) if len(fields) != width)
             where = "there is no header: one per column of the model" if picks is None else "as many as in the header"
             hint = next((f" Write commas, not {mark!r}." for mark in ";\t|" if mark in fields[0]), "")
-            raise BadInput(f"Row {row}: {len(fields)} fields instead of {width}, {where}.{hint}", row)
+            raise BadInput(f"Row {row}: {len(fields)} instead of {width} fields, {where}.{hint}", row)
         return rows if picks in (None, list(range(width))) else list(map(_picker(picks), rows))
 
     def complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
@@ -279,7 +279,7 @@ class Scorer:
                 if isinstance(item, dict):
                     self.complete(item, row)
                 elif not isinstance(item, list) or len(item) != len(self.names):
-                    what = f"{len(item)} values" if isinstance(item, list) else "neither an object nor an array"
+                    what = f"a list of {len(item)}" if isinstance(item, list) else "neither an object nor an array"
                     raise BadInput(f"Row {row} is {what}; the model has {len(self.names)} columns.", row) from None
             return [self._pick(item) if isinstance(item, dict) else item for item in items]
 

@@ -80,6 +80,8 @@ def _said(session: Session, job: StepJob, out_of_memory: bool, raised: _Raised |
             return "stopped early", "SystemExit", f"the cell left{code}; a notebook succeeds by reaching its end"
         if not (raised.ename or raised.evalue):
             return "exception", "Error", "the kernel gave no reason"
+        if not raised.ename and raised.evalue.isdigit():  # as shells' kernels have it
+            return "exception", "Error", f"exit code {raised.evalue}"
         return "exception", raised.ename or "Error", raised.evalue
     if session.ending == "cell timeout":
         return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {session.limit_s:g}"
