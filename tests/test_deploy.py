@@ -324,7 +324,7 @@ def coded(code: str) -> Callable[[Path], None]:
         runner.model.save(folder, trained(raw), raw, target="left", positive="yes", code=source)
         source.write_text(code + source.read_text())
         said = json.loads((folder / "signature.json").read_text())
-        said["code_sha256"] = artifact(source, name="").sha256
+        said["code_sha256"] = artifact(source, name=source.name).sha256
         (folder / "signature.json").write_text(json.dumps(said))
         (folder / "features.py").write_bytes(source.read_bytes())
 

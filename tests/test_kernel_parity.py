@@ -383,7 +383,7 @@ def test_a_run_records_and_finds_metrics_without_scrapbook_being_imported(projec
 
 
 def test_what_is_hidden_from_an_import_is_hidden_from_no_other_thread() -> None:
-    sys.modules.pop("this", None)
+    sys.modules.pop("colorsys", None)
     found: list[Any] = []
 
     def imports(name: str) -> Callable[[], None]:

@@ -194,7 +194,7 @@ class Place(RemoteProject):
 
     def scored(self) -> str:
         """Which version answers."""
-        sample = json.loads((self.folder / "runs" / RUN.format(1) / MODEL / "signature.json").read_text())
+        sample = json.loads((self.folder / "runs" / RUN.format(2) / MODEL / "signature.json").read_text())
         reply = self.cloud.client("sagemaker-runtime").invoke_endpoint(
             EndpointName=self.endpoint,
             Body=json.dumps([sample["sample_request"]]),
@@ -477,7 +477,7 @@ def test_a_version_that_refuses_what_is_sent_is_deployed_only_where_that_is_allo
     for more in ((), ("--dry-run",)):
         done = place.deploy(4, *more)
         assert done.code == 8, done.err
-        assert f"{place.label(1)} answers, which serves at staging:\n  {lost[place.label(1)][0]}" in done.err
+        assert f"{place.label(1)} answers, which serves at staging:\n    {lost[place.label(1)][0]}" in done.err
         assert f"The REST API rest before staging has another schema than {place.label(4)}" in done.err
     assert place.scored() == place.label(1)
     done = place.deploy(4, "--allow-schema-change", "--json")

@@ -83,6 +83,7 @@ def write(project: Project) -> None:
         "nb/train.ipynb",
         parameters("table: str = ''\nmodel: str = ''"),
         "import json, pathlib\npathlib.Path(model, 'model.json').write_text(json.dumps({'table': open(table).read()}))",
+        "pathlib.Path(model, 'signature.json').write_text('{}')",
     )
     project.write(
         "nb/evaluate.ipynb",
@@ -324,7 +325,7 @@ def test_a_gate_that_says_no_fails_the_execution_with_its_reasons(story: Story) 
     said = story.seen["worse"]["steps"][-1]
     assert said["name"] == "gate-failed"
     assert "The gate's verdict is fail" in said["reason"]
-    assert "evaluate.score is 0.1, but >= 0.5 is required" in said["reason"]
+    assert "evaluate.score is 0.1, 0.4 below the required minimum 0.5." in said["reason"]
 
 
 def test_a_gate_that_says_no_is_a_run_that_ended_well_with_a_failing_verdict(story: Story) -> None:

@@ -186,14 +186,18 @@ def _refusing(what: str, rows: Sequence[int]) -> Iterator[None]:
         yield
     except ValueError as error:
         said = str(error)
-        if isinstance(error, BadInput) and error.row is not None:
+        if isinstance(error, BadInput) and error.row is not None and error.row <= len(rows):
             said = table.said(error, rows[error.row - 1] + 1 - error.row)
         raise UsageError(f"{what} could not be read as records, so the model was not saved. {said}") from error
 
 
 def _csv(rows: list[Any]) -> bytes:
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows(rows)
+    """With the line ends by which the writer knows what to quote."""
+    for end in ("\n", "\r\n"):
+        file = io.StringIO(newline="")
+        csv.writer(file, lineterminator=end).writerows(rows)
+        if "\r" not in file.getvalue():
+            break
     return file.getvalue().encode()
 
 

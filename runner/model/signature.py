@@ -164,3 +164,5 @@ def distinct(name: str, categories: list[str]) -> list[str]:
 def _encodable(text: str, what: str) -> None:
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError(f"{what} has a NUL or half of a surrogate pair, which no request can have. Rename it.")
+    if text.startswith("\ufeff"):
+        raise UsageError(f"{what} begins with a byte order mark, which readers of CSV take away. Rename it.")

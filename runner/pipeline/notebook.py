@@ -22,6 +22,7 @@ from runner.pipeline.parameters import Declared, declared, syntax_tree
 
 PARAMETERS = "parameters"  # the tag of the cell that declares what a notebook takes
 # cell magics whose cell is Python all the same
+SHOWN_CHARACTERS = 200  # of a cell's first line
 _PYTHON_MAGICS = re.compile(r"\s*%%(time|timeit|capture|prun|mprun|memit|debug)\b[^\n]*")
 _MAGIC_LINE = re.compile(r"(\s*)(?:[\w.,\[\]'\" ]+=\s*)?[%!?]|(\s*)[\w.%]+\?{1,2}\s*$")
 _IMPORT_LINE = re.compile(r"\s*((?:import|from)\s[^;#]*)")
@@ -36,7 +37,7 @@ class Cell:
 
     @property
     def first_line(self) -> str:
-        return next((line.strip() for line in self.source.splitlines() if line.strip()), "")
+        return first_line(self.source)
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ def read_notebook(path: Path) -> Notebook:
         parameters=parameters,
         rest=rest,
     )
+
+
+def first_line(source: str) -> str:
+    """The first line with something in it, as a person is shown it: cut where it is long."""
+    line = next((line.strip() for line in source.splitlines() if line.strip()), "")
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} …"
 
 
 def code_cells(document: dict[str, Any]) -> list[str]:

@@ -146,7 +146,8 @@ class Store:
     def shared(self) -> Iterator[None]:
         """Keep garbage from being collected meanwhile. Raises Refused where it is, and takes long.
 
-        Who may not write here, or finds nothing yet, goes without.
+        Who may not write here, or finds nothing yet, goes without; so does everybody where there are no locks, as garbage
+        is not collected there.
         """
         with contextlib.ExitStack() as held:
             if self.root.is_dir() and os.access(self.root, os.W_OK):
@@ -176,6 +177,10 @@ class Store:
                         "a run or another command is at work" if kind == fcntl.LOCK_EX else "`runner gc` is at work"
                     )
                     raise Refused(f"{self.root} is in use: {others}. Try again when it has ended.") from None
+                except Refused:
+                    if kind == fcntl.LOCK_SH:
+                        break
+                    raise
             yield
 
     @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.pipeline.credentials import Redactor
+from runner.pipeline.notebook import first_line
 from runner.records import StepError, StepJob
 
 if TYPE_CHECKING:
@@ -37,14 +38,13 @@ def why_ended(
     before = cells[: session.index or 0]
     number = 1 + sum(other.cell_type == "code" and other.execution_count is not None for other in before)
     source = cell.source if cell is not None else ""
-    first = next((line.strip() for line in source.splitlines() if line.strip()), "")
     outputs = (cell or {}).get("outputs", [])
     raised = _raised(session, outputs)
     kind, ename, evalue = _said(session, job, out_of_memory, raised)
     traceback = raised.traceback if raised is not None else session.last_words.splitlines()
     # a dying kernel's last words never were an output
     (ename, evalue, traceback), _ = redactor.inside([ename, evalue, traceback])
-    return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first, traceback=traceback)
+    return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first_line(source), traceback=traceback)
 
 
 @dataclass(frozen=True)
