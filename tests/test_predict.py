@@ -174,7 +174,7 @@ WRONG = {
     "scored.csv": (b"minutes,calls,plan,roaming,probability\n1,2,gold,1,2\n", "has a column probability already"),
     "half.jsonl": (b'{"minutes": 1, "calls": 2, "plan": null, "roaming": 1}\n{"minutes": 1\n', "Line 2: "),
     "list.jsonl": (b"7\n", "Row 1 is neither an object nor an array"),
-    "nothing.parquet": (b"PAR1", "no Parquet file"),
+    "nothing.parquet": (b"PAR1", "is not a Parquet file"),
     "table.xlsx": (b"", "write the format as its ending"),
 }
 

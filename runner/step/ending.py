@@ -44,7 +44,9 @@ def why_ended(
     traceback = raised.traceback if raised is not None else session.last_words.splitlines()
     # a dying kernel's last words never were an output
     (ename, evalue, traceback), _ = redactor.inside([ename, evalue, traceback])
-    return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first_line(source), traceback=traceback)
+    return StepError(
+        kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first_line(source), traceback=traceback
+    )
 
 
 @dataclass(frozen=True)
