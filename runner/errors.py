@@ -10,7 +10,7 @@ RunnerError                  1  internal
 ├── RemoteError              7  a remote service did not give what was asked
 ├── Detached               130  what was started elsewhere goes on without us
 └── Refused                  8  unapproved, tampered, already decided, locked
-    ├── Tampered             8  bytes differ from their recorded hash
+    ├── Tampered             8  bytes differ from their recorded hash, or are not a record
     ├── NewerStore           8  written by a newer version of this program
     └── RegistryUnusable     8  the registry file is corrupt, or stayed locked
 """
@@ -80,7 +80,7 @@ class Refused(RunnerError):
 
 
 class Tampered(Refused):
-    headline = "bytes differ from their recorded hash"
+    headline = "altered or damaged"
 
 
 class NewerStore(Refused):

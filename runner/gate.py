@@ -133,13 +133,10 @@ def _error(rule: Rule, sentence: str) -> RuleResult:
 
 
 def _threshold(rule: Rule) -> tuple[str, float]:
-    if (rule.min is None) == (rule.max is None):
-        raise ValueError(f"A rule needs exactly one of min and max; {rule.metric} has {rule.min} and {rule.max}.")
-    threshold = rule.min if rule.min is not None else rule.max
-    assert threshold is not None
-    if not _finite(threshold):
-        raise ValueError(f"The threshold of {rule.metric} is {threshold!r}, which is not a finite number.")
-    return (">=" if rule.min is not None else "<="), threshold
+    if rule.min is not None:
+        return ">=", rule.min
+    assert rule.max is not None
+    return "<=", rule.max
 
 
 def _sound(metric: Metric | None) -> bool:

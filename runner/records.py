@@ -101,6 +101,11 @@ class Rule(Record, frozen=True, kw_only=True):
     confident: bool = False
     when: str | None = None
 
+    def __post_init__(self) -> None:
+        given = [threshold for threshold in (self.min, self.max) if threshold is not None]
+        if len(given) != 1 or not abs(given[0]) < float("inf"):
+            raise ValueError(f"{self.metric} needs exactly one of min and max, and a finite number there")
+
 
 class StoreSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """[store]: `runs` is the s3:// address that several people and CI share runs through."""

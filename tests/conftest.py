@@ -18,7 +18,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # XGBoost's threads wait for each other on shared cores, five times as long
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # XGBoost's threads wait for each other on shared cores, five times as long
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background, and all below inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 PAGES = {"RUNNER_NO_REPORT": "0"}  # the environment of a run whose report is looked at

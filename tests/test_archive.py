@@ -167,6 +167,9 @@ def test_what_the_manifest_does_not_tell_of_is_refused_listed_or_not(packed: Pat
         UNLISTED[what](archive)
         done = taken_in(laptop, finish(archive).write(laptop.folder.parent / "bad.tar.gz"))
         assert is_refused(done, laptop), (what, done)
+        assert (
+            what != "a page with a script" or "'run/report.html' has to be" in done.err or finish is not Archive.listed
+        )
 
 
 def test_an_archive_of_an_earlier_version_is_refused_with_what_to_do(packed: Path, laptop: Project) -> None:
@@ -233,13 +236,19 @@ def of_another_run(archive: Archive) -> None:
         pack["run"] = "20200101-000000-0000"
 
 
+def of_both_thresholds(archive: Archive) -> None:
+    with archive.json(MANIFEST) as manifest:
+        manifest["pipeline"]["gate"][0]["max"] = 1e308
+
+
 def _model(archive: Archive) -> str:
     made: str = json.loads(archive.content(MANIFEST))["steps"][1]["result"]["outputs"]["model"]["sha256"]
     return made
 
 
 @pytest.mark.parametrize(
-    "change", [climbing, altering, lying, of_another_folder, at_one_place, of_another_step, of_another_run]
+    "change",
+    [climbing, altering, lying, of_another_folder, at_one_place, of_another_step, of_another_run, of_both_thresholds],
 )
 def test_an_archive_that_contradicts_itself_is_refused(
     packed: Path, laptop: Project, change: Callable[[Archive], None]

@@ -207,6 +207,17 @@ def test_a_project_without_a_lock_cannot_be_compared_with_it(project: Project) -
     project.toml(ONE)
     done = project.runner("doctor", "--json")
     assert (done.code, by_name(done)["packages"]["status"]) == (0, "unknown")
+    assert by_name(done)["packages"]["said"] == "there is no requirements.lock beside the pipeline file to compare with"
+
+
+def test_a_kernel_that_is_not_installed_is_named_with_its_notebook(project: Project) -> None:
+    project.write("nb.ipynb", parameters("x = 1"), "x", kernel="nosuch", language="julia")
+    project.toml(ONE)
+    said = "nb.ipynb: its kernel 'nosuch' (julia) is not installed here: install it, or choose another in Jupyter ("
+    for command in ("doctor", "run"):
+        done = project.runner(command)
+        assert (done.code, said in done.out + done.err) == (2, True), done
+    assert "steps.only: nb.ipynb" in done.err
 
 
 def test_a_lock_for_other_machines_is_read_as_this_one_would(project: Project) -> None:

@@ -198,6 +198,7 @@ def test_numexpr_has_the_threads_of_the_job_too(tmp_path: Path, library: Callabl
     [
         ("import ipywidgets; ipywidgets.IntSlider()", "imports ipywidgets"),
         ("from tqdm.auto import tqdm\nfor _ in tqdm(range(2)): pass", "imports tqdm.auto"),
+        ("import papermill\ndef later(): papermill.execute_notebook('a', 'b')", "executes another notebook"),
         ("try:\n    import torch\nexcept ImportError:\n    print('none')", "imports torch, which may open the GPU"),
         ("import os\nos.environ['X'] = '1'\nimport pandas", "sets environment variables before it imports pandas"),
         (

@@ -58,8 +58,10 @@ def told(result: StepResult) -> StepError:
 @pytest.mark.parametrize(
     ("source", "name", "said", "shown"),
     [
-        (TASK, "ExceptionGroup", "unhandled errors in a TaskGroup (1 sub-exception)", "ValueError: in a task"),
-        ("raise BaseExceptionGroup('both', [SystemExit(3)])", "BaseExceptionGroup", "both (1 sub-exception)", "Exit: 3"),
+        (TASK, "ExceptionGroup", "unhandled errors in a TaskGroup (1 sub-exception): ValueError: in a task", "ValueError: in a task"),
+        ("raise BaseExceptionGroup('both', [SystemExit(3)])", "BaseExceptionGroup", "both (1 sub-exception): SystemExit: 3", "Exit: 3"),
+        ("raise ExceptionGroup('a', [ExceptionGroup('b', [OSError(1), OSError(2)]), OSError(3), OSError(4)])", "ExceptionGroup",
+         "a (3 sub-exceptions): OSError: 1; OSError: 2; OSError: 3 … (4 in all)", "OSError: 4"),
         ("%nope", "UsageError", "Line magic function `%nope` not found.", "%nope"),
         ("%%nope\n1", "UsageError", "Cell magic `%%nope` not found.", "%%nope"),
         ("get_ipython().set_custom_exc((OSError,), lambda *_, **__: None)\nraise OSError('unseen')", "OSError", "unseen", ""),
@@ -81,7 +83,7 @@ def test_an_error_shown_and_survived_is_not_taken_for_the_one_that_ended_the_cel
     shown = "class Odd:\n    def _repr_html_(self): raise ValueError('no html')\n"
     result, _ = execute(f"{shown}display(Odd())\nraise ExceptionGroup('rows', [KeyError('k')])")
     error = told(result)
-    assert (error.ename, error.evalue) == ("ExceptionGroup", "rows (1 sub-exception)")
+    assert (error.ename, error.evalue) == ("ExceptionGroup", "rows (1 sub-exception): KeyError: 'k'")
     assert "no html" not in "\n".join(error.traceback[:1])
 
 
@@ -107,7 +109,7 @@ def test_an_exit_that_keeps_the_kernel_keeps_it(execute: Execute) -> None:
 def test_an_error_is_an_exception_to_the_command_line_too(project: Project, one_step: Callable[..., Done]) -> None:
     done = one_step("raise ExceptionGroup('two rows', [ValueError(1), KeyError('x')])", "never = 1")
     assert done.code == 3
-    assert "ExceptionGroup: two rows (2 sub-exceptions)" in done.err
+    assert "ExceptionGroup: two rows (2 sub-exceptions): ValueError: 1; KeyError: 'x'" in done.err
     assert project.step("only")["result"]["error"]["kind"] == "exception"
 
 

@@ -99,7 +99,7 @@ def test_what_is_wrong_is_named_with_file_key_and_nearest_name(
         ('metric = "second.auc"\nminimum = 0.8', "minimum is not a key; did you mean `min`?"),
         ('metric = "second.auc"', "exactly one of min and max"),
         ('metric = "second.auc"\nmin = 0.1\nmax = 0.2', "exactly one of min and max"),
-        ('metric = "second.auc"\nmin = nan', "not a finite number"),
+        ('metric = "second.auc"\nmin = nan', "a finite number"),
         ('metric = "sekond.auc"\nmin = 0.1', "is not a `step.metric`; did you mean `second`?"),
         ('metric = "second.auc"\nmin = "0.1"', "Expected `float | null`, got `str`"),
         ('metric = "second.auc"\nmin = 0.1\nwhen = "second.tabel"', "has no input `tabel`; did you mean `table`?"),

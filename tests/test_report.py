@@ -251,6 +251,7 @@ DISPLAYED = {  # what a cell displays, and what the page says of it
     "{'text/latex': '$x^2$', 'text/plain': '<IPython.core.display.Latex object>'}": "$x^2$",
     "{'application/javascript': 'alert(1)'}": "Not shown: application/javascript",
     "{'text/html': '<div id=x></div><script>draw(x)</script>'}": "shown by JavaScript",
+    "{'text/html': '<div><style>b {}</style></div>'}": "This output has no text and no picture",
     "{'application/vnd.x+json': 10**400}": "Not shown: application/vnd.x+json",
     "{'image/svg+xml': '<svg xmlns=\"http://www.w3.org/2000/svg\"/>'}": "data:image/svg+xml;base64,",
     "{'application/scrapbook.scrap.json+json': {'name': 't.table', 'data': {'columns': ['a'], 'rows': [5, [1, 2], [10**400]]}}}": "",

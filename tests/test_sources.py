@@ -248,8 +248,10 @@ def test_plain_http_is_only_for_this_machine(project: Project) -> None:
         assert is_address(address)
     done = reading(project, ELSEWHERE[1]).runner("run")
     assert (done.code, "https" in done.err) == (2, True)
-    done = reading(project, "./nb.ipynb").runner("run", "-p", f"only.source={ELSEWHERE[3]}")
-    assert (done.code, "plain http is for this machine alone" in done.err) == (2, True)
+    for address in (ELSEWHERE[3], "http://ann:hunter2@127.0.0.1/t.csv"):
+        done = reading(project, "./nb.ipynb").runner("run", "-p", f"only.source={address}")
+        assert (done.code, "plain http is for this machine alone" in done.err) == (2, True)
+        assert "hunter2" not in done.err
 
 
 def test_an_answer_from_this_machine_cannot_lead_to_plain_http_elsewhere(project: Project, shelf: Shelf) -> None:

@@ -146,6 +146,6 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
     for run in freed.runs:
         say(f"  {run}")
     verb = "would free" if dry_run else "freed"
-    say(
-        f"{verb} {counted(len(freed.runs), 'run')}, {counted(freed.objects, 'object')}, {counted(freed.size_bytes, 'byte')}; {counted(len(freed.kept), 'run')} kept"
-    )
+    removed, kept = counted(len(freed.runs), "run"), counted(len(freed.kept), "run")
+    objects, stay = counted(freed.objects, "object"), "stays" if len(freed.kept) == 1 else "stay"
+    say(f"{verb} {removed}, {objects}, {freed.size_bytes:,} bytes; {kept} {stay}")

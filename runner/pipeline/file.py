@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from runner.errors import PipelineError
-from runner.gate import describe
 from runner.paths import in_words, stays_below
 from runner.pipeline.addresses import public
 from runner.records import (
@@ -127,12 +126,12 @@ def _table(path: Path) -> dict[str, Any]:
             f"There is no {path}. Run in the folder that has a pipeline.toml, or name one with --pipeline FILE."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: cannot be read: {error}.") from error
+        raise PipelineError(f"{path} cannot be read: {error}.") from error
     try:
         table: dict[str, Any] = _without_dates(tomllib.loads(text))
         return table
     except RecursionError:
-        raise PipelineError(f"{path}: is nested too deeply to be read as TOML.") from None
+        raise PipelineError(f"{path} is nested too deeply to be read as TOML.") from None
     except tomllib.TOMLDecodeError as error:
         raise PipelineError(f"{path}: is not valid TOML: {error}.") from error
 
@@ -367,10 +366,6 @@ def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
     step, _, name = rule.metric.partition(".")
     if step not in pipeline.steps or not name:
         yield f"gate: {rule.metric!r} is not a `step.metric`{nearest(step, pipeline.steps)}"
-    try:
-        describe(rule)
-    except ValueError as error:
-        yield f"gate: {error}"
     if rule.when is not None:
         step, _, name = rule.when.partition(".")
         if step not in pipeline.steps:

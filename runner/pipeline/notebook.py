@@ -238,28 +238,28 @@ class _Shape(msgspec.Struct):
 def _document(path: Path) -> dict[str, Any]:
     if path.suffix in (".py", ".md", ".qmd", ".Rmd", ".R", ".jl"):
         raise PipelineError(
-            f"{path}: is a script or text, not a notebook. Convert it with `jupytext --to ipynb {path.name}`."
+            f"{path} is a script or text, not a notebook. Convert it with `jupytext --to ipynb {path.name}`."
         )
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no such notebook.") from None
     except OSError as error:
-        raise PipelineError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise PipelineError(f"{path} cannot be read: {error.strerror}.") from error
     if not raw.strip():
         raise PipelineError(f"{path}: the file is empty. Restore it, for example with `git checkout -- {path.name}`.")
     if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise PipelineError(f"{path}: starts with a byte order mark. Save it as UTF-8 without one.")
+        raise PipelineError(f"{path} starts with a byte order mark. Save it as UTF-8 without one.")
     try:
         document = json.loads(raw)  # not msgspec: outputs may have NaN, and Jupyter reads them
     except ValueError as error:
-        raise PipelineError(f"{path}: is not complete notebook JSON: {error}. Restore it or save it again.") from error
+        raise PipelineError(f"{path} is not complete notebook JSON: {error}. Restore it or save it again.") from error
     except RecursionError:
-        raise PipelineError(f"{path}: is nested too deeply to be a notebook.") from None
+        raise PipelineError(f"{path} is nested too deeply to be a notebook.") from None
     if not isinstance(document, dict) or document.get("nbformat") != 4 or not isinstance(document.get("cells"), list):
         version = document.get("nbformat") if isinstance(document, dict) else None
         raise PipelineError(
-            f"{path}: has nbformat {version}, not 4. Convert it with `jupyter nbconvert --to notebook --inplace`."
+            f"{path} has nbformat {version}, not 4. Convert it with `jupyter nbconvert --to notebook --inplace`."
         )
     document.setdefault("metadata", {})
     try:

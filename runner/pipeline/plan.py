@@ -203,7 +203,10 @@ def _overridden(
         elif step not in steps:
             findings.append(f"-p {key}: there is no step `{step}`{nearest(step, steps)}")
         elif name in steps[step].inputs and text.startswith("http://") and not is_address(text):
-            findings.append(f"-p {key}: plain http is for this machine alone, and {text} is elsewhere: use https://…")
+            findings.append(
+                f"-p {key}: plain http is for this machine alone, without user and password, and {public(text)} is "
+                "another address: use https://…"
+            )
         elif name in steps[step].inputs:
             source = (
                 text if is_address(text) or not text or text.startswith("approved:") else str(Path(text).absolute())

@@ -108,8 +108,8 @@ def read_text(text: str, type_: Type | None) -> Value:
 
 def check(value: Any, type_: Type | None) -> Value:
     """`value` as the declared type (an int becomes a float where one is declared). Raises DoesNotFit."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise DoesNotFit(f"{value!r} is not a finite number")
+    if isinstance(value, float) and not math.isfinite(value) and type_ is not None:
+        raise DoesNotFit(f"{value!r} is not a finite number, so it does not fit {type_}")
     if type_ is None:
         return _plain(value)
     if type_.kind == "union":

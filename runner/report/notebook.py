@@ -63,7 +63,8 @@ class _Layout:
         """`instead` is the output as text, for when nothing of the markup can be seen."""
         made = self._made("html", lambda: clean.html(text), instead)
         if made["kind"] == "html" and "<img" not in made["html"] and not re.sub(r"<[^>]*>", "", made["html"]).strip():
-            said = "This output is shown by JavaScript, which a report does not run; executed.ipynb has it."
+            scripted = "is shown by JavaScript, which a report does not run"
+            said = f"This output {scripted if '<script' in text.lower() else 'has no text and no picture'}; executed.ipynb has it."
             return _text("result", instead) if instead else {"kind": "note", "note": said}
         return made
 

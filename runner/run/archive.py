@@ -165,7 +165,7 @@ class _Incoming:
                         target.write(chunk)
                 self._same(name, digest.hexdigest())
         for member in self._members:
-            raise self._unlisted(member.name)
+            raise Refused(f"{self._where} has {member.name!r}, which is not listed in {PACK}. {NOTHING}")
 
     def _next(self, name: str, fact: FileFact | None) -> Member:
         """The next member, which has to be this one."""
@@ -173,7 +173,7 @@ class _Incoming:
         if member is None:
             raise Refused(f"{self._where} is not a whole pack of a run: it has no {name}. {NOTHING}")
         if member.name != name:
-            raise self._unlisted(member.name)
+            raise Refused(f"{self._where} has {member.name!r} where {name!r} has to be. {NOTHING}")
         if fact is None or not name.startswith(OBJECTS):
             self._parsed -= member.size_bytes
         if self._parsed < 0 or (fact is not None and fact.size_bytes != member.size_bytes):
@@ -190,9 +190,6 @@ class _Incoming:
     def _same(self, name: str, sha256: str) -> None:
         if sha256 != self.pack.files[name].sha256:
             raise Tampered(f"{self._where}: {name} has other bytes than {PACK} says. {NOTHING}")
-
-    def _unlisted(self, name: str) -> Refused:
-        return Refused(f"{self._where}: {name!r} is not listed in {PACK}, or not where it belongs. {NOTHING}")
 
     def _check(self) -> None:
         """Raises Tampered where the members are not exactly those of the run that the manifest tells of."""

@@ -5,6 +5,7 @@ What has to hold in AWS is `runner.aws.doctor`'s.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -61,6 +62,7 @@ def machine(pipeline: Path, store: Store) -> Iterator[Check]:
     yield kernel()
     yield runs(store)
     yield sound(pipeline)
+    yield from kernels(pipeline)
 
 
 def python() -> Check:
@@ -74,7 +76,7 @@ def python() -> Check:
 def packages(lock: Path) -> Check:
     """Whether what is installed is what the lock pins for this machine."""
     if not lock.is_file():
-        return unknown("packages", f"there is no {lock.name} beside {lock.parent.name}'s pipeline to compare with")
+        return unknown("packages", f"there is no {lock.name} beside the pipeline file to compare with")
     pins = _pins(lock)
     different = []
     for name, version in sorted(pins.items()):
@@ -157,6 +159,21 @@ def sound(pipeline: Path) -> Check:
         said = f"{' '.join(error.findings[0].split())}{more}"
         return failed("pipeline", said, "change that; `runner check` lists everything", code=error.exit_code)
     return ok("pipeline", found.summary)
+
+
+def kernels(pipeline: Path) -> Iterator[Check]:
+    """The kernels of notebooks in other languages than Python, where one is missing."""
+    from runner.pipeline.plan import plan
+    from runner.step.kernelspec import kernel_for
+
+    with contextlib.suppress(PipelineError):  # `sound` has said so
+        for step in plan(pipeline).steps:
+            if step.notebook.language != "python":
+                try:
+                    kernel_for(step.notebook.language, step.notebook.kernel_name)
+                except PipelineError as error:
+                    said, _, fix = str(error).rstrip(".").partition(": ")
+                    yield failed("kernel", f"{step.spec.notebook}: {said}", fix)
 
 
 def _pins(lock: Path) -> dict[str, str]:

@@ -117,7 +117,8 @@ class LocalTarget:
         address = (answer.address or (state.address if state else self.address)).url
         status, said = _ping(answer.address or self.address)
         if answer.restarts:
-            said = f"{said}; started again {counted(answer.restarts, 'time')}".lstrip("; ")
+            times = "once" if answer.restarts == 1 else f"{answer.restarts} times"
+            said = f"{said}; started again {times}".lstrip("; ")
         return Health(
             status="serving" if status == 200 else "unhealthy", said=said or f"{address} answers {status} to /ping",
             process=answer.process,

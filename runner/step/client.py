@@ -315,10 +315,11 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         while not self.death.done() and time.monotonic() < give_up and session.stop.is_set() == told:
             await asyncio.wait({self.death}, timeout=0.1)
         if not self.death.done():
-            waited = time.monotonic() - now
-            log.warning(
-                "The notebook's own threads or exit handlers had not ended after %.0f s; they were ended", waited
-            )
+            if in_python:  # kernels of other languages may not heed it at all
+                waited = time.monotonic() - now
+                log.warning(
+                    "The notebook's own threads or exit handlers had not ended after %.0f s; they were ended", waited
+                )
             session.kernel.signal(signal.SIGTERM)
 
 

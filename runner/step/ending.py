@@ -44,7 +44,9 @@ def why_ended(
     traceback = raised.traceback if raised is not None else session.last_words.splitlines()
     # a dying kernel's last words never were an output
     (ename, evalue, traceback), _ = redactor.inside([ename, evalue, traceback])
-    return StepError(kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first_line(source), traceback=traceback)
+    return StepError(
+        kind=kind, ename=ename, evalue=evalue, cell=number, first_line=first_line(source), traceback=traceback
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def _said(session: Session, job: StepJob, out_of_memory: bool, raised: _Raised |
             return "stopped early", "SystemExit", f"the cell left{code}; a notebook succeeds by reaching its end"
         if not (raised.ename or raised.evalue):
             return "exception", "Error", "the kernel gave no reason"
+        if not raised.ename and raised.evalue.isdigit():  # as shells' kernels have it
+            return "exception", "Error", f"exit code {raised.evalue}"
         return "exception", raised.ename or "Error", raised.evalue
     if session.ending == "cell timeout":
         return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {session.limit_s:g}"

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner.content import artifact, atomic_write, file_fact, stamp
-from runner.errors import RunnerError, UsageError
+from runner.errors import PipelineError, RunnerError, UsageError
 from runner.escape import terminal
 from runner.failpoint import reach
 from runner.paths import stays_below
@@ -104,7 +104,10 @@ def execute(
         return session, _cells(session, job, notebook, folder)
 
     def started(kind: str) -> Kernel:
-        return start(folder, cwd=cwd, threads=job.threads, project=project, kernel=kind)
+        try:
+            return start(folder, cwd=cwd, threads=job.threads, project=project, kernel=kind)
+        except PipelineError as error:
+            raise PipelineError(f"steps.{job.step}: {job.notebook}: {error}") from error
 
     session, cells = attempt(kernel or started(job.kernel))
     why = session.kernel.instead or session.kernel.refused

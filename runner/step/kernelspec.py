@@ -13,6 +13,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from runner.errors import PipelineError
+
 GENERIC = {"python", f"python{sys.version_info[0]}", f"python{sys.version_info[0]}.{sys.version_info[1]}"}
 PLACE = re.compile(r"\{(prefix|resource_dir)\}")
 
@@ -32,6 +34,20 @@ class InstalledKernel:
         named, own = Path(self.argv[0]), Path(sys.executable)
         same = (named.parent.resolve(), named.resolve()) == (own.parent.resolve(), own.resolve())
         return self.is_ipykernel and same and self.argv[3:] == ["-f", "{connection_file}"]
+
+
+def kernel_for(language: str, name: str | None) -> InstalledKernel:
+    """Of a notebook in `language`, with the name of a kernel or None. Raises PipelineError where it is not installed."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        return installed_kernel(name or language)
+    except NoSuchKernel:
+        installed = ", ".join(sorted(KernelSpecManager().find_kernel_specs())) or "none"
+        raise PipelineError(
+            f"its kernel {name or language!r} ({language}) is not installed here: install it, or choose another in "
+            f"Jupyter ({installed})."
+        ) from None
 
 
 def installed_kernel(name: str) -> InstalledKernel:

@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from runner.errors import PipelineError
 from runner.step.family import Process, descendants, kill, python
-from runner.step.kernelspec import installed_kernel
+from runner.step.kernelspec import kernel_for
 
 STDERR = "stderr"  # of the process, until its cells' streams are in place; then only a crash's trace
 OWNER = "RUNNER_OWNER"
@@ -179,14 +178,6 @@ def start_kernel(*, cwd: Path, environment: Mapping[str, str], language: str, ke
     if language == "python":
         argv = [*python("runner.step.kernel"), "-f", "{connection_file}"]
         return KernelProcess(argv, cwd=cwd, environment={**environment, OWNER: str(os.getpid())})
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel  # 0.1 s, and seldom needed
-
-    try:
-        kernel = installed_kernel(kernel_name or language)
-    except NoSuchKernel:
-        installed = ", ".join(sorted(KernelSpecManager().find_kernel_specs())) or "none"
-        raise PipelineError(
-            f"The notebook wants the {language} kernel {kernel_name!r}, which is not installed; there is {installed}."
-        ) from None
+    kernel = kernel_for(language, kernel_name)
     given = {name: value for name, value in environment.items() if name not in FOR_OURS}
     return KernelProcess(kernel.argv, cwd=cwd, environment={**given, **kernel.environment})

@@ -18,6 +18,7 @@ from ipykernel.ipkernel import IPythonKernel
 from runner.step.stream import named_as
 
 # nothing of the user's own history is read or written; nbclient says the same on the kernel's command line
+MEMBERS = 3  # of an exception group, that its error names
 HISTORY = "--HistoryManager.hist_file=:memory:"
 
 
@@ -42,11 +43,28 @@ class NotebookKernel(IPythonKernel):
                 "user_expressions": {},
                 "payload": [],
             }
+        group = getattr(sys, "last_value", None)
+        if isinstance(group, BaseExceptionGroup) and reply.get("evalue") == str(group):
+            reply["evalue"] += f": {_members(group)}"
         return reply
 
     async def _progressively_terminate_all_children(self) -> None:
         """Nothing: exit handlers may wait for children, those of a pool say, and the runner ends all that is left.
         ipykernel waits half a minute for a child that nobody has waited for."""
+
+
+def _members(group: BaseExceptionGroup[BaseException]) -> str:
+    """The exceptions that the group and the groups in it hold, the first of them by name."""
+    found: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        one = pending.pop(0)
+        if isinstance(one, BaseExceptionGroup):
+            pending[:0] = one.exceptions
+        else:
+            found.append(one)
+    named = "; ".join("".join(traceback.format_exception_only(one)).strip() for one in found[:MEMBERS])
+    return f"{named} … ({len(found)} in all)" if len(found) > MEMBERS else named
 
 
 def settle_in(app: Any) -> None:

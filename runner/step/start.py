@@ -118,6 +118,9 @@ def needs_standard(notebook: Notebook, imports: Imports) -> str:
         return "it asks how to connect to its kernel"
     if (found := imports.names & PROGRESS_BARS) and find_spec("ipywidgets") is not None:
         return f"it imports {min(found)}, which shows widgets"
+    executes = "papermill" in either and any("execute_notebook" in cell.source for cell in notebook.code)
+    if executes and find_spec("ipywidgets") is not None:
+        return "it executes another notebook, whose progress is a widget"
     late = [name for name in imports.late if name.partition(".")[0] not in sys.stdlib_module_names]
     return f"it {imports.changes} before it imports {late[0]}" if late else ""
 
