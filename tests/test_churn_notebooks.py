@@ -358,9 +358,10 @@ def test_the_samples_of_a_large_table_are_the_same_and_take_little_memory() -> N
     sure = np.clip(probability, 1e-15, 1 - 1e-15)
     scope = {"np": np, "seed": 42, "resamples": samples, "confidence": 0.95, "probability": probability, "left": left}
     scope |= {"hits": hits, "sure": sure}
+    scope |= {"roc_auc_score": roc_auc_score, "average_precision_score": average_precision_score}
     tracemalloc.start()
     for cell in cells(ROOT / "notebooks" / "03_evaluate.ipynb", "code"):
-        if cell["id"] in ("weights", "auc", "samples"):
+        if cell["id"] in ("weights", "auc", "samples", "agree"):
             exec(source(cell), scope)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -343,9 +343,9 @@ def test_a_model_that_was_altered_is_not_deployed(place: Place) -> None:
     assert place.deploy(1).code == 0
     trees = (place.model(2) / "model.ubj").read_bytes()
     spoil(place.model(2) / "model.ubj", trees[:-9] + bytes([trees[-9] ^ 1]) + trees[-8:])
-    served_still(place, place.deploy(2), "tiny/2 was altered", "bytes differ")
+    served_still(place, place.deploy(2), "tiny/2 was altered", "altered or damaged")
     shutil.rmtree(place.model(2))
-    served_still(place, place.deploy(2), "bytes differ")
+    served_still(place, place.deploy(2), "altered or damaged")
 
 
 def test_a_model_that_was_altered_while_it_serves_is_not_loaded_again(place: Place) -> None:

@@ -55,7 +55,7 @@ def test_a_terminal_shows_each_step_as_it_goes_on(project: Project) -> None:
     assert re.search(r"[12]/2 cells  00:0\d  \[2\] import time", shown)
     last = [line for line in shown.splitlines() if "✓ " in line][-2:]
     assert [line.split()[1] for line in last] == ["a", "b"]
-    assert "no verdict: the pipeline has no gate" in shown
+    assert "no verdict: pipeline.toml has no [[gate]]" in shown
     assert "Traceback" not in shown
 
 

@@ -284,7 +284,7 @@ def test_sources_in_s3_go_to_the_job_and_never_come_here(far: RemoteProject) -> 
     assert far.runner("verify", "latest").code == 0
     s3.put_object(Bucket=BUCKET, Key="raw/table.csv", Body=b"two lines\n")
     again = far.runner("run", "--on", "sagemaker", "--dry-run", "-p", f"make.source=s3://{BUCKET}/raw/table.csv")
-    assert re.search(r"make +run +input source: 1 of 1 objects changed", again.out), again.out
+    assert re.search(r"make +run +input source: 1 of 1 object changed", again.out), again.out
 
 
 # A client that leaves, comes back, or dies

@@ -571,7 +571,7 @@ def test_gc_keeps_what_was_approved_pinned_or_is_new_and_says_so_before(project:
         assert project.runner("run", "-p", f"seed={number}", "--no-register", *tags).code == 0
     runs = [run.name for run in project.runs]
     said = project.runner("gc", "--keep", "1", "--dry-run").out
-    assert ("would free 1 run, " in said, said.endswith("; 3 runs stay\n")) == (True, True), said
+    assert ("would free 1 run, " in said, said.endswith("; 3 runs kept\n")) == (True, True), said
     preview = project.runner("gc", "--keep", "1", "--dry-run", "--json").json
     assert preview["runs"] == [runs[2]]
     assert preview["kept"] == {approved: "approved", runs[1]: "tagged pinned", runs[3]: "among the newest 1"}

@@ -100,7 +100,7 @@ def record(event: dict[str, Any]) -> str:
     except (ValueError, RecursionError):
         raise Refusal(400, "The body is not JSON.", "not-json") from None
     if not isinstance(found, dict):
-        what = "a list" if isinstance(found, list) else "no object"
+        what = "a list" if isinstance(found, list) else "not an object"
         raise Refusal(400, f"The body is {what}; send one record, a JSON object.", "not-a-record")
     return text
 

@@ -147,5 +147,4 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
         say(f"  {run}")
     verb = "would free" if dry_run else "freed"
     removed, kept = counted(len(freed.runs), "run"), counted(len(freed.kept), "run")
-    objects, stay = counted(freed.objects, "object"), "stays" if len(freed.kept) == 1 else "stay"
-    say(f"{verb} {removed}, {objects}, {freed.size_bytes:,} bytes; {kept} {stay}")
+    say(f"{verb} {removed}, {counted(freed.objects, 'object')}, {freed.size_bytes:,} bytes; {kept} kept")
