@@ -141,7 +141,8 @@ def _tidy(store: Store, needed: set[str]) -> None:
     """What killed writers left, the notes on downloads, and addresses of objects that nothing needs."""
     unfinished = (f"{removal.REMOVED}/.*", ".import-*", ".pack-*", ".registry.db-*")
     for leftover in (*store.objects.glob(".*"), *(path for form in unfinished for path in store.root.glob(form))):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        # the probe of a run that is about to begin goes by itself
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     shutil.rmtree(store.root / FETCHED, ignore_errors=True)
     for pointer in (store.root / ELSEWHERE).glob("*"):
         if pointer.name not in needed:
