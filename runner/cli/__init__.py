@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -159,7 +158,7 @@ def check_text(arguments: Sequence[str]) -> None:
         if (shown := _escaped(text)) is not None:
             raise UsageError(f"The argument {shown} is not UTF-8. Give it as UTF-8, or rename the file it names.")
     with contextlib.suppress(FileNotFoundError):
-        if (shown := _escaped(str(Path.cwd()))) is not None:
+        if (shown := _escaped(os.getcwd())) is not None:  # noqa: PTH109 - pathlib is a tenth of a start
             raise UsageError(f"The name of this folder, {shown}, is not UTF-8, so no record could name it. Rename it.")
 
 
