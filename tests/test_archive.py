@@ -23,7 +23,7 @@ import pytest
 from archives import MANIFEST, PACK, Archive, bomb, changed, header, places
 from conftest import Done, Project, environment, parameters
 from test_crash import BLOCK, small_disk  # noqa: F401 - a fixture
-from test_trust import TOML, write_notebooks
+from test_trust import TOML, passed, write_notebooks
 
 from runner.cli import entry
 from runner.failpoint import VARIABLE
@@ -37,14 +37,7 @@ OUTSIDE = "outside"  # a folder beside every project here, with a file that nobo
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with one run that passed, version 1 pending."""
-    project = Project(tmp_path_factory.mktemp("origin") / "project")
-    project.folder.mkdir()
-    (project.folder / "in.csv").write_text("a\n1\n2\n")
-    write_notebooks(project)
-    project.toml(TOML)
-    done = project.runner("run", "--json")
-    assert done.code == 0, done.err
-    return project
+    return passed(tmp_path_factory.mktemp("origin"))
 
 
 @pytest.fixture(scope="module")

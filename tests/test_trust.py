@@ -51,14 +51,20 @@ inputs = { model = "fit.model", verdict = "gate.verdict" }
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with one run that passed, version 1 approved."""
-    project = Project(tmp_path_factory.mktemp("trust") / "project")
+    project = passed(tmp_path_factory.mktemp("trust"))
+    assert project.runner("approve", "thing/1", "--reason", "good").code == 0
+    return project
+
+
+def passed(place: Path) -> Project:
+    """A project in the folder `project` there, with one run that passed, thing/1 pending."""
+    project = Project(place / "project")
     project.folder.mkdir()
     (project.folder / "in.csv").write_text("a\n1\n2\n")
     write_notebooks(project)
     project.toml(TOML)
     done = project.runner("run", "--json")
     assert done.code == 0, done.err
-    assert project.runner("approve", "thing/1", "--reason", "good").code == 0
     return project
 
 

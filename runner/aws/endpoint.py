@@ -237,7 +237,7 @@ class SageMakerTarget:
             "sagemaker-runtime", "invoke_endpoint", about=f"endpoint {self.endpoint}", EndpointName=self.endpoint,
             Body=sample_body(signature), ContentType="application/json", Accept="text/csv",
         )  # fmt: skip
-        check_answer(signature, reply["Body"].read(), f"{version.name}/{version.version}")
+        check_answer(signature, reply["Body"].read(), version.label)
 
     # The endpoint
 
@@ -365,7 +365,7 @@ def check_archive(registry: SageMakerRegistry, version: ModelVersion) -> tuple[S
 
     Raises Tampered where the archive, its package or the model in it is another, Refused for a pickle.
     """
-    found, label = registry.deployable(version.name, version.version), f"{version.name}/{version.version}"
+    found, label = registry.deployable(version.name, version.version), version.label
     bucket, _, key = found.archive.removeprefix("s3://").partition("/")
     data = Bucket(registry.session, bucket).get(key)
     if data is None:

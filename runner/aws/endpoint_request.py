@@ -58,7 +58,7 @@ def wish(
     project: str, target: str, spec: Target, version: ModelVersion, source: Source, chosen: Settings, *, capture_to: str
 ) -> Wish:
     """Raises PipelineError where a serverless endpoint cannot have what is asked for."""
-    label = f"{version.name}/{version.version}"
+    label = version.label
     tags = [
         {"Key": key, "Value": value}
         for key, value in sorted(

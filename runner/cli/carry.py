@@ -97,15 +97,15 @@ def _import_pack(file: Path, as_json: bool, pipeline: Path) -> None:
     new = not pipeline.exists()
     manifest, version = actions.import_run(pipeline, file)
     if as_json:
-        named = [f"{version.name}/{version.version}"] if version is not None else []
+        named = [version.label] if version is not None else []
         print_json({"run": manifest.run, "versions": named, "claims": [claim(version)] if version is not None else []})
         return
     say(f"run {manifest.run}")
     if version is not None:
         said = claim(version)
-        say(f"model {version.name}/{version.version} {version.status}{f'; {said}' if said else ''}")
+        say(f"model {version.label} {version.status}{f'; {said}' if said else ''}")
         if version.status == "pending":
-            label, short = f"{version.name}/{version.version}", manifest.run.rpartition("-")[2]
+            label, short = version.label, manifest.run.rpartition("-")[2]
             say(f'  next: runner approve {label} --reason "…"   (look first: runner report {short})', err=True)
     if new:
         say(f"  {pipeline} came with the run; read it before you run anything.", err=True)
@@ -121,11 +121,11 @@ def _import_execution(reference: str, no_report: bool, as_json: bool, pipeline: 
         write_all(backend.store(pipeline).folder(manifest.run), manifest)
     made = manifest.model_version
     if as_json:
-        print_json({"run": manifest.run, "versions": [f"{made.name}/{made.version}"] if made is not None else []})
+        print_json({"run": manifest.run, "versions": [made.label] if made is not None else []})
         return
     say(f"run {manifest.run}")
     if made is not None:
-        say(f"model {made.name}/{made.version} {made.status}")
+        say(f"model {made.label} {made.status}")
 
 
 @click.command("fetch")

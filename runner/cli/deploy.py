@@ -97,7 +97,7 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
     if dry_run:
         found = before(registry, target)
         deployment.comparison(registry, deployer, found).permitted(allow=True, say=note)
-        said = f"{target} would go back to {found.name}/{found.version}"
+        said = f"{target} would go back to {found.label}"
         _print_plan(said, deployer.plan(found), as_json)
         return
     made = deployment.rollback(registry, deployer, target=target, who=who(), why=reason, say=note)

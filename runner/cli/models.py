@@ -59,7 +59,7 @@ def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Pat
         ["model", "status", "run", "created (UTC)", *shown, "decided by", "reason"],
         [
             [
-                f"{version.name}/{version.version}",
+                version.label,
                 version.status,
                 version.run,
                 version.created[:19].replace("T", " "),
@@ -94,7 +94,7 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
     if as_json:
         print_json(version_json(version))
     else:
-        say(f"model {version.name}/{version.version} {version.status}")
+        say(f"model {version.label} {version.status}")
 
 
 @click.command("approve")
@@ -332,6 +332,6 @@ def _print_decision(version: ModelVersion, as_json: bool, more: str = "") -> Non
     if as_json:
         print_json(version_json(version))
         return
-    say(f"model {version.name}/{version.version} {version.status}{more}")
+    say(f"model {version.label} {version.status}{more}")
     for name, metric in version.metrics.items():
         say(f"  {name} = {metric_text(metric)}")

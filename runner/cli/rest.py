@@ -58,7 +58,7 @@ def rest_command(
     }
     for name, content in files.items():
         (output / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    label = f"{version.name}/{version.version}"
+    label = version.label
     if as_json:
         print_json({"model": label, "files": [str(output / name) for name in files]})
         return

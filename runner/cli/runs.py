@@ -58,7 +58,7 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
                 manifest.status,
                 manifest.verdict.outcome if manifest.verdict else "–",
                 *(metric_text(manifest.metrics[name]) if name in manifest.metrics else "–" for name in shown),
-                f"{manifest.model_version.name}/{manifest.model_version.version}" if manifest.model_version else "–",
+                manifest.model_version.label if manifest.model_version else "–",
                 manifest.started[:19].replace("T", " "),
                 manifest.profile or "–",
                 " ".join([manifest.note, *(f"#{tag}" for tag in manifest.tags)]).strip(),

@@ -139,7 +139,7 @@ def check_files(files: Mapping[str, bytes], folder: Path) -> None:
 
 def check_bytes(version: ModelVersion, folder: Path) -> dict[str, bytes]:
     """The folder's files, if they are the registered ones. Raises Tampered, or Refused for a pickle."""
-    label = f"{version.name}/{version.version}"
+    label = version.label
     try:
         files = read_files(folder)
     except (RunnerError, OSError) as error:

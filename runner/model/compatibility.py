@@ -64,7 +64,7 @@ def compare(
     found: ModelVersion, callers: Iterable[Callers], signature_of: Callable[[ModelVersion], Signature]
 ) -> Comparison:
     """What `found` takes from those who call other versions."""
-    label = f"{found.name}/{found.version}"
+    label = found.label
     others = [one for one in callers if one.label != label]
     lost: dict[str, list[str]] = {}
     noted: list[str] = []
@@ -118,7 +118,7 @@ def registered(content: bytes, version: ModelVersion, *, where: str | Path) -> S
     """The signature, if these are the bytes that were registered. Raises Tampered."""
     fact = (version.artifact.files or {}).get(SIGNATURE)
     if fact is None or hashlib.sha256(content).hexdigest() != fact.sha256:
-        raise Tampered(f"{where} is not the signature that {version.name}/{version.version} was registered with.")
+        raise Tampered(f"{where} is not the signature that {version.label} was registered with.")
     return checked(decode(Signature, content, where=where), where=where)
 
 

@@ -219,7 +219,7 @@ def approved(version: ModelVersion) -> None:
     """Raises Refused unless it is."""
     if version.status != "approved":
         raise Refused(
-            f"{version.name}/{version.version} is {version.status}; only an approved version is served. "
+            f"{version.label} is {version.status}; only an approved version is served. "
             f"See `runner models {version.name}`."
         )
 

@@ -65,6 +65,11 @@ class ModelVersion(Record, frozen=True, kw_only=True):
     imported: Claim | None = None
     location: str = ""  # address of the folder's files in S3, ends in `/`; "" where they are in the run alone
 
+    @property
+    def label(self) -> str:
+        """NAME/VERSION, as commands take it."""
+        return f"{self.name}/{self.version}"
+
 
 class Event(Record, frozen=True, kw_only=True):
     """One thing that happened to a version. `hash` covers all other fields, the previous event's hash among them."""

@@ -132,7 +132,7 @@ def _removal(
         started_by=manifest.started_by,
         status=manifest.status,
         verdict=manifest.verdict.outcome if manifest.verdict else None,
-        versions=[f"{version.name}/{version.version}" for version in versions if version.run == run],
+        versions=[version.label for version in versions if version.run == run],
         manifest_sha256=file_fact(store.folder(run) / MANIFEST).sha256,
     )
 

@@ -50,7 +50,7 @@ def _approved(source: str, version: ModelVersion | None, store: Store) -> InputF
             store.point(fact, version.location + path)
         if file_fact(store.object(fact)) != fact:
             raise Refused(
-                f"The approved {version.name}/{version.version} was altered: object {fact.sha256[:12]} has other bytes. "
-                f"Restore it, or revoke it with `runner reject {version.name}/{version.version} --reason …`."
+                f"The approved {version.label} was altered: object {fact.sha256[:12]} has other bytes. "
+                f"Restore it, or revoke it with `runner reject {version.label} --reason …`."
             )
-    return InputFact(source=source, artifact=version.artifact, version=f"{version.name}/{version.version}")
+    return InputFact(source=source, artifact=version.artifact, version=version.label)

@@ -211,7 +211,7 @@ class _Left:
         for key, fact in self.manifest.sources.items():
             if fact.source.startswith(APPROVED):
                 version = registry.approved(fact.source.removeprefix(APPROVED))
-                if fact.version != (f"{version.name}/{version.version}" if version else None):
+                if fact.version != (version.label if version else None):
                     raise Changed(key)
         made = self.manifest.model_version
         if made is not None and made not in [

@@ -59,7 +59,7 @@ def verify(store: Store, registry: Registry, reference: str | None) -> Verified:
         if broken is not None:
             made.findings.append(f"{model}: {broken}")
     for version in chosen:
-        label = f"{version.name}/{version.version}"
+        label = version.label
         try:
             if store.folder(version.run).exists():
                 made.findings += verifier.version(version, store.manifest(version.run))
@@ -84,7 +84,7 @@ def _versions(registry: Registry, made: Verified) -> Sequence[ModelVersion]:
 
 def _gone(version: ModelVersion, events: Sequence[Event], registry: Registry, store: Store, made: Verified) -> None:
     """A version whose run is not here: by whom it was removed, or that nobody says so."""
-    label, removed = f"{version.name}/{version.version}", removal.find(store.root, version.run)
+    label, removed = version.label, removal.find(store.root, version.run)
     own = [event for event in events if event.version == version.version]
     told = next((event for event in own if event.kind == removal.EVENT and event.data.get("run") == version.run), None)
     approved = next((event for event in own if event.kind == "approved"), None)
@@ -135,7 +135,7 @@ class Verifier:
 
     def version(self, version: ModelVersion, manifest: RunManifest) -> Iterator[str]:
         """A sentence about each way in which the version is not what its run made."""
-        name = f"{version.name}/{version.version}"
+        name = version.label
         made = model_artifact(manifest)
         if made is None or made.sha256 != version.sha256:
             yield f"{name}: run {manifest.run} made another model than the one registered."

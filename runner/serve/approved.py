@@ -25,7 +25,7 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
     from runner.serve.inference import Scorer  # numpy
     from runner.serve.quick import quick
 
-    label = f"{version.name}/{version.version}"
+    label = version.label
     if version.status != "approved":
         raise Refused(
             f"{label} is {version.status}; only an approved version scores. See `runner models {version.name}`."

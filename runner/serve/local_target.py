@@ -129,7 +129,7 @@ class LocalTarget:
 
     def plan(self, version: ModelVersion) -> Sequence[str]:
         self._start_of(version)
-        label, last = f"{version.name}/{version.version}", self.last()
+        label, last = version.label, self.last()
         served = last.label if last is not None and last.kind != "removed" else None
         workers = self._workers()
         return [

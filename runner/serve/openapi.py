@@ -61,7 +61,7 @@ def openapi(
     signature: Signature, version: ModelVersion, *, url: str, authentication: Authentication = "api-key"
 ) -> dict[str, Any]:
     """OpenAPI 3.1 of the API at `url`: https://spec.openapis.org/oas/v3.1.1.html"""
-    label = f"{version.name}/{version.version}"
+    label = version.label
     record = {name: value for name, value in record_schema(signature).items() if name not in ("$schema", "title")}
     for column in signature.columns:
         record["properties"][column.name] |= _described(column)

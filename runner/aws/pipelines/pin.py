@@ -144,7 +144,7 @@ def _approved(of: str, spec: InputSpec, pipeline: Pipeline, bucket: Bucket) -> t
     version = registry(pipeline, bucket, model_folder=nothing).approved(name)
     if version is None:
         return Pin(of=of, fact=sources.absent(spec.from_), address=bucket.address(ABSENT_KEY), digest=ABSENT), None
-    fact = InputFact(source=spec.from_, artifact=version.artifact, version=f"{version.name}/{version.version}")
+    fact = InputFact(source=spec.from_, artifact=version.artifact, version=version.label)
     champion = Champion(name=version.name, version=version.version, run=version.run, sha256=version.sha256)
     return Pin(of=of, fact=fact, address=version.location, digest=version.sha256), champion
 
