@@ -170,9 +170,9 @@ def check_columns(judged: Estimator, features: pd.DataFrame) -> None:
     if list(learned) == found:
         return
     absent, more = ([name for name in one if name not in other] for one, other in ((learned, found), (found, learned)))
-    what = [f"lacks {', '.join(absent[:5])}"] * bool(absent) + [f"has {', '.join(more[:5])} more"] * bool(more)
+    what = [f"lacks {', '.join(absent[:5])}"] * bool(absent) + [f"has the further {', '.join(more[:5])}"] * bool(more)
     raise UsageError(
-        f"The model learned from {counted(booster.num_features(), 'column')}; the table of {len(found)} that it is saved with "
+        f"The frame has {counted(len(found), 'column')}, the model learned from {booster.num_features()}: the frame "
         f"{' and '.join(what) or 'has them in another order'}. Save it with the frame that it learned from."
     )
 
