@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from archives import bomb, header
+from conftest import ROOT
 from test_registry import folder_of, new
 
 from runner.aws.evaluation import evaluation
-from runner.aws.package import INSIDE, SCRIPT, check_package, package, serving_image
+from runner.aws.package import INSIDE, check_package, code, package, serving_image
 from runner.content import artifact
 from runner.errors import Refused, Tampered, UsageError
 from runner.records import Metric
@@ -33,8 +34,9 @@ def test_equal_folders_give_equal_archives_that_hold_the_model_and_the_script(tm
     assert made.folder_sha256 == artifact(first, name="model").sha256
     assert made.archive[4:8] == bytes(4)  # gzip's time
     files = check_package(made.archive, made.sha256)
-    assert list(files) == sorted(["model.json", "signature.json", INSIDE])
-    assert files == {**made.files, INSIDE: SCRIPT.read_bytes()}
+    assert list(files) == sorted(["model.json", "signature.json", *code()])
+    assert files == {**made.files, **code()}
+    assert files[INSIDE] == (ROOT / "runner/serve/inference.py").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(made.archive)) as archive:
         assert {(member.mtime, member.uid, member.gid, member.uname) for member in archive} == {(0, 0, 0, "")}
 

@@ -19,17 +19,22 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from botocore.exceptions import ClientError
 from cloud import BUCKET, RemoteProject
 from conftest import ROOT, Done
 from iam import Stack, allowing, requests
-from small_sagemaker import SERVICE_KEY, SmallSageMaker
+from small_sagemaker import SERVICE_KEY, Image, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
+from small_sagemaker.serving import ServingContainer
+from small_sagemaker.trying import ONE_ATTEMPT
+from test_serve_container import aws_image
 from test_serve_records import records, trained
 
 import runner.model
 from runner import backend
 from runner.aws.endpoint import SageMakerTarget, check_archive
 from runner.aws.endpoint_request import endpoint_name
+from runner.aws.package import ENVIRONMENT
 from runner.aws.registry import SageMakerRegistry
 from runner.content import artifact
 from runner.errors import Refused, Tampered
@@ -75,15 +80,15 @@ tags = {{ team = "growth" }}
 
 
 class Container(BaseHTTPRequestHandler):
-    """What SageMaker's image does with code/inference.py."""
+    """What SageMaker's image answers, without the ten seconds in which it starts: deployments ask only for the sample."""
 
     scorer: Any
     wrong: set[str]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        made = inference.predict_fn(inference.input_fn(body, self.headers["Content-Type"]), self.scorer)
-        answer, kind = inference.output_fn(made, self.headers["Accept"])
+        scores = self.scorer.score(self.scorer.table(body, self.headers["Content-Type"]))
+        answer, kind = self.scorer.reply(scores, self.headers["Accept"])
         if self.scorer.model in self.wrong:
             answer = b"0.123\n"
         self.send_response(200)
@@ -105,6 +110,8 @@ class Machines:
         self.wrong: set[str] = set()  # NAME/VERSION that answers something else
         self.broken: set[str] = set()  # that does not come up
         self.held: dict[str, threading.Event] = {}  # that comes up once the event is set
+        self.image: Image | None = None  # AWS's, to start a container of it instead
+        self.containers: list[ServingContainer] = []
         self._servers: list[ThreadingHTTPServer] = []
 
     def __call__(self, asked: dict[str, Any]) -> str:
@@ -122,6 +129,9 @@ class Machines:
             address = described["InferenceSpecification"]["Containers"][0]["ModelDataUrl"]
         place = urlsplit(address)
         data = s3.get_object(Bucket=place.netloc, Key=place.path[1:])["Body"].read()
+        if self.image is not None:
+            self.containers.append(ServingContainer(self.image, data, container["Environment"]))
+            return self.containers[-1].url
         folder = self.folder / hashlib.sha256(data).hexdigest()
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(folder, filter="data")
@@ -133,6 +143,8 @@ class Machines:
         return f"http://127.0.0.1:{server.server_port}"
 
     def close(self) -> None:
+        for container in self.containers:
+            container.close()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -247,6 +259,7 @@ def make(cloud: SmallSageMaker, machines: Machines, folders: Path, tmp_path: Pat
         machines.wrong.clear()
         machines.broken.clear()
         machines.held.clear()
+        machines.image = None
         cloud.forget_calls()
         return made
 
@@ -298,6 +311,27 @@ def test_a_version_is_deployed_updated_rolled_back_and_removed(make: Callable[..
     ]
 
 
+def test_a_deployment_to_awss_own_image_serves_and_refuses_as_documented(make: Callable[..., Place]) -> None:
+    place = make(versions=2)
+    place.machines.image = aws_image()
+    done = place.deploy(1)
+    assert done.code == 0, done.err
+    assert place.scored() == place.label(1)
+    runtime = place.cloud.client("sagemaker-runtime", config=ONE_ATTEMPT)
+
+    def refused(body: bytes) -> dict[str, Any]:
+        with pytest.raises(ClientError) as caught:
+            runtime.invoke_endpoint(EndpointName=place.endpoint, Body=body, ContentType="text/csv")
+        made: dict[str, Any] = caught.value.response
+        return made
+
+    asked = refused(b"1,2,iron,1")
+    assert (asked["Error"]["Code"], asked["OriginalStatusCode"]) == ("ModelError", 400)
+    assert json.loads(asked["OriginalMessage"])["column"] == "plan"
+    assert refused(b"x" * 6_300_000)["ResponseMetadata"]["HTTPStatusCode"] == 413  # by the service itself
+    assert place.here("undeploy", "staging").code == 0
+
+
 def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> None:
     place = make(
         'instance = "ml.m5.xlarge"\ninstance_count = 2\nkms_key = "arn:aws:kms:eu-west-1:123456789012:key/1"\n'
@@ -316,6 +350,7 @@ def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> N
     asked = [call.parameters for call in place.cloud.calls if call.action == "CreateModel"]
     assert asked[0]["VpcConfig"] == {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
     assert asked[0]["PrimaryContainer"]["Environment"] == {
+        **ENVIRONMENT,
         "RUNNER_MODEL": place.label(1),
         "RUNNER_SHA256": place.registry.get(place.name, 1).sha256,
         "RUNNER_UNKNOWN": "missing",

@@ -1,164 +1,265 @@
-"""`inference.py` in SageMaker's container: the same file, found by its four functions, without anything of ours."""
+"""A model's archive in AWS's serving image: the same lines that score here, behind nginx, gunicorn and its Transformer."""
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
-import os
 import shutil
-import subprocess
-import sys
+import socket
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import flask
 import pandas as pd
 import pytest
 import xgboost as xgb
-from conftest import REAL_TABLE, ROOT, environment
-from test_serve_records import computed, records, saved, trained
+from conftest import REAL_TABLE, ROOT
+from small_sagemaker.container import check_permitted
+from small_sagemaker.errors import NotPermittedError
+from small_sagemaker.images import Image
+from small_sagemaker.serving import ServingContainer, xgboost_image
+from test_serve_records import records, saved, trained
 
 import runner.model
+from runner.aws.package import ENVIRONMENT, INSIDE, check_package, package
 from runner.content import artifact
-from runner.serve.inference import BadInput, input_fn, model_fn, output_fn, predict_fn
+from runner.errors import UsageError
+from runner.serve.inference import model_fn, transform_fn
 
-# What the container's own server does with a script, in words of its own:
-# https://github.com/aws/sagemaker-xgboost-container/blob/master/src/sagemaker_xgboost_container/serving.py
-CONTAINER = """
-import importlib.util, json, sys
-for name in ("runner", "msgspec", "starlette", "uvicorn"):  # which are not in the image
-    sys.modules[name] = None
-folder, requests = sys.argv[1], json.load(sys.stdin)
-spec = importlib.util.spec_from_file_location("inference", folder + "/code/inference.py")
-module = importlib.util.module_from_spec(spec)
-sys.modules["inference"] = module
-spec.loader.exec_module(module)
-model = module.model_fn(folder)
-for body, kind, accept in requests:
-    content = body if kind in ("application/json", "text/csv") else body.encode()  # text comes as str there
-    body, kind = module.output_fn(module.predict_fn(module.input_fn(content, kind), model), accept)
-    print(json.dumps([body.decode(), kind]))
-"""
-WEB = """
-import sys
-import werkzeug.exceptions, werkzeug.wrappers
-from flask import Flask, request
-sys.path.insert(0, sys.argv[1] + "/code")
-import inference
-app, model = Flask("container"), inference.model_fn(sys.argv[1])
-
-@app.route("/invocations", methods=["POST"])
-def invocations():
-    made = inference.predict_fn(inference.input_fn(request.get_data(), request.content_type), model)
-    body, kind = inference.output_fn(made, request.headers.get("accept", "*/*"))
-    return werkzeug.wrappers.Response(body, mimetype=kind)
-
-client = app.test_client()
-for body, kind, accept in [(b"1,2,gold,1", "text/csv", "text/csv"), (b"1,2,iron,1", "text/csv", "*/*"),
-                           (b"x", "image/png", "*/*"), (b"1,2,gold,1", "text/csv", "image/png")]:
-    answer = client.post("/invocations", data=body, headers={"content-type": kind, "accept": accept})
-    print(answer.status_code, answer.mimetype, answer.get_data(as_text=True).strip())
-"""
+# text as pandas 2.2 and 3 treat alike, in several ways of writing
+FEATURES = """
+import pandas as pd
 
 
-def package(folder: Path) -> Path:
-    """The model folder as it lies in the container: `inference.py` in `code/`."""
-    (folder / "code").mkdir()
-    shutil.copyfile(ROOT / "runner/serve/inference.py", folder / "code/inference.py")
-    return folder
-
-
-def run(folder: Path, requests: list[tuple[str, str, str]], **more: str) -> list[Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", CONTAINER, str(folder)],
-        input=json.dumps(requests),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**environment(), **more},
-        check=False,
+def transform(frame):
+    joined = pd.to_datetime(frame["joined"], errors="coerce")
+    name = frame["name"].str.strip().str.lower()
+    return pd.DataFrame(
+        {
+            "year": joined.dt.year,
+            "long": name.str.len(),
+            "rate": (frame["calls"] / (frame["minutes"].fillna(0) + 1)).round(3),
+            "kind": name.str[0],
+            "plan": frame["plan"],
+            "both": frame["plan"].astype("object").fillna("none") + "/" + frame["roaming"].astype(float).map({1.0: "y", 0.0: "n"}),
+        }
     )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+"""
+DIFFERENT = """
+import pandas as pd
 
 
-def of_real_table(folder: Path) -> tuple[Path, pd.DataFrame]:
-    frame = pd.read_csv(REAL_TABLE)
+def transform(frame):
+    return pd.DataFrame({"calls": frame["calls"], "long": frame["plan"].astype(str).str.len()})  # of a gap: 3, or none
+"""
+
+
+def aws_image() -> Image:
+    """Skips, saying why, where this machine cannot run it."""
+    try:
+        check_permitted()
+        return xgboost_image()
+    except NotPermittedError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    return aws_image()
+
+
+@contextmanager
+def serving(image: Image, folder: Path, **told: str) -> Iterator[ServingContainer]:
+    """The folder as it is deployed."""
+    sha256 = artifact(folder, name="model").sha256
+    made = ServingContainer(image, package(folder).archive, {**ENVIRONMENT, "RUNNER_SHA256": sha256, **told})
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def ask(
+    container: ServingContainer, body: str | bytes, kind: str = "text/csv", accept: str = "*/*", **more: str
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    made = http.client.HTTPConnection(container.url.removeprefix("http://"), timeout=60)
+    try:
+        content = body.encode() if isinstance(body, str) else body
+        made.request("POST", "/invocations", content, {"Content-Type": kind, "Accept": accept, **more})
+        reply = made.getresponse()
+        return reply.status, reply.headers, reply.read()
+    finally:
+        made.close()
+
+
+def status_of(container: ServingContainer, head: str) -> int:
+    """Of an answer to what is sent as it stands."""
+    place, _, port = container.url.removeprefix("http://").partition(":")
+    with socket.create_connection((place, int(port)), timeout=60) as client:
+        client.sendall(head.replace("\n", "\r\n").encode())
+        return int(client.makefile("rb").readline().split()[1])
+
+
+@pytest.fixture(scope="module")
+def plain(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingContainer]:
+    """A model without code, from the start of its container to the first 200 without a network."""
+    with serving(image, saved(tmp_path_factory.mktemp("plain") / "model"), RUNNER_MODEL="leaving/3") as made:
+        yield made
+
+
+def documented() -> set[int]:
+    """The statuses of docs/serving.md that come from an endpoint's container."""
+    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    table = text.split("| status | when | at an endpoint |")[1].split("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    assert len(rows) == 9
+    return {int(one) for codes, _, there in rows if there.strip() == "the same" for one in codes.split(",")}
+
+
+def test_every_refusal_has_its_own_status_through_awss_servers(plain: ServingContainer) -> None:
+    record = json.dumps({"minutes": 1, "calls": 2, "plan": "gold", "roaming": True})
+    asked: list[tuple[int, str | None, Any]] = [
+        (200, None, ask(plain, "1,2,gold,1")),
+        (400, "plan", ask(plain, "1,2,iron,1")),
+        (400, "minutes", ask(plain, "x,2,gold,1")),
+        (400, "plan", ask(plain, json.dumps([{"minutes": 1, "calls": 2, "roaming": True}]), "application/json")),
+        (400, None, ask(plain, "1,2,gold")),
+        (400, None, ask(plain, '{"instances": ', "application/json")),
+        (400, None, ask(plain, f"{record}\n{{", "application/jsonlines")),
+        (400, None, ask(plain, b"1,2,\xff,1")),  # which AWS's server reads as U+FFFD
+        (400, None, ask(plain, b'[{"more": "\xff"}]', "application/json")),
+        (400, None, ask(plain, "")),
+        (406, None, ask(plain, "1,2,gold,1", accept="image/png")),
+        (415, None, ask(plain, "1,2,gold,1", "image/png")),
+        (415, None, ask(plain, "1,2,gold,1", **{"Content-Encoding": "gzip"})),
+    ]
+    for status, column, (found, headers, body) in asked:
+        assert (found, headers["x-model"]) == (status, "leaving/3"), body
+        said = json.loads(body)
+        assert status == 200 or (headers["Content-Type"], said["column"]) == ("application/json", column), said
+        assert status == 200 or said["error"]
+    others = {
+        400: status_of(plain, "this is not HTTP\n\n"),
+        404: status_of(plain, "GET /metrics HTTP/1.1\nHost: x\n\n"),
+        405: status_of(plain, "GET /invocations HTTP/1.1\nHost: x\n\n"),
+    }
+    assert list(others) == list(others.values())
+    assert documented() == {status for status, *_ in asked if status != 200} | set(others)
+
+
+@pytest.mark.soak
+def test_a_body_that_does_not_arrive_ends_the_connection_within_awss_minute(plain: ServingContainer) -> None:
+    place, _, port = plain.url.removeprefix("http://").partition(":")
+    with socket.create_connection((place, int(port)), timeout=90) as client:
+        client.sendall(
+            b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 99\r\n\r\n1,"
+        )
+        assert client.recv(100) == b""
+
+
+def test_a_container_takes_what_serve_takes_and_scores_it_to_the_bit(plain: ServingContainer, tmp_path: Path) -> None:
+    raw = records(30)
+    expected = runner.model.load(saved(tmp_path / "model")).predict(raw).tolist()
+    rows = json.loads(raw.to_json(orient="records"))
+    lines = "\n".join(map(json.dumps, rows))
+    instances = json.dumps({"instances": json.loads(raw.to_json(orient="values"))})
+    status, headers, body = ask(plain, lines, "application/jsonlines", "application/jsonlines")
+    assert (status, headers["Content-Type"]) == (200, "application/jsonlines")
+    assert [json.loads(line)["probability"] for line in body.splitlines()] == expected
+    status, _, body = ask(plain, instances, "application/json")
+    assert (status, json.loads(body)["model"]) == (200, "leaving/3")
+    assert [row["probability"] for row in json.loads(body)["predictions"]] == expected
+    status, headers, body = ask(plain, raw.to_csv(index=False), "text/csv; header=present", "text/csv")
+    assert headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert [float(line) for line in body.splitlines()] == expected
+
+
+def test_a_model_with_features_scores_the_same_bits_with_the_containers_pandas(image: Image, tmp_path: Path) -> None:
+    raw = records(150)
+    days = pd.date_range("2019-11-03", periods=len(raw), freq="17D").strftime("%Y-%m-%d").to_series(index=raw.index)
+    raw["joined"] = days.where(raw.index % 11 != 3)
+    raw["name"] = pd.Series([" Ada", "süd ", "Bo", None, "Ümit"] * 30, index=raw.index)
+    (tmp_path / "features.py").write_text(FEATURES, encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(FEATURES, scope)
+    made = scope["transform"](raw)
+    features = made.astype(dict.fromkeys(("kind", "both"), "category"))
+    folder = tmp_path / "model"
+    runner.model.save(folder, trained(features), raw, target="left", positive="yes", code=tmp_path / "features.py")
+    expected = runner.model.load(folder).predict(raw).tolist()
+    assert len(set(expected)) > 20
+    with serving(image, folder) as container:
+        status, _, body = ask(container, raw.to_json(orient="records"), "application/json", "text/csv")
+        assert status == 200, body
+        assert [float(line) for line in body.splitlines()] == expected
+        status, _, body = ask(container, raw.to_csv(index=False), "text/csv", "text/csv")
+        assert [float(line) for line in body.splitlines()] == expected
+
+
+def test_features_that_the_containers_pandas_makes_otherwise_are_refused_when_saved(tmp_path: Path) -> None:
+    raw = records()
+    (tmp_path / "features.py").write_text(DIFFERENT)
+    scope: dict[str, Any] = {}
+    exec(DIFFERENT, scope)
+    booster = trained(scope["transform"](raw), raw["plan"].isna())
+    with pytest.raises(UsageError, match=r"Row 9 of the frame scores .* here and .* with pandas 2\.2"):
+        runner.model.save(tmp_path / "model", booster, raw, target="left", code=tmp_path / "features.py")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
+def test_the_container_scores_a_real_table_to_the_bit(image: Image, tmp_path: Path) -> None:
+    frame, folder = pd.read_csv(REAL_TABLE), tmp_path / "model"
     raw = frame.drop(columns=["Churn?", "Phone"])
     for name in ("State", "Area Code", "Int'l Plan", "VMail Plan"):
         raw[name] = runner.model.as_category(raw[name]).astype("category")
     data = xgb.DMatrix(raw, frame["Churn?"] == "True.", enable_categorical=True)
-    runner.model.save(
-        folder, xgb.train({"objective": "binary:logistic"}, data, 30), raw, target="Churn?", positive="True."
-    )
-    return folder, frame
-
-
-@pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
-def test_the_container_scores_a_real_table_to_the_bit(tmp_path: Path) -> None:
-    folder, frame = of_real_table(tmp_path / "model")
+    booster = xgb.train({"objective": "binary:logistic"}, data, 30)
+    runner.model.save(folder, booster, raw, target="Churn?", positive="True.")
     expected = runner.model.load(folder).predict(frame)
-    table, rows = REAL_TABLE.read_text(), frame.to_json(orient="records")
-    answers = run(
-        package(folder),
-        [(table, "text/csv", "text/csv"), (rows, "application/json", "application/json")],
-        RUNNER_MODEL="leaving/3",
-    )
-    assert answers[0][1] == "text/csv; charset=utf-8"
-    assert [float(line) for line in answers[0][0].splitlines()] == expected.tolist()
-    said = json.loads(answers[1][0])
-    assert said["model"] == "leaving/3"
-    assert [row["probability"] for row in said["predictions"]] == expected.tolist()
-    assert [row["prediction"] for row in said["predictions"]] == (expected >= 0.5).tolist()
+    with serving(image, folder) as container:
+        _, _, body = ask(container, REAL_TABLE.read_bytes(), "text/csv", "text/csv")
+        assert [float(line) for line in body.splitlines()] == expected.tolist()
+        _, _, body = ask(container, frame.to_json(orient="records"), "application/json")
+    said = json.loads(body)["predictions"]
+    assert [row["probability"] for row in said] == expected.tolist()
+    assert [row["prediction"] for row in said] == (expected >= 0.5).tolist()
 
 
-@pytest.mark.parametrize("make", [saved, computed])
-def test_the_container_takes_what_serve_takes(tmp_path: Path, make: Any) -> None:
-    folder = make(tmp_path / "model")
-    raw = records(30)
-    expected = runner.model.load(folder).predict(raw).tolist()
-    lines = "\n".join(json.dumps(row) for row in json.loads(raw.to_json(orient="records")))
-    instances = json.dumps({"instances": json.loads(raw.to_json(orient="values"))})
-    answers = run(
-        package(folder),
-        [(lines, "application/jsonlines", "application/jsonlines"), (instances, "application/json", "*/*")],
-    )
-    assert [json.loads(line)["probability"] for line in answers[0][0].splitlines()] == expected
-    assert [row["probability"] for row in json.loads(answers[1][0])["predictions"]] == expected
+@pytest.mark.soak
+def test_a_container_with_an_altered_model_does_not_come_up(image: Image, tmp_path: Path) -> None:
+    made = package(saved(tmp_path / "model"))
+    with pytest.raises(RuntimeError, match="The model was altered: its hash is"):
+        ServingContainer(image, made.archive, {**ENVIRONMENT, "RUNNER_SHA256": "00" * 32})
 
 
-def test_the_container_can_take_unknown_categories_for_missing(tmp_path: Path) -> None:
+def test_a_container_whose_code_has_no_build_backend_asks_for_an_index_and_does_not_come_up(
+    image: Image, tmp_path: Path
+) -> None:
+    made, bare = package(saved(tmp_path / "model")), io.BytesIO()
+    with tarfile.open(fileobj=bare, mode="w:gz") as archive:
+        for name, content in check_package(made.archive, made.sha256).items():
+            if not name.startswith("code/") or name == INSIDE:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(RuntimeError, match="setuptools"):
+        ServingContainer(image, bare.getvalue(), ENVIRONMENT)
+
+
+def test_a_container_can_take_unknown_categories_for_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path / "model")
+    monkeypatch.setenv("RUNNER_UNKNOWN", "missing")
     expected = runner.model.load(folder).predict(pd.DataFrame([[1, 2, None, True]], columns=records().columns))
-    answers = run(package(folder), [("1,2,iron,1", "text/csv", "text/csv")], RUNNER_UNKNOWN="missing")
-    assert [float(answers[0][0])] == expected.tolist()
-
-
-def test_a_refusal_is_no_fault_of_the_containers_server(tmp_path: Path) -> None:
-    """Flask answers any other error with 500, without a word."""
-    done = subprocess.run(
-        [sys.executable, "-c", WEB, str(package(saved(tmp_path / "model")))],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    lines = done.stdout.splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        ["200", "text/csv"],
-        ["400", "application/json"],
-        ["415", "application/json"],
-        ["406", "application/json"],
-    ], done.stderr
-    assert json.loads(lines[1].split(maxsplit=2)[2])["column"] == "plan"
-
-
-def test_the_four_functions_work_where_no_web_framework_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "werkzeug", raising=False)  # as other tests may have left it
-    model = model_fn(str(saved(tmp_path / "model")))
-    body, kind = output_fn(predict_fn(input_fn(bytearray(b"1,2,gold,1"), "text/csv"), model), "application/json")
-    assert json.loads(body)["model"] == os.environ.get("RUNNER_MODEL", "")
-    assert kind == "application/json"
-    with pytest.raises(BadInput, match="'iron' is not a known category"):
-        predict_fn(input_fn("1,2,iron,1", "text/csv"), model)
+    body = b"1,2,iron,1"
+    with flask.Flask("container").test_request_context(method="POST", data=body):
+        answer = transform_fn(model_fn(str(folder)), body, "text/csv", "text/csv")
+    assert [float(answer.get_data())] == expected.tolist()
 
 
 def test_a_container_whose_model_fails_its_self_test_does_not_start(tmp_path: Path) -> None:
@@ -176,7 +277,8 @@ def test_a_model_that_is_not_the_one_deployed_is_not_loaded(
     """As where the archive was swapped after the deployment, and an instance more is needed."""
     folder = saved(tmp_path / "model")
     monkeypatch.setenv("RUNNER_SHA256", artifact(folder, name="elsewhere/model").sha256)
-    package(folder)  # whose script is not the model's
+    (folder / "code").mkdir()
+    shutil.copyfile(ROOT / "runner/serve/inference.py", folder / INSIDE)  # which is not the model's
     if change == "none":
         assert model_fn(str(folder)).names == list(records().columns)
         return

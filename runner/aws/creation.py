@@ -10,7 +10,7 @@ from typing import Any
 from runner.aws.bucket import Bucket
 from runner.aws.evaluation import evaluation
 from runner.aws.history import facts_sha256
-from runner.aws.package import PROGRAM, Package
+from runner.aws.package import ENVIRONMENT, Package
 from runner.model.versions import NewVersion
 
 # lengths and characters: botocore's model of CreateModelPackage
@@ -18,7 +18,6 @@ LONGEST_LINE, LONGEST_VALUE = 1024, 256
 NOT_IN_A_VALUE = re.compile(r"[^\w .:/=+@-]")
 OURS = re.compile(r"\(run \S+\)\Z")  # the end of the description of every package of ours; a listing shows it
 CONTENT_TYPES = ["text/csv", "application/json", "application/jsonlines"]
-SCRIPT_FOLDER = "/opt/ml/model/code"
 
 
 def creation(
@@ -32,7 +31,7 @@ def creation(
     container = {
         "Image": image,
         "ModelDataUrl": bucket.address(archive_key(made)),
-        "Environment": {"SAGEMAKER_PROGRAM": PROGRAM, "SAGEMAKER_SUBMIT_DIRECTORY": SCRIPT_FOLDER},
+        "Environment": ENVIRONMENT,
     }
     report = evaluation(new.metrics, objective=made.objective)
     statistics = {

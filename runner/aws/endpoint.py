@@ -34,7 +34,7 @@ from runner.aws.endpoint_request import (
     scaling,
     wish,
 )
-from runner.aws.package import INSIDE, check_package, package, serving_image, signature
+from runner.aws.package import CODE, check_package, package, serving_image, signature
 from runner.aws.processing.prices import Prices
 from runner.aws.registry import SageMakerRegistry
 from runner.aws.session import AwsError, Session
@@ -374,7 +374,7 @@ def check_archive(registry: SageMakerRegistry, version: ModelVersion) -> tuple[S
     facts = {
         name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
         for name, content in files.items()
-        if name != INSIDE
+        if not name.startswith(CODE)
     }
     if folder_artifact("", facts).sha256 != version.sha256:
         raise Tampered(f"{found.archive} has other files than {label} was registered with.")

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from runner.aws.package import PROGRAM
+from runner.aws.package import ENVIRONMENT
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import LONGEST_NAME
 from runner.errors import PipelineError, Refused, counted
@@ -25,7 +25,6 @@ INSTANCE, INSTANCES = "ml.m5.large", 1
 SERVERLESS_GB_HOUR = 0.072  # US dollars for one request at a time and 1 GB: list price of us-east-1
 SCALE_OUT_S, SCALE_IN_S = 60, 300
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
-SCRIPT_FOLDER = "/opt/ml/model/code"
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,12 @@ def wish(
         raise PipelineError(f"targets.{target}: a serverless endpoint has no {what}. Name an instance instead.")
     # by the hash an instance that comes up later, when more are needed, knows an archive that was swapped meanwhile
     told = {"RUNNER_MODEL": label, "RUNNER_SHA256": version.sha256, "RUNNER_UNKNOWN": spec.unknown}
-    container: dict[str, Any] = {"Environment": told}
+    # all of it: a package's own environment need not reach a model that has one beside it
+    container: dict[str, Any] = {"Environment": {**ENVIRONMENT, **told}}
     if source.package:
         container["ModelPackageName"] = source.package
     else:
         container |= {"Image": source.image, "ModelDataUrl": source.archive}
-        container["Environment"] |= {"SAGEMAKER_PROGRAM": PROGRAM, "SAGEMAKER_SUBMIT_DIRECTORY": SCRIPT_FOLDER}
     model: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": spec.role or chosen.role}
     if vpc is not None:
         model["VpcConfig"] = {"Subnets": vpc.subnets, "SecurityGroupIds": vpc.security_groups}

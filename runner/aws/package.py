@@ -2,6 +2,7 @@
 
 model.ubj  signature.json  features.py     the folder's files, as they are
 code/inference.py                          runner/serve/inference.py, which needs nothing of ours beside it
+code/pyproject.toml  wheel_backend.py      by which pip installs it there, without a package index
 """
 
 from __future__ import annotations
@@ -26,9 +27,18 @@ from runner.paths import inside
 from runner.records import FileFact
 from runner.run.tarball import FREE_BYTES, RATIO, Tarball
 
-SCRIPT = Path(__file__).parents[1] / "serve" / "inference.py"  # read, never imported
+SERVE = Path(__file__).parents[1] / "serve"  # whose files are read, never imported
 PROGRAM = "inference.py"
-INSIDE = f"code/{PROGRAM}"
+CODE = "code/"
+INSIDE = f"{CODE}{PROGRAM}"
+BACKEND = "wheel_backend"
+PYPROJECT = f'[build-system]\nrequires = []\nbuild-backend = "{BACKEND}"\nbackend-path = ["."]\n'
+# what a container is told beside its model; pip need not look for an index that a VPC does not let it reach
+ENVIRONMENT = {
+    "SAGEMAKER_PROGRAM": PROGRAM,
+    "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+    "PIP_NO_INDEX": "1",
+}
 # who holds the serving image in each region: image_uri_config/xgboost.json of the SageMaker Python SDK
 ACCOUNTS = {
     "af-south-1": "510948584623", "ap-east-1": "651117190479", "ap-northeast-1": "354813040037",
@@ -72,17 +82,17 @@ class Package:
             return ""
 
 
-def package(folder: Path, *, script: bytes | None = None) -> Package:
-    """The folder as model.tar.gz: equal files give equal bytes. `script` is code/inference.py, by default ours.
+def package(folder: Path) -> Package:
+    """The folder as model.tar.gz, with the code that answers for it: equal files give equal bytes.
 
     Raises Refused for a pickle or another format that runs code when it is loaded, UsageError where the folder has a
     file in the script's folder.
     """
     files = read_files(folder)
     check_files(files, folder)
-    if beside := next((name for name in files if name.startswith("code/")), None):
+    if beside := next((name for name in files if name.startswith(CODE)), None):
         raise UsageError(f"{folder / beside} stands where the endpoint's own script goes. Save it under another name.")
-    content = {**files, INSIDE: SCRIPT.read_bytes() if script is None else script}
+    content = {**files, **code()}
     made = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=made, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
@@ -94,6 +104,12 @@ def package(folder: Path, *, script: bytes | None = None) -> Package:
             archive.addfile(member, io.BytesIO(content[name]))
     data = made.getvalue()
     return Package(archive=data, sha256=hashlib.sha256(data).hexdigest(), files=files)
+
+
+def code() -> dict[str, bytes]:
+    """The archive's files that are no model folder's."""
+    scripts = {f"{CODE}{name}": (SERVE / name).read_bytes() for name in (PROGRAM, f"{BACKEND}.py")}
+    return {**scripts, f"{CODE}pyproject.toml": PYPROJECT.encode()}
 
 
 def check_package(data: bytes, sha256: str) -> dict[str, bytes]:

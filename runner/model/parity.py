@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ def check(scorer: Scorer, frame: pd.DataFrame, judged: Estimator, features: pd.D
         rows = range(start, min(start + BLOCK, len(frame)))
         block = _Block(scorer, frame.iloc[rows.start : rows.stop], rows)
         block.compare(judged.scores(features.iloc[rows.start : rows.stop]), judged)
+        if scorer.computes is not None:
+            block.compare_older_pandas()
         fresh = block.fresh(seen)
         if fresh or not start:
             block.compare_requests(fresh if start else list(range(len(rows))))
@@ -105,6 +108,23 @@ class _Block:
             at = int(same.argmin())
             what = f"scores {_said(wanted[at])} by the estimator and {_said(self.scores[at])} by the saved folder"
             raise self._refusal(at, what, judged.advice)
+
+    def compare_older_pandas(self) -> None:
+        """SageMaker's serving image has pandas 2.2, where text is Python's objects; pandas 3 still can have it so."""
+        import pandas as pd
+
+        if not pd.__version__.startswith("3."):
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the option ends with pandas 3
+            with pd.option_context("future.infer_string", False), _refusing("With pandas 2.2, the frame", self.rows):
+                found = self.scorer.score(table.rows(self.given))
+        same = (found == self.scores).reshape(len(found), -1).all(axis=1)
+        if not same.all():
+            at = int(same.argmin())
+            what = f"scores {_said(self.scores[at])} here and {_said(found[at])} with pandas 2.2"
+            do = "An endpoint has pandas 2.2, where text is of dtype object: write features.py so that it gives the same in both."
+            raise self._refusal(at, what, do)
 
     def compare_requests(self, places: list[int]) -> None:
         """Send these rows in every form to every reader; what serves reads common forms by other code."""

@@ -377,24 +377,20 @@ def model_fn(model_dir: str) -> Scorer:
     return loaded(Path(model_dir), os.environ)
 
 
-def input_fn(body: bytes | str, content_type: str) -> tuple[bytes, str]:
-    return body.encode() if isinstance(body, str) else bytes(body), content_type
+def transform_fn(model: Scorer, content: bytes | str, content_type: str, accept: str) -> Any:
+    """The answer of the container's web server; a refusal is returned, as whatever is raised there becomes a 500.
 
+    https://github.com/aws/sagemaker-containers/blob/master/src/sagemaker_containers/_transformer.py
+    """
+    import flask  # which the container has
 
-def predict_fn(request: tuple[bytes, str], model: Scorer) -> Callable[[str], tuple[bytes, str]]:
-    return functools.partial(model.reply, _answered(lambda: model.score(model.table(*request))))
-
-
-def output_fn(prediction: Callable[[str], tuple[bytes, str]], accept: str) -> tuple[bytes, str]:
-    return _answered(lambda: prediction(accept))  # type: ignore[no-any-return]
-
-
-def _answered(made: Callable[[], Any]) -> Any:
-    """What it makes; BadInput as the container's web framework answers it by its status: any other would be a 500."""
+    del content  # has U+FFFD for what is not UTF-8
+    status, sent = 200, flask.request.environ["werkzeug.request"]
     try:
-        return made()
+        accepted(accept)
+        if sent.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise BadInput("Content-Encoding is not supported; send the body as it is.", status=415)
+        body, kind = model.reply(model.score(model.table(sent.get_data(), content_type)), accept)
     except BadInput as error:
-        if web := sys.modules.get("werkzeug"):
-            said = web.wrappers.Response(error.body(), error.status, mimetype=JSON)
-            raise web.exceptions.HTTPException(response=said) from error
-        raise
+        status, body, kind = error.status, error.body(), JSON
+    return flask.Response(body, status, {"x-model": model.model}, content_type=kind)

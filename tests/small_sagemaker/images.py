@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +60,16 @@ def distribution_image(folder: str | os.PathLike[str] | None = None) -> Image:
 
     Raises subprocess.CalledProcessError where the package index does not answer.
     """
-    mark = hashlib.sha256("\n".join(DISTRIBUTION).encode()).hexdigest()[:12]
+    return kept_image("distribution-4.4-compiled", "\n".join(DISTRIBUTION).encode(), build, folder)
+
+
+def kept_image(
+    name: str, content: bytes, build: Callable[[Path], None], folder: str | os.PathLike[str] | None = None
+) -> Image:
+    """The image of this content, built once per machine, whoever asks for it at the same time."""
     base = Path(folder) if folder else Path(tempfile.gettempdir()) / "small-sagemaker-images"
     base.mkdir(parents=True, exist_ok=True)
-    made = base / f"distribution-4.4-compiled-{mark}"
+    made = base / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     with open(base / f"{made.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (made / ".ready").exists():
