@@ -68,7 +68,7 @@ def approve(
     spec, versions = load(pipeline), backend.registry(pipeline)
     found = versions.get(name, version)
     if spec.model is not None and spec.model.registry != LOCAL:
-        from runner.aws.endpoint import check_registered
+        from runner.aws.registered_archive import check_registered
 
         check_registered(versions, found)  # what an endpoint would load, beside what the run has made
     runs = backend.store(pipeline)

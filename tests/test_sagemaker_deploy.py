@@ -32,9 +32,10 @@ from test_serve_records import records, trained
 
 import runner.model
 from runner import backend
-from runner.aws.endpoint import SageMakerTarget, check_archive
+from runner.aws.endpoint import SageMakerTarget
 from runner.aws.endpoint_request import endpoint_name
 from runner.aws.package import ENVIRONMENT
+from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
 from runner.content import artifact
 from runner.errors import Refused, Tampered
@@ -410,6 +411,78 @@ def test_a_serverless_endpoint_has_memory_and_concurrency(make: Callable[..., Pl
     assert "InstanceType" not in asked[0]["ProductionVariants"][0]
 
 
+def test_scaling_is_ended_and_made_anew_where_the_instance_type_changes(make: Callable[..., Place]) -> None:
+    """SageMaker updates no endpoint to another type while it is registered for scaling."""
+    place = make('instance = "ml.m5.large"\nscaling = { min = 1, max = 2 }')
+    scaling = place.cloud.client("application-autoscaling")
+
+    def most() -> list[int]:
+        found = scaling.describe_scalable_targets(
+            ServiceNamespace="sagemaker", ResourceIds=[f"endpoint/{place.endpoint}/variant/all"]
+        )
+        return [one["MaxCapacity"] for one in found["ScalableTargets"]]
+
+    assert place.deploy(1).code == 0
+    text = place.file.read_text()
+    place.file.write_text(text.replace('"ml.m5.large"', '"ml.m5.xlarge"').replace("max = 2", "max = 3"))
+    place.cloud.forget_calls()
+    place.machines.wrong.add(place.label(2))
+    goes_on(place, place.deploy(2), "to its sample record")
+    changes = ["DeregisterScalableTarget", "UpdateEndpoint"]
+    last = ["RegisterScalableTarget", "PutScalingPolicy"]
+    assert [one for one in place.calls() if one in (*changes, *last)] == [*changes, "UpdateEndpoint", *last]
+    place.machines.wrong.clear()
+    place.cloud.forget_calls()
+    done = place.deploy(2)
+    assert done.code == 0, done.err
+    assert [one for one in place.calls() if one in (*changes, *last)] == [*changes, *last]
+    assert (place.scored(), most()) == (place.label(2), [3])
+
+
+def test_a_change_of_kind_is_refused_before_anything_is_touched(make: Callable[..., Place]) -> None:
+    place = make()
+    assert place.deploy(1).code == 0
+    text = place.file.read_text()
+    place.file.write_text(text.replace("[sagemaker]", "[targets.staging.serverless]\n[sagemaker]"))
+    place.cloud.forget_calls()
+    for more in ((), ("--dry-run",)):
+        goes_on(place, place.deploy(2, *more), "is one of instances", "runner undeploy staging")
+    assert place.calls() == []
+    assert place.story == [(1, "deployment begun"), (1, "deployed")]
+    assert place.here("undeploy", "staging").code == 0
+    assert place.deploy(2).code == 0
+    assert place.scored() == place.label(2)
+
+
+def test_what_nothing_uses_any_more_is_removed_and_what_a_rollback_needs_stays(make: Callable[..., Place]) -> None:
+    place = make('[targets.production]\nkind = "sagemaker"')
+    place.registry.decide(place.name, 3, "approved", who="ben@desk", why="reviewed")
+
+    def left() -> tuple[list[str], list[str]]:
+        """Versions with a model, and with a configuration, of all targets."""
+        models = [one["ModelName"] for one in place.sagemaker.list_models()["Models"]]
+        configs = [one["EndpointConfigName"] for one in place.sagemaker.list_endpoint_configs()["EndpointConfigs"]]
+        mine = ([name for name in some if name.startswith(f"{place.name}-")] for some in (models, configs))
+        of_models, of_configs = (sorted(name.split("-")[2] for name in some) for some in mine)
+        return of_models, of_configs
+
+    assert place.deploy(1).code == 0
+    assert place.here("deploy", place.label(1), "--to", "production").code == 0
+    assert left() == (["1"], ["1", "1"])
+    assert place.deploy(2).code == 0
+    assert left() == (["1", "2"], ["1", "1", "2"])
+    assert place.deploy(3).code == 0
+    assert left() == (["1", "2", "3"], ["1", "2", "3"])  # production has version 1 still
+    assert place.here("rollback", "staging").code == 0
+    assert place.here("rollback", "staging").code == 0
+    assert place.scored() == place.label(1)
+    assert left() == (["1", "2"], ["1", "1", "2"])
+    assert place.here("undeploy", "staging").code == 0
+    assert left() == (["1"], ["1"])
+    assert place.here("undeploy", "production").code == 0
+    assert left() == ([], [])
+
+
 def test_a_dry_run_says_what_it_costs_and_changes_nothing(make: Callable[..., Place]) -> None:
     place = make('instance = "ml.m5.xlarge"\nscaling = { min = 1, max = 4 }')
     done = place.deploy(1, "--dry-run")
@@ -600,7 +673,7 @@ def test_a_name_that_means_something_else_is_refused(make: Callable[..., Place])
 
 def test_a_lost_reply_makes_nothing_twice(make: Callable[..., Place]) -> None:
     place = make()
-    for action in ("CreateModel", "CreateEndpointConfig"):
+    for action in ("CreateModel", "CreateEndpointConfig", "CreateEndpoint"):
         place.cloud.faults.add(action, LOST_REPLY)
     assert place.deploy(1).code == 0
     assert place.scored() == place.label(1)
@@ -608,6 +681,27 @@ def test_a_lost_reply_makes_nothing_twice(make: Callable[..., Place]) -> None:
 
 
 # Deployments that die, and several at once
+
+
+def test_an_endpoint_that_somebody_else_made_meanwhile_is_left_to_them(make: Callable[..., Place]) -> None:
+    place = make(versions=2)
+    place.cloud.faults.add("CreateEndpoint", delay_s=3)
+    process = place.start("deploy", place.label(1), "--to", "staging", env=place.cloud.environment)
+    until = time.monotonic() + 90
+    while not [call for call in place.cloud.calls if call.action == "CreateEndpoint"]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    (model,) = [call.parameters["ModelName"] for call in place.cloud.calls if call.action == "CreateModel"]
+    variant = {"VariantName": "all", "ModelName": model, "InstanceType": "ml.m5.large"}
+    place.sagemaker.create_endpoint_config(
+        EndpointConfigName=f"{place.name}-theirs", ProductionVariants=[{**variant, "InitialInstanceCount": 1}]
+    )
+    place.sagemaker.create_endpoint(EndpointName=place.endpoint, EndpointConfigName=f"{place.name}-theirs")
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, "did not come up with" in err) == (8, True), err
+    found = place.found()
+    assert found is not None
+    assert found["EndpointConfigName"] == f"{place.name}-theirs"
 
 
 @pytest.mark.parametrize("at", FAILPOINTS)

@@ -9,7 +9,6 @@ here, after the switch, and answered by going back.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import time
@@ -22,23 +21,23 @@ from typing import Any
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.endpoint_leftovers import remove_leftovers
 from runner.aws.endpoint_request import (
-    DIMENSION,
     Source,
     Wish,
     ceiling,
     endpoint_name,
     machines,
-    resource,
     same,
     scaling,
     wish,
 )
-from runner.aws.package import CODE, check_package, package, serving_image, signature
+from runner.aws.endpoint_scaling import Scaling
+from runner.aws.package import package, serving_image, signature
 from runner.aws.processing.prices import Prices
+from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
 from runner.aws.session import AwsError, Session
-from runner.content import folder_artifact
 from runner.errors import Refused, RemoteError, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
 from runner.model.approval import check_bytes
@@ -49,7 +48,7 @@ from runner.model.served import CHANGES, Deployment, at_target, of_event, record
 from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
 from runner.pipeline.remote import settings
-from runner.records import FileFact, Pipeline, Target
+from runner.records import Pipeline, Target
 
 BEGUN, FAILED = "deployment begun", "deployment failed"
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
@@ -80,6 +79,7 @@ class SageMakerTarget:
         self.chosen, self.project = settings(pipeline), pipeline.name
         self.bucket = Bucket(session, self.chosen.bucket, self.chosen.prefix)
         self.endpoint = endpoint_name(pipeline.name, name, spec)
+        self.scaling = Scaling(session, self.endpoint, spec)
         self.model_folder, self.root, self.folder, self.quiet_s = model_folder, root, folder, quiet_s
 
     def changing(self, who: str) -> AbstractContextManager[None]:
@@ -100,8 +100,9 @@ class SageMakerTarget:
                 if found is None or found["EndpointStatus"] != UP or found["EndpointConfigName"] != config:
                     raise Refused("it was interrupted")
                 self._prove(self.registry.get(change.name, change.version))
+                self.scaling.apply()
             except RunnerError as error:
-                self._back(previous)
+                self._back(previous, config)
                 self._record(change, FAILED, f"{error}")
             else:
                 at = _utc(found["LastModifiedTime"])
@@ -112,13 +113,14 @@ class SageMakerTarget:
         return recorded(self.registry, self.name)
 
     def deploy(self, change: Deployment, version: ModelVersion) -> Deployment:
-        source, _ = self._source(version, upload=True)
-        wanted = self._wish(version, source)
         found = self._describe()
         if found is not None and found["EndpointStatus"] in BUSY:
             raise Refused(f"The endpoint {self.endpoint} is {found['EndpointStatus']}. Try again when it has settled.")
+        self._check_kind(found)
+        source, _ = self._source(version, upload=True)
+        wanted = self._wish(version, source)
         if found is not None and found["EndpointStatus"] == "Failed":  # was never in service
-            self._back("")
+            self._back("", found["EndpointConfigName"])
             found = None
         previous = found["EndpointConfigName"] if found is not None else ""
         self._begin(change, wanted, previous)
@@ -128,21 +130,23 @@ class SageMakerTarget:
             self._go(wanted.config_name, found)
             now = self._arrived(wanted.config_name)
             self._prove(version)
-            self._scale()
+            self.scaling.apply()
         except RunnerError as error:
-            self._back(previous)
+            self._back(previous, wanted.config_name)
             self._record(change, FAILED, str(error))
             if type(error) is not Refused:
                 raise
             goes_on = f" {change.replaced} goes on." if change.replaced else ""
             raise Refused(f"{self.name}: {error}{goes_on}") from error
+        self._tidy({previous, wanted.config_name} - {""})
         return msgspec.structs.replace(change, at=_now(), place=now["EndpointArn"])
 
     def remove(self, change: Deployment) -> Deployment:
         found = self._describe()
         if found is not None:
-            self._scale(none=True)
-            self._back("")
+            self.scaling.end()
+            self._back("", found["EndpointConfigName"])
+        self._tidy(set())
         return msgspec.structs.replace(change, at=_now(), place=found["EndpointArn"] if found is not None else "")
 
     def restart(self, last: Deployment, version: ModelVersion) -> Deployment:
@@ -174,6 +178,7 @@ class SageMakerTarget:
     def plan(self, version: ModelVersion) -> Sequence[str]:
         source, _ = self._source(version, upload=False)
         wanted, found = self._wish(version, source), self._describe()
+        self._check_kind(found)
         made = scaling(self.endpoint, self.spec)
         doing = "create" if found is None else "update"
         prices = Prices.read(self.root / self.chosen.prices if self.chosen.prices else None)
@@ -268,8 +273,12 @@ class SageMakerTarget:
             tags = [{"Key": "runner:project", "Value": self.project}, {"Key": "runner:target", "Value": self.name}]
             chosen = self.spec.tags if self.spec.tags is not None else self.chosen.tags
             tags += [{"Key": key, "Value": value} for key, value in sorted(chosen.items())]
-            self._call("create_endpoint", about, EndpointName=self.endpoint, EndpointConfigName=config, Tags=tags)
+            wanted = {"EndpointName": self.endpoint, "EndpointConfigName": config, "Tags": tags}
+            self._made("create_endpoint", about, wanted)  # else it is looked at whether what is there has this one
         elif found["EndpointConfigName"] != config:
+            types = {self._variant(one).get("InstanceType") for one in (config, found["EndpointConfigName"])}
+            if len(types) > 1:
+                self.scaling.pause()
             kept: dict[str, Any] = {}
             if self.spec.scaling is not None:  # as many machines as the load has brought up
                 kept = {
@@ -286,28 +295,44 @@ class SageMakerTarget:
             raise Refused(f"The endpoint {self.endpoint} did not come up with {config}: {said}.")
         return found
 
-    def _back(self, config: str) -> None:
-        """To the configuration of before; "" is none."""
+    def _back(self, config: str, tried: str) -> None:
+        """To the configuration of before; "" is none, and takes away an endpoint of the one that was tried, no other."""
         found = self._settled()
-        if found is not None and (not config or found["EndpointStatus"] == "Failed"):  # which can only be deleted
+        failed = found is not None and found["EndpointStatus"] == "Failed"  # which can only be deleted
+        if found is not None and (failed or (not config and found["EndpointConfigName"] == tried)):
             self._call("delete_endpoint", f"endpoint {self.endpoint}", EndpointName=self.endpoint)
             found = self._settled()
         if config and (found is None or found["EndpointConfigName"] != config):
             self._go(config, found)
             self._arrived(config)
+        if config and self.scaling.paused:
+            self.scaling.apply()
 
-    def _scale(self, *, none: bool = False) -> None:
-        made = None if none else scaling(self.endpoint, self.spec)
-        service, about = "application-autoscaling", f"scaling of {self.endpoint}"
-        if made is not None:
-            self.session.call(service, "register_scalable_target", about=about, **made[0])
-            self.session.call(service, "put_scaling_policy", about=about, **made[1])
-            return
-        what = {"ServiceNamespace": "sagemaker", "ScalableDimension": DIMENSION}
-        ids = [resource(self.endpoint)]
-        there = self.session.call(service, "describe_scalable_targets", about=about, ResourceIds=ids, **what)
-        if there.get("ScalableTargets"):
-            self.session.call(service, "deregister_scalable_target", about=about, ResourceId=ids[0], **what)
+    def _check_kind(self, found: dict[str, Any] | None) -> None:
+        """Raises Refused where it would have to change between instances and serverless, which SageMaker does not do."""
+        variant = self._variant(found["EndpointConfigName"]) if found is not None else {}
+        is_serverless, asked = "ServerlessConfig" in variant, self.spec.serverless is not None
+        if variant and is_serverless is not asked:
+            kinds = ("instances", "serverless")
+            raise Refused(
+                f"The endpoint {self.endpoint} is one of {kinds[is_serverless]}, and SageMaker does not make it one of "
+                f"{kinds[asked]}. Nothing was changed. Give the target another endpoint "
+                f'([targets.{self.name}] endpoint = "…"), or remove it first: runner undeploy {self.name}'
+            )
+
+    def _variant(self, config: str) -> dict[str, Any]:
+        """What the configuration runs on; empty where there is no such configuration."""
+        try:
+            found = self._call("describe_endpoint_config", f"configuration {config}", EndpointConfigName=config)
+        except AwsError as error:
+            if any(words in str(error) for words in ABSENT):
+                return {}
+            raise
+        made: dict[str, Any] = found["ProductionVariants"][0]
+        return made
+
+    def _tidy(self, keep: set[str]) -> None:
+        remove_leftovers(self.session, self.registry, self.name, keep=keep, begun=BEGUN)
 
     # What is on record
 
@@ -352,37 +377,6 @@ class SageMakerTarget:
 
     def _call(self, action: str, about: str, **arguments: Any) -> dict[str, Any]:
         return self.session.call("sagemaker", action, about=about, **arguments)
-
-
-def check_registered(registry: Registry, version: ModelVersion) -> None:
-    """As `check_archive`, where SageMaker keeps the registry."""
-    if isinstance(registry, SageMakerRegistry):
-        check_archive(registry, version)
-
-
-def check_archive(registry: SageMakerRegistry, version: ModelVersion) -> tuple[Source, dict[str, bytes]]:
-    """The version's archive as an endpoint will fetch it, and its files, all as registered.
-
-    Raises Tampered where the archive, its package or the model in it is another, Refused for a pickle.
-    """
-    found, label = registry.deployable(version.name, version.version), version.label
-    bucket, _, key = found.archive.removeprefix("s3://").partition("/")
-    data = Bucket(registry.session, bucket).get(key)
-    if data is None:
-        raise Tampered(f"{found.archive}, the model of {label}, is gone.")
-    files = check_package(data, found.archive_sha256)
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-        for name, content in files.items()
-        if not name.startswith(CODE)
-    }
-    if folder_artifact("", facts).sha256 != version.sha256:
-        raise Tampered(f"{found.archive} has other files than {label} was registered with.")
-    described = registry.groups.describe(found.package)
-    addresses = [one.get("ModelDataUrl") for one in described["InferenceSpecification"]["Containers"]]
-    if addresses != [found.archive]:
-        raise Tampered(f"{found.package} names {addresses} as its model; registered was {found.archive}.")
-    return Source(found.archive, found.archive_sha256, found.package, ""), files
 
 
 def _now() -> str:

@@ -6,6 +6,7 @@ An endpoint is Creating before it is InService, can be updated and can fail, and
 from __future__ import annotations
 
 import http.client
+import json
 import queue
 import threading
 import time
@@ -105,8 +106,27 @@ class Endpoints:
         self._check_config_exists(wanted["EndpointConfigName"])
         if found.endpoint_status not in ("InService", "UpdateRollbackFailed"):
             raise refuse(f"Cannot update in-progress endpoint {found.arn!r}: it is {found.endpoint_status}.")
-        self._begin(found, "Updating", moto.endpoint_configs[wanted["EndpointConfigName"]])
+        config = moto.endpoint_configs[wanted["EndpointConfigName"]]
+        before = moto.endpoint_configs.get(found.endpoint_config_name)
+        if before is not None:
+            self._check_change(found, before.production_variants, config.production_variants)
+        self._begin(found, "Updating", config)
         return {"EndpointArn": found.arn}
+
+    def _check_change(self, endpoint: Any, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+        """Between instances and serverless an endpoint cannot go, nor to another instance type while it is scaled."""
+        if {"ServerlessConfig" in one for one in before} != {"ServerlessConfig" in one for one in after}:
+            raise refuse(f"Cannot update endpoint {endpoint.arn!r} between serverless and instance-based variants.")
+        old, new = ({one["VariantName"]: one.get("InstanceType") for one in variants} for variants in (before, after))
+        scaled = get_backend("applicationautoscaling")[ACCOUNT][self._region].describe_scalable_targets(
+            "sagemaker", [f"endpoint/{endpoint.endpoint_name}/variant/{name}" for name in old], None
+        )
+        registered = {one.resource_id.rpartition("/")[2] for one in scaled}
+        if stuck := sorted(name for name in registered if new.get(name) != old[name]):
+            raise refuse(
+                f"The variant(s) {json.dumps(stuck)} must be deregistered as scalable targets with Application Auto "
+                "Scaling before they are removed or their instance type is updated."
+            )
 
     def delete(self, call: Call, environ: dict[str, Any]) -> None:
         found = self._get(call.parameters["EndpointName"])

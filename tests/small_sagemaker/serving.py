@@ -26,7 +26,7 @@ from .container import CLONE_NEWNET, SYSTEM_PATH, Container
 from .errors import NotPermittedError
 from .images import Image, kept_image
 
-SOURCE = Path(__file__).parent / "xgboost"
+SOURCE = Path(__file__).parent / "xgboost_image"
 PORT = 8080
 READY_S = 120.0
 TOLD = {
