@@ -245,7 +245,10 @@ def test_an_account_that_is_ready_has_no_failing_line(far: Examined, account: tu
     assert {name: check["status"] for name, check in found.items() if check["status"] != "ok"} == {
         "versions": "unknown"
     }
-    assert "--probe` starts one ml.t3.medium for 2 minutes; it costs 0.0017 USD at most" in found["versions"]["said"]
+    assert (
+        "--probe` starts one ml.t3.medium for 10 minutes at most; it costs 0.0083 USD at most"
+        in found["versions"]["said"]
+    )
     assert found["quota"]["said"] == "4 ml.m5.xlarge at once for processing jobs"
     simulated = next(form for action, form in account[0].asked if "iam:PassRole" in form.values())
     assert simulated["ResourceArns.member.1"] == ROLE
@@ -332,13 +335,14 @@ def test_a_bucket_in_another_region_is_said(far: Examined, cloud: SmallSageMaker
     [
         ("PutObject", "put_object was answered AccessDenied"),
         ("GetObject", "get_object was answered AccessDenied"),
-        ("HeadObject", "answered 403 instead of 404"),
+        ("ListObjectsV2", "may not be listed, so what is not there cannot be told"),
     ],
 )
 def test_a_bucket_that_may_not_be_used_names_the_right(
     far: Examined, cloud: SmallSageMaker, action: str, said: str
 ) -> None:
     cloud.faults.add(action, "AccessDenied", times=None, status=403)
+    cloud.faults.add("HeadObject", "AccessDenied", times=None, status=403)  # what is not there, to who may not list all
     found = far.doctor()
     assert found["exit"]["code"] == 7
     assert said in found["bucket"]["said"]
@@ -445,6 +449,9 @@ def test_the_registry_is_asked_where_versions_are_kept_there(
     account[0].denied = {"sagemaker:CreateModelPackage"}
     denied = far.doctor(toml=OUTPUT + MODEL.format("some"))
     assert denied["registry"]["status"] == "failed"
+    asked = next(form for _, form in account[0].asked if "sagemaker:CreateModelPackage" in form.values())
+    assert asked["ContextEntries.member.1.ContextKeyName"] == "sagemaker:ModelApprovalStatus"  # as the policies have it
+    assert asked["ContextEntries.member.1.ContextKeyValues.member.1"] == "PendingManualApproval"
     account[0].denied = set()
     cloud.faults.add("ListModelPackages", "AccessDeniedException", times=None)
     denied = far.doctor(toml=OUTPUT + MODEL.format("some"))
@@ -510,13 +517,17 @@ def test_the_probe_runs_one_small_job_and_says_what_it_found(far: Examined, clou
     far.set()
     done = far.here("doctor", "--on", "sagemaker", "--probe")
     assert done.code == 0, done.out
-    assert "starting one ml.t3.medium for 2 minutes at most; it costs 0.0017 USD at most" in done.err
+    assert "starting one ml.t3.medium for 10 minutes at most; it costs 0.0083 USD at most" in done.err
     assert re.search(r"✓ versions +the job tiny-doctor-\w+-1 ran Python 3\.\S+ with the image's own packages", done.out)
     made = [job for job in jobs(cloud) if job not in before]
     assert len(made) == 1
     found = cloud.client("sagemaker").describe_processing_job(ProcessingJobName=made[0])
-    assert found["StoppingCondition"] == {"MaxRuntimeInSeconds": 120}
-    assert found["ProcessingResources"]["ClusterConfig"]["InstanceType"] == "ml.t3.medium"
+    # long and large enough to install what a step installs
+    cluster = {"InstanceCount": 1, "InstanceType": "ml.t3.medium", "VolumeSizeInGB": 30}
+    assert (found["StoppingCondition"], found["ProcessingResources"]) == (
+        {"MaxRuntimeInSeconds": 600},
+        {"ClusterConfig": cluster},
+    )
     assert "2 ml.t3.medium" in done.out
     assert left_by_doctor(cloud) == objects
 

@@ -231,9 +231,18 @@ def test_the_service_may_start_a_pipelines_steps_as_the_jobs_role(recorded: Reco
 ONCE = {"s3:if-none-match": "*"}
 SAGEMAKER = {"iam:passedtoservice": "sagemaker.amazonaws.com"}
 EVENT = f"{OBJECTS}/tiny/registry/tiny/events/000003.json"
+APPROVED, PENDING = ({"sagemaker:modelapprovalstatus": one} for one in ("Approved", "PendingManualApproval"))
 FORBIDDEN = [
     ("job", "sagemaker:UpdateModelPackage", f"{AT}:model-package/tiny/1", {}),
-    ("job", "sagemaker:CreateModelPackage", f"{AT}:model-package/other/1", {}),
+    ("job", "sagemaker:CreateModelPackage", f"{AT}:model-package/other/1", PENDING),
+    # whoever makes a version must not decide on it by the way
+    *[
+        (who, "sagemaker:CreateModelPackage", f"{AT}:model-package/tiny/1", status)
+        for who in ("job", "caller") for status in ({}, APPROVED, {"sagemaker:modelapprovalstatus": "Rejected"})
+    ],
+    # the whole bucket: a listing without a prefix has no such key
+    *[(who, "s3:ListBucket", OBJECTS, {}) for who in POLICIES],
+    ("job", "s3:PutObject", f"{OBJECTS}/tiny/captured-too/1", {}),
     ("job", "sagemaker:CreateProcessingJob", f"{AT}:processing-job/other-1", {}),
     ("job", "s3:PutObject", EVENT, {}),  # it may add one, and replace none
     ("job", "s3:PutObject", f"{OBJECTS}/tiny/data/june/in.txt", {}),
@@ -281,6 +290,12 @@ def test_what_somebody_must_not_do_is_not_allowed(
     who: str, action: str, resource: str, context: dict[str, str]
 ) -> None:
     assert allowing(statements(who), Request(action, resource, context)) == []
+
+
+def test_an_endpoint_may_keep_what_it_is_asked() -> None:
+    """It runs as the jobs' role, and `capture` writes below captured/TARGET/."""
+    kept = f"{OBJECTS}/tiny/captured/production/tiny-production/all/2026/11/28/1.jsonl"
+    assert allowing(statements("job", WithPipeline="no"), Request("s3:PutObject", kept))
 
 
 def test_without_a_pipeline_the_jobs_role_registers_and_starts_nothing() -> None:

@@ -24,7 +24,7 @@ import pandas as pd
 import pytest
 from cloud import BUCKET, running
 from conftest import REAL_TABLE, ROOT, Project, chromium, environment
-from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template
+from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template, rights
 from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
 from test_serve import CSV, JSON, ROW, Client, approved, serving
@@ -599,12 +599,6 @@ def test_the_page_of_a_server_scores_its_form_where_a_token_is_in_the_address(ho
 # The templates
 
 
-def rights(template: str, role: str, **parameters: str) -> list[dict[str, Any]]:
-    stack = Stack(INFRA / template, **parameters)
-    (policy,) = stack.render(stack.template["Resources"][role]["Properties"]["Policies"])
-    return [{"Sid": str(at), **one} for at, one in enumerate(policy["PolicyDocument"]["Statement"])]
-
-
 def test_the_function_may_invoke_one_endpoint_and_write_its_log_and_nothing_else() -> None:
     granted = rights("rest.yaml", "FunctionRole", Project="tiny", Endpoint=ENDPOINT)
     at = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint"
@@ -640,69 +634,6 @@ def test_the_api_is_released_with_what_answers_browsers() -> None:
     assert released["Metadata"]["Preflight"] == {"Fn::If": ["HasOrigin", {"Ref": "Preflight"}, ""]}
 
 
-def test_an_approval_starts_the_pipeline_with_its_version_and_twice_the_same_once(
-    cloud: SmallSageMaker, tmp_path: Path
-) -> None:
-    code = read_template(INFRA / "deploy.yaml")["Resources"]["Start"]["Properties"]["Code"]["ZipFile"]
-    assert len(code) <= 4096
-    (tmp_path / "index.py").write_text(code, encoding="utf-8")
-    calls: list[dict[str, Any]] = []
-
-    class CodePipeline(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            calls.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            body = b'{"pipelineExecutionId": "one"}'
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    detail = {"ModelPackageArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:model-package/tiny/3", "ModelPackageVersion": 3}
-    events = [{"time": moment, "detail": detail} for moment in ("t1", "t1", "t2")]
-    run = "import json, sys, index\nfor event in json.loads(sys.argv[1]): print(index.handler(event, None))"
-    with HTTPServer(("127.0.0.1", 0), CodePipeline) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        here = {**cloud.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
-        done = subprocess.run(
-            [sys.executable, "-c", run, json.dumps(events)], cwd=tmp_path, text=True, capture_output=True,
-            env=environment({**here, "PIPELINE": "deploy-tiny"}), check=False,
-        )  # fmt: skip
-        server.shutdown()
-        thread.join()
-    assert done.stdout.split() == ["one"] * 3, done.stderr
-    assert calls[0]["name"] == "deploy-tiny"
-    assert calls[0]["variables"] == [{"name": "version", "value": "3"}]
-    tokens = [call["clientRequestToken"] for call in calls]
-    assert tokens[0] == tokens[1] != tokens[2]
-    granted = rights("deploy.yaml", "StartRole", Project="tiny")
-    arn = f"arn:aws:codepipeline:{REGION}:{ACCOUNT}:deploy-tiny"
-    assert allowing(granted, Request("codepipeline:StartPipelineExecution", arn))
-
-
-def test_the_approval_of_a_version_is_what_the_rule_asks_for(cloud: SmallSageMaker) -> None:
-    sagemaker, events, inbox = (cloud.client(name) for name in ("sagemaker", "events", "sqs"))
-    stack = Stack(INFRA / "deploy.yaml", Project="tiny", Model="tiny")
-    pattern = stack.render(stack.template["Resources"]["ApprovedRule"]["Properties"]["EventPattern"])
-    events.put_rule(Name="approved", EventPattern=json.dumps(pattern))
-    queue = inbox.create_queue(QueueName="approved")["QueueUrl"]
-    events.put_targets(Rule="approved", Targets=[{"Id": "1", "Arn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:approved"}])
-    sagemaker.create_model_package_group(ModelPackageGroupName="tiny")
-    container = {"Image": "i", "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
-    specification = {"Containers": [container], "SupportedContentTypes": [], "SupportedResponseMIMETypes": []}
-    arn = sagemaker.create_model_package(
-        ModelPackageGroupName="tiny", InferenceSpecification=specification, ModelApprovalStatus="PendingManualApproval"
-    )["ModelPackageArn"]
-    for status in ("Rejected", "Approved"):
-        sagemaker.update_model_package(ModelPackageArn=arn, ModelApprovalStatus=status)
-    (message,) = inbox.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
-    detail = json.loads(message["Body"])["detail"]
-    assert (detail["ModelPackageArn"], detail["ModelPackageVersion"]) == (arn, 1)
-
-
 def test_the_smoke_test_passes_a_good_endpoint_and_tells_what_is_wrong_with_others(
     cloud: SmallSageMaker, house: Project, odd: Front
 ) -> None:
@@ -722,18 +653,3 @@ def test_the_smoke_test_passes_a_good_endpoint_and_tells_what_is_wrong_with_othe
     assert constant.returncode == 1
     assert "instead of {'prediction'" in constant.stderr
     assert "a record that lacks a column: status 200 instead of 400" in constant.stderr
-
-
-def test_the_build_does_with_commands_that_there_are(project: Project) -> None:
-    stack = Stack(INFRA / "deploy.yaml")
-    commands = stack.template["Resources"]["Build"]["Properties"]["Source"]["BuildSpec"]
-    for command in ("deploy", "rest", "deployments"):
-        assert f"- runner {command} " in commands
-        assert project.runner(command, "--help").code == 0
-    stages = stack.template["Resources"]["Pipeline"]["Properties"]["Stages"]
-    assert [stage["Name"] for stage in stages] == ["Source", "Staging", "Approval", "Production"]
-    for stage in (stages[1], stages[3]):
-        given = stack.render(stage["Actions"][0]["Configuration"]["EnvironmentVariables"])
-        assert {one["name"] for one in json.loads(given)} == {"VERSION", "EXECUTION", "TARGET", "ENDPOINT", "SCHEMA"}
-    assert "--allow-schema-change" in project.runner("deploy", "--help").out
-    assert '$( [ "$SCHEMA" = allow ] && echo --allow-schema-change )' in commands

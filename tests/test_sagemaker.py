@@ -550,6 +550,29 @@ def test_a_large_file_goes_up_in_parts_with_the_same_patience(
     assert "Uploads" not in cloud.client("s3").list_multipart_uploads(Bucket=BUCKET)  # nothing is left half
 
 
+def test_who_may_list_below_the_prefix_only_is_told_what_is_not_there(
+    cloud: SmallSageMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 then answers 403 for it, as for what may not be read."""
+    from runner.aws.bucket import Bucket
+    from runner.aws.session import AwsError, Session
+
+    for variable, value in cloud.environment.items():
+        monkeypatch.setenv(variable, value)
+    bucket = Bucket(Session(), BUCKET, "listed/")
+    bucket.put("there and more", b"x")
+    for action in ("GetObject", "HeadObject"):
+        cloud.faults.add(action, "AccessDenied", times=None, status=403, match={"Key": "listed/"})
+    assert (bucket.get("there"), bucket.size("there")) == (None, None)
+    bucket.put("there", b"x")
+    for read in (bucket.get, bucket.size):
+        with pytest.raises(AwsError, match=r"Grant the caller (Get|Head)Object"):
+            read("there")
+    cloud.faults.add("ListObjectsV2", "AccessDenied", times=None)
+    with pytest.raises(AwsError, match="Grant the caller GetObject"):
+        bucket.get("absent")
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

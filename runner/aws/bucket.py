@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from runner.aws.session import ABSENT, AwsError, Session
+from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.records import FileFact
 
 CHUNK_BYTES = 1 << 20
@@ -46,7 +46,7 @@ class Bucket:
         try:
             self.fetch(key, whole)
         except AwsError as error:
-            if error.code in ABSENT:
+            if self._absent(key, error):
                 return None
             raise
         return whole.getvalue()
@@ -56,9 +56,22 @@ class Bucket:
         try:
             return int(self._call("head_object", key)["ContentLength"])
         except AwsError as error:
-            if error.code in ABSENT:
+            if self._absent(key, error):
                 return None
             raise
+
+    def _absent(self, key: str, error: AwsError) -> bool:
+        """Whether what was read is not there.
+
+        Who may list below the prefix only is answered 403 for it, as for what may not be read; a listing tells which.
+        """
+        if error.code not in DENIED:
+            return error.code in ABSENT
+        try:
+            first = next(self._listed(key), None)  # in order, so that the object itself would come first
+        except AwsError:
+            return False
+        return first is None or first["Key"] != self.prefix + key
 
     def keys(self, below: str = "") -> Iterator[tuple[str, int]]:
         """(key relative to the prefix, size in bytes) of every object below, in order."""

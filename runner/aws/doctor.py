@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.probe import INSTANCE, ceiling, probe
+from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
 from runner.aws.processing.estimate import most_usd
 from runner.aws.processing.executor import lock, wheel_cache
@@ -90,7 +90,7 @@ def account(
     elif broken or packages.status == "failed":
         yield unknown("versions", "the probe was not started, as what it needs has failed above")
     else:
-        say(f"starting one {INSTANCE} for 2 minutes at most{ceiling(common, root)}")
+        say(f"starting one {INSTANCE} for {LIMIT_S // 60} minutes at most{ceiling(common, root)}")
         patient = Session(common.region)
         yield _asked("versions", partial(probe, patient, spec.name, common, root=root))
 
@@ -147,8 +147,8 @@ def bucket(place: Bucket) -> Check:
         place.size(key)
     except AwsError as error:
         if error.code in DENIED:
-            said = f"what is not in s3://{name}/{place.prefix} is answered 403 instead of 404"
-            return failed("bucket", said, f"grant s3:ListBucket: {GRANT}", code=error.exit_code)
+            said = f"what is in s3://{name}/{place.prefix} may not be listed, so what is not there cannot be told"
+            return failed("bucket", said, f"grant s3:ListBucket below it: {GRANT}", code=error.exit_code)
         raise
     place.put(key, content, once=True)
     try:
@@ -287,7 +287,7 @@ def _way_in(error: AwsError) -> str:
 
 
 def _offer(chosen: Settings, root: Path) -> str:
-    return f"`runner doctor --on sagemaker --probe` starts one {INSTANCE} for 2 minutes{ceiling(chosen, root)}"
+    return f"`runner doctor --on sagemaker --probe` starts one {INSTANCE} for {LIMIT_S // 60} minutes at most{ceiling(chosen, root)}"
 
 
 def _remove(place: Bucket, key: str) -> str:

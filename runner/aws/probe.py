@@ -1,4 +1,4 @@
-"""A real job of two minutes at most, as `runner doctor --probe` starts it: does the image do what steps need?
+"""A real job of ten minutes at most, as `runner doctor --probe` starts it: does the image do what steps need?
 
 It goes the way of every step: the bundle is put into the bucket, the bootstrap compares the image with the lock and
 makes the environment, and this module, inside it, writes what it found back into the bucket as the jobs' role.
@@ -26,7 +26,8 @@ from runner.pipeline.remote import Settings
 from runner.records import Record
 from runner.run.doctor import Check, failed, ok
 
-INSTANCE, LIMIT_S, VOLUME_GB = "ml.t3.medium", 120, 10
+INSTANCE = "ml.t3.medium"
+LIMIT_S = 600  # it installs the lock, some 90 wheels on a slow disk; what is billed is what it takes
 MODULE = "runner.aws.probe"
 POLL_S = 3.0
 LAST_LINES = 3
@@ -80,7 +81,7 @@ def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str)
         "S3DataType": "S3Prefix",
         "S3InputMode": "File",
     }
-    cluster: dict[str, Any] = {"InstanceCount": 1, "InstanceType": INSTANCE, "VolumeSizeInGB": VOLUME_GB}
+    cluster: dict[str, Any] = {"InstanceCount": 1, "InstanceType": INSTANCE, "VolumeSizeInGB": chosen.volume_gb}
     made: dict[str, Any] = {
         "ProcessingJobName": name,
         "RoleArn": chosen.role,

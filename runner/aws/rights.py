@@ -104,7 +104,13 @@ def registry(session: Session, caller: Caller, spec: Pipeline) -> Check:
     group, version = f"{at}:model-package-group/{name}", f"{at}:model-package/{name}/1"
     may_group = _simulated(session, caller, "registry", ["sagemaker:CreateModelPackageGroup"], [group], [])
     verbs = ["sagemaker:CreateModelPackage", "sagemaker:DescribeModelPackage"]
-    may_version = _simulated(session, caller, "registry", verbs, [version], [])
+    # the policies let nobody make a version that is approved already
+    pending = {
+        "ContextKeyName": "sagemaker:ModelApprovalStatus",
+        "ContextKeyValues": ["PendingManualApproval"],
+        "ContextKeyType": "string",
+    }
+    may_version = _simulated(session, caller, "registry", verbs, [version], [pending])
     worst = may_group if may_group.status == "failed" else may_version
     return dataclasses.replace(worst, said=f"{said}; {worst.said}")
 

@@ -26,7 +26,7 @@ WIDTH = 11  # of the longest name, credentials
     show_default=True,
     help="Where runs are to work.",
 )
-@click.option("--probe", is_flag=True, help="With --on sagemaker: start one ml.t3.medium for 2 minutes at most.")
+@click.option("--probe", is_flag=True, help="With --on sagemaker: start one ml.t3.medium for 10 minutes at most.")
 @json_option
 @pipeline_option
 def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:

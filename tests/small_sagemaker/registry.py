@@ -186,7 +186,8 @@ class Registry:
             if metadata or "CustomerMetadataProperties" in package:
                 package["CustomerMetadataProperties"] = metadata
             package |= {"LastModifiedTime": time.time(), "LastModifiedBy": {}}
-        self._tell(package)
+        # as the service does: what the request named, whether or not it was another value before
+        self._tell({**package, "UpdatedModelPackageFields": sorted(wanted.keys() - {"ModelPackageArn"})})
         return {"ModelPackageArn": package["ModelPackageArn"]}
 
     def list_packages(self, call: Call, environ: dict[str, Any]) -> dict[str, Any]:

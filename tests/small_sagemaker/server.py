@@ -72,7 +72,10 @@ class Server:
 
     def _tell_package_state(self, package: dict[str, Any]) -> None:
         """Sends the event a change of a model package makes, for rules on the default bus."""
-        kept = ("ModelPackageGroupName", "ModelPackageVersion", "ModelPackageArn", "ModelApprovalStatus")
+        kept = (
+            "ModelPackageGroupName", "ModelPackageVersion", "ModelPackageArn", "ModelApprovalStatus",
+            "LastModifiedTime", "UpdatedModelPackageFields",
+        )  # fmt: skip
         entry = {
             "Source": "aws.sagemaker",
             "DetailType": "SageMaker Model Package State Change",

@@ -1,0 +1,125 @@
+"""The rights that a call needs, as the service authorization reference has them: the bridge from Call to Request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .calls import ACCOUNT, Call
+from .policies import Request
+
+REGION = "eu-west-1"
+S3_WRITES = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
+FREE = {("sts", "GetCallerIdentity")}  # needs no right
+
+
+def requests(call: Call) -> Iterator[Request]:
+    """The rights that a call needs, as the service authorization reference has them."""
+    given = call.parameters
+    match call.service:
+        case "s3":
+            yield from _of_s3(call)
+        case "sagemaker":
+            yield from _of_sagemaker(call.action, given)
+        case "logs":
+            group = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{given['logGroupName']}"
+            stream = "" if call.action == "CreateLogGroup" else f":log-stream:{given.get('logStreamName', '')}"
+            yield Request(f"logs:{call.action}", group + stream)
+        case "secretsmanager":
+            arn = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{given['SecretId']}-AbCdEf"
+            yield Request("secretsmanager:GetSecretValue", arn)
+        case "ecr":
+            yield Request(f"ecr:{call.action}", f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/{given['repositoryName']}")
+        case "iam" if call.action == "GetRole":
+            yield Request("iam:GetRole", f"arn:aws:iam::{ACCOUNT}:role/{given['RoleName']}")
+        case "iam" if call.action == "SimulatePrincipalPolicy":
+            arn = f"arn:aws:iam::{ACCOUNT}:user/{given['PolicySourceArn'].rpartition('/')[2]}"
+            yield Request("iam:SimulatePrincipalPolicy", arn, {"aws:username": arn.rpartition("/")[2]})
+        case "sagemaker-runtime":
+            arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/{given['EndpointName']}"
+            yield Request(f"sagemaker:{call.action}", arn)
+        case "application-autoscaling":
+            arn = f"arn:aws:application-autoscaling:{REGION}:{ACCOUNT}:scalable-target/0ec5"
+            about = {"application-autoscaling:service-namespace": given["ServiceNamespace"]}
+            yield Request(f"application-autoscaling:{call.action}", arn, about)
+        case "apigateway":
+            model = f"/{given['restApiId']}/models/{given['modelName']}" if call.action == "GetModel" else ""
+            yield Request("apigateway:GET", f"arn:aws:apigateway:{REGION}::/restapis{model}")
+        case "servicequotas":
+            yield Request(f"servicequotas:{call.action}", "*")
+        case _:
+            assert (call.service, call.action) in FREE, f"nobody has said what right this needs: {call}"
+
+
+def _of_s3(call: Call) -> Iterator[Request]:
+    given = call.parameters
+    bucket = f"arn:aws:s3:::{given['Bucket']}"
+    name = f"{bucket}/{given.get('Key', '')}"
+    match call.action:
+        case "GetObject" | "HeadObject":
+            yield Request("s3:GetObject", name)
+        case "ListObjectsV2":
+            yield Request("s3:ListBucket", bucket, {"s3:prefix": given["Prefix"]} if given.get("Prefix") else {})
+        case action if action in S3_WRITES:
+            once = {"s3:if-none-match": given["IfNoneMatch"]} if "IfNoneMatch" in given else {}
+            yield Request("s3:PutObject", name, once)
+        case "DeleteObject" | "AbortMultipartUpload":
+            yield Request(f"s3:{call.action}", name)
+        case "GetBucketLocation":
+            yield Request("s3:GetBucketLocation", bucket)
+        case _:
+            raise AssertionError(f"nobody has said what right this needs: {call}")
+
+
+def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
+    at = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
+    package = str(given.get("ModelPackageName", given.get("ModelPackageArn", "")))
+    match action:
+        case "CreateProcessingJob" | "DescribeProcessingJob" | "StopProcessingJob":
+            arn = f"{at}:processing-job/{given['ProcessingJobName']}"
+        case (
+            "CreatePipeline"
+            | "UpdatePipeline"
+            | "DescribePipeline"
+            | "ListPipelineExecutions"
+            | "StartPipelineExecution"
+        ):
+            arn = f"{at}:pipeline/{given['PipelineName']}"
+        case "CreateModelPackageGroup" | "DescribeModelPackageGroup":
+            arn = f"{at}:model-package-group/{given['ModelPackageGroupName']}"
+        case "CreateModelPackage" | "ListModelPackages":
+            arn = f"{at}:model-package/{given['ModelPackageGroupName']}/1"
+        case "DescribeModelPackage" | "UpdateModelPackage":
+            arn = package if package.startswith("arn:") else f"{at}:model-package/{package}"
+        case _ if "PipelineExecutionArn" in given:
+            arn = given["PipelineExecutionArn"]
+        case "CreateModel" | "DescribeModel":
+            arn = f"{at}:model/{given['ModelName']}"
+        case "CreateEndpointConfig" | "DescribeEndpointConfig":
+            arn = f"{at}:endpoint-config/{given['EndpointConfigName']}"
+            for variant in given.get("ProductionVariants", []):
+                yield Request(f"sagemaker:{action}", f"{at}:model/{variant['ModelName']}")
+        case "CreateEndpoint" | "UpdateEndpoint" | "DescribeEndpoint" | "DeleteEndpoint":
+            arn = f"{at}:endpoint/{given['EndpointName']}"
+            if "EndpointConfigName" in given:
+                yield Request(f"sagemaker:{action}", f"{at}:endpoint-config/{given['EndpointConfigName']}")
+        case "AddTags" | "ListTags":
+            arn = given["ResourceArn"]
+        case _:
+            raise AssertionError(f"nobody has said what right this needs: {action} {given}")
+    yield Request(f"sagemaker:{action}", arn, _about(given))
+    if given.get("Tags") and action != "AddTags":
+        yield Request("sagemaker:AddTags", arn)
+    if role := given.get("RoleArn") or given.get("ExecutionRoleArn"):
+        yield Request("iam:PassRole", role, {"iam:passedtoservice": "sagemaker.amazonaws.com"})
+
+
+def _about(given: Mapping[str, Any]) -> dict[str, str]:
+    """The condition keys of CreateModelPackage and UpdateModelPackage."""
+    cycle = given.get("ModelLifeCycle", {})
+    found = {
+        "sagemaker:modelapprovalstatus": given.get("ModelApprovalStatus"),
+        "sagemaker:modellifecycle:stage": cycle.get("Stage"),
+        "sagemaker:modellifecycle:stagestatus": cycle.get("StageStatus"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
