@@ -423,6 +423,26 @@ def test_what_our_rules_forbid_is_taken_in_as_it_happened(cloud: SmallSageMaker,
     assert {event.why for event in registry.events("m")[2:]} == {"decided in SageMaker"}  # not ben's reason
 
 
+@pytest.mark.parametrize("status", ["Approved", "Rejected"])
+def test_a_version_that_was_made_with_a_decision_is_pending_until_somebody_decides(
+    cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture, status: str
+) -> None:
+    version = new(1)
+    registry.history.keep_facts(version)
+    registry.groups.make("m")
+    made = package(folder_of(version, tmp_path / "folders"))
+    asked = creation(version, made, bucket=registry.bucket, image="own:1", registry=registry.own, source="")
+    registry.bucket.put(f"models/{made.sha256}/model.tar.gz", made.archive)
+    cloud.client("sagemaker").create_model_package(**{**asked, "ModelApprovalStatus": status})
+    assert numbers(in_sagemaker(tmp_path).list()) == [("m", 1, "pending")]
+    assert registry.approved("m") is None
+    assert f"m/1 was made as {status.lower()}, which nobody decided: it counts as pending." in caplog.text
+    assert kinds(registry) == [(1, "registered", "ana")]
+    assert registry.decide("m", 1, "approved", who="ben", why="reviewed").status == "approved"
+    assert described(cloud)["ModelApprovalStatus"] == "Approved"
+    assert kinds(registry)[1:] == [(1, "approved", "ben")]
+
+
 def test_a_decision_in_studio_after_a_crash_is_not_undone(
     cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
 ) -> None:

@@ -105,6 +105,11 @@ def carried_out(found: dict[str, Any]) -> int:
     return int(found.get("CustomerMetadataProperties", {}).get(CARRIED_OUT, 0))
 
 
+def changed(found: dict[str, Any]) -> bool:
+    """Whether somebody has updated the package of this description since it was made."""
+    return "LastModifiedTime" in found and bool(found["LastModifiedTime"] > found["CreationTime"])
+
+
 def described(event: Event) -> str:
     """What SageMaker is told of a decision."""
     return line(f"{event.who}: {event.why}")

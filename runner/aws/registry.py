@@ -3,8 +3,9 @@
 What SageMaker keeps can be changed by anybody who may update a model package, and it forgets who decided and why. So
 a version's state is what the events in S3 add up to, as in the local registry, and each access brings the two
 together: a package of ours without an event gets one (a crash came between), a decision that was written down is
-carried out (likewise), a state that was set in Studio is written down as an external decision. The event is always
-written before the package is changed: its number can be taken only once, which decides between two that decide.
+carried out (likewise), a state that was set in Studio is written down as an external decision; one that a package was
+made with is not a decision. The event is always written before the package is changed: its number can be taken only
+once, which decides between two that decide.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from runner.aws.bucket import Bucket
 from runner.aws.creation import OURS, archive_key, creation, evaluation_key, value
 from runner.aws.evaluation import evaluation
-from runner.aws.group import STATUS, Groups, Listed, carried_out, described
+from runner.aws.group import STATUS, Groups, Listed, carried_out, changed, described
 from runner.aws.history import History, Objects
 from runner.aws.package import Package, package, serving_image
 from runner.aws.session import DENIED, AwsError, Session
@@ -253,6 +254,11 @@ class SageMakerRegistry:
         found = self.groups.describe(listed.arn)
         listed.status = STATUS.get(found.get("ModelApprovalStatus", ""), "pending")
         if listed.status == status:
+            return None
+        if status == "pending" and not changed(found):
+            log.warning(
+                "%s/%d was made as %s, which nobody decided: it counts as pending.", name, number, listed.status
+            )
             return None
         applied = carried_out(found)
         if last is not None and last.data != STANDS and last.seq > applied:
