@@ -345,11 +345,13 @@ def push_pipeline(file: Path, *, profile: str | None = None, dry_run: bool = Fal
     return push(make_plan(file, profile=profile), backend.open_store(file.parent), profile=profile, dry_run=dry_run)
 
 
-def start_pipeline(file: Path, overrides: dict[str, str], *, profile: str | None = None, note: str = "") -> str:
+def start_pipeline(
+    file: Path, overrides: dict[str, str], *, profile: str | None = None, note: str = "", once: str = ""
+) -> str:
     """Start an execution with -p's values, checked as those of a run are; its ARN. Local sources are uploaded."""
     from runner.aws.pipelines.executions import start, to_check
 
-    return start(make_plan(file, profile=profile, overrides=to_check(overrides)), overrides, note=note)
+    return start(make_plan(file, profile=profile, overrides=to_check(overrides)), overrides, note=note, once=once)
 
 
 def look_at_execution(file: Path, reference: str | None) -> Seen:

@@ -636,6 +636,28 @@ def test_status_and_start_say_that_there_is_no_pipeline_yet(cloud: SmallSageMake
         assert (done.code, "runner pipeline push" in done.err) == (2, True)
 
 
+def test_what_was_started_for_a_commit_is_not_started_again(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    project = RemoteProject(tmp_path, cloud)
+    project.write("n.ipynb", parameters("x: int = 1"), "x")
+    project.toml('name = "commits"\n[steps.only]\nnotebook = "n.ipynb"\nparameters = { x = 2 }\n')
+
+    def start(*arguments: str) -> str:
+        done = project.here("pipeline", "start", "--json", *arguments)
+        assert done.code == 0, done.err
+        arn: str = done.json["arn"]
+        cloud.client("sagemaker").stop_pipeline_execution(PipelineExecutionArn=arn)  # its jobs are not the question
+        return arn
+
+    assert project.here("pipeline", "push").code == 0
+    first = project.here("pipeline", "start", "--json", "--once", "abc").json["arn"]
+    assert project.here("pipeline", "start", "--json", "--once", "abc").json["arn"] == first
+    others = [start("--once", "def"), start("--once", "abc", "-p", "x=3"), start(), start()]
+    project.write("n.ipynb", parameters("x: int = 1"), "x + 1")
+    assert project.here("pipeline", "push").code == 0
+    others.append(start("--once", "abc"))
+    assert len({first, *others}) == 6
+
+
 @pytest.mark.parametrize("command", ["show", "push", "start", "status"])
 def test_every_command_has_help_with_an_example(tmp_path: Path, command: str) -> None:
     done = Project(tmp_path).runner("pipeline", command, "--help")

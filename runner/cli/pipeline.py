@@ -87,20 +87,29 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
     help="Set a parameter, or STEP.NAME=VALUE for one step's parameter or source.",
 )
 @click.option("-m", "note", default="", metavar="NOTE", help="A description kept with the execution.")
+@click.option(
+    "--once",
+    default="",
+    metavar="KEY",
+    help="Start nothing where this was started for KEY, such as a commit, before; print that execution.",
+)
 @profile_option
 @json_option
 @pipeline_option
-def start_command(parameters: tuple[str, ...], note: str, profile: str | None, as_json: bool, pipeline: Path) -> None:
+def start_command(
+    parameters: tuple[str, ...], note: str, once: str, profile: str | None, as_json: bool, pipeline: Path
+) -> None:
     """Start an execution of the Pipeline as it was pushed. Its jobs cost money.
 
     \b
     Example:
       runner pipeline start
       runner pipeline start -p train.max_depth=6 -p InstanceType=ml.m5.2xlarge
+      runner pipeline start --once "$(git rev-parse HEAD)"
     """
     from runner import actions
 
-    arn = actions.start_pipeline(pipeline, parse_overrides(parameters), profile=profile, note=note)
+    arn = actions.start_pipeline(pipeline, parse_overrides(parameters), profile=profile, note=note, once=once)
     execution = arn.rpartition("/")[2]
     if as_json:
         print_json({"execution": execution, "arn": arn})

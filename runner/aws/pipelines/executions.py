@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping
@@ -60,8 +61,11 @@ def to_check(overrides: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in overrides.items() if key.rpartition(".")[2] not in INSTANCES}
 
 
-def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "") -> str:
+def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "", once: str = "") -> str:
     """Start the Pipeline with -p's values, which `plan` was made with too; the execution's ARN. Local sources go up.
+
+    With `once`, such as a commit, what was started for it before with the same definition and values is not started
+    again: the ARN is that execution's.
 
     Raises UsageError for a name that the Pipeline as pushed has not, or where there is no such Pipeline.
     """
@@ -93,10 +97,11 @@ def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "") -> str:
         values |= dict.fromkeys(takers, value)
     values |= _uploaded(plan, overrides, Bucket(session, chosen.bucket, chosen.prefix))
     said = {"PipelineExecutionDescription": note} if note else {}
+    asked = json.dumps([once, found["PipelineDefinition"], values, note], sort_keys=True)
     reply = pipelines.call(
         "start_pipeline_execution",
         # the same for each try, so that a lost reply starts nothing twice
-        ClientRequestToken=uuid.uuid4().hex,
+        ClientRequestToken=hashlib.sha256(asked.encode()).hexdigest() if once else uuid.uuid4().hex,
         PipelineParameters=[{"Name": taker, "Value": value} for taker, value in values.items()],
         **said,
     )
