@@ -150,14 +150,15 @@ def shared(spec: Pipeline, runs: Store, root: Path) -> SharedRuns:
     from runner.aws.shared import SharedRuns
 
     assert spec.store.runs is not None
-    return SharedRuns(spec.store.runs, runs, root, Session(spec.sagemaker.region))
+    return SharedRuns(spec.store.runs, runs, root, Session(spec.sagemaker.region, kms_key=spec.sagemaker.kms_key))
 
 
 def session(spec: Pipeline, patience_s: float | None = None) -> Session:
     from runner.aws.session import PATIENCE_S, Session
     from runner.pipeline.remote import settings
 
-    return Session(settings(spec).region, patience_s=PATIENCE_S if patience_s is None else patience_s)
+    chosen = settings(spec)
+    return Session(chosen.region, patience_s=PATIENCE_S if patience_s is None else patience_s, kms_key=chosen.kms_key)
 
 
 def _registry(root: Path, spec: Pipeline, patience_s: float | None = None) -> Registry:

@@ -33,7 +33,7 @@ class Bucket:
         """Write the object; with `once` only where there is none, and False where there is one."""
         condition = {"IfNoneMatch": "*"} if once else {}
         try:
-            self._call("put_object", key, Body=data, **condition)
+            self._call("put_object", key, Body=data, **condition, **self._encryption())
         except AwsError as error:
             if once and error.code in TAKEN:
                 return False
@@ -112,14 +112,14 @@ class Bucket:
         if missing_only and self.size(key) == size:
             return 0
         if size <= PART_BYTES:
-            self._call("put_object", key, Body=path.read_bytes())
+            self._call("put_object", key, Body=path.read_bytes(), **self._encryption())
         else:
             self._upload_parts(key, path, size)
         return size
 
     def _upload_parts(self, key: str, path: Path, size: int) -> None:
         part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
-        upload = self._call("create_multipart_upload", key)["UploadId"]
+        upload = self._call("create_multipart_upload", key, **self._encryption())["UploadId"]
 
         def send(number: int) -> dict[str, Any]:
             with path.open("rb") as file:
@@ -187,6 +187,11 @@ class Bucket:
                 ) from broken
             target.seek(0)
             target.truncate()
+
+    def _encryption(self) -> dict[str, str]:
+        """Said with each object, so that a bucket may refuse what is not encrypted with the key."""
+        key = self.session.kms_key
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def _call(self, action: str, key: str, **arguments: object) -> dict[str, Any]:
         return self.session.call(

@@ -91,7 +91,7 @@ def account(
         yield unknown("versions", "the probe was not started, as what it needs has failed above")
     else:
         say(f"starting one {INSTANCE} for {LIMIT_S // 60} minutes at most{ceiling(common, root)}")
-        patient = Session(common.region)
+        patient = Session(common.region, kms_key=common.kms_key)
         yield _asked("versions", partial(probe, patient, spec.name, common, root=root))
 
 
@@ -271,7 +271,7 @@ def _session(chosen: Settings) -> Session:
     from botocore.exceptions import BotoCoreError
 
     try:
-        return Session(chosen.region, patience_s=PATIENCE_S)
+        return Session(chosen.region, patience_s=PATIENCE_S, kms_key=chosen.kms_key)
     except BotoCoreError as error:  # a profile that is not there, a configuration that cannot be read
         raise AwsError(str(error), code=type(error).__name__) from error
 

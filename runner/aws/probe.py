@@ -88,7 +88,7 @@ def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str)
         "AppSpecification": {
             "ImageUri": chosen.image,
             "ContainerEntrypoint": ["python3", "-u", f"{INPUT}/bundle/_run.py"],
-            "ContainerArguments": [MODULE, answer, region],
+            "ContainerArguments": [MODULE, answer, region, *([chosen.kms_key] if chosen.kms_key else [])],
         },
         "ProcessingInputs": [{"InputName": "bundle", "S3Input": source}],
         "ProcessingResources": {"ClusterConfig": cluster},
@@ -102,14 +102,14 @@ def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str)
     return made
 
 
-def main(answer: str, region: str) -> int:
+def main(answer: str, region: str, kms_key: str | None = None) -> int:
     """Inside the job: put the versions at the address."""
     from runner.run.packages import versions
 
     kind = "image" if os.environ.get("RUNNER_ENVIRONMENT") == "image" else "lock"
     found = Found(python=platform.python_version(), environment=kind, packages=versions())
     name, key = split(answer)
-    Bucket(Session(region), name).put(key, msgspec.json.encode(found))
+    Bucket(Session(region, kms_key=kms_key), name).put(key, msgspec.json.encode(found))
     return 0
 
 

@@ -47,8 +47,18 @@ class AwsError(RemoteError):
 class Session:
     """The clients of one region. Safe for many threads."""
 
-    def __init__(self, region: str | None = None, *, patience_s: float = PATIENCE_S, anonymous: bool = False) -> None:
-        """Raises AwsError where there are no credentials or no region; `anonymous` does without, for public buckets."""
+    def __init__(
+        self,
+        region: str | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+        anonymous: bool = False,
+        kms_key: str | None = None,
+    ) -> None:
+        """Raises AwsError where there are no credentials or no region; `anonymous` does without, for public buckets.
+
+        `kms_key` encrypts every object that is written.
+        """
         self._session = _fresh(region)
         if self._session.region_name is None and anonymous:
             self._session = _fresh("us-east-1")
@@ -65,6 +75,7 @@ class Session:
             )
         self.region: str = self._session.region_name
         self.patience_s = patience_s
+        self.kms_key = kms_key
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._gap_s = 0.0  # between two calls to one service's control plane, once it has throttled

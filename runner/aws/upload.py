@@ -94,7 +94,7 @@ def _regular(file: Path) -> os.stat_result:
 
 def _place(spec: Pipeline) -> Bucket:
     """[sagemaker] bucket or the default one, at its prefix; what jobs need beside it need not be set yet."""
-    session = Session(spec.sagemaker.region)
+    session = Session(spec.sagemaker.region, kms_key=spec.sagemaker.kms_key)
     bucket = spec.sagemaker.bucket or _default_bucket(session)
     role, image = spec.sagemaker.role or "-", spec.sagemaker.image or "-"
     filled = msgspec.structs.replace(spec.sagemaker, bucket=bucket, role=role, image=image)

@@ -36,6 +36,7 @@ class Call:
     status: int = 0
     time: float = field(default_factory=time.time)
     error: str | None = None
+    identity: str = ""  # what comes after the access key's first point; "" for the account's administrator
 
 
 @functools.cache
@@ -99,6 +100,13 @@ def read_headers(environ: dict[str, Any]) -> dict[str, str]:
 
 def read_call(environ: dict[str, Any]) -> Call | None:
     """The API call of a request, or None where it is not signed. Leaves the body readable."""
+    call = parse_call(environ)
+    if call is not None:
+        call.access_key, _, call.identity = call.access_key.partition(".")
+    return call
+
+
+def parse_call(environ: dict[str, Any]) -> Call | None:
     headers = read_headers(environ)
     signed = re.search(r"Credential=([^/]+)/\d+/[^/]+/([^/]+)/aws4_request", headers.get("authorization", ""))
     query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))

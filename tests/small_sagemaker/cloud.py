@@ -170,6 +170,10 @@ class SmallSageMaker:
             **named,
         )
 
+    def grant(self, name: str, statements: Sequence[Mapping[str, Any]], arn: str | None = None) -> None:
+        """Gives the identity `name` these statements; from then on one that has none may do nothing."""
+        self._control.call("grant", name, list(statements), arn)
+
     @property
     def calls(self) -> list[Call]:
         """Every API call of clients and containers, in the order of their arrival."""

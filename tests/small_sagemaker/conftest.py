@@ -46,3 +46,16 @@ def sagemaker(cloud: SmallSageMaker) -> Any:
 @pytest.fixture
 def logs(cloud: SmallSageMaker) -> Any:
     return cloud.client("logs", config=ONE_ATTEMPT)
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[SmallSageMaker]:
+    """One for permissions: in `shared` nobody needs a policy, as its tests are about other things."""
+    try:
+        made = SmallSageMaker()
+    except NotPermittedError as error:
+        pytest.skip(str(error))
+    with made as cloud:
+        place = {"LocationConstraint": cloud.region}
+        cloud.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)
+        yield cloud

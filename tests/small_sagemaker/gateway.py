@@ -19,6 +19,7 @@ from . import limits
 from .calls import SERVICE_KEY, Call, read_call
 from .errors import ServiceError, write_error
 from .faults import CUT, LOST_REPLY, REFUSED, TRUNCATED, Fault, Faults
+from .permissions import Permissions
 
 Reply = tuple[int, list[tuple[str, str]], bytes]
 Action = Callable[[Call, dict[str, Any]], dict[str, Any] | Reply | None]
@@ -37,6 +38,7 @@ class Gateway:
         self.actions: dict[tuple[str, str], Action] = {}
         self.calls: list[Call] = []
         self.service_calls: list[Call] = []
+        self.permissions = Permissions()
         self.troubles: list[str] = []  # what went wrong in this double itself
         self._lock = threading.Lock()
         # by object: moto throws the one that is replaced away while the other's writer still reads it
@@ -79,6 +81,11 @@ class Gateway:
                 raise ServiceError(fault.error, fault.message, status=fault.status)
         if call.service == "sagemaker":
             limits.check("sagemaker", call.action, call.parameters)
+        try:
+            self.permissions.check(call)
+        except ServiceError:
+            drain(environ)
+            raise
         action = self.actions.get((call.service, call.action))
         answer = None if action is None else action(call, environ)
         if answer is None and call.action == "PutObject":
@@ -88,6 +95,8 @@ class Gateway:
                 reply = self.ask_moto(environ)
         else:
             reply = self.ask_moto(environ) if answer is None else write_reply(answer)
+        if call.service == "s3" and reply[0] == 404:
+            self.permissions.check_absent(call)
         if fault is not None and fault.error == LOST_REPLY:
             raise ConnectionLost
         return reply

@@ -302,7 +302,7 @@ class Run:
         job.logs_visible_at = time.monotonic() + delay_s
         stream = LogStream(self.jobs.logs, job.name, container.output, delay_s)
         try:
-            uploads = Uploads(self.jobs.s3, outputs)
+            uploads = Uploads(self.jobs.s3, outputs, (request.get("ProcessingOutputConfig") or {}).get("KmsKeyId"))
             ended, code = self._watch(container, uploads)
             stream.finish(5)
             uploads.send(end_of_job=ended is None and code == 0)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import boto3
@@ -35,7 +35,7 @@ class QuietHandler(MotoRequestHandler):
 
 
 class Part(Protocol):
-    def actions(self) -> dict[tuple[str, str], Action]: ...
+    def actions(self) -> Mapping[tuple[str, str], Action]: ...
 
 
 class Server:
@@ -55,7 +55,14 @@ class Server:
         registry = Registry(settings.name_arn, tags, self._tell_package_state)
         self.endpoints = Endpoints(settings.region, registry, self.jobs.s3, settings.pending_s)
         pipelines = Pipelines(self.jobs, settings.name_arn, tags)
-        parts: tuple[Part, ...] = (tags, registry, self.endpoints, pipelines, ProcessingActions(self.jobs))
+        parts: tuple[Part, ...] = (
+            self.gateway.permissions,
+            tags,
+            registry,
+            self.endpoints,
+            pipelines,
+            ProcessingActions(self.jobs),
+        )
         for part in parts:
             self.gateway.actions |= part.actions()
         self._start(self._main)
@@ -107,6 +114,7 @@ class Server:
         faults = {f"faults.{name}": getattr(self.faults, name) for name in FAULT_METHODS}
         return {
             **faults,
+            "grant": self.gateway.permissions.grant,
             "calls": lambda: list(self.gateway.calls),
             "service_calls": lambda: list(self.gateway.service_calls),
             "forget_calls": self.forget_calls,

@@ -67,8 +67,9 @@ def download(s3: Any, uri: str, folder: Path) -> None:
 class Uploads:
     """The outputs of one job; a file is sent again when its size or time has changed."""
 
-    def __init__(self, s3: Any, outputs: list[tuple[dict[str, Any], Path]]) -> None:
+    def __init__(self, s3: Any, outputs: list[tuple[dict[str, Any], Path]], kms_key: str | None = None) -> None:
         self._s3 = s3
+        self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
         self._outputs = outputs
         self._sent: dict[Path, tuple[int, int]] = {}
 
@@ -96,7 +97,7 @@ class Uploads:
 
     def _put(self, path: Path, bucket: str, key: str) -> None:
         try:
-            self._s3.upload_file(str(path), bucket, key)
+            self._s3.upload_file(str(path), bucket, key, ExtraArgs=self._encryption)
         except FileNotFoundError:
             raise
         except Exception as error:

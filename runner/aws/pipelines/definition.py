@@ -92,7 +92,7 @@ def show(plan: Plan, store: Store, *, profile: str | None) -> dict[str, Any]:
 def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> Outcome:
     """Put there what the jobs need, and make the Pipeline, or the one that is there equal; what is equal is left alone."""
     chosen, name = settings(plan.pipeline), plan.pipeline.name
-    session = Session(chosen.region)
+    session = Session(chosen.region, kms_key=chosen.kms_key)
     bucket = (Rehearsal if dry_run else Bucket)(session, chosen.bucket, chosen.prefix)
     made = definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
     pipelines = Pipelines(session, name)

@@ -70,7 +70,7 @@ def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "", once: str
     Raises UsageError for a name that the Pipeline as pushed has not, or where there is no such Pipeline.
     """
     chosen = settings(plan.pipeline)
-    session = Session(chosen.region)
+    session = Session(chosen.region, kms_key=chosen.kms_key)
     pipelines = Pipelines(session, plan.pipeline.name)
     found = pipelines.describe()
     if found is None:

@@ -74,6 +74,7 @@ class Here:
     instance: str
     inputs: dict[str, str]  # where each is put, below input/ -> its address
     output: str  # address of the step's folder in its execution's, without a last slash
+    kms_key: str | None  # encrypts what is written
 
     @property
     def bucket(self) -> str:
@@ -92,7 +93,7 @@ class Here:
 def main() -> int:
     try:
         here = _here()
-        session = Session(here.region)
+        session = Session(here.region, kms_key=here.kms_key)
         match sys.argv[1]:
             case "pin":
                 return _pin(here, session)
@@ -117,6 +118,7 @@ def _here() -> Here:
         instance=found["ProcessingResources"]["ClusterConfig"]["InstanceType"],
         inputs={item["LocalPath"].removeprefix(f"{INPUT}/").rstrip("/"): item["S3Uri"] for item in sources},
         output=found["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"].rstrip("/"),
+        kms_key=found["ProcessingOutputConfig"].get("KmsKeyId"),
     )
 
 
@@ -171,6 +173,7 @@ def _step(here: Here, session: Session) -> int:
             for name, address in _addresses(here).items()
         },
         secrets=task.prefix,
+        kms_key=here.kms_key,
     )
     Bucket(session, place.bucket, place.key).put(JOB, encode(job))
     for left in range(task.retries, -1, -1):

@@ -123,6 +123,7 @@ class SageMakerExecutor:
             notebook_folder=str(PurePosixPath(job.notebook).parent),
             files=files,
             secrets=chosen.prefix,
+            kms_key=chosen.kms_key,
         )
         bucket.put(f"{key}job/{JOB}", encode(job))
         bucket.put(f"{key}job/place.json", encode(place))

@@ -39,7 +39,7 @@ LONGEST_MESSAGE_BYTES = 1000  # of 1 KB; what is longer fails the job
 def main() -> int:
     stop = told_to_stop()
     place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
-    session = Session(place.region)
+    session = Session(place.region, kms_key=place.kms_key)
     try:
         check_code(place.code)
     except Tampered as error:

@@ -49,6 +49,7 @@ class Place(Record, frozen=True, kw_only=True):
         FileName, OptionalPath
     ]  # input -> the file's name in its folder; "" where the folder itself is the input
     secrets: str  # what the names of secrets in Secrets Manager begin with
+    kms_key: str | None = None  # encrypts what the job writes
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""Who may do what: each call is asked of the policies of whoever makes it, and of the bucket's own.
+
+An access key may end in `.NAME`, the identity that uses it; one without a name is the account's administrator. Once a
+policy was granted to anybody, an identity that has none may do nothing. Of bucket policies only Deny counts, as all who
+call are of one account.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .calls import ACCOUNT, Call, read_body
+from .errors import ServiceError
+from .policies import Request, Statement, allowing, fits
+from .rights import requests
+
+Reply = tuple[int, list[tuple[str, str]], bytes]
+ENCRYPTION = {"ServerSideEncryption": "", "SSEKMSKeyId": "-aws-kms-key-id"}
+CREATING = ("PutObject", "CreateMultipartUpload")  # those that say how an object is encrypted
+
+
+class Permissions:
+    """Policies by the name of an identity, and by bucket."""
+
+    def __init__(self) -> None:
+        self._granted: dict[str, tuple[str, Sequence[Statement]]] = {}
+        self._buckets: dict[str, list[Statement]] = {}
+
+    def grant(self, name: str, statements: Sequence[Statement], arn: str | None = None) -> None:
+        """The identity has these statements and no others; its ARN is a role's of this name unless another is given."""
+        self._granted[name] = (arn or role_arn(name), statements)
+
+    def check(self, call: Call) -> None:
+        """Raises ServiceError as AWS words it."""
+        if call.service == "s3":
+            self._check_bucket(call)
+        if call.identity and self._granted:
+            self.require(call.identity, requests(call))
+
+    def require(self, name: str, asked: Iterable[Request]) -> None:
+        """Raises ServiceError for the first that the identity may not; for what a service does as a role."""
+        if not self._granted:
+            return
+        arn, statements = self._granted.get(name, (role_arn(name), ()))
+        for made in asked:
+            if not allowing(statements, made):
+                denied = any(one["Effect"] == "Deny" and fits(one, made) for one in statements)
+                why = (
+                    "with an explicit deny in an identity-based policy"
+                    if denied
+                    else f"because no identity-based policy allows the {made.action} action"
+                )
+                raise refusal(arn, made, why)
+
+    def check_absent(self, call: Call) -> None:
+        """What is not there is told to who may list the bucket, in a question that has no prefix; raises ServiceError."""
+        if call.identity and call.action in ("GetObject", "HeadObject"):
+            self.require(call.identity, [Request("s3:ListBucket", f"arn:aws:s3:::{call.parameters['Bucket']}")])
+
+    def actions(self) -> dict[tuple[str, str], Callable[[Call, dict[str, Any]], Reply]]:
+        """Bucket policies are kept here: moto reads no conditions."""
+        return {("s3", "PutBucketPolicy"): self.put_policy, ("s3", "DeleteBucketPolicy"): self.delete_policy}
+
+    def put_policy(self, call: Call, environ: dict[str, Any]) -> Reply:
+        found: Sequence[Mapping[str, Any]] = json.loads(read_body(environ))["Statement"]
+        kept = [{key: value for key, value in one.items() if key != "Principal"} for one in found]
+        self._buckets[call.parameters["Bucket"]] = [one for one in kept if one["Effect"] == "Deny"]
+        return 204, [], b""
+
+    def delete_policy(self, call: Call, environ: dict[str, Any]) -> Reply:
+        self._buckets.pop(call.parameters["Bucket"], None)
+        return 204, [], b""
+
+    def _check_bucket(self, call: Call) -> None:
+        denying = self._buckets.get(call.parameters.get("Bucket", ""), [])
+        if not denying or call.action not in CREATING:
+            return
+        for made in requests(call):
+            about = {
+                f"s3:x-amz-server-side-encryption{end}": call.parameters[name]
+                for name, end in ENCRYPTION.items()
+                if name in call.parameters
+            }
+            asked = Request(made.action, made.resource, {**made.context, **about})
+            if any(fits(one, asked) for one in denying):
+                arn = role_arn(call.identity) if call.identity else f"arn:aws:iam::{ACCOUNT}:root"
+                raise refusal(arn, asked, "with an explicit deny in a resource-based policy")
+
+
+def refusal(arn: str, made: Request, why: str) -> ServiceError:
+    said = f"User: {arn} is not authorized to perform: {made.action} on resource: {made.resource} {why}"
+    return ServiceError("AccessDeniedException", said)
+
+
+def role_arn(name: str) -> str:
+    return f"arn:aws:sts::{ACCOUNT}:assumed-role/{name}/session"
