@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from iam import ACCOUNT, INFRA, REGION, Request, Stack, allowing, read_template,
 from small_sagemaker import SmallSageMaker
 
 GROUP = "tiny"
+CHAPTER = "## 15. Taking it all away"
 LONGEST_INLINE = 4096  # characters of a function within a template
 OBJECTS = f"arn:aws:s3:::{BUCKET}"
 LOGS = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws"
@@ -33,6 +35,7 @@ RUN = "import json, sys, index\nfor event in json.loads(sys.argv[1]): print(inde
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[SmallSageMaker]:
     with running() as made:
+        made.client("s3").put_object(Bucket=BUCKET, Key="model.tar.gz", Body=b"nobody reads it")
         yield made
 
 
@@ -88,7 +91,8 @@ class Approvals:
     queue: str
 
     def version(self) -> str:
-        container = {"Image": "i", "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
+        image = f"111122223333.dkr.ecr.{REGION}.amazonaws.com/sagemaker-xgboost:3.2-0"
+        container = {"Image": image, "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
         specification = {"Containers": [container], "SupportedContentTypes": [], "SupportedResponseMIMETypes": []}
         made = self.cloud.client("sagemaker").create_model_package(
             ModelPackageGroupName=GROUP,
@@ -279,6 +283,30 @@ def test_the_build_of_a_pull_request_writes_its_log_and_can_do_nothing_else() ->
     policy = build["Triggers"]["PullRequestBuildPolicy"]
     assert policy["RequiresCommentApproval"] == "FORK_PULL_REQUESTS"
     assert set(policy["ApproverRoles"]) == {"GITHUB_WRITE", "GITHUB_MAINTAIN", "GITHUB_ADMIN"}
+
+
+def test_the_chapter_on_removal_removes_all_that_the_guides_have_made() -> None:
+    guides = [path.read_text(encoding="utf-8") for path in (INFRA.parent / "docs").glob("*.md")]
+    made = [found for text in guides for found in re.findall(r"(?m)^\$ (.+(?:\\\n.+)*)", text)]
+    chapter = next(text for text in guides if CHAPTER in text).partition(CHAPTER)[2].partition("\n## ")[0]
+    stacks = {
+        one for line in made for one in re.findall(r"cloudformation deploy .*?--stack-name (\S+)", line, re.DOTALL)
+    }
+    assert len(stacks) >= 6
+    at = {stack: chapter.index(f"delete-stack --stack-name {stack}\n") for stack in stacks}
+    assert max(at, key=lambda stack: at[stack]) == "churn-policies"  # the others' roles have its policies
+    assert all(chapter.index("runner undeploy") < place for place in at.values())
+    for begun, ended in (
+        (r"iam attach-user-policy (.+)", "iam detach-user-policy {}"),
+        (r"secretsmanager create-secret --name (\S+)", "delete-secret --secret-id {}"),
+        (r"create-studio-lifecycle-config --studio-lifecycle-config-name (\S+)", "lifecycle-config-name {}"),
+    ):
+        found = [one for line in made for one in re.findall(begun, line)]
+        assert found, begun
+        assert [one for one in found if ended.format(one) not in chapter] == []
+    # what the templates, `package` and the project itself write to the bucket
+    for folder in ("churn/ --recursive", '"deploy-*"', '"delivery-*"', '"rest/*"'):
+        assert folder in chapter
 
 
 def test_the_build_does_with_commands_that_there_are(project: Project) -> None:

@@ -69,6 +69,7 @@ except Refused as error:
     print(error)
     sys.exit(8)
 """
+OWN = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/own:1"  # of another account
 EVENT = "{}/registry/m/events/{:06}.json"
 
 
@@ -179,14 +180,14 @@ def test_the_package_leads_back_to_its_run(cloud: SmallSageMaker, tmp_path: Path
 def test_any_text_keeps_within_the_service_s_limits(cloud: SmallSageMaker, tmp_path: Path) -> None:
     odd = "Größe\n\t\x00„Anführung“ 🦜 <b>" * 90
     version = msgspec.structs.replace(new(1), description=odd, created_by=odd, commit=None)
-    registry = in_sagemaker(tmp_path, image="own:1")
+    registry = in_sagemaker(tmp_path, image=OWN)
     registry.register(version)
     assert registry.decide("m", 1, "approved", who=odd, why=odd).reason == odd
     found = described(cloud)
     assert len(found["ModelPackageDescription"]) == 1024
     assert len(found["ApprovalDescription"]) == 1024
     made = package(folder_of(version, tmp_path / "folders"))
-    asked = creation(version, made, bucket=registry.bucket, image="own:1", registry=registry.own, source="")
+    asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.own, source="")
     assert "MetadataProperties" not in asked
     assert len(asked["CustomerMetadataProperties"]["runner-created-by"]) == 256
 
@@ -431,12 +432,12 @@ def test_a_version_that_was_made_with_a_decision_is_pending_until_somebody_decid
     registry.history.keep_facts(version)
     registry.groups.make("m")
     made = package(folder_of(version, tmp_path / "folders"))
-    asked = creation(version, made, bucket=registry.bucket, image="own:1", registry=registry.own, source="")
+    asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.own, source="")
     registry.bucket.put(f"models/{made.sha256}/model.tar.gz", made.archive)
     cloud.client("sagemaker").create_model_package(**{**asked, "ModelApprovalStatus": status})
     assert numbers(in_sagemaker(tmp_path).list()) == [("m", 1, "pending")]
     assert registry.approved("m") is None
-    assert f"m/1 was made as {status.lower()}, which nobody decided: it counts as pending." in caplog.text
+    assert f"m/1 was made as {status.lower()}, by no decision: it is pending" in caplog.text
     assert kinds(registry) == [(1, "registered", "ana")]
     assert registry.decide("m", 1, "approved", who="ben", why="reviewed").status == "approved"
     assert described(cloud)["ModelApprovalStatus"] == "Approved"
@@ -560,7 +561,7 @@ def test_listing_fifty_versions_takes_two_calls_once_they_are_known(cloud: Small
     for number in range(50):  # as fifty runs that died before they wrote their event
         version = msgspec.structs.replace(new(1), run=f"20261122-101630-{number:04x}")
         registry.history.keep_facts(version)
-        asked = creation(version, made, bucket=registry.bucket, image="own:1", registry=registry.own, source="")
+        asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.own, source="")
         registry.groups.add("m", asked)
     assert [version.version for version in registry.list()] == list(range(1, 51))
     assert len(in_sagemaker(tmp_path, cache=tmp_path / "cache").list()) == 50

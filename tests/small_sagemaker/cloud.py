@@ -23,6 +23,7 @@ from .container import check_permitted
 from .control import Control
 from .images import Image
 from .jobs import Settings
+from .policies import Request
 
 # gets what CreateEndpoint or UpdateEndpoint brings, gives the address of the server for it; raising makes it Failed
 OnEndpoint = Callable[[dict[str, Any]], str | None]
@@ -173,6 +174,11 @@ class SmallSageMaker:
     def grant(self, name: str, statements: Sequence[Mapping[str, Any]], arn: str | None = None) -> None:
         """Gives the identity `name` these statements; from then on one that has none may do nothing."""
         self._control.call("grant", name, list(statements), arn)
+
+    def asked(self, name: str) -> list[Request]:
+        """Every different thing that was asked of the identity's policies, by its calls and for it."""
+        found: list[Request] = self._control.call("asked", name)
+        return found
 
     @property
     def calls(self) -> list[Call]:

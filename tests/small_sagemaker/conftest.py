@@ -23,6 +23,7 @@ def shared() -> Iterator[SmallSageMaker]:
     with made as cloud:
         place = {"LocationConstraint": cloud.region}
         cloud.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)
+        cloud.client("s3").put_object(Bucket=BUCKET, Key="model.tar.gz", Body=b"of versions whose bytes nobody reads")
         yield cloud
 
 

@@ -114,6 +114,7 @@ class Execution:
         pipeline: str,
         pipeline_arn: str,
         jobs: Jobs,
+        role: str,
         cache: StepCache,
         parallel: int,
     ) -> None:
@@ -124,8 +125,10 @@ class Execution:
         self.created = self.modified = time.time()
         self.status, self.reason = "Executing", ""
         self.request: dict[str, Any] = {}
+        self.created_by: dict[str, Any] = {}
         self.runs: dict[str, StepRun] = {}
         self._jobs = jobs
+        self._role = role
         self._cache = cache
         self._parallel = parallel
         self._ended: queue.Queue[str] = queue.Queue()
@@ -243,7 +246,7 @@ class Execution:
             return
         marks = {"sagemaker:pipeline-execution-arn": self.arn, "sagemaker:pipeline-step-name": run.step.name}
         request["Tags"] = [*request.get("Tags", ()), *({"Key": k, "Value": v} for k, v in marks.items())]
-        run.job = job = self._jobs.create(request)
+        run.job = job = self._jobs.create_as(self._role, request)
         run.metadata = {"ProcessingJob": {"Arn": job.arn}}
         if self._stop.is_set():
             stop_job(job)

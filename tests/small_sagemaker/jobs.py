@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .calls import ACCOUNT, JOB_KEY
+from .calls import ACCOUNT, JOB_KEY, SERVICE_KEY, Call
 from .container import SYSTEM_PATH, Container
 from .errors import ServiceError, refuse
 from .faults import Faults
 from .images import Image
+from .permissions import Permissions
+from .rights import name_of_role, pull, requests
 from .tags import Tags
 from .transfer import LogStream, TransferError, Uploads, download
 
@@ -188,11 +190,18 @@ class Jobs:
         self.serve = serve
         self.tell_trouble = tell_trouble
         self.s3: Any = None
-        self.logs: Any = None
+        self.client_as: Callable[[str, str], Any]  # of a service, for what is done as the role of this ARN
+        self.permissions: Permissions
         self.closing = threading.Event()
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+
+    def create_as(self, role: str, request: dict[str, Any]) -> Job:
+        """As a Pipeline does it, in the name of its role."""
+        call = Call("sagemaker", "CreateProcessingJob", request, SERVICE_KEY)
+        self.permissions.require(name_of_role(role), requests(call))
+        return self.create(request)
 
     def create(self, request: dict[str, Any]) -> Job:
         """Accepts or refuses a request and starts its job; the one way in for clients and for pipelines."""
@@ -248,6 +257,8 @@ class Run:
         self.folder = Path(tempfile.mkdtemp(prefix="small-sagemaker-"))
         self.limit_s = (job.request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", DEFAULT_LIMIT_S)
         self.fault = jobs.faults.pick_job(job.name)
+        self.role = job.request["RoleArn"]
+        self.s3 = jobs.client_as("s3", self.role)
 
     def live(self) -> None:
         job = self.job
@@ -269,6 +280,10 @@ class Run:
             return "Stopped", None
         if self.fault is not None and not self.fault.after_s:
             return "Failed", self.fault.fail
+        try:
+            self.jobs.permissions.require(name_of_role(self.role), pull(application["ImageUri"]))
+        except ServiceError as error:
+            return "Failed", f"ClientError: Cannot pull image {application['ImageUri']}: {error.message}"
         image = self.settings.find_image(application["ImageUri"])
         if image is None:
             return "Failed", f"ClientError: Cannot pull image {application['ImageUri']}: the image does not exist"
@@ -283,7 +298,7 @@ class Run:
         for item in request.get("ProcessingInputs") or []:
             if "S3Input" in item:
                 check_input(item["S3Input"])
-                download(self.jobs.s3, item["S3Input"]["S3Uri"], container.host(item["S3Input"]["LocalPath"]))
+                download(self.s3, item["S3Input"]["S3Uri"], container.host(item["S3Input"]["LocalPath"]))
         found = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
         outputs = [(item["S3Output"], container.host(item["S3Output"]["LocalPath"])) for item in found]
         for _, folder in outputs:
@@ -300,9 +315,9 @@ class Run:
         stop_serving = self.jobs.serve(listener)
         delay_s = self.jobs.faults.logs_delay_s(job.name)
         job.logs_visible_at = time.monotonic() + delay_s
-        stream = LogStream(self.jobs.logs, job.name, container.output, delay_s)
+        stream = LogStream(self.jobs.client_as("logs", self.role), job.name, container.output, delay_s)
         try:
-            uploads = Uploads(self.jobs.s3, outputs, (request.get("ProcessingOutputConfig") or {}).get("KmsKeyId"))
+            uploads = Uploads(self.s3, outputs, (request.get("ProcessingOutputConfig") or {}).get("KmsKeyId"))
             ended, code = self._watch(container, uploads)
             stream.finish(5)
             uploads.send(end_of_job=ended is None and code == 0)
@@ -369,7 +384,7 @@ class Run:
             "AWS_DEFAULT_REGION": self.settings.region,
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.jobs.port}",
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ACCESS_KEY_ID": JOB_KEY,
+            "AWS_ACCESS_KEY_ID": f"{JOB_KEY}.{name_of_role(self.role)}",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "PROCESSING_JOB_ARN": self.job.arn,
             **(self.job.request.get("Environment") or {}),

@@ -18,6 +18,7 @@ from .rights import requests
 
 Reply = tuple[int, list[tuple[str, str]], bytes]
 ENCRYPTION = {"ServerSideEncryption": "", "SSEKMSKeyId": "-aws-kms-key-id"}
+ADMINISTRATOR = f"arn:aws:iam::{ACCOUNT}:user/admin"
 CREATING = ("PutObject", "CreateMultipartUpload")  # those that say how an object is encrypted
 
 
@@ -26,11 +27,17 @@ class Permissions:
 
     def __init__(self) -> None:
         self._granted: dict[str, tuple[str, Sequence[Statement]]] = {}
+        self._asked: dict[str, dict[str, Request]] = {}
         self._buckets: dict[str, list[Statement]] = {}
+        self._sealed: dict[tuple[str, str], str] = {}  # the key that an object is encrypted with
 
     def grant(self, name: str, statements: Sequence[Statement], arn: str | None = None) -> None:
         """The identity has these statements and no others; its ARN is a role's of this name unless another is given."""
         self._granted[name] = (arn or role_arn(name), statements)
+
+    def asked(self, name: str) -> list[Request]:
+        """Every different thing that was asked of the identity's policies."""
+        return list(self._asked.get(name, {}).values())
 
     def check(self, call: Call) -> None:
         """Raises ServiceError as AWS words it."""
@@ -38,6 +45,9 @@ class Permissions:
             self._check_bucket(call)
         if call.identity and self._granted:
             self.require(call.identity, requests(call))
+            self._check_key(call)
+        if call.service == "s3" and "SSEKMSKeyId" in call.parameters:
+            self._sealed[_object(call)] = call.parameters["SSEKMSKeyId"]
 
     def require(self, name: str, asked: Iterable[Request]) -> None:
         """Raises ServiceError for the first that the identity may not; for what a service does as a role."""
@@ -45,6 +55,7 @@ class Permissions:
             return
         arn, statements = self._granted.get(name, (role_arn(name), ()))
         for made in asked:
+            self._asked.setdefault(name, {})[repr(made)] = made
             if not allowing(statements, made):
                 denied = any(one["Effect"] == "Deny" and fits(one, made) for one in statements)
                 why = (
@@ -73,6 +84,10 @@ class Permissions:
         self._buckets.pop(call.parameters["Bucket"], None)
         return 204, [], b""
 
+    def _check_key(self, call: Call) -> None:
+        if call.service == "s3" and call.action in ("GetObject", "HeadObject") and _object(call) in self._sealed:
+            self.require(call.identity, [Request("kms:Decrypt", self._sealed[_object(call)])])
+
     def _check_bucket(self, call: Call) -> None:
         denying = self._buckets.get(call.parameters.get("Bucket", ""), [])
         if not denying or call.action not in CREATING:
@@ -85,8 +100,18 @@ class Permissions:
             }
             asked = Request(made.action, made.resource, {**made.context, **about})
             if any(fits(one, asked) for one in denying):
-                arn = role_arn(call.identity) if call.identity else f"arn:aws:iam::{ACCOUNT}:root"
+                arn = role_arn(call.identity) if call.identity else ADMINISTRATOR
                 raise refusal(arn, asked, "with an explicit deny in a resource-based policy")
+
+
+def context(call: Call) -> dict[str, Any]:
+    """`CreatedBy` and `LastModifiedBy`, as the service describes whoever called."""
+    arn = role_arn(call.identity) if call.identity else ADMINISTRATOR
+    return {"IamIdentity": {"Arn": arn, "PrincipalId": f"AROA{call.identity.upper()}:session"}}
+
+
+def _object(call: Call) -> tuple[str, str]:
+    return call.parameters["Bucket"], call.parameters["Key"]
 
 
 def refusal(arn: str, made: Request, why: str) -> ServiceError:

@@ -16,6 +16,7 @@ from .execution import Cached, Execution
 from .gateway import Action
 from .jobs import Jobs
 from .listing import sort, turn_page, was_made_between
+from .permissions import context
 from .tags import Tags
 
 ENDS = ("Succeeded", "Failed", "Stopped")
@@ -180,10 +181,12 @@ class Pipelines:
                 pipeline=pipeline.name,
                 pipeline_arn=pipeline.arn,
                 jobs=self._jobs,
+                role=pipeline.request["RoleArn"],
                 cache=pipeline,
                 parallel=parallel.get("MaxParallelExecutionSteps", MANY),
             )
             execution.request = wanted
+            execution.created_by = context(call)
             pipeline.executions.append(execution)
             self._tokens[call.action, wanted["ClientRequestToken"]] = execution.arn
         execution.start()
@@ -207,6 +210,7 @@ class Pipelines:
             "FailureReason": execution.reason[:1300] if execution.status == "Failed" else None,
             "CreationTime": execution.created,
             "LastModifiedTime": execution.modified,
+            "CreatedBy": execution.created_by,
         }
         return {key: value for key, value in found.items() if value is not None}
 

@@ -17,6 +17,7 @@ from .calls import Call
 from .errors import ServiceError, refuse
 from .gateway import Action
 from .listing import sort, turn_page, was_made_between
+from .permissions import context
 from .tags import Tags
 
 UNSET = ("Tags", "ClientToken")
@@ -41,12 +42,22 @@ class Group:
 
 
 class Registry:
-    """`tell` is called with the description of a package whenever its state changes."""
+    """`tell` is called with the description of a package whenever its state changes.
 
-    def __init__(self, name_arn: Callable[[str, str], str], tags: Tags, tell: Callable[[dict[str, Any]], None]) -> None:
+    `look` is called with each container of a new version and refuses one whose image or archive is not there.
+    """
+
+    def __init__(
+        self,
+        name_arn: Callable[[str, str], str],
+        tags: Tags,
+        tell: Callable[[dict[str, Any]], None],
+        look: Callable[[dict[str, Any]], None],
+    ) -> None:
         self._name_arn = name_arn
         self._tags = tags
         self._tell = tell
+        self._look = look
         self._lock = threading.RLock()
         self._groups: dict[str, Group] = {}
         self._packages: dict[str, dict[str, Any]] = {}
@@ -117,6 +128,8 @@ class Registry:
         wanted = call.parameters
         if ("ModelPackageName" in wanted) == ("ModelPackageGroupName" in wanted):
             raise refuse("Exactly one of ModelPackageName and ModelPackageGroupName must be given.")
+        for container in wanted.get("InferenceSpecification", {}).get("Containers", []):
+            self._look(container)
         token = wanted.get("ClientToken")
         asked = json.dumps({key: value for key, value in wanted.items() if key != "ClientToken"}, sort_keys=True)
         with self._lock:
@@ -125,7 +138,7 @@ class Registry:
                 if before != asked:
                     raise ServiceError("ConflictException", f"ClientToken {token} was used with another request: {arn}")
                 return {"ModelPackageArn": arn}
-            made = self._place(wanted)
+            made = self._place(wanted) | {"CreatedBy": context(call) if call.identity else {}}
             self._packages[made["ModelPackageArn"]] = made
             if token is not None:
                 self._tokens[call.action, token] = (made["ModelPackageArn"], asked)
@@ -185,7 +198,7 @@ class Registry:
                 package.setdefault("AdditionalInferenceSpecifications", []).extend(more)
             if metadata or "CustomerMetadataProperties" in package:
                 package["CustomerMetadataProperties"] = metadata
-            package |= {"LastModifiedTime": time.time(), "LastModifiedBy": {}}
+            package |= {"LastModifiedTime": time.time(), "LastModifiedBy": context(call) if call.identity else {}}
         # as the service does: what the request named, whether or not it was another value before
         self._tell({**package, "UpdatedModelPackageFields": sorted(wanted.keys() - {"ModelPackageArn"})})
         return {"ModelPackageArn": package["ModelPackageArn"]}

@@ -10,6 +10,7 @@ from .policies import Request
 
 REGION = "eu-west-1"
 S3_WRITES = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
+ECR_READS = ("BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer")
 FREE = {("sts", "GetCallerIdentity")}  # needs no right
 
 
@@ -51,6 +52,22 @@ def requests(call: Call) -> Iterator[Request]:
             assert (call.service, call.action) in FREE, f"nobody has said what right this needs: {call}"
 
 
+def pull(image: str) -> Iterator[Request]:
+    """What the service asks as a role to pull an image of ECR."""
+    yield Request("ecr:GetAuthorizationToken", "*")
+    host, _, name = image.partition("/")
+    if ".dkr.ecr." not in host:
+        return
+    account, _, _, region = host.split(".")[:4]
+    repository = name.partition("@")[0].partition(":")[0]
+    for verb in ECR_READS:
+        yield Request(f"ecr:{verb}", f"arn:aws:ecr:{region}:{account}:repository/{repository}")
+
+
+def name_of_role(arn: str) -> str:
+    return arn.rpartition("/")[2]
+
+
 def _of_s3(call: Call) -> Iterator[Request]:
     given = call.parameters
     bucket = f"arn:aws:s3:::{given['Bucket']}"
@@ -63,6 +80,10 @@ def _of_s3(call: Call) -> Iterator[Request]:
         case action if action in S3_WRITES:
             once = {"s3:if-none-match": given["IfNoneMatch"]} if "IfNoneMatch" in given else {}
             yield Request("s3:PutObject", name, once)
+            if "SSEKMSKeyId" in given:
+                yield Request("kms:GenerateDataKey", given["SSEKMSKeyId"])
+                if call.action == "CreateMultipartUpload":  # its parts are put together
+                    yield Request("kms:Decrypt", given["SSEKMSKeyId"])
         case "DeleteObject" | "AbortMultipartUpload":
             yield Request(f"s3:{call.action}", name)
         case "GetBucketLocation":
@@ -110,6 +131,8 @@ def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
     yield Request(f"sagemaker:{action}", arn, _about(given))
     if given.get("Tags") and action != "AddTags":
         yield Request("sagemaker:AddTags", arn)
+    if disk := given.get("ProcessingResources", {}).get("ClusterConfig", {}).get("VolumeKmsKeyId"):
+        yield from (Request(f"kms:{verb}", disk) for verb in ("CreateGrant", "DescribeKey"))
     if role := given.get("RoleArn") or given.get("ExecutionRoleArn"):
         yield Request("iam:PassRole", role, {"iam:passedtoservice": "sagemaker.amazonaws.com"})
 

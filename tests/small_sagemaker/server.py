@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -14,15 +15,22 @@ from botocore.config import Config
 from moto.moto_server.werkzeug_app import MotoRequestHandler
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from .calls import SERVICE_KEY
+from .calls import ACCOUNT, SERVICE_KEY
 from .endpoints import Endpoints
+from .errors import refuse
 from .faults import Faults
 from .gateway import Action, Gateway
 from .jobs import Jobs, Settings
 from .pipelines import Pipelines
 from .processing import ProcessingActions
 from .registry import Registry
+from .rights import name_of_role
 from .tags import Tags
+from .transfer import split_uri
+
+IMAGE = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com/(?P<repository>[^:@]+)(?::(?P<tag>[^@]+)|@(?P<digest>.+))?"
+)
 
 
 class QuietHandler(MotoRequestHandler):
@@ -48,11 +56,15 @@ class Server:
         self.port = self._main.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str, str], Any] = {}
         tags = Tags()
         self.jobs = Jobs(settings, self.faults, tags, self.port, self.serve, self.gateway.troubles.append)
-        self.jobs.s3, self.jobs.logs = self._client("s3"), self._client("logs")
+        self.jobs.s3, self.jobs.client_as = self._client("s3"), self._client_as
+        self.jobs.permissions = self.gateway.permissions
         self._events = self._client("events")
-        registry = Registry(settings.name_arn, tags, self._tell_package_state)
+        self._ecr = self._client("ecr")
+        registry = Registry(settings.name_arn, tags, self._tell_package_state, self._look_at_container)
         self.endpoints = Endpoints(settings.region, registry, self.jobs.s3, settings.pending_s)
         pipelines = Pipelines(self.jobs, settings.name_arn, tags)
         parts: tuple[Part, ...] = (
@@ -67,12 +79,21 @@ class Server:
             self.gateway.actions |= part.actions()
         self._start(self._main)
 
-    def _client(self, service: str) -> Any:
+    def _client_as(self, service: str, role: str) -> Any:
+        """What the service does in the name of a role is asked of the role's policies."""
+        with self._lock:
+            found = self._clients.get((service, role))
+            if found is None:
+                key = f"{SERVICE_KEY}.{name_of_role(role)}"
+                found = self._clients[service, role] = self._client(service, key)
+            return found
+
+    def _client(self, service: str, key: str = SERVICE_KEY) -> Any:
         return boto3.client(
             service,
             endpoint_url=self.url,
             region_name=self._settings.region,
-            aws_access_key_id=SERVICE_KEY,
+            aws_access_key_id=key,
             aws_secret_access_key="secret",
             config=Config(max_pool_connections=50, retries={"total_max_attempts": 2}),
         )
@@ -90,6 +111,27 @@ class Server:
             "Resources": [package["ModelPackageArn"]],
         }
         self._events.put_events(Entries=[entry])
+
+    def _look_at_container(self, container: dict[str, Any]) -> None:
+        """Raises ValidationException for an image or an archive that is not there; other accounts' images are."""
+        image = container["Image"]
+        if (found := IMAGE.fullmatch(image)) is None:
+            raise refuse(
+                f"Invalid image URI {image}. Please provide a valid Amazon Elastic Container Registry path of the form "
+                "<registry>.dkr.ecr.<region>.amazonaws.com/<repository>[:tag|@digest]."
+            )
+        if found["account"] == ACCOUNT:
+            number = {"imageDigest": found["digest"]} if found["digest"] else {"imageTag": found["tag"] or "latest"}
+            try:
+                self._ecr.describe_images(repositoryName=found["repository"], imageIds=[number])
+            except self._ecr.exceptions.ClientError:
+                raise refuse(f"Requested image {image} not found.") from None
+        if "ModelDataUrl" in container:
+            bucket, key = split_uri(container["ModelDataUrl"])
+            try:
+                self.jobs.s3.head_object(Bucket=bucket, Key=key)
+            except self.jobs.s3.exceptions.ClientError:
+                raise refuse(f"Could not find model data at {container['ModelDataUrl']}.") from None
 
     @staticmethod
     def _start(server: BaseWSGIServer) -> None:
@@ -115,6 +157,7 @@ class Server:
         return {
             **faults,
             "grant": self.gateway.permissions.grant,
+            "asked": self.gateway.permissions.asked,
             "calls": lambda: list(self.gateway.calls),
             "service_calls": lambda: list(self.gateway.service_calls),
             "forget_calls": self.forget_calls,

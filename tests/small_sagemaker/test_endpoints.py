@@ -21,14 +21,38 @@ from .trying import (
     wait_for,
 )
 
+AWS_IMAGE = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/sagemaker-xgboost:3.2-0"
+
 
 def make_package(sagemaker: Any, group: str, **more: Any) -> str:
-    container = {"Image": "i", "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
+    container = {"Image": AWS_IMAGE, "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
     specification = {"Containers": [container], "SupportedContentTypes": [], "SupportedResponseMIMETypes": []}
     made = sagemaker.create_model_package(
         **{"ModelPackageGroupName": group, "InferenceSpecification": specification, **more}
     )
     return str(made["ModelPackageArn"])
+
+
+def test_a_version_is_of_an_image_and_an_archive_that_are_there(cloud: SmallSageMaker, sagemaker: Any) -> None:
+    sagemaker.create_model_package_group(ModelPackageGroupName="there")
+    own = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/serving"
+    archive = f"s3://{BUCKET}/model.tar.gz"
+    for image, data, said in (
+        ("serving:1", archive, "Invalid image URI serving:1"),
+        (f"{own}:1", archive, f"Requested image {own}:1 not found"),
+        (AWS_IMAGE, f"s3://{BUCKET}/absent.tar.gz", "Could not find model data at .*absent.tar.gz"),
+    ):
+        containers = [{"Image": image, "ModelDataUrl": data}]
+        specification = {
+            "Containers": containers, "SupportedContentTypes": [], "SupportedResponseMIMETypes": []
+        }  # fmt: skip
+        with pytest.raises(ClientError, match=said):
+            make_package(sagemaker, "there", InferenceSpecification=specification)
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"})
+    cloud.client("ecr").create_repository(repositoryName="serving")
+    cloud.client("ecr").put_image(repositoryName="serving", imageManifest=manifest, imageTag="1")
+    specification["Containers"] = [{"Image": f"{own}:1", "ModelDataUrl": archive}]
+    assert make_package(sagemaker, "there", InferenceSpecification=specification).endswith("/there/1")
 
 
 def test_versions_are_numbered_and_keep_what_an_update_does_not_name(sagemaker: Any) -> None:
