@@ -124,8 +124,8 @@ def made_project(project: Project, case: Case, name: str) -> None:
 def plain(value: Any, folder: Path) -> Any:
     """JSON without what differs from place to place: paths, times, ids."""
     said = json.dumps(value, sort_keys=True)
-    said = re.sub(re.escape(str(folder)) + r"/runs/[^/\"]+/steps/\w+|/opt/ml/processing/step", "STEP", said)
-    said = re.sub(re.escape(str(folder / "nb")) + r"|/opt/ml/processing/input/step/project/nb", "CWD", said)
+    said = re.sub(re.escape(str(folder)) + r"/runs/[^/\"]+/steps/\w+|/tmp/runner-work/step", "STEP", said)
+    said = re.sub(re.escape(str(folder / "nb")) + r"|/tmp/runner-work/project/nb", "CWD", said)
     said = re.sub(r"\d{8}-\d{6}-[0-9a-f]{4}", "RUN", said)
     said = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z?(\+00:00)?", "TIME", said)
     said = re.sub(r"ipykernel_\d+/\d+", "ipykernel", said)

@@ -153,8 +153,10 @@ class Job:
         for name, data in runner_bundle(told).files.items():
             (bundle / name).parent.mkdir(parents=True, exist_ok=True)
             (bundle / name).write_bytes(data)
-        (self.folder / "runner").mkdir(exist_ok=True)  # where the bootstrap puts what it takes out of the archive
-        (self.folder / "runner" / "show.py").write_text(SHOW, encoding="utf-8")
+        (self.folder / "work" / "runner").mkdir(
+            parents=True, exist_ok=True
+        )  # where the bootstrap puts what it takes out of the archive
+        (self.folder / "work" / "runner" / "show.py").write_text(SHOW, encoding="utf-8")
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "RUNNER_", "UV_"))}
@@ -174,7 +176,7 @@ class Job:
 
     @property
     def made(self) -> list[str]:
-        return [path.name for path in (self.folder / "env").glob("*")]
+        return [path.name for path in (self.folder / "work").glob("made-*")]
 
 
 @pytest.fixture
@@ -322,15 +324,15 @@ def test_the_lock_is_made_into_an_environment(job: Job, bucket: Bucket, arrived:
     shown = json.loads(second)
     assert shown["versions"] == {name: locked[name] for name in ("click", "six", "msgspec")}
     assert (shown["arguments"], shown["kind"]) == (["a b", "--c"], "lock")
-    assert shown["prefix"].startswith(str(job.folder / "env"))
-    assert str(job.folder / "runner") in shown["paths"]
+    assert shown["prefix"].startswith(str(job.folder / "work" / "made-"))
+    assert str(job.folder / "work" / "runner") in shown["paths"]
     assert not any(str(job.image.parents[1]) in path for path in shown["paths"])
     assert not (job.folder / "output").exists()
 
 
 def test_an_image_that_equals_the_lock_is_used_as_it_is(job: Job) -> None:
     job.give(pins={"six": "1.17.0"})
-    (job.folder / "runner" / "show.py").write_text("import os; print(os.environ['RUNNER_ENVIRONMENT'])")
+    (job.folder / "work" / "runner" / "show.py").write_text("import os; print(os.environ['RUNNER_ENVIRONMENT'])")
     assert job.run("show") == (0, "runner: image equals the lock, nothing installed\nimage\n", "")
     assert not job.made
 
@@ -351,7 +353,7 @@ def test_a_message_never_exceeds_what_the_service_keeps(job: Job) -> None:
 
 def test_another_image_is_used_where_that_is_asked_for(job: Job) -> None:
     job.give(pins={"six": "1.16.0"}, packages="image", allow_other_versions=True)
-    (job.folder / "runner" / "show.py").write_text("import os; print(os.environ['RUNNER_ENVIRONMENT'])")
+    (job.folder / "work" / "runner" / "show.py").write_text("import os; print(os.environ['RUNNER_ENVIRONMENT'])")
     code, out, _ = job.run("show")
     assert (code, out.splitlines()[-1]) == (0, "image")
     assert "six 1.17.0 (lock: 1.16.0)" in out
@@ -367,7 +369,7 @@ def test_another_python_is_named(job: Job) -> None:
 
 def test_the_exit_code_is_that_of_the_module(job: Job) -> None:
     job.give(pins={})
-    (job.folder / "runner" / "show.py").write_text("raise SystemExit(3)")
+    (job.folder / "work" / "runner" / "show.py").write_text("raise SystemExit(3)")
     assert job.run("show")[0] == 3
 
 

@@ -21,7 +21,7 @@ TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
 
 
 class Bucket:
-    """Keys are relative to the prefix, which is "" or ends in `/`."""
+    """Keys are relative to the prefix, which is "" or ends in `/`. The session's `kms_key`, if any, encrypts the objects."""
 
     def __init__(self, session: Session, bucket: str, prefix: str = "") -> None:
         self.session, self.name, self.prefix = session, bucket, prefix

@@ -19,7 +19,7 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.processing.jobs import Jobs
 from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import INPUT, job_name, network
+from runner.aws.processing.request import INPUT, OUTPUT, job_name, network
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.pipeline.remote import Settings
@@ -53,7 +53,7 @@ def probe(session: Session, project: str, chosen: Settings, *, root: Path) -> Ch
 
     bucket = Bucket(session, chosen.bucket, chosen.prefix)
     mark = secrets.token_hex(4)
-    key = f"doctor/{mark}.json"
+    key = f"doctor/{mark}/found.json"
     name = job_name(project, "doctor", mark, 1)
     bundle = bucket.address(put_runner(chosen, bucket, root=root))
     jobs = Jobs(session, poll_s=min(POLL_S, chosen.poll_s))
@@ -62,8 +62,8 @@ def probe(session: Session, project: str, chosen: Settings, *, root: Path) -> Ch
     ended = jobs.follow(name, left=threading.Event(), on_line=lines.append, on_status=lambda _: None)
     assert ended is not None
     content = bucket.get(key)
-    if content is not None:
-        session.call("s3", "delete_object", about=bucket.address(key), Bucket=chosen.bucket, Key=chosen.prefix + key)
+    for left in (key, f"doctor/{mark}/message"):
+        bucket.delete(left)
     if ended.status != "Completed" or content is None:
         told = ended.message or ended.reason or " ".join(lines[-LAST_LINES:]) or "it left no result"
         fix = "do what it says; its log is in CloudWatch, /aws/sagemaker/ProcessingJobs"
@@ -81,6 +81,7 @@ def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str)
         "S3DataType": "S3Prefix",
         "S3InputMode": "File",
     }
+    target = {"S3Uri": answer.rpartition("/")[0], "LocalPath": OUTPUT, "S3UploadMode": "EndOfJob"}
     cluster: dict[str, Any] = {"InstanceCount": 1, "InstanceType": INSTANCE, "VolumeSizeInGB": chosen.volume_gb}
     made: dict[str, Any] = {
         "ProcessingJobName": name,
@@ -91,6 +92,7 @@ def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str)
             "ContainerArguments": [MODULE, answer, region, *([chosen.kms_key] if chosen.kms_key else [])],
         },
         "ProcessingInputs": [{"InputName": "bundle", "S3Input": source}],
+        "ProcessingOutputConfig": {"Outputs": [{"OutputName": "out", "S3Output": target}]},
         "ProcessingResources": {"ClusterConfig": cluster},
         "StoppingCondition": {"MaxRuntimeInSeconds": LIMIT_S},
         "Tags": [{"Key": key, "Value": value} for key, value in sorted(chosen.tags.items())],

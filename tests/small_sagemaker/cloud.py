@@ -95,8 +95,8 @@ class SmallSageMaker:
         roles: Sequence[str] | None = None,
         on_endpoint: OnEndpoint | None = None,
     ) -> None:
-        check_permitted()
         known = {"*": Image("/usr")} if images is None else dict(images)
+        check_permitted(known.values())
         settings = Settings(
             known, region, pending_s, grace_s, poll_s, dict(quotas or {}), tuple(roles) if roles is not None else None
         )

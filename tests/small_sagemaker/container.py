@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +28,14 @@ CLONE_NEWNET = 0x40000000
 SIOCSIFFLAGS = 0x8914
 IFF_UP_RUNNING = 0x1 | 0x40
 SYSTEM_FOLDERS = ("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+NUMBER = 1000  # of the user that is not root
+# what an image with a user of its own has for it
+ACCOUNT_FILES = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nsagemaker-user:x:1000:1000::/home/sagemaker-user:/bin/sh\n",
+    "group": "root:x:0:\nsagemaker-user:x:1000:\n",
+    "shadow": "root:*:19000:0:99999:7:::\nsagemaker-user:*:19000:0:99999:7:::\n",
+    "sudoers": "root ALL=(ALL) ALL\nsagemaker-user ALL=(ALL) NOPASSWD: ALL\n",
+}
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # arguments: the root, how many folders to bind, the folders, the command
@@ -38,17 +46,23 @@ while [ "$count" -gt 0 ]; do
     "$MOUNT" --bind "$1" "$root$1"; "$MOUNT" -o remount,bind,ro "$root$1"
     shift; count=$((count - 1))
 done
+for file in "$ACCOUNTS"/*; do
+    if [ -e "$file" ]; then "$MOUNT" --bind "$file" "$root/etc/${file##*/}"; fi
+done
 "$MOUNT" --rbind /dev "$root/dev"; "$MOUNT" -t tmpfs tmpfs "$root/dev/shm"; "$MOUNT" -t proc proc "$root/proc"
-unset MOUNT
+unset MOUNT ACCOUNTS
 exec "$CHROOT" "$root" /usr/bin/env -u PWD -u OLDPWD -u CHROOT "$@"
 """
 
 
-def check_permitted() -> None:
-    """Raises NotPermittedError where this machine cannot give containers what they need."""
-    tools = [name for name in ("unshare", "mount", "chroot") if shutil.which(name, path=SYSTEM_PATH) is None]
+def check_permitted(images: Iterable[Image]) -> None:
+    """Raises NotPermittedError where this machine cannot give containers of these images what they need."""
+    needed = ["unshare", "mount", "chroot", "setpriv"]
+    if any(image.user == "sagemaker-user" for image in images):
+        needed.append("sudo")
+    tools = [name for name in needed if shutil.which(name, path=SYSTEM_PATH) is None]
     if sys.platform != "linux" or tools:
-        raise NotPermittedError(f"containers need Linux with unshare, mount and chroot; missing: {', '.join(tools)}")
+        raise NotPermittedError(f"containers need Linux with {', '.join(needed)}; missing: {', '.join(tools)}")
     if os.geteuid() != 0:
         raise NotPermittedError("containers need the right to mount and to make network namespaces; run as root")
     tried = subprocess.run(
@@ -72,6 +86,15 @@ class Container:
             (self.root / name).mkdir(parents=True)
         for name in ("tmp", "var/tmp"):
             (self.root / name).chmod(0o1777)
+        self._accounts = folder / "accounts"
+        self._accounts.mkdir()
+        if image.user == "sagemaker-user":
+            home = self.host(image.home)
+            home.mkdir(parents=True)
+            os.chown(home, NUMBER, NUMBER)
+            for name, content in ACCOUNT_FILES.items():
+                (self._accounts / name).write_text(content)
+                (self._accounts / name).chmod(0o440 if name.startswith("s") else 0o644)
 
     def host(self, path: str) -> Path:
         """Where a path of the container lies on this machine."""
@@ -101,15 +124,25 @@ class Container:
         unshare = shutil.which("unshare", path=SYSTEM_PATH) or "unshare"
         namespaces = ["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private"]
         tools = {name.upper(): shutil.which(name, path=SYSTEM_PATH) or name for name in ("mount", "chroot")}
+        setup = ["/bin/sh", "-c", SETUP, "setup", str(self.root), str(len(bound))]
         return subprocess.Popen(
-            [unshare, *namespaces, "/bin/sh", "-c", SETUP, "setup", str(self.root), str(len(bound)), *bound, *command],
-            env={**environment, **tools},
+            [unshare, *namespaces, *setup, *bound, *self._as_user(), *command],
+            env={**environment, **tools, "ACCOUNTS": str(self._accounts)},
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def _as_user(self) -> list[str]:
+        if self.image.user == "root":
+            return []
+        setpriv = shutil.which("setpriv", path=SYSTEM_PATH) or "setpriv"
+        kept = [] if self.image.user == "sagemaker-user" else ["--no-new-privs"]  # no program makes it root
+        # another user is no longer killed with its parent, as unshare has asked for
+        number = [f"--reuid={NUMBER}", f"--regid={NUMBER}", "--clear-groups", "--pdeathsig=KILL"]
+        return [setpriv, *number, *kept, "--"]
 
     def _prepare_root(self) -> list[str]:
         """Makes the places for what is bound into the root, and names it."""

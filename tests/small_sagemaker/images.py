@@ -1,4 +1,4 @@
-"""Images: folders of programs that a container finds first on its PATH."""
+"""Images: folders of programs that a container finds first on its PATH, and the user it runs as."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+from .errors import NotPermittedError
 
 # Amazon SageMaker Distribution 4.4, as far as notebooks of tables and trees need it; it has no scrapbook.
+DISTRIBUTION_PYTHON = "3.12"
 DISTRIBUTION = (
     "papermill==2.7.0",
     "nbclient==0.11.*",
@@ -27,13 +31,26 @@ DISTRIBUTION = (
 )
 
 
+User = Literal["root", "1000", "sagemaker-user"]
+HOMES: dict[User, str] = {"root": "/root", "1000": "/", "sagemaker-user": "/home/sagemaker-user"}
+
+
 @dataclass(frozen=True)
 class Image:
-    """A folder with a `bin`, bound read-only at the same place into each container; so are the folders of `also`."""
+    """A folder with a `bin`, bound read-only at the same place into each container; so are the folders of `also`.
+
+    `user` is its Dockerfile's last USER. /opt/ml is root's, whoever that is.
+    1000: a bare number, with no entry in /etc/passwd, so that its home is `/`, and with no way to become root.
+    sagemaker-user: SageMaker Distribution's, number 1000 with a home of its own and `sudo` without a password.
+    """
 
     path: str
-    python: str = "3.11"
     also: tuple[str, ...] = ()
+    user: User = "1000"
+
+    @property
+    def home(self) -> str:
+        return HOMES[self.user]
 
     def folders(self) -> list[Path]:
         """What a container needs of this machine; no folder lies in another one, nor in the system's own."""
@@ -48,19 +65,23 @@ class Image:
         return kept
 
 
-def own_image() -> Image:
+def own_image(user: User = "1000") -> Image:
     """The environment this runs in, as an image built from the project's lock file would have it."""
-    return Image(sys.prefix)
+    return Image(sys.prefix, user=user)
 
 
 def distribution_image(folder: str | os.PathLike[str] | None = None) -> Image:
-    """SageMaker Distribution's versions in a virtual environment, built once per machine (a minute) and kept.
+    """SageMaker Distribution's Python, versions and user in a virtual environment, built once per machine (a minute).
 
     It is compiled as it is built: containers see it read-only and would compile it anew for every job.
 
-    Raises subprocess.CalledProcessError where the package index does not answer.
+    Raises subprocess.CalledProcessError where the package index does not answer, and NotPermittedError where there is
+    no Python of its version.
     """
-    return kept_image("distribution-4.4-compiled", "\n".join(DISTRIBUTION).encode(), build, folder)
+    python = find_python(DISTRIBUTION_PYTHON)
+    content = "\n".join((python, *DISTRIBUTION)).encode()
+    made = kept_image("distribution-4.4-compiled", content, lambda folder: build(folder, python), folder)
+    return replace(made, user="sagemaker-user")
 
 
 def kept_image(
@@ -79,9 +100,26 @@ def kept_image(
     return Image(str(made))
 
 
-def build(made: Path) -> None:
+def find_python(version: str) -> str:
+    """A Python of this version: the system's, pyenv's, or the one that uv keeps or fetches.
+
+    Raises NotPermittedError where none is here and none can be fetched.
+    """
+    known = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))]
+    for python in filter(None, known):
+        if not subprocess.run([python, "-c", "import ssl, venv"], capture_output=True).returncode:
+            return str(python)
     uv = Path(sys.executable).parent / "uv"
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, made], check=True)
+    for command in (["install", "--quiet"], ["find", "--managed-python"]):
+        done = subprocess.run([uv, "python", *command, version], capture_output=True, text=True)
+    if done.returncode:
+        raise NotPermittedError(f"there is no Python {version} here, and uv could not fetch one: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def build(made: Path, python: str) -> None:
+    uv = Path(sys.executable).parent / "uv"
+    subprocess.run([uv, "venv", "--quiet", "--python", python, made], check=True)
     install: list[str | Path] = [
         uv,
         "pip",

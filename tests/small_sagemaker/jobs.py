@@ -378,7 +378,7 @@ class Run:
     def _environment(self, image: Image) -> dict[str, str]:
         return {
             "PATH": f"{image.path}/bin:{SYSTEM_PATH}",
-            "HOME": "/root",
+            "HOME": image.home,
             "LANG": "C.UTF-8",
             "AWS_REGION": self.settings.region,
             "AWS_DEFAULT_REGION": self.settings.region,

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from .container import CLONE_NEWNET, SYSTEM_PATH, Container
 from .errors import NotPermittedError
-from .images import Image, kept_image
+from .images import DISTRIBUTION_PYTHON, Image, find_python, kept_image
 
 SOURCE = Path(__file__).parent / "xgboost_image"
 PORT = 8080
@@ -63,21 +63,13 @@ def xgboost_image() -> Image:
 
 def _build(made: Path) -> None:
     uv = Path(sys.executable).parent / "uv"
-    subprocess.run([uv, "venv", "--quiet", "--python", _python(), made], check=True)
+    subprocess.run([uv, "venv", "--quiet", "--python", find_python(DISTRIBUTION_PYTHON), made], check=True)
     install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", made / "bin" / "python"]
     subprocess.run([*install, "--no-deps", "--require-hashes", "-r", SOURCE / "image.lock"], check=True)
     (packages,) = made.glob("lib/python*/site-packages")
     shutil.copy(SOURCE / "xgboost_serving.py", packages)
     mapping = packages / "sagemaker_containers" / "_mapping.py"  # as AWS's Dockerfile does it
     mapping.write_text(mapping.read_text().replace("collections.Mapping", "collections.abc.Mapping"))
-
-
-def _python() -> str | Path:
-    """Python 3.12 as in the image, where this machine has one that starts."""
-    for path in filter(None, [shutil.which("python3.12"), *Path.home().glob(".pyenv/versions/3.12.*/bin/python3.12")]):
-        if subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
-            return path
-    return sys.executable
 
 
 class ServingContainer(Container):

@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-from . import JOB_KEY, SmallSageMaker
-from .trying import (
-    read_log,
-    run_job,
-)
+import pytest
+
+from . import JOB_KEY, Image, NotPermittedError, SmallSageMaker
+from .images import User
+from .trying import BUCKET, give, put, read_log, run_job
 
 
 def test_a_container_sees_its_own_files_and_nothing_of_this_machine(sagemaker: Any, logs: Any, tmp_path: Path) -> None:
@@ -69,3 +69,33 @@ def test_the_images_programs_come_first(cloud: SmallSageMaker, sagemaker: Any, l
     said = read_log(logs, "programs")
     assert said[0] == sys.prefix
     assert "No module named 'runner'" in said[-1]
+
+
+def test_a_container_runs_as_the_user_of_its_image_and_opt_ml_is_roots() -> None:
+    script = (
+        "id -u; echo $HOME; for d in /opt/ml/processing/input/in /opt/ml/output /opt/ml/processing $HOME /usr /tmp; do "
+        "touch $d/x 2>/dev/null && echo $d; done; sudo -n id -u 2>/dev/null || echo no sudo"
+    )
+    told: dict[str, list[str]] = {
+        "root": ["0", "/root", "/opt/ml/processing/input/in", "/opt/ml/output", "/opt/ml/processing", "/root", "/tmp"],
+        "1000": ["1000", "/", "/tmp", "no sudo"],
+        "sagemaker-user": ["1000", "/home/sagemaker-user", "/home/sagemaker-user", "/tmp", "0"],
+    }
+    users: tuple[User, ...] = ("root", "1000", "sagemaker-user")
+    try:
+        made = SmallSageMaker({user: Image(sys.prefix, user=user) for user in users}, grace_s=0.3, poll_s=0.05)
+    except NotPermittedError as error:
+        pytest.skip(f"{error}; .ci/run, as root, has all of it")
+    with made as cloud:
+        s3, sagemaker = cloud.client("s3"), cloud.client("sagemaker")
+        s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": cloud.region})
+        given = give(put(s3, "in/a"))
+        for user in users:
+            run_job(
+                sagemaker,
+                user,
+                AppSpecification={"ImageUri": user, "ContainerEntrypoint": ["bash", "-c", script]},
+                ProcessingInputs=given,
+            )
+        said = {user: read_log(cloud.client("logs"), user) for user in users}
+    assert {**said, "root": said["root"][:7]} == told

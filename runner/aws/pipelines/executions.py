@@ -174,7 +174,9 @@ def _step(item: dict[str, Any], session: Session) -> StepSeen:
     job = str(metadata.get("ProcessingJob", {}).get("Arn", "")).rpartition("/")[2]
     reason = str(item.get("FailureReason", ""))
     if item["StepStatus"] == "Failed" and job:  # what the job itself has said is nearer to the cause
-        reason = str((Jobs(session, poll_s=0).find(job) or {}).get("ExitMessage") or reason)
+        jobs = Jobs(session, poll_s=0)
+        described = jobs.find(job)
+        reason = (jobs.message(described) if described else "") or reason
     hit = str(item.get("CacheHitResult", {}).get("SourcePipelineExecutionArn", ""))
     began, ended = item.get("StartTime"), item.get("EndTime")
     return StepSeen(

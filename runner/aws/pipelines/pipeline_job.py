@@ -23,12 +23,11 @@ from runner.aws.pipelines.pin import pins, registry
 from runner.aws.pipelines.pushed import PIN, PINS, PUSHED, RULES, TASK, Pins, Pushed, Rules, Task, is_pinned
 from runner.aws.processing import inside
 from runner.aws.processing.bundle import name_of
-from runner.aws.processing.request import INPUT, OUTPUT, Place
+from runner.aws.processing.request import INPUT, Place
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import file_fact
 from runner.errors import RemoteError, RunnerError, UsageError
-from runner.escape import terminal
 from runner.gate import judge
 from runner.manifest import RunManifest, StepState
 from runner.model.versions import NewVersion
@@ -89,6 +88,10 @@ class Here:
         """Address of the execution's folder, ending in `/`."""
         return f"{self.output.rpartition('/')[0]}/"
 
+    def folder(self, session: Session) -> Bucket:
+        """The step's folder. What comes of a job goes there from here, as its user may write no folder of the service."""
+        return Bucket(session, self.bucket, self.key)
+
 
 def main() -> int:
     try:
@@ -98,13 +101,11 @@ def main() -> int:
             case "pin":
                 return _pin(here, session)
             case "gate":
-                return _gate(session)
+                return _gate(here, session)
             case _:
                 return _step(here, session)
     except RunnerError as error:
-        sys.stderr.write(terminal(f"{error.headline}: {error}") + "\n")
-        inside.say_message(str(error))
-        return error.exit_code
+        return inside.say_failure(error)
 
 
 def _here() -> Here:
@@ -134,11 +135,11 @@ def _pin(here: Here, session: Session) -> int:
         execution=os.environ["RUNNER_EXECUTION"],
         started=os.environ["RUNNER_STARTED"],
     )
-    _leave(PINS, encode(made))
+    here.folder(session).put(PINS, encode(made))
     return 0
 
 
-def _gate(session: Session) -> int:
+def _gate(here: Here, session: Session) -> int:
     results = _results(session)
     metrics, problems = _recorded(results)
     present = {
@@ -147,8 +148,8 @@ def _gate(session: Session) -> int:
     verdict = judge(metrics, read(Rules, OWN / RULES).rules, problems=problems, present=present)
     said = " ".join(rule.sentence for rule in verdict.rules if rule.outcome not in ("pass", "not judged"))
     reasons = said if len(said) <= LONGEST_REASONS else f"{said[:LONGEST_REASONS]} …"
-    _leave(VERDICT_FILE, encode(verdict))
-    _leave(GATE_FILE, msgspec.json.encode({"outcome": verdict.outcome, "reasons": reasons}))
+    here.folder(session).put(VERDICT_FILE, encode(verdict))
+    here.folder(session).put(GATE_FILE, msgspec.json.encode({"outcome": verdict.outcome, "reasons": reasons}))
     return 0
 
 
@@ -175,7 +176,7 @@ def _step(here: Here, session: Session) -> int:
         secrets=task.prefix,
         kms_key=here.kms_key,
     )
-    Bucket(session, place.bucket, place.key).put(JOB, encode(job))
+    here.folder(session).put(JOB, encode(job))
     for left in range(task.retries, -1, -1):
         result = inside.perform(job, place, session, stop)
         if result.error is None or result.error.kind not in RETRIED or not left or stop.is_set():
@@ -258,7 +259,7 @@ def _registered(result: StepResult, job: StepJob, here: Here, found: Pins, bucke
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
             return msgspec.structs.replace(result, status="failed", error=refused)
-    Bucket(bucket.session, here.bucket, here.key).put(VERSION, encode(version))
+    here.folder(bucket.session).put(VERSION, encode(version))
     return result
 
 
@@ -266,7 +267,7 @@ def _model(new: NewVersion, job: StepJob, results: dict[str, StepResult], sessio
     """The model's folder: where the step read it, or brought here from the step that made it."""
     for name, fact in job.inputs.items():
         if fact.artifact is not None and fact.artifact.sha256 == new.sha256:
-            return (inside.STEP / "in" / name).resolve()
+            return (inside.step_folder() / "in" / name).resolve()
     step = PurePosixPath(new.artifact.path).parts[1]
     remote = results[step].remote
     assert remote is not None
@@ -316,11 +317,6 @@ def _recorded(results: dict[str, StepResult]) -> tuple[dict[str, Metric], dict[s
 def _addresses(here: Here) -> dict[str, str]:
     """The notebook's inputs that were copied here."""
     return {path.removeprefix("in/"): address for path, address in here.inputs.items() if path.startswith("in/")}
-
-
-def _leave(name: str, content: bytes) -> None:
-    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
-    (Path(OUTPUT) / name).write_bytes(content)
 
 
 if __name__ == "__main__":

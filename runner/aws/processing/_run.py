@@ -3,6 +3,15 @@
 `python3 -u …/bundle/_run.py MODULE ARG…`. Stands alone: standard library only, any Python from 3.10, and the image's
 boto3 where wheels have to be fetched. `environment.json` beside it says what to expect. Nothing is run in an
 environment that was not made whole and compared with the lock.
+
+/opt/ml belongs to root, and many an image's user does not (SageMaker Distribution's: number 1000, sudo without a password;
+https://github.com/aws/sagemaker-python-sdk/issues/4764). So everything is written into one work folder, wherever that may
+be (`work_folder`), and /opt/ml/output/message, which alone has a fixed place, goes to S3 where it may not be left there.
+
+    work/runner/      the runner's modules
+    work/made-…/      the environment, where the image is not the lock
+    work/home/        HOME, where the image's is not there or may not be written
+    work/step/, work/project/    the step (`inside.py`)
 """
 
 from __future__ import annotations
@@ -28,6 +37,8 @@ MESSAGE_BYTES = 1000  # ExitMessage holds 1 KB
 THREADS = 8
 ATTEMPTS = 5
 SOURCES = "runner.zip"
+CONFIGURATION = "processingjobconfig.json"  # what the service tells a job of itself, in /opt/ml/config
+SUDO_S = 30
 SHOWN = 12  # differences in a message
 TEMPORARY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException")
 
@@ -45,8 +56,9 @@ def main(arguments: list[str]) -> NoReturn:
         if not arguments:
             raise Failed("Usage: _run.py MODULE ARG…")
         bundle = Path(os.environ.get("RUNNER_INPUT", INPUT)) / "bundle"
-        python, kind = prepare(bundle)
-        became = _environment(bundle, kind=kind, python=python)
+        work = work_folder(bundle.parent.parent)
+        python, kind = prepare(bundle, work)
+        became = _environment(bundle, work, kind=kind, python=python)
         sys.stdout.flush()
         os.execve(python, [python, "-u", "-m", *arguments], became)
     except Failed as error:
@@ -55,7 +67,42 @@ def main(arguments: list[str]) -> NoReturn:
         _fail(f"The job's packages could not be made ready: {type(error).__name__}: {error}")
 
 
-def prepare(bundle: Path) -> tuple[str, str]:
+def work_folder(volume: Path) -> Path:
+    """Where the job writes: on its volume, which has the size that was asked for, where it may, else where temporary
+    files go, on the container's own disk. Raises Failed where neither can be written.
+    """
+    work = volume / "work"
+    if _own(work):
+        return work
+    try:
+        work = Path(tempfile.gettempdir()) / "runner-work"
+        work.mkdir(exist_ok=True)
+    except OSError as error:
+        raise Failed(
+            f"The job's user, number {os.getuid()}, may write neither {volume} nor elsewhere: {error}."
+        ) from error
+    free_gb = shutil.disk_usage(work).free / 1e9
+    _say(f"user {os.getuid()} may not write {volume}; works in {work}, where {free_gb:.1f} GB are free")
+    return work
+
+
+def _own(folder: Path) -> bool:
+    """Whether the folder is there and may be written; made with `sudo -n` where that is what it takes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return True
+    except OSError:
+        pass
+    command = ["sudo", "-n", "install", "-d", "-m", "755", "-o", str(os.getuid()), "-g", str(os.getgid()), str(folder)]
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SUDO_S)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def prepare(bundle: Path, work: Path) -> tuple[str, str]:
     """(the Python to go on with, "image" or "lock"). Raises Failed."""
     try:
         wanted: dict[str, Any] = json.loads((bundle / "environment.json").read_text(encoding="utf-8"))
@@ -83,7 +130,7 @@ def prepare(bundle: Path) -> tuple[str, str]:
         return sys.executable, "image"
     if not wanted.get("wheels"):
         raise Failed(f"The image differs from the lock, and the job has no wheels: {_some(different)}.")
-    return make(wanted["pins"], wanted["wheels"], below=bundle.parent.parent / "env"), "lock"
+    return make(wanted["pins"], wanted["wheels"], below=work), "lock"
 
 
 def differences(pins: dict[str, str]) -> list[str]:
@@ -103,7 +150,7 @@ def differences(pins: dict[str, str]) -> list[str]:
 def make(pins: dict[str, str], wheels: dict[str, Any], *, below: Path) -> str:
     """The Python of a new environment with exactly `pins`. Raises Failed, and leaves nothing behind."""
     began = time.monotonic()
-    scratch = _scratch(below)
+    scratch = Path(tempfile.mkdtemp(prefix="made-", dir=below))
     try:
         folder = scratch / "wheels"
         folder.mkdir()
@@ -183,14 +230,6 @@ def _fetch(client: Any, bucket: str, fact: dict[str, Any], target: Path) -> None
     raise Failed(f"{problem}.")
 
 
-def _scratch(below: Path) -> Path:
-    try:
-        below.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="made-", dir=below))
-    except OSError:  # the job's volume is not ours to write, or full
-        return Path(tempfile.mkdtemp(prefix="runner-"))
-
-
 def _uv(folder: Path, scratch: Path) -> Path:
     """The installer, taken out of its own wheel."""
     for wheel in sorted(folder.glob("uv-*.whl")):
@@ -235,8 +274,11 @@ def _do(command: list[str], *, given: str = "") -> str:
     return out
 
 
-def _environment(bundle: Path, *, kind: str, python: str) -> dict[str, str]:
-    made = {**os.environ, "PYTHONPATH": _sources(bundle), "RUNNER_ENVIRONMENT": kind}
+def _environment(bundle: Path, work: Path, *, kind: str, python: str) -> dict[str, str]:
+    made = {**os.environ, "PYTHONPATH": _sources(bundle, work), "RUNNER_ENVIRONMENT": kind, "RUNNER_WORK": str(work)}
+    if not os.access(os.environ.get("HOME", ""), os.W_OK | os.X_OK):  # IPython, Jupyter and many a library write there
+        (work / "home").mkdir(exist_ok=True)
+        made["HOME"] = str(work / "home")
     if kind == "lock":  # nothing of the image may show through
         made.pop("PYTHONHOME", None)
         made["PYTHONNOUSERSITE"] = "1"
@@ -245,9 +287,9 @@ def _environment(bundle: Path, *, kind: str, python: str) -> dict[str, str]:
     return made
 
 
-def _sources(bundle: Path) -> str:
+def _sources(bundle: Path, work: Path) -> str:
     """Where the runner's own modules are, taken out of their archive: its templates have to be files."""
-    target = bundle.parent.parent / "runner"
+    target = work / "runner"
     with zipfile.ZipFile(bundle / SOURCES) as archive:
         archive.extractall(target)
     return str(target)
@@ -266,15 +308,33 @@ def _say(text: str) -> None:
 def _fail(sentence: str) -> NoReturn:
     sys.stderr.write(f"runner: {sentence}\n")
     sys.stderr.flush()
-    folder = Path(os.environ.get("RUNNER_OUTPUT", OUTPUT))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # SageMaker fails the job over a message that is not UTF-8
-        short = sentence.encode("utf-8", "replace")[:MESSAGE_BYTES].decode("utf-8", "ignore")
-        (folder / "message").write_text(short, encoding="utf-8")
-    except OSError as error:
-        sys.stderr.write(f"runner: the message could not be left at {folder}: {error}\n")
+    leave_message(sentence)
     sys.exit(FAILED)
+
+
+def leave_message(sentence: str) -> None:
+    """Leave it where DescribeProcessingJob takes its ExitMessage from, else, whole, below the job's output in S3."""
+    folder = Path(os.environ.get("RUNNER_OUTPUT", OUTPUT))
+    # SageMaker fails the job over a message that is not UTF-8
+    whole = sentence.encode("utf-8", "replace")
+    try:
+        if _own(folder):
+            (folder / "message").write_bytes(whole[:MESSAGE_BYTES].decode("utf-8", "ignore").encode())
+        else:
+            _put_message(json.loads((folder.parent / "config" / CONFIGURATION).read_bytes()), whole)
+    except Exception as error:  # it is the last thing that a job does, and its log has the sentence
+        sys.stderr.write(f"runner: that could not be left at {folder}, nor in S3: {type(error).__name__}: {error}\n")
+
+
+def _put_message(configuration: dict[str, Any], content: bytes) -> None:
+    import boto3  # the image's own
+
+    output = configuration["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
+    bucket, _, key = output.removeprefix("s3://").partition("/")
+    kms_key = configuration["ProcessingOutputConfig"].get("KmsKeyId")
+    encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+    client = boto3.client("s3", region_name=configuration["ProcessingJobArn"].split(":")[3])
+    client.put_object(Bucket=bucket, Key=f"{key.rstrip('/')}/message", Body=content, **encryption)
 
 
 def _end(_number: int, _frame: object) -> NoReturn:

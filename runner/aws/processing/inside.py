@@ -1,7 +1,7 @@
 """Inside a processing job: a step folder is put together, executed as everywhere, and what came of it put away.
 
-The job itself puts the executed notebook and the result into S3, whatever becomes of it, before it ends; its outputs
-are uploaded by the service once it has ended well.
+The job itself puts all of it into S3 before it ends: the executed notebook and the result whatever becomes of it, its
+outputs where it ends well. Here it writes into its work folder (`_run.py`) and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,31 +12,45 @@ import shutil
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.processing._run import leave_message
 from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
-from runner.aws.processing.request import INPUT, OUTPUT, Place
+from runner.aws.processing.request import INPUT, Place
 from runner.aws.session import Session
 from runner.content import artifact
 from runner.errors import RunnerError, Tampered
 from runner.escape import terminal
 from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read
 from runner.run.packages import versions
+from runner.run.store import files_of
 from runner.step.__main__ import exit_code
 from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE, Progress, execute
 
-ROOT = Path(INPUT).parent
-STEP = ROOT / "step"
-MESSAGE = Path("/opt/ml/output/message")
-LONGEST_MESSAGE_BYTES = 1000  # of 1 KB; what is longer fails the job
+THREADS = 4  # that send outputs
 
 
 def main() -> int:
+    try:
+        return _main()
+    except RunnerError as error:
+        return say_failure(error)
+
+
+def say_failure(error: RunnerError) -> int:
+    """Say why the job has no result, in its log and where its client looks; the exit code."""
+    sys.stderr.write(terminal(f"{error.headline}: {error}") + "\n")
+    leave_message(str(error))
+    return error.exit_code
+
+
+def _main() -> int:
     stop = told_to_stop()
     place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
     session = Session(place.region, kms_key=place.kms_key)
@@ -72,10 +86,10 @@ def perform(job: StepJob, place: Place, session: Session, stop: threading.Event)
     _put_together(job)
     came, wrong = _inputs(job, place)
     if wrong is None:
-        project = Path(INPUT) / "step" / "project"
+        project = _work() / "project"
         cwd = project / place.notebook_folder
         cwd.mkdir(parents=True, exist_ok=True)
-        result = execute(STEP, cwd=cwd, project=project, stop=stop, on_progress=_say)
+        result = execute(step_folder(), cwd=cwd, project=project, stop=stop, on_progress=_say)
     else:
         result = not_executed(job, wrong)
     return msgspec.structs.replace(result, inputs={**result.inputs, **came}, remote=_job(place))
@@ -83,26 +97,38 @@ def perform(job: StepJob, place: Place, session: Session, stop: threading.Event)
 
 def leave(result: StepResult, place: Place, session: Session) -> int:
     """Put away what came of the step; the exit code."""
-    if result.error is None:
-        _move_outputs()
     bucket = Bucket(session, place.bucket, place.key)
+    if result.error is None:
+        _put_outputs(result, bucket)
     if result.executed is not None:
-        bucket.put(EXECUTED, (STEP / EXECUTED).read_bytes())
+        bucket.put(EXECUTED, (step_folder() / EXECUTED).read_bytes())
     bucket.put(RESULT, encode(result))
     if result.error is not None:
-        say_error(result.error)
+        _say_error(result.error)
     _line(END)
     return exit_code(result)
 
 
+def _work() -> Path:
+    return Path(os.environ["RUNNER_WORK"])
+
+
+def step_folder() -> Path:
+    """The step's folder in this job."""
+    return _work() / "step"
+
+
 def _put_together(job: StepJob) -> None:
-    shutil.rmtree(STEP, ignore_errors=True)
-    (STEP / "in").mkdir(parents=True)
-    code = Path(INPUT) / "step"
-    shutil.copyfile(code / SOURCE, STEP / SOURCE)
+    step, project, code = step_folder(), _work() / "project", Path(INPUT) / "step"
+    for folder in (step, project):
+        shutil.rmtree(folder, ignore_errors=True)
+    (step / "in").mkdir(parents=True)
+    shutil.copyfile(code / SOURCE, step / SOURCE)
     if (code / "modules").is_dir():
-        shutil.copytree(code / "modules", STEP / "modules")
-    (STEP / JOB).write_bytes(encode(job))
+        shutil.copytree(code / "modules", step / "modules")
+    if (code / "project").is_dir():  # a copy, as cells may write where they run
+        shutil.copytree(code / "project", project)
+    (step / JOB).write_bytes(encode(job))
 
 
 def _inputs(job: StepJob, place: Place) -> tuple[dict[str, InputFact], StepError | None]:
@@ -120,7 +146,7 @@ def _inputs(job: StepJob, place: Place) -> tuple[dict[str, InputFact], StepError
             came[name] = msgspec.structs.replace(fact, artifact=found, listed=False)
         elif found.sha256 != fact.artifact.sha256:
             return came, _changed(name, fact, f"sha256 {found.sha256[:12]}, recorded {fact.artifact.sha256[:12]}")
-        (STEP / "in" / name).symlink_to(arrived)
+        (step_folder() / "in" / name).symlink_to(arrived)
     return came, _moved_on(job)
 
 
@@ -154,12 +180,13 @@ def _secrets(job: StepJob, place: Place, session: Session) -> None:
             os.environ[variable] = found["SecretString"]
 
 
-def _move_outputs() -> None:
-    """Only what is whole is uploaded: the folder is filled once the step has succeeded."""
-    target = Path(OUTPUT) / "out"
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in sorted((STEP / "out").iterdir()) if (STEP / "out").is_dir() else ():
-        shutil.move(entry, target / entry.name)
+def _put_outputs(result: StepResult, bucket: Bucket) -> None:
+    """Not by the service, which would have them in a folder that the job's user may not write."""
+    paths = [path for output in result.outputs.values() for path, _ in files_of(output)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        sent = [pool.submit(bucket.upload, path, step_folder() / path, missing_only=False) for path in paths]
+        for future in sent:
+            future.result()
 
 
 def _job(place: Place) -> RemoteJob:
@@ -190,16 +217,9 @@ def _line(text: str) -> None:
     sys.stdout.flush()
 
 
-def say_error(error: StepError) -> None:
+def _say_error(error: StepError) -> None:
     where = f" in cell [{error.cell}] {error.first_line}" if error.cell is not None else ""
-    say_message(f"{error.ename}: {error.evalue}{where}")
-
-
-def say_message(text: str) -> None:
-    """What DescribeProcessingJob shows as the job's ExitMessage."""
-    said = text.encode()[:LONGEST_MESSAGE_BYTES].decode(errors="ignore")
-    MESSAGE.parent.mkdir(parents=True, exist_ok=True)
-    MESSAGE.write_text(said, encoding="utf-8")
+    leave_message(f"{error.ename}: {error.evalue}{where}")
 
 
 if __name__ == "__main__":

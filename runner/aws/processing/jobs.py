@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from runner.aws.bucket import Bucket
 from runner.aws.processing.request import HASH_TAG, digest
+from runner.aws.s3 import split
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import Refused
 
@@ -17,6 +20,7 @@ LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
 OVER = ("Completed", "Failed", "Stopped")
 TAKEN = "ResourceInUse"  # botocore: ResourceInUse, in the model without the suffix
 EVERY_DESCRIBE = 4  # of the ticks that read logs, one asks for the job itself
+LONGEST_MESSAGE = 4000
 DRAINS = 8  # pages of logs at most that are read once a job has ended
 
 
@@ -71,6 +75,19 @@ class Jobs:
                 return None
             raise
 
+    def message(self, found: dict[str, Any]) -> str:
+        """What the described job said of its failure: its ExitMessage or, where its user may not write that, what lies
+        below its output in S3 (`_run.leave_message`)."""
+        said = str(found.get("ExitMessage", ""))
+        outputs = found.get("ProcessingOutputConfig", {}).get("Outputs", [])
+        if said or found["ProcessingJobStatus"] != "Failed" or not outputs:
+            return said
+        name, key = split(outputs[0]["S3Output"]["S3Uri"])
+        with contextlib.suppress(AwsError):  # a message that cannot be read must not be the error
+            content = Bucket(self.session, name, f"{key.rstrip('/')}/").get("message") or b""
+            return content[:LONGEST_MESSAGE].decode(errors="replace")
+        return ""
+
     def stop(self, name: str) -> bool:
         """Ask the job to stop; False where it is over or never was."""
         try:
@@ -98,7 +115,7 @@ class Jobs:
                 on_status(found["ProcessingJobStatus"])
                 if found["ProcessingJobStatus"] in OVER:
                     logs.drain()
-                    return _ended(found, stopped_before=first in ("Stopping", "Stopped"))
+                    return _ended(found, self.message(found), stopped_before=first in ("Stopping", "Stopped"))
                 if "ProcessingStartTime" in found:
                     logs.expected = True
             tick += 1
@@ -111,13 +128,13 @@ class Jobs:
         return self.session.call("sagemaker", action, about=f"processing job {name}", **arguments)
 
 
-def _ended(found: dict[str, Any], *, stopped_before: bool) -> Ended:
+def _ended(found: dict[str, Any], message: str, *, stopped_before: bool) -> Ended:
     start, end = found.get("ProcessingStartTime"), found.get("ProcessingEndTime")
     billed = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
     return Ended(
         status=found["ProcessingJobStatus"],
         reason=found.get("FailureReason", ""),
-        message=found.get("ExitMessage", ""),
+        message=message,
         billed_s=billed,
         stopped_before=stopped_before,
     )

@@ -8,8 +8,8 @@
         out/…, executed.ipynb, result.json             what came of it
     <bucket>/<prefix>inputs/<sha256>/…                 files that came from a client
 
-Outputs go up when the container has ended well. The executed notebook and the result are put there by the job itself,
-as whether anything is uploaded for a container that failed is not documented.
+All that comes of a job it puts there itself: whether the service uploads anything for a container that failed is not
+documented, and an image's user may not write the folders that it uploads. The output that a request has is where.
 """
 
 from __future__ import annotations
