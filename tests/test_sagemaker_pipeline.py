@@ -19,7 +19,8 @@ from cloud import BUCKET, SAGEMAKER, RemoteProject, running
 from conftest import ROOT, Done, Project, environment, parameters, recorded
 from hypothesis import given
 from hypothesis import strategies as st
-from small_sagemaker import SmallSageMaker
+from small_sagemaker import NotPermittedError, SmallSageMaker, distribution_image
+from small_sagemaker.trying import read_log
 
 from runner import actions
 from runner.aws.bucket import Bucket
@@ -745,3 +746,34 @@ def test_a_step_with_more_inputs_than_a_job_takes_is_refused(
     (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
     with pytest.raises(UsageError, match="Step train has 9 inputs to copy; a processing job takes 8"):
         actions.pipeline_definition(file)
+
+
+# Packages
+
+
+@pytest.mark.soak
+def test_pin_and_gate_install_nothing_in_an_image_that_is_not_the_lock(tmp_path: Path) -> None:
+    """In SageMaker Distribution's image, by its user; the notebooks' steps have the lock's packages."""
+    try:
+        image = distribution_image()
+    except NotPermittedError as error:
+        pytest.skip(str(error))
+    settings = SETTINGS.replace('packages = "image"', 'packages = "lock"').replace('"3.11"', '"3.12"')
+    with running(image) as cloud:
+        told = Story(RemoteProject(tmp_path, cloud, settings), cloud)
+        write(told.project)
+        assert told.project.here("pipeline", "push").code == 0
+        told.start("first")
+        told.follow("first")
+        assert told.seen["first"]["status"] == "Succeeded", told.seen["first"]
+        logs = cloud.client("logs")
+        said = {step["name"]: read_log(logs, step["job"])[0] for step in told.seen["first"]["steps"] if step["job"]}
+        for name, line in said.items():
+            expected = (
+                "executes no notebook, nothing installed" if name in ("pin", "gate") else "made an environment of"
+            )
+            assert line.startswith(f"runner: {expected}"), (name, line)
+        locked = told.state("first", "data")["result"]["remote"]["packages"]
+        recorded = told.manifest("first")["environment"]["packages"]
+        assert recorded["papermill"] == locked["papermill"]
+        assert recorded["xgboost-cpu"] == locked["xgboost-cpu"] == "3.2.0"  # and not the image's

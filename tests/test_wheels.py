@@ -147,10 +147,10 @@ class Job:
     image: Path
     env: dict[str, str] = field(default_factory=dict)
 
-    def give(self, **environment: object) -> None:
+    def give(self, *, library: bytes | None = None, **environment: object) -> None:
         told = {"python": HERE, "wheels": None, "packages": "lock", "allow_other_versions": False, **environment}
         bundle = self.folder / "input" / "bundle"
-        for name, data in runner_bundle(told).files.items():
+        for name, data in runner_bundle(told, library=library).files.items():
             (bundle / name).parent.mkdir(parents=True, exist_ok=True)
             (bundle / name).write_bytes(data)
         (self.folder / "work" / "runner").mkdir(
@@ -328,6 +328,28 @@ def test_the_lock_is_made_into_an_environment(job: Job, bucket: Bucket, arrived:
     assert str(job.folder / "work" / "runner") in shown["paths"]
     assert not any(str(job.image.parents[1]) in path for path in shown["paths"])
     assert not (job.folder / "output").exists()
+
+
+def test_a_job_that_executes_no_notebook_installs_nothing(job: Job, arrived: list[Wheel], lock: Path) -> None:
+    locked = pins(lock, python=HERE, platform=PLATFORM)
+    (library,) = [wheel.path.read_bytes() for wheel in arrived if wheel.filename.startswith("msgspec-")]
+    nowhere = {"bucket": "no-such-bucket", "region": "us-east-1", "keys": {}}
+    job.give(pins=locked, wheels=nowhere, library=library)
+    (job.folder / "work" / "runner" / "show.py").write_text(
+        "import os, sys\nimport boto3\nours = set(sys.modules)\nimport runner.aws.pipelines.pipeline_job\n"
+        "foreign = {name.partition('.')[0] for name in set(sys.modules) - ours if name not in sys.stdlib_module_names}\n"
+        "print(os.environ['RUNNER_ENVIRONMENT'], sys.prefix, sorted(foreign - sys.stdlib_module_names))"
+    )
+    code, out, err = job.run("--plain", "show")
+    assert code == 0, err
+    said, shown = out.splitlines()
+    assert said == "runner: executes no notebook, nothing installed"
+    assert shown == f"none {job.image.parents[1]} ['msgspec', 'runner']"
+    assert not job.made
+    # a bundle without it, as with packages = "image", is held to the lock as ever
+    (job.folder / "input" / "bundle" / "msgspec.zip").unlink()
+    code, _, err = job.run("--plain", "show")
+    assert (code, "uv" in err) == (90, True)
 
 
 def test_an_image_that_equals_the_lock_is_used_as_it_is(job: Job) -> None:

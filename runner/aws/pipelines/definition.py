@@ -36,6 +36,7 @@ from runner.aws.pipelines.pushed import (
     lay,
     pin_key,
 )
+from runner.aws.processing._run import PLAIN
 from runner.aws.processing.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, request
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import UsageError
@@ -232,7 +233,8 @@ class _Definition:
         made = request("", job, chosen, at, project=self.laid.plan.pipeline.name)
         del made["ProcessingJobName"]
         made["Tags"] = [tag for tag in made["Tags"] if tag["Key"] not in (HASH_TAG, "runner:run")]
-        made["AppSpecification"]["ContainerArguments"] = [MODULE, name if name in (PIN, GATE) else "step"]
+        arguments = [PLAIN, MODULE, name] if name in (PIN, GATE) else [MODULE, "step"]
+        made["AppSpecification"]["ContainerArguments"] = arguments
         made["Environment"] = environment
         made["ProcessingInputs"] = own + inputs
         made["ProcessingResources"]["ClusterConfig"]["InstanceType"] = self.parameters[instance]

@@ -135,6 +135,9 @@ def _pin(here: Here, session: Session) -> int:
         execution=os.environ["RUNNER_EXECUTION"],
         started=os.environ["RUNNER_STARTED"],
     )
+    if os.environ["RUNNER_ENVIRONMENT"] == "none":  # the steps run with the lock's packages, of which this job has none
+        packages = json.loads((Path(INPUT) / "bundle" / "environment.json").read_bytes())["pins"]
+        made = msgspec.structs.replace(made, environment=msgspec.structs.replace(made.environment, packages=packages))
     here.folder(session).put(PINS, encode(made))
     return 0
 

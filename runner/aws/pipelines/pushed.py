@@ -25,7 +25,6 @@ from runner import __version__
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.parameters import Parameter, active, exposed
 from runner.aws.processing import bundle
-from runner.aws.processing.executor import put_runner
 from runner.content import artifact
 from runner.errors import PipelineError
 from runner.manifest import Champion, Environment, GitState
@@ -305,6 +304,8 @@ def _code(step: PlannedStep, plan: Plan, task: Task, cache: Cache) -> bundle.Bun
 
 
 def _runners(plan: Plan, bucket: Bucket) -> dict[str, str]:
+    from runner.aws.processing.executor import put_runner  # reads locks with packaging, which pin and gate do not have
+
     made: dict[tuple[str, ...], str] = {}
     found = {}
     for name in (PIN, GATE, *(step.name for step in active(plan))):

@@ -1,14 +1,16 @@
 """What a job's container starts first: sees to it that the packages are those of the lock, then becomes the step.
 
-`python3 -u …/bundle/_run.py MODULE ARG…`. Stands alone: standard library only, any Python from 3.10, and the image's
+`python3 -u …/bundle/_run.py [--plain] MODULE ARG…`. Stands alone: standard library only, any Python from 3.10, and the image's
 boto3 where wheels have to be fetched. `environment.json` beside it says what to expect. Nothing is run in an
-environment that was not made whole and compared with the lock.
+environment that was not made whole and compared with the lock. With `--plain`, of a module that executes no notebook,
+there is none: the runner's own modules need msgspec, which the bundle has, and the image's boto3.
 
 /opt/ml belongs to root, and many an image's user does not (SageMaker Distribution's: number 1000, sudo without a password;
 https://github.com/aws/sagemaker-python-sdk/issues/4764). So everything is written into one work folder, wherever that may
 be (`work_folder`), and /opt/ml/output/message, which alone has a fixed place, goes to S3 where it may not be left there.
 
     work/runner/      the runner's modules
+    work/library/     msgspec, with --plain
     work/made-…/      the environment, where the image is not the lock
     work/home/        HOME, where the image's is not there or may not be written
     work/step/, work/project/    the step (`inside.py`)
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -36,7 +39,8 @@ INPUT, OUTPUT = "/opt/ml/processing/input", "/opt/ml/output"  # where SageMaker 
 MESSAGE_BYTES = 1000  # ExitMessage holds 1 KB
 THREADS = 8
 ATTEMPTS = 5
-SOURCES = "runner.zip"
+PLAIN = "--plain"
+SOURCES, LIBRARY = "runner.zip", "msgspec.zip"
 CONFIGURATION = "processingjobconfig.json"  # what the service tells a job of itself, in /opt/ml/config
 SUDO_S = 30
 SHOWN = 12  # differences in a message
@@ -53,11 +57,13 @@ _children: list[subprocess.Popen[str]] = []
 def main(arguments: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, _end)
     try:
+        plain = arguments[:1] == [PLAIN]
+        arguments = arguments[plain:]
         if not arguments:
-            raise Failed("Usage: _run.py MODULE ARG…")
+            raise Failed(f"Usage: _run.py [{PLAIN}] MODULE ARG…")
         bundle = Path(os.environ.get("RUNNER_INPUT", INPUT)) / "bundle"
         work = work_folder(bundle.parent.parent)
-        python, kind = prepare(bundle, work)
+        python, kind = prepare(bundle, work, plain=plain)
         became = _environment(bundle, work, kind=kind, python=python)
         sys.stdout.flush()
         os.execve(python, [python, "-u", "-m", *arguments], became)
@@ -102,8 +108,8 @@ def _own(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def prepare(bundle: Path, work: Path) -> tuple[str, str]:
-    """(the Python to go on with, "image" or "lock"). Raises Failed."""
+def prepare(bundle: Path, work: Path, *, plain: bool) -> tuple[str, str]:
+    """(the Python to go on with, "image", "lock" or "none": whose packages it has). Raises Failed."""
     try:
         wanted: dict[str, Any] = json.loads((bundle / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -114,6 +120,9 @@ def prepare(bundle: Path, work: Path) -> tuple[str, str]:
             f"The image has Python {here}, the job was made for {wanted['python']}. "
             f'Write [sagemaker] python = "{here}" in pipeline.toml, or choose another image.'
         )
+    if plain and (bundle / LIBRARY).is_file() and importlib.util.find_spec("boto3") is not None:
+        _say("executes no notebook, nothing installed")
+        return sys.executable, "none"
     different = differences(wanted["pins"])
     if not different:
         _say("image equals the lock, nothing installed")
@@ -275,7 +284,11 @@ def _do(command: list[str], *, given: str = "") -> str:
 
 
 def _environment(bundle: Path, work: Path, *, kind: str, python: str) -> dict[str, str]:
-    made = {**os.environ, "PYTHONPATH": _sources(bundle, work), "RUNNER_ENVIRONMENT": kind, "RUNNER_WORK": str(work)}
+    # the runner's modules come out of their archive, as its templates have to be files, and msgspec is compiled
+    ours = [_taken_out(bundle / SOURCES, work / "runner")]
+    if kind == "none":
+        ours.append(_taken_out(bundle / LIBRARY, work / "library"))
+    made = {**os.environ, "PYTHONPATH": os.pathsep.join(ours), "RUNNER_ENVIRONMENT": kind, "RUNNER_WORK": str(work)}
     if not os.access(os.environ.get("HOME", ""), os.W_OK | os.X_OK):  # IPython, Jupyter and many a library write there
         (work / "home").mkdir(exist_ok=True)
         made["HOME"] = str(work / "home")
@@ -287,11 +300,9 @@ def _environment(bundle: Path, work: Path, *, kind: str, python: str) -> dict[st
     return made
 
 
-def _sources(bundle: Path, work: Path) -> str:
-    """Where the runner's own modules are, taken out of their archive: its templates have to be files."""
-    target = work / "runner"
-    with zipfile.ZipFile(bundle / SOURCES) as archive:
-        archive.extractall(target)
+def _taken_out(archive: Path, target: Path) -> str:
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(target)
     return str(target)
 
 

@@ -27,7 +27,7 @@ from runner.errors import UsageError
 IGNORE_FILE = ".runnerignore"
 LARGEST_BYTES = 50_000_000
 THREADS = 8
-START, SOURCES, NOTEBOOK = "_run.py", "runner.zip", "notebook.ipynb"
+START, SOURCES, LIBRARY, NOTEBOOK = "_run.py", "runner.zip", "msgspec.zip", "notebook.ipynb"
 NEVER = (".git/", ".venv*/", "__pycache__/", ".ipynb_checkpoints/", "/runs/", ".DS_Store")
 SECRET_NAMES = (
     ".env*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "id_rsa*", "id_dsa*", "id_ecdsa*",
@@ -60,9 +60,9 @@ def _named(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def runner_bundle(environment: Mapping[str, object]) -> Bundle:
-    """This package's sources in one archive (a job fetches three objects instead of a hundred), the bootstrap and what
-    it is to expect."""
+def runner_bundle(environment: Mapping[str, object], *, library: bytes | None = None) -> Bundle:
+    """This package's sources in one archive (a job fetches some objects instead of a hundred), the bootstrap and what
+    it is to expect. `library` is msgspec's wheel: with it, a job that executes no notebook needs no environment."""
     package = Path(__file__).parents[2]
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -71,13 +71,12 @@ def runner_bundle(environment: Mapping[str, object]) -> Bundle:
                 entry = zipfile.ZipInfo(f"{package.name}/{path.relative_to(package).as_posix()}")  # dated 1980
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(entry, path.read_bytes())
-    return bundle(
-        {
-            START: Path(__file__).with_name(START).read_bytes(),
-            "environment.json": json.dumps(environment, indent=1, sort_keys=True).encode() + b"\n",
-            SOURCES: whole.getvalue(),
-        }
-    )
+    files = {
+        START: Path(__file__).with_name(START).read_bytes(),
+        "environment.json": json.dumps(environment, indent=1, sort_keys=True).encode() + b"\n",
+        SOURCES: whole.getvalue(),
+    }
+    return bundle(files if library is None else {**files, LIBRARY: library})
 
 
 def code_bundle(

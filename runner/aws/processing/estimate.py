@@ -8,8 +8,8 @@ from pathlib import Path
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing import wheels
-from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle, runner_bundle
-from runner.aws.processing.executor import environment, lock, wheel_cache
+from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle
+from runner.aws.processing.executor import lock, runner_bundle, wheel_cache
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import limit_s
 from runner.aws.session import Session
@@ -75,12 +75,12 @@ def most_usd(step: StepSpec | None, chosen: Settings, prices: Prices) -> float |
 def _packages(root: Path, chosen: Settings, bucket: Bucket) -> dict[str, int]:
     """The wheels and the runner that are not in the bucket, with their bytes."""
     found: dict[str, int] = {}
-    keys = None
+    keys, all_ = None, []
     if chosen.packages == "lock":
         all_ = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
         found = {bucket.address(wheel.key): wheel.size_bytes for wheel in wheels.missing(bucket, all_)}
         keys = wheels.described(bucket, all_)
-    return found | _bundle(runner_bundle(environment(chosen, root=root, keys=keys)), "bundles/", START, bucket)
+    return found | _bundle(runner_bundle(chosen, all_, root=root, keys=keys), "bundles/", START, bucket)
 
 
 def _code(step: PlannedStep, plan: Plan, chosen: Settings, bucket: Bucket, undeclared: Iterable[str]) -> dict[str, int]:

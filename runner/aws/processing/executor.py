@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -237,11 +237,19 @@ def environment(chosen: Settings, *, root: Path, keys: wheels.Environment | None
 
 def put_runner(chosen: Settings, bucket: Bucket, *, root: Path) -> str:
     """Put the runner with its environment where jobs find it, once; its key."""
-    keys = None
+    keys, found = None, []
     if chosen.packages == "lock":
         found = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
         keys = wheels.upload(bucket, found)
-    return bundle.upload(bucket, "bundles/", bundle.runner_bundle(environment(chosen, root=root, keys=keys)))[0]
+    return bundle.upload(bucket, "bundles/", runner_bundle(chosen, found, root=root, keys=keys))[0]
+
+
+def runner_bundle(
+    chosen: Settings, found: Sequence[wheels.Wheel], *, root: Path, keys: wheels.Environment | None
+) -> bundle.Bundle:
+    """The runner with its environment; `found` are the lock's wheels, where the job may install them."""
+    library = next((wheel.path.read_bytes() for wheel in found if wheel.filename.startswith("msgspec-")), None)
+    return bundle.runner_bundle(environment(chosen, root=root, keys=keys), library=library)
 
 
 def step_bundle(folder: Path, notebook: str, root: Path, chosen: Settings, *, also: Iterable[str]) -> bundle.Bundle:
