@@ -28,7 +28,8 @@ from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template, rights
 from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
 from test_serve import CSV, JSON, ROW, Client, approved, serving
-from test_serve_container import of_real_table, package, run
+from test_serve_container import ask, aws_image, of_real_table
+from test_serve_container import serving as in_awss_image
 from test_serve_records import number, several
 
 import runner.model
@@ -212,7 +213,7 @@ def test_a_record_is_scored_as_the_model_scores_it(asked: Front, model: runner.m
 def test_the_real_table_scores_the_same_wherever_it_is_sent(cloud: SmallSageMaker, project: Project) -> None:
     if not REAL_TABLE.exists():
         pytest.skip(f"the real table is not at {REAL_TABLE}")
-    folder = approved(project, lambda made: of_real_table(made)[0], name="leaving")
+    folder = approved(project, of_real_table, name="leaving")
     lines = REAL_TABLE.read_text().splitlines(keepends=True)
     part = project.folder / "part.csv"
     part.write_text("".join([lines[0], *lines[1000:1025]]))
@@ -232,7 +233,8 @@ def test_the_real_table_scores_the_same_wherever_it_is_sent(cloud: SmallSageMake
         cloud.serve_endpoint("leaving-production", f"http://127.0.0.1:{served.port}")
         with front(cloud, "leaving-production") as function:
             asked_singly = [function.ask(row).json["probability"] for row in rows]
-    packed = run(package(folder), [(part.read_text(), CSV, CSV)])[0][0]
+    with in_awss_image(aws_image(), folder) as container:
+        _, _, packed = ask(container, part.read_bytes(), CSV, CSV)
     found = {
         "predict": predicted,
         "serve, CSV": [float(line) for line in text.splitlines()],

@@ -211,16 +211,22 @@ def test_features_that_the_containers_pandas_makes_otherwise_are_refused_when_sa
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
-def test_the_container_scores_a_real_table_to_the_bit(image: Image, tmp_path: Path) -> None:
-    frame, folder = pd.read_csv(REAL_TABLE), tmp_path / "model"
+def of_real_table(folder: Path) -> Path:
+    frame = pd.read_csv(REAL_TABLE)
     raw = frame.drop(columns=["Churn?", "Phone"])
     for name in ("State", "Area Code", "Int'l Plan", "VMail Plan"):
         raw[name] = runner.model.as_category(raw[name]).astype("category")
     data = xgb.DMatrix(raw, frame["Churn?"] == "True.", enable_categorical=True)
     booster = xgb.train({"objective": "binary:logistic"}, data, 30)
     runner.model.save(folder, booster, raw, target="Churn?", positive="True.")
+    return folder
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
+def test_the_container_scores_a_real_table_to_the_bit(image: Image, tmp_path: Path) -> None:
+    folder = of_real_table(tmp_path / "model")
+    frame = pd.read_csv(REAL_TABLE)
     expected = runner.model.load(folder).predict(frame)
     with serving(image, folder) as container:
         _, _, body = ask(container, REAL_TABLE.read_bytes(), "text/csv", "text/csv")
