@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .container import CLONE_NEWNET, SYSTEM_PATH, Container
@@ -58,7 +59,8 @@ def xgboost_image() -> Image:
     if shutil.which("nginx", path=SYSTEM_PATH) is None:
         raise NotPermittedError("an endpoint's container needs nginx, which is not installed here")
     lock, script = SOURCE / "image.lock", SOURCE / "xgboost_serving.py"
-    return kept_image("xgboost-3.2", lock.read_bytes() + script.read_bytes(), _build)
+    made = kept_image("xgboost-3.2", lock.read_bytes() + script.read_bytes(), _build)
+    return replace(made, user="root")  # its Dockerfile names no other
 
 
 def _build(made: Path) -> None:
