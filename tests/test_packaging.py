@@ -100,6 +100,7 @@ def test_everything_that_is_imported_is_declared() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in {name.partition(".")[0] for name in names} - {"runner", ""} - sys.stdlib_module_names:
                 found = {one.lower().replace("_", "-") for one in providers.get(name, [name])}
-                if not found & declared:
+                in_awss_image = name == "flask" and path.name == "inference.py"  # where it runs
+                if not found & declared and not in_awss_image:
                     undeclared.add(f"{path.relative_to(ROOT)}: {name}")
     assert not undeclared

@@ -751,12 +751,13 @@ def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: 
 
 def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[..., Place]) -> None:
     place = make()
+    place.registry.decide(place.name, 3, "approved", who="ben@desk", why="reviewed")
     assert place.deploy(1).code == 0
     other = make(folder="checkout", versions=0)
-    up = [place.hold(number) for number in (1, 2)]
+    up = [place.hold(number) for number in (2, 3)]  # neither serves, so neither deployment ends before it is let
     started = [
         one.start("deploy", place.label(number), "--to", "staging", env=place.cloud.environment)
-        for number, one in ((1, place), (2, other))
+        for number, one in ((2, place), (3, other))
     ]
     until = time.monotonic() + 90
     while all(process.poll() is None for process in started):
@@ -766,7 +767,7 @@ def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[...
         event.set()
     said = [process.communicate(timeout=100) for process in started]
     assert sorted(process.returncode for process in started) == [0, 8], said
-    won = 1 if started[0].returncode == 0 else 2
+    won = 2 if started[0].returncode == 0 else 3
     assert place.scored() == place.label(won)
     assert place.story[-1] == (won, "deployed") or place.story[-2] == (won, "deployed")
     assert len([1 for _, kind in place.story if kind == "deployed"]) == 2

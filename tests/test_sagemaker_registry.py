@@ -32,7 +32,7 @@ from test_registry import (
     started,
 )
 
-from runner.aws.creation import creation
+from runner.aws.creation import archive_key, creation
 from runner.aws.history import facts_key, facts_sha256
 from runner.aws.package import check_package, package
 from runner.aws.registry import SageMakerRegistry, caller
@@ -558,6 +558,7 @@ def test_listing_fifty_versions_takes_two_calls_once_they_are_known(cloud: Small
     registry = in_sagemaker(tmp_path)
     registry.groups.make("m")
     made = package(folder_of(new(1), tmp_path / "folders"))
+    registry.bucket.put(archive_key(made), made.archive)
     for number in range(50):  # as fifty runs that died before they wrote their event
         version = msgspec.structs.replace(new(1), run=f"20261122-101630-{number:04x}")
         registry.history.keep_facts(version)
