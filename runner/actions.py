@@ -328,7 +328,7 @@ def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:
     if found is None:
         versions.list(name)  # names what there is, where this is not a model
         raise Refused(f"No version of {name} is approved. See `runner models {name}`.")
-    return found, backend.store(pipeline).folder(found.run) / found.artifact.path
+    return found, backend.version_folder(backend.store(pipeline), found)
 
 
 def pipeline_definition(file: Path, *, profile: str | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from runner.pipeline.file import load
 from runner.records import USUAL_KERNEL, Artifact, Pipeline
 from runner.run import sources
 from runner.run.sources import Remote
-from runner.run.store import Store, found_here
+from runner.run.store import Store, facts_of, found_here
 from runner.run.world import Executor, Runtime, Silent, Watcher, World
 
 if TYPE_CHECKING:
@@ -192,6 +192,18 @@ def model_folder(runs: Store, run: str, found: Artifact) -> Path:
     return folder
 
 
+def version_folder(runs: Store, version: ModelVersion) -> Path:
+    """The files of a version: its run's, or what the registry keeps of them where the run is not here."""
+    if not version.location or runs.folder(version.run).exists():
+        return model_folder(runs, version.run, version.artifact)
+    for path, fact in facts_of(version.artifact).items():
+        if not runs.here(fact):
+            runs.point(fact, version.location + path)
+    folder = runs.root / "registry-cache" / "models" / version.sha256
+    runs.link(version.artifact, folder)
+    return folder
+
+
 def signature(pipeline: Path, version: ModelVersion) -> Signature:
     """What the version's callers send. Raises Tampered where its file is gone or another."""
     from runner.model.compatibility import signature_in
@@ -224,7 +236,7 @@ def deployer(pipeline: Path, target: str, *, no_token: bool = False) -> Deployer
     folder = root / RUNS / "targets" / target
 
     def folder_of(version: ModelVersion) -> Path:
-        return model_folder(store(pipeline), version.run, version.artifact)
+        return version_folder(store(pipeline), version)
 
     match chosen.kind:
         case "sagemaker":

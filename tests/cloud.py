@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Done, Project
@@ -55,7 +56,7 @@ class RemoteProject(Project):
 
 
 @contextmanager
-def running(image: Image | None = None, **options: float) -> Iterator[SmallSageMaker]:
+def running(image: Image | None = None, **options: Any) -> Iterator[SmallSageMaker]:
     """The small SageMaker with a bucket; skips, saying why, where this machine may not mount."""
     try:
         made = SmallSageMaker(images={"*": image or own_image()}, **options)

@@ -44,12 +44,11 @@ def rest_command(
     """
     import json
 
-    from runner import actions, backend
+    from runner import actions
     from runner.model.folder import load
     from runner.serve.openapi import openapi, record_schema
 
-    version, _ = actions.approved_model(pipeline, model)
-    folder = backend.model_folder(backend.store(pipeline), version.run, version.artifact)
+    version, folder = actions.approved_model(pipeline, model)
     signature = load(folder, sha256=version.sha256).signature
     output.mkdir(parents=True, exist_ok=True)
     files = {

@@ -180,6 +180,11 @@ class SmallSageMaker:
         found: list[Request] = self._control.call("asked", name)
         return found
 
+    def require(self, name: str, asked: Sequence[Request]) -> None:
+        """For what a service that is not here does as a role. Raises PermissionError with what the service would say."""
+        if said := self._control.call("refusal", name, list(asked)):
+            raise PermissionError(said)
+
     @property
     def calls(self) -> list[Call]:
         """Every API call of clients and containers, in the order of their arrival."""

@@ -17,11 +17,12 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from .calls import ACCOUNT, SERVICE_KEY
 from .endpoints import Endpoints
-from .errors import refuse
+from .errors import ServiceError, refuse
 from .faults import Faults
 from .gateway import Action, Gateway
 from .jobs import Jobs, Settings
 from .pipelines import Pipelines
+from .policies import Request
 from .processing import ProcessingActions
 from .registry import Registry
 from .rights import name_of_role
@@ -157,6 +158,7 @@ class Server:
         return {
             **faults,
             "grant": self.gateway.permissions.grant,
+            "refusal": self.refusal,
             "asked": self.gateway.permissions.asked,
             "calls": lambda: list(self.gateway.calls),
             "service_calls": lambda: list(self.gateway.service_calls),
@@ -169,6 +171,14 @@ class Server:
             "troubles": lambda: list(self.gateway.troubles),
             "jobs": lambda: [job.describe() for job in self.jobs.list_all()],
         }
+
+    def refusal(self, name: str, asked: list[Request]) -> str:
+        """What the identity is told where it may not do all that was asked; else ""."""
+        try:
+            self.gateway.permissions.require(name, asked)
+        except ServiceError as error:
+            return error.message
+        return ""
 
     def forget_calls(self) -> None:
         self.gateway.calls.clear()
