@@ -834,3 +834,19 @@ def test_serverless_takes_neither_capture_nor_vpc(make: Callable[..., Place]) ->
     assert (done.code, "has no capture" in done.err) == (2, True)
     with pytest.raises(Refused):
         before(place.registry, "staging")
+
+
+def test_a_version_whose_run_is_elsewhere_is_described_and_scores(make: Callable[..., Place]) -> None:
+    """As in a build, which has the repository and no runs."""
+    place = make(versions=1)
+    elsewhere = make(folder="checkout", versions=0)
+    raw = elsewhere.folder / "raw.csv"
+    records(5).to_csv(raw, index=False)
+    said = {one.folder: one.here("predict", place.label(1), str(raw)) for one in (place, elsewhere)}
+    assert [done.code for done in said.values()] == [0, 0], said
+    assert len({done.out for done in said.values()}) == 1
+    done = elsewhere.here("rest", place.label(1), "--output", str(elsewhere.folder / "rest"))
+    assert done.code == 0, done.err
+    document = json.loads((elsewhere.folder / "rest" / "openapi.json").read_text())
+    assert place.label(1) in json.dumps(document)
+    assert elsewhere.here("runs", "--json").json == []
