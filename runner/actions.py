@@ -27,8 +27,8 @@ from runner.run.store import Store
 from runner.run.world import Options, Watcher
 
 if TYPE_CHECKING:
-    from runner.aws.pipelines.definition import Outcome
     from runner.aws.pipelines.executions import Seen
+    from runner.aws.pipelines.push import Outcome
     from runner.aws.processing.estimate import Estimate
     from runner.aws.upload import Uploaded
     from runner.pipeline.plan import Plan
@@ -333,14 +333,14 @@ def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:
 
 def pipeline_definition(file: Path, *, profile: str | None = None) -> dict[str, Any]:
     """The pipeline as a SageMaker Pipeline's definition, with nothing uploaded and nobody asked."""
-    from runner.aws.pipelines.definition import show
+    from runner.aws.pipelines.push import show
 
     return show(make_plan(file, profile=profile), backend.open_store(file.parent), profile=profile)
 
 
 def push_pipeline(file: Path, *, profile: str | None = None, dry_run: bool = False) -> Outcome:
     """Make the SageMaker Pipeline what pipeline.toml and its notebooks are now."""
-    from runner.aws.pipelines.definition import push
+    from runner.aws.pipelines.push import push
 
     return push(make_plan(file, profile=profile), backend.open_store(file.parent), profile=profile, dry_run=dry_run)
 

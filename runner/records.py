@@ -1,7 +1,6 @@
 """The facts this project writes down, as frozen records, and their versioned JSON.
 
-Owns the shape of every stored file (`job.json`, `result.json`, `run.json`, `verdict.json`,
-`registration.json`) and of pipeline.toml. Knows nothing about how any of them comes about.
+Owns the shape of stored files (`job.json`, `result.json`, `verdict.json`, `registration.json`) and of pipeline.toml.
 Reading is strict: an unknown field, a wrong type or a newer format is an error, never ignored.
 """
 
@@ -66,6 +65,7 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     instance: str | None = None
     instance_count: int | None = None  # only 1: a notebook runs on one machine
     volume_gb: int | None = None
+    together: bool | None = None  # share a job with the steps before and after that fit the machine
     timeout_s: int | None = None  # of a job, where its step names no time limit
     tags: dict[str, str] | None = None
     vpc: Vpc | None = None

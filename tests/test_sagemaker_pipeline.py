@@ -27,6 +27,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.pipelines.parameters import as_text
 from runner.aws.pipelines.pin import pins, run_id
 from runner.aws.pipelines.pushed import Rehearsal, lay
+from runner.aws.pipelines.shares import shares
 from runner.aws.session import Session
 from runner.errors import PipelineError, UsageError
 from runner.pipeline.plan import Plan, plan
@@ -212,6 +213,10 @@ def story(cloud: SmallSageMaker, aws: None, tmp_path_factory: pytest.TempPathFac
     told.pushed.append(told.project.here("pipeline", "push", "--json").json["outcome"])
     told.start("edited")
     told.follow("edited")
+    project.toml(TOML.replace("min = 0.5", "min = 0.4"))
+    told.pushed.append(told.project.here("pipeline", "push", "--json").json["outcome"])
+    told.start("threshold")
+    told.follow("threshold")
     return told
 
 
@@ -226,9 +231,8 @@ LATER = (
 
 def test_an_execution_registers_the_model_of_a_run_that_passed_once(story: Story) -> None:
     assert story.seen["first"]["status"] == "Succeeded"
-    assert story.steps("first") == dict.fromkeys(
-        ["pin", "data", "train", "evaluate", "gate", "gate-passed", "register"], "ran"
-    )
+    assert story.steps("first") == dict.fromkeys(["data", "train", "evaluate", "gate-passed", "register"], "ran")
+    assert sum(step["job"] is not None for step in story.seen["first"]["steps"]) == 4  # none for pins or gate alone
     packages = story.cloud.client("sagemaker").list_model_packages(ModelPackageGroupName="flow", SortBy="CreationTime")
     found = {item["ModelPackageVersion"]: item for item in packages["ModelPackageSummaryList"]}
     described = story.cloud.client("sagemaker").describe_model_package(
@@ -237,8 +241,7 @@ def test_an_execution_registers_the_model_of_a_run_that_passed_once(story: Story
     assert described["CustomerMetadataProperties"]["runner-run"] == story.runs["first"]
     assert [found[number]["ModelApprovalStatus"] for number in sorted(found)] == [
         "Approved",
-        "PendingManualApproval",
-        "PendingManualApproval",
+        *["PendingManualApproval"] * 3,
     ]
     assert [event["kind"] for event in story.project.here("history", "flow", "--json").json][:2] == [
         "registered",
@@ -259,7 +262,7 @@ def test_the_pipeline_has_the_projects_tags_and_its_jobs_too(story: Story) -> No
     client = story.cloud.client("sagemaker")
     tags = client.list_tags(ResourceArn=story.said["push"].json["arn"])["Tags"]
     assert {tag["Key"]: tag["Value"] for tag in tags} == {"team": "blue", "runner:project": "flow"}
-    job = client.describe_processing_job(ProcessingJobName=story.seen["first"]["steps"][1]["job"])
+    job = client.describe_processing_job(ProcessingJobName=story.seen["first"]["steps"][0]["job"])
     tags = client.list_tags(ResourceArn=job["ProcessingJobArn"])["Tags"]
     assert {"Key": "team", "Value": "blue"} in tags
     assert {"Key": "runner:step", "Value": "data"} in tags
@@ -275,11 +278,9 @@ def test_an_execution_that_goes_on_is_not_imported(story: Story) -> None:
 
 def test_a_second_execution_takes_every_step_from_the_first(story: Story) -> None:
     assert story.steps("again") == {
-        "pin": "ran",
         "data": "cached",
         "train": "cached",
         "evaluate": "cached",
-        "gate": "cached",
         "gate-passed": "ran",
         "register": "cached",
     }
@@ -287,11 +288,9 @@ def test_a_second_execution_takes_every_step_from_the_first(story: Story) -> Non
 
 def test_a_new_champion_has_the_model_evaluated_again(story: Story) -> None:
     assert story.steps("champion") == {
-        "pin": "ran",
         "data": "cached",
         "train": "cached",
         "evaluate": "ran",
-        "gate": "ran",
         "gate-passed": "ran",
         "register": "ran",
     }
@@ -302,18 +301,21 @@ def test_a_new_champion_has_the_model_evaluated_again(story: Story) -> None:
 
 
 def test_a_push_after_one_notebook_was_edited_leaves_the_other_steps_cached(story: Story) -> None:
-    assert story.pushed == ["unchanged", "updated", "updated"]
-    assert {name for name, how in story.steps("edited").items() if how == "ran"} == {"pin", "gate-passed", "register"}
+    assert story.pushed == ["unchanged", "updated", "updated", "updated"]
+    assert {name for name, how in story.steps("edited").items() if how == "ran"} == {"gate-passed", "register"}
     assert story.manifest("edited")["model_version"]["version"] == 3
 
 
+def test_new_thresholds_are_judged_and_execute_no_notebook_but_that_which_has_the_verdict(story: Story) -> None:
+    assert {name for name, how in story.steps("threshold").items() if how == "ran"} == {"gate-passed", "register"}
+    manifest = story.manifest("threshold")
+    assert [rule["rule"]["min"] for rule in manifest["verdict"]["rules"]] == [0.4, 0.6]
+    taken = story.state("threshold", "evaluate")
+    assert (taken["status"], taken["from_run"]) == ("cached", story.runs["champion"])
+
+
 def test_a_changed_parameter_runs_what_depends_on_it(story: Story) -> None:
-    assert [story.steps("worse")[name] for name in ("data", "train", "evaluate", "gate")] == [
-        "cached",
-        "cached",
-        "ran",
-        "ran",
-    ]
+    assert [story.steps("worse")[name] for name in ("data", "train", "evaluate")] == ["cached", "cached", "ran"]
     assert story.manifest("worse")["overrides"] == {"evaluate.score": "0.1"}
     assert story.state("worse", "evaluate")["parameters"] == {"score": 0.1, "sound": True}
 
@@ -350,16 +352,19 @@ def test_a_failing_cell_is_in_the_status_and_in_the_imported_run(story: Story) -
 
 
 def test_a_value_that_does_not_fit_fails_before_any_notebook_runs(story: Story) -> None:
-    assert story.steps("misfit") == {"pin": "Failed"}
+    assert story.steps("misfit") == {"data": "Failed"}
     reason = story.seen["misfit"]["steps"][0]["reason"]
     assert reason == "-p data.factor: 'banana' does not fit int, declared in nb/data.ipynb."
     manifest = story.manifest("misfit")
-    assert (manifest["status"], [step["status"] for step in manifest["steps"]]) == ("failed", [None] * 4)
+    assert (manifest["status"], [step["status"] for step in manifest["steps"]]) == ("failed", ["failed", *[None] * 3])
+    assert reason in manifest["steps"][0]["result"]["error"]["evalue"]
 
 
 def test_a_stopped_execution_is_an_interrupted_run(story: Story) -> None:
     manifest = story.manifest("stopped")
-    assert (manifest["status"], [step["status"] for step in manifest["steps"]]) == ("interrupted", [None] * 4)
+    first, *others = [step["status"] for step in manifest["steps"]]
+    assert (manifest["status"], others) == ("interrupted", [None] * 3)
+    assert first in (None, "interrupted")  # whether it had begun
 
 
 def test_an_execution_of_a_pipeline_that_was_not_pushed_from_here_is_not_imported(
@@ -394,7 +399,9 @@ def test_start_refuses_what_a_run_would_refuse_and_what_was_not_pushed(
 # Executions as runs
 
 
-@pytest.mark.parametrize("name", ["first", "again", "champion", "worse", "broken", "misfit", "stopped", "edited"])
+@pytest.mark.parametrize(
+    "name", ["first", "again", "champion", "worse", "broken", "misfit", "stopped", "edited", "threshold"]
+)
 def test_every_execution_is_a_sound_run_with_a_report(story: Story, name: str) -> None:
     manifest = story.manifest(name)
     run = story.runs[name]
@@ -442,7 +449,7 @@ def test_importing_twice_gives_the_same_run(story: Story) -> None:
         ("/train/result.json", '"executed.ipynb"', '"result.json"'),
         ("/data/job.json", '"step": "data"', '"step": "../../data"'),
         ("/data/job.json", '"step": "data"', '"step": "train"'),
-        ("/gate/verdict.json", '"outcome"', '"outcom"'),
+        ("/evaluate/verdict.json", '"outcome"', '"outcom"'),
         ("/notebook.ipynb", "hello", "hullo"),
     ],
 )
@@ -513,14 +520,14 @@ def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_doe
     assert not errors, [(list(error.absolute_path), error.message[:200]) for error in errors]
     # elsewhere nothing is excused: a Std:JsonGet that is an argument itself is found
     inputs = definition["Steps"][1]["Arguments"]["ProcessingInputs"]
-    (joined,) = inputs[-1]["S3Input"]["S3Uri"]["Std:Join"]["Values"]
+    joined, _ = inputs[-1]["S3Input"]["S3Uri"]["Std:Join"]["Values"]
     bare = json.loads(json.dumps(definition))
     bare["Steps"][1]["Arguments"]["ProcessingInputs"][-1]["S3Input"]["S3Uri"] = joined
     assert list(jsonschema.Draft7Validator(schema).iter_errors(excused(bare)))
 
 
 # a plain string by the schema; docs/sagemaker.md names the last among what nobody has verified
-JOINED = re.compile("S3Uri|ErrorMessage|RUNNER_PIN_[0-9]+")
+JOINED = re.compile("S3Uri|ErrorMessage|RUNNER_(PIN|RESULT)_[0-9]+")
 OPERANDS = ("LeftValue", "RightValue")
 
 
@@ -536,7 +543,7 @@ def excused(value: Any, name: str = "") -> Any:
 
 def test_nothing_in_what_a_step_is_cached_by_differs_between_executions(definition: Any) -> None:
     steps = [step for step in definition["Steps"] if step.get("CacheConfig")]
-    assert [step["Name"] for step in steps] == ["data", "train", "evaluate", "gate"]
+    assert [step["Name"] for step in steps] == ["train", "evaluate"]
     for step in steps:
         keyed = [step["Arguments"].get(name) for name in ("AppSpecification", "Environment", "ProcessingInputs")]
         assert "Execution." not in json.dumps(keyed)
@@ -547,7 +554,8 @@ def test_the_list_of_steps_says_what_is_cached_and_what_comes_after_what(story: 
     assert shown.code == 0, shown.err
     rows = [line.split() for line in shown.out.splitlines() if line]
     assert ["evaluate-score", "0.75"] in rows
-    assert ["gate", "Processing", "yes", "data,", "train,", "evaluate"] in rows
+    assert ["data", "Processing", "no", "–"] in rows
+    assert ["evaluate", "Processing", "yes", "data,", "train"] in rows
     assert next(row for row in rows if row[0] == "register")[3:5] == ["if", "gate-passed,"]
 
 
@@ -570,6 +578,74 @@ def rehearsed(made: Plan, tmp_path: Path) -> Any:
     (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
     bucket = Rehearsal(Session("eu-west-1", anonymous=True), BUCKET, "team/")
     return lay(made, bucket, store=Store(tmp_path / "runs"), profile=None)
+
+
+# Which jobs there are
+
+
+SIDES = """
+name = "sides"
+[steps.left]
+notebook = "nb/side.ipynb"
+inputs = { source = "./in.txt" }
+[steps.right]
+notebook = "nb/side.ipynb"
+inputs = { source = "./in.txt" }
+[[gate]]
+metric = "left.size"
+min = 1
+[steps.last]
+notebook = "nb/last.ipynb"
+inputs = { verdict = "gate.verdict" }
+"""
+
+
+def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_where_no_step_comes_last(
+    cloud: SmallSageMaker, aws: None, tmp_path: Path
+) -> None:
+    told = Story(RemoteProject(tmp_path, cloud, SETTINGS), cloud)
+    size = recorded("size", "float(len(open(source).read()))")
+    told.project.write("nb/side.ipynb", parameters("source: str = ''"), size)
+    told.project.write("nb/last.ipynb", parameters("verdict: str = ''"), "assert 'pass' in open(verdict).read()")
+    (tmp_path / "in.txt").write_text("hello\n")
+    told.project.toml(SIDES)
+    assert told.project.here("pipeline", "push").code == 0
+    told.started["sides"] = told.project.here("pipeline", "start", "--json").json["arn"]
+    mark = len(cloud.calls)
+    told.follow("sides")
+    assert told.steps("sides") == dict.fromkeys(["left", "right", "gate", "gate-passed", "last"], "ran")
+    kept = f"runs/{told.seen['sides']['execution']}/pin/pins.json"
+    puts = [call for call in cloud.calls[mark:] if call.action == "PutObject" and kept in str(call.parameters)]
+    assert [call.parameters.get("IfNoneMatch") for call in puts] == ["*"] * len(puts)
+    assert len({told.state("sides", name)["job"]["run"] for name in ("left", "right", "last")}) == 1
+    assert told.project.here("verify", told.runs["sides"]).code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("", "", [("data", "", True), ("train", "", False), ("evaluate", "evaluate", False), ("register", "", False)]),
+        ("[sagemaker]", "[sagemaker]\ntogether = true", [("data train evaluate register", "evaluate", True)]),
+        (
+            "[sagemaker]",
+            '[steps.train.sagemaker]\ninstance = "ml.m5.4xlarge"\n[sagemaker]\ntogether = true',
+            [("data", "", True), ("train", "", False), ("evaluate register", "evaluate", False)],
+        ),
+        (
+            "[sagemaker]",
+            "[steps.evaluate.sagemaker]\ntogether = false\n[sagemaker]\ntogether = true",
+            [("data train", "", True), ("evaluate", "evaluate", False), ("register", "", False)],
+        ),
+        ('inputs = { model = "train.model", champion', 'inputs = { champion', [
+            ("data", "", True), ("train", "", False), ("evaluate", "", True), ("register", "", False),
+        ]),
+    ],
+)  # fmt: skip
+def test_a_job_has_one_step_or_those_that_may_share_it_and_the_last_before_the_verdict_judges(
+    planned: Callable[[str, str], Plan], old: str, new: str, expected: list[tuple[str, str, bool]]
+) -> None:
+    found = shares(planned(old, new))
+    assert [(" ".join(share.names), share.judges, share.first) for share in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -611,7 +687,7 @@ def test_prose_outputs_and_other_steps_leave_a_steps_bundle_as_it_was(
     }
     notebook.write_text(json.dumps(document))
     after = rehearsed(made, tmp_path).bundles
-    assert {name for name in before if before[name] != after[name]} == {"pin", "gate"}
+    assert {name for name in before if before[name] != after[name]} == {"pin"}
 
 
 def test_without_the_extra_the_way_to_install_it_is_said(story: Story) -> None:
@@ -753,7 +829,7 @@ def test_a_step_with_more_inputs_than_a_job_takes_is_refused(
 
 @pytest.mark.soak
 def test_pin_and_gate_install_nothing_in_an_image_that_is_not_the_lock(tmp_path: Path) -> None:
-    """In SageMaker Distribution's image, by its user; the notebooks' steps have the lock's packages."""
+    """In SageMaker Distribution's image, by its user; notebooks that are executed have the lock's packages."""
     try:
         image = distribution_image()
     except NotPermittedError as error:
@@ -767,12 +843,20 @@ def test_pin_and_gate_install_nothing_in_an_image_that_is_not_the_lock(tmp_path:
         told.follow("first")
         assert told.seen["first"]["status"] == "Succeeded", told.seen["first"]
         logs = cloud.client("logs")
-        said = {step["name"]: read_log(logs, step["job"])[0] for step in told.seen["first"]["steps"] if step["job"]}
-        for name, line in said.items():
-            expected = (
-                "executes no notebook, nothing installed" if name in ("pin", "gate") else "made an environment of"
-            )
-            assert line.startswith(f"runner: {expected}"), (name, line)
+        plain, made = "runner: no notebook is executed yet, nothing installed", "runner: made an environment of"
+        looks = ("data", "evaluate")  # which pins, and which judges
+        for step in told.seen["first"]["steps"]:
+            if step["job"]:
+                lines = [line for line in read_log(logs, step["job"]) if line.startswith((plain, made))]
+                assert [line.startswith(plain) for line in lines] == [True, False][step["name"] not in looks :], lines
+        told.project.toml(TOML.replace("min = 0.5", "min = 0.4"))
+        assert told.project.here("pipeline", "push").code == 0
+        told.start("threshold")
+        told.follow("threshold")
+        assert told.seen["threshold"]["status"] == "Succeeded", told.seen["threshold"]
+        for step in told.seen["threshold"]["steps"]:
+            if step["name"] in looks:
+                assert read_log(logs, step["job"]) == [plain]
         locked = told.state("first", "data")["result"]["remote"]["packages"]
         recorded = told.manifest("first")["environment"]["packages"]
         assert recorded["papermill"] == locked["papermill"]

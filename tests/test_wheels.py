@@ -343,7 +343,7 @@ def test_a_job_that_executes_no_notebook_installs_nothing(job: Job, arrived: lis
     code, out, err = job.run("--plain", "show")
     assert code == 0, err
     said, shown = out.splitlines()
-    assert said == "runner: executes no notebook, nothing installed"
+    assert said == "runner: no notebook is executed yet, nothing installed"
     assert shown == f"none {job.image.parents[1]} ['msgspec', 'runner']"
     assert not job.made
     # a bundle without it, as with packages = "image", is held to the lock as ever
@@ -549,7 +549,7 @@ def test_a_dry_run_counts_what_goes_up_once_and_nothing_that_is_there(
     whole = sum(wheel.size_bytes for wheel in arrived) + 3_000_000
     assert whole < said["move_bytes"] < whole + 1_000_000  # and the runner, and the notebook
     chosen = settings(planned.pipeline)
-    once = Prices.read(None).of(chosen.instance, limit_s(None, chosen))
+    once = Prices.read(None).of(chosen.instance, limit_s([None], chosen))
     assert once is not None
     assert said["ceiling_usd"] == pytest.approx((3 + 5) * once)  # three attempts in any case, or one and four retries
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -34,6 +34,7 @@ class Settings:
     instance: str = "ml.m5.xlarge"
     instance_count: int = 1
     volume_gb: int = 30
+    together: bool = False
     timeout_s: int = 24 * 3600
     tags: dict[str, str] = field(default_factory=dict)
     vpc: Vpc | None = None
@@ -59,6 +60,12 @@ def settings(pipeline: Pipeline, step: str | None = None) -> Settings:
         raise PipelineError(*wrong)
     prefix = str(found.get("prefix", pipeline.name)).strip("/")
     return Settings(**{**found, "prefix": f"{posixpath.normpath(prefix)}/"})
+
+
+def one_machine(pipeline: Pipeline, *steps: str) -> bool:
+    """Whether these steps, one after the other, may share a job: all say so, and what makes the machine is the same."""
+    made = [replace(settings(pipeline, step), timeout_s=0, include=[], poll_s=0.0, small_mb=0.0) for step in steps]
+    return all(one.together and one == made[0] for one in made)
 
 
 def _set(spec: SageMaker) -> dict[str, Any]:

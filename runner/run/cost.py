@@ -29,7 +29,11 @@ def cost(manifest: RunManifest) -> Cost | None:
         return None
     prices = [job.price_usd for job in jobs]
     known = [price for price in prices if price is not None]
-    return Cost(len(jobs), sum(job.billed_s or 0.0 for job in jobs), sum(known) if len(known) == len(prices) else None)
+    return Cost(
+        len({job.name for job in jobs}),
+        sum(job.billed_s or 0.0 for job in jobs),
+        sum(known) if len(known) == len(prices) else None,
+    )
 
 
 def job_of(state: StepState) -> RemoteJob | None:

@@ -1,10 +1,12 @@
-"""pipeline.toml as a SageMaker Pipeline: its definition, made with the SageMaker SDK, and its push.
+"""pipeline.toml as a SageMaker Pipeline: its definition, made with the SageMaker SDK.
 
-    pin ─► the notebooks' steps ─► gate ─► gate-passed ─┬─► the steps that need the verdict
-                                                        └─► gate-failed, with the reasons
+    the notebooks' steps ─► gate-passed ─┬─► the steps that need the verdict
+                                         └─► gate-failed, with the reasons
 
-A step is cached by what it is started with: its image, environment and inputs. So these hold addresses made of content,
-the parameters it takes and the hashes that `pin` found, and nothing that differs from one execution to the next.
+Which of the jobs make the pins and judge the gate, `shares.py` says. The service caches a job by what it is started with:
+its image, environment and inputs. So these hold addresses made of content, the parameters it takes and the hashes that
+the pins have, and nothing that differs from one execution to the next. What makes the pins cannot be cached so; it looks
+for an earlier result itself (`step_sequence.py`).
 """
 
 from __future__ import annotations
@@ -17,41 +19,37 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from runner.aws.bucket import Bucket
-from runner.aws.pipelines.parameters import INSTANCE, SMALL_INSTANCE, active
+from runner.aws.pipelines.parameters import INSTANCE, SMALL_INSTANCE, parameter_key
 from runner.aws.pipelines.pushed import (
     CONDITION,
     FAIL,
     GATE,
+    LEFT,
     PIN,
-    PINS,
+    STEPS,
     Laid,
-    Rehearsal,
-    gated_steps,
+    Rules,
     is_pinned,
-    lay,
     pin_key,
+    step_key,
 )
+from runner.aws.pipelines.shares import Share
 from runner.aws.processing._run import PLAIN
-from runner.aws.processing.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, request
-from runner.aws.session import ABSENT, AwsError, Session
+from runner.aws.processing.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, limit_s, request
 from runner.errors import UsageError
 from runner.pipeline.file import VERDICT
-from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.remote import Settings, settings
-from runner.records import StepJob
+from runner.records import StepJob, encode
 from runner.run.orchestrate import VERDICT_FILE
-from runner.run.store import Store
 
 MODULE = "runner.aws.pipelines.pipeline_job"
 MOST_VALUES = 100  # of a job's environment (botocore: ProcessingEnvironmentMap)
-SMALL_TIMEOUT_S = 1800  # of the pin and the gate
+SMALL_TIMEOUT_S = 1800  # of a gate with a job of its own
+LONGEST_DISPLAY_NAME = 256  # botocore: StepDisplayName
 EXPIRES = "P365D"
-LARGEST_BYTES = 100_000  # of a definition in the request itself; a larger one goes by way of the bucket
 # the parts of the SDK that a definition is made of; it has no types, and importing it takes seconds and a region
 SDK = {
     "CacheConfig": "mlops.workflow.steps",
@@ -73,48 +71,6 @@ CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"Telem
 MISSING = "The SageMaker SDK is not installed. Install it with `pip install 'sagemaker>=3.27,<4'` and try again."
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a push came to, or would come to: "created", "updated" or "unchanged", and the Pipeline's ARN."""
-
-    name: str
-    what: str
-    arn: str = ""  # "" where there is none yet
-
-
-def show(plan: Plan, store: Store, *, profile: str | None) -> dict[str, Any]:
-    """The definition that a push would make; nothing is uploaded and nobody asked."""
-    chosen = settings(plan.pipeline)
-    session = Session(chosen.region, anonymous=True)
-    bucket = Rehearsal(session, chosen.bucket, chosen.prefix)
-    return definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
-
-
-def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> Outcome:
-    """Put there what the jobs need, and make the Pipeline, or the one that is there equal; what is equal is left alone."""
-    chosen, name = settings(plan.pipeline), plan.pipeline.name
-    session = Session(chosen.region, kms_key=chosen.kms_key)
-    bucket = (Rehearsal if dry_run else Bucket)(session, chosen.bucket, chosen.prefix)
-    made = definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
-    pipelines = Pipelines(session, name)
-    found = pipelines.describe()
-    tags = [{"Key": key, "Value": value} for key, value in {**chosen.tags, "runner:project": name}.items()]
-    if found is None:
-        if dry_run:
-            return Outcome(name, "created")
-        reply = pipelines.call("create_pipeline", **_arguments(made, bucket, chosen), Tags=tags)
-        return Outcome(name, "created", str(reply["PipelineArn"]))
-    arn = str(found["PipelineArn"])
-    equal = json.loads(found["PipelineDefinition"]) == made and found["RoleArn"] == chosen.role
-    if not dry_run:
-        there = {tag["Key"]: tag["Value"] for tag in pipelines.tags(arn)}
-        if any(there.get(tag["Key"]) != tag["Value"] for tag in tags):
-            session.call("sagemaker", "add_tags", about=f"pipeline {name}", ResourceArn=arn, Tags=tags)
-        if not equal:
-            pipelines.call("update_pipeline", **_arguments(made, bucket, chosen))
-    return Outcome(name, "unchanged" if equal else "updated", arn)
-
-
 def definition(laid: Laid, *, region: str) -> dict[str, Any]:
     """The Pipeline's definition; the same for the same content, wherever and whenever it is made.
 
@@ -125,7 +81,7 @@ def definition(laid: Laid, *, region: str) -> dict[str, Any]:
     for unset in ("PipelineExperimentConfig", "MlflowConfig"):
         if made.get(unset) is None:
             made.pop(unset, None)
-    _order(made["Steps"], [PIN, *(step.name for step in active(laid.plan)), GATE, CONDITION])
+    _order(made["Steps"], [*(share.name for share in laid.shares if not share.gated), GATE, CONDITION])
     return made
 
 
@@ -139,17 +95,18 @@ class _Definition:
             parameter.key: self.sdk.ParameterString(name=parameter.name, default_value=parameter.default)
             for parameter in laid.pushed.parameters
         }
-        self.pins = self.sdk.PropertyFile(name="pins", output_name="out", path=PINS)
-        self.judged = self.sdk.PropertyFile(name="judged", output_name="out", path="gate.json")
+        self.left = self.sdk.PropertyFile(name="left", output_name="out", path=LEFT)
+        self.share_of = {name: share for share in laid.shares for name in share.names}
+        self.gated = [step.name for step in laid.pushed.steps if step.gated]
+        judge = laid.pushed.judge
+        self.judging = self.share_of[judge].name if judge else GATE
         self.made: dict[str, Any] = {}
 
     def text(self) -> str:
-        self._pin()
-        gated = gated_steps(self.laid.plan)
-        steps = active(self.laid.plan)
-        top = [self.made[PIN], *(self._step(step, []) for step in steps if step.name not in gated)]
+        top = [self._job(share, []) for share in self.laid.shares if not share.gated]
         if self.laid.pushed.judges:
-            top += [self._gate(), self._condition([step for step in steps if step.name in gated])]
+            top += [self._gate()] if self.judging == GATE else []
+            top.append(self._condition([share for share in self.laid.shares if share.gated]))
         pipeline = self.sdk.Pipeline(
             name=self.laid.plan.pipeline.name,
             parameters=list(self.parameters.values()),
@@ -160,166 +117,184 @@ class _Definition:
         text: str = pipeline.definition()
         return text
 
-    def _pin(self) -> None:
+    def _gate(self) -> Any:
+        """The gate in a job of its own."""
+        judged = [step.name for step in self.laid.pushed.steps if not step.gated]
+        job = StepJob(run="", step=GATE, notebook="", timeout_s=SMALL_TIMEOUT_S)
+        made = self._request(GATE, job, settings(self.laid.plan.pipeline), SMALL_INSTANCE)
+        made["AppSpecification"]["ContainerArguments"] = [PLAIN, MODULE, GATE]
+        made["ProcessingInputs"] = self._own(GATE, "step")
+        return self._processing(GATE, made, self._results(judged), [self.share_of[name].name for name in judged])
+
+    def _job(self, share: Share, before: Sequence[str]) -> Any:
+        """`before` are the gated steps before it, which go one after the other."""
+        environment = self._started() if share.first else {}
+        inputs, results = [], set(before)
+        for number, step in enumerate(share.steps, 1):
+            own = f"{number}_" if len(share.steps) > 1 else ""
+            if own:
+                environment[f"RUNNER_STEP_{number}"] = self._key(step.name)
+            if not share.first:  # it has all of them
+                for of in self.laid.tasks[step.name].given:
+                    key = parameter_key(step.name, step.spec, of)
+                    environment[f"RUNNER_PARAMETER_{own}{of}"] = self.parameters[key]
+            for place, (of, spec) in enumerate(step.spec.inputs.items()):
+                pin = self._pin(share, f"{step.name}.{of}") if is_pinned(spec) and not share.first else None
+                if pin is not None:
+                    environment[f"RUNNER_PIN_{own}{place}"] = self._text(*pin, "digest")
+                elif not is_pinned(spec) and spec.from_ != VERDICT:
+                    results.add(spec.from_.partition(".")[0])
+                if not share.fetches and spec.as_ == "path":
+                    address = self._text(*pin, "address") if pin is not None else self._made(spec.from_)
+                    inputs.append(_input(f"in-{place}", address, f"in/{of}"))
+            if step.name in self.gated:
+                results |= {other.name for other in self.laid.pushed.steps if not other.gated}
+        if share.judges:
+            rules = self.laid.plan.pipeline.gate
+            results |= {rule.metric.partition(".")[0] for rule in rules}
+            results |= {rule.when.partition(".")[0] for rule in rules if rule.when}
+            environment["RUNNER_RULES"] = hashlib.sha256(encode(Rules(rules=rules))).hexdigest()
+        elif any(name in self.gated for name in share.names):
+            environment["RUNNER_GATE"] = self._properties(self.judging)
+        environment |= self._results([name for name in self.share_of if name in results and name not in share.names])
+        # what waits for the gate waits for all that comes before it
+        after = [self.share_of[name].name for name in before] if share.gated else self._needed(share)
+        return self._processing(share.name, self._of_share(share, inputs), environment, after, share)
+
+    def _of_share(self, share: Share, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        step = share.steps[0]
+        chosen = settings(self.laid.plan.pipeline, share.name)
+        instance = INSTANCE if step.spec.sagemaker.instance is None else f"{share.name}.{INSTANCE}"
+        made = self._request(share.name, self.laid.tasks[share.name].job, chosen, instance)
+        limit = limit_s([self.laid.tasks[name].job.timeout_s for name in share.names], chosen)
+        made["StoppingCondition"]["MaxRuntimeInSeconds"] = limit
+        made["AppSpecification"]["ContainerArguments"] = [*[PLAIN] * share.looks, MODULE, STEPS, *share.names]
+        made["ProcessingInputs"] = self._own(share.name, *["step"] * (len(share.steps) == 1)) + inputs
+        if share.first:
+            made["ProcessingInputs"].append(_input("pushed", self.laid.bundles[PIN]))
+        return made
+
+    def _started(self) -> dict[str, Any]:
+        """What the pins are made of."""
         environment = {
             "RUNNER_EXECUTION": self.sdk.ExecutionVariables.PIPELINE_EXECUTION_ARN,
             "RUNNER_STARTED": self.sdk.ExecutionVariables.START_DATETIME,
         }
         for number, parameter in enumerate(self.laid.pushed.parameters, 1):
             environment[f"RUNNER_VALUE_{number}"] = self.parameters[parameter.key]
-        self._small(PIN, environment, self.pins, cached=False)
+        return environment
 
-    def _gate(self) -> Any:
-        gated = gated_steps(self.laid.plan)
-        judged = [step.name for step in active(self.laid.plan) if step.name not in gated]
-        return self._small(GATE, self._results(judged), self.judged, cached=True)
-
-    def _small(self, name: str, environment: dict[str, Any], file: Any, *, cached: bool) -> Any:
-        job = StepJob(run="", step=name, notebook="", timeout_s=SMALL_TIMEOUT_S)
-        chosen = settings(self.laid.plan.pipeline)
-        return self._processing(job, chosen, [name], environment, [], [file], SMALL_INSTANCE, cached=cached)
-
-    def _step(self, step: PlannedStep, before: Sequence[str]) -> Any:
-        """`before` are the gated steps before it, which go one after the other."""
-        name, specs, task = step.name, step.spec.inputs, self.laid.tasks[step.name]
-        taken = {of: step.name + "." + of if of in step.spec.parameters else of for of in task.given}
-        environment = {f"RUNNER_PARAMETER_{of}": self.parameters[key] for of, key in taken.items()}
-        inputs = []
-        for number, (of, spec) in enumerate(specs.items()):
-            if is_pinned(spec):
-                key = f"pins.{pin_key(self.laid.pushed, f'{name}.{of}')}"
-                environment[f"RUNNER_PIN_{number}"] = self._text(PIN, self.pins, f"{key}.digest")
-                address = self._text(PIN, self.pins, f"{key}.address")
-            else:
-                address = self._below(GATE, VERDICT_FILE) if spec.from_ == VERDICT else self._output(spec.from_)
-            if spec.as_ == "path":
-                inputs.append(self._input(f"in-{number}", address, f"in/{of}"))
-        gated = gated_steps(self.laid.plan)
-        if name in gated:
-            environment |= self._results([*(other for other in self.laid.tasks if other not in gated), *before])
-            environment["RUNNER_GATE"] = self._folder(GATE)
-        chosen = settings(self.laid.plan.pipeline, name)
-        instance = INSTANCE if step.spec.sagemaker.instance is None else f"{name}.{INSTANCE}"
-        after = [*([] if step.needs else [PIN]), *step.spec.after, *before]
-        return self._processing(task.job, chosen, after, environment, inputs, [], instance, cached=True)
-
-    def _condition(self, gated: Sequence[PlannedStep]) -> Any:
-        outcome, reasons = (self._get(GATE, self.judged, name) for name in ("outcome", "reasons"))
+    def _condition(self, gated: Sequence[Share]) -> Any:
+        outcome, reasons = (self._get(self.judging, name) for name in ("outcome", "reasons"))
         said = self.sdk.Join(on=" ", values=["The gate's verdict is", outcome, "–", reasons])
-        names = [step.name for step in gated]
+        before = [[name for share in gated[:number] for name in share.names] for number in range(len(gated))]
         return self.sdk.ConditionStep(
             name=CONDITION,
             conditions=[self.sdk.ConditionEquals(left=outcome, right="pass")],
-            if_steps=[self._step(step, names[:number]) for number, step in enumerate(gated)],
+            if_steps=[self._job(share, names) for share, names in zip(gated, before, strict=True)],
             else_steps=[self.sdk.FailStep(name=FAIL, error_message=said)],
+            depends_on=[self.made[self.judging]],
         )
 
-    def _processing(
-        self,
-        job: StepJob,
-        chosen: Settings,
-        after: Sequence[str],
-        environment: dict[str, Any],
-        inputs: list[dict[str, Any]],
-        files: list[Any],
-        instance: str,
-        *,
-        cached: bool,
-    ) -> Any:
-        name = job.step
-        own = [self._input("bundle", self.laid.runners[name]), self._input("step", self.laid.bundles[name])]
-        _refuse_beyond(name, len(own) + len(inputs), len(environment))
+    def _request(self, name: str, job: StepJob, chosen: Settings, instance: str) -> dict[str, Any]:
         at = Addresses(bundle="", step="", attempt="", inputs={})
         made = request("", job, chosen, at, project=self.laid.plan.pipeline.name)
-        del made["ProcessingJobName"]
+        del made["ProcessingJobName"], made["Environment"]
         made["Tags"] = [tag for tag in made["Tags"] if tag["Key"] not in (HASH_TAG, "runner:run")]
-        arguments = [PLAIN, MODULE, name] if name in (PIN, GATE) else [MODULE, "step"]
-        made["AppSpecification"]["ContainerArguments"] = arguments
-        made["Environment"] = environment
-        made["ProcessingInputs"] = own + inputs
         made["ProcessingResources"]["ClusterConfig"]["InstanceType"] = self.parameters[instance]
         place = self.sdk.Join(on="/", values=[self.laid.runs, self.sdk.ExecutionVariables.PIPELINE_EXECUTION_ID, name])
         target = {"S3Uri": place, "LocalPath": OUTPUT, "S3UploadMode": "EndOfJob"}
         made["ProcessingOutputConfig"]["Outputs"] = [{"OutputName": "out", "S3Output": target}]
-        if not environment:
-            del made["Environment"]
+        return made
+
+    def _own(self, name: str, *kinds: str) -> list[dict[str, Any]]:
+        return [_input("bundle", self.laid.runners[name]), *(_input(kind, self.laid.bundles[name]) for kind in kinds)]
+
+    def _processing(
+        self,
+        name: str,
+        made: dict[str, Any],
+        environment: dict[str, Any],
+        after: Sequence[str],
+        share: Share | None = None,
+    ) -> Any:
+        _refuse_beyond(name, len(made["ProcessingInputs"]), len(environment))
+        if environment:
+            made["Environment"] = environment
         # what a Processor leaves in its session; one of our own would have to be told all this again
         processor = SimpleNamespace(sagemaker_session=SimpleNamespace(context=SimpleNamespace(args=made)))
+        cached = share is None or not share.first
+        several = share is not None and len(share.steps) > 1
         self.made[name] = self.sdk.ProcessingStep(
             name=name,
+            display_name=", ".join(share.names)[:LONGEST_DISPLAY_NAME] if share is not None and several else None,
             step_args=self.sdk._StepArguments("run", lambda _: None, processor),
-            depends_on=[self.made[other] for other in dict.fromkeys(after) if other in self.made],
-            property_files=files,
+            depends_on=[self.made[other] for other in dict.fromkeys(after)],
+            property_files=[self.left] if share is None or share.looks else [],
             cache_config=self.sdk.CacheConfig(enable_caching=True, expire_after=EXPIRES) if cached else None,
         )
         return self.made[name]
+
+    def _needed(self, share: Share) -> list[str]:
+        """The jobs that this one waits for, that which has its pins included."""
+        found = [self.share_of[need].name for step in share.steps for need in step.needs]
+        pinning = [] if share.first else [self._pinning(share)]
+        return [name for name in (*found, *pinning) if name != share.name]
+
+    def _pinning(self, share: Share) -> str:
+        """The first of all jobs before this one."""
+        while not share.first:
+            before = [self.share_of[need] for step in share.steps for need in step.needs]
+            others = [other for other in before if other.name != share.name]
+            share = others[0] if others else next(other for other in self.laid.shares if other.first)
+        return share.name
 
     def _results(self, steps: Sequence[str]) -> dict[str, Any]:
         """Where the steps' folders are, as a job's environment: cached ones lie with an earlier execution."""
         return {f"RUNNER_RESULT_{number}": self._folder(step) for number, step in enumerate(steps, 1)}
 
     def _folder(self, step: str) -> Any:
-        return self.made[step].properties.ProcessingOutputConfig.Outputs["out"].S3Output.S3Uri
+        share = self.share_of[step]
+        if share.looks:
+            return self._text(share.name, f"at.{step_key(self.laid.pushed, step)}")
+        return self._properties(share.name)
 
-    def _below(self, step: str, path: str) -> Any:
-        return self.sdk.Join(on="/", values=[self._folder(step), path])
+    def _properties(self, job: str) -> Any:
+        return self.made[job].properties.ProcessingOutputConfig.Outputs["out"].S3Output.S3Uri
 
-    def _output(self, source: str) -> Any:
+    def _made(self, source: str) -> Any:
+        """The address of what was made in the execution: a step's output, or the verdict."""
+        if source == VERDICT:
+            return self.sdk.Join(on="/", values=[self._properties(self.judging), VERDICT_FILE])
         step, _, output = source.partition(".")
-        return self._below(step, f"out/{self.laid.tasks[step].job.outputs[output]}")
+        path = f"out/{self.laid.tasks[step].job.outputs[output]}"
+        share = self.share_of[step]
+        whole = self._get(share.name, f"at.{step_key(self.laid.pushed, step)}") if share.looks else self._folder(step)
+        return self.sdk.Join(on="/", values=[whole, path])
 
-    def _get(self, step: str, file: Any, path: str) -> Any:
-        return self.sdk.JsonGet(step_name=step, property_file=file, json_path=path)
+    def _pin(self, share: Share, of: str) -> tuple[str, str]:
+        """The job that has the pin and where in its file."""
+        return self._pinning(share), f"pins.{pin_key(self.laid.pushed, of)}"
 
-    def _text(self, step: str, file: Any, path: str) -> Any:
+    def _key(self, step: str) -> str:
+        return next(pushed.key for pushed in self.laid.pushed.steps if pushed.name == step)
+
+    def _get(self, job: str, *path: str) -> Any:
+        return self.sdk.JsonGet(step_name=job, property_file=self.left, json_path=".".join(path))
+
+    def _text(self, job: str, *path: str) -> Any:
         """As `_get`, where an argument of a job is: there the service's schema has no Std:JsonGet but in a Std:Join."""
-        return self.sdk.Join(values=[self._get(step, file, path)])
-
-    def _input(self, name: str, address: Any, folder: str = "") -> dict[str, Any]:
-        source = {
-            "S3Uri": address,
-            "LocalPath": f"{INPUT}/{folder or name}",
-            "S3DataType": "S3Prefix",
-            "S3InputMode": "File",
-        }
-        return {"InputName": name, "S3Input": source}
+        return self.sdk.Join(values=[self._get(job, *path)])
 
 
-class Pipelines:
-    """The calls about one Pipeline."""
-
-    def __init__(self, session: Session, name: str) -> None:
-        self.session, self.name = session, name
-
-    def describe(self) -> dict[str, Any] | None:
-        """None where there is no such Pipeline."""
-        try:
-            return self.call("describe_pipeline")
-        except AwsError as error:
-            if error.code in ABSENT:
-                return None
-            raise
-
-    def tags(self, arn: str) -> list[dict[str, str]]:
-        found = self.session.call("sagemaker", "list_tags", about=f"pipeline {self.name}", ResourceArn=arn)
-        tags: list[dict[str, str]] = found["Tags"]
-        return tags
-
-    def call(self, action: str, **arguments: Any) -> dict[str, Any]:
-        about = f"pipeline {self.name}"
-        return self.session.call("sagemaker", action, about=about, PipelineName=self.name, **arguments)
-
-
-def _arguments(made: dict[str, Any], bucket: Bucket, chosen: Settings) -> dict[str, Any]:
-    text = json.dumps(made)
-    if len(text.encode()) < LARGEST_BYTES:
-        return {"RoleArn": chosen.role, "PipelineDefinition": text}
-    key = f"pipelines/{hashlib.sha256(text.encode()).hexdigest()}.json"
-    bucket.put(key, text.encode())
-    return {
-        "RoleArn": chosen.role,
-        "PipelineDefinitionS3Location": {"Bucket": bucket.name, "ObjectKey": bucket.prefix + key},
+def _input(name: str, address: Any, folder: str = "") -> dict[str, Any]:
+    source = {
+        "S3Uri": address,
+        "LocalPath": f"{INPUT}/{folder or name}",
+        "S3DataType": "S3Prefix",
+        "S3InputMode": "File",
     }
+    return {"InputName": name, "S3Input": source}
 
 
 def _refuse_beyond(step: str, inputs: int, values: int) -> None:

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.definition import Pipelines
 from runner.aws.pipelines.parameters import INSTANCES, LONGEST_VALUE, key_of, named, taking
-from runner.aws.pipelines.pushed import put_source
+from runner.aws.pipelines.push import Pipelines
+from runner.aws.pipelines.pushed import LEFT, Left, put_source
 from runner.aws.processing.jobs import Jobs
+from runner.aws.s3 import split
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import UsageError
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import is_address, is_path, nearest
 from runner.pipeline.plan import Plan
 from runner.pipeline.remote import settings
+from runner.records import decode
 
 ENDED = ("Succeeded", "Failed", "Stopped")
 
@@ -178,6 +180,8 @@ def _step(item: dict[str, Any], session: Session) -> StepSeen:
         described = jobs.find(job)
         reason = (jobs.message(described) if described else "") or reason
     hit = str(item.get("CacheHitResult", {}).get("SourcePipelineExecutionArn", ""))
+    if job and not hit and item["StepStatus"] == "Succeeded":
+        hit = _taken(job, session)
     began, ended = item.get("StartTime"), item.get("EndTime")
     return StepSeen(
         name=item["StepName"],
@@ -188,6 +192,20 @@ def _step(item: dict[str, Any], session: Session) -> StepSeen:
         reason=str(metadata.get("Fail", {}).get("ErrorMessage", "")) or reason,
         job=job,
     )
+
+
+def _taken(job: str, session: Session) -> str:
+    """The execution that a job has taken all its steps from, "" where it has executed one (`step_sequence.py`)."""
+    described = Jobs(session, poll_s=0).find(job)
+    outputs = described["ProcessingOutputConfig"]["Outputs"] if described else []
+    if not outputs:
+        return ""
+    name, key = split(outputs[0]["S3Output"]["S3Uri"])
+    content = Bucket(session, name, f"{key.rstrip('/')}/").get(LEFT)
+    if content is None:
+        return ""
+    left = decode(Left, content, where=outputs[0]["S3Output"]["S3Uri"])
+    return next(iter(left.taken.values()), "") if len(left.taken) == len(left.at) else ""
 
 
 def _call(session: Session, action: str, arn: str, **arguments: Any) -> dict[str, Any]:

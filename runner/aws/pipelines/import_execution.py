@@ -19,8 +19,8 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.executions import Seen, StepSeen, look
 from runner.aws.pipelines.pin import run_id
-from runner.aws.pipelines.pipeline_job import VERSION
-from runner.aws.pipelines.pushed import FAIL, GATE, PIN, PINS, PUSHED, Pins, Pushed, PushedStep
+from runner.aws.pipelines.pushed import FAIL, GATE, LEFT, PIN, PINS, PUSHED, Left, Pins, Pushed, PushedStep, step_key
+from runner.aws.pipelines.registering import VERSION
 from runner.aws.processing import bundle
 from runner.aws.processing.jobs import Jobs
 from runner.aws.processing.prices import Prices
@@ -35,6 +35,7 @@ from runner.pipeline.remote import Settings, settings
 from runner.records import (
     Artifact,
     InputFact,
+    RemoteJob,
     RunStatus,
     StepError,
     StepJob,
@@ -93,7 +94,10 @@ class _Execution:
         self.bucket = Bucket(session, self.chosen.bucket, self.chosen.prefix)
         self.prices = Prices.read(root / self.chosen.prices if self.chosen.prices else None)
         self.listed = {step.name: step for step in seen.steps}
+        self.share_of = {step.name: step.job or step.name for step in self.pushed.steps}
         self.folders: dict[str, str] = {}  # step -> the address of what it left
+        self.reached: dict[str, bool] = {}  # job -> whether its next step was begun
+        self.described = {name: self.jobs.find(step.job) or {} for name, step in self.listed.items() if step.job}
 
     def manifest(self) -> RunManifest:
         atomic_write(self.store.folder(self.run) / run_folder.PIPELINE, self.pushed.toml.encode())
@@ -145,34 +149,36 @@ class _Execution:
             about=about,
             PipelineExecutionArn=self.seen.arn,
         )
-        steps = {step["Name"]: step for step in json.loads(reply["PipelineDefinition"])["Steps"]}
-        own = {item["InputName"]: item for item in steps.get(PIN, {}).get("Arguments", {}).get("ProcessingInputs", [])}
-        if "step" not in own:
+        steps = json.loads(reply["PipelineDefinition"])["Steps"]
+        inputs = [item for step in steps for item in step["Arguments"].get("ProcessingInputs", [])]
+        own = next((item for item in inputs if item["InputName"] == "pushed"), None)
+        if own is None:
             raise UsageError(f"The {about} is not of a Pipeline that `runner pipeline push` made.")
-        address = own["step"]["S3Input"]["S3Uri"]
+        address = own["S3Input"]["S3Uri"]
         content = self._content(address, PUSHED)
         if content is None or hashlib.sha256(content).hexdigest() != address.rstrip("/").rpartition("/")[2]:
             raise Tampered(f"{address}{PUSHED} is not what was pushed: it was altered or removed.")
         pushed = decode(Pushed, content, where=address)
-        ran = next((step for step in self.seen.steps if step.name == PIN and step.status == "Succeeded"), None)
-        described = self.jobs.find(ran.job) if ran is not None else None
-        if described is None:
-            return pushed, None
-        folder = _output(described)
-        content = self._content(f"{folder}/", PINS)
-        return pushed, decode(Pins, content, where=folder) if content is not None else None
+        chosen = settings(pushed.pipeline)
+        bucket = Bucket(self.session, chosen.bucket, chosen.prefix)
+        key = f"runs/{self.seen.id}/{PIN}/{PINS}"
+        content = bucket.get(key)
+        return pushed, decode(Pins, content, where=bucket.address(key)) if content is not None else None
 
     def _state(self, step: PushedStep, verdict: Verdict | None) -> StepState:
         spec = self.pushed.pipeline.steps[step.name]
         state = StepState(name=step.name, notebook=spec.notebook, snapshot=self._snapshot(step))
-        seen = self.listed.get(step.name)
-        if seen is None:
+        seen = self.listed.get(step.job or step.name)
+        goes_on = seen is not None and self.reached.get(seen.name, True)
+        if seen is None or not goes_on or (step.gated and verdict is not None and verdict.outcome != "pass"):
             left_out = step.gated and verdict is not None and verdict.outcome != "pass"
             why = f"the gate's verdict is {verdict.outcome}" if left_out and verdict is not None else ""
             return msgspec.structs.replace(state, status="skipped" if left_out else None, why=why)
-        described = self.jobs.find(seen.job) if seen.job else None
-        result, job = self._left(step.name, seen, described or {})
-        status = "cached" if seen.cached_from else STATUS.get(seen.status, "failed")
+        result, job, taken = self._came(step.name, seen)
+        self.reached[seen.name] = result.error is None
+        alone = sum(other.job == step.job for other in self.pushed.steps) == 1
+        ended = STATUS.get(seen.status, "failed") if alone or result.error is not None else "succeeded"
+        status = "cached" if seen.cached_from or taken else ended
         return msgspec.structs.replace(
             state,
             status=status,
@@ -183,19 +189,21 @@ class _Execution:
             result=result,
         )
 
-    def _left(self, step: str, seen: StepSeen, described: Mapping[str, Any]) -> tuple[StepResult, StepJob | None]:
-        """The step's result with all that is to be looked at, and its job; a failure of the job where it left none."""
+    def _came(self, step: str, seen: StepSeen) -> tuple[StepResult, StepJob | None, bool]:
+        """The step's result with all that is to be looked at, and its job; a failure of the job where it left none.
+        And whether the job has taken it from an earlier execution."""
         folder = run_folder.step_folder(self.store, self.run, step)
-        address = _output(described) if described else ""
+        described = self.described.get(seen.name, {})
+        address, taken = self._place(step, described)
         content = self._content(f"{address}/", run_folder.RESULT) if address else None
         result = decode(StepResult, content, where=address) if content is not None else None
-        # an ARN has the job's name in small letters
-        if result is None or result.remote is None or result.remote.name.lower() != seen.job.lower():
+        if result is None or result.remote is None or not _is_of(result.remote, seen.job, address, taken=taken):
             if seen.status == "Succeeded":
                 raise Tampered(f"{address}/{run_folder.RESULT} is not the result of the job {seen.job}.")
             result = _without_result(seen, described)
         if result.remote is not None:
-            billed = _billed_s(described)
+            of = self.jobs.find(result.remote.name) or {} if taken else described
+            billed = _billed_s(of) if result.remote.billed_s is None else result.remote.billed_s
             price = self.prices.of(result.remote.instance, billed)
             paid = msgspec.structs.replace(result.remote, billed_s=billed, price_usd=price)
             result = msgspec.structs.replace(result, remote=paid)
@@ -207,7 +215,21 @@ class _Execution:
         if job is not None:
             atomic_write(folder / run_folder.JOB, encode(job))
         run_folder.seal(result, store=self.store, run=self.run, step=step)
-        return result, job
+        return result, job, taken
+
+    def _place(self, step: str, described: Mapping[str, Any]) -> tuple[str, bool]:
+        """The address of the folder that has what the step came to, "" where there is none, and whether an earlier
+        execution has put it there."""
+        if not described:
+            return "", False
+        own = _output(described)
+        execution = own.rpartition("/")[0]
+        content = self._content(f"{own}/", LEFT)
+        if content is None:
+            return f"{execution}/{step}", False
+        left = decode(Left, content, where=own)
+        address = left.at.get(step_key(self.pushed, step), f"{execution}/{step}")
+        return address, step in left.taken
 
     def _bring(self, result: StepResult, folder: Path, address: str) -> None:
         """The executed notebook and small outputs; the rest stays where it is."""
@@ -237,8 +259,7 @@ class _Execution:
         return hashes
 
     def _verdict(self) -> Verdict | None:
-        gate = self.listed.get(GATE)
-        described = self.jobs.find(gate.job) if gate is not None and gate.status == "Succeeded" else None
+        described = self.described.get(self.share_of.get(self.pushed.judge, GATE))
         content = self._content(f"{_output(described)}/", VERDICT_FILE) if described else None
         if content is None:
             return None
@@ -253,7 +274,7 @@ class _Execution:
     def _version(self) -> ModelVersionRef | None:
         for step, address in self.folders.items():
             content = self._content(f"{address}/", VERSION)
-            if content is not None and self.listed[step].status == "Succeeded":
+            if content is not None and self.listed[self.share_of[step]].status == "Succeeded":
                 return decode(ModelVersionRef, content, where=address)
         return None
 
@@ -282,6 +303,12 @@ def _output(described: Mapping[str, Any]) -> str:
     return str(described["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]).rstrip("/")
 
 
+def _is_of(remote: RemoteJob, job: str, address: str, *, taken: bool) -> bool:
+    """Whether the result is that of the job, or that of an earlier one which lies where it was put."""
+    # an ARN has the job's name in small letters
+    return remote.at == f"{address}/" if taken else remote.name.lower() == job.lower()
+
+
 def _billed_s(described: Mapping[str, Any]) -> float:
     start, end = described.get("ProcessingStartTime"), described.get("ProcessingEndTime")
     return (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
@@ -292,7 +319,7 @@ def _without_result(seen: StepSeen, described: Mapping[str, Any]) -> StepResult:
     stopped = seen.status == "Stopped"
     error = StepError(
         kind="interrupted" if stopped else "remote",
-        ename="Stopped" if stopped else seen.reason.partition(":")[0] or "NoResult",
+        ename="Stopped" if stopped else said if (said := seen.reason.partition(":")[0]).isidentifier() else "NoResult",
         evalue=f"the job {seen.job or 'was not made'} ended {seen.status}: {seen.reason or 'it left no result'}",
     )
     return StepResult(

@@ -7,7 +7,7 @@ All are texts, read where the notebook runs by the type it declares, as -p's are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -15,11 +15,11 @@ from runner.errors import PipelineError
 from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.remote import settings
 from runner.pipeline.types import DoesNotFit, Type, read_text
-from runner.records import Record, Value
+from runner.records import Record, StepSpec, Value
 
 INSTANCE, SMALL_INSTANCE = "InstanceType", "SmallInstanceType"
 INSTANCES = (INSTANCE, SMALL_INSTANCE)
-SMALL = "ml.t3.medium"  # of the pin and the gate
+SMALL = "ml.t3.medium"  # of a gate with a job of its own
 LONGEST_VALUE = 256  # of an environment variable (botocore: ProcessingEnvironmentValue)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
@@ -37,13 +37,22 @@ def active(plan: Plan) -> list[PlannedStep]:
     return [step for step in plan.steps if not step.skip]
 
 
-def exposed(plan: Plan, sources: Mapping[str, str]) -> tuple[list[Parameter], dict[str, set[str]]]:
-    """The Pipeline's parameters; and for each step which of its notebook's have their values from them."""
+def parameter_key(step: str, spec: StepSpec, name: str) -> str:
+    """-p's key for the notebook's parameter: the step's own where pipeline.toml gives it a value for this step."""
+    return f"{step}.{name}" if name in spec.parameters else name
+
+
+def exposed(
+    plan: Plan, sources: Mapping[str, str], *, jobs: Collection[str], small: bool
+) -> tuple[list[Parameter], dict[str, set[str]]]:
+    """The Pipeline's parameters; and for each step which of its notebook's have their values from them. `jobs`
+    are the steps that begin one, `small` whether the gate has one of its own: these have instances.
+    """
     takers: dict[str, list[tuple[PlannedStep, str]]] = {}
     for step in active(plan):
         for name in step.parameters:
             if not step.notebook.parameters[name].secret:
-                key = f"{step.name}.{name}" if name in step.spec.parameters else name
+                key = parameter_key(step.name, step.spec, name)
                 takers.setdefault(key, []).append((step, name))
     found: dict[str, Parameter] = {}
     taken: dict[str, set[str]] = {step.name: set() for step in active(plan)}
@@ -56,9 +65,11 @@ def exposed(plan: Plan, sources: Mapping[str, str]) -> tuple[list[Parameter], di
         found[key] = Parameter(name=named(key), key=key, default=text, types=written)
         for step, name in those:
             taken[step.name].add(name)
-    others = {**sources, SMALL_INSTANCE: SMALL, INSTANCE: settings(plan.pipeline).instance}
+    others = {**sources, INSTANCE: settings(plan.pipeline).instance}
+    if small:
+        others[SMALL_INSTANCE] = SMALL
     for step in active(plan):
-        if step.spec.sagemaker.instance is not None:
+        if step.name in jobs and step.spec.sagemaker.instance is not None:
             others[f"{step.name}.{INSTANCE}"] = step.spec.sagemaker.instance
     findings = []
     for key, default in others.items():

@@ -1,13 +1,16 @@
 """What a push lays into the bucket for the jobs of a SageMaker Pipeline, and what those leave there.
 
     <bucket>/<prefix>steps/<sha256>/        the notebook and its modules, with task.json      → a step's input/step
-                                            pipeline.json, what was pushed                    → the pin's
-                                            rules.json                                        → the gate's
+                                            pipeline.json, what was pushed                    → input/pushed of the first
+                                            rules.json                                        → a gate's with its own job
     <bucket>/<prefix>inputs/<sha256>/…      local sources, by content
     <bucket>/<prefix>runs/<execution>/
-        pin/pins.json                       what this execution was started with and depends on from outside
+        pin/pins.json                       what this execution was started with and depends on from outside; put once
         <step>/                             job.json, executed.ipynb, result.json, out/…, version.json
-        gate/verdict.json, gate/gate.json   the verdict; its outcome and reasons for the Condition and the Fail step
+        <job>/verdict.json                  where the gate was judged
+        <job>/left.json                     what the Pipeline itself reads: where the steps' folders are, the pins, the
+                                            gate's outcome with its reasons. A job has the name of its first step
+    <bucket>/<prefix>runs/cache/<step>/     by all that a step's result may depend on: the folder that has it
 
 A step's bundle has nothing in it that is not the step's own, so that a push leaves the others' caches alone.
 """
@@ -24,6 +27,7 @@ import msgspec
 from runner import __version__
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.parameters import Parameter, active, exposed
+from runner.aws.pipelines.shares import Share, gated_steps, judging_step, shares
 from runner.aws.processing import bundle
 from runner.content import artifact
 from runner.errors import PipelineError
@@ -40,8 +44,10 @@ from runner.run import provenance
 from runner.run.cache import Cache
 from runner.run.store import Store, facts_of
 
-TASK, PUSHED, RULES, PINS = "task.json", "pipeline.json", "rules.json", "pins.json"
-PIN, GATE, CONDITION, FAIL = "pin", "gate", "gate-passed", "gate-failed"  # the Pipeline's own steps
+TASK, PUSHED, RULES, PINS, LEFT = "task.json", "pipeline.json", "rules.json", "pins.json", "left.json"
+GATE, CONDITION, FAIL = "gate", "gate-passed", "gate-failed"  # the Pipeline's own steps
+PIN = "pin"  # the folder of the pins
+STEPS = "steps"  # what a job is told to do: these, or the gate
 ABSENT, ABSENT_KEY = "absent", "inputs/absent/"
 
 
@@ -65,6 +71,7 @@ class PushedStep(Record, frozen=True, kw_only=True):
     name: FileName
     key: str  # of its bundle
     gated: bool  # runs only after a passing gate
+    job: str = ""  # the step of the Pipeline that executes it; "" for its own name
 
 
 class Pushed(Record, frozen=True, kw_only=True):
@@ -77,6 +84,7 @@ class Pushed(Record, frozen=True, kw_only=True):
     profile: str | None
     judges: bool
     steps: list[PushedStep]  # in an order that respects every need
+    judge: str = ""  # the step whose job judges the gate once it has ended; "" for a job of the gate's own
     skipped: dict[FileName, str] = {}  # step -> why it is not among them
     parameters: list[Parameter]
     sources: list[str]  # "step.input" of what is pinned when an execution starts
@@ -109,6 +117,26 @@ class Pins(Record, frozen=True, kw_only=True):
     pushed: Pushed
 
 
+class Taken(Record, frozen=True, kw_only=True):
+    """Where a step's result lies that was made by an earlier execution."""
+
+    format: int = FORMAT
+    at: str  # the address of its folder, without a last slash
+    execution: str
+    ended: str
+
+
+class Left(Record, frozen=True, kw_only=True):
+    """left.json of a job. Keys of `at` and `pins` are made for JsonGet."""
+
+    format: int = FORMAT
+    at: dict[str, str] = {}  # step -> the address of the folder that has its result, without a last slash
+    taken: dict[FileName, str] = {}  # step -> the execution that it was taken from
+    pins: dict[str, Pin] = {}
+    outcome: str = ""
+    reasons: str = ""
+
+
 @dataclass(frozen=True)
 class Laid:
     """What a push has put into the bucket, as addresses, with what the definition is made of."""
@@ -116,8 +144,9 @@ class Laid:
     plan: Plan
     pushed: Pushed
     tasks: dict[str, Task]
-    runners: dict[str, str]  # step, pin or gate -> prefix of the runner with that step's environment
-    bundles: dict[str, str]  # step, pin or gate -> prefix of its own
+    shares: list[Share]
+    runners: dict[str, str]  # step or gate -> prefix of the runner with that step's environment
+    bundles: dict[str, str]  # step, pin or gate -> prefix of its own; the pin's is what was pushed
     runs: str  # address below which executions leave their folders, without a last slash
 
 
@@ -143,10 +172,11 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
     Raises PipelineError where the pipeline cannot run as a SageMaker Pipeline, UsageError as bundles do.
     """
     _refuse(plan)
-    gated = gated_steps(plan)
+    gated, judge, parts = gated_steps(plan), judging_step(plan), shares(plan)
+    of = {name: share.name for share in parts for name in share.names}
     bucket.put(f"{ABSENT_KEY}absent.txt", b"There is no such input in this execution.\n")
     sources = _sources(plan, bucket)
-    parameters, taken = exposed(plan, sources)
+    parameters, taken = exposed(plan, sources, jobs=[share.name for share in parts], small=plan.judges and not judge)
     cache = Cache(store, plan.root)
     tasks, keys = {}, {}
     for step in active(plan):
@@ -158,7 +188,8 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
         toml=plan.file.read_text(encoding="utf-8-sig"),
         profile=profile,
         judges=plan.judges,
-        steps=[PushedStep(name=name, key=key, gated=name in gated) for name, key in keys.items()],
+        steps=[PushedStep(name=name, key=key, gated=name in gated, job=of[name]) for name, key in keys.items()],
+        judge=judge,
         skipped={step.name: step.skip for step in plan.steps if step.skip},
         parameters=parameters,
         sources=_pinned(plan),
@@ -166,12 +197,15 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
         runner_version=__version__,
     )
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
-    keys[GATE] = _put_record(bucket, RULES, encode(Rules(rules=plan.pipeline.gate)))
+    alone = [GATE] if plan.judges and not judge else []
+    for name in alone:
+        keys[name] = _put_record(bucket, RULES, encode(Rules(rules=plan.pipeline.gate)))
     return Laid(
         plan=plan,
         pushed=pushed,
         tasks=tasks,
-        runners=_runners(plan, bucket),
+        shares=parts,
+        runners=_runners(plan, bucket, alone),
         bundles={name: bucket.address(key) for name, key in keys.items()},
         runs=bucket.address("runs"),
     )
@@ -186,18 +220,14 @@ def put_source(path: Path, bucket: Bucket) -> str:
     return bucket.address(key if found.files is not None else key + path.name)
 
 
-def gated_steps(plan: Plan) -> set[str]:
-    """The steps that run only after a passing gate: those that need the verdict, and what comes after them."""
-    gated: set[str] = set()
-    for step in active(plan):
-        if step.needs_verdict or gated & set(step.needs):
-            gated.add(step.name)
-    return gated
-
-
 def pin_key(pushed: Pushed, of: str) -> str:
     """The key of a pinned input in pins.json."""
     return f"pin_{pushed.sources.index(of) + 1}"
+
+
+def step_key(pushed: Pushed, step: str) -> str:
+    """The step's key in left.json."""
+    return f"step_{[known.name for known in pushed.steps].index(step) + 1}"
 
 
 def is_pinned(spec: InputSpec) -> bool:
@@ -303,12 +333,12 @@ def _code(step: PlannedStep, plan: Plan, task: Task, cache: Cache) -> bundle.Bun
     return bundle.bundle({**code.files, TASK: encode(task)})
 
 
-def _runners(plan: Plan, bucket: Bucket) -> dict[str, str]:
-    from runner.aws.processing.executor import put_runner  # reads locks with packaging, which pin and gate do not have
+def _runners(plan: Plan, bucket: Bucket, alone: Collection[str]) -> dict[str, str]:
+    from runner.aws.processing.executor import put_runner  # reads locks with packaging, which a plain job does not have
 
     made: dict[tuple[str, ...], str] = {}
     found = {}
-    for name in (PIN, GATE, *(step.name for step in active(plan))):
+    for name in (*alone, *(step.name for step in active(plan))):
         chosen = settings(plan.pipeline, name if name in plan.pipeline.steps else None)
         key = (chosen.lock, chosen.python, chosen.platform, chosen.packages)
         if key not in made:

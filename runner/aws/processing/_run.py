@@ -2,8 +2,9 @@
 
 `python3 -u …/bundle/_run.py [--plain] MODULE ARG…`. Stands alone: standard library only, any Python from 3.10, and the image's
 boto3 where wheels have to be fetched. `environment.json` beside it says what to expect. Nothing is run in an
-environment that was not made whole and compared with the lock. With `--plain`, of a module that executes no notebook,
-there is none: the runner's own modules need msgspec, which the bundle has, and the image's boto3.
+environment that was not made whole and compared with the lock. With `--plain`, of a module that executes no notebook, or
+not yet, there is none: the runner's own modules need msgspec, which the bundle has, and the image's boto3. Such a module
+may start this program again, without it.
 
 /opt/ml belongs to root, and many an image's user does not (SageMaker Distribution's: number 1000, sudo without a password;
 https://github.com/aws/sagemaker-python-sdk/issues/4764). So everything is written into one work folder, wherever that may
@@ -56,6 +57,7 @@ _children: list[subprocess.Popen[str]] = []
 
 def main(arguments: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, _end)
+    os.environ.setdefault("RUNNER_BEGAN", str(time.time()))
     try:
         plain = arguments[:1] == [PLAIN]
         arguments = arguments[plain:]
@@ -121,7 +123,7 @@ def prepare(bundle: Path, work: Path, *, plain: bool) -> tuple[str, str]:
             f'Write [sagemaker] python = "{here}" in pipeline.toml, or choose another image.'
         )
     if plain and (bundle / LIBRARY).is_file() and importlib.util.find_spec("boto3") is not None:
-        _say("executes no notebook, nothing installed")
+        _say("no notebook is executed yet, nothing installed")
         return sys.executable, "none"
     different = differences(wanted["pins"])
     if not different:
@@ -289,6 +291,9 @@ def _environment(bundle: Path, work: Path, *, kind: str, python: str) -> dict[st
     if kind == "none":
         ours.append(_taken_out(bundle / LIBRARY, work / "library"))
     made = {**os.environ, "PYTHONPATH": os.pathsep.join(ours), "RUNNER_ENVIRONMENT": kind, "RUNNER_WORK": str(work)}
+    made.setdefault(
+        "RUNNER_PYTHONPATH", os.environ.get("PYTHONPATH", "")
+    )  # for a module that begins again, with packages
     if not os.access(os.environ.get("HOME", ""), os.W_OK | os.X_OK):  # IPython, Jupyter and many a library write there
         (work / "home").mkdir(exist_ok=True)
         made["HOME"] = str(work / "home")

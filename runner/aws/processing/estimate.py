@@ -68,7 +68,7 @@ def attempts(step: StepSpec | None) -> int:
 
 def most_usd(step: StepSpec | None, chosen: Settings, prices: Prices) -> float | None:
     """What a step costs if each attempt takes all the time it may; None where its instance has no price."""
-    price = prices.of(chosen.instance, limit_s(step.timeout_s if step is not None else None, chosen))
+    price = prices.of(chosen.instance, limit_s([step.timeout_s if step is not None else None], chosen))
     return None if price is None else attempts(step) * price
 
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from runner.run.store import files_of
 from runner.step.__main__ import exit_code
 from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE, Progress, execute
 
+CODE = Path(INPUT) / "step"  # where the service puts the step's bundle
 THREADS = 4  # that send outputs
 
 
@@ -59,12 +61,12 @@ def _main() -> int:
     except Tampered as error:
         refused = not_executed(job, StepError(kind="refused", ename="Tampered", evalue=str(error)))
         return leave(msgspec.structs.replace(refused, remote=_job(place)), place, session)
-    return leave(perform(job, place, session, stop), place, session)
+    return leave(perform(job, place, session, stop, arrived=by_service(place)), place, session)
 
 
-def check_code(sha256: str) -> None:
+def check_code(sha256: str, folder: Path = CODE) -> None:
     """Raises Tampered where the step's files are not those of that hash; to be asked before anything of them runs."""
-    found = digest(Path(INPUT) / "step")
+    found = digest(folder)
     if found != sha256:
         raise Tampered(
             f"The step's files that came to the job have the hash {found[:12]} and not {sha256[:12]}: steps/{sha256}/ in "
@@ -80,13 +82,39 @@ def told_to_stop() -> threading.Event:
     return stop
 
 
-def perform(job: StepJob, place: Place, session: Session, stop: threading.Event) -> StepResult:
-    """Put the step folder together and execute it. Again from the start where it was called before."""
-    _secrets(job, place, session)
-    _put_together(job)
-    came, wrong = _inputs(job, place)
+def by_service(place: Place) -> dict[str, Path]:
+    """Where the service has put the step's inputs."""
+    return {name: Path(INPUT) / "in" / name / file for name, file in place.files.items()}
+
+
+def perform(
+    job: StepJob,
+    place: Place,
+    session: Session,
+    stop: threading.Event,
+    *,
+    arrived: Mapping[str, Path],
+    code: Path = CODE,
+) -> StepResult:
+    """Put the step folder together and execute it. Again from the start where it was called before.
+
+    `arrived` are the inputs that are read by path, as files or folders of this machine, `code` the step's bundle.
+    """
+    secrets = _secrets(job, place, session)
+    try:
+        return _performed(job, place, stop, arrived, code)
+    finally:
+        for variable in secrets:  # another step of the same job is not to see them
+            del os.environ[variable]
+
+
+def _performed(
+    job: StepJob, place: Place, stop: threading.Event, arrived: Mapping[str, Path], code: Path
+) -> StepResult:
+    _put_together(job, code)
+    came, wrong = _inputs(job, arrived)
     if wrong is None:
-        project = _work() / "project"
+        project = work() / "project"
         cwd = project / place.notebook_folder
         cwd.mkdir(parents=True, exist_ok=True)
         result = execute(step_folder(), cwd=cwd, project=project, stop=stop, on_progress=_say)
@@ -109,17 +137,33 @@ def leave(result: StepResult, place: Place, session: Session) -> int:
     return exit_code(result)
 
 
-def _work() -> Path:
+def work() -> Path:
+    """Where the job writes (`_run.py`)."""
     return Path(os.environ["RUNNER_WORK"])
 
 
 def step_folder() -> Path:
     """The step's folder in this job."""
-    return _work() / "step"
+    return work() / "step"
 
 
-def _put_together(job: StepJob) -> None:
-    step, project, code = step_folder(), _work() / "project", Path(INPUT) / "step"
+def keep_outputs(step: str) -> None:
+    """Put the outputs of the step that was executed last where a later one of the same job finds them."""
+    target = work() / "made" / step
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    if (step_folder() / "out").is_dir():
+        (step_folder() / "out").rename(target / "out")
+
+
+def kept_outputs(step: str) -> Path | None:
+    """The folder that has the step's `out/`; None where this job has not executed it."""
+    target = work() / "made" / step
+    return target if target.is_dir() else None
+
+
+def _put_together(job: StepJob, code: Path) -> None:
+    step, project = step_folder(), work() / "project"
     for folder in (step, project):
         shutil.rmtree(folder, ignore_errors=True)
     (step / "in").mkdir(parents=True)
@@ -131,22 +175,21 @@ def _put_together(job: StepJob) -> None:
     (step / JOB).write_bytes(encode(job))
 
 
-def _inputs(job: StepJob, place: Place) -> tuple[dict[str, InputFact], StepError | None]:
+def _inputs(job: StepJob, arrived: Mapping[str, Path]) -> tuple[dict[str, InputFact], StepError | None]:
     """Put each input where the step reads it. Gives what was not known by content before, and what is not as it was."""
     came: dict[str, InputFact] = {}
     for name, fact in job.inputs.items():
         if not fact.present or fact.as_ == "uri" or fact.artifact is None:
             continue
-        arrived = Path(INPUT) / "in" / name / place.files[name]
         try:
-            found = artifact(arrived, name=fact.artifact.path)
+            found = artifact(arrived[name], name=fact.artifact.path)
         except RunnerError as error:
             return came, _changed(name, fact, str(error))
         if fact.listed:
             came[name] = msgspec.structs.replace(fact, artifact=found, listed=False)
         elif found.sha256 != fact.artifact.sha256:
             return came, _changed(name, fact, f"sha256 {found.sha256[:12]}, recorded {fact.artifact.sha256[:12]}")
-        (step_folder() / "in" / name).symlink_to(arrived)
+        (step_folder() / "in" / name).symlink_to(arrived[name])
     return came, _moved_on(job)
 
 
@@ -171,13 +214,16 @@ def _changed(name: str, fact: InputFact, why: str) -> StepError:
     )
 
 
-def _secrets(job: StepJob, place: Place, session: Session) -> None:
-    """Values of secret parameters come from Secrets Manager, never through the job's description."""
+def _secrets(job: StepJob, place: Place, session: Session) -> list[str]:
+    """Values of secret parameters come from Secrets Manager, never through the job's description; the variables set."""
+    made = []
     for variable in job.secrets.values():
         if variable not in os.environ:
             name = f"{place.secrets}{variable}"
             found = session.call("secretsmanager", "get_secret_value", about=f"secret {name}", SecretId=name)
             os.environ[variable] = found["SecretString"]
+            made.append(variable)
+    return made
 
 
 def _put_outputs(result: StepResult, bucket: Bucket) -> None:

@@ -199,7 +199,12 @@ class LogReader:
             return {}
 
 
-PROGRESS, END = "runner:progress ", "runner:end"
+PROGRESS, END, STEP = "runner:progress ", "runner:end", "runner:step "
+
+
+def step_line(step: str, attempt: int) -> str:
+    """What a job says in its log before the lines of a step."""
+    return f"{STEP}{step} {attempt}"
 
 
 def progress_line(done: int, total: int, cell: int | None, first_line: str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, proje
         ],
         "ProcessingOutputConfig": {"Outputs": [_output(at.attempt)]},
         "ProcessingResources": {"ClusterConfig": _cluster(settings)},
-        "StoppingCondition": {"MaxRuntimeInSeconds": limit_s(job.timeout_s, settings)},
+        "StoppingCondition": {"MaxRuntimeInSeconds": limit_s([job.timeout_s], settings)},
         "Environment": {"RUNNER_JOB": name},
         "Tags": _tags(settings, project=project, run=job.run, step=job.step),
     }
@@ -117,9 +118,9 @@ def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, proje
     return {**made, "Tags": [*made["Tags"], {"Key": HASH_TAG, "Value": digest(made)}]}
 
 
-def limit_s(timeout_s: float | None, settings: Settings) -> int:
-    """How long a job may run: its step's own time and what comes before and after."""
-    return min(int(settings.timeout_s if timeout_s is None else timeout_s) + AFTER_STEP_S, LONGEST_S)
+def limit_s(timeouts_s: Iterable[float | None], settings: Settings) -> int:
+    """How long a job may run: the own times of its steps, None where they name none, and what comes before and after."""
+    return min(sum(int(settings.timeout_s if own is None else own) for own in timeouts_s) + AFTER_STEP_S, LONGEST_S)
 
 
 def digest(made: dict[str, Any]) -> str:

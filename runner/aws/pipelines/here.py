@@ -1,0 +1,66 @@
+"""A job of a SageMaker Pipeline as the service describes it to its container."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.aws.bucket import Bucket
+from runner.aws.processing.request import INPUT
+from runner.aws.s3 import split
+from runner.aws.session import Session
+
+CONFIGURATION = Path("/opt/ml/config/processingjobconfig.json")
+OWN = Path(INPUT) / "step"
+
+
+@dataclass(frozen=True)
+class Here:
+    """This job, as the service has described it to its container."""
+
+    name: str
+    region: str
+    image: str
+    instance: str
+    inputs: dict[str, str]  # where each is put, below input/ -> its address
+    output: str  # address of the step's folder in its execution's, without a last slash
+    kms_key: str | None  # encrypts what is written
+
+    @property
+    def bucket(self) -> str:
+        return split(self.output)[0]
+
+    @property
+    def key(self) -> str:
+        return f"{split(self.output)[1]}/"
+
+    @property
+    def execution(self) -> str:
+        """Address of the execution's folder, ending in `/`."""
+        return f"{self.output.rpartition('/')[0]}/"
+
+    @property
+    def execution_id(self) -> str:
+        return self.execution.rstrip("/").rpartition("/")[2]
+
+    def folder(self, session: Session, step: str = "") -> Bucket:
+        """The step's folder, the job's own where none is named. What comes of a job goes there from here, as its user may
+        write no folder of the service."""
+        return Bucket(session, self.bucket, f"{split(self.execution)[1]}{step}/" if step else self.key)
+
+
+def here() -> Here:
+    found: dict[str, Any] = json.loads(CONFIGURATION.read_bytes())
+    arn = str(found["ProcessingJobArn"])
+    sources = [item["S3Input"] for item in found.get("ProcessingInputs") or [] if "S3Input" in item]
+    return Here(
+        name=str(found.get("ProcessingJobName") or arn.rpartition("/")[2]),
+        region=arn.split(":")[3],
+        image=found["AppSpecification"]["ImageUri"],
+        instance=found["ProcessingResources"]["ClusterConfig"]["InstanceType"],
+        inputs={item["LocalPath"].removeprefix(f"{INPUT}/").rstrip("/"): item["S3Uri"] for item in sources},
+        output=found["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"].rstrip("/"),
+        kms_key=found["ProcessingOutputConfig"].get("KmsKeyId"),
+    )

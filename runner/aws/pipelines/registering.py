@@ -1,0 +1,88 @@
+"""A version registered from inside a job of a SageMaker Pipeline."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from runner import __version__
+from runner.aws.bucket import Bucket
+from runner.aws.pipelines.here import Here
+from runner.aws.pipelines.pin import registry
+from runner.aws.pipelines.pushed import Pins
+from runner.aws.processing import inside
+from runner.aws.s3 import split
+from runner.aws.session import Session
+from runner.errors import RunnerError
+from runner.manifest import RunManifest, StepState
+from runner.model.versions import NewVersion
+from runner.records import StepError, StepJob, StepResult, Verdict, encode
+from runner.run.registration import commit
+from runner.run.store import facts_of
+
+VERSION = "version.json"
+
+
+def registered(
+    results: Mapping[str, StepResult],
+    job: StepJob,
+    here: Here,
+    found: Pins,
+    bucket: Bucket,
+    verdict: Verdict | None,
+) -> StepResult:
+    """The result of `job`, one of `results`, once the model it asks for is registered; a failed one where that was
+    refused."""
+    result = results[job.step]
+    specs = found.pushed.pipeline.steps
+    manifest = RunManifest(
+        run=found.run,
+        pipeline_file=found.pushed.file,
+        pipeline=found.pushed.pipeline,
+        started_by=found.started_by,
+        identity=found.identity,
+        started=found.started,
+        status="running",
+        steps=[StepState(name=name, notebook=specs[name].notebook, result=made) for name, made in results.items()],
+        sources={pin.of: pin.fact for pin in found.pins.values()},
+        champion=found.champion,
+        metrics={f"{step}.{name}": metric for step, made in results.items() for name, metric in made.metrics.items()},
+        problems={f"{step}.{name}": said for step, made in results.items() for name, said in made.problems.items()},
+        verdict=verdict,
+        git=found.pushed.git,
+        environment=found.environment,
+        runner_version=__version__,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        versions = registry(
+            found.pushed.pipeline,
+            bucket,
+            model_folder=lambda new: _model(new, job, results, bucket.session, Path(scratch)),
+            run_address=lambda _: here.execution,
+        )
+        try:
+            version = commit(manifest, result, versions, content=None)
+        except RunnerError as error:
+            refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
+            return msgspec.structs.replace(result, status="failed", error=refused)
+    here.folder(bucket.session, job.step).put(VERSION, encode(version))
+    return result
+
+
+def _model(new: NewVersion, job: StepJob, results: Mapping[str, StepResult], session: Session, scratch: Path) -> Path:
+    """The model's folder: where the step read it, or brought here from the step that made it."""
+    for name, fact in job.inputs.items():
+        if fact.artifact is not None and fact.artifact.sha256 == new.sha256:
+            return (inside.step_folder() / "in" / name).resolve()
+    step = PurePosixPath(new.artifact.path).parts[1]
+    remote = results[step].remote
+    assert remote is not None
+    name, key = split(remote.at)
+    path = new.artifact.path.removeprefix(f"steps/{step}/")
+    for relative, part in facts_of(new.artifact).items():
+        (scratch / relative).parent.mkdir(parents=True, exist_ok=True)
+        Bucket(session, name, key).download(f"{path}/{relative}", scratch / relative, part)
+    return scratch

@@ -1,0 +1,89 @@
+"""Which steps of a SageMaker Pipeline run in which of its jobs, and in which of them the pins are made and the gate is
+judged.
+
+A step is a job of its own, unless `together` says otherwise. The pins are made by whichever job starts first of those
+that wait for no other. The gate is judged in the job of the step that comes after all others before it; where there is
+no such step, and only there, it is a job of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from runner.aws.pipelines.parameters import active
+from runner.pipeline.plan import Plan, PlannedStep
+from runner.pipeline.remote import one_machine
+
+
+@dataclass(frozen=True)
+class Share:
+    """The steps of one job, in order; the job has the name of the first.
+
+    `first`: it waits for no other, so it may have to make the pins. `judges` is the step after which it judges the gate,
+    "" where it does not; `gated`: all of it waits for a passing one.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    first: bool
+    judges: str
+    gated: bool
+
+    @property
+    def name(self) -> str:
+        return self.steps[0].name
+
+    @property
+    def names(self) -> list[str]:
+        return [step.name for step in self.steps]
+
+    @property
+    def fetches(self) -> bool:
+        """Whether code and inputs are brought by the job itself: only there is it known where they lie."""
+        return self.first or len(self.steps) > 1
+
+    @property
+    def looks(self) -> bool:
+        """Whether the job itself looks for earlier results: it has to start whatever the service has kept."""
+        return self.fetches or bool(self.judges)
+
+
+def gated_steps(plan: Plan) -> set[str]:
+    """The steps that run only after a passing gate: those that need the verdict, and what comes after them."""
+    gated: set[str] = set()
+    for step in active(plan):
+        if step.needs_verdict or gated & set(step.needs):
+            gated.add(step.name)
+    return gated
+
+
+def judging_step(plan: Plan) -> str:
+    """The step that comes after all others that wait for no verdict, "" where there is none or no gate."""
+    gated, before = gated_steps(plan), dict[str, set[str]]()
+    for step in active(plan):
+        if step.name not in gated:
+            before[step.name] = {step.name}.union(*(before.get(need, set()) for need in step.needs))
+    last = [name for name, those in before.items() if those == before.keys()]
+    return last[0] if last and plan.judges else ""
+
+
+def shares(plan: Plan) -> list[Share]:
+    """Every step that runs, in an order that respects every need."""
+    gated, judge = gated_steps(plan), judging_step(plan)
+    ordered = sorted(active(plan), key=lambda step: step.name in gated)  # which keeps the order of equals
+    found: list[list[PlannedStep]] = []
+    for step in ordered:
+        # between the two kinds there is the gate, in a job of its own where no step judges
+        parted = bool(found) and step.name in gated and found[-1][-1].name not in gated and not judge
+        if found and not parted and one_machine(plan.pipeline, found[-1][-1].name, step.name):
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return [_share(steps, gated, judge) for steps in found]
+
+
+def _share(steps: list[PlannedStep], gated: set[str], judge: str) -> Share:
+    names = {step.name for step in steps}
+    needed = set(itertools.chain.from_iterable(step.needs for step in steps if step.name not in gated))
+    all_gated = names <= gated
+    return Share(tuple(steps), not all_gated and needed <= names, judge if judge in names else "", all_gated)
