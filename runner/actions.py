@@ -195,13 +195,13 @@ def stop_run(pipeline: Path, reference: str) -> list[str]:
     manifest = runs.manifest_as_written(backend.find_run(pipeline, reference))
     said: list[str] = []
     if manifest.on == SAGEMAKER:
+        from runner.aws.processing.executor import job_of
         from runner.aws.processing.jobs import Jobs
-        from runner.aws.processing.request import job_name
 
         jobs = Jobs(backend.session(manifest.pipeline), poll_s=0)
         for state in manifest.steps:
             if state.status == "running":
-                name = job_name(manifest.pipeline.name, manifest.run, state.name, state.attempt)
+                name = job_of(manifest, state, runs, jobs.session)
                 if jobs.stop(name):
                     said.append(f"job {name}")
     return said + stop(manifest, runs)

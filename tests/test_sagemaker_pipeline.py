@@ -512,22 +512,42 @@ def definition(story: Story) -> Any:
 def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_does(definition: Any) -> None:
     if not SCHEMA.exists():
         pytest.skip(f"the service's schema is not on this machine ({SCHEMA})")
-    import jsonschema
-
-    schema = json.loads(SCHEMA.read_text())
-    schema["definitions"]["ProcessingStep"]["properties"]["PropertyFiles"] = {"type": "array"}
-    errors = list(jsonschema.Draft7Validator(schema).iter_errors(excused(definition)))
-    assert not errors, [(list(error.absolute_path), error.message[:200]) for error in errors]
+    assert not misfits(definition)
     # elsewhere nothing is excused: a Std:JsonGet that is an argument itself is found
     inputs = definition["Steps"][1]["Arguments"]["ProcessingInputs"]
     joined, _ = inputs[-1]["S3Input"]["S3Uri"]["Std:Join"]["Values"]
     bare = json.loads(json.dumps(definition))
     bare["Steps"][1]["Arguments"]["ProcessingInputs"][-1]["S3Input"]["S3Uri"] = joined
-    assert list(jsonschema.Draft7Validator(schema).iter_errors(excused(bare)))
+    assert misfits(bare)
+
+
+@pytest.mark.parametrize("own", ["", "train", "evaluate", "register"])
+def test_definitions_with_shared_jobs_fit_the_services_schema_too(
+    planned: Callable[[str, str], Plan], own: str, aws: None
+) -> None:
+    if not SCHEMA.exists():
+        pytest.skip(f"the service's schema is not on this machine ({SCHEMA})")
+    alone = f'[steps.{own}.sagemaker]\ninstance = "ml.m5.large"\n' if own else ""
+    made = planned("[sagemaker]", f"{alone}[sagemaker]\ntogether = true")
+    (made.root / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
+    definition = actions.pipeline_definition(made.file)
+    assert not misfits(definition)
+    jobs = json.dumps(definition).count('"Type": "Processing"')
+    assert jobs == {"": 1, "train": 3, "evaluate": 3, "register": 2}[own]
+
+
+def misfits(definition: Any) -> list[tuple[list[Any], str]]:
+    """Where a definition does not fit the service's schema."""
+    import jsonschema
+
+    schema = json.loads(SCHEMA.read_text())
+    schema["definitions"]["ProcessingStep"]["properties"]["PropertyFiles"] = {"type": "array"}
+    errors = jsonschema.Draft7Validator(schema).iter_errors(excused(definition))
+    return [(list(error.absolute_path), error.message[:200]) for error in errors]
 
 
 # a plain string by the schema; docs/sagemaker.md names the last among what nobody has verified
-JOINED = re.compile("S3Uri|ErrorMessage|RUNNER_(PIN|RESULT)_[0-9]+")
+JOINED = re.compile("S3Uri|ErrorMessage|RUNNER_(PIN|RESULT)_[0-9_]+")
 OPERANDS = ("LeftValue", "RightValue")
 
 

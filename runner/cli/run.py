@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -15,10 +16,11 @@ import click
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
 from runner.cli.terminal import say
 from runner.cli.text import exit_code, hint, summary
-from runner.errors import Detached
+from runner.errors import Detached, counted
 from runner.records import FORKED, STANDARD, USUAL_KERNEL
 
 if TYPE_CHECKING:
+    from runner.aws.processing.estimate import Way
     from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
     from runner.records import InputFact, Pipeline
@@ -238,8 +240,11 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
         made = actions.estimate(plan, [step.name for step in found if step.would in ("run", "maybe")], sources)
     if as_json:
         steps = [{"name": step.name, "would": step.would, "why": step.why} for step in found]
-        figures = None if made is None else {"move_bytes": made.move_bytes, "ceiling_usd": made.ceiling_usd}
-        print_json(steps if figures is None else {"steps": steps, **figures})
+        if made is None:
+            print_json(steps)
+            return 0
+        figures = {"move_bytes": made.move_bytes, "ceiling_usd": made.ceiling_usd}
+        print_json({"steps": steps, **figures, "ways": [asdict(way) for way in made.ways]})
         return 0
     for step in found:
         say(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
@@ -247,7 +252,19 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
         ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
         say(f"moves {made.move_bytes / 1e6:.1f} MB to S3")
         say(f"costs at most {ceiling}: each step, and each attempt at it, for as long as it may ({made.prices})")
+        for way in made.ways if len(made.ways) > 1 else ():
+            say(_way(way))
     return 0
+
+
+def _way(way: Way) -> str:
+    """A way to put the steps into jobs, in a line."""
+    kinds = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in way.jobs.items())
+    kinds = next(iter(way.jobs)) if len(way.jobs) == 1 else kinds
+    price = "price not known" if way.ceiling_usd is None else f"at most {way.ceiling_usd:.2f} USD"
+    how = {"apart": "together = false", "together": "[sagemaker] together = true"}.get(way.name, "")
+    said = f"  {way.name:<9} {counted(sum(way.jobs.values()), 'job')} ({kinds}), {price}"
+    return said if way.chosen or not how else f"{said}   {how}"
 
 
 @click.command("stop")

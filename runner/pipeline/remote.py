@@ -63,9 +63,15 @@ def settings(pipeline: Pipeline, step: str | None = None) -> Settings:
 
 
 def one_machine(pipeline: Pipeline, *steps: str) -> bool:
-    """Whether these steps, one after the other, may share a job: all say so, and what makes the machine is the same."""
-    made = [replace(settings(pipeline, step), timeout_s=0, include=[], poll_s=0.0, small_mb=0.0) for step in steps]
-    return all(one.together and one == made[0] for one in made)
+    """Whether these steps, one after the other, share a job: all say so, and what makes the machine is the same."""
+    return all(settings(pipeline, step).together for step in steps) and could_share(pipeline, *steps)
+
+
+def could_share(pipeline: Pipeline, *steps: str) -> bool:
+    """Whether they would with `together`."""
+    unlike: dict[str, Any] = {"together": False, "timeout_s": 0, "include": [], "poll_s": 0.0, "small_mb": 0.0}
+    made = [replace(settings(pipeline, step), **unlike) for step in steps]
+    return all(one == made[0] for one in made)
 
 
 def _set(spec: SageMaker) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from runner.run.orchestrate import VERDICT_FILE
 MODULE = "runner.aws.pipelines.pipeline_job"
 MOST_VALUES = 100  # of a job's environment (botocore: ProcessingEnvironmentMap)
 SMALL_TIMEOUT_S = 1800  # of a gate with a job of its own
-LONGEST_DISPLAY_NAME = 256  # botocore: StepDisplayName
+LONGEST_DISPLAY_NAME = 64  # and of the characters of a name, by the published schema
 EXPIRES = "P365D"
 # the parts of the SDK that a definition is made of; it has no types, and importing it takes seconds and a region
 SDK = {
@@ -227,7 +227,7 @@ class _Definition:
         several = share is not None and len(share.steps) > 1
         self.made[name] = self.sdk.ProcessingStep(
             name=name,
-            display_name=", ".join(share.names)[:LONGEST_DISPLAY_NAME] if share is not None and several else None,
+            display_name="-".join(share.names)[:LONGEST_DISPLAY_NAME] if share is not None and several else None,
             step_args=self.sdk._StepArguments("run", lambda _: None, processor),
             depends_on=[self.made[other] for other in dict.fromkeys(after)],
             property_files=[self.left] if share is None or share.looks else [],

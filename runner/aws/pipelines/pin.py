@@ -131,7 +131,7 @@ def _brought(address: str, bucket: Bucket, scratch: Path) -> str:
     target = scratch / (PurePosixPath(address.partition("?")[0]).name or "source")
     with target.open("wb") as file:
         service.download(address, service.listing(address)[0], file)
-    return put_source(target, bucket)
+    return put_source(target, bucket, below="runs/inputs/")  # where the jobs' role may write
 
 
 def _approved(of: str, spec: InputSpec, pipeline: Pipeline, bucket: Bucket) -> tuple[Pin, Champion | None]:

@@ -10,6 +10,7 @@
         <job>/verdict.json                  where the gate was judged
         <job>/left.json                     what the Pipeline itself reads: where the steps' folders are, the pins, the
                                             gate's outcome with its reasons. A job has the name of its first step
+    <bucket>/<prefix>runs/inputs/<sha256>/  sources on the web, by content
     <bucket>/<prefix>runs/cache/<step>/     by all that a step's result may depend on: the folder that has it
 
 A step's bundle has nothing in it that is not the step's own, so that a push leaves the others' caches alone.
@@ -211,10 +212,10 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
     )
 
 
-def put_source(path: Path, bucket: Bucket) -> str:
+def put_source(path: Path, bucket: Bucket, *, below: str = "inputs/") -> str:
     """The address of a local file or folder, put there under its content's name."""
     found = artifact(path, name=path.name)
-    key = f"inputs/{found.sha256}/"
+    key = f"{below}{found.sha256}/"
     for relative in facts_of(found):
         bucket.upload(key + (relative or path.name), path / relative if relative else path)
     return bucket.address(key if found.files is not None else key + path.name)

@@ -203,9 +203,8 @@ class _Step:
             results = {**sequence.results, self.name: result}
             result = registered(results, self.job, here, sequence.found, sequence.bucket, sequence.verdict)
         if paid and result.remote is not None:
-            now = time.time()
-            remote = msgspec.structs.replace(result.remote, billed_s=round(now - sequence.since, 3))
-            result, sequence.since = msgspec.structs.replace(result, remote=remote), now
+            result = inside.with_share(result, sequence.since)
+            sequence.since = time.time()
         self.result = result
         code = inside.leave(result, place, sequence.session)
         sequence.folders[self.name] = folder.address("").rstrip("/")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +12,34 @@ from runner.aws.processing import wheels
 from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle
 from runner.aws.processing.executor import lock, runner_bundle, wheel_cache
 from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import limit_s
+from runner.aws.processing.request import AFTER_STEP_S, limit_s
 from runner.aws.session import Session
 from runner.pipeline.credentials import FORMS
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.pipeline.remote import Settings, settings
+from runner.pipeline.remote import Settings, could_share, one_machine, settings
 from runner.records import InputFact, StepSpec
 from runner.run.retries import TRANSIENT_RETRIES
 
 
 @dataclass(frozen=True)
+class Way:
+    """How steps may be put into jobs: as many starts by instance type, and what they cost if each step and each attempt
+    at it takes all the time it may; None where a price is not known. `chosen`: as pipeline.toml says."""
+
+    name: str
+    jobs: dict[str, int]
+    ceiling_usd: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """`ceiling_usd`: see `most_usd`, of every step that may run; None where a price is not known."""
+    """`ceiling_usd`: of the chosen way, of every step that may run."""
 
     move_bytes: int
     ceiling_usd: float | None
     prices: str
+    ways: list[Way]
 
 
 def estimate(
@@ -41,7 +54,6 @@ def estimate(
     files that a step has read without their being inputs."""
     wanted, common = set(steps), set[tuple[object, ...]]()
     missing: dict[str, int] = {}  # by address, so that what two steps need is counted once
-    ceiling: float | None = 0.0
     said = ""
     for step in plan.steps:
         if step.name not in wanted:
@@ -54,11 +66,48 @@ def estimate(
             missing |= _packages(plan.root, chosen, bucket)
         missing |= _code(step, plan, chosen, bucket, undeclared.get(step.name, ()))
         missing |= _inputs(step.name, sources, bucket)
-        prices = Prices.read(plan.root / chosen.prices if chosen.prices else None)
-        said = prices.source
-        price = most_usd(step.spec, chosen, prices)
-        ceiling = None if price is None or ceiling is None else ceiling + price
-    return Estimate(sum(missing.values()), ceiling, said)
+        said = Prices.read(plan.root / chosen.prices if chosen.prices else None).source
+    found = ways(plan, [step.name for step in plan.steps if step.name in wanted])
+    ceiling = next((way.ceiling_usd for way in found if way.chosen), 0.0)
+    return Estimate(sum(missing.values()), ceiling, said, found)
+
+
+def ways(plan: Plan, steps: Sequence[str]) -> list[Way]:
+    """The ways to put these steps, in their order, into jobs: apart, together where that is another one, and that of
+    pipeline.toml where it is neither."""
+    alone = [[step] for step in steps]
+    kinds = {
+        "apart": alone,
+        "together": _grouped(steps, lambda *those: could_share(plan.pipeline, *those)),
+        "as set": _grouped(steps, lambda *those: one_machine(plan.pipeline, *those)),
+    }
+    chosen, found = kinds["as set"], list[Way]()
+    for name, groups in kinds.items():
+        if steps and groups not in [kinds[way.name] for way in found]:
+            found.append(_way(name, groups, plan, chosen=groups == chosen))
+    return found
+
+
+def _grouped(steps: Sequence[str], fit: Callable[..., bool]) -> list[list[str]]:
+    found: list[list[str]] = []
+    for step in steps:
+        if found and fit(found[-1][0], step):
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found
+
+
+def _way(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool) -> Way:
+    jobs, total = dict[str, int](), 0.0
+    for steps in groups:
+        made = settings(plan.pipeline, steps[0])
+        jobs[made.instance] = jobs.get(made.instance, 0) + 1
+        prices = Prices.read(plan.root / made.prices if made.prices else None)
+        apart = [most_usd(plan.pipeline.steps[step], settings(plan.pipeline, step), prices) for step in steps]
+        saved = prices.of(made.instance, AFTER_STEP_S * (len(steps) - 1))
+        total += sum(float("nan") if price is None else price for price in [*apart, None if saved is None else -saved])
+    return Way(name, jobs, None if math.isnan(total) else total, chosen)
 
 
 def attempts(step: StepSpec | None) -> int:

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.processing import bundle, wheels
-from runner.aws.processing.jobs import END, Ended, Jobs, read_progress
+from runner.aws.processing import bundle, step_queue, wheels
+from runner.aws.processing.jobs import OVER, Ended, Jobs
+from runner.aws.processing.outcome import Log, bring, stopped, without_result
 from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import Addresses, Place, attempt_key, job_name, request
-from runner.aws.session import Session
+from runner.aws.processing.request import MODULE, Addresses, Place, attempt_key, job_name, request
+from runner.aws.processing.step_queue import ORDER, Order, Queue
+from runner.aws.session import AwsError, Session
 from runner.content import atomic_write, walk
 from runner.errors import Detached, RemoteError, UsageError
 from runner.failpoint import reach
-from runner.manifest import RunManifest
-from runner.pipeline.credentials import FORMS, Redactor
+from runner.manifest import RunManifest, StepState
+from runner.pipeline.credentials import FORMS
 from runner.pipeline.file import is_address
-from runner.pipeline.remote import Settings, settings
-from runner.records import Artifact, InputFact, Pipeline, StepError, StepJob, StepResult, decode, encode, read
-from runner.run.folder import MODULES
+from runner.pipeline.remote import Settings, one_machine, settings
+from runner.records import InputFact, Pipeline, StepJob, StepResult, decode, encode, read
+from runner.run.folder import MODULES, step_folder
 from runner.run.inputs import origin
-from runner.run.retries import STOPPED_BEFORE
-from runner.run.store import Store, facts_of, files_of
+from runner.run.store import Store, facts_of
 from runner.run.world import Runtime
 from runner.step.execute import JOB, RESULT, SOURCE, Progress
 
 REQUEST, LOG = "request.json", "job.log"
-LAST_LINES = 30  # of the log, in the error of a job that left no result
 
 
 class SageMakerExecutor:
@@ -54,6 +54,7 @@ class SageMakerExecutor:
         self._undeclared = undeclared
         self._lock = threading.Lock()
         self._bundles: dict[tuple[str, ...], str] = {}
+        self._queues: list[Queue] = []  # jobs that wait for a step
         self._prices: dict[str | None, Prices] = {}
 
     def expect(self, notebook: Path, *, threads: int) -> None:
@@ -63,7 +64,8 @@ class SageMakerExecutor:
         """A job starts when it is created; nothing can be had ahead."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Jobs that wait for a step need not any more."""
+        self._end_queues()
 
     def run(
         self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
@@ -72,40 +74,101 @@ class SageMakerExecutor:
         job = read(StepJob, folder / JOB)
         chosen = settings(self._pipeline, job.step)
         bucket = Bucket(self._session, chosen.bucket, chosen.prefix)
-        name = job_name(self._pipeline.name, job.run, job.step, job.attempt)
-        made = self._request(folder, name, job, chosen, bucket, on_progress)
+        jobs, queue = Jobs(self._session, poll_s=chosen.poll_s), self._waiting(job)
+        try:
+            made = self._request(folder, job, chosen, bucket, on_progress, queue)
+        except BaseException:
+            self._give_back(queue)
+            raise
+        if queue is not None and made["ProcessingJobName"] != queue.job:  # it was asked for elsewhere, before
+            self._give_back(queue)
+            queue = None
         if stop.is_set():
+            self._give_back(queue)
             raise Detached(f"Step {job.step} was not started.", run=job.run)
+        at = replace_prefix(bucket, attempt_key(job.run, job.step, job.attempt))
         reach("job about to be created", job.step)
-        jobs = Jobs(self._session, poll_s=chosen.poll_s)
-        jobs.ensure(made)
+        if ORDER in made and not _stands(made, queue, jobs, bucket, at):
+            made = self._request(folder, job, chosen, bucket, on_progress, None, anew=True)
+        if ORDER not in made:
+            jobs.ensure(made)
         reach("job created", job.step)
-        log = _Log(folder / LOG, job, on_progress)
-        ended = jobs.follow(name, left=stop, on_line=log.line, on_status=log.status)
+        log = Log(folder / LOG, job, on_progress)
+        ended = self._followed(made, jobs, job, stop, log, at, queue)
         log.close()
         if ended is None:
-            raise Detached(f"The job {name} goes on.", run=job.run)
+            raise Detached(f"The job {made['ProcessingJobName']} goes on.", run=job.run)
         reach("job ended", job.step)
-        at = replace_prefix(bucket, attempt_key(job.run, job.step, job.attempt))
         return self._collect(folder, made, job, chosen, at, ended, log)
+
+    def _followed(
+        self,
+        made: dict[str, Any],
+        jobs: Jobs,
+        job: StepJob,
+        stop: threading.Event,
+        log: Log,
+        at: Bucket,
+        queue: Queue | None,
+    ) -> Ended | None:
+        name = made["ProcessingJobName"]
+        if ORDER not in made and made["AppSpecification"]["ContainerArguments"] != [step_queue.MODULE]:
+            return jobs.follow(name, left=stop, on_line=log.line, on_status=log.status)
+        queue = queue if queue is not None and queue.job == name else _queue(made, job)
+
+        def is_done() -> bool:
+            content = at.get(RESULT)
+            return content is not None and decode(StepResult, content, where=at.address(RESULT)).error is None
+
+        over = step_queue.follow(queue, jobs, job, left=stop, on_line=log.line, is_done=is_done)
+        if over is None or over.goes_on:
+            queue.number += ORDER in made
+            self._give_back(queue)
+        return over
+
+    def _waiting(self, job: StepJob) -> Queue | None:
+        """A job that takes the step. The others wait for nothing that comes: what runs next needs another machine."""
+        with self._lock:
+            found = next((queue for queue in self._queues if one_machine(self._pipeline, queue.step, job.step)), None)
+            if found is not None:
+                self._queues.remove(found)
+        if found is None:
+            self._end_queues()
+        return found
+
+    def _give_back(self, queue: Queue | None) -> None:
+        if queue is not None:
+            with self._lock:
+                self._queues.append(queue)
+
+    def _end_queues(self) -> None:
+        with self._lock:
+            waiting, self._queues = self._queues, []
+        for queue in waiting:
+            chosen = settings(self._pipeline, queue.step)
+            with contextlib.suppress(AwsError):  # it ends by itself, later
+                queue.end(Bucket(self._session, chosen.bucket, chosen.prefix))
 
     def _request(
         self,
         folder: Path,
-        name: str,
         job: StepJob,
         chosen: Settings,
         bucket: Bucket,
         on_progress: Callable[[Progress], None],
+        queue: Queue | None,
+        *,
+        anew: bool = False,
     ) -> dict[str, Any]:
-        """What creates the job. Written down before it is sent, here and beside the job's input, so that a resumed run
-        sends the very same, on whichever machine."""
+        """What creates the job, or orders the step from one that is there. Written down before it is sent, here and
+        beside the job's input, so that a resumed run sends the very same, on whichever machine; `anew` in its place."""
         kept, key = folder / REQUEST, attempt_key(job.run, job.step, job.attempt)
-        if kept.exists():
+        name = job_name(self._pipeline.name, job.run, job.step, job.attempt)
+        if kept.exists() and not anew:
             made: dict[str, Any] = msgspec.json.decode(kept.read_bytes())
-            if made["ProcessingJobName"] == name:
+            if name in (made["ProcessingJobName"], made.get(ORDER, {}).get("for")):
                 return made
-        there = bucket.get(key + REQUEST)
+        there = None if anew else bucket.get(key + REQUEST)
         if there is not None:
             atomic_write(kept, there)
             return dict(msgspec.json.decode(there))
@@ -113,7 +176,7 @@ class SageMakerExecutor:
         inputs, files = self._inputs(job, bucket)
         code = self._code(folder, job, chosen, bucket)
         place = Place(
-            job=name,
+            job=name if queue is None else queue.job,
             bucket=chosen.bucket,
             key=chosen.prefix + key,
             region=self._session.region,
@@ -127,15 +190,25 @@ class SageMakerExecutor:
         )
         bucket.put(f"{key}job/{JOB}", encode(job))
         bucket.put(f"{key}job/place.json", encode(place))
-        at = Addresses(
-            bundle=bucket.address(self._bundle(chosen, bucket)),
-            step=bucket.address(code),
-            attempt=bucket.address(key),
-            inputs=inputs,
-        )
-        made = request(name, job, chosen, at, project=self._pipeline.name)
+        if queue is None:
+            at = Addresses(
+                bundle=bucket.address(self._bundle(chosen, bucket)),
+                step=bucket.address(code),
+                attempt=bucket.address(key),
+                inputs=inputs,
+            )
+            shared = [step for step in self._pipeline.steps if one_machine(self._pipeline, job.step, step)]
+            timeouts_s = {step: self._pipeline.steps[step].timeout_s for step in shared} | {job.step: job.timeout_s}
+            module = step_queue.MODULE if len(timeouts_s) > 1 else MODULE
+            made = request(
+                name, job, chosen, at, project=self._pipeline.name, module=module, timeouts_s=timeouts_s.values()
+            )
+        else:
+            order = Order(step=job.step, attempt=bucket.prefix + key, code=bucket.address(code), inputs=inputs)
+            made = queue.request(order, name)
         content = msgspec.json.encode(made)
-        if not bucket.put(key + REQUEST, content, once=True):  # another machine was first, or the reply was lost
+        # another machine may be first, or the reply be lost
+        if not bucket.put(key + REQUEST, content, once=not anew):
             content = bucket.get(key + REQUEST) or content
             made = msgspec.json.decode(content)
         atomic_write(kept, content)
@@ -166,7 +239,7 @@ class SageMakerExecutor:
         return addresses, files
 
     def _collect(
-        self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: _Log
+        self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: Log
     ) -> StepResult:
         """The result as the job left it, with what is to be looked at; a failure of the job itself where it left none."""
         name, limit_s = made["ProcessingJobName"], made["StoppingCondition"]["MaxRuntimeInSeconds"]
@@ -175,19 +248,20 @@ class SageMakerExecutor:
         if result is not None and (result.remote is None or result.remote.name != name):
             raise RemoteError(f"{at.address(RESULT)} is not the result of the job {name}. Nothing of it was taken in.")
         if result is None or (result.error is None and ended.status != "Completed"):
-            result = _without_result(job, ended, name, log)
+            result = without_result(job, ended, name, log)
         else:
             assert result.remote is not None
-            price = self._prices_for(chosen).of(chosen.instance, ended.billed_s)
-            paid = msgspec.structs.replace(result.remote, billed_s=ended.billed_s, price_usd=price)
+            billed_s = ended.billed_s if result.remote.billed_s is None else result.remote.billed_s
+            price = self._prices_for(chosen).of(chosen.instance, billed_s)
+            paid = msgspec.structs.replace(result.remote, billed_s=billed_s, price_usd=price)
             result = msgspec.structs.replace(result, remote=paid)
             if result.executed is not None:
-                _bring(result.executed, folder, at)
+                bring(result.executed, folder, at)
             for output in result.outputs.values():
                 if output.size_bytes <= chosen.small_mb * 1e6:
-                    _bring(output, folder, at)
+                    bring(output, folder, at)
         if ended.status == "Stopped" and result.error is not None and result.error.kind == "interrupted":
-            result = _stopped(result, result.error, ended, name, limit_s)
+            result = stopped(result, result.error, ended, name, limit_s)
         atomic_write(folder / RESULT, encode(result))
         return result
 
@@ -196,6 +270,40 @@ class SageMakerExecutor:
             if chosen.prices not in self._prices:
                 self._prices[chosen.prices] = Prices.read(self._root / chosen.prices if chosen.prices else None)
             return self._prices[chosen.prices]
+
+
+def job_of(manifest: RunManifest, state: StepState, store: Store, session: Session) -> str:
+    """The name of the job that executes the step: its own, or the one it was ordered from."""
+    chosen = settings(manifest.pipeline, state.name)
+    name = job_name(manifest.pipeline.name, manifest.run, state.name, state.attempt)
+    if not chosen.together:
+        return name
+    kept = step_folder(store, manifest.run, state.name) / REQUEST
+    key = attempt_key(manifest.run, state.name, state.attempt) + REQUEST
+    content = Bucket(session, chosen.bucket, chosen.prefix).get(key) if not kept.exists() else kept.read_bytes()
+    made = msgspec.json.decode(content) if content else {}
+    return str(made["ProcessingJobName"]) if made.get(ORDER, {}).get("for") == name else name
+
+
+def _queue(made: dict[str, Any], job: StepJob) -> Queue:
+    """The job that the step was ordered from, or that was made for it to be the first of some."""
+    order = made.get(ORDER)
+    limit = made["StoppingCondition"]
+    if order is None:
+        at = f"{attempt_key(job.run, job.step, job.attempt)}queue/"
+        return Queue(made["ProcessingJobName"], at, job.step, limit)
+    return Queue(made["ProcessingJobName"], order["at"], order["first"], limit, number=order["number"])
+
+
+def _stands(made: dict[str, Any], queue: Queue | None, jobs: Jobs, bucket: Bucket, at: Bucket) -> bool:
+    """Whether the job that the step is ordered from executes it, or has. It may have ended meanwhile."""
+    order = made[ORDER]
+    if queue is None:
+        found = jobs.find(made["ProcessingJobName"])
+        if found is None or found["ProcessingJobStatus"] in OVER:
+            return found is not None and at.size(RESULT) is not None
+    wanted = msgspec.convert(order["order"], Order)
+    return step_queue.put_order(bucket, order["at"], order["number"], wanted)
 
 
 def runtime(pipeline: Pipeline, root: Path) -> Runtime:
@@ -290,73 +398,3 @@ def _address(fact: InputFact, manifest: RunManifest, store: Store, bucket: Bucke
         found = store.object(part) if outside is None else outside / relative if relative else outside
         bucket.upload(key + (relative or name), found)
     return bucket.address(key if whole else key + name)
-
-
-def _bring(found: Artifact, folder: Path, at: Bucket) -> None:
-    for path, fact in files_of(found):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        beside = folder / f"{path}.partial"
-        at.download(path, beside, fact)
-        beside.replace(folder / path)
-
-
-def _without_result(job: StepJob, ended: Ended, name: str, log: _Log) -> StepResult:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    said = " ".join(filter(None, [ended.reason, ended.message])) or "it left no result"
-    if ended.status == "Stopped":
-        error = StepError(kind="interrupted", ename="Stopped", evalue=f"the job {name} was stopped")
-    else:
-        error = StepError(
-            kind="remote",
-            ename=ended.reason.partition(":")[0] or "NoResult",
-            evalue=f"the job {name} ended {ended.status}: {said}",
-            traceback=log.lines[-LAST_LINES:],
-        )
-    return StepResult(
-        status="interrupted" if error.kind == "interrupted" else "failed",
-        started=now,
-        ended=now,
-        seconds=ended.billed_s,
-        cells=0,
-        cells_run=0,
-        inputs=dict(job.inputs),
-        error=error,
-        kernel=job.kernel,
-    )
-
-
-def _stopped(result: StepResult, error: StepError, ended: Ended, name: str, limit_s: int) -> StepResult:
-    """The result of a step that was told to stop, by its time limit or by somebody; the service says Stopped of both."""
-    if ended.billed_s >= limit_s:
-        said = f"the job {name} ran into its time limit of {limit_s} s"
-        late = msgspec.structs.replace(error, kind="timeout", ename="StepTimeout", evalue=said)
-        return msgspec.structs.replace(result, status="failed", error=late)
-    if ended.stopped_before:
-        return msgspec.structs.replace(result, error=msgspec.structs.replace(error, ename=STOPPED_BEFORE))
-    return result
-
-
-class _Log:
-    """The job's lines, written beside the step; those that say how far it is go to the display."""
-
-    def __init__(self, path: Path, job: StepJob, on_progress: Callable[[Progress], None]) -> None:
-        self._file = path.open("w", encoding="utf-8")
-        self._job, self._on_progress = job, on_progress
-        self._redactor = Redactor()
-        self.lines: list[str] = []
-
-    def line(self, line: str) -> None:
-        progress = read_progress(line)
-        if progress is not None:
-            self._on_progress(Progress(self._job.step, *progress))
-        elif line != END:
-            text, _ = self._redactor.text(line)
-            self.lines = [*self.lines[-LAST_LINES:], text]
-            self._file.write(text + "\n")
-            self._file.flush()
-
-    def status(self, status: str) -> None:
-        """What SageMaker calls it is not more than a person sees already."""
-
-    def close(self) -> None:
-        self._file.close()

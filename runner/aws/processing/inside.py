@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -54,14 +55,41 @@ def say_failure(error: RunnerError) -> int:
 
 def _main() -> int:
     stop = told_to_stop()
+    job, place, session = given()
+    return carry_out(job, place, session, stop, arrived=by_service(place))
+
+
+def given() -> tuple[StepJob, Place, Session]:
+    """What the job was made for."""
     place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
-    session = Session(place.region, kms_key=place.kms_key)
+    return job, place, Session(place.region, kms_key=place.kms_key)
+
+
+def carry_out(
+    job: StepJob,
+    place: Place,
+    session: Session,
+    stop: threading.Event,
+    *,
+    arrived: Mapping[str, Path],
+    code: Path = CODE,
+    since: float | None = None,
+) -> int:
+    """Execute the step and put away what came of it; the exit code. `since`: what its share of the job's time is from."""
     try:
-        check_code(place.code)
+        check_code(place.code, code)
+        result = perform(job, place, session, stop, arrived=arrived, code=code)
     except Tampered as error:
         refused = not_executed(job, StepError(kind="refused", ename="Tampered", evalue=str(error)))
-        return leave(msgspec.structs.replace(refused, remote=_job(place)), place, session)
-    return leave(perform(job, place, session, stop, arrived=by_service(place)), place, session)
+        result = msgspec.structs.replace(refused, remote=_job(place))
+    return leave(result if since is None else with_share(result, since), place, session)
+
+
+def with_share(result: StepResult, since: float) -> StepResult:
+    """The result with its part of the job's time, which began at `since`."""
+    assert result.remote is not None
+    billed_s = round(time.time() - since, 3)
+    return msgspec.structs.replace(result, remote=msgspec.structs.replace(result.remote, billed_s=billed_s))
 
 
 def check_code(sha256: str, folder: Path = CODE) -> None:

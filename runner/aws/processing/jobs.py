@@ -28,7 +28,7 @@ DRAINS = 8  # pages of logs at most that are read once a job has ended
 class Ended:
     """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran.
 
-    `stopped_before`: it had been told to stop when it was first looked at.
+    `stopped_before`: it had been told to stop when it was first looked at; `goes_on`: only one of its steps has ended.
     """
 
     status: str
@@ -36,6 +36,7 @@ class Ended:
     message: str
     billed_s: float
     stopped_before: bool = False
+    goes_on: bool = False
 
 
 class Jobs:
@@ -115,7 +116,7 @@ class Jobs:
                 on_status(found["ProcessingJobStatus"])
                 if found["ProcessingJobStatus"] in OVER:
                     logs.drain()
-                    return _ended(found, self.message(found), stopped_before=first in ("Stopping", "Stopped"))
+                    return ended(found, self.message(found), stopped_before=first in ("Stopping", "Stopped"))
                 if "ProcessingStartTime" in found:
                     logs.expected = True
             tick += 1
@@ -128,7 +129,8 @@ class Jobs:
         return self.session.call("sagemaker", action, about=f"processing job {name}", **arguments)
 
 
-def _ended(found: dict[str, Any], message: str, *, stopped_before: bool) -> Ended:
+def ended(found: dict[str, Any], message: str, *, stopped_before: bool) -> Ended:
+    """The end of the job as described; `message` is what it said of it."""
     start, end = found.get("ProcessingStartTime"), found.get("ProcessingEndTime")
     billed = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
     return Ended(

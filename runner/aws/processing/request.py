@@ -81,8 +81,20 @@ def attempt_key(run: str, step: str, attempt: int) -> str:
     return f"runs/{run}/{step}/attempts/{attempt}/"
 
 
-def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, project: str) -> dict[str, Any]:
-    """The arguments of create_processing_job. Raises UsageError where the step is beyond the service's limits."""
+def request(
+    name: str,
+    job: StepJob,
+    settings: Settings,
+    at: Addresses,
+    *,
+    project: str,
+    module: str = MODULE,
+    timeouts_s: Iterable[float | None] | None = None,
+) -> dict[str, Any]:
+    """The arguments of create_processing_job. `timeouts_s` are those of all steps that may share it.
+
+    Raises UsageError where the step is beyond the service's limits.
+    """
     if len(at.inputs) > MOST_INPUTS - OWN_INPUTS:
         raise UsageError(
             f"Step {job.step} has {len(at.inputs)} inputs to copy; a processing job takes {MOST_INPUTS - OWN_INPUTS}. "
@@ -94,7 +106,7 @@ def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, proje
         "AppSpecification": {
             "ImageUri": settings.image,
             "ContainerEntrypoint": ["python3", "-u", f"{INPUT}/bundle/_run.py"],
-            "ContainerArguments": [MODULE],
+            "ContainerArguments": [module],
         },
         "ProcessingInputs": [
             _input("bundle", at.bundle),
@@ -107,7 +119,9 @@ def request(name: str, job: StepJob, settings: Settings, at: Addresses, *, proje
         ],
         "ProcessingOutputConfig": {"Outputs": [_output(at.attempt)]},
         "ProcessingResources": {"ClusterConfig": _cluster(settings)},
-        "StoppingCondition": {"MaxRuntimeInSeconds": limit_s([job.timeout_s], settings)},
+        "StoppingCondition": {
+            "MaxRuntimeInSeconds": limit_s([job.timeout_s] if timeouts_s is None else timeouts_s, settings)
+        },
         "Environment": {"RUNNER_JOB": name},
         "Tags": _tags(settings, project=project, run=job.run, step=job.step),
     }
