@@ -97,6 +97,20 @@ def with_code(tmp_path: Path) -> Path:
     return folder
 
 
+def test_contributions_lie_beside_the_model_the_largest_first(folder: Path, tmp_path: Path) -> None:
+    given = {"calls": np.float32(0.5), "plan": 2, "minutes": 0.0}
+    explained = saved(tmp_path / "explained", contributions=given)
+    assert json.loads((explained / "contributions.json").read_text()) == {"plan": 2.0, "calls": 0.5, "minutes": 0.0}
+    assert (explained / "model.ubj").read_bytes() == (folder / "model.ubj").read_bytes()
+    assert (
+        runner.model.load(explained).predict(records()).tolist()
+        == runner.model.load(folder).predict(records()).tolist()
+    )
+    for wrong in ({"phone": 1.0}, {"calls": float("nan")}, {"calls": -1.0}):
+        with pytest.raises(UsageError, match="must be a column of the model"):
+            saved(tmp_path / "explained", contributions=wrong)
+
+
 # The code of the features
 
 

@@ -239,6 +239,9 @@ def test_an_execution_registers_the_model_of_a_run_that_passed_once(story: Story
         ModelPackageName=found[1]["ModelPackageArn"],
     )
     assert described["CustomerMetadataProperties"]["runner-run"] == story.runs["first"]
+    card = json.loads(described["ModelCard"]["ModelCardContent"])
+    assert [step["name"] for step in card["evaluation_details"]] == ["data", "evaluate"]
+    assert described["ModelCard"]["ModelCardStatus"] == "Approved"
     assert [found[number]["ModelApprovalStatus"] for number in sorted(found)] == [
         "Approved",
         *["PendingManualApproval"] * 3,

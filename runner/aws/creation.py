@@ -8,7 +8,8 @@ import unicodedata
 from typing import Any
 
 from runner.aws.bucket import Bucket
-from runner.aws.evaluation import evaluation
+from runner.aws.card import card
+from runner.aws.evaluation import evaluation, explanation
 from runner.aws.history import facts_sha256
 from runner.aws.package import ENVIRONMENT, Package
 from runner.model.versions import NewVersion
@@ -17,6 +18,7 @@ from runner.model.versions import NewVersion
 LONGEST_LINE, LONGEST_VALUE = 1024, 256
 NOT_IN_A_VALUE = re.compile(r"[^\w .:/=+@-]")
 OURS = re.compile(r"\(run \S+\)\Z")  # the end of the description of every package of ours; a listing shows it
+QUALITY, EXPLAINED = "evaluation.json", "explainability.json"
 CONTENT_TYPES = ["text/csv", "application/json", "application/jsonlines"]
 
 
@@ -28,17 +30,23 @@ def creation(
     With it, a call that is made twice gives the same version. `registry` says whose version it is, `source` is the
     address of the run's folder. Tags are the group's: the service takes none of a version's own.
     """
+    archive = bucket.address(archive_key(made))
     container = {
         "Image": image,
-        "ModelDataUrl": bucket.address(archive_key(made)),
+        "ModelDataUrl": archive,
         "Environment": ENVIRONMENT,
     }
-    report = evaluation(new.metrics, objective=made.objective)
-    statistics = {
-        "ContentType": "application/json",
-        "ContentDigest": f"sha256:{hashlib.sha256(report).hexdigest()}",
-        "S3Uri": bucket.address(evaluation_key(new)),
+    sources = {
+        name: {
+            "ContentType": "application/json",
+            "ContentDigest": f"sha256:{hashlib.sha256(content).hexdigest()}",
+            "S3Uri": bucket.address(report_key(new, name)),
+        }
+        for name, content in reports(new, made).items()
     }
+    measured = {"ModelQuality": {"Statistics": sources[QUALITY]}}
+    if EXPLAINED in sources:
+        measured["Explainability"] = {"Report": sources[EXPLAINED]}
     # not SourceUri, which is for the ARN of a model to clone
     origin = {"CommitId": new.commit or "", "GeneratedBy": source}
     said = {
@@ -60,7 +68,8 @@ def creation(
             "SupportedContentTypes": CONTENT_TYPES,
             "SupportedResponseMIMETypes": CONTENT_TYPES,
         },
-        "ModelMetrics": {"ModelQuality": {"Statistics": statistics}},
+        "ModelMetrics": measured,
+        "ModelCard": {"ModelCardContent": card(new, archive=archive), "ModelCardStatus": "PendingReview"},
         "CustomerMetadataProperties": {key: value(text) for key, text in said.items() if text},
         "ClientToken": hashlib.sha256(f"{registry}\n{new.name}\n{new.run}".encode()).hexdigest()[:36],
     }
@@ -73,8 +82,16 @@ def archive_key(made: Package) -> str:
     return f"models/{made.sha256}/model.tar.gz"
 
 
-def evaluation_key(new: NewVersion) -> str:
-    return f"models/{new.sha256}/evaluations/{new.run}/evaluation.json"
+def reports(new: NewVersion, made: Package) -> dict[str, bytes]:
+    """What the service calls a model's metrics, by the name of the file."""
+    found = {QUALITY: evaluation(new.metrics, objective=made.objective)}
+    if made.contributions:
+        found[EXPLAINED] = explanation(made.contributions)
+    return found
+
+
+def report_key(new: NewVersion, name: str) -> str:
+    return f"models/{new.sha256}/evaluations/{new.run}/{name}"
 
 
 def description(new: NewVersion) -> str:

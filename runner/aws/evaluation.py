@@ -1,4 +1,4 @@
-"""A version's metrics in the form that Studio's Metrics tab reads: SageMaker's own report of a model's quality."""
+"""A version's metrics and contributions in the form that Studio reads: SageMaker's own reports of a model."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def evaluation(metrics: Mapping[str, Metric], *, objective: str = "") -> bytes:
         for name, metric in metrics.items()
     }
     return json.dumps({kind: report}, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def explanation(contributions: Mapping[str, float]) -> bytes:
+    """explainability.json: the mean absolute SHAP value of each column, as Clarify's analysis has it."""
+    # the key that Studio draws; a tree's own values are the exact ones that the kernel method estimates
+    report = {"kernel_shap": {"label0": {"global_shap_values": dict(contributions)}}}
+    return json.dumps({"version": "1.0", "explanations": report}, indent=1).encode() + b"\n"
 
 
 def _last(name: str) -> str:

@@ -12,6 +12,8 @@ from runner.model.versions import Event, Status
 
 STATUS: dict[str, Status] = {"PendingManualApproval": "pending", "Approved": "approved", "Rejected": "rejected"}
 SERVICE = {status: word for word, status in STATUS.items()}
+# what becomes of the model card with a decision; one that is archived takes no other text
+CARD: dict[Status, str] = {"pending": "PendingReview", "approved": "Approved", "rejected": "Archived"}
 CARRIED_OUT = "runner-decision"  # in a package's metadata: the number of the last event that was carried out on it
 ABSENT = ("does not exist", "not found")  # the service says it in words only
 
@@ -81,6 +83,8 @@ class Groups:
     def carry_out(self, listed: Listed, event: Event) -> None:
         """Set the package's state to what the event says. Doing it twice is doing it once."""
         status = STATES[event.kind]
+        # versions that were registered before there was one have none
+        card = {"ModelCard": {"ModelCardStatus": CARD[status]}} if "ModelCard" in self.describe(listed.arn) else {}
         self._call(
             "update_model_package",
             f"{event.name}/{event.version}",
@@ -88,6 +92,7 @@ class Groups:
             ModelApprovalStatus=SERVICE[status],
             ApprovalDescription=described(event),
             CustomerMetadataProperties={CARRIED_OUT: str(event.seq)},
+            **card,
         )
         listed.status = status
 

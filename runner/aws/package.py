@@ -81,6 +81,14 @@ class Package:
         except (KeyError, TypeError, ValueError):
             return ""
 
+    @property
+    def contributions(self) -> dict[str, float]:
+        """How much each column moves the score, as the model's author gave it; empty where that was not given."""
+        try:
+            return {str(name): float(value) for name, value in json.loads(self.files["contributions.json"]).items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return {}
+
 
 def package(folder: Path) -> Package:
     """The folder as model.tar.gz, with the code that answers for it: equal files give equal bytes.

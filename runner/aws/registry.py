@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.bucket import Bucket
-from runner.aws.creation import OURS, archive_key, creation, evaluation_key, value
-from runner.aws.evaluation import evaluation
+from runner.aws.creation import OURS, archive_key, creation, report_key, reports, value
 from runner.aws.group import STATUS, Groups, Listed, carried_out, changed, described
 from runner.aws.history import History, Objects
 from runner.aws.package import Package, package, serving_image
@@ -356,7 +355,8 @@ class SageMakerRegistry:
         for path, content in made.files.items():
             self.bucket.put(f"models/{new.sha256}/files/{path}", content)
         self.bucket.put(archive_key(made), made.archive)
-        self.bucket.put(evaluation_key(new), evaluation(new.metrics, objective=made.objective))
+        for name, content in reports(new, made).items():
+            self.bucket.put(report_key(new, name), content)
 
 
 def _next(

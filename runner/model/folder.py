@@ -3,17 +3,20 @@
 model.ubj        XGBoost's own format; never a pickle
 signature.json   what a raw record looks like, and a sample with its prediction
 features.py      only where features are computed: `transform(frame) -> frame`, frozen and hashed
+contributions.json    only where they were given: how much each column moves the score
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
     from runner.serve.inference import Scorer
 
-MODEL, SIGNATURE, CODE = "model.ubj", "signature.json", "features.py"
+MODEL, SIGNATURE, CODE, CONTRIBUTIONS = "model.ubj", "signature.json", "features.py", "contributions.json"
 BLOCK = 100_000  # rows that are read at a time
 
 
@@ -53,6 +56,7 @@ def save(
     key: str | None = None,
     split: dict[str, Any] | None = None,
     code: str | Path | ModuleType | None = None,
+    contributions: Mapping[str, float] | None = None,
 ) -> None:
     """Write the model folder; an older one at that place is replaced whole.
 
@@ -61,7 +65,8 @@ def save(
     signature's, its first row the sample. `positive` names what a probability is of, `labels` several classes by their
     numbers; `missing` is what DMatrix was given with a booster. `split` is {"seed", "key", "shares"}, see
     `runner.model.split`. `code` is a module (or its file) whose `transform` makes the booster's features from such
-    records. Equal arguments give equal bytes. Raises UsageError where the folder would not score every row of the frame
+    records. `contributions` has the mean absolute SHAP value of each of the booster's columns, for whoever reviews the
+    model. Equal arguments give equal bytes. Raises UsageError where the folder would not score every row of the frame
     as the estimator does, to the bit and in whatever form it is sent.
     """
     if not len(frame):
@@ -79,6 +84,8 @@ def save(
         check_learned(judged, features)
         taken = in_tree_order(judged, taken)
         judged.booster.save_model(beside / MODEL)
+        if contributions is not None:
+            (beside / CONTRIBUTIONS).write_bytes(_contributed(contributions, {column.name for column in taken}))
         signature = Signature(
             columns=taken if code is None else columns,
             features=None if code is None else taken,
@@ -224,6 +231,17 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _contributed(given: Mapping[str, float], columns: Collection[str]) -> bytes:
+    """The largest first."""
+    wrong = [name for name, value in given.items() if name not in columns or not 0 <= float(value) < math.inf]
+    if wrong:
+        raise UsageError(
+            f"contributions: {', '.join(map(repr, wrong))} must be a column of the model, with a number of 0 or more."
+        )
+    ranked = sorted(((name, float(value)) for name, value in given.items()), key=lambda item: (-item[1], item[0]))
+    return json.dumps(dict(ranked), indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def _encoded(signature: Signature) -> bytes:

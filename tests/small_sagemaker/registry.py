@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import cards
 from .calls import Call
 from .errors import ServiceError, refuse
 from .gateway import Action
@@ -28,7 +29,7 @@ SUMMARY = (
     "CreationTime", "ModelPackageStatus", "ModelApprovalStatus", "ModelLifeCycle", "ModelPackageRegistrationType",
 )  # fmt: skip
 CHANGEABLE = (
-    "ModelApprovalStatus", "ApprovalDescription", "InferenceSpecification", "SourceUri", "ModelCard", "ModelLifeCycle",
+    "ModelApprovalStatus", "ApprovalDescription", "InferenceSpecification", "SourceUri", "ModelLifeCycle",
     "ModelPackageRegistrationType",
 )  # fmt: skip
 MAX_METADATA = 50
@@ -130,6 +131,8 @@ class Registry:
             raise refuse("Exactly one of ModelPackageName and ModelPackageGroupName must be given.")
         for container in wanted.get("InferenceSpecification", {}).get("Containers", []):
             self._look(container)
+        if "ModelCard" in wanted:
+            cards.changed(None, wanted["ModelCard"])
         token = wanted.get("ClientToken")
         asked = json.dumps({key: value for key, value in wanted.items() if key != "ClientToken"}, sort_keys=True)
         with self._lock:
@@ -192,6 +195,8 @@ class Registry:
                 raise refuse(f"A model package takes at most {MAX_METADATA} customer metadata properties.")
             if "ModelApprovalStatus" in wanted and "ModelPackageVersion" not in package:
                 raise refuse("ModelApprovalStatus applies to versioned model packages only.")
+            if "ModelCard" in wanted:
+                package["ModelCard"] = cards.changed(package.get("ModelCard"), wanted["ModelCard"])
             package |= {key: wanted[key] for key in CHANGEABLE if key in wanted}
             more = wanted.get("AdditionalInferenceSpecificationsToAdd", [])
             if more:

@@ -1,0 +1,150 @@
+"""A version's model card as a model package has it: what the notebook wrote, by its headings, and the run's metrics.
+
+Keys and lengths are those of "Model package model card schema" in the service's guide. It knows fewer than the cards
+that CreateModelCard makes: of the overview only who made the model, and its files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeVar
+
+from runner.model.versions import NewVersion
+from runner.records import Metric
+
+Part = TypeVar("Part")
+LONGEST_CARD = 100_000  # characters of its JSON; botocore: ModelCardContent
+LONGEST_TEXT, LONGEST_DETAIL, LONGEST_METRIC, LONGEST_NAME = 2048, 1024, 255, 63
+MOST_DATASETS = 15
+MARGIN = 80  # characters that a metric or a text of the card may need around itself
+HEADING = re.compile(r"#{1,2} +(.+?)[ #]*")
+FENCES = ("```", "~~~")
+# a heading, in small letters, and the key of the service for what stands below it; all others are details
+USES, MORE = "intended_uses", "additional_information"
+PLACES = {
+    "purpose": (USES, "purpose_of_model"),
+    "intended use": (USES, "intended_uses"),
+    "intended uses": (USES, "intended_uses"),
+    "factors": (USES, "factors_affecting_model_efficiency"),
+    "risks": (USES, "explanations_for_risk_rating"),
+    "business problem": ("business_details", "business_problem"),
+    "stakeholders": ("business_details", "business_stakeholders"),
+    "limits": (MORE, "caveats_and_recommendations"),
+    "limitations": (MORE, "caveats_and_recommendations"),
+    "caveats and recommendations": (MORE, "caveats_and_recommendations"),
+    "ethical considerations": (MORE, "ethical_considerations"),
+}
+
+
+def card(new: NewVersion, *, archive: str) -> str:
+    """The card's JSON on one line. `archive` is the address of the model; equal versions give equal text.
+
+    What is longer than a key may be goes on as details; what is longer than a card may be is left out, and the card
+    says so.
+    """
+    content: dict[str, Any] = {
+        "model_overview": {"model_creator": _plain(new.created_by)[:LONGEST_DETAIL], "model_artifact": [archive]},
+    }
+    if new.sources:
+        named = [f"{key} sha256:{sha256}"[:LONGEST_DETAIL] for key, sha256 in sorted(new.sources.items())]
+        content["training_details"] = {"training_job_details": {"training_datasets": named[:MOST_DATASETS]}}
+    details = {"Run": new.run, "Model": f"sha256:{new.sha256}", **({"Commit": new.commit} if new.commit else {})}
+    rest: list[tuple[str, str]] = []
+    for title, text in _sections(_plain(new.card)):
+        group, key = PLACES.get(title.lower(), ("", ""))
+        if key and key not in content.get(group, {}):
+            first, *text_left = _pieces(text, LONGEST_TEXT)
+            content.setdefault(group, {})[key] = first
+            text = "".join(text_left)
+        rest += [(title[:LONGEST_NAME], piece) for piece in _pieces(text, LONGEST_DETAIL)]
+    content.setdefault(MORE, {})["custom_details"] = details
+    cut = f"SageMaker keeps {LONGEST_CARD:,} characters of a card. All of it is in the executed notebook of {new.run}."
+    room = LONGEST_CARD - len(json.dumps(content)) - len(cut) - MARGIN
+    metrics, room = _fitting([_metric(*item) for item in sorted(new.metrics.items())], room)
+    if metrics:
+        content["evaluation_details"] = _evaluations(metrics)
+    texts, room = _fitting(rest, room)
+    for title, piece in texts:
+        details[_free(title, details)] = piece
+    if room < 0:
+        details["Left out"] = cut
+    return json.dumps(content)
+
+
+def _fitting(parts: Sequence[Part], room: int) -> tuple[list[Part], int]:
+    """The first parts that fit into so many characters, and how many are left: negative where something did not fit."""
+    kept = []
+    for part in parts:
+        room -= len(json.dumps(part)) + MARGIN
+        if room < 0:
+            break
+        kept.append(part)
+    return kept, room
+
+
+def _evaluations(metrics: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """An evaluation for each step that has recorded something."""
+    return [
+        {"name": step, "metric_groups": [{"name": "metrics", "metric_data": [made for _, made in of_step]}]}
+        for step, of_step in groupby(metrics, key=lambda item: item[0])
+    ]
+
+
+def _metric(name: str, metric: Metric) -> tuple[str, dict[str, Any]]:
+    """The step that has recorded it, and the metric."""
+    step, _, own = name.partition(".")
+    notes = [] if metric.better is None else [f"{metric.better} is better"]
+    if metric.low is not None and metric.high is not None:
+        notes.insert(0, f"between {metric.low:.6g} and {metric.high:.6g}")
+    finite = math.isfinite(metric.value)  # JSON has no words for the others
+    made = {
+        "name": (own or name)[:LONGEST_METRIC],
+        "type": "number" if finite else "string",
+        "value": metric.value if finite else str(metric.value),
+        **({"notes": ", ".join(notes)} if notes else {}),
+    }
+    return step[:LONGEST_NAME] or "run", made
+
+
+def _sections(markdown: str) -> Iterator[tuple[str, str]]:
+    """(heading, what stands below it) of the first two levels, without those that have nothing below."""
+    title, lines, fenced = "Card", list[str](), False
+    for line in markdown.splitlines(keepends=True):
+        fenced ^= line.lstrip().startswith(FENCES)
+        found = None if fenced else HEADING.fullmatch(line.rstrip())
+        if found is None:
+            lines.append(line)
+            continue
+        if text := "".join(lines).strip():
+            yield title, text
+        title, lines = found[1], []
+    if text := "".join(lines).strip():
+        yield title, text
+
+
+def _pieces(text: str, longest: int) -> list[str]:
+    """The text in parts of at most so many characters, broken between lines where that can be."""
+    made = [""]
+    for line in text.splitlines(keepends=True):
+        for start in range(0, len(line), longest):
+            part = line[start : start + longest]
+            if len(made[-1]) + len(part) > longest:
+                made.append("")
+            made[-1] += part
+    return [piece for piece in made if piece]
+
+
+def _free(title: str, taken: Mapping[str, str]) -> str:
+    return next(name for name in (title, *(f"{title} ({n})" for n in range(2, len(taken) + 3))) if name not in taken)
+
+
+def _plain(text: str) -> str:
+    """Without what cannot be printed or takes two UTF-16 units, by which some count."""
+    return "".join(
+        one if one == "\n" or (unicodedata.category(one)[0] != "C" and one <= "\uffff") else " " for one in text
+    )
