@@ -309,13 +309,17 @@ def checks(pipeline: Path, *, on: str, probe: bool, say: Callable[[str], None]) 
             yield from doctor.machine(pipeline, backend.open_store(pipeline.parent))
 
 
-def upload(pipeline: Path, file: Path, *, to: str | None, replace: bool, dry_run: bool) -> tuple[Uploaded, list[str]]:
-    """Put a file into the project's bucket; where it is, and the lines of pipeline.toml that would read it there."""
+def upload(
+    pipeline: Path, file: Path, *, to: str | None, as_: str | None, replace: bool, dry_run: bool
+) -> tuple[Uploaded, list[str]]:
+    """Put a file into the project's bucket; where it is, and the lines of pipeline.toml that would read it there, or the
+    commands where its key was chosen by `as_`."""
     from runner.aws import upload as moving
 
     spec = load(pipeline)
-    found = moving.upload(spec, file, to=to, replace=replace, dry_run=dry_run)
-    return found, moving.lines(spec, pipeline.parent, file, found)
+    found = moving.upload(spec, file, to=to, as_=as_, replace=replace, dry_run=dry_run)
+    reading = moving.lines if as_ is None else moving.commands
+    return found, reading(spec, pipeline.parent, file, found)
 
 
 def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:

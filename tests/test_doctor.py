@@ -597,6 +597,39 @@ def test_a_key_of_your_own_is_overwritten_only_where_you_say_so(far: Examined) -
     assert far.here("upload", "t.csv", "--to", "mine/now.csv", "--replace", "--json").json["moved_bytes"] == 1
 
 
+def test_a_table_goes_to_exactly_the_key_that_a_guide_has(far: Examined, cloud: SmallSageMaker) -> None:
+    (far.folder / "t.csv").write_text("1")
+    far.set(role="", image="", toml='inputs = { x = "./t.csv" }\n')
+    key = "sagemaker/DEMO-xgboost-churn/data/RawData.csv"
+    address = f"s3://{BUCKET}/{key}"
+    assert far.here("upload", "t.csv", "--as", key, "--dry-run", "--json").json["moved_bytes"] == 1
+    done = far.here("upload", "t.csv", "--as", key)
+    assert done.out.splitlines() == [
+        address,
+        f"  runner run --on sagemaker -p only.x={address}",
+        f"  runner pipeline start -p only.x={address}",
+    ], done.err
+    assert cloud.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"1"
+    assert far.here("upload", "t.csv", "--as", "sagemaker/DEMO-xgboost-churn/data/", "--json").json["address"] == (
+        f"s3://{BUCKET}/sagemaker/DEMO-xgboost-churn/data/t.csv"
+    )
+    (far.folder / "t.csv").write_text("2")
+    assert far.here("upload", "t.csv", "--as", key).code == 8
+    assert far.here("upload", "t.csv", "--as", key, "--replace").code == 0
+    for wrong in (
+        "tiny/data/x.csv",
+        "deploy-tiny/x.csv",
+        "delivery-x",
+        "/x.csv",
+        "a/../tiny/x",
+        "a//x",
+        "s3://b/x",
+        "",
+    ):
+        assert far.here("upload", "t.csv", "--as", wrong).code == 2, wrong
+    assert far.here("upload", "t.csv", "--as", key, "--to", "june/").code == 2
+
+
 def test_what_is_no_table_is_refused_with_a_sentence(far: Examined) -> None:
     far.set()
     os.mkfifo(far.folder / "pipe")

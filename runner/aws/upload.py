@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
@@ -18,6 +19,8 @@ from runner.pipeline.remote import settings
 from runner.records import Pipeline
 
 DATA = "data/"
+# where the stacks of infra/ and CodePipeline keep what is theirs, beside the project's prefix
+OTHERS = ("delivery-", "deploy-", "rest/", "studio/")
 NAMED_BY = 16  # digits of the hash in the key
 
 
@@ -33,25 +36,37 @@ class Uploaded:
     default_bucket: str | None = None
 
 
-def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run: bool) -> Uploaded:
-    """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, or to `<prefix>data/<to>`; without a
-    bucket there, in the one that SageMaker has made for the account and region.
+def upload(
+    spec: Pipeline, file: Path, *, to: str | None = None, as_: str | None = None, replace: bool, dry_run: bool
+) -> Uploaded:
+    """Copy the file to `<prefix>data/<sha256>/<name>` in [sagemaker] bucket, to `<prefix>data/<to>`, or to the key `as_`
+    of the bucket; without a bucket there, in the one that SageMaker has made for the account and region.
 
-    Raises UsageError for what is not a regular file and where there is neither bucket, Refused where `to` has other content and `replace` does not say that
-    it may go.
+    Raises UsageError for what is not a regular file, where there is neither bucket, and for a key that is the runner's;
+    Refused where `to` or `as_` has other content and `replace` does not say that it may go.
     """
     before = _regular(file)
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     place = _place(spec)
-    key = DATA + (f"{sha256[:NAMED_BY]}/{file.name}" if to is None else _key(to, file.name))
+    by_content = to is None and as_ is None
+    if as_ is not None:
+        key = _key("--as", as_, file.name)
+        if key.startswith((place.prefix, *OTHERS)):
+            raise UsageError(
+                f"--as {as_!r} is the runner's own: {place.prefix} and {', '.join(OTHERS)} in the bucket are. "
+                "Choose another folder, or put the table among the project's with --to."
+            )
+        place = Bucket(place.session, place.name)
+    else:
+        key = DATA + (f"{sha256[:NAMED_BY]}/{file.name}" if to is None else _key("--to", to, file.name))
     there = place.size(key)
     # a key that has the hash in it has those bytes, or another program wrote there
-    same = there == before.st_size and (to is None or place.digest(key).sha256 == sha256)
+    same = there == before.st_size and (by_content or place.digest(key).sha256 == sha256)
     if not same and there is not None and not replace:
         raise Refused(
             f"{place.address(key)} has other content, {there:,} bytes of it. Runs that read it could not be repeated; "
-            "leave --to away to have a name by content, or write --replace."
+            "leave the key away to have a name by content, or write --replace."
         )
     if not same and not dry_run:
         place.upload(key, file, missing_only=False)
@@ -67,6 +82,21 @@ def upload(spec: Pipeline, file: Path, *, to: str | None, replace: bool, dry_run
 
 def lines(spec: Pipeline, root: Path, file: Path, uploaded: Uploaded) -> list[str]:
     """What to write in pipeline.toml to read it there: where this file is read now, or where any table is."""
+    bucket = [] if uploaded.default_bucket is None else [f'[sagemaker] bucket = "{uploaded.default_bucket}"']
+    places = _places(spec, root, file)
+    return [*bucket, *(f'[steps.{step}] inputs: {name} = "{uploaded.address}"' for step, name in places)]
+
+
+def commands(spec: Pipeline, root: Path, file: Path, uploaded: Uploaded) -> list[str]:
+    """What reads it there once, in a run and in an execution of the Pipeline, with pipeline.toml as it is."""
+    given = " ".join(
+        f"-p {shlex.quote(f'{step}.{name}={uploaded.address}')}" for step, name in _places(spec, root, file)
+    )
+    return [f"runner run --on sagemaker {given}", f"runner pipeline start {given}"] if given else []
+
+
+def _places(spec: Pipeline, root: Path, file: Path) -> list[tuple[str, str]]:
+    """(step, input) of those that read this file, or of all that read something from outside the pipeline."""
     outside = [
         (step, name, given.from_)
         for step, planned in spec.steps.items()
@@ -74,8 +104,7 @@ def lines(spec: Pipeline, root: Path, file: Path, uploaded: Uploaded) -> list[st
         if given.from_.startswith(("./", "../", "/")) or "://" in given.from_
     ]
     this = [place for place in outside if "://" not in place[2] and (root / place[2]).resolve() == file.resolve()]
-    bucket = [] if uploaded.default_bucket is None else [f'[sagemaker] bucket = "{uploaded.default_bucket}"']
-    return [*bucket, *(f'[steps.{step}] inputs: {name} = "{uploaded.address}"' for step, name, _ in this or outside)]
+    return [(step, name) for step, name, _ in this or outside]
 
 
 def _regular(file: Path) -> os.stat_result:
@@ -117,9 +146,8 @@ def _default_bucket(session: Session) -> str:
     return name
 
 
-def _key(to: str, name: str) -> str:
-    if to.startswith(("/", "s3://")) or ".." in PurePosixPath(to).parts or not to.strip():
-        raise UsageError(
-            f"--to {to!r} is not a key below the project's data/; write one such as june/table.csv, or june/."
-        )
-    return to + name if to.endswith("/") else to
+def _key(option: str, key: str, name: str) -> str:
+    if key.startswith(("/", "s3://")) or {"", ".", ".."} & set(key.removesuffix("/").split("/")) or not key.strip():
+        below = "the project's data/" if option == "--to" else "the bucket"
+        raise UsageError(f"{option} {key!r} is not a key below {below}; write one such as june/table.csv, or june/.")
+    return key + name if key.endswith("/") else key

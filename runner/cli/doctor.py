@@ -72,11 +72,19 @@ def _printed(checks: Iterable[Check]) -> Iterable[Check]:
 @click.option(
     "--to", metavar="KEY", help="Below the project's data/, instead of a name by content; a last / is a folder."
 )
-@click.option("--replace", is_flag=True, help="With --to: overwrite other content that is there.")
+@click.option(
+    "--as",
+    "as_",
+    metavar="KEY",
+    help="At exactly this key of the bucket, as a guide of AWS has it; a last / is a folder.",
+)
+@click.option("--replace", is_flag=True, help="With --to or --as: overwrite other content that is there.")
 @click.option("--dry-run", is_flag=True, help="Say where it would go and what would move; move nothing.")
 @json_option
 @pipeline_option
-def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+def upload_command(
+    file: Path, to: str | None, as_: str | None, replace: bool, dry_run: bool, as_json: bool, pipeline: Path
+) -> None:
     """Put a table into [sagemaker] bucket, from where jobs read it; the same bytes move once.
 
     Without one it goes to the bucket sagemaker-REGION-ACCOUNT, which an account that has used Studio has.
@@ -85,10 +93,13 @@ def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_
     Example:
       runner upload data/table.csv
       runner upload data/table.csv --to june/ --dry-run
+      runner upload data/table.csv --as sagemaker/DEMO-xgboost-churn/data/RawData.csv
     """
     from runner import actions
 
-    found, lines = actions.upload(pipeline, file, to=to, replace=replace, dry_run=dry_run)
+    if to is not None and as_ is not None:
+        raise click.UsageError("--to is a key among the project's data, --as one of the bucket: give one of them.")
+    found, lines = actions.upload(pipeline, file, to=to, as_=as_, replace=replace, dry_run=dry_run)
     if as_json:
         print_json(
             {
@@ -105,6 +116,7 @@ def upload_command(file: Path, to: str | None, replace: bool, dry_run: bool, as_
     if found.default_bucket is not None:
         say(f"  in the account's default bucket, as [sagemaker] bucket is not set in {pipeline.name}", err=True)
     verb = "would move" if dry_run else "moved"
-    say(f"  {verb} {found.moved_bytes:,} of {found.size_bytes:,} bytes; to read it, in {pipeline.name}:", err=True)
+    where = f", in {pipeline.name}" if as_ is None else ""
+    say(f"  {verb} {found.moved_bytes:,} of {found.size_bytes:,} bytes; to read it{where}:", err=True)
     for line in lines:
         say(f"  {line}")
