@@ -199,6 +199,7 @@ def test_a_push_becomes_an_answer_in_production_and_is_taken_back(account: Accou
     account.commit("The first notebooks")
     account.push()
     assert account.ended() == "Succeeded"
+    assert len(cloud.jobs()) == 4
 
     # what the person who decides sees
     service = account.client("sagemaker", "churn-approver")
@@ -206,6 +207,9 @@ def test_a_push_becomes_an_answer_in_production_and_is_taken_back(account: Accou
     assert summary["ModelApprovalStatus"] == "PendingManualApproval"
     seen = service.describe_model_package(ModelPackageName=summary["ModelPackageArn"])
     assert seen["ModelMetrics"]["ModelQuality"]["Statistics"]["S3Uri"].startswith(f"s3://{BUCKET}/churn/")
+    card = json.loads(seen["ModelCard"]["ModelCardContent"])
+    assert seen["ModelCard"]["ModelCardStatus"] == "PendingReview"
+    assert "evaluate.auc" in json.dumps(card["evaluation_details"])
     assert account.told() == ["None"]
     with pytest.raises(service.exceptions.ClientError, match="AccessDenied"):
         account.client("sagemaker", "churn-build").update_model_package(
