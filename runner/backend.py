@@ -23,6 +23,7 @@ from runner.run.world import Executor, Runtime, Silent, Watcher, World
 if TYPE_CHECKING:
     from runner.aws.session import Session
     from runner.aws.shared import SharedRuns
+    from runner.aws.studio import Published
     from runner.model.deployment import Deployer
     from runner.model.signature import Signature
     from runner.records import FileFact
@@ -254,3 +255,10 @@ def deployer(pipeline: Path, target: str, *, no_token: bool = False) -> Deployer
                 target, chosen, folder, model_folder=folder_of, recorded=lambda: recorded(_registry(root, spec), target),
                 token="" if no_token else os.environ.get("RUNNER_TOKEN") or None,
             )  # fmt: skip
+
+
+def publish_template(pipeline: Path, *, bucket: str | None, dry_run: bool) -> Published:
+    """Put infra/project.yaml where Studio offers it as a project template."""
+    from runner.aws.studio import publish
+
+    return publish(load(pipeline), pipeline.parent, bucket=bucket, dry_run=dry_run)

@@ -15,7 +15,7 @@ __all__ = ["ACCOUNT", "REGION", "Request", "Stack", "allowing", "read_template",
 
 ACCOUNT, REGION = "123456789012", "eu-west-1"
 INFRA = Path(__file__).parents[1] / "infra"
-PSEUDO = {"AWS::Partition": "aws", "AWS::Region": REGION, "AWS::AccountId": ACCOUNT}
+PSEUDO = {"AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com", "AWS::Region": REGION, "AWS::AccountId": ACCOUNT}
 ARNS = {  # by type: what an ARN begins with, and the property that ends it
     "AWS::CodeBuild::Project": (f"arn:aws:codebuild:{REGION}:{ACCOUNT}:project/", "Name"),
     "AWS::IAM::Role": (f"arn:aws:iam::{ACCOUNT}:role/", "RoleName"),

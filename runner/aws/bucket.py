@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -98,6 +98,11 @@ class Bucket:
         """(key relative to the prefix, ETag) of every object below, in order."""
         for item in self._listed(below):
             yield item["Key"][len(self.prefix) :], item["ETag"].strip('"')
+
+    def tag(self, key: str, tags: Mapping[str, str]) -> None:
+        """Give the object these tags and no others; writing it anew takes them off."""
+        made = [{"Key": name, "Value": value} for name, value in tags.items()]
+        self._call("put_object_tagging", key, Tagging={"TagSet": made})
 
     def delete(self, key: str) -> None:
         """Remove the object; also where there is none."""

@@ -48,7 +48,7 @@ def upload(
     before = _regular(file)
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    place = _place(spec)
+    place = in_bucket(spec)
     by_content = to is None and as_ is None
     if as_ is not None:
         key = _key("--as", as_, file.name)
@@ -121,7 +121,7 @@ def _regular(file: Path) -> os.stat_result:
     return found
 
 
-def _place(spec: Pipeline) -> Bucket:
+def in_bucket(spec: Pipeline) -> Bucket:
     """[sagemaker] bucket or the default one, at its prefix; what jobs need beside it need not be set yet."""
     session = Session(spec.sagemaker.region, kms_key=spec.sagemaker.kms_key)
     bucket = spec.sagemaker.bucket or _default_bucket(session)

@@ -55,6 +55,7 @@ COMMANDS = {
     "deployments": ("deploy", "Show what each target serves, since when and by whom, and whether it answers."),
     "release": ("deploy", "Walk a version through approval, staging and production, asking before each step."),
     "pipeline": ("pipeline", "Show, push, start and follow the pipeline as a SageMaker Pipeline."),
+    "studio": ("studio", "Publish the template by which people create such a project in SageMaker Studio."),
     "setup-git": ("git", "Keep outputs out of commits, and merge notebooks cell by cell."),
     "clean-notebook": ("git", HIDDEN),
 }
