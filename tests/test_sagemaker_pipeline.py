@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,6 +30,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.pipelines.parameters import as_text
 from runner.aws.pipelines.pin import pins, run_id
 from runner.aws.pipelines.pushed import Rehearsal, lay
+from runner.aws.pipelines.sdk import REGION_VARIABLE, SDK
 from runner.aws.pipelines.shares import shares
 from runner.aws.session import Session
 from runner.errors import PipelineError, UsageError
@@ -501,7 +505,11 @@ def test_show_prints_what_a_push_makes_without_asking_anybody(story: Story, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
+    # what Studio leaves in the clone of a project, from which the SDK would take tags
+    told = story.project.folder / ".sagemaker-code-config"
+    told.write_text('{"sagemakerProjectId": "p-1", "sagemakerProjectName": "churn"}')
     shown = story.project.here("pipeline", "show")
+    told.unlink()
     assert (shown.code, shown.err) == (0, "")
     found = story.cloud.client("sagemaker").describe_pipeline(PipelineName="flow")
     assert shown.json == json.loads(found["PipelineDefinition"])
@@ -724,7 +732,36 @@ def test_without_the_extra_the_way_to_install_it_is_said(story: Story) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "pip install 'sagemaker>=3.27,<4'" in done.stderr
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["sagemaker"]
+    assert f"pip install {shlex.join(declared)}" in done.stderr
+
+
+def test_the_sdk_is_used_by_public_names_and_nothing_is_patched_for_it() -> None:
+    """Read from the sources: where it is imported, its names, and what is set in the process for it."""
+    uses: set[str] = set()
+    for path in (ROOT / "runner").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.partition(".")[0] == "sagemaker"], path
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("sdk", "self.sdk"):
+                assert isinstance(node.ctx, ast.Load), path  # nothing of it is replaced
+                uses.add(node.attr)
+            if path.name not in ("definition.py", "sdk.py"):
+                continue
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                assert ast.unparse(node.value) != "os.environ" or ast.unparse(node.slice) == "REGION_VARIABLE"
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in (
+                    "setattr",
+                    "os.environ.update",
+                    "os.environ.setdefault",
+                    "os.putenv",
+                )
+    assert uses == SDK.keys()
+    assert REGION_VARIABLE == "AWS_DEFAULT_REGION"
+    for name, module in SDK.items():
+        assert not [part for part in (name, *module.split(".")) if part.startswith("_")]
 
 
 def test_status_and_start_say_that_there_is_no_pipeline_yet(cloud: SmallSageMaker, tmp_path: Path) -> None:

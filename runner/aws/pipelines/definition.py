@@ -11,14 +11,9 @@ for an earlier result itself (`step_sequence.py`).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import json
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +31,7 @@ from runner.aws.pipelines.pushed import (
     pin_key,
     step_key,
 )
+from runner.aws.pipelines.sdk import CONFIG, loaded, step_arguments
 from runner.aws.pipelines.shares import Share
 from runner.aws.processing._run import PLAIN
 from runner.aws.processing.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, limit_s, request
@@ -50,25 +46,7 @@ MOST_VALUES = 100  # of a job's environment (botocore: ProcessingEnvironmentMap)
 SMALL_TIMEOUT_S = 1800  # of a gate with a job of its own
 LONGEST_DISPLAY_NAME = 64  # and of the characters of a name, by the published schema
 EXPIRES = "P365D"
-# the parts of the SDK that a definition is made of; it has no types, and importing it takes seconds and a region
-SDK = {
-    "CacheConfig": "mlops.workflow.steps",
-    "ConditionEquals": "core.workflow.conditions",
-    "ConditionStep": "mlops.workflow.condition_step",
-    "ExecutionVariables": "core.workflow.execution_variables",
-    "FailStep": "mlops.workflow.fail_step",
-    "Join": "core.workflow.functions",
-    "JsonGet": "core.workflow.functions",
-    "ParameterString": "core.workflow.parameters",
-    "Pipeline": "mlops.workflow.pipeline",
-    "PipelineSession": "core.workflow.pipeline_context",
-    "ProcessingStep": "mlops.workflow.steps",
-    "PropertyFile": "core.workflow.properties",
-    "_StepArguments": "core.workflow.pipeline_context",
-}
-# instead of the person's own defaults, which would make the definition depend on who pushes
-CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
-MISSING = "The SageMaker SDK is not installed. Install it with `pip install 'sagemaker>=3.27,<4'` and try again."
+PROJECT_TAG = "sagemaker:project-"  # what the SDK adds in a clone that Studio has made, and nowhere else
 
 
 def definition(laid: Laid, *, region: str) -> dict[str, Any]:
@@ -76,8 +54,9 @@ def definition(laid: Laid, *, region: str) -> dict[str, Any]:
 
     Raises UsageError where the SDK is not installed, or a step is beyond the service's limits.
     """
-    with _sdk(region) as sdk:
-        made: dict[str, Any] = json.loads(_Definition(laid, sdk).text())
+    with loaded(region) as sdk:
+        made: dict[str, Any] = json.loads(_Definition(laid, sdk, region).text())
+    _clean(made["Steps"])
     for unset in ("PipelineExperimentConfig", "MlflowConfig"):
         if made.get(unset) is None:
             made.pop(unset, None)
@@ -88,9 +67,11 @@ def definition(laid: Laid, *, region: str) -> dict[str, Any]:
 class _Definition:
     """The SDK's objects on their way to a definition; made anew for each."""
 
-    def __init__(self, laid: Laid, sdk: SimpleNamespace) -> None:
-        self.sdk = sdk
-        self.laid = laid
+    def __init__(self, laid: Laid, sdk: SimpleNamespace, region: str) -> None:
+        import boto3
+
+        self.sdk, self.laid = sdk, laid
+        self.session = sdk.PipelineSession(boto_session=boto3.Session(region_name=region), sagemaker_config=CONFIG)
         self.parameters = {
             parameter.key: self.sdk.ParameterString(name=parameter.name, default_value=parameter.default)
             for parameter in laid.pushed.parameters
@@ -111,7 +92,7 @@ class _Definition:
             name=self.laid.plan.pipeline.name,
             parameters=list(self.parameters.values()),
             steps=top,
-            sagemaker_session=self.sdk.PipelineSession(sagemaker_config=CONFIG),
+            sagemaker_session=self.session,
             pipeline_experiment_config=None,
         )
         text: str = pipeline.definition()
@@ -221,14 +202,12 @@ class _Definition:
         _refuse_beyond(name, len(made["ProcessingInputs"]), len(environment))
         if environment:
             made["Environment"] = environment
-        # what a Processor leaves in its session; one of our own would have to be told all this again
-        processor = SimpleNamespace(sagemaker_session=SimpleNamespace(context=SimpleNamespace(args=made)))
         cached = share is None or not share.first
         several = share is not None and len(share.steps) > 1
         self.made[name] = self.sdk.ProcessingStep(
             name=name,
             display_name="-".join(share.names)[:LONGEST_DISPLAY_NAME] if share is not None and several else None,
-            step_args=self.sdk._StepArguments("run", lambda _: None, processor),
+            step_args=step_arguments(self.sdk, self.session, made),
             depends_on=[self.made[other] for other in dict.fromkeys(after)],
             property_files=[self.left] if share is None or share.looks else [],
             cache_config=self.sdk.CacheConfig(enable_caching=True, expire_after=EXPIRES) if cached else None,
@@ -307,6 +286,15 @@ def _refuse_beyond(step: str, inputs: int, values: int) -> None:
         raise UsageError(f"Step {step} takes {values} values; a processing job's environment has {MOST_VALUES}.")
 
 
+def _clean(steps: list[dict[str, Any]]) -> None:
+    """Take out what depends on the folder that is pushed from, which would make every step run again."""
+    for step in steps:
+        arguments = step["Arguments"]
+        if "Tags" in arguments:
+            arguments["Tags"] = [tag for tag in arguments["Tags"] if not tag["Key"].startswith(PROJECT_TAG)]
+        _clean(arguments.get("IfSteps", []))
+
+
 def _order(steps: list[dict[str, Any]], names: Sequence[str]) -> None:
     """The SDK goes through sets, whose order differs from one process to the next."""
     steps.sort(key=lambda step: names.index(step["Name"]) if step["Name"] in names else len(names))
@@ -314,31 +302,3 @@ def _order(steps: list[dict[str, Any]], names: Sequence[str]) -> None:
         if "DependsOn" in step:
             step["DependsOn"].sort()
         _order(step["Arguments"].get("IfSteps", []), names)
-
-
-@contextlib.contextmanager
-def _sdk(region: str) -> Iterator[SimpleNamespace]:
-    """The SDK's parts, without its warnings, its look at the role, and its need of a region in the environment."""
-    needed = {"AWS_DEFAULT_REGION": region, "SAGEMAKER_VALIDATE_ROLE": "false"}
-    before = {name: os.environ.get(name) for name in needed}
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    os.environ.update(needed)
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                parts = {name: importlib.import_module(f"sagemaker.{module}") for name, module in SDK.items()}
-            except ImportError as error:
-                raise UsageError(MISSING) from error
-            yield SimpleNamespace(**{name: getattr(module, name) for name, module in parts.items()})
-    finally:
-        logging.disable(logging.NOTSET)
-        root.setLevel(level)  # the SDK would have everything of everybody on stderr
-        root.handlers[:] = handlers
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
