@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner import backend
+from runner.backend import LOCAL, REGISTRY, RUNS, SAGEMAKER
 from runner.content import atomic_write
 from runner.errors import PipelineError, Refused, UsageError
 from runner.failpoint import reach
@@ -27,6 +28,7 @@ from runner.run.store import Store
 from runner.run.world import Options, Watcher
 
 if TYPE_CHECKING:
+    from runner.aws.image_build import Push
     from runner.aws.pipelines.executions import Seen
     from runner.aws.pipelines.push import Outcome
     from runner.aws.processing.estimate import Estimate
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from runner.run.verify import Verified
 
 Say = Callable[[str], None]
-RUNS, REGISTRY = "runs", "registry.db"
-LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run
 LOOK_S = 5.0  # for what is said beside a run; without an answer the run is shown all the same
 
 
@@ -90,14 +90,9 @@ def approve(
 
 def reject(pipeline: Path, name: str, version: int, *, why: str) -> ModelVersion:
     spec = load(pipeline)
+    versions, who = backend.registry(pipeline), provenance.who()
     return approval.reject(
-        backend.registry(pipeline),
-        name,
-        version,
-        who=provenance.who(),
-        why=why,
-        rules=spec.approval,
-        identity=backend.identity(spec),
+        versions, name, version, who=who, why=why, rules=spec.approval, identity=backend.identity(spec)
     )
 
 
@@ -128,16 +123,11 @@ def reproduce_run(
 
     runs = backend.store(pipeline)
     with runs.shared():
+        manifest = runs.manifest(backend.find_run(pipeline, reference))
         return reproduce(
-            runs.manifest(backend.find_run(pipeline, reference)),
-            original=runs,
-            scratch=Store(scratch),
-            root=pipeline.parent,
-            executor=LocalExecutor(),
-            now=provenance.environment(),
-            tolerance=tolerance,
-            on_step=on_step,
-        )
+            manifest, original=runs, scratch=Store(scratch), root=pipeline.parent, executor=LocalExecutor(),
+            now=provenance.environment(), tolerance=tolerance, on_step=on_step,
+        )  # fmt: skip
 
 
 def reproduce_in_recorded_environment(pipeline: Path, reference: str, options: list[str]) -> int:
@@ -320,6 +310,14 @@ def upload(
     found = moving.upload(spec, file, to=to, as_=as_, replace=replace, dry_run=dry_run)
     reading = moving.lines if as_ is None else moving.commands
     return found, reading(spec, pipeline.parent, file, found)
+
+
+def push_image(pipeline: Path, *, wait: bool, dry_run: bool, say: Callable[[str], None]) -> list[Push]:
+    """Have the images of one's own that pipeline.toml asks for; `say` is told how far a build is."""
+    from runner.aws.image_build import push_all
+
+    spec = load(pipeline)
+    return push_all(backend.session(spec), spec, pipeline.parent, wait=wait, dry_run=dry_run, say=say)
 
 
 def approved_model(pipeline: Path, reference: str) -> tuple[ModelVersion, Path]:

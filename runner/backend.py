@@ -166,6 +166,7 @@ def _registry(root: Path, spec: Pipeline, patience_s: float | None = None) -> Re
     """By [model] registry, wherever the steps run."""
     match spec.model.registry if spec.model else LOCAL:
         case "sagemaker":
+            from runner.aws import own_image
             from runner.aws.bucket import Bucket
             from runner.aws.registry import SageMakerRegistry
             from runner.pipeline.remote import settings
@@ -177,7 +178,9 @@ def _registry(root: Path, spec: Pipeline, patience_s: float | None = None) -> Re
                 bucket,
                 model_folder=lambda new: model_folder(runs, new.run, new.artifact),
                 run_address=lambda run: bucket.address(f"runs/{run}/"),
-                image=chosen.serving_image,
+                image=lambda: own_image.serving(
+                    bucket.session, spec.name, chosen, root, chosen.serving_image, what="[sagemaker] serving_image"
+                ),
                 tags=chosen.tags,
                 cache=root / RUNS / "registry-cache",
             )

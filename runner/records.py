@@ -1,6 +1,5 @@
-"""The facts this project writes down, as frozen records, and their versioned JSON.
+"""The facts this project writes down, and pipeline.toml, as frozen records, and their versioned JSON.
 
-Owns the shape of stored files (`job.json`, `result.json`, `verdict.json`, `registration.json`) and of pipeline.toml.
 Reading is strict: an unknown field, a wrong type or a newer format is an error, never ignored.
 """
 
@@ -164,6 +163,7 @@ class Target(Record, frozen=True, kw_only=True, omit_defaults=True):
     serverless: Serverless | None = None  # instead of instances
     scaling: Scaling | None = None
     capture: Capture | None = None
+    serving_image: str | None = None  # instead of the one that the version was registered with
     tags: dict[str, str] | None = None
     vpc: Vpc | None = None
     kms_key: str | None = None

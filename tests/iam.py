@@ -18,6 +18,7 @@ INFRA = Path(__file__).parents[1] / "infra"
 PSEUDO = {"AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com", "AWS::Region": REGION, "AWS::AccountId": ACCOUNT}
 ARNS = {  # by type: what an ARN begins with, and the property that ends it
     "AWS::CodeBuild::Project": (f"arn:aws:codebuild:{REGION}:{ACCOUNT}:project/", "Name"),
+    "AWS::ECR::Repository": (f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/", "RepositoryName"),
     "AWS::IAM::Role": (f"arn:aws:iam::{ACCOUNT}:role/", "RoleName"),
     "AWS::Lambda::Function": (f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:", "FunctionName"),
 }

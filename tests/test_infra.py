@@ -332,7 +332,7 @@ def test_without_a_pipeline_the_jobs_role_registers_and_starts_nothing() -> None
         assert not allowing(granted, Request(f"sagemaker:{action}", f"{AT}:processing-job/pipelines-x"))
 
 
-@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy"])
+@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy", "ImagePolicy"])
 def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: SmallSageMaker, resource: str) -> None:
     long = {"Project": "p" * 32, "Bucket": "b" * 63, "Prefix": "p" * 32, "Model": "m" * 32}
     made = stack(**long, WithVpc="yes", KmsKeyArn=f"arn:aws:kms:{REGION}:{ACCOUNT}:key/{'0' * 36}")

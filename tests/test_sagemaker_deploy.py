@@ -34,6 +34,7 @@ import runner.model
 from runner import backend
 from runner.aws.endpoint import SageMakerTarget
 from runner.aws.endpoint_request import endpoint_name
+from runner.aws.own_image import own_image
 from runner.aws.package import ENVIRONMENT
 from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
@@ -49,11 +50,13 @@ from runner.model.registry import LocalRegistry
 from runner.model.served import before, recorded
 from runner.model.versions import NewVersion
 from runner.pipeline.file import load
+from runner.pipeline.remote import settings
 from runner.records import Target, Verdict, encode
 from runner.run import provenance
 from runner.serve import inference
 from runner.serve.openapi import record_schema
 
+MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"})
 RUN = "20261122-1016{:02d}-7f3a"
 MODEL = "steps/train/out/model"
 TOML = """
@@ -378,14 +381,25 @@ def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> N
 
 
 def test_the_deployers_policy_allows_what_deployments_do_and_has_little_else(make: Callable[..., Place]) -> None:
-    place = make("scaling = { min = 1, max = 2, requests_per_minute = 300 }")
+    place = make('serving_image = "own"\nscaling = { min = 1, max = 2, requests_per_minute = 300 }')
     place.file.write_text(place.file.read_text().replace("role/jobs", f"role/{place.name}-jobs"))
     template = {"Project": place.name, "Bucket": BUCKET, "Prefix": place.name, "Model": place.name}
     stack = Stack(ROOT / "infra" / "policies.yaml", **template)
     granted = stack.policy("DeployerPolicy")
+    (place.folder / "infra").mkdir()
+    shutil.copyfile(ROOT / "infra" / "Dockerfile", place.folder / "infra" / "Dockerfile")
+    done = place.deploy(1)
+    assert (done.code, f"there is no repository {place.name}-image; deploy infra/image.yaml" in done.err) == (2, True)
+    image = own_image(place.name, settings(load(place.file)), place.cloud.region, place.folder)
+    ecr = place.cloud.client("ecr")
+    ecr.create_repository(repositoryName=image.name)
+    ecr.put_image(repositoryName=image.name, imageManifest=MANIFEST, imageTag=image.server)
     place.cloud.forget_calls()
     for version in (1, 1, 2):
         assert place.deploy(version).code == 0
+    models = place.sagemaker.list_models(NameContains=place.name)["Models"]
+    served = [place.sagemaker.describe_model(ModelName=one["ModelName"])["PrimaryContainer"] for one in models]
+    assert {one["Image"] for one in served} == {image.address(image.server)}
     assert place.here("rollback", "staging").code == 0
     place.machines.wrong.add(place.label(2))
     assert place.deploy(2).code == 8

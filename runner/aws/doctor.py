@@ -16,15 +16,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.own_image import details, named, own_image, require
 from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
 from runner.aws.processing.estimate import most_usd
-from runner.aws.processing.executor import lock, wheel_cache
+from runner.aws.processing.executor import lock
 from runner.aws.processing.prices import Prices
 from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, logs, pass_role, registry, role
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
-from runner.errors import PipelineError, RemoteError, RunnerError, counted
-from runner.pipeline.remote import NEEDED, Settings, settings
+from runner.errors import PipelineError, RemoteError, RunnerError, UsageError, counted
+from runner.pipeline.remote import NEEDED, OWN, Settings, settings
 from runner.records import Pipeline
 from runner.run.doctor import Check, failed, ok, unknown
 
@@ -92,7 +93,9 @@ def account(
     else:
         say(f"starting one {INSTANCE} for {LIMIT_S // 60} minutes at most{ceiling(common, root)}")
         patient = Session(common.region, kms_key=common.kms_key)
-        yield _asked("versions", partial(probe, patient, spec.name, common, root=root))
+        yield _asked(
+            "versions", partial(probe, patient, spec.name, named(spec.name, common, session.region, root), root=root)
+        )
 
 
 def _given(
@@ -108,8 +111,10 @@ def _given(
             yield _asked("passrole", partial(pass_role, session, caller, arn))
     yield _asked("jobs", partial(job_rights, session, caller, spec.name))
     for address in _distinct(chosen.image for chosen in steps.values()):
-        if address != UNSET:
+        if address not in (UNSET, OWN):
             yield _asked("image", partial(image, session, caller, address))
+    for asked in own_images(spec, steps):
+        yield _asked("image", partial(own, session, spec.name, root, *asked))
     instances = [chosen.instance for chosen in steps.values()]
     yield from quotas(session, _distinct([*instances, *([INSTANCE] if with_probe else [])]))
     yield _asked("registry", partial(registry, session, caller, spec))
@@ -198,6 +203,36 @@ def image(session: Session, caller: Caller, address: str) -> Check:
     return ok("image", f"{address}{size}")
 
 
+def own_images(spec: Pipeline, steps: dict[str, Settings]) -> list[tuple[Settings, str, bool]]:
+    """(settings, what in pipeline.toml asks, whether it is to serve) of each image of one's own, once."""
+    targets = [f"[targets.{name}] serving_image" for name, one in spec.targets.items() if one.serving_image == OWN]
+    found: dict[tuple[str, str, bool], tuple[Settings, str, bool]] = {}
+    for chosen in steps.values():
+        asking = ["[sagemaker] serving_image"] if chosen.serving_image == OWN else targets
+        if chosen.image == OWN:
+            found.setdefault((chosen.lock, chosen.python, False), (chosen, "[sagemaker] image", False))
+        if asking and chosen.role != UNSET:
+            found.setdefault((chosen.lock, chosen.python, True), (chosen, asking[0], True))
+    return list(found.values())
+
+
+def own(session: Session, project: str, root: Path, chosen: Settings, what: str, serves: bool) -> Check:
+    made = own_image(project, chosen, session.region, root)
+    tag = made.server if serves else made.environment
+    try:
+        require(session, made, tag, what=what)
+        found = details(session, made, tag)
+    except UsageError as error:
+        said, _, fix = str(error).rpartition(": ")
+        return failed("image", said, fix)
+    except AwsError as error:
+        if error.code in DENIED:
+            return unknown("image", f'{what} = "own": the caller may not ask (ecr:DescribeImages)')
+        raise
+    size = f", {found['imageSizeInBytes'] / 1e6:,.0f} MB" if found and "imageSizeInBytes" in found else ""
+    return ok("image", f"{made.address(tag)} is of this {made.lock}{size}")
+
+
 def quotas(session: Session, instances: list[str]) -> Iterator[Check]:
     """How many of each instance may process at once. A quota's code is known only from the list of all."""
     wanted = {f"{kind} for processing job usage": kind for kind in instances}
@@ -249,7 +284,9 @@ def environment(session: Session, chosen: Settings, root: Path, say: Callable[[s
     if chosen.packages == "image":
         return ok("packages", f"{len(pins)} pinned by {what}, which the image is to have itself")
     say(f"looking for a wheel of each package of {what}; the first time they are downloaded")
-    found = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
+    found = wheels.wheels(
+        lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
+    )
     whole = sum(wheel.size_bytes for wheel in found) / 1e6
     said = f"a wheel for each of the {len(found)} of {what}, {whole:,.0f} MB"
     if chosen.bucket == UNSET:

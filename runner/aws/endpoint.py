@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from runner.aws.endpoint_request import (
     wish,
 )
 from runner.aws.endpoint_scaling import Scaling
-from runner.aws.package import package, serving_image, signature
+from runner.aws.own_image import serving
+from runner.aws.package import package, signature
 from runner.aws.processing.prices import Prices
 from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
@@ -207,11 +209,16 @@ class SageMakerTarget:
             raise Tampered(f"{folder} changed while it was read.")
         if upload:
             self.bucket.put(key, made.archive)
-        image = serving_image(self.session.region, self.chosen.serving_image)
-        return Source(self.bucket.address(key), made.sha256, "", image), files
+        return Source(self.bucket.address(key), made.sha256, "", ""), files
 
     def _wish(self, version: ModelVersion, source: Source) -> Wish:
         capture_to = self.bucket.address(f"captured/{self.name}/")
+        if self.spec.serving_image is not None or not source.package:  # a package names its own
+            asked, what = self.spec.serving_image, f"[targets.{self.name}] serving_image"
+            if asked is None:
+                asked, what = self.chosen.serving_image, "[sagemaker] serving_image"
+            image = serving(self.session, self.project, self.chosen, self.root, asked, what=what)
+            source = replace(source, package="", image=image)
         return wish(self.project, self.name, self.spec, version, source, self.chosen, capture_to=capture_to)
 
     def _make(self, wanted: Wish) -> None:

@@ -75,13 +75,13 @@ class SageMakerRegistry:
         *,
         model_folder: Callable[[NewVersion], Path],
         run_address: Callable[[str], str] | None = None,
-        image: str | None = None,
+        image: Callable[[], str] | None = None,
         tags: Mapping[str, str] | None = None,
         cache: Path | None = None,
     ) -> None:
         self.session, self.bucket = session, bucket
         self.model_folder, self.run_address = model_folder, run_address
-        self.image = image
+        self.image = image  # that serves what is registered; asked when a version is made
         self.groups = Groups(session, dict(tags or {}))
         self.history = History(bucket, cache)
         self.own = value(bucket.address("registry/"))
@@ -90,7 +90,7 @@ class SageMakerRegistry:
     def register(self, new: NewVersion) -> ModelVersion:
         if not NAME.match(new.name) or new.name.endswith("-"):
             raise UsageError(f"{new.name!r} is not a model name: letters, digits and `-`, at most 63.")
-        image = serving_image(self.session.region, self.image)
+        image = self.image() if self.image is not None else serving_image(self.session.region)
         view = self._view(new.name)
         found = self._of_run(view, new)
         if found is not None:

@@ -56,6 +56,7 @@ COMMANDS = {
     "release": ("deploy", "Walk a version through approval, staging and production, asking before each step."),
     "pipeline": ("pipeline", "Show, push, start and follow the pipeline as a SageMaker Pipeline."),
     "studio": ("studio", "Publish the template by which people create such a project in SageMaker Studio."),
+    "image": ("image", "Build the image of the lock in AWS, for jobs and endpoints."),
     "setup-git": ("git", "Keep outputs out of commits, and merge notebooks cell by cell."),
     "clean-notebook": ("git", HIDDEN),
 }

@@ -55,7 +55,7 @@ TABLES: dict[str, type[Record]] = {"sagemaker": SageMaker, "store": StoreSpec, "
 
 LOCAL_KEYS = ("host", "port", "workers", "max_body_mb", "timeout_s", "max_connections")
 ENDPOINT_KEYS = (
-    "endpoint", "role", "instance", "instance_count", "serverless", "scaling", "capture", "tags", "vpc", "kms_key",
+    "endpoint", "role", "instance", "instance_count", "serverless", "scaling", "capture", "serving_image", "tags", "vpc", "kms_key",
 )  # fmt: skip
 
 R = TypeVar("R", bound=Record)

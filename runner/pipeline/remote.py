@@ -14,6 +14,7 @@ from runner.records import Pipeline, SageMaker, Vpc
 LOCK = "requirements.lock"
 LONGEST_S = 9 * 24 * 3600  # of a processing job (botocore: ProcessingMaxRuntimeInSeconds)
 NEEDED = ("bucket", "role", "image")
+OWN = "own"  # an image, or a serving image, that is made from the lock: `runner.aws.own_image`
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Settings:
     bucket: str
     prefix: str  # ends in `/`
     role: str
-    image: str
+    image: str  # an address, or OWN
     region: str | None = None
     python: str = "3.12"
     platform: str = "manylinux_2_28_x86_64"
@@ -43,7 +44,7 @@ class Settings:
     prices: str | None = None
     poll_s: float = 5.0
     small_mb: float = 5.0
-    serving_image: str | None = None
+    serving_image: str | None = None  # an address, or OWN
 
 
 def settings(pipeline: Pipeline, step: str | None = None) -> Settings:
@@ -59,6 +60,8 @@ def settings(pipeline: Pipeline, step: str | None = None) -> Settings:
     if wrong:
         raise PipelineError(*wrong)
     prefix = str(found.get("prefix", pipeline.name)).strip("/")
+    if found["image"] == OWN:
+        found.setdefault("packages", "image")  # it has the lock's
     return Settings(**{**found, "prefix": f"{posixpath.normpath(prefix)}/"})
 
 

@@ -57,13 +57,22 @@ class Application:
     """Answers requests with one model. `draining`: connections are asked to close, and `/ping` says 503."""
 
     def __init__(
-        self, scorer: Scorer, version: ModelVersion, *, limits: Limits, metrics: Metrics, token: str | None = None
+        self,
+        scorer: Scorer,
+        version: ModelVersion,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        token: str | None = None,
+        any_host: bool = False,
     ) -> None:
+        """Without a token only names of this machine are answered, unless `any_host`: where nobody else gets here."""
         self.draining = False
         self.left: Callable[[], None] | None = None  # called when others accept connections instead of this process
         self.limits, self.metrics = limits, metrics
         self.log = Log(scorer.model)
         self._scorer, self._token = scorer, token
+        self._checks_host = token is None and not any_host
         self._held = 0  # bytes of bodies that are arriving, and of large ones that are being answered
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._model = (b"x-model", scorer.model.encode())
@@ -76,7 +85,7 @@ class Application:
         scoring = path == "/invocations" and method == "POST"
         status, rows = 500, 0
         try:
-            if self._token is None and not names_this_machine(headers.get(b"host", b"")):
+            if self._checks_host and not names_this_machine(headers.get(b"host", b"")):
                 status = 421
                 await self._send(send, 421, ELSEWHERE, "application/json")
             elif self._token is not None and path != "/ping" and not self._allowed(headers.get(b"authorization", b"")):

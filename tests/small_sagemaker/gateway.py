@@ -79,8 +79,8 @@ class Gateway:
             if fault.error not in ("", LOST_REPLY, TRUNCATED, CUT):
                 drain(environ)
                 raise ServiceError(fault.error, fault.message, status=fault.status)
-        if call.service == "sagemaker":
-            limits.check("sagemaker", call.action, call.parameters)
+        if call.service in ("sagemaker", "codebuild"):
+            limits.check(call.service, call.action, call.parameters)
         try:
             self.permissions.check(call)
         except ServiceError:

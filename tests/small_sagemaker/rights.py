@@ -11,6 +11,10 @@ from .policies import Request
 REGION = "eu-west-1"
 S3_WRITES = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 ECR_READS = ("BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer")
+ECR_WRITES = (
+    "BatchCheckLayerAvailability", "BatchGetImage", "CompleteLayerUpload", "InitiateLayerUpload", "PutImage",
+    "UploadLayerPart",
+)  # fmt: skip
 FREE = {("sts", "GetCallerIdentity")}  # needs no right
 
 
@@ -29,8 +33,15 @@ def requests(call: Call) -> Iterator[Request]:
         case "secretsmanager":
             arn = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{given['SecretId']}-AbCdEf"
             yield Request("secretsmanager:GetSecretValue", arn)
-        case "ecr":
-            yield Request(f"ecr:{call.action}", f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/{given['repositoryName']}")
+        case "ecr" if call.action == "GetAuthorizationToken":
+            yield Request("ecr:GetAuthorizationToken", "*")
+        case "ecr":  # an image that is put is one that Docker pushes
+            for verb in ECR_WRITES if call.action == "PutImage" else (call.action,):
+                yield Request(f"ecr:{verb}", f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/{given['repositoryName']}")
+        case "codebuild":
+            named = [given["projectName"]] if "projectName" in given else [one.split(":")[0] for one in given["ids"]]
+            for name in named:
+                yield Request(f"codebuild:{call.action}", f"arn:aws:codebuild:{REGION}:{ACCOUNT}:project/{name}")
         case "iam" if call.action == "GetRole":
             yield Request("iam:GetRole", f"arn:aws:iam::{ACCOUNT}:role/{given['RoleName']}")
         case "iam" if call.action == "SimulatePrincipalPolicy":

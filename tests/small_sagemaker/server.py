@@ -15,6 +15,8 @@ from botocore.config import Config
 from moto.moto_server.werkzeug_app import MotoRequestHandler
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from . import stacks  # noqa: F401  # moto finds what is in it
+from .builds import Builds
 from .calls import ACCOUNT, SERVICE_KEY
 from .endpoints import Endpoints
 from .errors import ServiceError, refuse
@@ -75,6 +77,7 @@ class Server:
             self.endpoints,
             pipelines,
             ProcessingActions(self.jobs),
+            Builds(settings.region, self.url, self._client_as, settings.pending_s),
         )
         for part in parts:
             self.gateway.actions |= part.actions()

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import http.client
 import io
+import re
 import shutil
 import socket
 import subprocess
@@ -72,6 +73,26 @@ def _build(made: Path) -> None:
     shutil.copy(SOURCE / "xgboost_serving.py", packages)
     mapping = packages / "sagemaker_containers" / "_mapping.py"  # as AWS's Dockerfile does it
     mapping.write_text(mapping.read_text().replace("collections.Mapping", "collections.abc.Mapping"))
+
+
+def runner_image(folder: Path, dockerfile: Path, package: Path) -> Image:
+    """What infra/Dockerfile says of serving: the `serve` that it writes and the package that it copies, in `folder`; the
+    packages and the Python are those that this runs in."""
+    text = dockerfile.read_text(encoding="utf-8")
+    written = re.search(r"^RUN printf '(.+)' > /usr/local/bin/serve", text, re.MULTILINE)
+    copied = re.search(r"^COPY runner (\S+)/runner$", text, re.MULTILINE)
+    assert written, "infra/Dockerfile writes no `serve`"
+    assert copied, "infra/Dockerfile copies no package"
+    shutil.copytree(package, folder / "package" / "runner", ignore=shutil.ignore_patterns("__pycache__"))
+    programs = {
+        "serve": written[1].replace("\\n", "\n").replace(copied[1], f"{folder}/package"),
+        "python3": f'#!/bin/sh\nexec {sys.prefix}/bin/python3 "$@"\n',
+    }
+    (folder / "bin").mkdir()
+    for name, content in programs.items():
+        (folder / "bin" / name).write_text(content)
+        (folder / "bin" / name).chmod(0o755)
+    return Image(str(folder), also=(sys.prefix, sys.base_prefix), user="root")
 
 
 class ServingContainer(Container):

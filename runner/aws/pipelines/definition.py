@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from runner.aws.own_image import named
 from runner.aws.pipelines.parameters import INSTANCE, SMALL_INSTANCE, parameter_key
 from runner.aws.pipelines.pushed import (
     CONDITION,
@@ -70,7 +71,7 @@ class _Definition:
     def __init__(self, laid: Laid, sdk: SimpleNamespace, region: str) -> None:
         import boto3
 
-        self.sdk, self.laid = sdk, laid
+        self.sdk, self.laid, self.region = sdk, laid, region
         self.session = sdk.PipelineSession(boto_session=boto3.Session(region_name=region), sagemaker_config=CONFIG)
         self.parameters = {
             parameter.key: self.sdk.ParameterString(name=parameter.name, default_value=parameter.default)
@@ -98,11 +99,15 @@ class _Definition:
         text: str = pipeline.definition()
         return text
 
+    def _settings(self, step: str | None) -> Settings:
+        plan = self.laid.plan
+        return named(plan.pipeline.name, settings(plan.pipeline, step), self.region, plan.root)
+
     def _gate(self) -> Any:
         """The gate in a job of its own."""
         judged = [step.name for step in self.laid.pushed.steps if not step.gated]
         job = StepJob(run="", step=GATE, notebook="", timeout_s=SMALL_TIMEOUT_S)
-        made = self._request(GATE, job, settings(self.laid.plan.pipeline), SMALL_INSTANCE)
+        made = self._request(GATE, job, self._settings(None), SMALL_INSTANCE)
         made["AppSpecification"]["ContainerArguments"] = [PLAIN, MODULE, GATE]
         made["ProcessingInputs"] = self._own(GATE, "step")
         return self._processing(GATE, made, self._results(judged), [self.share_of[name].name for name in judged])
@@ -144,7 +149,7 @@ class _Definition:
 
     def _of_share(self, share: Share, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         step = share.steps[0]
-        chosen = settings(self.laid.plan.pipeline, share.name)
+        chosen = self._settings(share.name)
         instance = INSTANCE if step.spec.sagemaker.instance is None else f"{share.name}.{INSTANCE}"
         made = self._request(share.name, self.laid.tasks[share.name].job, chosen, instance)
         limit = limit_s([self.laid.tasks[name].job.timeout_s for name in share.names], chosen)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.package import serving_image
 from runner.aws.pipelines.pushed import ABSENT, ABSENT_KEY, Pin, Pins, Pushed, pin_key, put_source
 from runner.aws.registry import SageMakerRegistry
 from runner.aws.s3 import S3
@@ -76,15 +77,16 @@ def registry(
     *,
     model_folder: Callable[[NewVersion], Path],
     run_address: Callable[[str], str] | None = None,
+    image: str | None = None,
 ) -> SageMakerRegistry:
-    """SageMaker's registry as the pipeline has it, for a job."""
+    """SageMaker's registry as the pipeline has it, for a job; `image` serves what is registered."""
     chosen = settings(pipeline)
     return SageMakerRegistry(
         bucket.session,
         bucket,
         model_folder=model_folder,
         run_address=run_address,
-        image=chosen.serving_image,
+        image=lambda: serving_image(bucket.session.region, image or chosen.serving_image),
         tags=chosen.tags,
     )
 

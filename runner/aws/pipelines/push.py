@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.aws.bucket import Bucket
+from runner.aws.own_image import for_jobs, serving
 from runner.aws.pipelines.definition import definition
+from runner.aws.pipelines.parameters import active
 from runner.aws.pipelines.pushed import Rehearsal, lay
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.pipeline.plan import Plan
-from runner.pipeline.remote import Settings, settings
+from runner.pipeline.remote import OWN, Settings, settings
 from runner.run.store import Store
 
 LARGEST_BYTES = 100_000  # of a definition in the request itself; a larger one goes by way of the bucket
@@ -39,6 +41,7 @@ def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False
     """Put there what the jobs need, and make the Pipeline, or the one that is there equal; what is equal is left alone."""
     chosen, name = settings(plan.pipeline), plan.pipeline.name
     session = Session(chosen.region, kms_key=chosen.kms_key)
+    _check_images(session, plan)
     bucket = (Rehearsal if dry_run else Bucket)(session, chosen.bucket, chosen.prefix)
     made = definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
     pipelines = Pipelines(session, name)
@@ -58,6 +61,15 @@ def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False
         if not equal:
             pipelines.call("update_pipeline", **_arguments(made, bucket, chosen))
     return Outcome(name, "unchanged" if equal else "updated", arn)
+
+
+def _check_images(session: Session, plan: Plan) -> None:
+    """Raises UsageError for an image of one's own that is not there."""
+    common, name = settings(plan.pipeline), plan.pipeline.name
+    if common.serving_image == OWN:
+        serving(session, name, common, plan.root, OWN, what="[sagemaker] serving_image")
+    for chosen in (common, *(settings(plan.pipeline, step.name) for step in active(plan))):
+        for_jobs(session, name, chosen, plan.root)
 
 
 class Pipelines:

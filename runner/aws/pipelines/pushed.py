@@ -27,6 +27,7 @@ import msgspec
 
 from runner import __version__
 from runner.aws.bucket import Bucket
+from runner.aws.own_image import named
 from runner.aws.pipelines.parameters import Parameter, active, exposed
 from runner.aws.pipelines.shares import Share, gated_steps, judging_step, shares
 from runner.aws.processing import bundle
@@ -91,6 +92,7 @@ class Pushed(Record, frozen=True, kw_only=True):
     sources: list[str]  # "step.input" of what is pinned when an execution starts
     git: GitState | None
     runner_version: str
+    serving_image: str | None = None  # of versions that an execution registers
 
 
 class Pin(Record, frozen=True, kw_only=True):
@@ -175,6 +177,7 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
     _refuse(plan)
     gated, judge, parts = gated_steps(plan), judging_step(plan), shares(plan)
     of = {name: share.name for share in parts for name in share.names}
+    chosen = settings(plan.pipeline)
     bucket.put(f"{ABSENT_KEY}absent.txt", b"There is no such input in this execution.\n")
     sources = _sources(plan, bucket)
     parameters, taken = exposed(plan, sources, jobs=[share.name for share in parts], small=plan.judges and not judge)
@@ -196,6 +199,7 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
         sources=_pinned(plan),
         git=provenance.git_state(plan.root, [step.notebook.path for step in plan.steps]),
         runner_version=__version__,
+        serving_image=named(plan.pipeline.name, chosen, bucket.session.region, plan.root).serving_image,
     )
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
     alone = [GATE] if plan.judges and not judge else []

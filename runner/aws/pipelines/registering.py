@@ -62,6 +62,7 @@ def registered(
             bucket,
             model_folder=lambda new: _model(new, job, results, bucket.session, Path(scratch)),
             run_address=lambda _: here.execution,
+            image=found.pushed.serving_image,
         )
         try:
             version = commit(manifest, result, versions, content=None)

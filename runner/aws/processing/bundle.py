@@ -63,20 +63,33 @@ def _named(hashes: Mapping[str, str]) -> str:
 def runner_bundle(environment: Mapping[str, object], *, library: bytes | None = None) -> Bundle:
     """This package's sources in one archive (a job fetches some objects instead of a hundred), the bootstrap and what
     it is to expect. `library` is msgspec's wheel: with it, a job that executes no notebook needs no environment."""
-    package = Path(__file__).parents[2]
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(package.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
-                entry = zipfile.ZipInfo(f"{package.name}/{path.relative_to(package).as_posix()}")  # dated 1980
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, path.read_bytes())
     files = {
         START: Path(__file__).with_name(START).read_bytes(),
         "environment.json": json.dumps(environment, indent=1, sort_keys=True).encode() + b"\n",
-        SOURCES: whole.getvalue(),
+        SOURCES: zipped(package_files()),
     }
     return bundle(files if library is None else {**files, LIBRARY: library})
+
+
+def package_files() -> dict[str, bytes]:
+    """This package's sources, by path from the folder above it."""
+    package = Path(__file__).parents[2]
+    return {
+        f"{package.name}/{path.relative_to(package).as_posix()}": path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    }
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """The files as a ZIP; equal files give equal bytes."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name)  # dated 1980
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, data)
+    return whole.getvalue()
 
 
 def code_bundle(

@@ -10,7 +10,7 @@ from pathlib import Path
 from runner.aws.bucket import Bucket
 from runner.aws.processing import wheels
 from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle
-from runner.aws.processing.executor import lock, runner_bundle, wheel_cache
+from runner.aws.processing.executor import lock, runner_bundle
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import AFTER_STEP_S, limit_s
 from runner.aws.session import Session
@@ -126,7 +126,9 @@ def _packages(root: Path, chosen: Settings, bucket: Bucket) -> dict[str, int]:
     found: dict[str, int] = {}
     keys, all_ = None, []
     if chosen.packages == "lock":
-        all_ = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
+        all_ = wheels.wheels(
+            lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
+        )
         found = {bucket.address(wheel.key): wheel.size_bytes for wheel in wheels.missing(bucket, all_)}
         keys = wheels.described(bucket, all_)
     return found | _bundle(runner_bundle(chosen, all_, root=root, keys=keys), "bundles/", START, bucket)

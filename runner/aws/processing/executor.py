@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.own_image import for_jobs
 from runner.aws.processing import bundle, step_queue, wheels
 from runner.aws.processing.jobs import OVER, Ended, Jobs
 from runner.aws.processing.outcome import Log, bring, stopped, without_result
@@ -26,7 +26,7 @@ from runner.failpoint import reach
 from runner.manifest import RunManifest, StepState
 from runner.pipeline.credentials import FORMS
 from runner.pipeline.file import is_address
-from runner.pipeline.remote import Settings, one_machine, settings
+from runner.pipeline.remote import OWN, Settings, one_machine, settings
 from runner.records import InputFact, Pipeline, StepJob, StepResult, decode, encode, read
 from runner.run.folder import MODULES, step_folder
 from runner.run.inputs import origin
@@ -172,6 +172,7 @@ class SageMakerExecutor:
         if there is not None:
             atomic_write(kept, there)
             return dict(msgspec.json.decode(there))
+        chosen = for_jobs(self._session, self._pipeline.name, chosen, self._root)
         on_progress(Progress(job.step, 0, 0, None, "uploading"))
         inputs, files = self._inputs(job, bucket)
         code = self._code(folder, job, chosen, bucket)
@@ -309,7 +310,7 @@ def _stands(made: dict[str, Any], queue: Queue | None, jobs: Jobs, bucket: Bucke
 def runtime(pipeline: Pipeline, root: Path) -> Runtime:
     """What the pipeline's steps run on: the lock's pins for the image's Python, or the image as it is."""
     chosen = settings(pipeline)
-    if chosen.packages == "image" and chosen.allow_other_versions:
+    if chosen.packages == "image" and chosen.allow_other_versions and chosen.image != OWN:
         return Runtime(f"CPython {chosen.python} in a job", {"image": chosen.image})
     pins = wheels.pins(lock(chosen, root), python=chosen.python, platform=chosen.platform)
     digest = hashlib.sha256(msgspec.json.encode(pins, order="sorted")).hexdigest()
@@ -327,11 +328,6 @@ def lock(chosen: Settings, root: Path) -> Path:
     return path
 
 
-def wheel_cache() -> Path:
-    """Where downloaded wheels are kept, for all projects of this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runner" / "wheels"
-
-
 def environment(chosen: Settings, *, root: Path, keys: wheels.Environment | None) -> dict[str, Any]:
     """environment.json: what the job's bootstrap compares the image with, and where it finds what the image lacks."""
     return {
@@ -347,7 +343,9 @@ def put_runner(chosen: Settings, bucket: Bucket, *, root: Path) -> str:
     """Put the runner with its environment where jobs find it, once; its key."""
     keys, found = None, []
     if chosen.packages == "lock":
-        found = wheels.wheels(lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheel_cache())
+        found = wheels.wheels(
+            lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
+        )
         keys = wheels.upload(bucket, found)
     return bundle.upload(bucket, "bundles/", runner_bundle(chosen, found, root=root, keys=keys))[0]
 

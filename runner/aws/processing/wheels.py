@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,6 +70,11 @@ class Environment:
     def described(self) -> dict[str, object]:
         """What environment.json says under `wheels`."""
         return {"bucket": self.bucket, "region": self.region, "keys": self.files}
+
+
+def kept_folder() -> Path:
+    """Where downloaded wheels are kept, for all projects of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runner" / "wheels"
 
 
 def pins(lock: Path, *, python: str, platform: str) -> dict[str, str]:
