@@ -20,6 +20,8 @@ from cloud import BUCKET, RemoteProject, jobs, running
 from conftest import ROOT, Done, Project, parameters
 from small_sagemaker import SmallSageMaker
 
+from runner.run.doctor import studio
+
 ACCOUNT = "123456789012"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/jobs"
 ONE = 'name = "tiny"\n[steps.only]\nnotebook = "nb.ipynb"\n'
@@ -227,6 +229,20 @@ def test_a_lock_for_other_machines_is_read_as_this_one_would(project: Project) -
     assert by_name(project.runner("doctor", "--json"))["packages"]["status"] == "ok"
 
 
+def test_in_a_space_of_studio_the_lifecycle_scripts_log_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert (studio(log).status, "make studio" in studio(log).said) == ("unknown", True)
+    log.write_text("2026-11-28T10:00:00Z /home/churn\nopen a notebook\n")
+    assert studio(log).status == "ok"
+    log.write_text(
+        f"{log.read_text()}2026-11-28T10:01:00Z /home/churn: failed; see above, then run make studio there\n"
+    )
+    assert (studio(log).status, studio(log).said.startswith("2026-11-28T10:01:00Z /home/churn: failed")) == (
+        "failed",
+        True,
+    )
+
+
 def test_the_probe_is_for_sagemaker_only(project: Project) -> None:
     project.toml(ONE)
     done = project.runner("doctor", "--probe")
@@ -241,7 +257,7 @@ def test_an_account_that_is_ready_has_no_failing_line(far: Examined, account: tu
     found = far.doctor()
     assert found.pop("exit")["code"] == 0
     assert list(found) == ["pipeline", "region", "credentials", "bucket", "role", "passrole", "jobs", "image", "quota",
-                           "registry", "logs", "price", "packages", "versions"]  # fmt: skip
+                           "registry", "events", "executions", "logs", "price", "packages", "versions"]  # fmt: skip
     assert {name: check["status"] for name, check in found.items() if check["status"] != "ok"} == {
         "versions": "unknown"
     }
@@ -446,6 +462,14 @@ def test_the_registry_is_asked_where_versions_are_kept_there(
     assert (
         "group some is there and has no version" in far.doctor(toml=OUTPUT + MODEL.format("some"))["registry"]["said"]
     )
+    event, content = "tiny/registry/some/events/000001.json", b'{"seq": 1}'
+    s3 = cloud.client("s3")
+    s3.put_object(Bucket=BUCKET, Key=event, Body=content)
+    assert far.doctor(toml=OUTPUT + MODEL.format("some"))["events"]["status"] == "ok"
+    assert s3.get_object(Bucket=BUCKET, Key=event)["Body"].read() == content
+    cloud.faults.add("PutObject", "AccessDeniedException", match={"Key": event})
+    refused = far.doctor(toml=OUTPUT + MODEL.format("some"))["events"]
+    assert (refused["status"], "s3:if-none-match" in refused["fix"]) == ("failed", True)
     account[0].denied = {"sagemaker:CreateModelPackage"}
     denied = far.doctor(toml=OUTPUT + MODEL.format("some"))
     assert denied["registry"]["status"] == "failed"

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cloud import BUCKET, SAGEMAKER, RemoteProject, running
 from conftest import ROOT, Done, Project, environment, parameters, recorded
@@ -25,8 +26,9 @@ from hypothesis import strategies as st
 from small_sagemaker import NotPermittedError, SmallSageMaker, distribution_image
 from small_sagemaker.trying import read_log
 
-from runner import actions
+from runner import actions, backend
 from runner.aws.bucket import Bucket
+from runner.aws.evidence import executions
 from runner.aws.pipelines.parameters import as_text
 from runner.aws.pipelines.pin import pins, run_id
 from runner.aws.pipelines.pushed import Rehearsal, lay
@@ -34,6 +36,7 @@ from runner.aws.pipelines.sdk import REGION_VARIABLE, SDK
 from runner.aws.pipelines.shares import shares
 from runner.aws.session import Session
 from runner.errors import PipelineError, UsageError
+from runner.pipeline.file import load
 from runner.pipeline.plan import Plan, plan
 from runner.pipeline.types import Type, read_text
 from runner.run.ids import RUN_ID
@@ -588,6 +591,19 @@ def test_the_list_of_steps_says_what_is_cached_and_what_comes_after_what(story: 
     assert ["data", "Processing", "no", "–"] in rows
     assert ["evaluate", "Processing", "yes", "data,", "train"] in rows
     assert next(row for row in rows if row[0] == "register")[3:5] == ["if", "gate-passed,"]
+
+
+def test_the_doctor_tells_what_the_latest_execution_has_shown(story: Story) -> None:
+    spec = load(story.project.folder / "pipeline.toml")
+    found = executions(backend.session(spec), spec)
+    latest = story.cloud.client("sagemaker").list_pipeline_executions(
+        PipelineName="flow", SortBy="CreationTime", SortOrder="Descending"
+    )["PipelineExecutionSummaries"][0]
+    said = f"execution {latest['PipelineExecutionArn'].rpartition('/')[2]} is {latest['PipelineExecutionStatus']}; "
+    assert found.status == "ok"
+    assert re.fullmatch(re.escape(said) + r"\d+ steps?, \d+ of them cached", found.said)
+    nowhere = executions(backend.session(spec), msgspec.structs.replace(spec, name="nowhere"))
+    assert (nowhere.status, "There is no Pipeline nowhere" in nowhere.said) == ("ok", True)
 
 
 # Without the service

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.evidence import events, executions
 from runner.aws.own_image import details, named, own_image, require
 from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
@@ -118,6 +119,10 @@ def _given(
     instances = [chosen.instance for chosen in steps.values()]
     yield from quotas(session, _distinct([*instances, *([INSTANCE] if with_probe else [])]))
     yield _asked("registry", partial(registry, session, caller, spec))
+    common = next(iter(steps.values()))
+    if common.bucket != UNSET:
+        yield _asked("events", partial(events, session, spec, common))
+    yield _asked("executions", partial(executions, session, spec))
     yield _asked("logs", partial(logs, session))
     yield _asked("price", partial(price, spec, steps, root))
 

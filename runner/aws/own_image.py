@@ -119,7 +119,7 @@ def require(session: Session, made: OwnImage, tag: str, *, what: str) -> None:
         found = details(session, made, tag)
         if found is not None:
             return
-        said = f"{made.name} has no image of this {made.lock}"
+        said = f"{made.name} has no image of this {made.lock}{' with this program' * (tag == made.server)}"
         newest = max((one["imagePushedAt"] for one in _every(session, made)), default=None)
         if newest is None:
             said = f"{made.name} has no image yet"

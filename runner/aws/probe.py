@@ -39,6 +39,8 @@ class Found(Record, frozen=True, kw_only=True):
     python: str
     environment: str  # image: the image's own packages; lock: those installed from the lock
     packages: dict[str, str]
+    work: str  # the folder that it wrote into
+    user: int
 
 
 def ceiling(chosen: Settings, root: Path) -> str:
@@ -71,7 +73,8 @@ def probe(session: Session, project: str, chosen: Settings, *, root: Path) -> Ch
     found = msgspec.json.decode(content, type=Found)
     kind = "the image's own packages" if found.environment == "image" else "an environment made from the lock"
     said = f"the job {name} ran Python {found.python} with {kind} ({len(found.packages)} of them)"
-    return ok("versions", f"{said}, read the bundle and wrote its answer; {ended.billed_s:.0f} s billed")
+    where = f"as user {found.user} in {found.work}"
+    return ok("versions", f"{said} {where}, read the bundle and wrote its answer; {ended.billed_s:.0f} s billed")
 
 
 def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str) -> dict[str, Any]:
@@ -109,7 +112,13 @@ def main(answer: str, region: str, kms_key: str | None = None) -> int:
     from runner.run.packages import versions
 
     kind = "image" if os.environ.get("RUNNER_ENVIRONMENT") == "image" else "lock"
-    found = Found(python=platform.python_version(), environment=kind, packages=versions())
+    found = Found(
+        python=platform.python_version(),
+        environment=kind,
+        packages=versions(),
+        work=os.environ.get("RUNNER_WORK", ""),
+        user=os.getuid(),
+    )
     name, key = split(answer)
     Bucket(Session(region, kms_key=kms_key), name).put(key, msgspec.json.encode(found))
     return 0

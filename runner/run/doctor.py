@@ -27,6 +27,8 @@ from runner.records import StepJob, encode
 from runner.run.store import Store
 
 OLDEST = (3, 11)
+STUDIO = Path("/opt/ml/metadata/resource-metadata.json")  # of a space of SageMaker Studio
+STUDIO_LOG = ".runner-studio.log"  # infra/studio-lifecycle.sh
 LOW_BYTES = 2_000_000_000  # free space below this fills up within a few runs
 SHOWN = 5  # packages or findings in a line
 
@@ -63,6 +65,8 @@ def machine(pipeline: Path, store: Store) -> Iterator[Check]:
     yield runs(store)
     yield sound(pipeline)
     yield from kernels(pipeline)
+    if STUDIO.exists():
+        yield studio(Path.home() / STUDIO_LOG)
 
 
 def python() -> Check:
@@ -91,6 +95,18 @@ def packages(lock: Path) -> Check:
             f"`uv pip install --require-hashes -r {lock.name}`, or lock again where the lock is what is old",
         )
     return ok("packages", f"the {len(pins)} of {lock.name} are installed as pinned")
+
+
+def studio(log: Path) -> Check:
+    """What the lifecycle script has left, in a space of Studio."""
+    by_hand = "`make studio` in the project does the same"
+    if not log.is_file():
+        return unknown("studio", f"no lifecycle script has run in this space ({log}); {by_hand}")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    broken = next((line for line in reversed(lines) if ": failed;" in line), None)
+    if broken is not None:
+        return failed("studio", broken, by_hand)
+    return ok("studio", f"the lifecycle script has made its projects ready ({log})")
 
 
 def kernel() -> Check:

@@ -1,7 +1,7 @@
 """What `docker run IMAGE serve` starts in an image of infra/Dockerfile: a model's files behind `runner serve`'s server.
 
-SageMaker unpacks the model's archive to /opt/ml/model, says in RUNNER_… which version that is, and lets nobody but itself
-reach port 8080. https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
+SageMaker unpacks the model's archive to /opt/ml/model, says in RUNNER_… which version that is, and lets nobody but
+itself reach port 8080. https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def loaded(region: str) -> Iterator[SimpleNamespace]:
 
 
 def step_arguments(sdk: SimpleNamespace, session: Any, made: dict[str, Any]) -> Any:
-    """A CreateProcessingJob request without a name, as what a Processor's run gives a step; its values may be variables."""
+    """A CreateProcessingJob request without a name, as a Processor's run gives it to a step; values may be variables."""
     cluster, network = made["ProcessingResources"]["ClusterConfig"], made.get("NetworkConfig")
     processor = sdk.Processor(
         role=made["RoleArn"],
