@@ -93,7 +93,7 @@ def upload_command(
     Example:
       runner upload data/table.csv
       runner upload data/table.csv --to june/ --dry-run
-      runner upload data/table.csv --as sagemaker/DEMO-xgboost-churn/data/RawData.csv
+      runner upload data/table.csv --as sagemaker/guide/data/RawData.csv
     """
     from runner import actions
 
