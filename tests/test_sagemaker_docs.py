@@ -7,6 +7,7 @@ into pipeline.toml where they stand; its steps are tiny, its names those of the 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -178,6 +179,21 @@ def make_project(folder: Path, cloud: SmallSageMaker) -> RemoteProject:
     return made
 
 
+def make_studio(cloud: SmallSageMaker) -> None:
+    """The domain and its users' role, which the page takes as given too."""
+    allowed = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    trust = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    role = cloud.client("iam").create_role(RoleName="StudioExecution", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+    cloud.client("sagemaker").create_domain(
+        DomainName="studio",
+        AuthMode="IAM",
+        DefaultUserSettings={"ExecutionRole": role},
+        SubnetIds=["subnet-1"],
+        VpcId="vpc-1",
+        Tags=[{"Key": "team", "Value": "a"}],  # without any moto takes no others
+    )
+
+
 def test_every_command_of_ours_on_the_page_is_one() -> None:
     """With options that it has; what they do is seen by the walk below."""
     lines = [
@@ -212,6 +228,7 @@ def test_every_command_of_the_page_does_what_it_says(tmp_path: Path) -> None:
         cloud.faults.add("SimulatePrincipalPolicy", "AccessDeniedException", times=None)
         for name in ("ada", "grace"):  # whose accounts the page takes as given
             cloud.client("iam").create_user(UserName=name)
+        make_studio(cloud)
         walk = Walk(make_project(tmp_path / "project", cloud), aws_cli(), tomllib.loads(BASE))
         found = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
         assert len(found) >= 30
