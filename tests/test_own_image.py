@@ -192,8 +192,9 @@ def test_two_who_build_the_same_at_once_both_get_it(deployed: Place) -> None:
         if one["Key"].endswith("build.json"):  # which the second has not seen
             place.cloud.client("s3").delete_object(Bucket=BUCKET, Key=one["Key"])
     second = place.push()
+    assert (second.code, place.builds()) == (0, 2), second.err
     jobs_tag, server_tag = place.tags()
-    assert (second.code, place.builds(), server_tag.startswith(f"{jobs_tag}-")) == (0, 2, True), second.err
+    assert server_tag.startswith(f"{jobs_tag}-")
     # a Pipeline has both: its jobs start the one, and what they register is served by the other
     assert place.as_("caller", "pipeline", "push").code == 0
     sagemaker, s3 = place.cloud.client("sagemaker"), place.cloud.client("s3")

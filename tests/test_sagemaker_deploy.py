@@ -397,8 +397,9 @@ def test_the_deployers_policy_allows_what_deployments_do_and_has_little_else(mak
     place.cloud.forget_calls()
     for version in (1, 1, 2):
         assert place.deploy(version).code == 0
-    models = place.sagemaker.list_models(NameContains=place.name)["Models"]
-    served = [place.sagemaker.describe_model(ModelName=one["ModelName"])["PrimaryContainer"] for one in models]
+    looking = place.cloud.client("sagemaker", access_key=SERVICE_KEY)  # whose calls are not the deployer's
+    models = looking.list_models(NameContains=place.name)["Models"]
+    served = [looking.describe_model(ModelName=one["ModelName"])["PrimaryContainer"] for one in models]
     assert {one["Image"] for one in served} == {image.address(image.server)}
     assert place.here("rollback", "staging").code == 0
     place.machines.wrong.add(place.label(2))

@@ -23,6 +23,7 @@ from runner.pipeline.remote import OWN, settings
 from runner.records import Pipeline
 
 RUNNING, GOOD = "IN_PROGRESS", "SUCCEEDED"
+OTHER_BUILD_S = 120.0  # for its next tag, of an image whose layers are there already
 LAST_LINES = 30  # of the log, in the error of a build that failed
 DEPLOY = "Deploy infra/image.yaml, as docs/sagemaker.md, section 8, has it."
 
@@ -88,10 +89,9 @@ def push(
     if not wait:
         return Push(addresses, "building", build)
     ended = _follow(session, build, poll_s, say)
-    found = _found(session, made, missing[-1])
-    if found is None:  # where it is there, it does not matter that another build was first with the tag
+    if not _arrived(session, made, missing, poll_s):
         raise RemoteError(_failure(session, made, ended))
-    return Push(addresses, "built", build, _size(found))
+    return Push(addresses, "built", build, _size(_found(session, made, missing[-1])))
 
 
 def _found(session: Session, made: OwnImage, tag: str) -> dict[str, Any] | None:
@@ -101,6 +101,16 @@ def _found(session: Session, made: OwnImage, tag: str) -> dict[str, Any] | None:
         if error.code == NO_REPOSITORY:
             raise UsageError(f"There is no repository {made.name} in {made.region}. {DEPLOY}") from error
         raise
+
+
+def _arrived(session: Session, made: OwnImage, tags: Sequence[str], poll_s: float) -> bool:
+    """Whether all tags are there. Where some are, another build was first with them and is pushing the others."""
+    until = time.monotonic() + OTHER_BUILD_S
+    while True:
+        there = [_found(session, made, tag) is not None for tag in tags]
+        if all(there) or not any(there) or time.monotonic() > until:
+            return all(there)
+        time.sleep(poll_s)
 
 
 def _size(found: dict[str, Any] | None) -> int | None:

@@ -125,9 +125,9 @@ def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
             arn = package if package.startswith("arn:") else f"{at}:model-package/{package}"
         case _ if "PipelineExecutionArn" in given:
             arn = given["PipelineExecutionArn"]
-        case "CreateModel" | "DescribeModel":
+        case "CreateModel" | "DescribeModel" | "DeleteModel":
             arn = f"{at}:model/{given['ModelName']}"
-        case "CreateEndpointConfig" | "DescribeEndpointConfig":
+        case "CreateEndpointConfig" | "DescribeEndpointConfig" | "DeleteEndpointConfig":
             arn = f"{at}:endpoint-config/{given['EndpointConfigName']}"
             for variant in given.get("ProductionVariants", []):
                 yield Request(f"sagemaker:{action}", f"{at}:model/{variant['ModelName']}")

@@ -1,4 +1,5 @@
-"""What moto's CloudFormation lacks for the templates of infra/: CodeBuild's projects, and AWS::NoValue within lists."""
+"""What moto's CloudFormation lacks for the templates of infra/: CodeBuild's projects, ECR's EmptyOnDelete, and
+AWS::NoValue within lists."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 from moto.cloudformation import parsing
 from moto.codebuild.models import CodeBuild, codebuild_backends
 from moto.core.common_models import CloudFormationModel
+from moto.ecr.models import Repository, ecr_backends
 
 
 class CodeBuildProject(CloudFormationModel):
@@ -69,6 +71,12 @@ def small(value: Any) -> Any:
     return [small(item) for item in value] if isinstance(value, list) else value
 
 
+def delete_repository(repository: Repository, account_id: str, region_name: str) -> None:
+    """As with EmptyOnDelete, which infra/image.yaml has: moto keeps nothing of it."""
+    ecr_backends[account_id][region_name].delete_repository(repository.name, force=True)
+
+
+Repository.delete = delete_repository
 _clean_json = parsing.clean_json
 
 
