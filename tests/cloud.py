@@ -1,9 +1,14 @@
-"""A project whose steps run in the small SageMaker: the same one as here, with a [sagemaker] table."""
+"""A project whose steps run in the small SageMaker: the same one as here, with a [sagemaker] table.
+
+Each command is run by whoever it is for, with the policies that infra/ has for them (account.py).
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account import attach, key, whose
 from conftest import ROOT, Done, Project
 from small_sagemaker import Image, NotPermittedError, SmallSageMaker, own_image
 
@@ -19,7 +25,7 @@ SAGEMAKER = """
 [sagemaker]
 bucket = "work"
 prefix = "team"
-role = "arn:aws:iam::123456789012:role/jobs"
+role = "arn:aws:iam::123456789012:role/PROJECT-jobs"
 image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/own:1"
 python = "3.11"
 packages = "image"
@@ -29,18 +35,38 @@ poll_s = 0.2
 
 @dataclass(frozen=True)
 class RemoteProject(Project):
-    """As Project; `toml` adds [sagemaker], and every command reaches the small SageMaker."""
+    """As Project; `toml` adds [sagemaker] and the account's policies, and every command reaches the small SageMaker.
+
+    `sources` are ARNs outside the project's prefix that its steps read, as SourceArns of infra/policies.yaml has them,
+    and `tables` is Tables there.
+    """
 
     cloud: SmallSageMaker
     settings: str = SAGEMAKER
     extra: dict[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    tables: str = ""
 
     def toml(self, content: str) -> Path:
         shutil.copyfile(ROOT / "requirements.lock", self.folder / "requirements.lock")
-        return super().toml(content + self.settings)
+        made = super().toml(in_sagemaker(content, self.settings))
+        self.attach()
+        return made
+
+    def attach(self) -> None:
+        if self.cloud is None:  # of a test that asks nothing of it
+            return
+        attach(self.cloud, self.folder / "pipeline.toml", sources=self.sources, tables=self.tables)
+
+    def environment(self, *arguments: str) -> dict[str, str]:
+        self.attach()  # another project of the test may have been the account's since
+        return {**self.cloud.environment, **key(whose(arguments[0])), **self.extra}
 
     def runner(self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
-        return super().runner(*arguments, env={**self.cloud.environment, **self.extra, **(env or {})}, cwd=cwd)
+        return super().runner(*arguments, env={**self.environment(*arguments), **(env or {})}, cwd=cwd)
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return super().start(*arguments, env={**self.environment(*arguments), **(env or {})})
 
     def here(self, *arguments: str) -> Done:
         """As `runner`, in this process, which has boto3 and the SDK imported already: a second less, or five."""
@@ -49,10 +75,16 @@ class RemoteProject(Project):
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(self.folder)
-            for name, value in {**self.cloud.environment, **self.extra, "RUNNER_NO_REPORT": "1"}.items():
+            for name, value in {**self.environment(*arguments), "RUNNER_NO_REPORT": "1"}.items():
                 patch.setenv(name, value)
             code = entry(arguments)
         return Done(code, out.getvalue(), err.getvalue())
+
+
+def in_sagemaker(content: str, settings: str = SAGEMAKER) -> str:
+    """The pipeline.toml with [sagemaker], and with the role that infra/policies.yaml makes for a project of its name."""
+    found = re.search(r'^name = "(.+)"', content, re.MULTILINE)
+    return content + settings.replace("PROJECT-jobs", f"{found[1].lower()}-jobs" if found else "no-jobs")
 
 
 @contextmanager

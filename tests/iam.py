@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from small_sagemaker.policies import Request, Statement, allowing, many
+from small_sagemaker.policies import Request, Statement, allowing, like, many
 from small_sagemaker.rights import requests
 
 __all__ = ["ACCOUNT", "REGION", "Request", "Stack", "allowing", "read_template", "requests", "rights", "unneeded"]
@@ -19,9 +20,12 @@ PSEUDO = {"AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com", "AWS::Regi
 ARNS = {  # by type: what an ARN begins with, and the property that ends it
     "AWS::CodeBuild::Project": (f"arn:aws:codebuild:{REGION}:{ACCOUNT}:project/", "Name"),
     "AWS::ECR::Repository": (f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/", "RepositoryName"),
+    "AWS::IAM::ManagedPolicy": (f"arn:aws:iam::{ACCOUNT}:policy/", "ManagedPolicyName"),
     "AWS::IAM::Role": (f"arn:aws:iam::{ACCOUNT}:role/", "RoleName"),
     "AWS::Lambda::Function": (f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:", "FunctionName"),
+    "AWS::SNS::Topic": (f"arn:aws:sns:{REGION}:{ACCOUNT}:", "TopicName"),
 }
+REFERRED_BY_ARN = ("AWS::IAM::ManagedPolicy", "AWS::SNS::Topic")
 NOTHING = object()  # AWS::NoValue
 
 
@@ -44,7 +48,9 @@ def _short(loader: Template, name: str, node: yaml.Node) -> dict[str, Any]:
 Template.add_multi_constructor("!", _short)
 
 
+@functools.cache
 def read_template(path: Path) -> dict[str, Any]:
+    """Read once, as it takes a tenth of a second; whoever changes it copies it first."""
     found: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=Template)
     return found
 
@@ -70,14 +76,12 @@ class Stack:
     def render(self, value: Any) -> Any:
         match value:
             case {"Ref": name}:
-                return NOTHING if name == "AWS::NoValue" else self.values.get(name, f"ref-{name}")
+                return NOTHING if name == "AWS::NoValue" else self._referred(name)
             case {"Fn::Sub": text}:
                 known = re.sub(r"\$\{([\w:]+)\}", lambda found: str(self.values[found[1]]), text)
                 return known.replace("${!", "${")
             case {"Fn::GetAtt": [resource, "Arn"]}:
-                found = self.template["Resources"][resource]
-                place, key = ARNS.get(found["Type"], (f"arn:aws:unknown:::{found['Type']}/", "Name"))
-                return place + str(self.render(found["Properties"].get(key, resource)))
+                return self._arn(resource)
             case {"Fn::If": [condition, yes, no]}:
                 return self.render(yes if self.holds({"Condition": condition}) else no)
             case dict():
@@ -86,6 +90,17 @@ class Stack:
             case list():
                 return [made for item in value if (made := self.render(item)) is not NOTHING]
         return value
+
+    def _referred(self, name: str) -> Any:
+        if name in self.values:
+            return self.values[name]
+        by_arn = self.template["Resources"].get(name, {}).get("Type") in REFERRED_BY_ARN
+        return self._arn(name) if by_arn else f"ref-{name}"
+
+    def _arn(self, resource: str) -> str:
+        found = self.template["Resources"][resource]
+        place, key = ARNS.get(found["Type"], (f"arn:aws:unknown:::{found['Type']}/", "Name"))
+        return place + str(self.render(found["Properties"].get(key, resource)))
 
     def holds(self, condition: Any) -> bool:
         match condition:
@@ -106,22 +121,28 @@ def rights(template: str, role: str, **parameters: str) -> list[dict[str, Any]]:
 
 
 def unneeded(statements: Sequence[Statement], asked: Iterable[Request]) -> list[str]:
-    """What could be taken out of the statements with all that was asked still allowed: "Sid action" for each."""
-    wanted = set_of(made for made in asked if allowing(statements, made))
+    """What could be taken out of the statements with all that was asked still allowed: "Sid action" or "Sid resource"."""
+    wanted: dict[str, list[Request]] = {}
+    for made in set_of(asked):
+        if allowing(statements, made):
+            wanted.setdefault(made.action.lower(), []).append(made)
     found = []
-    for number, action, rest in narrower(statements):
-        if all(allowing(rest, made) for made in wanted):
-            found.append(f"{statements[number].get('Sid', number)} {action}")
+    for number, taken, rest in narrower(statements):
+        actions = many(statements[number]["Action"])
+        concerned = [name for name in wanted if any(like(name, action.lower()) for action in actions)]
+        if all(allowing(rest, made) for name in concerned for made in wanted[name]):
+            found.append(f"{statements[number].get('Sid', number)} {taken}")
     return found
 
 
 def narrower(statements: Sequence[Statement]) -> Iterator[tuple[int, str, list[Statement]]]:
-    """(the statement's number, the action that was taken out of it, the statements without that)."""
+    """(the statement's number, the action or resource that was taken out of it, the statements without that)."""
     for number, statement in enumerate(statements):
-        for action in many(statement["Action"]):
-            less = [one for one in many(statement["Action"]) if one != action]
-            instead = [{**statement, "Action": less}] if less else []
-            yield number, action, [*statements[:number], *instead, *statements[number + 1 :]]
+        for element in ("Action", "Resource"):
+            for taken in many(statement[element]):
+                less = [one for one in many(statement[element]) if one != taken]
+                instead = [{**statement, element: less}] if less else []
+                yield number, taken, [*statements[:number], *instead, *statements[number + 1 :]]
 
 
 def set_of(asked: Iterable[Request]) -> list[Request]:

@@ -10,7 +10,7 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from small_sagemaker import SmallSageMaker
 from runner.run.doctor import studio
 
 ACCOUNT = "123456789012"
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/jobs"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/tiny-jobs"
 ONE = 'name = "tiny"\n[steps.only]\nnotebook = "nb.ipynb"\n'
 TRUST = {
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}]
@@ -56,12 +56,12 @@ class Account:
         self.asked.append((action, form))
         if action in self.closed:
             return 403, "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
-        if action == "GetRole" and form["RoleName"] != "jobs":
+        if action == "GetRole" and form["RoleName"] != "tiny-jobs":
             return 404, "<ErrorResponse><Error><Code>NoSuchEntity</Code><Message>no</Message></Error></ErrorResponse>"
         if action == "GetRole":
             document = urllib.parse.quote(json.dumps(self.trust))
             role = (
-                f"<Role><Path>/</Path><RoleName>jobs</RoleName><RoleId>AROA000000000000</RoleId><Arn>{ROLE}</Arn>"
+                f"<Role><Path>/</Path><RoleName>tiny-jobs</RoleName><RoleId>AROA000000000000</RoleId><Arn>{ROLE}</Arn>"
                 "<CreateDate>2026-01-01T00:00:00Z</CreateDate>"
                 f"<AssumeRolePolicyDocument>{document}</AssumeRolePolicyDocument></Role>"
             )
@@ -382,7 +382,7 @@ def test_a_role_that_is_not_there_or_not_one_is_said(far: Examined) -> None:
     found = far.doctor(role=f"arn:aws:iam::{ACCOUNT}:role/nobody")
     assert found["role"]["said"] == "there is no role nobody"
     assert "is not a role's ARN" in far.doctor(role="jobs")["role"]["said"]
-    assert "another account" in far.doctor(role="arn:aws:iam::999999999999:role/jobs")["role"]["said"]
+    assert "another account" in far.doctor(role="arn:aws:iam::999999999999:role/tiny-jobs")["role"]["said"]
 
 
 def test_a_role_that_sagemaker_may_not_assume_is_said(far: Examined, account: tuple[Account, str]) -> None:
@@ -390,7 +390,7 @@ def test_a_role_that_sagemaker_may_not_assume_is_said(far: Examined, account: tu
         "Statement": {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     }
     found = far.doctor()
-    assert found["role"]["said"] == "jobs may not be assumed by sagemaker.amazonaws.com"
+    assert found["role"]["said"] == "tiny-jobs may not be assumed by sagemaker.amazonaws.com"
 
 
 def test_what_the_caller_may_not_ask_is_unknown_with_the_reason(
@@ -623,6 +623,7 @@ def test_a_key_of_your_own_is_overwritten_only_where_you_say_so(far: Examined) -
 
 def test_a_table_goes_to_exactly_the_key_that_a_guide_has(far: Examined, cloud: SmallSageMaker) -> None:
     (far.folder / "t.csv").write_text("1")
+    far = replace(far, tables="sagemaker/DEMO-xgboost-churn")
     far.set(role="", image="", toml='inputs = { x = "./t.csv" }\n')
     key = "sagemaker/DEMO-xgboost-churn/data/RawData.csv"
     address = f"s3://{BUCKET}/{key}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from account import identities, key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sagemaker import SmallSageMaker
@@ -50,7 +51,9 @@ BUCKET = "models"
 def started() -> Iterator[SmallSageMaker]:
     """A SageMaker that this process and its children talk to, with a bucket."""
     with SmallSageMaker() as made, pytest.MonkeyPatch.context() as patch:
-        for variable, value in made.environment.items():
+        # who registers and decides in this process, whatever the model and the prefix
+        made.attach(identities(Project="any", Bucket=BUCKET, Prefix="*", Model="*"))
+        for variable, value in {**made.environment, **key("owner")}.items():
             patch.setenv(variable, value)
         made.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": made.region})
         yield made

@@ -22,11 +22,13 @@ from typing import Any
 import jsonschema
 import pandas as pd
 import pytest
+from account import identities, key
 from cloud import BUCKET, running
 from conftest import REAL_TABLE, ROOT, Project, chromium, environment
 from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template, rights
 from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
+from small_sagemaker.trying import EVERYTHING
 from test_serve import CSV, JSON, ROW, Client, approved, serving
 from test_serve_container import ask, aws_image, of_real_table
 from test_serve_container import serving as in_awss_image
@@ -124,6 +126,12 @@ def post(url: str, content: bytes, headers: dict[str, str]) -> Reply:
         return Reply(answer.status, {k.lower(): v for k, v in answer.headers.items()}, json.loads(answer.read()))
 
 
+def called_by(cloud: SmallSageMaker, endpoint: str, role: str) -> dict[str, str]:
+    """The environment of a role of infra/ that is for this endpoint; here each has a project of its name."""
+    cloud.attach(identities(Project=endpoint, Endpoint=endpoint, StagingEndpoint=endpoint))
+    return {**cloud.environment, **key(f"{endpoint}-{role}")}
+
+
 @contextmanager
 def front(cloud: SmallSageMaker, endpoint: str = ENDPOINT, **settings: str) -> Iterator[Front]:
     names = Stack(INFRA / "rest.yaml", AllowOrigin=settings.get("ALLOW_ORIGIN", "*"))
@@ -131,7 +139,7 @@ def front(cloud: SmallSageMaker, endpoint: str = ENDPOINT, **settings: str) -> I
     preflight = {k.removeprefix("method.response.header."): v.strip("'") for k, v in names.render(parameters["ResponseParameters"]).items()}  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-c", GATEWAY, str(LAMBDA), json.dumps(preflight)],
-        env=environment({**cloud.environment, "ENDPOINT": endpoint, **settings}),
+        env=environment({**called_by(cloud, endpoint, "rest"), "ENDPOINT": endpoint, **settings}),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -177,7 +185,8 @@ def cloud(house: Project) -> Iterator[SmallSageMaker]:
 def create_endpoint(cloud: SmallSageMaker, name: str) -> None:
     sagemaker = cloud.client("sagemaker")
     cloud.client("s3").put_object(Bucket=BUCKET, Key="model.tar.gz", Body=b"x")
-    container = {"Image": "i", "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
+    container = {"Image": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/i", "ModelDataUrl": f"s3://{BUCKET}/model.tar.gz"}
+    cloud.grant("jobs", EVERYTHING)  # what its machines may is the question of test_sagemaker_deploy.py
     role = f"arn:aws:iam::{ACCOUNT}:role/jobs"
     sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer=container)
     variant = {"VariantName": "all", "ModelName": name, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
@@ -617,11 +626,11 @@ def test_the_function_may_invoke_one_endpoint_and_write_its_log_and_nothing_else
 
 
 def test_nobody_gets_in_without_a_key_or_a_signature() -> None:
-    for authentication, kind, key in (("api-key", "NONE", True), ("iam", "AWS_IAM", False)):
+    for authentication, kind, needs_key in (("api-key", "NONE", True), ("iam", "AWS_IAM", False)):
         stack = Stack(INFRA / "rest.yaml", Endpoint=ENDPOINT, Authentication=authentication)
         predict = stack.render(stack.template["Resources"]["Predict"]["Properties"])
-        assert (predict["AuthorizationType"], predict["ApiKeyRequired"]) == (kind, key)
-        assert stack.holds({"Condition": "IsKey"}) == key
+        assert (predict["AuthorizationType"], predict["ApiKeyRequired"]) == (kind, needs_key)
+        assert stack.holds({"Condition": "IsKey"}) == needs_key
     settings = read_template(INFRA / "rest.yaml")["Resources"]["Function"]["Properties"]
     assert settings["Handler"] == "rest.handler"
     assert (INFRA / settings["Code"] / "rest.py").exists()
@@ -642,7 +651,7 @@ def test_the_smoke_test_passes_a_good_endpoint_and_tells_what_is_wrong_with_othe
     def smoke(endpoint: str, label: str = "tiny/1") -> subprocess.CompletedProcess[str]:
         file = house.folder / "build/rest/openapi.json"
         command = [sys.executable, str(LAMBDA / "smoke.py"), endpoint, label, str(file)]
-        env = environment(cloud.environment)
+        env = environment(called_by(cloud, endpoint, "deploy-build"))
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
     good = smoke(ENDPOINT)

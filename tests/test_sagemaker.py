@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account import identities
 from botocore.exceptions import ClientError
 from cloud import BUCKET, RemoteProject, jobs, running
 from conftest import Done, Project, parameters, recorded, text
@@ -68,7 +69,7 @@ def sound(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def far(cloud: SmallSageMaker, tmp_path: Path) -> RemoteProject:
     """A project of its own name, so that no two tests' jobs have one name."""
-    return RemoteProject(tmp_path, cloud)
+    return RemoteProject(tmp_path, cloud, sources=("arn:aws:s3:::elsewhere", "arn:aws:s3:::elsewhere/*"))
 
 
 @dataclass(frozen=True)
@@ -267,11 +268,12 @@ def test_a_second_run_takes_everything_from_the_first_and_a_local_step_reads_wha
 
 def test_sources_in_s3_go_to_the_job_and_never_come_here(far: RemoteProject) -> None:
     s3 = far.cloud.client("s3")
-    s3.put_object(Bucket=BUCKET, Key="raw/table.csv", Body=b"one line\n")
+    s3.create_bucket(Bucket="elsewhere", CreateBucketConfiguration={"LocationConstraint": far.cloud.region})
+    s3.put_object(Bucket="elsewhere", Key="raw/table.csv", Body=b"one line\n")
     case = Case(toml='[steps.judge.sagemaker]\ninstance = "ml.m5.large"\n')
     made(far, case, "sources")
     mark = len(far.cloud.calls)
-    done = far.runner("run", "--on", "sagemaker", "--json", "-p", f"make.source=s3://{BUCKET}/raw/table.csv")
+    done = far.runner("run", "--on", "sagemaker", "--json", "-p", "make.source=s3://elsewhere/raw/table.csv")
     assert done.code == 0, done.err
     read = [
         call
@@ -282,8 +284,8 @@ def test_sources_in_s3_go_to_the_job_and_never_come_here(far: RemoteProject) -> 
     source = far.step("make")["result"]["inputs"]["source"]
     assert (source["listed"], source["artifact"]["size_bytes"]) == (False, 9)  # as the job found it
     assert far.runner("verify", "latest").code == 0
-    s3.put_object(Bucket=BUCKET, Key="raw/table.csv", Body=b"two lines\n")
-    again = far.runner("run", "--on", "sagemaker", "--dry-run", "-p", f"make.source=s3://{BUCKET}/raw/table.csv")
+    s3.put_object(Bucket="elsewhere", Key="raw/table.csv", Body=b"two lines\n")
+    again = far.runner("run", "--on", "sagemaker", "--dry-run", "-p", "make.source=s3://elsewhere/raw/table.csv")
     assert re.search(r"make +run +input source: 1 of 1 object changed", again.out), again.out
 
 
@@ -296,7 +298,7 @@ WAIT = Case(make=("import time\ntime.sleep(4)", "open(out, 'w').write('x')"), to
 def begun(far: RemoteProject, name: str) -> subprocess.Popen[str]:
     """The run of a slow pipeline, with its first job running."""
     made_project(far, WAIT, name)
-    process = far.start("run", "--on", "sagemaker", env=far.cloud.environment)
+    process = far.start("run", "--on", "sagemaker")
     wait_for(lambda: any(job.startswith(f"{name}-") for job in jobs(far.cloud)))
     return process
 
@@ -534,7 +536,8 @@ def test_a_large_file_goes_up_in_parts_with_the_same_patience(
         monkeypatch.setenv(variable, value)
     file = tmp_path / "large.bin"
     file.write_bytes(b"a" * PART_BYTES + b"b" * PART_BYTES + b"c")
-    bucket = Bucket(Session(), BUCKET, "large/")
+    cloud.attach(identities(Project="large", Bucket=BUCKET, Prefix="large", Model="large"))
+    bucket = Bucket(Session(), BUCKET, "large/runs/")
     for action, error in (
         ("UploadPart", "SlowDown"),
         ("UploadPart", "ConnectionClosed"),
@@ -559,8 +562,11 @@ def test_who_may_list_below_the_prefix_only_is_told_what_is_not_there(
 
     for variable, value in cloud.environment.items():
         monkeypatch.setenv(variable, value)
-    bucket = Bucket(Session(), BUCKET, "listed/")
+    cloud.attach(identities(Project="listed", Bucket=BUCKET, Prefix="listed", Model="listed"))
+    bucket = Bucket(Session(), BUCKET, "listed/runs/")
     bucket.put("there and more", b"x")
+    for call in (bucket.get, bucket.size):
+        assert call("there") is None
     for action in ("GetObject", "HeadObject"):
         cloud.faults.add(action, "AccessDenied", times=None, status=403, match={"Key": "listed/"})
     assert (bucket.get("there"), bucket.size("there")) == (None, None)
@@ -628,6 +634,7 @@ def test_a_log_longer_than_what_is_read_of_it_says_so(cloud: SmallSageMaker, mon
     for number in range(DRAINS + 1):
         events = [{"timestamp": int(time.time() * 1000), "message": f"{number}"}] * page
         logs.put_log_events(**place, logEvents=events)
+    cloud.attach(identities(Project="wordy", Bucket=BUCKET, Prefix="wordy", Model="wordy"))
     lines: list[str] = []
     LogReader(Session(), "wordy", lines.append).drain()
     assert (len(lines), lines[-2:]) == (DRAINS * page + 1, [f"{DRAINS - 1}", "(log cut)"])
@@ -683,8 +690,7 @@ def test_a_job_that_fails_before_the_notebook_says_why_and_keeps_its_log(far: Re
 @pytest.mark.soak
 def test_two_runs_at_once_keep_apart(far: RemoteProject) -> None:
     made_project(far, Case(toml=""), "apart")
-    env = far.cloud.environment
-    both = [far.start("run", "--on", "sagemaker", "-p", f"make.number={n}", env=env) for n in (1, 2)]
+    both = [far.start("run", "--on", "sagemaker", "-p", f"make.number={n}") for n in (1, 2)]
     for process in both:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
@@ -816,18 +822,22 @@ def test_of_a_hundred_thousand_objects_one_that_changed_is_told(tmp_path: Path) 
 def test_a_prefix_of_many_objects_is_listed_by_pages_and_none_is_read(far: RemoteProject) -> None:
     s3, count = far.cloud.client("s3"), 2500
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: s3.put_object(Bucket=BUCKET, Key=f"many/part-{n:06}", Body=b"x"), range(count)))
+        list(
+            pool.map(lambda n: s3.put_object(Bucket=BUCKET, Key=f"team/data/many/part-{n:06}", Body=b"x"), range(count))
+        )
     far.write("nb/x.ipynb", parameters("source: str = ''"), "print(source)")
-    spec = f'{{ from = "s3://{BUCKET}/many/", as = "uri" }}'
+    spec = f'{{ from = "s3://{BUCKET}/team/data/many/", as = "uri" }}'
     far.toml(f'name = "many"\n[steps.x]\nnotebook = "nb/x.ipynb"\ninputs = {{ source = {spec} }}\n')
     assert far.here("run", "--on", "sagemaker").code == 0
-    s3.put_object(Bucket=BUCKET, Key="many/part-000500", Body=b"another")
+    s3.put_object(Bucket=BUCKET, Key="team/data/many/part-000500", Body=b"another")
     far.cloud.forget_calls()
     done = far.here("run", "--on", "sagemaker", "--dry-run")
     assert done.code == 0, done.err
     assert f"1 of {count:,} objects changed" in done.out
     calls = [
-        call for call in far.cloud.calls if call.parameters.get("Prefix", call.parameters.get("Key", "")) == "many/"
+        call
+        for call in far.cloud.calls
+        if call.parameters.get("Prefix", call.parameters.get("Key", "")) == "team/data/many/"
     ]
     assert [call.action for call in calls] == ["ListObjectsV2"] * 3  # a thousand to a page
     assert not [call for call in far.cloud.calls if call.action == "GetObject" and "many/" in call.parameters["Key"]]

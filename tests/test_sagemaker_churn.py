@@ -29,7 +29,7 @@ def checkout(folder: Path, cloud: SmallSageMaker, settings: str = SAGEMAKER) -> 
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     pipeline = (ROOT / "pipeline.toml").read_text()
     assert 'registry = "local"' in pipeline
-    project.toml(pipeline.replace('registry = "local"', 'registry = "sagemaker"'))
+    project.toml(pipeline.replace('registry = "local"', 'registry = "sagemaker"', 1))
     return project
 
 
@@ -81,8 +81,8 @@ def test_the_packages_of_the_lock_come_with_the_job_where_the_image_has_others(t
         settings = SAGEMAKER.replace('packages = "image"', 'packages = "lock"').replace('"3.11"', '"3.12"')
         project = checkout(tmp_path, cloud, settings)
         s3 = cloud.client("s3")
-        s3.upload_file(str(table()), BUCKET, "raw/churn.txt")
-        made = ended(project, "-p", f"data.source=s3://{BUCKET}/raw/churn.txt").json
+        s3.upload_file(str(table()), BUCKET, "team/data/churn.txt")
+        made = ended(project, "-p", f"data.source=s3://{BUCKET}/team/data/churn.txt").json
         assert made["model_version"]["status"] == "pending"
         manifest = json.loads((project.runs[-1] / "run.json").read_text())
         for step in manifest["steps"]:

@@ -12,18 +12,19 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from account import identities
 from cloud import BUCKET, SAGEMAKER, RemoteProject, running
 from conftest import ROOT, Done, Project, environment, parameters, recorded
 from hypothesis import given
 from hypothesis import strategies as st
-from small_sagemaker import NotPermittedError, SmallSageMaker, distribution_image
+from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, distribution_image
 from small_sagemaker.trying import read_log
 
 from runner import actions, backend
@@ -132,7 +133,8 @@ class Story:
     def start_elsewhere(self, name: str, **values: str) -> None:
         """As Studio or EventBridge do."""
         given = [{"Name": key.replace("_", "-"), "Value": value} for key, value in values.items()]
-        found = self.cloud.client("sagemaker").start_pipeline_execution(PipelineName="flow", PipelineParameters=given)
+        schedule = self.cloud.client("sagemaker", access_key=f"{CLIENT_KEY}.flow-start")
+        found = schedule.start_pipeline_execution(PipelineName="flow", PipelineParameters=given)
         self.started[name] = found["PipelineExecutionArn"]
 
     def follow(self, *names: str) -> None:
@@ -385,8 +387,9 @@ def test_an_execution_of_a_pipeline_that_was_not_pushed_from_here_is_not_importe
     text = json.dumps({"Version": "2020-12-01", "Steps": [stop]})
     client.create_pipeline(PipelineName="foreign", PipelineDefinition=text, RoleArn="arn:aws:iam::123456789012:role/r")
     story.started["foreign"] = client.start_pipeline_execution(PipelineName="foreign")["PipelineExecutionArn"]
-    story.follow("foreign")
-    done = story.project.here("import", story.started.pop("foreign"))
+    anybody = replace(story.project, extra={"AWS_ACCESS_KEY_ID": CLIENT_KEY})  # who may look at others' Pipelines
+    replace(story, project=anybody).follow("foreign")
+    done = anybody.here("import", story.started.pop("foreign"))
     assert (done.code, "is not of a Pipeline that `runner pipeline push` made" in done.err) == (2, True)
 
 
@@ -783,7 +786,7 @@ def test_the_sdk_is_used_by_public_names_and_nothing_is_patched_for_it() -> None
 def test_status_and_start_say_that_there_is_no_pipeline_yet(cloud: SmallSageMaker, tmp_path: Path) -> None:
     project = RemoteProject(tmp_path, cloud, SETTINGS)
     write(project)
-    (tmp_path / "pipeline.toml").write_text((TOML + SETTINGS).replace('name = "flow"', 'name = "other"', 1))
+    project.toml(TOML.replace('name = "flow"', 'name = "other"', 1))
     for command in ("status", "start"):
         done = project.runner("pipeline", command)
         assert (done.code, "runner pipeline push" in done.err) == (2, True)
@@ -839,14 +842,20 @@ class Table(BaseHTTPRequestHandler):
 
 
 def test_a_source_on_the_web_is_brought_into_the_bucket_once_and_an_absent_one_is_absent(
-    cloud: SmallSageMaker, aws: None, planned: Callable[[str, str], Plan], tmp_path: Path
+    cloud: SmallSageMaker,
+    aws: None,
+    planned: Callable[[str, str], Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = HTTPServer(("127.0.0.1", 0), Table)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         pushed = rehearsed(planned("", ""), tmp_path).pushed
         values = {parameter.key: parameter.default for parameter in pushed.parameters}
-        bucket = Bucket(Session(), BUCKET, "web/")
+        cloud.attach(identities(Project="flow", Bucket=BUCKET, Prefix="team/out", Model="flow"))
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"{CLIENT_KEY}.flow-jobs")  # `pin` is a job
+        bucket = Bucket(Session(), BUCKET, "team/out/")
         arn = "arn:aws:sagemaker:eu-west-1:123456789012:pipeline/flow/execution/abcdefghijkl"
         web = {**values, "data.source": f"http://127.0.0.1:{server.server_port}/table.csv"}
         made = pins(pushed, web, bucket, execution=arn, started="2026-11-22T10:16:30.000Z")

@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from account import identities, key
 from conftest import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_sagemaker import SmallSageMaker
+from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from test_crash import TOML, made
 from test_registry import (
     BUCKET,
@@ -34,6 +35,7 @@ from test_registry import (
 
 from runner.aws.creation import archive_key, creation
 from runner.aws.history import facts_key, facts_sha256
+from runner.aws.life_cycle import stage
 from runner.aws.package import check_package, package
 from runner.aws.registry import SageMakerRegistry, caller
 from runner.aws.session import AwsError, Session
@@ -130,7 +132,7 @@ def described(cloud: SmallSageMaker, version: int = 1) -> dict[str, Any]:
 
 
 def in_studio(cloud: SmallSageMaker, status: str, version: int = 1, **more: str) -> None:
-    cloud.client("sagemaker").update_model_package(
+    cloud.client("sagemaker", access_key=f"{CLIENT_KEY}.studio-grace").update_model_package(
         ModelPackageArn=arn(cloud, version), ModelApprovalStatus=status, **more
     )
 
@@ -365,7 +367,7 @@ def test_whom_sagemaker_does_not_permit_decides_nothing(cloud: SmallSageMaker, r
     assert described(cloud)["ModelApprovalStatus"] == "PendingManualApproval"
     assert [kind for _, kind, _ in kinds(registry)] == ["registered", "approved", "reopened"]
     in_studio(cloud, "Approved")
-    assert registry.get("m", 1).decided_by == "external"
+    assert registry.get("m", 1).decided_by == "external (grace)"
     registry.decide("m", 1, "rejected", who="ben", why="no")
     assert described(cloud)["ModelApprovalStatus"] == "Rejected"
 
@@ -400,12 +402,12 @@ def test_a_decision_made_in_studio_is_taken_in(cloud: SmallSageMaker, registry: 
     in_studio(cloud, "Approved", ApprovalDescription="seen in Studio")
     champion = registry.approved("m")
     assert champion is not None
-    assert (champion.decided_by, champion.reason) == ("external", "seen in Studio")
+    assert (champion.decided_by, champion.reason) == ("external (grace)", "seen in Studio")
     event = registry.events("m")[-1]
     assert (event.kind, event.data) == ("approved", {"external": True})
     modified = described(cloud)["LastModifiedTime"]
     assert event.at[:19] == modified.astimezone(UTC).isoformat()[:19]
-    with pytest.raises(Refused, match=r"already approved, by external at 20.*seen in Studio"):
+    with pytest.raises(Refused, match=r"already approved, by external \(grace\) at 20.*seen in Studio"):
         registry.decide("m", 1, "approved", who="ben", why="me too")
     registry.decide("m", 1, "rejected", who="ben", why="wrong month")
     assert described(cloud)["ModelApprovalStatus"] == "Rejected"
@@ -452,7 +454,7 @@ def test_a_decision_in_studio_after_a_crash_is_not_undone(
     in_studio(cloud, "Rejected", ApprovalDescription="no")
     assert registry.get("m", 1).status == "rejected"
     assert described(cloud)["ModelApprovalStatus"] == "Rejected"
-    assert kinds(registry)[1:] == [(1, "approved", "ana"), (1, "rejected", "external")]
+    assert kinds(registry)[1:] == [(1, "approved", "ana"), (1, "rejected", "external (grace)")]
 
 
 def test_a_version_that_was_deleted_in_studio_keeps_its_history(
@@ -586,6 +588,29 @@ def test_an_event_is_a_file_that_people_can_read(
     assert caller(Session()).startswith("arn:aws")
 
 
+def test_a_versions_stage_is_that_of_the_target_it_was_brought_to_last(
+    registry: SageMakerRegistry, cloud: SmallSageMaker
+) -> None:
+    def done(version: int, kind: str, target: str) -> list[str]:
+        registry.record("m", version, kind, who="dee", why="ticket 7", data={"target": target})
+        found = [described(cloud, number).get("ModelLifeCycle", {}) for number in (1, 2)]
+        return [" ".join(filter(None, (one.get("Stage"), one.get("StageStatus")))) for one in found]
+
+    for number in (1, 2):
+        registry.register(new(number))
+        registry.decide("m", number, "approved", who="ana", why="fine")
+    assert done(1, "deployed", "staging") == ["Staging Serving", ""]
+    assert done(1, "deployed", "production") == ["Production Serving", ""]
+    assert described(cloud)["ModelLifeCycle"]["StageDescription"] == "dee: ticket 7"
+    assert done(2, "deployed", "staging") == ["Production Serving", "Staging Serving"]
+    assert done(2, "deployed", "production") == ["Production Retired", "Production Serving"]
+    assert done(1, "rolled back", "production") == ["Production Serving", "Staging Serving"]
+    assert done(1, "removed", "production") == ["Production Retired", "Staging Serving"]
+    assert described(cloud)["ModelApprovalStatus"] == "Approved"
+    assert stage("shadow_eu--1_") == "Shadow-eu-1"
+    assert kinds(registry)[-1] == (1, "removed", "dee")  # nothing that was told there is taken for a decision
+
+
 # Who may decide
 
 
@@ -596,21 +621,13 @@ def test_whom_aws_knows_is_told_by_arn_and_not_by_the_user_of_a_machine(cloud: S
     rules = '[approval]\nby = ["ana", "ben"]\nnot_starter = true\n'
     toml.write_text(TOML.replace('from = "first.model"', 'from = "first.model"\nregistry = "sagemaker"'))
     toml.write_text(f"{toml.read_text()}{rules}[sagemaker]\n{where}")
-    iam, people = cloud.client("iam"), {}
-    for name in ("ana", "ben", "eve"):
-        arn = iam.create_user(UserName=name)["User"]["Arn"]
-        keys = iam.create_access_key(UserName=name)["AccessKey"]
-        people[name] = (
-            arn,
-            {
-                "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
-                "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
-            },
-        )
-    ana, ben, eve = (keys for _, keys in people.values())
+    owner = identities(Project="any", Bucket=BUCKET, Prefix=tmp_path.name, Model="thing")["owner"][1]
+    people = {name: f"arn:aws:iam::123456789012:user/{name}" for name in ("ana", "ben", "eve")}
+    cloud.attach({name: (arn, owner) for name, arn in people.items()})
+    ana, ben, eve = (key(name) for name in people)
     ran = project.runner("run", env={**ana, "LOGNAME": "sagemaker-user"})
     assert ran.code == 0, ran.err
-    assert project.manifest["identity"] == people["ana"][0]
+    assert project.manifest["identity"] == people["ana"]
     approve = ("approve", "thing/1", "--reason", "reviewed")
     own = project.runner(*approve, env={**ana, "LOGNAME": "somebody"})
     assert (own.code, "(ana) started the run of thing/1" in own.err) == (8, True), own.err

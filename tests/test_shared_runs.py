@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cloud import BUCKET, SAGEMAKER, jobs, running
+from account import identities
+from cloud import BUCKET, SAGEMAKER, in_sagemaker, jobs, running
 from conftest import ROOT, Done, Project, code, parameters, recorded
 from small_sagemaker import SmallSageMaker
 
 TOML = f"""
 name = "shared"
 [store]
-runs = "s3://{BUCKET}/ours"
+runs = "s3://{BUCKET}/ours/shared"
 [steps.make]
 notebook = "make.ipynb"
 outputs = {{ out = "x.txt" }}
@@ -35,6 +36,7 @@ min = 0.5
 @pytest.fixture
 def cloud() -> Iterator[SmallSageMaker]:
     with running() as made:
+        made.attach(identities(Project="shared", Bucket=BUCKET, Prefix="ours", Model="shared"))
         yield made
 
 
@@ -100,7 +102,7 @@ def test_a_run_of_another_machine_is_not_resumed_unless_taken_over(
     assert taken.code == 0, taken.err
     assert taken.json["status"] == "succeeded"
     assert ben.runner("verify", run).code == 0
-    assert "Contents" not in cloud.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="ours/owners/")
+    assert "Contents" not in cloud.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="ours/shared/owners/")
 
 
 def test_a_job_of_a_machine_that_died_is_gone_on_with_by_another(
@@ -108,7 +110,7 @@ def test_a_job_of_a_machine_that_died_is_gone_on_with_by_another(
 ) -> None:
     ana, ben = machines
     for machine in machines:
-        machine.toml(TOML + SAGEMAKER)
+        machine.toml(in_sagemaker(TOML, SAGEMAKER.replace('"team"', '"ours"')))
         shutil.copyfile(ROOT / "requirements.lock", machine.folder / "requirements.lock")
     died = ana.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job created:make"})
     assert died.code == -signal.SIGKILL
@@ -151,8 +153,10 @@ def test_what_lies_in_the_shared_place_leads_nobody_out_of_their_folder(
     for number, place in enumerate((str(tmp_path / "victim"), "../../../../victim", "executed.ipynb/../../x"), 1):
         manifest["run"] = f"20200101-000000-000{number}"
         manifest["steps"][0]["result"]["executed"]["path"] = place
-        s3.put_object(Bucket=BUCKET, Key=f"ours/manifests/{manifest['run']}.json", Body=json.dumps(manifest).encode())
-    key = f"ours/records/{run}.tar.gz"
+        s3.put_object(
+            Bucket=BUCKET, Key=f"ours/shared/manifests/{manifest['run']}.json", Body=json.dumps(manifest).encode()
+        )
+    key = f"ours/shared/records/{run}.tar.gz"
     records = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
     more = (
         "lock",

@@ -15,6 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 from small_sagemaker import Image, NotPermittedError, SmallSageMaker
 from small_sagemaker.trying import (
+    EVERYTHING,
     ONE_ATTEMPT,
     ROLE,
     ask,
@@ -29,9 +30,11 @@ Start = Callable[..., SmallSageMaker]
 def start() -> Start:
     def started(*arguments: Any, **named: Any) -> SmallSageMaker:
         try:
-            return SmallSageMaker(*arguments, **named)
+            made = SmallSageMaker(*arguments, **named)
         except NotPermittedError as error:
             pytest.skip(str(error))
+        made.grant("jobs", EVERYTHING)
+        return made
 
     return started
 
@@ -83,8 +86,9 @@ import sys, tempfile, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 tempfile.tempdir = {str(tmp_path)!r}
 from small_sagemaker import SmallSageMaker
-from small_sagemaker.trying import ask
+from small_sagemaker.trying import EVERYTHING, ask
 cloud = SmallSageMaker()
+cloud.grant("jobs", EVERYTHING)
 cloud.client("sagemaker").create_processing_job(**ask("left", "sleep 76543"))
 while "ProcessingStartTime" not in cloud.jobs()[0]:
     time.sleep(0.05)

@@ -204,7 +204,7 @@ class SageMakerTarget:
         folder = self.model_folder(version)
         files = check_bytes(version, folder)
         made = package(folder)
-        key = f"models/{made.sha256}/model.tar.gz"
+        key = f"deployed/{made.sha256}/model.tar.gz"  # not among models/, which who deploys may not write
         if made.folder_sha256 != version.sha256:
             raise Tampered(f"{folder} changed while it was read.")
         if upload:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.aws import life_cycle
 from runner.aws.creation import line
-from runner.aws.session import AwsError, Session
+from runner.aws.session import DENIED, AwsError, Session
+from runner.escape import terminal
 from runner.model.events import STATES
 from runner.model.versions import Event, Status
 
@@ -15,7 +19,11 @@ SERVICE = {status: word for word, status in STATUS.items()}
 # what becomes of the model card with a decision; one that is archived takes no other text
 CARD: dict[Status, str] = {"pending": "PendingReview", "approved": "Approved", "rejected": "Archived"}
 CARRIED_OUT = "runner-decision"  # in a package's metadata: the number of the last event that was carried out on it
+REFUSED = "sagemaker:UpdateModelPackage is not allowed for it (Stages of infra/policies.yaml)"
 ABSENT = ("does not exist", "not found")  # the service says it in words only
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -95,6 +103,22 @@ class Groups:
             **card,
         )
         listed.status = status
+
+    def tell_stages(self, packages: Mapping[int, Listed], events: Sequence[Event]) -> None:
+        """Set ModelLifeCycle as the last event says; the event stands, so what SageMaker does not take is a warning."""
+        for version, (stage, status) in life_cycle.changed(events).items():
+            said = {"Stage": stage, "StageStatus": status, "StageDescription": described(events[-1])}
+            label = f"{events[-1].name}/{version}"
+            try:
+                self._call("update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=said)
+            except KeyError:
+                log.warning("%s is %s at stage %s, and its model package is gone", label, status.lower(), stage)
+            except AwsError as error:
+                reason = REFUSED if error.code in DENIED else terminal(str(error))
+                log.warning(
+                    "SageMaker was not told that %s is %s at stage %s: %s", label, status.lower(), stage, reason
+                )
+                return
 
     def _call(self, action: str, about: str, **arguments: Any) -> dict[str, Any]:
         return self.session.call("sagemaker", action, about=f"model package {about}", **arguments)

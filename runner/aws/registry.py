@@ -184,6 +184,7 @@ class SageMakerRegistry:
                 raise UsageError(self._unknown(name, version))
             event = _next(name, view.events, version, kind, who=who, why=why, at=_now(), data=data or {})
             if self.history.append(event):
+                self.groups.tell_stages(view.packages, [*view.events, event])
                 return event
         raise _busy(name)
 

@@ -133,9 +133,10 @@ def in_bucket(spec: Pipeline) -> Bucket:
 
 def _default_bucket(session: Session) -> str:
     """The bucket that Studio and the SDK make in each account and region. Raises UsageError where they have not."""
-    name = f"sagemaker-{session.region}-{identity(session).account}"
-    try:
-        session.call("s3", "head_bucket", about=f"bucket {name}", Bucket=name)
+    account = identity(session).account
+    name = f"sagemaker-{session.region}-{account}"
+    try:  # a question that the caller's policy allows; HeadBucket would ask to list the whole bucket
+        session.call("s3", "get_bucket_location", about=f"bucket {name}", Bucket=name, ExpectedBucketOwner=account)
     except AwsError as error:
         if error.code not in ABSENT:
             raise

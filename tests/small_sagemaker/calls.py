@@ -36,6 +36,7 @@ class Call:
     status: int = 0
     time: float = field(default_factory=time.time)
     error: str | None = None
+    arn: str = ""  # the caller's
     identity: str = ""  # what comes after the access key's first point; "" for the account's administrator
 
 

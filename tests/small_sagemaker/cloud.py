@@ -148,10 +148,10 @@ class SmallSageMaker:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client's process needs, over whatever else it has."""
+        """What a client's process needs, over whatever else it has; it calls as the identity `caller`."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": CLIENT_KEY,
+            "AWS_ACCESS_KEY_ID": f"{CLIENT_KEY}.caller",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": self.region,
             "AWS_REGION": self.region,
@@ -159,7 +159,7 @@ class SmallSageMaker:
         }
 
     def client(self, service: str, *, access_key: str = CLIENT_KEY, **named: Any) -> Any:
-        """A boto3 client that speaks to this server."""
+        """A boto3 client that speaks to this server, as the account's administrator unless the key names somebody."""
         import boto3  # takes half a second, and many tests need none
 
         return boto3.client(
@@ -172,8 +172,12 @@ class SmallSageMaker:
         )
 
     def grant(self, name: str, statements: Sequence[Mapping[str, Any]], arn: str | None = None) -> None:
-        """Gives the identity `name` these statements; from then on one that has none may do nothing."""
+        """Gives the identity `name` these statements and no others; one that was given none may do nothing."""
         self._control.call("grant", name, list(statements), arn)
+
+    def attach(self, identities: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """As `grant`, for several: their ARNs and statements."""
+        self._control.call("attach", identities)
 
     def asked(self, name: str) -> list[Request]:
         """Every different thing that was asked of the identity's policies, by its calls and for it."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from . import NotPermittedError, SmallSageMaker, own_image
-from .trying import BUCKET, ONE_ATTEMPT
+from .trying import BUCKET, EVERYTHING, ONE_ATTEMPT
 
 LARGE = "ml.p3.2xlarge"
 SCARCE = "ml.g5.xlarge"
@@ -22,6 +22,7 @@ def shared() -> Iterator[SmallSageMaker]:
     except NotPermittedError as error:
         pytest.skip(str(error))
     with made as cloud:
+        cloud.grant("jobs", EVERYTHING)
         place = {"LocationConstraint": cloud.region}
         cloud.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)
         cloud.client("s3").put_object(Bucket=BUCKET, Key="model.tar.gz", Body=b"of versions whose bytes nobody reads")
@@ -52,7 +53,7 @@ def logs(cloud: SmallSageMaker) -> Any:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[SmallSageMaker]:
-    """One for permissions: in `shared` nobody needs a policy, as its tests are about other things."""
+    """One for permissions: in `shared` the jobs' role may do everything, as its tests are about other things."""
     try:
         made = SmallSageMaker()
     except NotPermittedError as error:

@@ -1,15 +1,18 @@
 """Models and endpoints: moto keeps them, this adds what it lacks.
 
 An endpoint is Creating before it is InService, can be updated and can fail, and InvokeEndpoint reaches a real server.
+Its machines pull the image, read the archive, write their log and keep what they are asked as the model's role.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +21,10 @@ from moto.backends import get_backend
 from .calls import ACCOUNT, Call, read_body, read_headers
 from .errors import ServiceError, refuse
 from .gateway import Action, Reply
+from .permissions import Permissions
+from .policies import Request
 from .registry import Registry
+from .rights import name_of_role, pull, scaling_role, writing_log
 from .transfer import list_prefix, split_uri
 
 REPLY_TIMEOUT_S = 60  # the service's own limit on a model's answer
@@ -30,10 +36,21 @@ ANSWER_TIMEOUT_S = 60
 class Endpoints:
     """`wait_s` is how long creating and updating take at least."""
 
-    def __init__(self, region: str, registry: Registry, s3: Any, wait_s: float) -> None:
+    def __init__(
+        self,
+        region: str,
+        registry: Registry,
+        s3: Any,
+        wait_s: float,
+        permissions: Permissions,
+        client_as: Callable[[str, str], Any],
+    ) -> None:
         self._region = region
         self._registry = registry
         self._s3 = s3
+        self._permissions = permissions
+        self._client_as = client_as  # of a service, for what is done as the role of this ARN
+        self._scales = False  # the account has the role that scales endpoints
         self._wait_s = wait_s
         self._urls: dict[str, str] = {}
         self._failures: dict[str, str] = {}
@@ -49,7 +66,14 @@ class Endpoints:
             ("sagemaker", "UpdateEndpoint"): self.update,
             ("sagemaker", "DeleteEndpoint"): self.delete,
             ("sagemaker-runtime", "InvokeEndpoint"): self.invoke,
+            ("application-autoscaling", "RegisterScalableTarget"): self.make_scaling_role,
         }
+
+    def make_scaling_role(self, call: Call, environ: dict[str, Any]) -> None:
+        """The first registration of an account makes the service-linked role, with the rights of whoever registers."""
+        if not self._scales and call.identity:
+            self._permissions.require(call.identity, [scaling_role()])
+        self._scales = True
 
     @property
     def _moto(self) -> Any:
@@ -153,7 +177,7 @@ class Endpoints:
         """Brings an endpoint into service, or says why it did not come."""
         name = endpoint.endpoint_name
         time.sleep(self._wait_s)
-        reason = self._failures.pop(name, None)
+        reason = self._failures.pop(name, None) or self._start(name, config)
         if reason is None and self.asks_test:
             url, reason = self._ask_test(name, status, config)
             if url is not None:
@@ -166,10 +190,33 @@ class Endpoints:
         endpoint.last_modified_time = type(endpoint.creation_time).now(endpoint.creation_time.tzinfo)
         endpoint.endpoint_status = "Failed" if reason is not None and status == "Creating" else "InService"
 
-    def _ask_test(self, name: str, status: str, config: Any) -> tuple[str | None, str | None]:
+    def _models(self, name: str, config: Any) -> tuple[str, list[dict[str, Any]], list[Any]]:
+        """The configuration's name, its variants and their models; the endpoint's own where none is given."""
         config_name = config.endpoint_config_name if config else self._get(name).endpoint_config_name
         variants = self._moto.endpoint_configs[config_name].production_variants
-        models = [self._moto._models[variant["ModelName"]] for variant in variants]
+        return config_name, variants, [self._moto._models[variant["ModelName"]] for variant in variants]
+
+    def _start(self, name: str, config: Any) -> str | None:
+        """What the machines do before the container's first line; why that failed, or None."""
+        for model in self._models(name, config)[2]:
+            for container in list_containers(model):
+                if "ModelPackageName" in container:
+                    container = self._registry.container(container["ModelPackageName"])
+                asked = [*pull(container["Image"])]
+                if "ModelDataUrl" in container:
+                    bucket, key = split_uri(container["ModelDataUrl"])
+                    asked.append(Request("s3:GetObject", f"arn:aws:s3:::{bucket}/{key}"))
+                    asked += self._permissions.to_open(bucket, key)
+                role = name_of_role(model.execution_role_arn)
+                self._permissions.may(role, writing_log(f"/aws/sagemaker/Endpoints/{name}"))
+                try:
+                    self._permissions.require(role, asked)
+                except ServiceError as error:
+                    return f"The role {model.execution_role_arn} is not enough for model {model.model_name}: {error.message}"
+        return None
+
+    def _ask_test(self, name: str, status: str, config: Any) -> tuple[str | None, str | None]:
+        config_name, variants, models = self._models(name, config)
         answer: queue.Queue[tuple[str | None, str | None]] = queue.Queue()
         self._answers[name] = answer
         self._asked.put(
@@ -218,7 +265,25 @@ class Endpoints:
                 LogStreamArn=f"arn:aws:logs:{self._region}:{ACCOUNT}:log-group:/aws/sagemaker/Endpoints/{name}",
             )
         variant = found.production_variants[0]["VariantName"] if found.production_variants else "AllTraffic"
+        if (found.data_capture_config or {}).get("EnableCapture"):
+            self._capture(found, variant, body, answer)
         return status, [*headers, ("x-Amzn-Invoked-Production-Variant", variant)], answer
+
+    def _capture(self, endpoint: Any, variant: str, body: bytes, answer: bytes) -> None:
+        """A line for what was asked and answered; the service answers its caller, whether or not the role may write."""
+        wanted, name = endpoint.data_capture_config, endpoint.endpoint_name
+        bucket, prefix = split_uri(wanted["DestinationS3Uri"])
+        kept = {"endpointInput": {"data": body.decode()}, "endpointOutput": {"data": answer.decode()}}
+        moment = time.strftime("%Y/%m/%d/%H/%M-%S", time.gmtime())
+        key = f"{prefix.rstrip('/')}/{name}/{variant}/{moment}-{time.time_ns()}.jsonl"
+        (model,) = {model.execution_role_arn for model in self._models(name, None)[2]}
+        encryption = (
+            {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": wanted["KmsKeyId"]} if "KmsKeyId" in wanted else {}
+        )
+        with contextlib.suppress(self._s3.exceptions.ClientError):
+            self._client_as("s3", model).put_object(
+                Bucket=bucket, Key=key, Body=json.dumps({"captureData": kept}).encode(), **encryption
+            )
 
     def _post(self, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
         if name not in self._urls:

@@ -5,7 +5,6 @@ Once a step has failed no other one begins; those that run are waited for. Retry
 
 from __future__ import annotations
 
-import contextlib
 import json
 import queue
 import re
@@ -98,11 +97,6 @@ class StepRun:
         return {key: value for key, value in found.items() if value is not None}
 
 
-def stop_job(job: Job) -> None:
-    with contextlib.suppress(ServiceError):  # it has ended by itself
-        job.ask_stop()
-
-
 class Execution:
     """`start` once; the rest may be called from any thread."""
 
@@ -180,7 +174,7 @@ class Execution:
         for run in self._running():
             if run.job is not None and run.status != "Stopping":
                 run.status = "Stopping"
-                stop_job(run.job)
+                self._jobs.stop_as(self._role, run.job)
 
     def _begin_ready(self) -> bool:
         """Starts what may start now; whether anything was begun."""
@@ -249,7 +243,7 @@ class Execution:
         run.job = job = self._jobs.create_as(self._role, request)
         run.metadata = {"ProcessingJob": {"Arn": job.arn}}
         if self._stop.is_set():
-            stop_job(job)
+            self._jobs.stop_as(self._role, job)
         job.over.wait()
         if job.status != "Completed":
             run.end(job.status, job.failure_reason)
@@ -291,7 +285,7 @@ class Execution:
     def _read_uri(self, uri: str) -> bytes:
         bucket, key = split_uri(uri)
         try:
-            content: bytes = self._jobs.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            content: bytes = self._jobs.client_as("s3", self._role).get_object(Bucket=bucket, Key=key)["Body"].read()
         except self._jobs.s3.exceptions.ClientError as error:
             raise ExpressionError(f"ClientError: Unable to read property file from {uri}: {error}") from error
         return content

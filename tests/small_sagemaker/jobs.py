@@ -7,6 +7,7 @@ exit code is 0 and nobody ended the job. However many instances are asked for, o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -25,9 +26,9 @@ from .errors import ServiceError, refuse
 from .faults import Faults
 from .images import Image
 from .permissions import Permissions
-from .rights import name_of_role, pull, requests
+from .rights import name_of_role, pull, requests, writing_log
 from .tags import Tags
-from .transfer import LogStream, TransferError, Uploads, download
+from .transfer import LOG_GROUP, LogStream, TransferError, Uploads, download
 
 ENDS = ("Completed", "Failed", "Stopped")
 KEPT = (
@@ -198,10 +199,20 @@ class Jobs:
         self._threads: list[threading.Thread] = []
 
     def create_as(self, role: str, request: dict[str, Any]) -> Job:
-        """As a Pipeline does it, in the name of its role."""
-        call = Call("sagemaker", "CreateProcessingJob", request, SERVICE_KEY)
-        self.permissions.require(name_of_role(role), requests(call))
+        """As a Pipeline does it, in the name of its role, which also follows it."""
+        self.require(role, "CreateProcessingJob", request)
+        self.require(role, "DescribeProcessingJob", request)
         return self.create(request)
+
+    def stop_as(self, role: str, job: Job) -> None:
+        self.require(role, "StopProcessingJob", job.request)
+        with contextlib.suppress(ServiceError):  # it has ended
+            job.ask_stop()
+
+    def require(self, role: str, action: str, request: dict[str, Any]) -> None:
+        """Raises ServiceError where the role may not."""
+        given = request if action.startswith("Create") else {"ProcessingJobName": request["ProcessingJobName"]}
+        self.permissions.require(name_of_role(role), requests(Call("sagemaker", action, given, SERVICE_KEY)))
 
     def create(self, request: dict[str, Any]) -> Job:
         """Accepts or refuses a request and starts its job; the one way in for clients and for pipelines."""
@@ -231,6 +242,16 @@ class Jobs:
 
     def stop(self, name: str) -> None:
         self.get(name).ask_stop()
+
+    def delete(self, name: str) -> None:
+        """One that has ended; its name may be taken again then, and its log stays."""
+        if name not in self._jobs:
+            raise ServiceError("ResourceNotFound", f"Could not find requested job with name: {name}")
+        if (job := self._jobs[name]).status not in ENDS:
+            raise ServiceError("ResourceInUse", f"The processing job {job.arn} is {job.status} and cannot be deleted.")
+        with self._lock:
+            del self._jobs[name]
+        self.tags.forget(job.arn)
 
     def list_all(self) -> list[Job]:
         with self._lock:
@@ -282,6 +303,7 @@ class Run:
             return "Failed", self.fault.fail
         try:
             self.jobs.permissions.require(name_of_role(self.role), pull(application["ImageUri"]))
+            self.jobs.permissions.may(name_of_role(self.role), writing_log(LOG_GROUP))
         except ServiceError as error:
             return "Failed", f"ClientError: Cannot pull image {application['ImageUri']}: {error.message}"
         image = self.settings.find_image(application["ImageUri"])

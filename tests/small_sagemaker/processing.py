@@ -21,6 +21,7 @@ class ProcessingActions:
             ("sagemaker", "CreateProcessingJob"): self.create,
             ("sagemaker", "DescribeProcessingJob"): self.describe,
             ("sagemaker", "StopProcessingJob"): self.stop,
+            ("sagemaker", "DeleteProcessingJob"): self.delete,
             ("sagemaker", "ListProcessingJobs"): self.list_jobs,
             ("logs", "DescribeLogStreams"): self.hide_logs,
             ("logs", "GetLogEvents"): self.hide_logs,
@@ -35,6 +36,10 @@ class ProcessingActions:
 
     def stop(self, call: Call, environ: dict[str, Any]) -> dict[str, Any]:
         self.jobs.stop(call.parameters["ProcessingJobName"])
+        return {}
+
+    def delete(self, call: Call, environ: dict[str, Any]) -> dict[str, Any]:
+        self.jobs.delete(call.parameters["ProcessingJobName"])
         return {}
 
     def list_jobs(self, call: Call, environ: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class Registry:
         """The approval of a version, or None for what has none; raises ValidationException where there is no such."""
         return self._get(arn).get("ModelApprovalStatus")
 
+    def container(self, arn: str) -> dict[str, Any]:
+        """What a version is served from."""
+        found: dict[str, Any] = self._get(arn)["InferenceSpecification"]["Containers"][0]
+        return found
+
     def create_group(self, call: Call, environ: dict[str, Any]) -> dict[str, Any]:
         wanted = call.parameters
         name = wanted["ModelPackageGroupName"]

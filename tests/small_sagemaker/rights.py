@@ -15,6 +15,11 @@ ECR_WRITES = (
     "BatchCheckLayerAvailability", "BatchGetImage", "CompleteLayerUpload", "InitiateLayerUpload", "PutImage",
     "UploadLayerPart",
 )  # fmt: skip
+ALARMS = {
+    "PutScalingPolicy": ("PutMetricAlarm", "DescribeAlarms"),
+    "DeleteScalingPolicy": ("DeleteAlarms", "DescribeAlarms"),
+    "DeregisterScalableTarget": ("DeleteAlarms", "DescribeAlarms"),  # with the policies that the target has
+}
 FREE = {("sts", "GetCallerIdentity")}  # needs no right
 
 
@@ -51,9 +56,11 @@ def requests(call: Call) -> Iterator[Request]:
             arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/{given['EndpointName']}"
             yield Request(f"sagemaker:{call.action}", arn)
         case "application-autoscaling":
-            arn = f"arn:aws:application-autoscaling:{REGION}:{ACCOUNT}:scalable-target/0ec5"
-            about = {"application-autoscaling:service-namespace": given["ServiceNamespace"]}
-            yield Request(f"application-autoscaling:{call.action}", arn, about)
+            yield from _of_scaling(call.action, given)
+        case "codepipeline":
+            yield Request(f"codepipeline:{call.action}", f"arn:aws:codepipeline:{REGION}:{ACCOUNT}:{given['name']}")
+        case "sns":
+            yield Request(f"sns:{call.action}", given["TopicArn"])
         case "apigateway":
             model = f"/{given['restApiId']}/models/{given['modelName']}" if call.action == "GetModel" else ""
             yield Request("apigateway:GET", f"arn:aws:apigateway:{REGION}::/restapis{model}")
@@ -75,12 +82,49 @@ def pull(image: str) -> Iterator[Request]:
         yield Request(f"ecr:{verb}", f"arn:aws:ecr:{region}:{account}:repository/{repository}")
 
 
+def writing_log(group: str) -> Iterator[Request]:
+    """What the service asks as a role to write the lines of a container, and to count what it uses."""
+    at = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{group}"
+    yield Request("logs:CreateLogGroup", at)
+    for verb in ("CreateLogStream", "DescribeLogStreams", "PutLogEvents"):
+        yield Request(f"logs:{verb}", f"{at}:log-stream:1")
+    yield Request("cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "/".join(group.split("/")[:4])})
+
+
 def name_of_role(arn: str) -> str:
     return arn.rpartition("/")[2]
 
 
+def _of_scaling(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
+    """Application Auto Scaling looks at the endpoint and keeps the policy's alarms with the rights of whoever asks."""
+    name = "application-autoscaling"
+    if action.startswith("Describe"):  # which knows neither resources nor keys
+        yield Request(f"{name}:{action}", "*")
+        return
+    arn = f"arn:aws:{name}:{REGION}:{ACCOUNT}:scalable-target/0ec5"
+    yield Request(f"{name}:{action}", arn, {f"{name}:service-namespace": given["ServiceNamespace"]})
+    endpoint = given["ResourceId"].split("/")[1]
+    if action == "RegisterScalableTarget":
+        for verb in ("DescribeEndpoint", "UpdateEndpointWeightsAndCapacities"):
+            yield Request(f"sagemaker:{verb}", f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/{endpoint}")
+    alarm = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:TargetTracking-{given['ResourceId']}-AlarmHigh-0ec5"
+    for verb in ALARMS.get(action, ()):
+        yield Request(f"cloudwatch:{verb}", alarm)
+
+
+def scaling_role() -> Request:
+    """What the first RegisterScalableTarget of an account needs beside: it makes the role that scales."""
+    service = "sagemaker.application-autoscaling.amazonaws.com"
+    name = f"aws-service-role/{service}/AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
+    arn = f"arn:aws:iam::{ACCOUNT}:role/{name}"
+    return Request("iam:CreateServiceLinkedRole", arn, {"iam:awsservicename": service})
+
+
 def _of_s3(call: Call) -> Iterator[Request]:
     given = call.parameters
+    if call.action == "ListBuckets":
+        yield Request("s3:ListAllMyBuckets", "*")
+        return
     bucket = f"arn:aws:s3:::{given['Bucket']}"
     name = f"{bucket}/{given.get('Key', '')}"
     match call.action:
@@ -97,6 +141,8 @@ def _of_s3(call: Call) -> Iterator[Request]:
                     yield Request("kms:Decrypt", given["SSEKMSKeyId"])
         case "DeleteObject" | "AbortMultipartUpload":
             yield Request(f"s3:{call.action}", name)
+        case "HeadBucket":
+            yield Request("s3:ListBucket", bucket)
         case "GetBucketLocation":
             yield Request("s3:GetBucketLocation", bucket)
         case _:
@@ -139,10 +185,13 @@ def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
             arn = given["ResourceArn"]
         case _:
             raise AssertionError(f"nobody has said what right this needs: {action} {given}")
+    arn = arn.lower()  # as SageMaker writes names in ARNs
     yield Request(f"sagemaker:{action}", arn, _about(given))
     if given.get("Tags") and action != "AddTags":
         yield Request("sagemaker:AddTags", arn)
-    if disk := given.get("ProcessingResources", {}).get("ClusterConfig", {}).get("VolumeKmsKeyId"):
+    if disk := given.get("ProcessingResources", {}).get("ClusterConfig", {}).get("VolumeKmsKeyId") or given.get(
+        "KmsKeyId"
+    ):
         yield from (Request(f"kms:{verb}", disk) for verb in ("CreateGrant", "DescribeKey"))
     if role := given.get("RoleArn") or given.get("ExecutionRoleArn"):
         yield Request("iam:PassRole", role, {"iam:passedtoservice": "sagemaker.amazonaws.com"})

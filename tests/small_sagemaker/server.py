@@ -18,6 +18,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from . import stacks  # noqa: F401  # moto finds what is in it
 from .builds import Builds
 from .calls import ACCOUNT, SERVICE_KEY
+from .deliveries import Deliveries
 from .endpoints import Endpoints
 from .errors import ServiceError, refuse
 from .faults import Faults
@@ -68,7 +69,9 @@ class Server:
         self._events = self._client("events")
         self._ecr = self._client("ecr")
         registry = Registry(settings.name_arn, tags, self._tell_package_state, self._look_at_container)
-        self.endpoints = Endpoints(settings.region, registry, self.jobs.s3, settings.pending_s)
+        self.endpoints = Endpoints(
+            settings.region, registry, self.jobs.s3, settings.pending_s, self.gateway.permissions, self._client_as
+        )
         pipelines = Pipelines(self.jobs, settings.name_arn, tags)
         parts: tuple[Part, ...] = (
             self.gateway.permissions,
@@ -78,6 +81,7 @@ class Server:
             pipelines,
             ProcessingActions(self.jobs),
             Builds(settings.region, self.url, self._client_as, settings.pending_s),
+            Deliveries(),
         )
         for part in parts:
             self.gateway.actions |= part.actions()
@@ -166,6 +170,7 @@ class Server:
             **faults,
             "grant": self.gateway.permissions.grant,
             "refusal": self.refusal,
+            "attach": self.gateway.permissions.attach,
             "asked": self.gateway.permissions.asked,
             "calls": lambda: list(self.gateway.calls),
             "service_calls": lambda: list(self.gateway.service_calls),

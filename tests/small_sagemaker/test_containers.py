@@ -13,7 +13,7 @@ import pytest
 
 from . import JOB_KEY, Image, NotPermittedError, SmallSageMaker
 from .images import User
-from .trying import BUCKET, give, put, read_log, run_job
+from .trying import BUCKET, EVERYTHING, give, put, read_log, run_job
 
 
 def test_a_container_sees_its_own_files_and_nothing_of_this_machine(sagemaker: Any, logs: Any, tmp_path: Path) -> None:
@@ -87,6 +87,7 @@ def test_a_container_runs_as_the_user_of_its_image_and_opt_ml_is_roots() -> None
     except NotPermittedError as error:
         pytest.skip(f"{error}; .ci/run, as root, has all of it")
     with made as cloud:
+        cloud.grant("jobs", EVERYTHING)
         s3, sagemaker = cloud.client("s3"), cloud.client("sagemaker")
         s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": cloud.region})
         given = give(put(s3, "in/a"))

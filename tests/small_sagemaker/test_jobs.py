@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from .conftest import LARGE, SCARCE
+from .transfer import LOG_GROUP
 from .trying import (
     BUCKET,
     ask,
@@ -121,6 +123,24 @@ def test_a_name_is_given_once(sagemaker: Any) -> None:
     with pytest.raises(ClientError) as caught:
         sagemaker.create_processing_job(**ask("only-once"))
     assert code_of(caught) == "ResourceInUse"
+
+
+def test_the_name_of_a_deleted_job_is_free_and_its_log_stays(sagemaker: Any, logs: Any) -> None:
+    sagemaker.create_processing_job(**ask("passing", "echo first; sleep 600"))
+    wait_for(partial(says, logs, "passing", "first"))
+    with pytest.raises(ClientError) as caught:
+        sagemaker.delete_processing_job(ProcessingJobName="passing")
+    assert code_of(caught) == "ResourceInUse"
+    sagemaker.stop_processing_job(ProcessingJobName="passing")
+    await_end(sagemaker, "passing")
+    sagemaker.delete_processing_job(ProcessingJobName="passing")
+    for action in (sagemaker.describe_processing_job, sagemaker.delete_processing_job):
+        with pytest.raises(ClientError, match="Could not find"):
+            action(ProcessingJobName="passing")
+    time.sleep(1)  # a stream is named by the second
+    run_job(sagemaker, "passing", "echo second")
+    found = logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix="passing/")["logStreams"]
+    assert len(found) == 2
 
 
 def test_jobs_are_listed_by_a_piece_of_their_name_and_page_by_page(sagemaker: Any) -> None:

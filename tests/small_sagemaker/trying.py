@@ -13,6 +13,7 @@ from .transfer import LOG_GROUP
 
 BUCKET = "ml-bucket"
 ROLE = "arn:aws:iam::123456789012:role/jobs"
+EVERYTHING = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]  # for ROLE, where rights are not the question
 ONE_ATTEMPT = Config(retries={"total_max_attempts": 1})
 
 
