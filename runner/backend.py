@@ -42,9 +42,9 @@ def store(pipeline: Path) -> Store:
     return runs
 
 
-def registry(pipeline: Path, *, patience_s: float | None = None) -> Registry:
+def registry(pipeline: Path, *, profile: str | None = None, patience_s: float | None = None) -> Registry:
     """`patience_s` is how long a registry elsewhere is asked again where it does not answer."""
-    spec = load(pipeline)
+    spec = load(pipeline, profile)
     return _registry(pipeline.parent, spec, patience_s)
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import click
 import pytest
 import yaml
-from cloud import SAGEMAKER, running
+from account import attach, key
+from cloud import in_sagemaker, running
 from conftest import ROOT, Project, environment, parameters, program, recorded
 
 from runner.cli import group
@@ -299,6 +300,29 @@ def test_the_buildspec_runs_the_smoke_profile_for_a_pull_request(checkout: Check
     assert buildspec(checkout, {"CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"}).returncode == 4
 
 
+def test_a_pull_requests_build_asks_nothing_of_the_account(checkout: Checkout) -> None:
+    """Its role may write its log alone, and the branch has its versions in SageMaker."""
+    inputs = 'inputs = { champion = "approved:tiny" }\noutputs = { model = "model/" }\n[[gate]]'
+    model = '[model]\nname = "tiny"\nfrom = "only.model"\nregistry = "sagemaker"\n[profiles.smoke]'
+    kept = TOML.replace("[[gate]]", inputs, 1).replace("[profiles.smoke]", model) + 'model.registry = "local"\n'
+    cell = "open(model + '/x', 'w').write(champion)\nscore = 0.8"
+    checkout.write(
+        "only.ipynb",
+        parameters("level: int = 1\nmodel: str = ''\nchampion: str = ''"),
+        cell,
+        recorded("score", "score"),
+    )
+    shutil.copyfile(ROOT / "requirements.lock", checkout.folder / "requirements.lock")
+    with running() as cloud:
+        attach(cloud, checkout.toml(in_sagemaker(kept)))
+        cloud.forget_calls()
+        build = {**cloud.environment, **key("tiny-pull-request"), "CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"}
+        done = buildspec(checkout, build)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert cloud.calls == []
+        assert "tiny-pull-request" in checkout.shell("runner models", build).stderr  # whom SageMaker's refuses
+
+
 def test_where_the_pipeline_cannot_be_started_ci_is_red(checkout: Checkout) -> None:
     """Its words go through `tee`, which succeeds."""
     (checkout.programs / "runner").write_text(
@@ -317,7 +341,7 @@ def test_where_the_pipeline_cannot_be_started_ci_is_red(checkout: Checkout) -> N
 @pytest.mark.soak
 def test_the_buildspec_pushes_and_starts_the_pipeline_of_the_branch(checkout: Checkout) -> None:
     shutil.copyfile(ROOT / "requirements.lock", checkout.folder / "requirements.lock")
-    checkout.toml(TOML + SAGEMAKER)
+    toml = checkout.toml(in_sagemaker(TOML))
     trust = {
         "Statement": {
             "Effect": "Allow",
@@ -327,23 +351,25 @@ def test_the_buildspec_pushes_and_starts_the_pipeline_of_the_branch(checkout: Ch
     }
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}
     with running() as cloud:
+        attach(cloud, toml)
+        build = {**cloud.environment, **key("tiny-build")}
         cloud.client("iam").create_role(
-            RoleName="jobs", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", **trust})
+            RoleName="tiny-jobs", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", **trust})
         )
         cloud.client("ecr").create_repository(repositoryName="own")
         cloud.client("ecr").put_image(repositoryName="own", imageManifest=json.dumps(manifest), imageTag="1")
         for _ in range(2):  # as CodePipeline's Retry does
-            done = buildspec(checkout, {**cloud.environment, "CODEBUILD_RESOLVED_SOURCE_VERSION": "abc"})
+            done = buildspec(checkout, {**build, "CODEBUILD_RESOLVED_SOURCE_VERSION": "abc"})
             assert done.returncode == 0, done.stdout + done.stderr
         found = cloud.client("sagemaker").list_pipeline_executions(PipelineName="tiny")["PipelineExecutionSummaries"]
         assert len(found) == 1
         assert found[0]["PipelineExecutionArn"] in (checkout.folder / "summary.md").read_text()
         # where the service refuses to start it, the build is red
         cloud.faults.add("StartPipelineExecution", "AccessDeniedException", status=400)
-        assert buildspec(checkout, cloud.environment).returncode == 7
+        assert buildspec(checkout, build).returncode == 7
         # where the doctor finds something, nothing is pushed and nothing is started
-        cloud.client("iam").delete_role(RoleName="jobs")
-        assert buildspec(checkout, cloud.environment).returncode == 2
+        cloud.client("iam").delete_role(RoleName="tiny-jobs")
+        assert buildspec(checkout, build).returncode == 2
         found = cloud.client("sagemaker").list_pipeline_executions(PipelineName="tiny")["PipelineExecutionSummaries"]
         assert len(found) == 1
 

@@ -30,10 +30,11 @@ reason_option = click.option("--reason", required=True, metavar="TEXT", help="Wh
 
 @click.command("models")
 @click.argument("name", required=False)
+@click.option("--profile", metavar="NAME", help="Of the registry that [profiles.NAME] of the pipeline file has.")
 @click.option("--rebuild", is_flag=True, help="Make a damaged or lost registry anew from the copies of its events.")
 @json_option
 @pipeline_option
-def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Path) -> None:
+def models_command(name: str | None, profile: str | None, rebuild: bool, as_json: bool, pipeline: Path) -> None:
     """List registered model versions, of NAME or of all names.
 
     \b
@@ -46,8 +47,8 @@ def models_command(name: str | None, rebuild: bool, as_json: bool, pipeline: Pat
 
     if rebuild:
         actions.rebuild_registry(pipeline)
-    versions = backend.registry(pipeline).list(name)
-    judged = [rule.metric for rule in load(pipeline).gate]
+    versions = backend.registry(pipeline, profile=profile).list(name)
+    judged = [rule.metric for rule in load(pipeline, profile).gate]
     shown = [metric for metric in dict.fromkeys(judged) if any(metric in version.metrics for version in versions)]
     if as_json:
         print_json([version_json(version) for version in versions])
