@@ -13,11 +13,8 @@ import re
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,6 @@ import yaml
 from iam import ACCOUNT, REGION, Request, Stack
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 
-CREDENTIAL = re.compile(r"Credential=([^/]+)/")
 VARIABLE = re.compile(r"#\{(?:variables\.)?([\w.]+)\}")
 PHASES = ("install", "pre_build", "build", "post_build")
 
@@ -222,35 +218,3 @@ def role_name(arn: str) -> str:
 
 def git(folder: Path, *arguments: str | os.PathLike[str]) -> str:
     return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-@contextmanager
-def answering(pipeline: CodePipeline) -> Iterator[str]:
-    """The address where StartPipelineExecution of this pipeline is answered, to whoever may call it."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            _, _, identity = CREDENTIAL.findall(self.headers["authorization"])[0].partition(".")
-            arn = f"arn:aws:codepipeline:{REGION}:{ACCOUNT}:{asked['name']}"
-            try:
-                pipeline.cloud.require(identity, [Request("codepipeline:StartPipelineExecution", arn)])
-                assert asked["name"] == pipeline.name
-                variables = {one["name"]: one["value"] for one in asked.get("variables", [])}
-                started = pipeline.start(token=asked["clientRequestToken"], variables=variables)
-                status, body = 200, {"pipelineExecutionId": started.id}
-            except Exception as error:
-                status, body = 400, {"__type": "AccessDeniedException", "message": str(error)}
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account import attach, key
 from cloud import BUCKET, running
-from code_pipeline import CodePipeline, answering, git
+from code_pipeline import CodePipeline, git
 from conftest import REAL_TABLE, ROOT, environment
-from iam import ACCOUNT, INFRA, REGION, Stack, rights
+from iam import ACCOUNT, INFRA, REGION, Stack
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from test_rest import front
 from test_sagemaker_deploy import Machines
@@ -49,11 +50,6 @@ kind = "sagemaker"
 HANDLE = "import json, sys, index\nprint(index.handler(json.loads(sys.argv[1]), None))"
 
 
-def policies(*resources: str) -> list[dict[str, Any]]:
-    stack = Stack(INFRA / "policies.yaml", Project="churn", Bucket=BUCKET)
-    return [one for resource in resources for one in stack.policy(resource)]
-
-
 @dataclass
 class Account:
     """The stacks of docs/sagemaker.md in an account, and the repository that they listen to."""
@@ -64,7 +60,6 @@ class Account:
     delivery: CodePipeline
     deploy: CodePipeline
     queue: str
-    start_url: str
 
     def commit(self, message: str) -> None:
         git(self.repository, "add", "--all")
@@ -81,7 +76,7 @@ class Account:
 
     def ended(self) -> str:
         """How the newest execution of the SageMaker Pipeline ended."""
-        service = self.client("sagemaker", "churn-caller")
+        service = self.client("sagemaker", "caller")
         newest = service.list_pipeline_executions(PipelineName="churn", SortBy="CreationTime", SortOrder="Descending")
         arn = newest["PipelineExecutionSummaries"][0]["PipelineExecutionArn"]
         while True:
@@ -95,7 +90,7 @@ class Account:
     def approve(self, version: int) -> None:
         """As Studio's button does it, by somebody who may decide and do nothing else."""
         package = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:model-package/churn/{version}"
-        self.client("sagemaker", "churn-approver").update_model_package(
+        self.client("sagemaker", "approver").update_model_package(
             ModelPackageArn=package, ModelApprovalStatus="Approved", ApprovalDescription="metrics reviewed"
         )
 
@@ -109,8 +104,7 @@ class Account:
             variables = self.deploy.stack.render(
                 self.deploy.stack.template["Resources"]["Start"]["Properties"]["Environment"]["Variables"]
             )
-            key = {"AWS_ACCESS_KEY_ID": f"{CLIENT_KEY}.churn-deploy-start"}
-            here = {**self.cloud.environment, **variables, **key, "AWS_ENDPOINT_URL_CODEPIPELINE": self.start_url}
+            here = {**self.cloud.environment, **variables, **key("churn-deploy-start")}
             done = subprocess.run(
                 [sys.executable, "-c", HANDLE, message["Body"]], cwd=self.folder, text=True, capture_output=True,
                 env=environment(here), check=False,
@@ -121,10 +115,9 @@ class Account:
 
     def runner(self, who: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command in a checkout of the repository, by a person with one policy."""
-        key = {**self.cloud.environment, "AWS_ACCESS_KEY_ID": f"{CLIENT_KEY}.{who}"}
         return subprocess.run(
-            [Path(sys.prefix, "bin", "runner"), *arguments], cwd=self.repository, env=environment(key), text=True,
-            capture_output=True, check=False,
+            [Path(sys.prefix, "bin", "runner"), *arguments], cwd=self.repository, text=True,
+            env=environment({**self.cloud.environment, **key(who)}), capture_output=True, check=False,
         )  # fmt: skip
 
 
@@ -147,9 +140,9 @@ def account(tmp_path: Path) -> Iterator[Account]:
         )
         queue = furnish(cloud, deploy.stack)
         (tmp_path / "index.py").write_text(deploy.stack.template["Resources"]["Start"]["Properties"]["Code"]["ZipFile"])
-        url = stack.enter_context(answering(deploy))
         fill(repository)
-        yield Account(cloud, repository, tmp_path, delivery, deploy, queue, url)
+        attach(cloud, repository / "pipeline.toml")
+        yield Account(cloud, repository, tmp_path, delivery, deploy, queue)
 
 
 def fill(repository: Path) -> None:
@@ -167,23 +160,12 @@ def fill(repository: Path) -> None:
 
 
 def furnish(cloud: SmallSageMaker, deploy: Stack) -> str:
-    """The roles with their policies, the image, and a queue where the rule's function is."""
+    """The role that is looked at, the image, and a queue where the rule's function is."""
     trust = Stack(INFRA / "policies.yaml").template["Resources"]["JobRole"]["Properties"]["AssumeRolePolicyDocument"]
     cloud.client("iam").create_role(RoleName="churn-jobs", AssumeRolePolicyDocument=json.dumps(trust))
     manifest = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"})
     cloud.client("ecr").create_repository(repositoryName="own")
     cloud.client("ecr").put_image(repositoryName="own", imageManifest=manifest, imageTag="1")
-    common = {"Project": "churn", "Bucket": BUCKET, "Connection": CONNECTION}
-    cloud.grant("churn-jobs", policies("JobPolicy", "PipelinePolicy"))
-    cloud.grant("churn-caller", policies("CallerPolicy"))
-    cloud.grant("churn-approver", policies("ApproverPolicy"))
-    cloud.grant("churn-deployer", policies("DeployerPolicy"))
-    cloud.grant("churn-delivery", rights("delivery.yaml", "DeliveryRole", **common))
-    cloud.grant("churn-build", policies("CallerPolicy") + rights("delivery.yaml", "BuildRole", **common))
-    cloud.grant("churn-deploy", rights("deploy.yaml", "PipelineRole", **common))
-    cloud.grant("churn-deploy-build", policies("DeployerPolicy") + rights("deploy.yaml", "BuildRole", **common))
-    cloud.grant("churn-deploy-start", rights("deploy.yaml", "StartRole", **common))
-    cloud.grant("churn-rest", rights("rest.yaml", "FunctionRole", Project="churn", Endpoint="churn-production"))
     pattern = deploy.render(deploy.template["Resources"]["ApprovedRule"]["Properties"]["EventPattern"])
     cloud.client("events").put_rule(Name="approved", EventPattern=json.dumps(pattern))
     queue = cloud.client("sqs").create_queue(QueueName="approved")["QueueUrl"]
@@ -202,14 +184,15 @@ def test_a_push_becomes_an_answer_in_production_and_is_taken_back(account: Accou
     assert len(cloud.jobs()) == 4
 
     # what the person who decides sees
-    service = account.client("sagemaker", "churn-approver")
+    service = account.client("sagemaker", "approver")
     (summary,) = service.list_model_packages(ModelPackageGroupName="churn")["ModelPackageSummaryList"]
     assert summary["ModelApprovalStatus"] == "PendingManualApproval"
     seen = service.describe_model_package(ModelPackageName=summary["ModelPackageArn"])
     assert seen["ModelMetrics"]["ModelQuality"]["Statistics"]["S3Uri"].startswith(f"s3://{BUCKET}/churn/")
     card = json.loads(seen["ModelCard"]["ModelCardContent"])
     assert seen["ModelCard"]["ModelCardStatus"] == "PendingReview"
-    assert "evaluate.auc" in json.dumps(card["evaluation_details"])
+    measured = {one["name"]: one["metric_groups"][0]["metric_data"] for one in card["evaluation_details"]}
+    assert "auc" in {one["name"] for one in measured["evaluate"]}
     assert account.told() == ["None"]
     with pytest.raises(service.exceptions.ClientError, match="AccessDenied"):
         account.client("sagemaker", "churn-build").update_model_package(
@@ -218,7 +201,8 @@ def test_a_push_becomes_an_answer_in_production_and_is_taken_back(account: Accou
 
     deployed(account, 1)
     row = json.loads((account.repository / "smoke.json").read_text())
-    with front(cloud, "churn-production", AWS_ACCESS_KEY_ID=f"{CLIENT_KEY}.churn-rest") as rest:
+    with front(cloud, "churn-production", **key("churn-rest")) as rest:
+        attach(cloud, account.repository / "pipeline.toml")
         first = rest.ask(row)
         assert (first.status, first.json["model"]) == (200, "churn/1")
 
@@ -233,10 +217,10 @@ def test_a_push_becomes_an_answer_in_production_and_is_taken_back(account: Accou
         assert (second.status, second.json["model"]) == (200, "churn/2")
         assert second.json != first.json
 
-        back = account.runner("churn-deployer", "rollback", "production", "--reason", "complaints")
+        back = account.runner("deployer", "rollback", "production", "--reason", "complaints")
         assert back.returncode == 0, back.stderr
         assert rest.ask(row).json == first.json
-    history = account.runner("churn-approver", "history", "churn", "--json")
+    history = account.runner("approver", "history", "churn", "--json")
     kinds = [(event["version"], event["kind"]) for event in json.loads(history.stdout)]
     assert [one for one in kinds if one[1] in ("registered", "deployed", "rolled back")] == [
         (1, "registered"),
@@ -253,7 +237,10 @@ def deployed(account: Account, version: int) -> None:
     """The version is approved, deployed to staging, asked there, and to production once somebody has said yes."""
     account.approve(version)
     (started,) = account.told()
-    (execution,) = [one for one in account.deploy.executions.values() if one.id == started]
+    asked = [call.parameters for call in account.cloud.calls if call.action == "StartPipelineExecution"][-1]
+    variables = {one["name"]: one["value"] for one in asked["variables"]}
+    execution = account.deploy.start(token=asked["clientRequestToken"], variables=variables)
+    assert (asked["name"], execution.id) == (account.deploy.name, started)
     account.deploy.go_on(execution)
     assert (execution.done, execution.waits) == (["Source", "Staging"], "Approval"), execution.logs[-1]
     assert f"churn-staging serves churn/{version} as it should" in execution.logs[-1]
