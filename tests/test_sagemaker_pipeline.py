@@ -596,7 +596,7 @@ def test_the_list_of_steps_says_what_is_cached_and_what_comes_after_what(story: 
     assert next(row for row in rows if row[0] == "register")[3:5] == ["if", "gate-passed,"]
 
 
-def test_the_doctor_tells_what_the_latest_execution_has_shown(story: Story) -> None:
+def test_the_doctor_tells_what_the_latest_execution_has_shown(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = load(story.project.folder / "pipeline.toml")
     found = executions(backend.session(spec), spec)
     latest = story.cloud.client("sagemaker").list_pipeline_executions(
@@ -605,6 +605,7 @@ def test_the_doctor_tells_what_the_latest_execution_has_shown(story: Story) -> N
     said = f"execution {latest['PipelineExecutionArn'].rpartition('/')[2]} is {latest['PipelineExecutionStatus']}; "
     assert found.status == "ok"
     assert re.fullmatch(re.escape(said) + r"\d+ steps?, \d+ of them cached", found.said)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", CLIENT_KEY)  # the caller's policy is for the project's own Pipeline
     nowhere = executions(backend.session(spec), msgspec.structs.replace(spec, name="nowhere"))
     assert (nowhere.status, "There is no Pipeline nowhere" in nowhere.said) == ("ok", True)
 

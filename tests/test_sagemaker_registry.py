@@ -182,7 +182,7 @@ def test_the_package_leads_back_to_its_run(cloud: SmallSageMaker, tmp_path: Path
 def test_any_text_keeps_within_the_service_s_limits(cloud: SmallSageMaker, tmp_path: Path) -> None:
     odd = "Größe\n\t\x00„Anführung“ 🦜 <b>" * 90
     version = msgspec.structs.replace(new(1), description=odd, created_by=odd, commit=None)
-    registry = in_sagemaker(tmp_path, image=OWN)
+    registry = in_sagemaker(tmp_path, image=lambda: OWN)
     registry.register(version)
     assert registry.decide("m", 1, "approved", who=odd, why=odd).reason == odd
     found = described(cloud)
