@@ -101,20 +101,27 @@ def kept_image(
 
 
 def find_python(version: str) -> str:
-    """A Python of this version: the system's, pyenv's, or the one that uv keeps or fetches.
+    """A Python of this version: one that is installed, or that uv keeps or fetches.
 
     Raises NotPermittedError where none is here and none can be fetched.
     """
-    known = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))]
-    for python in filter(None, known):
-        if not subprocess.run([python, "-c", "import ssl, venv"], capture_output=True).returncode:
-            return str(python)
+    if python := installed_python(version):
+        return python
     uv = Path(sys.executable).parent / "uv"
     for command in (["install", "--quiet"], ["find", "--managed-python"]):
         done = subprocess.run([uv, "python", *command, version], capture_output=True, text=True)
     if done.returncode:
         raise NotPermittedError(f"there is no Python {version} here, and uv could not fetch one: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+def installed_python(version: str) -> str | None:
+    """The system's or pyenv's Python of this version that starts; None where there is none."""
+    known = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))]
+    for python in filter(None, known):
+        if not subprocess.run([python, "-c", "import ssl, venv"], capture_output=True).returncode:
+            return str(python)
+    return None
 
 
 def build(made: Path, python: str) -> None:

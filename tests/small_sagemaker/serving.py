@@ -26,7 +26,7 @@ from pathlib import Path
 
 from .container import CLONE_NEWNET, SYSTEM_PATH, Container
 from .errors import NotPermittedError
-from .images import DISTRIBUTION_PYTHON, Image, find_python, kept_image
+from .images import DISTRIBUTION_PYTHON, Image, installed_python, kept_image
 
 SOURCE = Path(__file__).parent / "xgboost_image"
 PORT = 8080
@@ -66,7 +66,8 @@ def xgboost_image() -> Image:
 
 def _build(made: Path) -> None:
     uv = Path(sys.executable).parent / "uv"
-    subprocess.run([uv, "venv", "--quiet", "--python", find_python(DISTRIBUTION_PYTHON), made], check=True)
+    python = installed_python(DISTRIBUTION_PYTHON) or sys.executable  # the image's, where this machine has it
+    subprocess.run([uv, "venv", "--quiet", "--python", python, made], check=True)
     install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", made / "bin" / "python"]
     subprocess.run([*install, "--no-deps", "--require-hashes", "-r", SOURCE / "image.lock"], check=True)
     (packages,) = made.glob("lib/python*/site-packages")
