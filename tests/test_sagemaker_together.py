@@ -7,11 +7,12 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from account import identities
+from account import identities, key
 from cloud import BUCKET, SAGEMAKER, RemoteProject, jobs, running
 from conftest import parameters, recorded
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
@@ -294,3 +295,22 @@ def test_parameters_that_nobody_could_give_are_not_taken_for_a_machine(tmp_path:
     own = "[steps.b.sagemaker]\ntimeout_s = 7\n[steps.c.sagemaker]\ntogether = false\n[steps.d.sagemaker]\nvolume_gb = 31\n"
     made = plan(project.toml(f'name = "fit"\n{steps}{own}')).pipeline
     assert [one_machine(made, "a", other) for other in "abcd"] == [True, True, False, False]
+
+
+def test_an_order_put_between_the_two_questions_for_it_is_read(
+    cloud: SmallSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may list below the prefix only is refused what is not there, and asks for a list, in which it may be by then."""
+    RemoteProject(tmp_path, cloud).toml('name = "between"\n')
+    for name, value in {**cloud.environment, **key("between-jobs")}.items():
+        monkeypatch.setenv(name, value)
+    seen, order = Bucket(Session(), BUCKET, "team/runs/between/"), "queue/1.json"
+    assert (seen.get(order), seen.size(order)) == (None, None)
+    for read, expected in ((seen.get, b"{}"), (seen.size, 2)):
+        cloud.client("s3").delete_object(Bucket=BUCKET, Key=seen.prefix + order)
+        fault = cloud.faults.add("ListObjectsV2", delay_s=1.5)
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(read, order)
+            wait_for(lambda fault=fault: cloud.faults.hits(fault) == 1)  # type: ignore[misc]
+            cloud.client("s3").put_object(Bucket=BUCKET, Key=seen.prefix + order, Body=b"{}")
+            assert found.result() == expected

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.records import FileFact
 
+T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
 PART_BYTES, MOST_PARTS = 16 << 20, 10_000  # of an upload; S3 takes parts of 5 MB or more, and so many
 THREADS = 4  # that send parts, each with one in memory
@@ -42,23 +43,31 @@ class Bucket:
 
     def get(self, key: str) -> bytes | None:
         """The object's bytes; None where there is none."""
-        whole = io.BytesIO()
-        try:
+
+        def read() -> bytes:
+            whole = io.BytesIO()
             self.fetch(key, whole)
-        except AwsError as error:
-            if self._absent(key, error):
-                return None
-            raise
-        return whole.getvalue()
+            return whole.getvalue()
+
+        return self._unless_absent(key, read)
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes; None where there is none."""
+        return self._unless_absent(key, lambda: int(self._call("head_object", key)["ContentLength"]))
+
+    def _unless_absent(self, key: str, read: Callable[[], T]) -> T | None:
+        """What `read` gives, None where there is no such object.
+
+        One that is refused and then listed is read once more: somebody may have put it there between the two questions.
+        """
         try:
-            return int(self._call("head_object", key)["ContentLength"])
+            return read()
         except AwsError as error:
             if self._absent(key, error):
                 return None
-            raise
+            if error.code not in DENIED:
+                raise
+        return read()
 
     def _absent(self, key: str, error: AwsError) -> bool:
         """Whether what was read is not there.

@@ -112,12 +112,11 @@ class Groups:
             try:
                 self._call("update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=said)
             except KeyError:
-                log.warning("%s is %s at stage %s, and its model package is gone", label, status.lower(), stage)
+                log.warning("%s is %s at %s, and its model package is gone", terminal(label), status.lower(), stage)
             except AwsError as error:
                 reason = REFUSED if error.code in DENIED else terminal(str(error))
-                log.warning(
-                    "SageMaker was not told that %s is %s at stage %s: %s", label, status.lower(), stage, reason
-                )
+                where = f"{label} is {status.lower()} at stage {stage}"
+                log.warning("SageMaker was not told that %s: %s", terminal(where), reason)
                 return
 
     def _call(self, action: str, about: str, **arguments: Any) -> dict[str, Any]:

@@ -256,7 +256,7 @@ class SageMakerRegistry:
         if listed.status == status:
             return None
         if status == "pending" and not changed(found):
-            log.warning("%s/%d was made as %s, by no decision: it is pending", name, number, listed.status)
+            log.warning("%s/%d was made as %s, by no decision: it is pending", terminal(name), number, listed.status)
             return None
         applied = carried_out(found)
         if last is not None and last.data != STANDS and last.seq > applied:

@@ -33,6 +33,7 @@ from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import artifact, atomic_write
 from runner.errors import RemoteError, UsageError
+from runner.escape import terminal
 from runner.gate import judge
 from runner.pipeline.file import VERDICT
 from runner.pipeline.notebook import read_notebook
@@ -193,7 +194,7 @@ class _Step:
         sequence, here = self.sequence, self.sequence.here
         folder = here.folder(sequence.session, self.name)
         place = self._place(folder)
-        sys.stdout.write(step_line(self.name, self.job.attempt) + "\n")
+        sys.stdout.write(terminal(step_line(self.name, self.job.attempt)) + "\n")
         folder.put(JOB, encode(self.job))
         arrived = {name: self._arrived(name) for name in self.job.inputs if name in self.addresses}
         for left in range(self.task.retries, -1, -1):

@@ -19,6 +19,7 @@ from runner.aws.processing.request import Place
 from runner.aws.processing.step_queue import LINGER_S, Order, put_order, read_order
 from runner.aws.session import Session
 from runner.errors import RemoteError, RunnerError
+from runner.escape import terminal
 from runner.records import StepJob, decode
 from runner.step.execute import JOB
 
@@ -66,7 +67,7 @@ def next_order(bucket: Bucket, at: str, number: int, stop: threading.Event, ling
         if order is not None:
             return order
         if time.monotonic() > until and put_order(bucket, at, number, Order()):
-            sys.stdout.write(f"runner: no step was ordered for {linger_s:.0f} s\n")
+            sys.stdout.write(terminal(f"runner: no step was ordered for {linger_s:.0f} s") + "\n")
             break
     return Order()
 
@@ -88,7 +89,7 @@ def _content(bucket: Bucket, key: str) -> bytes:
 
 
 def _say(job: StepJob) -> None:
-    sys.stdout.write(step_line(job.step, job.attempt) + "\n")
+    sys.stdout.write(terminal(step_line(job.step, job.attempt)) + "\n")
     sys.stdout.flush()
 
 
