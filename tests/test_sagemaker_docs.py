@@ -24,7 +24,7 @@ import click
 import pytest
 from cloud import RemoteProject
 from conftest import ROOT, Done, parameters, recorded
-from small_sagemaker import NotPermittedError, SmallSageMaker, own_image
+from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, own_image
 from small_sagemaker.images import kept_image
 from test_sagemaker_deploy import Machines
 
@@ -109,10 +109,16 @@ class Walk:
         done = subprocess.run(
             ["bash", "-c", f"set -eo pipefail\n{command}"],
             cwd=self.project.folder,
-            env={**self.project.cloud.environment, **self.project.extra, "PATH": f"{self.programs}:{os.environ['PATH']}", "HOME": str(self.project.folder)},
+            env={
+                **self.project.cloud.environment,
+                **self.project.extra,
+                "AWS_ACCESS_KEY_ID": CLIENT_KEY,  # who makes buckets and stacks is the account's administrator
+                "PATH": f"{self.programs}:{os.environ['PATH']}",
+                "HOME": str(self.project.folder),
+            },
             capture_output=True,
             text=True,
-        )  # fmt: skip
+        )
         return Done(done.returncode, done.stdout, done.stderr)
 
 
