@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 from iam import ACCOUNT, REGION, Request, Stack
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from small_sagemaker.buildspec import script
 
 VARIABLE = re.compile(r"#\{(?:variables\.)?([\w.]+)\}")
-PHASES = ("install", "pre_build", "build", "post_build")
 
 
 @dataclass
@@ -157,7 +157,7 @@ class CodePipeline:
             check=False,
         )
         execution.logs.append(done.stdout)
-        self._log(role, f"/aws/codebuild/{project['Name']}", done.stdout)
+        self._log(role, f"/aws/codebuild/{project['Name']}")
         for name in outputs:
             for found in [path for pattern in spec["artifacts"]["files"] for path in checkout.glob(pattern)]:
                 key = f"{self.name[:20]}/{name}/{execution.id}/{found.relative_to(checkout)}"
@@ -165,17 +165,10 @@ class CodePipeline:
         return done.returncode == 0
 
     def _project(self, name: str) -> dict[str, Any]:
-        resources = [self.stack.render(one) for one in self.stack.template["Resources"].values()]
-        wanted = name.removeprefix("ref-")
-        if wanted in self.stack.template["Resources"]:
-            found: dict[str, Any] = self.stack.render(self.stack.template["Resources"][wanted])["Properties"]
-            return found
-        (project,) = [
-            one["Properties"]
-            for one in resources
-            if one["Type"].endswith("CodeBuild::Project") and one["Properties"]["Name"] == wanted
-        ]
-        return dict(project)
+        """The template's CodeBuild project, which the pipeline names by `!Ref`."""
+        resource = self.stack.template["Resources"][name.removeprefix("ref-")]
+        found: dict[str, Any] = self.stack.render(resource["Properties"])
+        return found
 
     @property
     def _bucket(self) -> str:
@@ -199,17 +192,9 @@ class CodePipeline:
         content: bytes = client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         return content
 
-    def _log(self, role: str, group: str, text: str) -> None:
+    def _log(self, role: str, group: str) -> None:
         for verb in ("CreateLogStream", "PutLogEvents"):
             self._ask(f"logs:{verb}", f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{group}:log-stream:1", role=role)
-        assert text
-
-
-def script(spec: Mapping[str, Any]) -> str:
-    """The commands of all phases for one shell, which CodeBuild keeps; the first that fails ends it."""
-    commands = [one for phase in PHASES for one in spec["phases"].get(phase, {}).get("commands", [])]
-    lines = [f"{one.rstrip()}\nresult=$?; [ $result -eq 0 ] || exit $result" for one in commands]
-    return "\n".join(lines)
 
 
 def role_name(arn: str) -> str:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runner.aws.bucket import Bucket
 from runner.aws.own_image import NO_REPOSITORY, OwnImage, details, own_image, wanted
@@ -30,10 +30,10 @@ DEPLOY = "Deploy infra/image.yaml, as docs/sagemaker.md, section 8, has it."
 
 @dataclass(frozen=True)
 class Push:
-    """What a push came to: "there", "would build", "building" or "built"; `build` is CodeBuild's id."""
+    """What a push came to; `build` is CodeBuild's id."""
 
     addresses: list[str]
-    what: str
+    what: Literal["there", "would build", "building", "built"]
     build: str = ""
     size_bytes: int | None = None  # of the image as it is kept
 
@@ -126,7 +126,10 @@ def _running(session: Session, bucket: Bucket, made: OwnImage) -> str:
     content = bucket.get(_key(made, "build.json"))
     if content is None:
         return ""
-    build = str(json.loads(content)["id"])
+    try:
+        build = str(json.loads(content)["id"])
+    except (KeyError, TypeError, ValueError):  # damaged: as if nobody had started one
+        return ""
     found = _builds(session, build)
     return build if found and found[0]["buildStatus"] == RUNNING else ""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from runner.aws.package import serving_image
 from runner.aws.processing.bundle import package_files
-from runner.aws.session import DENIED, AwsError, Session
+from runner.aws.session import DENIED, AwsError, Session, domain
 from runner.errors import UsageError
 from runner.pipeline.remote import OWN, Settings
 
@@ -61,8 +61,7 @@ class OwnImage:
         return f"{self.environment}-{made.hexdigest()[:SERVER_CHARACTERS]}"
 
     def address(self, tag: str) -> str:
-        suffix = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
-        return f"{self.account}.dkr.ecr.{self.region}.{suffix}/{self.name}:{tag}"
+        return f"{self.account}.dkr.ecr.{self.region}.{domain(self.region)}/{self.name}:{tag}"
 
 
 def own_image(project: str, chosen: Settings, region: str, root: Path) -> OwnImage:
@@ -120,7 +119,7 @@ def require(session: Session, made: OwnImage, tag: str, *, what: str) -> None:
         if found is not None:
             return
         said = f"{made.name} has no image of this {made.lock}{' with this program' * (tag == made.server)}"
-        newest = max((one["imagePushedAt"] for one in _every(session, made)), default=None)
+        newest = max((one["imagePushedAt"] for one in _images(session, made)), default=None)
         if newest is None:
             said = f"{made.name} has no image yet"
         else:
@@ -137,22 +136,14 @@ def require(session: Session, made: OwnImage, tag: str, *, what: str) -> None:
 def details(session: Session, made: OwnImage, tag: str) -> dict[str, Any] | None:
     """What ECR has under the tag. Raises AwsError where there is no repository, or nobody may look."""
     try:
-        found: Sequence[dict[str, Any]] = session.call(
-            "ecr",
-            "describe_images",
-            about=f"image {made.address(tag)}",
-            registryId=made.account,
-            repositoryName=made.name,
-            imageIds=[{"imageTag": tag}],
-        )["imageDetails"]
+        return _images(session, made, imageIds=[{"imageTag": tag}])[0]
     except AwsError as error:
         if error.code == NO_IMAGE:
             return None
         raise
-    return found[0]
 
 
-def _every(session: Session, made: OwnImage) -> Sequence[dict[str, Any]]:
+def _images(session: Session, made: OwnImage, **which: Any) -> Sequence[dict[str, Any]]:
     """A page of what the repository has."""
     found: Sequence[dict[str, Any]] = session.call(
         "ecr",
@@ -160,5 +151,6 @@ def _every(session: Session, made: OwnImage) -> Sequence[dict[str, Any]]:
         about=f"repository {made.name}",
         registryId=made.account,
         repositoryName=made.name,
+        **which,
     )["imageDetails"]
     return found

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.aws.bucket import Bucket
-from runner.aws.session import Session
+from runner.aws.session import Session, domain
 from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.approval import check_files, read_files
@@ -162,5 +162,4 @@ def serving_image(region: str, chosen: str | None = None) -> str:
             f"It is not known which account holds {REPOSITORY} in {region}. "
             f'Write [sagemaker] serving_image = "ACCOUNT.dkr.ecr.{region}.amazonaws.com/{REPOSITORY}:{TAG}".'
         )
-    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"{ACCOUNTS[region]}.dkr.ecr.{region}.{suffix}/{REPOSITORY}:{TAG}"
+    return f"{ACCOUNTS[region]}.dkr.ecr.{region}.{domain(region)}/{REPOSITORY}:{TAG}"

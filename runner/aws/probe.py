@@ -19,7 +19,7 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.processing.jobs import Jobs
 from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import INPUT, OUTPUT, job_name, network
+from runner.aws.processing.request import INPUT, OUTPUT, copied, job_name, network
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.pipeline.remote import Settings
@@ -78,12 +78,6 @@ def probe(session: Session, project: str, chosen: Settings, *, root: Path) -> Ch
 
 
 def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str) -> dict[str, Any]:
-    source = {
-        "S3Uri": bundle,
-        "LocalPath": f"{INPUT}/bundle",
-        "S3DataType": "S3Prefix",
-        "S3InputMode": "File",
-    }
     target = {"S3Uri": answer.rpartition("/")[0], "LocalPath": OUTPUT, "S3UploadMode": "EndOfJob"}
     cluster: dict[str, Any] = {"InstanceCount": 1, "InstanceType": INSTANCE, "VolumeSizeInGB": chosen.volume_gb}
     made: dict[str, Any] = {
@@ -94,7 +88,7 @@ def _request(name: str, chosen: Settings, bundle: str, answer: str, region: str)
             "ContainerEntrypoint": ["python3", "-u", f"{INPUT}/bundle/_run.py"],
             "ContainerArguments": [MODULE, answer, region, *([chosen.kms_key] if chosen.kms_key else [])],
         },
-        "ProcessingInputs": [{"InputName": "bundle", "S3Input": source}],
+        "ProcessingInputs": [copied("bundle", bundle)],
         "ProcessingOutputConfig": {"Outputs": [{"OutputName": "out", "S3Output": target}]},
         "ProcessingResources": {"ClusterConfig": cluster},
         "StoppingCondition": {"MaxRuntimeInSeconds": LIMIT_S},

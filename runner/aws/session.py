@@ -185,6 +185,11 @@ def _broken_connection(error: Exception) -> bool:
     return isinstance(error, BotocoreConnectionError | HTTPClientError)
 
 
+def domain(region: str) -> str:
+    """What the names of AWS's services end with in the region."""
+    return "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+
+
 def _sentence(action: str, about: str, code: str, error: Exception) -> str:
     response = getattr(error, "response", None)
     said = response.get("Error", {}).get("Message", "") if isinstance(response, dict) else str(error)

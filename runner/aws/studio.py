@@ -16,7 +16,7 @@ import msgspec
 
 from runner.aws.bucket import Bucket
 from runner.aws.rights import identity
-from runner.aws.session import AwsError
+from runner.aws.session import AwsError, domain
 from runner.aws.upload import in_bucket
 from runner.errors import UsageError
 from runner.records import Pipeline
@@ -135,5 +135,4 @@ def _read(file: Path) -> str:
 
 
 def _url(place: Bucket, key: str) -> str:
-    suffix = "amazonaws.com.cn" if place.session.region.startswith("cn-") else "amazonaws.com"
-    return f"https://{place.name}.s3.{place.session.region}.{suffix}/{key}"
+    return f"https://{place.name}.s3.{place.session.region}.{domain(place.session.region)}/{key}"

@@ -48,10 +48,11 @@ def upload(
     before = _regular(file)
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    place = in_bucket(spec)
     by_content = to is None and as_ is None
+    option, asked = ("--to", to) if as_ is None else ("--as", as_)
+    key = f"{sha256[:NAMED_BY]}/{file.name}" if asked is None else _key(option, asked, file.name)
+    place = in_bucket(spec)
     if as_ is not None:
-        key = _key("--as", as_, file.name)
         if key.startswith((place.prefix, *OTHERS)):
             raise UsageError(
                 f"--as {as_!r} is the runner's own: {place.prefix} and {', '.join(OTHERS)} in the bucket are. "
@@ -59,7 +60,7 @@ def upload(
             )
         place = Bucket(place.session, place.name)
     else:
-        key = DATA + (f"{sha256[:NAMED_BY]}/{file.name}" if to is None else _key("--to", to, file.name))
+        key = DATA + key
     there = place.size(key)
     # a key that has the hash in it has those bytes, or another program wrote there
     same = there == before.st_size and (by_content or place.digest(key).sha256 == sha256)

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from moto.backends import get_backend
 
+from .buildspec import script
 from .calls import ACCOUNT, SERVICE_KEY, Call
 from .errors import ServiceError
 from .gateway import Action
@@ -166,7 +167,7 @@ class Builds:
             **{one["name"]: one["value"] for one in variables},
         }
         done = subprocess.run(
-            ["bash", "-c", "\n".join(spec["phases"]["build"]["commands"])],
+            ["bash", "-c", script(spec)],
             cwd=folder / "src", env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         return done.returncode, done.stdout.splitlines()

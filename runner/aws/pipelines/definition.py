@@ -35,7 +35,7 @@ from runner.aws.pipelines.pushed import (
 from runner.aws.pipelines.sdk import CONFIG, loaded, step_arguments
 from runner.aws.pipelines.shares import Share
 from runner.aws.processing._run import PLAIN
-from runner.aws.processing.request import HASH_TAG, INPUT, MOST_INPUTS, OUTPUT, Addresses, limit_s, request
+from runner.aws.processing.request import HASH_TAG, MOST_INPUTS, OUTPUT, Addresses, copied, limit_s, request
 from runner.errors import UsageError
 from runner.pipeline.file import VERDICT
 from runner.pipeline.remote import Settings, settings
@@ -132,7 +132,7 @@ class _Definition:
                     results.add(spec.from_.partition(".")[0])
                 if not share.fetches and spec.as_ == "path":
                     address = self._text(*pin, "address") if pin is not None else self._made(spec.from_)
-                    inputs.append(_input(f"in-{place}", address, f"in/{of}"))
+                    inputs.append(copied(f"in-{place}", address, f"in/{of}"))
             if step.name in self.gated:
                 results |= {other.name for other in self.laid.pushed.steps if not other.gated}
         if share.judges:
@@ -157,7 +157,7 @@ class _Definition:
         made["AppSpecification"]["ContainerArguments"] = [*[PLAIN] * share.looks, MODULE, STEPS, *share.names]
         made["ProcessingInputs"] = self._own(share.name, *["step"] * (len(share.steps) == 1)) + inputs
         if share.first:
-            made["ProcessingInputs"].append(_input("pushed", self.laid.bundles[PIN]))
+            made["ProcessingInputs"].append(copied("pushed", self.laid.bundles[PIN]))
         return made
 
     def _started(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class _Definition:
         return made
 
     def _own(self, name: str, *kinds: str) -> list[dict[str, Any]]:
-        return [_input("bundle", self.laid.runners[name]), *(_input(kind, self.laid.bundles[name]) for kind in kinds)]
+        return [copied("bundle", self.laid.runners[name]), *(copied(kind, self.laid.bundles[name]) for kind in kinds)]
 
     def _processing(
         self,
@@ -269,16 +269,6 @@ class _Definition:
     def _text(self, job: str, *path: str) -> Any:
         """As `_get`, where an argument of a job is: there the service's schema has no Std:JsonGet but in a Std:Join."""
         return self.sdk.Join(values=[self._get(job, *path)])
-
-
-def _input(name: str, address: Any, folder: str = "") -> dict[str, Any]:
-    source = {
-        "S3Uri": address,
-        "LocalPath": f"{INPUT}/{folder or name}",
-        "S3DataType": "S3Prefix",
-        "S3InputMode": "File",
-    }
-    return {"InputName": name, "S3Input": source}
 
 
 def _refuse_beyond(step: str, inputs: int, values: int) -> None:

@@ -109,11 +109,11 @@ def request(
             "ContainerArguments": [module],
         },
         "ProcessingInputs": [
-            _input("bundle", at.bundle),
-            _input("step", at.step),
-            _input("job", f"{at.attempt}job/"),
+            copied("bundle", at.bundle),
+            copied("step", at.step),
+            copied("job", f"{at.attempt}job/"),
             *(
-                _input(f"in-{number}", address, f"in/{key}")
+                copied(f"in-{number}", address, f"in/{key}")
                 for number, (key, address) in enumerate(sorted(at.inputs.items()))
             ),
         ],
@@ -159,7 +159,9 @@ def _cluster(settings: Settings) -> dict[str, Any]:
     return {**made, "VolumeKmsKeyId": settings.kms_key} if settings.kms_key else made
 
 
-def _input(name: str, address: str, folder: str = "") -> dict[str, Any]:
+def copied(name: str, address: Any, folder: str = "") -> dict[str, Any]:
+    """A job's input: what lies at the address is copied to `folder`, else `name`, below input/. A Pipeline's address may be
+    an expression."""
     source = {
         "S3Uri": address,
         "LocalPath": f"{INPUT}/{folder or name}",
