@@ -170,12 +170,17 @@ def test_a_build_that_fails_leaves_with_the_end_of_its_log_and_the_next_is_anoth
     assert re.search(r"The build tiny-image:\S+ ended FAILED\. Error while executing command", failed.err)
     assert "Is the docker daemon running?" in failed.err  # the log's last line
     assert (failed.out, place.tags()) == ("", [])
+    s3 = place.cloud.client("s3")
+    listed = s3.list_objects_v2(Bucket=BUCKET, Prefix="tiny/images/")["Contents"]
+    for note in [one["Key"] for one in listed if one["Key"].endswith("build.json")]:
+        s3.put_object(Bucket=BUCKET, Key=note, Body=b'{"id"')  # damaged: as if nobody had started one
+    assert place.push().code == 7
     create_project(place.cloud)
     with (place.folder / "requirements.lock").open("a") as file:  # so that what is handed over was never there
         file.write("# another\n")
     assert place.push("--no-wait").code == 0
     assert place.push().code == 0
-    assert place.builds() == 2  # the one that was started was followed
+    assert place.builds() == 3  # the one that was started was followed
     # neither policy has anything that was not needed for that
     builder = Stack(INFRA / "policies.yaml", **STACK, Model="tiny").policy("ImagePolicy")
     assert unneeded(builder, place.cloud.asked("builder")) == []

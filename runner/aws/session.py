@@ -131,8 +131,9 @@ class Session:
                 self._speed_up(service)
                 return reply
             if time.monotonic() - began + wait_s > self.patience_s:
+                came = f"was answered {code}" if isinstance(failed, ClientError) else f"had no connection ({code})"
                 raise AwsError(
-                    f"{about}: {action} was answered {code} for {self.patience_s:.0f} s. "
+                    f"{about}: {action} {came} for {self.patience_s:.0f} s. "
                     "What was started goes on; try again later, for example with `runner resume latest`.",
                     code=code,
                 ) from failed
