@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from runner.paths import AnyPath, FileName, RelativePath, Sha256
@@ -142,3 +143,11 @@ class RunManifest(Record, frozen=True, kw_only=True):
         if not self.pipeline.gate:
             return f"{self.pipeline_file} has no [[gate]]"
         return "not all steps that the gate judges were run"
+
+
+def recorded(results: Mapping[str, StepResult]) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Metrics and problems as a manifest has them, of the results of steps by name."""
+    return (
+        {f"{step}.{name}": metric for step, result in results.items() for name, metric in result.metrics.items()},
+        {f"{step}.{name}": said for step, result in results.items() for name, said in result.problems.items()},
+    )

@@ -375,7 +375,7 @@ def test_an_object_that_may_not_be_removed_is_named_and_is_no_failure(far: Exami
     cloud.faults.add("DeleteObject", "AccessDenied", status=403)
     found = far.doctor()
     assert found["bucket"]["status"] == "ok"
-    assert re.search(r"s3://work/tiny/doctor/\w+ stays", found["bucket"]["said"])
+    assert re.search(rf"s3://{BUCKET}/tiny/doctor/\w+ stays", found["bucket"]["said"])
 
 
 def test_a_role_that_is_not_there_or_not_one_is_said(far: Examined) -> None:

@@ -28,7 +28,7 @@ from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.content import atomic_write, file_fact
 from runner.errors import Refused, Tampered, UsageError
-from runner.manifest import ModelVersionRef, RunManifest, StepState
+from runner.manifest import ModelVersionRef, RunManifest, StepState, recorded
 from runner.paths import inside
 from runner.pipeline.file import APPROVED
 from runner.pipeline.remote import Settings, settings
@@ -113,6 +113,7 @@ class _Execution:
             self._keep_approved(fact)
         defaults = {parameter.key: parameter.default for parameter in self.pushed.parameters}
         given = self.pins.parameters if self.pins is not None else {}
+        metrics, problems = recorded(results)
         return RunManifest(
             run=self.run,
             pipeline_file=self.pushed.file,
@@ -129,10 +130,8 @@ class _Execution:
             steps=states,
             sources=sources,
             champion=self.pins.champion if self.pins is not None else None,
-            metrics={
-                f"{step}.{name}": metric for step, made in results.items() for name, metric in made.metrics.items()
-            },
-            problems={f"{step}.{name}": said for step, made in results.items() for name, said in made.problems.items()},
+            metrics=metrics,
+            problems=problems,
             verdict=verdict,
             model_version=self._version(),
             git=self.pushed.git,

@@ -17,7 +17,7 @@ from runner.aws.processing import inside
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.errors import RunnerError
-from runner.manifest import RunManifest, StepState
+from runner.manifest import RunManifest, StepState, recorded
 from runner.model.versions import NewVersion
 from runner.records import StepError, StepJob, StepResult, Verdict, encode
 from runner.run.registration import commit
@@ -37,7 +37,7 @@ def registered(
     """The result of `job`, one of `results`, once the model it asks for is registered; a failed one where that was
     refused."""
     result = results[job.step]
-    specs = found.pushed.pipeline.steps
+    specs, (metrics, problems) = found.pushed.pipeline.steps, recorded(results)
     manifest = RunManifest(
         run=found.run,
         pipeline_file=found.pushed.file,
@@ -49,8 +49,8 @@ def registered(
         steps=[StepState(name=name, notebook=specs[name].notebook, result=made) for name, made in results.items()],
         sources={pin.of: pin.fact for pin in found.pins.values()},
         champion=found.champion,
-        metrics={f"{step}.{name}": metric for step, made in results.items() for name, metric in made.metrics.items()},
-        problems={f"{step}.{name}": said for step, made in results.items() for name, said in made.problems.items()},
+        metrics=metrics,
+        problems=problems,
         verdict=verdict,
         git=found.pushed.git,
         environment=found.environment,

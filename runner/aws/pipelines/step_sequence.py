@@ -35,11 +35,12 @@ from runner.content import artifact, atomic_write
 from runner.errors import RemoteError, UsageError
 from runner.escape import terminal
 from runner.gate import judge
+from runner.manifest import recorded
 from runner.pipeline.file import VERDICT
 from runner.pipeline.notebook import read_notebook
 from runner.pipeline.remote import settings
 from runner.pipeline.types import DoesNotFit, read_text
-from runner.records import InputFact, InputSpec, Metric, Rule, StepJob, StepResult, Value, Verdict, decode, encode, read
+from runner.records import InputFact, InputSpec, Rule, StepJob, StepResult, Value, Verdict, decode, encode, read
 from runner.run.folder import as_input
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.retries import RETRIED
@@ -65,14 +66,6 @@ def judged(results: Mapping[str, StepResult], rules: Sequence[Rule]) -> Judged:
     verdict = judge(metrics, rules, problems=problems, present=present)
     said = " ".join(rule.sentence for rule in verdict.rules if rule.outcome not in ("pass", "not judged"))
     return Judged(verdict, said if len(said) <= LONGEST_REASONS else f"{said[:LONGEST_REASONS]} …")
-
-
-def recorded(results: Mapping[str, StepResult]) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Metrics and problems as a run's manifest has them."""
-    return (
-        {f"{step}.{name}": metric for step, result in results.items() for name, metric in result.metrics.items()},
-        {f"{step}.{name}": said for step, result in results.items() for name, said in result.problems.items()},
-    )
 
 
 def folders_before() -> dict[str, str]:
