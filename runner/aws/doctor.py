@@ -17,7 +17,7 @@ import msgspec
 
 from runner.aws.bucket import Bucket
 from runner.aws.evidence import events, executions
-from runner.aws.own_image import details, named, own_image, require
+from runner.aws.own_image import PUSH, details, lacking, named, own_image
 from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
 from runner.aws.processing.estimate import most_usd
@@ -25,7 +25,7 @@ from runner.aws.processing.executor import lock
 from runner.aws.processing.prices import Prices
 from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, logs, pass_role, registry, role
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
-from runner.errors import PipelineError, RemoteError, RunnerError, UsageError, counted
+from runner.errors import PipelineError, RemoteError, RunnerError, counted
 from runner.pipeline.remote import NEEDED, OWN, Settings, settings
 from runner.records import Pipeline
 from runner.run.doctor import Check, failed, ok, unknown
@@ -225,11 +225,9 @@ def own(session: Session, project: str, root: Path, chosen: Settings, what: str,
     made = own_image(project, chosen, session.region, root)
     tag = made.server if serves else made.environment
     try:
-        require(session, made, tag, what=what)
+        if said := lacking(session, made, tag):
+            return failed("image", f'{what} = "own", and {said}', f"{PUSH} builds it.")
         found = details(session, made, tag)
-    except UsageError as error:
-        said, _, fix = str(error).rpartition(": ")
-        return failed("image", said, fix)
     except AwsError as error:
         if error.code in DENIED:
             return unknown("image", f'{what} = "own": the caller may not ask (ecr:DescribeImages)')

@@ -112,25 +112,28 @@ def for_jobs(session: Session, project: str, chosen: Settings, root: Path) -> Se
 
 
 def require(session: Session, made: OwnImage, tag: str, *, what: str) -> None:
-    """Raises UsageError where there is no such image, with what to do; `what` in pipeline.toml asks for it. Who may not
-    look goes on: a job or an endpoint that cannot have it says so when it starts."""
+    """Raises UsageError where there is no such image, with what to do; `what` in pipeline.toml asks for it."""
+    if said := lacking(session, made, tag):
+        raise UsageError(f'{what} = "own", and {said}: {PUSH} builds it.')
+
+
+def lacking(session: Session, made: OwnImage, tag: str) -> str:
+    """Why there is no such image; "" where there is one. Who may not look goes on: a job or an endpoint that cannot have
+    it says so when it starts."""
     try:
-        found = details(session, made, tag)
-        if found is not None:
-            return
-        said = f"{made.name} has no image of this {made.lock}{' with this program' * (tag == made.server)}"
+        if details(session, made, tag) is not None:
+            return ""
         newest = max((one["imagePushedAt"] for one in _images(session, made)), default=None)
-        if newest is None:
-            said = f"{made.name} has no image yet"
-        else:
-            said += f", the newest is of {newest:%Y-%m-%d %H:%M} and was made of another one"
     except AwsError as error:
         if error.code in DENIED:
-            return
+            return ""
         if error.code != NO_REPOSITORY:
             raise
-        said = f"there is no repository {made.name}; deploy infra/image.yaml"
-    raise UsageError(f'{what} = "own", and {said}: {PUSH} builds it.')
+        return f"there is no repository {made.name}; deploy infra/image.yaml"
+    if newest is None:
+        return f"{made.name} has no image yet"
+    said = f"{made.name} has no image of this {made.lock}{' with this program' * (tag == made.server)}"
+    return f"{said}, the newest is of {newest:%Y-%m-%d %H:%M} and was made of another one"
 
 
 def details(session: Session, made: OwnImage, tag: str) -> dict[str, Any] | None:

@@ -259,8 +259,8 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
 
 def _way(way: Way) -> str:
     """A way to put the steps into jobs, in a line."""
-    kinds = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in way.jobs.items())
-    kinds = next(iter(way.jobs)) if len(way.jobs) == 1 else kinds
+    counts = way.jobs.items() if len(way.jobs) > 1 else [(kind, 1) for kind in way.jobs]  # of one kind it is all jobs
+    kinds = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts)
     price = "price not known" if way.ceiling_usd is None else f"at most {way.ceiling_usd:.2f} USD"
     how = {"apart": "together = false", "together": "[sagemaker] together = true"}.get(way.name, "")
     said = f"  {way.name:<9} {counted(sum(way.jobs.values()), 'job')} ({kinds}), {price}"

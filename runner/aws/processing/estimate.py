@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +98,16 @@ def _grouped(steps: Sequence[str], fit: Callable[..., bool]) -> list[list[str]]:
 
 
 def _way(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool) -> Way:
-    jobs, total = dict[str, int](), 0.0
+    jobs, costs = dict[str, int](), list[float | None]()
     for steps in groups:
         made = settings(plan.pipeline, steps[0])
         jobs[made.instance] = jobs.get(made.instance, 0) + 1
         prices = Prices.read(plan.root / made.prices if made.prices else None)
-        apart = [most_usd(plan.pipeline.steps[step], settings(plan.pipeline, step), prices) for step in steps]
+        costs += [most_usd(plan.pipeline.steps[step], settings(plan.pipeline, step), prices) for step in steps]
         saved = prices.of(made.instance, AFTER_STEP_S * (len(steps) - 1))
-        total += sum(float("nan") if price is None else price for price in [*apart, None if saved is None else -saved])
-    return Way(name, jobs, None if math.isnan(total) else total, chosen)
+        costs.append(None if saved is None else -saved)
+    known = [cost for cost in costs if cost is not None]
+    return Way(name, jobs, sum(known) if len(known) == len(costs) else None, chosen)
 
 
 def attempts(step: StepSpec | None) -> int:
