@@ -13,19 +13,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runner.run.unchanged import Repeated
+    from runner.run.fast_path import Repeated
 
 
 def main() -> None:
     if sys.argv[1:] == ["clean-notebook"]:  # git calls it for each notebook that it looks at
-        from runner.pipeline.cleaned import cleaned
+        from runner.notebook.strip_outputs import cleaned
 
         sys.stdout.buffer.write(cleaned(sys.stdin.buffer.read()))
         return
     outlive_readers()
     check_stack()
     if sys.argv[1:2] == ["run"]:
-        from runner.run.unchanged import again
+        from runner.run.fast_path import again
 
         made = again(sys.argv[2:])
         if made is not None:

@@ -27,6 +27,7 @@ Outcome = Literal["pass", "fail", "inconclusive", "error"]
 Better = Literal["higher", "lower"]
 FORKED, STANDARD = "forked", "standard"  # kernels that a notebook may be executed by
 USUAL_KERNEL = FORKED if sys.platform.startswith("linux") else STANDARD
+LOCK = "requirements.lock"  # the packages of a project, with their hashes
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +49,7 @@ class Vpc(Record, frozen=True, kw_only=True):
 
 
 class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """[sagemaker] and [steps.NAME.sagemaker]; what a step leaves out is the pipeline's. See `runner.pipeline.remote`."""
+    """[sagemaker] and [steps.NAME.sagemaker]; what a step leaves out is the pipeline's. See `runner.aws.settings`."""
 
     bucket: str | None = None
     prefix: str | None = None  # folder in the bucket; the pipeline's name

@@ -22,7 +22,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing.bundle import Bundle, Ignored, bundle, code_bundle, runner_bundle, upload
 from runner.aws.session import Session
 from runner.errors import UsageError
-from runner.pipeline.credentials import FORMS
+from runner.notebook.redaction import FORMS
 
 SOURCE = b'{"cells": [], "nbformat": 4}'
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RUN_ALL, Project, code, environment, parameters, text
 
-from runner.pipeline.defaults import with_defaults
+from runner.notebook.defaults import with_defaults
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import pytest
 from conftest import REAL_TABLE, ROOT, environment
 
 from runner.gate import judge
-from runner.pipeline.scraps import read_figures, read_scraps
+from runner.notebook.recorded import read_figures, read_scraps
 from runner.records import Metric, Rule, encode
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

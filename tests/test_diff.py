@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page, inert
 
-from runner.pipeline.notebook import Cell
-from runner.run.cells import cell_changes
+from runner.audit.cells import cell_changes
+from runner.notebook.source import Cell
 
 HOSTILE = "<script>document.title='owned'</script>|`@someone`\x1b[2J"
 PIPELINE = """

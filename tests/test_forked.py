@@ -25,10 +25,10 @@ from click.testing import CliRunner
 from conftest import ROOT, Project, children_of, code, environment, notebook, recorded
 from papermill.cli import papermill as papermill_cli
 
-from runner.pipeline.notebook import read_notebook
+from runner.kernel.choose import Imports, needs_standard
+from runner.notebook.source import read_notebook
 from runner.records import StepJob, StepResult, encode
 from runner.step.local import LocalExecutor
-from runner.step.start import Imports, needs_standard
 
 Cell = dict[str, Any] | str
 

@@ -34,7 +34,7 @@ from test_serve_records import PLANS, good, mixed, number, records, saved, sever
 import runner.model
 from runner.content import artifact
 from runner.errors import RunnerError
-from runner.lean import without
+from runner.import_blocking import without
 from runner.model.registry import LocalRegistry
 from runner.model.versions import NewVersion
 from runner.records import Metric, Target

@@ -16,9 +16,9 @@ import pytest
 from conftest import Done, Project, children_of, code, command, environment, parameters, text
 from nbformat import NotebookNode
 
-from runner.pipeline.credentials import Redactor
+from runner.notebook.redaction import Redactor
 from runner.records import StepJob
-from runner.step.ending import out_of_memory_count, why_ended
+from runner.step.outcome import out_of_memory_count, why_ended
 
 Run = Callable[..., Done]
 

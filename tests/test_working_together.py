@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.cli.git import install
-from runner.pipeline.cleaned import cleaned
-from runner.pipeline.notebook import code_cells
+from runner.notebook.source import code_cells
+from runner.notebook.strip_outputs import cleaned
 
 CELLS = (text("# Title"), parameters("x: int = 1"), "a = 1\nprint(a)", "middle = 0", "b = 2\nprint(b)")
 

@@ -15,6 +15,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.audit.tarball import FREE_BYTES, RATIO, Tarball
 from runner.aws.bucket import Bucket
 from runner.aws.session import Session, domain
 from runner.content import folder_artifact
@@ -25,7 +26,6 @@ from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.paths import inside
 from runner.records import FileFact
-from runner.run.tarball import FREE_BYTES, RATIO, Tarball
 
 SERVE = Path(__file__).parents[1] / "serve"  # whose files are read, never imported
 PROGRAM = "inference.py"

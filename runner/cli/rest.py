@@ -44,11 +44,13 @@ def rest_command(
     """
     import json
 
-    from runner import actions
     from runner.model.folder import load
+    from runner.project import Project
     from runner.serve.openapi import openapi, record_schema
 
-    version, folder = actions.approved_model(pipeline, model)
+    project = Project(pipeline)
+    version = project.version(model)
+    folder = project.version_folder(version)
     signature = load(folder, sha256=version.sha256).signature
     output.mkdir(parents=True, exist_ok=True)
     files = {

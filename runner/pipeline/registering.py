@@ -10,8 +10,8 @@ import ast
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from runner.notebook.source import Notebook, parsed, python_source
 from runner.pipeline.file import VERDICT, upstream
-from runner.pipeline.notebook import Notebook, parsed, python_source
 from runner.records import Pipeline, StepSpec
 
 HOW_TO_REGISTER = (
