@@ -53,7 +53,7 @@ from runner.pipeline.file import load
 from runner.project import Project
 from runner.records import Target, Verdict, encode
 from runner.run import provenance
-from runner.serve import inference
+from runner.scoring import inference
 from runner.serve.openapi import record_schema
 
 MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"})

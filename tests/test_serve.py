@@ -38,9 +38,9 @@ from runner.import_blocking import without
 from runner.model.registry import LocalRegistry
 from runner.model.versions import NewVersion
 from runner.records import Metric, Target
+from runner.scoring.inference import CONTENT_TYPES
 from runner.serve.app import KNOWN
 from runner.serve.describe import REFUSALS
-from runner.serve.inference import CONTENT_TYPES
 
 JSON, CSV = "application/json", "text/csv"
 ALLOWED = {200, 400, 406, 413, 415}

@@ -1,6 +1,6 @@
 """Reading requests of common forms in a fraction of the time that the standard library takes.
 
-`runner.serve.inference` must do without msgspec, which an endpoint's container has not. Here a request is read by it
+`runner.scoring.inference` must do without msgspec, which an endpoint's container has not. Here a request is read by it
 where that gives the very same rows, and else left to the other, which also says what is wrong. A single row becomes
 the numbers themselves: after each request's way through the kernel, numpy's many functions take as long as the trees.
 """
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner.serve.inference import CODED, CSV, JSON, LARGEST, LINES, NUMBER, BadInput
+from runner.scoring.inference import CODED, CSV, JSON, LARGEST, LINES, NUMBER, BadInput
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from runner.serve.inference import Column, Scorer
+    from runner.scoring.inference import Column, Scorer
 
 NONE = type(None)
 ARRAYS = re.compile(r'\s*(\{\s*"instances"\s*:\s*)?\[\s*\[')

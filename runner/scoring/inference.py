@@ -100,7 +100,7 @@ class Columns(tuple[Column, ...]):
     def read(self, rows: Rows) -> np.ndarray:
         """The rows as numbers, float64, shape (n_rows, n_columns). Raises BadInput."""
         if isinstance(rows, np.ndarray) and not (np.abs(rows) > LARGEST).any():
-            return rows  # as runner.serve.quick and runner.model read them
+            return rows  # as runner.scoring.fast_reading and runner.model read them
         made = np.empty((len(rows), len(self)))
         flat = list(itertools.chain.from_iterable(map(self._pick, rows) if self._coded else rows))
         kinds = set(map(type, flat))
@@ -181,7 +181,7 @@ class Scorer:
 
     def score(self, rows: Any) -> np.ndarray:
         """Probabilities or predicted numbers: float32, shape (n_rows,) or (n_rows, n_classes). Raises BadInput."""
-        if isinstance(rows, array):  # a single one, as runner.serve.quick reads it
+        if isinstance(rows, array):  # a single one, as runner.scoring.fast_reading reads it
             return self._booster.predict(rows.buffer_info()[0], 1, len(rows))
         made = self.columns.read(rows)
         if self.computes is not None:
