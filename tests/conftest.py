@@ -7,13 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import Done, command, environment, fork
 
 ROOT = Path(__file__).parents[1]
 REAL_TABLE = ROOT.parent / "shared" / "data" / "churn.txt"
@@ -108,19 +108,6 @@ def notebook(*cells: dict[str, Any] | str, kernel: str = "runner", language: str
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True)
 class Project:
     """A folder with a pipeline.toml and notebooks, and the command to run in it."""
 
@@ -138,16 +125,7 @@ class Project:
         return path
 
     def runner(self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
-        done = subprocess.run(
-            command(*arguments),
-            cwd=cwd or self.folder,
-            env=environment(env),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return fork(*arguments, folder=cwd or self.folder, env=environment(env))
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -176,18 +154,6 @@ class Project:
     def executed(self, step: str) -> dict[str, Any]:
         made: dict[str, Any] = json.loads((self.runs[-1] / "steps" / step / "executed.ipynb").read_text())
         return made
-
-
-def command(*arguments: str) -> Sequence[str]:
-    return [sys.executable, "-m", "runner", *arguments]
-
-
-def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    # what tests pages asks for them; most tests do not look, and half of a small run's time is theirs
-    extra = {"RUNNER_NO_REPORT": "1", **(extra or {})}
-    left_out = ("RUNNER_", "PYTEST_", "PYTHONDONTWRITEBYTECODE")  # the last would have each kernel compile its imports
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-    return {**kept, **extra}
 
 
 @pytest.fixture
