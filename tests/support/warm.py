@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 REQUEST_BYTES = 1 << 18
@@ -44,7 +45,7 @@ def load() -> None:
     for found in pkgutil.walk_packages(runner.__path__, "runner."):
         if not found.name.endswith(NOT_COMMANDS):
             importlib.import_module(found.name)
-    assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
+    assert threading.active_count() == len([*Path("/proc/self/task").iterdir()]) == 1
     gc.freeze()
     gc.enable()
 
