@@ -27,8 +27,9 @@ from typing import Any
 REQUEST_BYTES = 1 << 18
 # what commands import when they are used
 PACKAGES = (
-    "asyncio", "boto3", "jinja2", "markdown_it", "nbclient", "nh3", "pandas", "pyarrow.parquet", "rich.text",
-    "sklearn.metrics", "subprocess", "uvicorn", "xgboost",
+    "asyncio", "boto3", "ipython_pygments_lexers", "jinja2", "markdown_it", "nbclient", "nh3", "pandas",
+    "pyarrow.parquet", "pygments.formatters.html", "pygments.styles.default", "rich.text", "sklearn.metrics",
+    "subprocess", "uvicorn", "xgboost",
 )  # fmt: skip
 NOT_COMMANDS = ("__main__", "_run", "fork_server", "forked_app", "child", "wheel_backend", "plugin")
 
