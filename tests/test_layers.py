@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from conftest import ROOT
+from support.projects import ROOT
 
 LEAVES = {"records", "manifest", "errors", "escape", "paths", "content", "lean", "loopback", "failpoint"}
 # they import nothing of ours but each other, and an endpoint's container takes the first as it is
