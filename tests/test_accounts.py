@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Done, Project, command, environment
+from support.commands import Done, command, environment
+from support.projects import Project
 from test_crash import made
 
 from runner.failpoint import VARIABLE

@@ -20,8 +20,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from archives import MANIFEST, PACK, Archive, bomb, changed, header, places
-from conftest import Done, Project, environment, parameters
+from support.archives import MANIFEST, PACK, Archive, bomb, changed, header, places
+from support.commands import Done, environment
+from support.projects import Project, parameters
 from test_crash import BLOCK, small_disk  # noqa: F401 - a fixture
 from test_trust import TOML, passed, write_notebooks
 

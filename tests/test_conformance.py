@@ -14,8 +14,8 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
-from conftest import code, notebook, text
 from nbclient.exceptions import CellTimeoutError
+from support.projects import code, notebook, text
 
 from runner.records import StepJob, encode
 from runner.step.local import LocalExecutor

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Done, Project, children_of, command, environment, parameters, program, recorded
+from support.commands import Done, command, environment
+from support.projects import Project, children_of, parameters, program, recorded
 
 from runner.failpoint import NAMES, VARIABLE
 

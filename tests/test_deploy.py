@@ -22,7 +22,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Done, Project, children_of, command, environment
+from support.commands import Done, command, environment
+from support.projects import Project, children_of
 from test_serve_records import records, trained
 
 import runner.errors

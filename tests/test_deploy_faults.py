@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Done
+from support.commands import Done
 from test_deploy import TOML, Caller, Place, free_ports, load, models, place, wait_for  # noqa: F401 - fixtures
 
 from runner.failpoint import VARIABLE

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, Done, Project, parameters, program, text
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import Done
+from support.projects import PAGES, Project, parameters, program, text
 from test_report import Page, inert
 
 from runner.audit.cells import cell_changes

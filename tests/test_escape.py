@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, ROOT, Project, command, environment, parameters, recorded
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from support.commands import command, environment
+from support.projects import PAGES, ROOT, Project, parameters, recorded
 from test_report import Page
 from test_report import inert as nothing_runs
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, code, notebook
+from support.projects import Project, code, notebook
 from test_conformance import Cells, by_papermill, by_step, outputs
 
 from runner.import_blocking import without

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from conftest import ROOT
+from support.projects import ROOT
 
 LEAVES = {"records", "manifest", "errors", "escape", "paths", "content", "import_blocking", "loopback", "failpoint"}
 ALLOWED = {

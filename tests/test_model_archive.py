@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from archives import bomb, header
-from conftest import ROOT
+from support.archives import bomb, header
+from support.projects import ROOT
 from test_registry import folder_of, new
 
 from runner.aws.evaluation import evaluation

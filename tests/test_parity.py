@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xgboost as xgb
-from conftest import Project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
+from support.projects import Project
 from test_serve import approved
 
 import runner.model

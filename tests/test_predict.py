@@ -18,7 +18,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, command, environment
+from support.commands import command, environment
+from support.projects import Project
 from test_serve import approved
 from test_serve_records import computed, number, of, records, saved, several, trained
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, ROOT, Done, Project, parameters, recorded
+from support.commands import Done
+from support.projects import PAGES, ROOT, Project, parameters, recorded
 
 import runner.model
 from runner.content import artifact

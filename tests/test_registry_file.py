@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import environment
+from support.commands import environment
 from test_registry import FIRST_MODEL, SECOND_MODEL, everything, new, numbers
 
 from runner.errors import NewerStore, Refused, RegistryUnusable, RunnerError, Tampered, UsageError

@@ -13,8 +13,9 @@ from typing import Any
 
 import nbformat
 import pytest
-from browser import browser
-from conftest import PAGES, Done, Project, code, notebook, parameters, text
+from support.browser import browser
+from support.commands import Done
+from support.projects import PAGES, Project, code, notebook, parameters, text
 
 from runner.manifest import RunManifest
 from runner.records import read

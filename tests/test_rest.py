@@ -24,11 +24,12 @@ import pandas as pd
 import pytest
 from account import identities, key
 from cloud import BUCKET, running
-from conftest import REAL_TABLE, ROOT, Project, chromium, environment
 from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template, rights
 from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
 from small_sagemaker.trying import EVERYTHING
+from support.commands import environment
+from support.projects import REAL_TABLE, ROOT, Project, chromium
 from test_serve import CSV, JSON, ROW, Client, approved, serving
 from test_serve_container import ask, aws_image, of_real_table
 from test_serve_container import serving as in_awss_image

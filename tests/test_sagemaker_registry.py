@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 import pytest
 from account import identities, key
-from conftest import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from support.commands import environment
 from test_crash import TOML, made
 from test_registry import (
     BUCKET,

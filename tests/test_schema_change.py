@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Done
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import Done
 from test_deploy import MODEL, RUN, Caller, Place, models, place, remade  # noqa: F401 - fixtures
 from test_serve_records import records, trained
 

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Project, children_of, command, environment, program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.commands import command, environment
+from support.projects import ROOT, Project, children_of, program
 from test_serve_records import PLANS, good, mixed, number, records, saved, several, whole
 
 import runner.model

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xgboost as xgb
-from conftest import REAL_TABLE, ROOT, environment
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.commands import environment
+from support.projects import REAL_TABLE, ROOT
 
 import runner.model
 from runner.errors import UsageError

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, Project, command, environment, parameters, program, recorded
+from support.commands import command, environment
+from support.projects import PAGES, Project, parameters, program, recorded
 
 from runner.errors import RemoteError
 from runner.pipeline.addresses import is_public, public

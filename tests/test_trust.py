@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, Project, command, environment, parameters, recorded, text
+from support.commands import command, environment
+from support.projects import PAGES, Project, parameters, recorded, text
 
 from runner.failpoint import GC_NAMES, VARIABLE
 from runner.model.registry import LocalRegistry
