@@ -35,8 +35,9 @@ NOT_COMMANDS = ("__main__", "_run", "fork_server", "forked_app", "child", "wheel
 
 
 def load() -> None:
-    import runner
     from runner.lean import PAPERMILLS, without
+
+    import runner
 
     gc.disable()
     with without(*PAPERMILLS):
