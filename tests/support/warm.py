@@ -31,13 +31,12 @@ PACKAGES = (
     "pyarrow.parquet", "pygments.formatters.html", "pygments.styles.default", "rich.text", "sklearn.metrics",
     "subprocess", "uvicorn", "xgboost",
 )  # fmt: skip
-NOT_COMMANDS = ("__main__", "_run", "fork_server", "forked_app", "child", "wheel_backend", "plugin")
+NOT_COMMANDS = ("__main__", "_run", "forked.server", "kernel_app", "kernel_main", "wheel_backend", "plugin")
 
 
 def load() -> None:
-    from runner.lean import PAPERMILLS, without
-
     import runner
+    from runner.import_blocking import PAPERMILLS, without
 
     gc.disable()
     with without(*PAPERMILLS):
