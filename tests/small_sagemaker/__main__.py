@@ -26,6 +26,7 @@ from pathlib import Path
 # jsonschema, which moto imports, would build a grammar of addresses: three seconds for what nobody asks here
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
+from .container import start_interpreter  # noqa: E402
 from .control import ControlServer  # noqa: E402
 from .server import Server, load  # noqa: E402
 
@@ -75,12 +76,14 @@ def reap(*_: object) -> None:
 
 def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as requests:
+        interpreter = start_interpreter(sys.prefix)  # for all servers, imports while this does
         load()
         assert threading.active_count() == len([*Path("/proc/self/task").iterdir()]) == 1
         gc.freeze()
         signal.signal(signal.SIGCHLD, reap)
         serve(requests)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        interpreter.close()
         signal.alarm(END_S)  # one that nobody has closed ends when the tests' process does
         with contextlib.suppress(ChildProcessError):
             while os.wait():
