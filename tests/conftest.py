@@ -14,6 +14,10 @@ import pytest
 from support.commands import Done
 from support.projects import Project, parameters
 
+from runner.lean import deferred
+
+with deferred():  # half of what collecting the tests takes, in each process
+    import nbformat  # noqa: F401
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
 # XGBoost's threads wait for each other on shared cores, five times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
