@@ -123,3 +123,14 @@ def test_no_file_is_longer_than_400_lines() -> None:
 def test_the_package_knows_nothing_of_the_use_case() -> None:
     files = [path for path in (ROOT / "runner").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert not [path for path in files if b"churn" in path.read_bytes().lower()]
+
+
+def test_no_test_imports_another_tests_file() -> None:
+    tests = ROOT / "tests"
+    wrong = [
+        f"{path.relative_to(tests)} imports {name}"
+        for path in sorted(tests.rglob("*.py"))
+        for name, _ in imports(path)
+        if name.split(".")[0].startswith(("test_", "conftest"))
+    ]
+    assert not wrong
