@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from support.projects import Project
-from test_serve import approved
+from support.served import approved
 
 import runner.model
 import runner.serve.openapi
