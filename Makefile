@@ -9,13 +9,20 @@ BIN := $(VENV)/bin
 # where it is set, every kernel compiles the two thousand files it imports once more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: same-python run test soak bench bench-serving lab studio lint locks clean
+# a file's tests share what it has built, so they stay in one process
+TESTED = $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+
+.PHONY: same-python run test durations soak bench bench-serving lab studio lint locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
 
 test: $(VENV)/.all
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not soak"
+	$(TESTED) -m "not soak"
+
+# the order of the next runs: the longest files first
+durations: $(VENV)/.all
+	$(TESTED) -m "not soak" --record-durations
 
 soak: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 2 -m soak

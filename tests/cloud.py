@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 from account import attach, key, whose
-from conftest import ROOT, Done, Project
 from small_sagemaker import Image, NotPermittedError, SmallSageMaker, own_image
+from support.commands import Done
+from support.projects import ROOT, Project
 
 BUCKET = "work"
 SAGEMAKER = """

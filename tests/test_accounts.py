@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Done, Project, command, environment
-from test_crash import made
+from support.commands import Done, command, environment
+from support.projects import Project
+from support.three_steps import made
 
 from runner.failpoint import VARIABLE
 from runner.run import provenance

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, program
 from hypothesis import given
 from hypothesis import strategies as st
+from support.projects import ROOT, program
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.bundle import Bundle, Ignored, bundle, code_bundle, runner_bundle, upload

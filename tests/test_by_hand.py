@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RUN_ALL, Project, code, environment, parameters, text
+from support.commands import environment
+from support.projects import ROOT, RUN_ALL, Project, code, parameters, text
 
 from runner.pipeline.defaults import with_defaults
 

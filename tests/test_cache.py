@@ -10,7 +10,8 @@ from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
-from conftest import PAGES, Done, Project, environment, parameters, text
+from support.commands import Done, environment
+from support.projects import PAGES, Project, parameters, text
 
 TOML = """
 name = "cached"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, REAL_TABLE, ROOT, RUN_ALL, Project, environment
+from support.commands import environment
+from support.projects import PAGES, REAL_TABLE, ROOT, RUN_ALL, Project
 
 STEPS = ["data", "train", "evaluate", "register"]
 

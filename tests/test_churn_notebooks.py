@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REAL_TABLE, ROOT, environment
+from support.commands import environment
+from support.projects import REAL_TABLE, ROOT
 
 from runner.gate import judge
 from runner.pipeline.scraps import read_figures, read_scraps

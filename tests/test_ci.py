@@ -23,7 +23,8 @@ import pytest
 import yaml
 from account import attach, key
 from cloud import in_sagemaker, running
-from conftest import ROOT, Project, environment, parameters, program, recorded
+from support.commands import environment
+from support.projects import ROOT, Project, parameters, program, recorded
 
 from runner.cli import group
 from runner.pipeline.plan import plan

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from account import identities, key
 from cloud import BUCKET, running
-from conftest import Project, environment
 from iam import ACCOUNT, INFRA, REGION, Request, Stack, allowing, read_template, rights, unneeded
 from small_sagemaker import SmallSageMaker
+from support.commands import environment
+from support.projects import Project
 
 GROUP = "tiny"
 CHAPTER = "## 15. Taking it all away"

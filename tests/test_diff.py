@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, Done, Project, parameters, program, text
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import Page, inert
+from support.commands import Done
+from support.pages import Page, inert
+from support.projects import PAGES, Project, parameters, program, text
 
 from runner.pipeline.notebook import Cell
 from runner.run.cells import cell_changes

@@ -8,7 +8,8 @@ import re
 import subprocess
 
 import pytest
-from conftest import Project, command, environment, parameters
+from support.commands import command, environment
+from support.projects import Project, parameters
 
 from runner.cli import COMMANDS, HIDDEN
 

@@ -17,8 +17,9 @@ from typing import Any
 import boto3
 import pytest
 from cloud import BUCKET, RemoteProject, jobs, running
-from conftest import ROOT, Done, Project, parameters
 from small_sagemaker import SmallSageMaker
+from support.commands import Done
+from support.projects import ROOT, Project, parameters
 
 from runner.run.doctor import studio
 

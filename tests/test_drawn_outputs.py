@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, browser
-from conftest import Project, notebook, text
+from support.browser import Browser, browser
+from support.projects import Project, notebook, text
 
 from runner import escape
 from runner.manifest import RunManifest

@@ -15,11 +15,11 @@ import nbformat
 import papermill
 import pytest
 from click.testing import CliRunner
-from conftest import code, notebook
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.cli import papermill as papermill_cli
 from papermill.exceptions import PapermillException, PapermillExecutionError
 from papermill.iorw import papermill_io
+from support.projects import code, notebook
 
 Cell = dict[str, Any] | str
 

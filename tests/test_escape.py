@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PAGES, ROOT, Project, command, environment, parameters, recorded
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from test_report import Page
-from test_report import inert as nothing_runs
+from support.commands import command, environment
+from support.pages import Page
+from support.pages import inert as nothing_runs
+from support.projects import PAGES, ROOT, Project, parameters, recorded
 
 from runner import escape
 from runner.cli.terminal import drawn

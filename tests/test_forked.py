@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, Project, children_of, code, environment, notebook, recorded
 from papermill.cli import papermill as papermill_cli
+from support.commands import environment
+from support.projects import ROOT, Project, children_of, code, notebook, recorded
 
 from runner.pipeline.notebook import read_notebook
 from runner.records import StepJob, StepResult, encode

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 from account import identities, key, whose
 from cloud import BUCKET, RemoteProject, running
-from conftest import ROOT, Done, parameters
 from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template, unneeded
 from small_sagemaker import CLIENT_KEY, JOB_KEY, Call, SmallSageMaker
 from small_sagemaker.rights import scaling_role
-from test_registering import TRAIN
+from support.commands import Done
+from support.projects import ROOT, parameters
+from support.tiny_training import TRAIN
 from test_sagemaker_deploy import Machines
 
 INFRA = ROOT / "infra"

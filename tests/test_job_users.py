@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import pytest
 from cloud import BUCKET, SAGEMAKER, RemoteProject
-from conftest import parameters
 from small_sagemaker import NotPermittedError, SmallSageMaker, own_image
 from small_sagemaker.images import User
+from support.projects import parameters
 
 KEY = "arn:aws:kms:eu-west-1:123456789012:key/0"
 WORK = {"root": "/opt/ml/processing/work", "1000": "/tmp/runner-work", "sagemaker-user": "/opt/ml/processing/work"}

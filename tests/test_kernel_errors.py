@@ -11,7 +11,8 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import PAGES, Done, Project, code, notebook, parameters
+from support.commands import Done
+from support.projects import PAGES, Project, code, notebook, parameters
 
 from runner.records import FORKED, STANDARD, StepError, StepJob, StepResult, encode
 from runner.step.local import LocalExecutor

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, code, notebook
-from test_conformance import Cells, by_papermill, by_step, outputs
+from support.executed import Cells, by_papermill, by_step, outputs
+from support.projects import Project, code, notebook
 
 from runner.lean import without
 from runner.pipeline.notebook import Cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from conftest import ROOT
+from support.projects import ROOT
 
 LEAVES = {"records", "manifest", "errors", "escape", "paths", "content", "lean", "loopback", "failpoint"}
 # they import nothing of ours but each other, and an endpoint's container takes the first as it is
@@ -33,6 +33,14 @@ ALLOWED = {
     "callers": LEAVES | {"pipeline", "model", "serve", "aws", "backend"},
     "actions": LEAVES | {"pipeline", "model", "run", "step", "serve", "aws", "backend", "callers"},
     "cli": LEAVES | {"actions", "callers", "pipeline", "gate", "model", "run", "step", "serve", "report", "backend"},
+}
+# tests of SageMaker that others still import
+SHARED_TESTS = {
+    "test_rest",
+    "test_sagemaker",
+    "test_sagemaker_deploy",
+    "test_sagemaker_pipeline",
+    "test_serve_container",
 }
 HEAVY = {
     "papermill",
@@ -123,3 +131,14 @@ def test_no_file_is_longer_than_400_lines() -> None:
 def test_the_package_knows_nothing_of_the_use_case() -> None:
     files = [path for path in (ROOT / "runner").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert not [path for path in files if b"churn" in path.read_bytes().lower()]
+
+
+def test_no_test_imports_another_tests_file() -> None:
+    tests = ROOT / "tests"
+    wrong = [
+        f"{path.relative_to(tests)} imports {name}"
+        for path in sorted(tests.rglob("*.py"))
+        for name, _ in imports(path)
+        if name.split(".")[0].startswith("test_") and name not in SHARED_TESTS
+    ]
+    assert not wrong

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support.projects import ROOT
 
 TESTS = """
 import pytest
-from conftest import chromium, program
+from support.projects import chromium, program
 
 def test_looks_with_a_chromium():
     chromium()
@@ -39,6 +39,7 @@ def test_what_a_machine_lacks_is_skipped_with_its_reason_and_fails_in_ci(
     tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
     shutil.copyfile(ROOT / "tests" / "conftest.py", tmp_path / "conftest.py")
+    shutil.copytree(ROOT / "tests" / "support", tmp_path / "support")
     (tmp_path / "test_some.py").write_text(TESTS)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
@@ -67,7 +68,7 @@ def test_ci_allows_no_skip_and_installs_every_program_that_the_tests_ask_for() -
     assert "export PYTEST_ADDOPTS=--no-skips" in script
     asked = {
         line.split('program("')[1].split('"')[0]
-        for path in (ROOT / "tests").glob("*.py")
+        for path in (ROOT / "tests").rglob("*.py")
         if path.name != "test_machine.py"
         for line in path.read_text().splitlines()
         if 'program("' in line

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Done, Project, command, environment, notebook, parameters, program, recorded
+from support.commands import Done, command, environment
+from support.projects import Project, notebook, parameters, program, recorded
 
 TOML = """
 name = "tiny"

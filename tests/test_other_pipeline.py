@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import PAGES, Done, Project, code, parameters, text
+from support.commands import Done
+from support.projects import PAGES, Project, code, parameters, text
 
 TOML = """
 name = "diabetes"

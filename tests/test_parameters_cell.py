@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, Project, code, notebook, parameters, text
+from support.commands import Done
+from support.projects import Project, code, notebook, parameters, text
 
 from runner.errors import PipelineError
 from runner.pipeline.notebook import imported_names, python_source, read_notebook

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Done, Project, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import Done
+from support.projects import Project, parameters
 
 from runner.content import artifact
 from runner.errors import NewerStore, Tampered, UsageError

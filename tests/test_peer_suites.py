@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import environment
+from support.commands import environment
 
 PEERS = Path(__file__).parent / "peers"
 # papermill's tests of stores whose clients are not installed here, with which an engine has nothing to do

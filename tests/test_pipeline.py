@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Project, code, parameters
+from support.projects import Project, code, parameters
 
 from runner.errors import PipelineError
 from runner.pipeline.notebook import read_notebook

@@ -18,9 +18,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, command, environment
-from test_serve import approved
-from test_serve_records import computed, number, of, records, saved, several, trained
+from support.commands import command, environment
+from support.models import computed, number, of, records, saved, several, trained
+from support.projects import Project
+from support.served import approved
 
 import runner.model
 from runner.errors import Refused

@@ -22,9 +22,10 @@ import pytest
 from account import attach, key
 from cloud import BUCKET, running
 from code_pipeline import CodePipeline, git
-from conftest import REAL_TABLE, ROOT, environment
 from iam import ACCOUNT, INFRA, REGION, Stack
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from support.commands import environment
+from support.projects import REAL_TABLE, ROOT
 from test_rest import front
 from test_sagemaker_deploy import Machines
 from test_serve_container import aws_image

@@ -20,11 +20,12 @@ import pytest
 from account import identities
 from botocore.exceptions import ClientError
 from cloud import BUCKET, RemoteProject, jobs, running
-from conftest import Done, Project, parameters, recorded, text
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
 from small_sagemaker.trying import read_log
-from test_sources import serving
+from support.commands import Done
+from support.projects import Project, parameters, recorded, text
+from support.web import serving
 
 from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
 

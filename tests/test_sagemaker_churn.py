@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from cloud import BUCKET, SAGEMAKER, RemoteProject, running
-from conftest import PAGES, REAL_TABLE, ROOT, Done
 from small_sagemaker import NotPermittedError, SmallSageMaker, distribution_image
+from support.commands import Done
+from support.projects import PAGES, REAL_TABLE, ROOT
 
 STEPS = ["data", "train", "evaluate", "register"]
 

@@ -22,13 +22,14 @@ import pytest
 from account import identities, key
 from botocore.exceptions import ClientError
 from cloud import BUCKET, RemoteProject
-from conftest import ROOT, Done
 from small_sagemaker import SERVICE_KEY, Image, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
 from small_sagemaker.serving import ServingContainer
 from small_sagemaker.trying import ONE_ATTEMPT
+from support.commands import Done
+from support.models import records, trained
+from support.projects import ROOT
 from test_serve_container import aws_image
-from test_serve_records import records, trained
 
 import runner.model
 from runner import backend

@@ -23,9 +23,10 @@ from typing import Any, cast
 import click
 import pytest
 from cloud import RemoteProject
-from conftest import ROOT, Done, parameters, recorded
 from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, own_image
 from small_sagemaker.images import kept_image
+from support.commands import Done
+from support.projects import ROOT, parameters, recorded
 from test_sagemaker_deploy import Machines
 
 from runner.cli import group

@@ -21,11 +21,12 @@ import msgspec
 import pytest
 from account import identities
 from cloud import BUCKET, SAGEMAKER, RemoteProject, running
-from conftest import ROOT, Done, Project, environment, parameters, recorded
 from hypothesis import given
 from hypothesis import strategies as st
 from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, distribution_image
 from small_sagemaker.trying import read_log
+from support.commands import Done, environment
+from support.projects import ROOT, Project, parameters, recorded
 
 from runner import actions, backend
 from runner.aws.bucket import Bucket

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from account import identities, key
 from cloud import BUCKET, SAGEMAKER, RemoteProject, jobs, running
-from conftest import parameters, recorded
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from support.projects import parameters, recorded
 from test_sagemaker import FIELDS, GATE, NEEDS, TOML, Case, executed, made_project, notebook_begun, plain, wait_for
 from test_sagemaker_pipeline import SETTINGS, Story, write
 

@@ -14,9 +14,9 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, notebook
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.projects import ROOT, notebook
 
 from runner import scraps
 from runner.errors import UsageError

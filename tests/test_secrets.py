@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
-from conftest import PAGES, Project, parameters
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.projects import PAGES, Project, parameters
 
 from runner.pipeline.credentials import MARK, Redactor
 

@@ -17,12 +17,12 @@ import flask
 import pandas as pd
 import pytest
 import xgboost as xgb
-from conftest import REAL_TABLE, ROOT
 from small_sagemaker.container import check_permitted
 from small_sagemaker.errors import NotPermittedError
 from small_sagemaker.images import Image
 from small_sagemaker.serving import ServingContainer, xgboost_image
-from test_serve_records import records, saved, trained
+from support.models import records, saved, trained
+from support.projects import REAL_TABLE, ROOT
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, INSIDE, check_package, package

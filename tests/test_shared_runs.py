@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from account import identities
 from cloud import BUCKET, SAGEMAKER, in_sagemaker, jobs, running
-from conftest import ROOT, Done, Project, code, parameters, recorded
 from small_sagemaker import SmallSageMaker
+from support.commands import Done
+from support.projects import ROOT, Project, code, parameters, recorded
 
 TOML = f"""
 name = "shared"

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Project, environment
+from support.commands import environment
+from support.projects import Project
 
 # the command, then the installed packages that it has imported, on the last line of stderr
 LOOK = """

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Done, Project, children_of, code, command, environment, parameters, text
 from nbformat import NotebookNode
+from support.commands import Done, command, environment
+from support.projects import Project, children_of, code, parameters, text
 
 from runner.pipeline.credentials import Redactor
 from runner.records import StepJob

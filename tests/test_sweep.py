@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from cloud import RemoteProject, jobs, running
-from conftest import PAGES, REAL_TABLE, ROOT, Done, Project, parameters, recorded
+from support.commands import Done
+from support.projects import PAGES, REAL_TABLE, ROOT, Project, parameters, recorded
 
 from runner.records import USUAL_KERNEL
 

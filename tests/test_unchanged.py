@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, environment, parameters, program, recorded
+from support.commands import environment
+from support.projects import Project, parameters, program, recorded
 
 from runner.cli.git import install
 from runner.model.registry import LocalRegistry

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Project, parameters
+from support.projects import ROOT, Project, parameters
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.bundle import runner_bundle

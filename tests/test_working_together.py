@@ -12,9 +12,10 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import ROOT, Done, Project, code, command, environment, notebook, parameters, program, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import Done, command, environment
+from support.projects import ROOT, Project, code, notebook, parameters, program, text
 
 from runner.cli.git import install
 from runner.pipeline.cleaned import cleaned
