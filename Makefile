@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # a file's tests share what it has built, so they stay in one process
-TESTED = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+TESTED = $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: same-python run test durations soak bench bench-serving lab studio lint locks clean
 

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import Done
-from support.projects import Project, parameters
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
 # XGBoost's threads wait for each other on shared cores, five times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+pytest.register_assert_rewrite("support")
+
+from support.commands import Done  # noqa: E402 - after what rewrites its assertions
+from support.projects import Project, parameters  # noqa: E402
+
+from runner.lean import deferred  # noqa: E402
+
+with deferred():  # half of what collecting the tests takes, in each process
+    import nbformat  # noqa: F401
+pytest_plugins = ["support.disk", "support.places"]  # fixtures of several files
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background, and all below inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file, from `make durations`

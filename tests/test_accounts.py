@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.commands import Done, command, environment
 from support.projects import Project
-from test_crash import made
+from support.three_steps import made
 
 from runner.failpoint import VARIABLE
 from runner.run import provenance

@@ -22,9 +22,9 @@ import msgspec
 import pytest
 from support.archives import MANIFEST, PACK, Archive, bomb, changed, header, places
 from support.commands import Done, environment
+from support.disk import BLOCK
+from support.passed import TOML, passed, write_notebooks
 from support.projects import Project, parameters
-from test_crash import BLOCK, small_disk  # noqa: F401 - a fixture
-from test_trust import TOML, passed, write_notebooks
 
 from runner.audit.archive import FAILPOINTS
 from runner.cli import entry
@@ -547,7 +547,7 @@ def import_with_space_for(blocks: int, project: Project, packed: Path) -> Done:
     return done
 
 
-def fill(small_disk: Path, packed: Path, blocks: int) -> Done:  # noqa: F811
+def fill(small_disk: Path, packed: Path, blocks: int) -> Done:
     project = Project(small_disk / "laptop")
     project.folder.mkdir()
     done = import_with_space_for(blocks, project, packed)
@@ -560,7 +560,7 @@ def fill(small_disk: Path, packed: Path, blocks: int) -> Done:  # noqa: F811
     return done
 
 
-def test_a_full_disk_leaves_no_run_half_taken_in(packed: Path, small_disk: Path) -> None:  # noqa: F811
+def test_a_full_disk_leaves_no_run_half_taken_in(packed: Path, small_disk: Path) -> None:
     codes = [fill(small_disk, packed, blocks).code for blocks in (0, 6, 20, 45)]
     assert codes[0] == 8
 
@@ -568,7 +568,7 @@ def test_a_full_disk_leaves_no_run_half_taken_in(packed: Path, small_disk: Path)
 @pytest.mark.soak
 def test_a_disk_that_fills_at_any_write_of_an_import_leaves_no_run_half_taken_in(
     packed: Path,
-    small_disk: Path,  # noqa: F811
+    small_disk: Path,
 ) -> None:
     codes = [fill(small_disk, packed, blocks).code for blocks in range(90)]
     assert (codes[0], codes[-1]) == (8, 0)

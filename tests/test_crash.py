@@ -10,35 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.commands import Done, command, environment
-from support.projects import Project, children_of, parameters, program, recorded
+from support.disk import BLOCK
+from support.projects import Project, children_of, parameters
+from support.three_steps import made
 
 from runner.failpoint import NAMES, VARIABLE
 
-TOML = """
-name = "crash"
-[steps.first]
-notebook = "first.ipynb"
-inputs = { source = "./in.txt" }
-outputs = { model = "model/" }
-[steps.second]
-notebook = "second.ipynb"
-inputs = { model = "first.model", before = "approved:thing" }
-outputs = { scored = "scored.txt" }
-[[gate]]
-metric = "second.score"
-min = 0.5
-[model]
-name = "thing"
-from = "first.model"
-[steps.last]
-notebook = "last.ipynb"
-inputs = { model = "first.model", verdict = "gate.verdict" }
-"""
 # as steps of one run, or runs of one sweep, may be the first to read a manifest at one moment
 READ_AT_ONCE = """
 import sys, threading
@@ -56,33 +37,6 @@ for thread in threads: thread.join()
 assert len(read_by) == 8
 """
 BEFORE_A_MANIFEST = ("run folder made", "snapshot taken")
-
-
-def made(folder: Path) -> Project:
-    project = Project(folder)
-    project.folder.mkdir(parents=True, exist_ok=True)
-    (folder / "in.txt").write_text("seed\n")
-    project.write(
-        "first.ipynb",
-        parameters('source: str = ""\nmodel: str = ""'),
-        "import json, pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)",
-        # registered by its bytes alone; nothing here loads it
-        "(place / 'model.json').write_text(json.dumps({'trees': open(source).read()}))\n"
-        "(place / 'signature.json').write_text('{}')",
-    )
-    project.write(
-        "second.ipynb",
-        parameters('model: str = ""\nbefore: str = ""\nscored: str = ""'),
-        "assert open(scored, 'w').write(open(model + '/model.json').read() * 3)",
-        recorded("score", "0.75"),
-    )
-    project.write(
-        "last.ipynb",
-        parameters('model: str = ""\nverdict: str = ""'),
-        "from runner.model.request import register\nregister(model, card='# Thing')",
-    )
-    project.toml(TOML)
-    return project
 
 
 @pytest.fixture(scope="module")
@@ -267,23 +221,6 @@ def test_forty_kills_at_random_moments_lose_nothing(
         finished(project)
         sound(project, undisturbed)
         shutil.rmtree(project.folder)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB; needs the right to mount, which root in a container may lack."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        [program("mount"), "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
-
-
-BLOCK = 4096  # of a tmpfs
 
 
 def run_with_space_for(blocks: int, project: Project) -> Done:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from support.commands import Done
-from test_deploy import TOML, Caller, Place, free_ports, load, models, place, wait_for  # noqa: F401 - fixtures
+from support.places import TOML, Caller, Place, free_ports, load, wait_for
 
 from runner.failpoint import VARIABLE
 from runner.model.deployment import FAILPOINTS
@@ -40,7 +40,7 @@ time.time, datetime.datetime = now, Shifted
 # The clock
 
 
-def test_a_rollback_goes_by_the_order_of_changes_whatever_the_clock_said(place: Place, tmp_path: Path) -> None:  # noqa: F811
+def test_a_rollback_goes_by_the_order_of_changes_whatever_the_clock_said(place: Place, tmp_path: Path) -> None:
     clock = tmp_path / "offset"
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
     env = {"PYTHONPATH": str(tmp_path), "CLOCK": str(clock)}
@@ -91,7 +91,7 @@ def test_changes_of_several_models_at_a_target_are_in_order_whatever_the_clock_s
 
 
 @pytest.fixture
-def small(models: Path, tmp_path: Path) -> Iterator[Place]:  # noqa: F811
+def small(models: Path, tmp_path: Path) -> Iterator[Place]:
     """As `place`, on a disk of its own that can be filled."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -112,7 +112,7 @@ def small(models: Path, tmp_path: Path) -> Iterator[Place]:  # noqa: F811
 
 
 @contextlib.contextmanager
-def full(place: Place, pages: int) -> Iterator[None]:  # noqa: F811
+def full(place: Place, pages: int) -> Iterator[None]:
     """Only so many pages of 4 KiB are left on the disk."""
     filler = place.folder.parent / "filler"
     try:
@@ -125,7 +125,7 @@ def full(place: Place, pages: int) -> Iterator[None]:  # noqa: F811
         filler.unlink(missing_ok=True)
 
 
-def tells_the_truth(place: Place, done: Done, old: str, new: str) -> None:  # noqa: F811
+def tells_the_truth(place: Place, done: Done, old: str, new: str) -> None:
     """Which version serves is what the command's words say, and the next command puts the history right."""
     assert "Traceback" not in done.err, done.err
     serves, said = place.scored(), done.err
@@ -143,7 +143,7 @@ def tells_the_truth(place: Place, done: Done, old: str, new: str) -> None:  # no
     assert last.label == serves
 
 
-def changes_on_a_full_disk(place: Place, pages: list[int], killed: tuple[str | None, ...]) -> None:  # noqa: F811
+def changes_on_a_full_disk(place: Place, pages: list[int], killed: tuple[str | None, ...]) -> None:
     assert place.deploy(1).code == 0
     with load(place, "staging", 2) as callers:
         for number in pages:
@@ -185,7 +185,7 @@ def test_a_target_on_a_full_disk_goes_on_and_can_be_ended_and_begun(small: Place
     assert small.told == [(1, "deployed"), (1, "removed")]
 
 
-def answers(place: Place) -> bool:  # noqa: F811
+def answers(place: Place) -> bool:
     with contextlib.suppress(OSError):
         return place.scored() == "tiny/1"
     return False
@@ -194,7 +194,7 @@ def answers(place: Place) -> bool:  # noqa: F811
 # The folder
 
 
-def test_a_project_that_is_moved_while_it_serves_goes_on(place: Place, tmp_path: Path) -> None:  # noqa: F811
+def test_a_project_that_is_moved_while_it_serves_goes_on(place: Place, tmp_path: Path) -> None:
     assert place.deploy(1).code == 0
     moved = Place(tmp_path / "else where" / "project", place.ports)
     with load(place, "staging", 2) as callers:
@@ -221,7 +221,7 @@ def test_a_project_that_is_moved_while_it_serves_goes_on(place: Place, tmp_path:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b'{"format": 1}'])
-def test_a_record_that_is_damaged_is_made_good(place: Place, content: bytes) -> None:  # noqa: F811
+def test_a_record_that_is_damaged_is_made_good(place: Place, content: bytes) -> None:
     def damage() -> None:
         (place.folder / "runs/targets/staging/state.json").write_bytes(content)
 
@@ -252,7 +252,7 @@ def test_a_record_that_is_damaged_is_made_good(place: Place, content: bytes) -> 
 # The token
 
 
-def status(place: Place) -> int:  # noqa: F811
+def status(place: Place) -> int:
     """Of an answer to somebody without a token."""
     caller = Caller(place.ports["staging"], place.sample(1)[0])
     with contextlib.closing(caller):
@@ -263,7 +263,7 @@ def status(place: Place) -> int:  # noqa: F811
     return 200
 
 
-def test_a_token_is_never_lost_without_a_word(place: Place) -> None:  # noqa: F811
+def test_a_token_is_never_lost_without_a_word(place: Place) -> None:
     token = {"RUNNER_TOKEN": "secret"}
     assert place.deploy(1, env=token).code == 0
     assert status(place) == 401
@@ -292,7 +292,7 @@ def test_a_token_is_never_lost_without_a_word(place: Place) -> None:  # noqa: F8
     assert status(place) == 200
 
 
-def test_a_token_can_be_given_up_or_changed_while_it_serves(place: Place) -> None:  # noqa: F811
+def test_a_token_can_be_given_up_or_changed_while_it_serves(place: Place) -> None:
     assert place.deploy(1, env={"RUNNER_TOKEN": "secret"}).code == 0
     assert place.deploy(2, "staging", "--no-token").code == 0
     assert status(place) == 200

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import Done
+from support.pages import Page, inert
 from support.projects import PAGES, Project, parameters, program, text
-from test_report import Page, inert
 
 from runner.audit.cells import cell_changes
 from runner.notebook.source import Cell

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from support.commands import command, environment
+from support.pages import Page
+from support.pages import inert as nothing_runs
 from support.projects import PAGES, ROOT, Project, parameters, recorded
-from test_report import Page
-from test_report import inert as nothing_runs
 
 from runner import escape
 from runner.cli.terminal import drawn

@@ -24,7 +24,7 @@ from small_sagemaker import CLIENT_KEY, JOB_KEY, Call, SmallSageMaker
 from small_sagemaker.rights import scaling_role
 from support.commands import Done
 from support.projects import ROOT, parameters
-from test_registering import TRAIN
+from support.tiny_training import TRAIN
 from test_sagemaker_deploy import Machines
 
 INFRA = ROOT / "infra"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.executed import Cells, by_papermill, by_step, outputs
 from support.projects import Project, code, notebook
-from test_conformance import Cells, by_papermill, by_step, outputs
 
 from runner.import_blocking import without
 from runner.kernel.package_changes import changes

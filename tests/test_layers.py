@@ -49,6 +49,14 @@ ALLOWED = {
         "aws",
     },
 }
+# tests of SageMaker that others still import
+SHARED_TESTS = {
+    "test_rest",
+    "test_sagemaker",
+    "test_sagemaker_deploy",
+    "test_sagemaker_pipeline",
+    "test_serve_container",
+}
 HEAVY = {
     "papermill",
     "nbconvert",
@@ -133,3 +141,14 @@ def test_only_aws_imports_boto3() -> None:
 def test_the_package_knows_nothing_of_the_use_case() -> None:
     files = [path for path in (ROOT / "runner").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert not [path for path in files if b"churn" in path.read_bytes().lower()]
+
+
+def test_no_test_imports_another_tests_file() -> None:
+    tests = ROOT / "tests"
+    wrong = [
+        f"{path.relative_to(tests)} imports {name}"
+        for path in sorted(tests.rglob("*.py"))
+        for name, _ in imports(path)
+        if name.split(".")[0].startswith("test_") and name not in SHARED_TESTS
+    ]
+    assert not wrong

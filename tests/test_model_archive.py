@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.archives import bomb, header
 from support.projects import ROOT
-from test_registry import folder_of, new
+from support.registries import folder_of, new
 
 from runner.aws.evaluation import evaluation
 from runner.aws.package import INSIDE, check_package, code, package, serving_image

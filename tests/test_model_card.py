@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sagemaker import SmallSageMaker
 from small_sagemaker.cards import CARD
-from test_registry import BUCKET, MODELS, contents, emptied, hash_of, in_sagemaker, new, started
+from support.registries import BUCKET, MODELS, contents, emptied, hash_of, in_sagemaker, new, started
 
 from runner.aws.card import LONGEST_CARD, card
 from runner.records import Metric

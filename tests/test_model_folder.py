@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.model_folders import SPLIT, records, saved, trained
 
 import runner.model
 from runner.content import artifact
@@ -32,39 +32,6 @@ import pandas as pd
 def transform(frame):
     return pd.DataFrame({"rate": frame["calls"] / (frame["minutes"] + 1), "plan": frame["plan"]})
 """
-SPLIT: dict[str, Any] = {"seed": 7, "key": "phone", "shares": {"train": 0.7, "validation": 0.18, "test": 0.12}}
-SETTINGS = {"objective": "binary:logistic", "max_depth": 3, "seed": 1, "nthread": 1}
-
-
-def records(rows: int = 120) -> pd.DataFrame:
-    """Raw records, shape (rows, 4), every seventh with a missing number and every ninth with a missing plan."""
-    chance = np.random.default_rng(3)
-    plan = pd.Series(chance.choice(["basic", "gold", "südost"], rows))
-    made = pd.DataFrame(
-        {
-            "minutes": chance.normal(180, 50, rows).round(1),
-            "calls": chance.integers(0, 10, rows),
-            "plan": pd.Categorical(plan.where(plan.index % 9 != 8)),
-            "roaming": chance.random(rows) < 0.3,
-        }
-    )
-    made.loc[made.index % 7 == 6, "minutes"] = np.nan
-    return made
-
-
-def trained(features: pd.DataFrame) -> xgb.Booster:
-    raw = records(len(features))
-    answers = (raw["calls"] > 5) | (raw["plan"] == "gold")
-    return xgb.train(SETTINGS, xgb.DMatrix(features, answers.astype(int), enable_categorical=True), 5)
-
-
-def saved(folder: Path, **options: Any) -> Path:
-    """A folder with a model of the raw columns."""
-    raw = records()
-    runner.model.save(
-        folder, trained(raw), raw, target="left", positive="yes", threshold=0.4, key="phone", split=SPLIT, **options
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model_folder import SETTINGS, records, saved, trained
+from support.model_folders import SETTINGS, records, saved, trained
 
 import runner.model
 from runner.model import table

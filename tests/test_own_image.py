@@ -16,9 +16,9 @@ from iam import ACCOUNT, INFRA, REGION, Request, Stack, allowing, read_template,
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from small_sagemaker.serving import ServingContainer, runner_image
 from support.commands import Done
+from support.models import records, saved
 from support.projects import ROOT, parameters
 from test_serve_container import ask, documented, status_of
-from test_serve_records import records, saved
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, package

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from support.projects import Project
-from test_serve import approved
+from support.served import approved
 
 import runner.model
 import runner.serve.openapi
@@ -729,9 +729,9 @@ def hold(family: str, folder: Path, examples: int, *, all_requests: bool) -> Cou
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_frame_is_scored_as_judged_by_every_reader_or_refused(family: str, tmp_path: Path) -> None:
-    found = hold(family, tmp_path, 500, all_requests=False)
-    assert found["saved"] > 100
-    assert found["refused"] > 50
+    found = hold(family, tmp_path, 100, all_requests=False)
+    assert found["saved"] > 20
+    assert found["refused"] > 10
 
 
 @pytest.mark.soak

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.commands import command, environment
+from support.models import computed, number, of, records, saved, several, trained
 from support.projects import Project
-from test_serve import approved
-from test_serve_records import computed, number, of, records, saved, several, trained
+from support.served import approved
 
 import runner.model
 from runner.errors import Refused

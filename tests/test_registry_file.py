@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from support.commands import environment
-from test_registry import FIRST_MODEL, SECOND_MODEL, everything, new, numbers
+from support.registries import FIRST_MODEL, SECOND_MODEL, everything, new, numbers
 
 from runner.errors import NewerStore, Refused, RegistryUnusable, RunnerError, Tampered, UsageError
 from runner.model.events import FIRST, chained, verify_chain

@@ -29,11 +29,11 @@ from openapi_spec_validator import validate
 from small_sagemaker import SmallSageMaker
 from small_sagemaker.trying import EVERYTHING
 from support.commands import environment
+from support.models import number, several
 from support.projects import REAL_TABLE, ROOT, Project, chromium
-from test_serve import CSV, JSON, ROW, Client, approved, serving
+from support.served import CSV, JSON, ROW, Client, approved, serving
 from test_serve_container import ask, aws_image, of_real_table
 from test_serve_container import serving as in_awss_image
-from test_serve_records import number, several
 
 import runner.model
 from runner.aws.rest_stack import DESCRIPTION, MODEL

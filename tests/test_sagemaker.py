@@ -25,7 +25,7 @@ from small_sagemaker.faults import LOST_REPLY
 from small_sagemaker.trying import read_log
 from support.commands import Done
 from support.projects import Project, parameters, recorded, text
-from test_sources import serving
+from support.web import serving
 
 from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
 

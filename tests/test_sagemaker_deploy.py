@@ -27,9 +27,9 @@ from small_sagemaker.faults import LOST_REPLY
 from small_sagemaker.serving import ServingContainer
 from small_sagemaker.trying import ONE_ATTEMPT
 from support.commands import Done
+from support.models import records, trained
 from support.projects import ROOT
 from test_serve_container import aws_image
-from test_serve_records import records, trained
 
 import runner.model
 from runner.aws.endpoint import SageMakerTarget

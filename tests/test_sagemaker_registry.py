@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from support.commands import environment
-from test_crash import TOML, made
-from test_registry import (
+from support.registries import (
     BUCKET,
     FIRST_MODEL,
     SECOND_MODEL,
@@ -32,6 +31,7 @@ from test_registry import (
     numbers,
     started,
 )
+from support.three_steps import TOML, made
 
 from runner.aws.creation import archive_key, creation
 from runner.aws.history import facts_key, facts_sha256

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.commands import Done
-from test_deploy import MODEL, RUN, Caller, Place, models, place, remade  # noqa: F401 - fixtures
-from test_serve_records import records, trained
+from support.models import records, trained
+from support.places import MODEL, RUN, Caller, Place, remade
 
 import runner.model
 from runner.content import artifact
@@ -147,7 +147,7 @@ def reads(columns: list[Column], record: dict[str, Any]) -> bool:
 
 
 @pytest.fixture
-def fourth(place: Place) -> Callable[..., None]:  # noqa: F811
+def fourth(place: Place) -> Callable[..., None]:
     """Registers tiny/4 of a changed table, pending, as a run that passed would."""
 
     def make(change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -192,7 +192,7 @@ def refused(done: Done, *words: str) -> None:
 
 
 def test_a_version_that_refuses_what_is_sent_is_served_only_where_that_is_allowed(
-    place: Place,  # noqa: F811
+    place: Place,
     fourth: Callable[..., None],
 ) -> None:
     fourth(narrower)
@@ -236,7 +236,7 @@ def test_a_version_that_refuses_what_is_sent_is_served_only_where_that_is_allowe
 
 
 def test_a_way_back_is_never_refused_and_says_what_it_takes(
-    place: Place,  # noqa: F811
+    place: Place,
     fourth: Callable[..., None],
 ) -> None:
     fourth(wider)
@@ -256,7 +256,7 @@ def test_a_way_back_is_never_refused_and_says_what_it_takes(
 
 
 def test_what_cannot_be_compared_is_not_taken_for_the_same(
-    place: Place,  # noqa: F811
+    place: Place,
 ) -> None:
     assert place.deploy(1).code == 0
     file: Path = place.model(1) / "signature.json"

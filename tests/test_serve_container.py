@@ -21,8 +21,8 @@ from small_sagemaker.container import check_permitted
 from small_sagemaker.errors import NotPermittedError
 from small_sagemaker.images import Image
 from small_sagemaker.serving import ServingContainer, xgboost_image
+from support.models import records, saved, trained
 from support.projects import REAL_TABLE, ROOT
-from test_serve_records import records, saved, trained
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, INSIDE, check_package, package

@@ -67,8 +67,8 @@ def fork(*arguments: str, folder: Path, env: Mapping[str, str]) -> Done:
 
     Where the environment has what is read at a start, or this is not Linux, it is `execute`.
     """
-    plain = environment()
-    if sys.platform != "linux" or any(env.get(name) != plain.get(name) for name in {*env, *plain} if early(name)):
+    early = (name for name in {*env, *AT_START} if name.startswith(READ_AT_START))
+    if sys.platform != "linux" or any(env.get(name) != AT_START.get(name) for name in early):
         return execute(*arguments, folder=folder, env=env)
     os.umask(umask := os.umask(0o022))
     request = {"arguments": arguments, "folder": str(folder.absolute()), "environment": dict(env), "umask": umask}
@@ -80,10 +80,6 @@ def fork(*arguments: str, folder: Path, env: Mapping[str, str]) -> Done:
             os.close(write)
     out, err, code = _read([read for read, _ in pipes], arguments)
     return Done(int(code), out, err)
-
-
-def early(name: str) -> bool:
-    return name.startswith(READ_AT_START)
 
 
 def _read(pipes: list[int], arguments: Sequence[str]) -> list[str]:
@@ -108,6 +104,9 @@ def _read(pipes: list[int], arguments: Sequence[str]) -> list[str]:
     return [b"".join(parts[pipe]).decode().replace("\r\n", "\n") for pipe in pipes]
 
 
+AT_START = environment()  # before any test has changed it
+
+
 def _forker() -> socket.socket:
     """Where the one process of these tests is asked, which is started once and ends with them."""
     with _starting:
@@ -119,5 +118,5 @@ def _start_forker() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         line = [sys.executable, "-m", "support.warm", str(theirs.fileno())]
-        env, passed = {**environment(), **ALONE}, [theirs.fileno()]
+        env, passed = {**AT_START, **ALONE}, [theirs.fileno()]
         return ours, subprocess.Popen(line, cwd=TESTS, env=env, pass_fds=passed, stdin=subprocess.DEVNULL)
