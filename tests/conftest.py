@@ -20,7 +20,7 @@ pytest.register_assert_rewrite("support")
 from support.commands import Done  # noqa: E402 - after what rewrites its assertions
 from support.projects import Project, parameters  # noqa: E402
 
-from runner.lean import deferred  # noqa: E402
+from runner.import_blocking import deferred  # noqa: E402
 
 with deferred():  # half of what collecting the tests takes, in each process
     import nbformat  # noqa: F401

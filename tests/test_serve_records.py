@@ -37,12 +37,9 @@ from support.projects import REAL_TABLE, ROOT
 
 import runner.model
 from runner.errors import UsageError
-from runner.model.signature import BadRecords, Unknown
+from runner.model.signature import BadRecords
 from runner.scoring.fast_reading import quick
 from runner.scoring.inference import BadInput, Scorer, accepted, model_fn
-from runner.model.signature import BadRecords
-from runner.serve.inference import BadInput, Scorer, accepted, model_fn
-from runner.serve.quick import quick
 
 
 def other_order(folder: Path) -> Path:
