@@ -9,13 +9,26 @@ BIN := $(VENV)/bin
 # where it is set, every kernel compiles the two thousand files it imports once more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: same-python run test soak bench bench-serving lab studio lint locks clean
+.PHONY: same-python run test test-standard soak coverage bench bench-serving lab studio lint docs locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not soak"
+
+# of the tests those that need nothing of Linux
+STANDARD := $(patsubst %,tests/test_%.py,gate layers model_folder model_records parameters_cell paths pipeline registry registry_file scraps types)
+test-standard: $(VENV)/.all
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(STANDARD)
+
+# fast tests, with commands, fork servers and kernels; pyproject.toml has the floor
+COVERED := $(STANDARD) $(patsubst %,tests/test_%.py,escape diff predict project sources step)
+coverage: $(VENV)/.all
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(COVERED)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 soak: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 2 -m soak
@@ -46,6 +59,10 @@ lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry runner
+
+docs: $(VENV)/.all
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 locks: $(VENV)/.core
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
@@ -54,7 +71,7 @@ locks: $(VENV)/.core
 		-c requirements-all.lock -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build
 
 # an environment keeps the Python it was made with, whatever PYTHON says later
 same-python:

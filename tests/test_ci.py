@@ -29,7 +29,8 @@ from runner.cli import group
 from runner.pipeline.plan import plan
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-RUNNING = [path for path in WORKFLOWS if path.name != "comment.yml"]  # those that run what is in the repository
+# those that run the pipeline
+RUNNING = [path for path in WORKFLOWS if path.name not in ("comment.yml", "tests.yml")]
 BUILDSPEC = ROOT / "codebuild-buildspec.yml"
 LIFECYCLE = ROOT / "infra" / "studio-lifecycle.sh"
 GUIDE = ROOT / "docs" / "sagemaker.md"
@@ -93,6 +94,19 @@ def test_every_command_in_ci_is_one(path: Path) -> None:
             [program("make"), "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_of_ci_are_targets_of_make() -> None:
+    asked = [words for script in scripts(WORKFLOWS[-1]) for words in commands(script, "make")]
+    assert asked == [["coverage"], ["test-standard"]]
+    for words in asked:
+        shown = [program("make"), "--dry-run", *words]
+        done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, check=True)
+        named = re.findall(r"tests/test_\w+\.py", done.stdout)
+        assert len(named) > 10
+        assert all((ROOT / name).exists() for name in named)
+    assert ".ci/run" in scripts(WORKFLOWS[-1])
+    assert read(WORKFLOWS[-1])["permissions"] == {"contents": "read"}
 
 
 def test_a_command_that_is_none_would_be_seen() -> None:
