@@ -23,7 +23,7 @@ test-standard: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(STANDARD)
 
 # fast tests, with commands, fork servers and kernels; pyproject.toml has the floor
-COVERED := $(STANDARD) $(patsubst %,tests/test_%.py,escape diff predict project sources step)
+COVERED := $(filter-out tests/test_registry_file.py,$(STANDARD)) $(patsubst %,tests/test_%.py,escape predict step)
 coverage: $(VENV)/.all
 	rm -rf .coverage && mkdir .coverage
 	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(COVERED)
@@ -62,7 +62,7 @@ lint: $(VENV)/.all
 	$(BIN)/deptry runner
 
 docs: $(VENV)/.all
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 
 locks: $(VENV)/.core
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \

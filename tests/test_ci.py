@@ -576,13 +576,6 @@ def test_every_command_of_the_guide_is_one() -> None:
             assert (ROOT / file).exists(), line
 
 
-def test_the_guide_has_every_key_of_the_sagemaker_table() -> None:
-    from runner.records import SageMaker
-
-    rows = re.findall(r"^\| `(\w+)` \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(SageMaker.__struct_fields__)
-
-
 def test_the_guides_pipeline_tables_can_be_read(project: Project) -> None:
     project.write("nb.ipynb", parameters("x: int = 1\nmodel: str = ''"), "x")
     for table in blocks("toml"):
