@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
-from conftest import ROOT, program
+import yaml
+from conftest import ROOT, notebook, program
 from packaging.version import Version
 
 import runner
@@ -125,3 +128,20 @@ def test_the_change_log_has_the_version_with_its_day() -> None:
     days = dict(re.findall(r"^## (\d+\.\d+\.\d+), (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M))
     assert runner.__version__ in days
     assert list(days) == sorted(days, key=Version, reverse=True)
+
+
+def test_the_hook_takes_the_outputs_out_of_a_notebook_and_leaves_a_clean_one_alone(tmp_path: Path) -> None:
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (hook,) = [hook for hook in hooks["hooks"] if hook["id"] == "notebooks"]
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    executed = tmp_path / "my executed.ipynb"
+    source = notebook("1 + 1")
+    source["cells"][0] |= {"execution_count": 7, "outputs": [{"output_type": "stream", "name": "stdout", "text": "2"}]}
+    executed.write_text(json.dumps(source))
+    for _ in range(2):
+        subprocess.run([*shlex.split(hook["entry"]), executed.name], cwd=tmp_path, check=True)
+        (cell,) = json.loads(executed.read_text())["cells"]
+        assert (cell["outputs"], cell["execution_count"], cell["source"]) == ([], None, ["1 + 1"])
+        before, times = executed.read_bytes(), executed.stat().st_mtime_ns
+    subprocess.run([*shlex.split(hook["entry"]), executed.name], cwd=tmp_path, check=True)
+    assert (executed.read_bytes(), executed.stat().st_mtime_ns) == (before, times)
