@@ -22,6 +22,7 @@ def main() -> None:
 
         sys.stdout.buffer.write(cleaned(sys.stdin.buffer.read()))
         return
+    check_system()
     outlive_readers()
     check_stack()
     if sys.argv[1:2] == ["run"]:
@@ -46,6 +47,18 @@ def say(made: Repeated) -> int:
 
         return machine_trouble(error, ["run"])
     return made.code
+
+
+def check_system() -> None:
+    """End with a sentence on Windows, which lacks the locks that runs and registry are kept by."""
+    try:
+        import fcntl  # noqa: F401
+    except ModuleNotFoundError:
+        sys.stderr.write(
+            "cannot run as asked:\n  This system is not supported: runs and registry are kept by POSIX locks, which it lacks. "
+            "On Windows, use the Windows Subsystem for Linux.\n"
+        )
+        sys.exit(2)
 
 
 def check_stack() -> None:

@@ -151,6 +151,9 @@ def test_what_lies_outside_the_project_is_refused(root: Path, options: dict[str,
         ("raw/\n!raw/keep.csv", ["raw/keep.csv"], []),
         ("# a.csv\n\n\\#b.csv", ["#b.csv"], ["a.csv"]),
         ("a+(b).csv", ["a+(b).csv"], ["aab.csv"]),
+        ("\\*\n/a/\\?", ["*", "x/*", "a/?"], ["b", "a/b"]),
+        ("\\!b.csv", ["!b.csv"], ["b.csv"]),
+        ("/a\n!b.csv", ["a/b.csv"], ["b.csv"]),
     ],
 )
 def test_the_ignore_file_keeps_out_what_git_would(

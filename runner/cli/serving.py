@@ -99,7 +99,13 @@ def predict_command(
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: one per core]")
 @unknown_option
-@click.option("--max-body-mb", type=click.FloatRange(0, 1024, min_open=True), default=6.0, show_default=True)
+@click.option(
+    "--max-body-mb",
+    type=click.FloatRange(0, 1024, min_open=True),
+    default=6.0,
+    show_default=True,
+    help="Of one request.",
+)
 @click.option(
     "--timeout-s", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="For a request to arrive."
 )

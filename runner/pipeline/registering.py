@@ -16,7 +16,7 @@ from runner.records import Pipeline, StepSpec
 
 HOW_TO_REGISTER = (
     "Add a step that takes the model and `gate.verdict` as inputs, with `runner.model.register(model)` in its notebook "
-    "(README, Your own notebooks)."
+    "(docs/own-notebooks.md)."
 )
 REGISTER = ("runner.model.register", "runner.model.request.register")
 
