@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
-from conftest import ROOT, program
+from support.projects import ROOT, program
 
 import runner.model
 import runner.scraps

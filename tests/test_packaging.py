@@ -12,10 +12,9 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-from support.projects import ROOT, program
 import yaml
-from conftest import ROOT, notebook, program
 from packaging.version import Version
+from support.projects import ROOT, notebook, program
 
 import runner
 

@@ -26,8 +26,8 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from runner import errors, records
+from runner.aws.settings import NEEDED, Settings
 from runner.cli import group
-from runner.pipeline.remote import NEEDED, Settings
 from runner.records import Record
 
 # heading -> record; `make docs` and tests/test_docs.py want every record that pipeline.toml can hold
