@@ -188,11 +188,11 @@ def stop_run(pipeline: Path, reference: str) -> list[str]:
         from runner.aws.processing.executor import job_of
         from runner.aws.processing.jobs import Jobs
 
-        jobs = Jobs(backend.session(manifest.pipeline), poll_s=0)
+        session = backend.session(manifest.pipeline)
         for state in manifest.steps:
             if state.status == "running":
-                name = job_of(manifest, state, runs, jobs.session)
-                if jobs.stop(name):
+                kind, name = job_of(manifest, state, runs, session)
+                if Jobs(session, poll_s=0, kind=kind).stop(name):
                     said.append(f"job {name}")
     return said + stop(manifest, runs)
 

@@ -65,6 +65,9 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     instance_count: int | None = None  # only 1: a notebook runs on one machine
     volume_gb: int | None = None
     together: bool | None = None  # share a job with the steps before and after that fit the machine
+    job: Literal["processing", "training"] | None = None
+    spot: bool | None = None  # a training job on instances that the service may take away
+    keep_warm_s: int | None = None  # that a training job's instance waits for the next one
     timeout_s: int | None = None  # of a job, where its step names no time limit
     tags: dict[str, str] | None = None
     vpc: Vpc | None = None

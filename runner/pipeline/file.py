@@ -18,6 +18,7 @@ import msgspec
 from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
 from runner.pipeline.addresses import public
+from runner.pipeline.remote import contradictions
 from runner.records import (
     ApprovalSpec,
     InputSpec,
@@ -272,6 +273,7 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
         yield from _output(pipeline.model.from_, "model.from", pipeline)
     for name in pipeline.targets:
         yield from _target_references(name, pipeline)
+    yield from (f"sagemaker: {said}" for said in contradictions(pipeline.sagemaker))
 
 
 def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
@@ -331,6 +333,9 @@ def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[
         limit = getattr(step, key)
         if limit is not None and not limit > 0:
             yield f"{where}.{key} is {limit}; it is above 0."
+    for said in contradictions(pipeline.sagemaker, step.sagemaker):
+        if said not in contradictions(pipeline.sagemaker):
+            yield f"{where}.sagemaker: {said}"
     yield from _places(where, step)
 
 
