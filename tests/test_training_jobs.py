@@ -76,8 +76,8 @@ def cloud() -> Iterator[SmallSageMaker]:
         yield cloud
 
 
-def written(folder: Path, cloud: Any, name: str, *cells: str, make: str = "", settings: str = SUDO) -> RemoteProject:
-    project = RemoteProject(folder, cloud, settings)
+def written(folder: Path, cloud: Any, name: str, *cells: str, make: str = "", table: str = SUDO) -> RemoteProject:
+    project = RemoteProject(folder, cloud, table)
     folder.mkdir(exist_ok=True)
     (folder / "in.txt").write_text("one line\n")
     project.write(
@@ -191,10 +191,10 @@ def test_a_second_run_takes_the_step_from_the_first(interrupted: Interrupted, cl
 def test_a_failing_cell_is_told_on_the_page_or_where_its_user_may_not_write_in_the_bucket(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:
-    for name, settings in (("told", SUDO), ("left", SAGEMAKER)):
+    for name, table in (("told", SUDO), ("left", SAGEMAKER)):
         project = written(
             tmp_path / name, cloud, name, "import os\nprint(os.environ['RUNNER_CHECKPOINTS'])\n{}['region']",
-            make="keep_warm_s = 600\n", settings=settings,
+            make="keep_warm_s = 600\n", table=table,
         )  # fmt: skip
         done = project.here("run", "--on", "sagemaker")
         assert done.code == 3, done.err
@@ -299,11 +299,11 @@ def test_the_page_is_asked_for_the_metrics_that_are_known_before() -> None:
         cells = [
             "from runner.scraps import metric\nmetric('first', 1)\nmetric(name, 2)\nmetric('first', 3)",
             "import scrapbook as sb\nsb.glue('a b.c', 1.5)\nsb.glue('no\\nline', 2)\nprint('other', 3)",
-            "%time metric('timed', 4)",
+            "%matplotlib inline\nmetric('drawn', 4)",
         ]
         nbformat.write(new_notebook(cells=[new_code_cell(cell) for cell in cells]), f"{folder}/n.ipynb")
         found = metrics(pipeline, "make", Path(folder, "n.ipynb"))
-    assert found == ["gated", "first", "a b.c", "timed"]
+    assert found == ["gated", "first", "a b.c", "drawn"]
     for name, value in (("a b.c", -1.5e-7), ("gated", 3.0), ("first", 1e300)):
         read = re.search(definition(name)["Regex"], metric_line(name, value))
         assert read is not None
