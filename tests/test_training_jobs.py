@@ -60,7 +60,12 @@ kept.write_text(before + "begun\\n")
 number = len(kept.read_text().splitlines())
 pathlib.Path(folder, f"of-{number}.txt").write_text(before)
 """
-END = "pathlib.Path(out).write_text(f'{open(source).read()}{number}')"
+END = """
+import time
+if number == 1:
+    time.sleep(600)
+pathlib.Path(out).write_text(f'{open(source).read()}{number}')
+"""
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +116,15 @@ class Interrupted:
 @pytest.fixture(scope="module")
 def interrupted(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     project = written(
-        tmp_path_factory.mktemp("spot"), cloud, "spot", make=f'spot = true\nkms_key = "{KEY}"\nvpc = {VPC}\n'
+        tmp_path_factory.mktemp("spot"),
+        cloud,
+        "spot",
+        make="spot = true\n",
+        table=f'{SUDO}kms_key = "{KEY}"\nvpc = {VPC}\n',
     )
     cloud.faults.interrupt("spot-", "runner:progress [2,", warned=True)  # in the middle, with time to leave a result
-    cloud.faults.add("PutObject", times=1, match={"Key": "/out/x.txt"}, caller=JOB_KEY, delay_s=4)
-    cloud.faults.interrupt("spot-", "runner:metric score")  # as it puts its outputs away
+    cloud.faults.add("PutObject", times=1, match={"Key": "/out/x.txt"}, caller=JOB_KEY, delay_s=9)
+    cloud.faults.interrupt("spot-", "runner:metric score", after_s=3)  # as it puts its outputs away
     cloud.faults.interrupt("spot-")  # as all is put away
     died = project.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job created:make"})
     assert died.code == -signal.SIGKILL

@@ -60,8 +60,10 @@ class RemoteFaults:
     def job(self, name_contains: str, fail: str, *, times: int | None = 1, after_s: float = 0.0) -> None:
         self._control.call("faults.job", name_contains, fail, times=times, after_s=after_s)
 
-    def interrupt(self, name_contains: str, at_line: str = "", *, warned: bool = False, times: int = 1) -> None:
-        self._control.call("faults.interrupt", name_contains, at_line, warned=warned, times=times)
+    def interrupt(
+        self, name_contains: str, at_line: str = "", *, warned: bool = False, after_s: float = 0.0, times: int = 1
+    ) -> None:
+        self._control.call("faults.interrupt", name_contains, at_line, warned=warned, after_s=after_s, times=times)
 
     def delay_logs(self, seconds: float, *, name_contains: str = "") -> None:
         self._control.call("faults.delay_logs", seconds, name_contains=name_contains)

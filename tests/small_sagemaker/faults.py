@@ -69,11 +69,12 @@ class JobFault:
 
 @dataclass
 class Interruption:
-    """What takes a spot instance away: a line of its log, or, for "", that its container has ended well."""
+    """What takes a spot instance away: a line of its log, so long before, or, for "", that its container has ended well."""
 
     name_contains: str
     at_line: str
     warned: bool
+    after_s: float
     left: int
 
 
@@ -124,11 +125,13 @@ class Faults:
         with self._lock:
             self._jobs.append(JobFault(name_contains, fail, times, after_s))
 
-    def interrupt(self, name_contains: str, at_line: str = "", *, warned: bool = False, times: int = 1) -> None:
-        """Takes the instances of such jobs on spot away: the next `times` that say such a line, or else have ended and
-        are about to be recorded so. `warned`: SIGTERM comes first."""
+    def interrupt(
+        self, name_contains: str, at_line: str = "", *, warned: bool = False, after_s: float = 0.0, times: int = 1
+    ) -> None:
+        """Takes the instances of such jobs on spot away: the next `times`, once they have said such a line, or else have
+        ended and are about to be recorded so. `warned`: SIGTERM comes first."""
         with self._lock:
-            self._interruptions.append(Interruption(name_contains, at_line, warned, times))
+            self._interruptions.append(Interruption(name_contains, at_line, warned, after_s, times))
 
     def delay_logs(self, seconds: float, *, name_contains: str = "") -> None:
         """Log streams of such jobs appear only so long after their container has started."""

@@ -33,6 +33,7 @@ LONGEST_S = 28 * 86400
 LONGEST_WARM_S = 3600
 MAX_FAILURE = 1024  # characters of /opt/ml/output/failure
 CHECKPOINTS = "/opt/ml/checkpoints"
+LIMITS = ("MaxRuntimeExceeded", "MaxWaitTimeExceeded")
 SPOT_SHARE = 0.3  # of the time on spot is billed
 
 
@@ -55,6 +56,11 @@ class TrainingJob(Job):
     @property
     def usage(self) -> str:
         return "spot training job" if self.is_spot else "training job"
+
+    def end(self, status: str, reason: str | None) -> None:
+        if self.transitions[-1]["Status"] not in LIMITS:
+            self.enter(status, reason or "")
+        super().end(status, reason)
 
     def enter(self, status: str, message: str = "") -> None:
         """The next secondary status."""
@@ -183,7 +189,7 @@ class TrainingRun(Run):
             start += 1
             self.job.enter("Interrupted", "Training job interrupted, as its instance was taken away")
             if self._waited_s() > self._most_s("MaxWaitTimeInSeconds"):
-                self.job.enter("MaxWaitTimeExceeded")
+                self.job.enter(LIMITS[1])
                 return "Stopped", None
             self.job.enter("Starting")
 
@@ -210,6 +216,7 @@ class TrainingRun(Run):
         job.started = job.started or time.time()
         job.enter("Training")
         self.began, self.heard = time.monotonic(), list[str]()
+        self.said_s: float | None = None  # into the container's run, when the line was heard that takes it away
         stop_serving = self.jobs.serve(container.start(command, environment, port=self.jobs.port))
         logs = self.jobs.client_as("logs", self.role)
         stream = LogStream(
@@ -237,6 +244,8 @@ class TrainingRun(Run):
     def _why_end(self, running_s: float) -> str | None:
         found = self.interruption
         if found is not None and found.at_line and any(found.at_line in line for line in self.heard):
+            self.said_s = self.said_s or running_s
+        if found is not None and self.said_s is not None and running_s >= self.said_s + found.after_s:
             self.uploads.send(end_of_job=False)  # what was there when the line was said is in S3 by now
             return "warned" if found.warned else "interrupted"
         if self._waited_s() > self._most_s("MaxWaitTimeInSeconds"):
@@ -252,9 +261,7 @@ class TrainingRun(Run):
         status, reason = self._conclude(container, ended, code)
         if ended == "limit":
             late = self._waited_s() > self._most_s("MaxWaitTimeInSeconds")
-            self.job.enter("MaxWaitTimeExceeded" if late else "MaxRuntimeExceeded")
-        else:
-            self.job.enter(status, reason or "")
+            self.job.enter(LIMITS[1] if late else LIMITS[0])
         return status, reason
 
     def _conclude(self, container: Container, ended: str | None, code: int) -> tuple[str, str | None]:

@@ -147,14 +147,13 @@ class Jobs:
                 found = self.describe(name)
                 first = first or self.status(found)
                 on_status(self.status(found))
+                logs.expected = logs.expected or f"{self.kind}StartTime" in found
                 logs.began(sum(one["Status"] == "Training" for one in found.get("SecondaryStatusTransitions", [])))
                 if self.status(found) in OVER:
                     logs.drain()
                     return ended(
                         found, self.message(found), stopped_before=first in ("Stopping", "Stopped"), kind=self.kind
                     )
-                if f"{self.kind}StartTime" in found:
-                    logs.expected = True
             tick += 1
             if logs.ended:  # its last line was seen: the end is a matter of moments
                 tick = 0
@@ -209,6 +208,8 @@ class LogReader:
 
     def began(self, starts: int) -> None:
         """The job has begun so many times: what is left of earlier starts is read, and then comes the last one."""
+        if starts > 1 and not self._stream:
+            self.read()
         while self._stream and len(self._read) + 1 < starts:
             self.drain()
             self._read.add(self._stream)
