@@ -211,11 +211,11 @@ class Project:
             from runner.aws.processing.executor import job_of
             from runner.aws.processing.jobs import Jobs
 
-            jobs = Jobs(self.of(manifest.pipeline).session(), poll_s=0)
+            session = self.of(manifest.pipeline).session()
             for state in manifest.steps:
                 if state.status == "running":
-                    name = job_of(manifest, state, self.store, jobs.session)
-                    if jobs.stop(name):
+                    kind, name = job_of(manifest, state, self.store, session)
+                    if Jobs(session, poll_s=0, kind=kind).stop(name):
                         stopped.append(f"job {name}")
         return stopped + stop(manifest, self.store)
 

@@ -66,6 +66,9 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     instance_count: int | None = None  # only 1: a notebook runs on one machine
     volume_gb: int | None = None  # a job's disk
     together: bool | None = None  # steps one after the other that need the same machine share a job
+    job: Literal["processing", "training"] | None = None  # what a step is made; by itself `processing`
+    spot: bool | None = None  # a training job on instances that can be taken away, for less
+    keep_warm_s: int | None = None  # that a training job's instance waits for the next one, 3600 at most
     timeout_s: int | None = None  # of a job whose step has no `timeout_s`
     tags: dict[str, str] | None = None  # on jobs, Pipeline and model package group
     vpc: Vpc | None = None  # it needs endpoints for S3, ECR, Logs, and Secrets Manager where there are secrets

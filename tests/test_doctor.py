@@ -83,7 +83,11 @@ class Account:
             return 400, json.dumps({"__type": "AccessDeniedException", "Message": "no"})
         every = [{"QuotaName": f"other {number}", "QuotaCode": "L-0", "Value": 0.0} for number in range(3)]
         every += [
-            {"QuotaName": f"{kind} for processing job usage", "QuotaCode": "L-1", "Value": value}
+            {
+                "QuotaName": kind if " " in kind else f"{kind} for processing job usage",
+                "QuotaCode": "L-1",
+                "Value": value,
+            }
             for kind, value in self.quotas.items()
         ]
         begin = int(wanted.get("NextToken", 0))
@@ -441,6 +445,31 @@ def test_a_quota_of_nothing_has_the_command_that_asks_for_more(far: Examined, ac
     assert "--quota-code L-1 --desired-value 1" in found["quota"]["fix"]
     account[0].quotas = {}
     assert far.doctor()["quota"]["status"] == "unknown"
+
+
+def test_training_jobs_have_quotas_rights_and_a_log_of_their_own(
+    far: Examined, account: tuple[Account, str], cloud: SmallSageMaker
+) -> None:
+    account[0].quotas = {
+        "ml.m5.xlarge for training job usage": 2,
+        "ml.m5.xlarge for training warm pool usage": 0,
+        "ml.m5.xlarge for spot training job usage": 1,
+    }
+    warm, spot = "keep_warm_s = 60\n", "spot = true\n"
+    for own, told in (
+        (warm, ["2 ml.m5.xlarge at once for training jobs", "0 ml.m5.xlarge for training warm pools"]),
+        (spot, ["1 ml.m5.xlarge at once for spot training jobs"]),
+    ):
+        far.set(toml=f'[steps.only.sagemaker]\njob = "training"\n{own}')
+        done = far.here("doctor", "--on", "sagemaker", "--json")
+        found = [(check["name"], check["said"]) for check in done.json["checks"]]
+        assert [said for name, said in found if name == "quota"] == told, done.out
+        assert done.code == (7 if own == warm else 0)
+        (rights,) = [said for name, said in found if name == "jobs"]
+        assert "sagemaker:CreateTrainingJob" in rights
+        assert ":training-job/tiny-doctor-probe-1" in rights
+        (log,) = [said for name, said in found if name == "logs"]
+        assert log.startswith("/aws/sagemaker/TrainingJobs is not there yet")
 
 
 def test_each_different_instance_and_image_of_the_steps_is_asked_for(far: Examined) -> None:

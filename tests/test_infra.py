@@ -69,6 +69,9 @@ min = 0.5
 name = "tiny"
 from = "train.model"
 registry = "sagemaker"
+[profiles.spot.steps.train.sagemaker]
+job = "training"
+spot = true
 [targets.staging]
 kind = "sagemaker"
 scaling = {{ min = 1, max = 2, requests_per_minute = 300 }}
@@ -160,6 +163,7 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     }
     assert [checks[name] for name in ("passrole", "jobs", "registry", "logs")] == ["ok"] * 4, checks
     do("run", "--on", "sagemaker")
+    do("run", "train", "--on", "sagemaker", "--profile", "spot", "--force")
     do("models")
     do("fetch", "latest")
     do("approve", "tiny/1", "--reason", "looks well")
@@ -270,7 +274,10 @@ BESIDE: dict[str, list[Beside]] = {
         Beside("a Pipeline's definition too long for a request", verbs("s3", "PutObject", f"{OBJECTS}/tiny/pipelines/1.json")),
         Beside("a job whose image is not the lock", verbs("s3", "PutObject", f"{OBJECTS}/tiny/wheels/1.whl")),
         Beside("an upload that ends early", verbs("s3", BROKEN_OFF, f"{OBJECTS}/tiny/inputs/1")),
-        Beside("runner stop, while a job runs", verbs("sagemaker", "StopProcessingJob", f"{AT}:processing-job/tiny-1")),
+        Beside("runner stop, while a job runs", [
+                *verbs("sagemaker", "StopProcessingJob", f"{AT}:processing-job/tiny-1"),
+                *verbs("sagemaker", "StopTrainingJob", f"{AT}:training-job/tiny-1"),
+            ]),
         Beside("a start under a name that is taken", verbs("sagemaker", "ListTags", f"{AT}:processing-job/tiny-1")),
         Beside("Studio, which has the button", verbs("sagemaker", "StopPipelineExecution", f"{AT}:pipeline/tiny/execution/1")),
         Beside("a push after a change", verbs("sagemaker", "UpdatePipeline", f"{AT}:pipeline/tiny")),
@@ -382,6 +389,10 @@ FORBIDDEN = [
     ("job", "logs:GetLogEvents", f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/lambda/x:log-stream:y", {}),
     ("caller", "sagemaker:UpdateModelPackage", f"{AT}:model-package/tiny/1", {}),
     ("caller", "sagemaker:StopProcessingJob", f"{AT}:processing-job/other-1", {}),
+    ("caller", "sagemaker:CreateTrainingJob", f"{AT}:training-job/other-1", {}),
+    ("caller", "sagemaker:CreateTransformJob", f"{AT}:transform-job/tiny-1", {}),
+    ("caller", "sagemaker:CreateLabelingJob", f"{AT}:labeling-job/tiny-1", {}),
+    ("job", "sagemaker:CreateTrainingJob", f"{AT}:training-job/pipelines-1", {}),
     ("caller", "sagemaker:CreateEndpoint", f"{AT}:endpoint/tiny-production", {}),
     ("caller", "sagemaker:StartPipelineExecution", f"{AT}:pipeline/other", {}),
     ("caller", "iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/admin", SAGEMAKER),

@@ -21,6 +21,8 @@ from runner.aws.own_image import PUSH, details, lacking, named, own_image
 from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
 from runner.aws.processing.estimate import most_usd
+from runner.aws.processing.executor import kind_for
+from runner.aws.processing.jobs import PROCESSING
 from runner.aws.processing.prices import Prices
 from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, logs, pass_role, registry, role
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
@@ -109,20 +111,23 @@ def _given(
         if arn != UNSET:
             yield _asked("role", partial(role, session, caller, arn))
             yield _asked("passrole", partial(pass_role, session, caller, arn))
-    yield _asked("jobs", partial(job_rights, session, caller, spec.name))
+    kinds = _distinct([*([PROCESSING] if with_probe else []), *map(kind_for, steps.values())])
+    for kind in kinds:
+        yield _asked("jobs", partial(job_rights, session, caller, spec.name, kind))
     for address in _distinct(chosen.image for chosen in steps.values()):
         if address not in (UNSET, OWN):
             yield _asked("image", partial(image, session, caller, address))
     for asked in own_images(spec, steps):
         yield _asked("image", partial(own, session, spec.name, root, *asked))
-    instances = [chosen.instance for chosen in steps.values()]
-    yield from quotas(session, _distinct([*instances, *([INSTANCE] if with_probe else [])]))
+    wanted = [(chosen.instance, use) for chosen in steps.values() for use in uses(chosen)]
+    yield from quotas(session, _distinct([*wanted, *([(INSTANCE, "processing job")] if with_probe else [])]))
     yield _asked("registry", partial(registry, session, caller, spec))
     common = next(iter(steps.values()))
     if common.bucket != UNSET:
         yield _asked("events", partial(events, session, spec, common))
     yield _asked("executions", partial(executions, session, spec))
-    yield _asked("logs", partial(logs, session))
+    for kind in kinds:
+        yield _asked("logs", partial(logs, session, kind))
     yield _asked("price", partial(price, spec, steps, root))
 
 
@@ -235,9 +240,14 @@ def own(session: Session, project: str, root: Path, chosen: Settings, what: str,
     return ok("image", f"{made.address(tag)} is of this {made.lock}{size}")
 
 
-def quotas(session: Session, instances: list[str]) -> Iterator[Check]:
-    """How many of each instance may process at once. A quota's code is known only from the list of all."""
-    wanted = {f"{kind} for processing job usage": kind for kind in instances}
+def uses(chosen: Settings) -> list[str]:
+    """What a step's instance is used for, as quotas are named."""
+    return [chosen.kind, *(["training warm pool"] if chosen.keep_warm_s else [])]
+
+
+def quotas(session: Session, instances: list[tuple[str, str]]) -> Iterator[Check]:
+    """How many of each (instance, use) there may be at once. A quota's code is known only from the list of all."""
+    wanted = {f"{kind} for {use} usage": (kind, use) for kind, use in instances}
     found: dict[str, dict[str, Any]] = {}
     try:
         for action in ("list_service_quotas", "list_aws_default_service_quotas"):
@@ -248,19 +258,22 @@ def quotas(session: Session, instances: list[str]) -> Iterator[Check]:
             if error.code in DENIED
             else f"Service Quotas did not answer ({error.code})"
         )
-        yield unknown("quota", f"{', '.join(instances)}: {why}. A job beyond it fails when it is created")
+        yield unknown(
+            "quota",
+            f"{', '.join(_distinct(kind for kind, _ in instances))}: {why}. A job beyond it fails when it is created",
+        )
         return
-    for name, kind in wanted.items():
+    for name, (kind, use) in wanted.items():
         if name not in found:
-            yield unknown("quota", f"Service Quotas lists no {name!r}; is {kind} an instance for processing?")
+            yield unknown("quota", f"Service Quotas lists no {name!r}; is there a {use} on {kind}?")
         elif found[name]["Value"] < 1:
             fix = (
                 "`aws service-quotas request-service-quota-increase --service-code sagemaker --quota-code "
                 f"{found[name]['QuotaCode']} --desired-value 1 --region {session.region}`, or another [sagemaker] instance"
             )
-            yield failed("quota", f"0 {kind} for processing jobs", fix, code=RemoteError.exit_code)
+            yield failed("quota", f"0 {kind} for {use}s", fix, code=RemoteError.exit_code)
         else:
-            yield ok("quota", f"{found[name]['Value']:g} {kind} at once for processing jobs")
+            yield ok("quota", f"{found[name]['Value']:g} {kind} at once for {use}s")
 
 
 def price(spec: Pipeline, steps: dict[str, Settings], root: Path) -> Check:

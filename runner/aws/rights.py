@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.aws.group import ABSENT as NO_GROUP
-from runner.aws.processing.jobs import LOG_GROUP
+from runner.aws.processing.jobs import Kind, log_group
 from runner.aws.processing.request import job_name
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.records import Pipeline
@@ -77,9 +77,9 @@ def pass_role(session: Session, caller: Caller, arn: str) -> Check:
     return _simulated(session, caller, "passrole", ["iam:PassRole"], [arn], [passed])
 
 
-def job_rights(session: Session, caller: Caller, project: str) -> Check:
-    arn = f"{_sagemaker(session, caller)}:processing-job/{job_name(project, 'doctor', 'probe', 1)}"
-    verbs = ("CreateProcessingJob", "DescribeProcessingJob", "StopProcessingJob", "AddTags", "ListTags")
+def job_rights(session: Session, caller: Caller, project: str, kind: Kind) -> Check:
+    arn = f"{_sagemaker(session, caller)}:{kind.lower()}-job/{job_name(project, 'doctor', 'probe', 1)}"
+    verbs = (f"Create{kind}Job", f"Describe{kind}Job", f"Stop{kind}Job", "AddTags", "ListTags")
     return _simulated(session, caller, "jobs", [f"sagemaker:{verb}" for verb in verbs], [arn], [])
 
 
@@ -115,17 +115,18 @@ def registry(session: Session, caller: Caller, spec: Pipeline) -> Check:
     return dataclasses.replace(worst, said=f"{said}; {worst.said}")
 
 
-def logs(session: Session) -> Check:
+def logs(session: Session, kind: Kind) -> Check:
+    group = log_group(kind)
     try:
-        session.call("logs", "describe_log_streams", about=LOG_GROUP, logGroupName=LOG_GROUP, limit=1)
+        session.call("logs", "describe_log_streams", about=group, logGroupName=group, limit=1)
     except AwsError as error:
         if error.code in DENIED:
-            said = f"{LOG_GROUP} may not be read; runs go on without their jobs' lines"
+            said = f"{group} may not be read; runs go on without their jobs' lines"
             return failed("logs", said, f"grant logs:DescribeLogStreams: {GRANT}", code=error.exit_code)
         if error.code not in ABSENT:
             raise
-        return ok("logs", f"{LOG_GROUP} is not there yet, the first job makes it")
-    return ok("logs", f"{LOG_GROUP} may be read")
+        return ok("logs", f"{group} is not there yet, the first job makes it")
+    return ok("logs", f"{group} may be read")
 
 
 def _sagemaker(session: Session, caller: Caller) -> str:

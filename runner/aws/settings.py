@@ -5,14 +5,15 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from runner.errors import PipelineError, UsageError
 from runner.records import LOCK, Pipeline, SageMaker, Vpc
 
-LONGEST_S = 9 * 24 * 3600  # of a processing job (botocore: ProcessingMaxRuntimeInSeconds)
+LONGEST_S = 9 * 24 * 3600  # of a processing job (botocore: ProcessingMaxRuntimeInSeconds); a training job may take 28 days
+LONGEST_WARM_S = 3600  # by the guide to warm pools
 NEEDED = ("bucket", "role", "image")
 OWN = "own"  # an image, or a serving image, that is made from the lock: `runner.aws.own_image`
 
@@ -36,6 +37,9 @@ class Settings:
     instance_count: int = 1
     volume_gb: int = 30
     together: bool = False
+    job: Literal["processing", "training"] = "processing"
+    spot: bool = False
+    keep_warm_s: int = 0
     timeout_s: int = 24 * 3600
     tags: dict[str, str] = field(default_factory=dict)
     vpc: Vpc | None = None
@@ -45,6 +49,16 @@ class Settings:
     poll_s: float = 5.0
     small_mb: float = 5.0
     serving_image: str | None = None  # an address, or OWN
+
+    @property
+    def trains(self) -> bool:
+        """Whether the step is a training job."""
+        return self.job == "training"
+
+    @property
+    def kind(self) -> str:
+        """As the service's quotas call such a job."""
+        return f"{'spot ' * self.spot}{self.job} job"
 
 
 def settings(pipeline: Pipeline, step: str | None = None) -> Settings:
@@ -82,10 +96,10 @@ def one_machine(pipeline: Pipeline, *steps: str) -> bool:
 
 
 def could_share(pipeline: Pipeline, *steps: str) -> bool:
-    """Whether they would with `together`."""
+    """Whether they would with `together`, which is for processing jobs."""
     unlike: dict[str, Any] = {"together": False, "timeout_s": 0, "include": [], "poll_s": 0.0, "small_mb": 0.0}
     made = [replace(settings(pipeline, step), **unlike) for step in steps]
-    return all(one == made[0] for one in made)
+    return all(one == made[0] and not one.trains for one in made)
 
 
 def _set(spec: SageMaker) -> dict[str, Any]:
@@ -96,6 +110,8 @@ def _sound(key: str, value: object) -> bool:
     match key, value:
         case "instance_count", int():
             return value == 1
+        case "keep_warm_s", int():
+            return 0 <= value <= LONGEST_WARM_S
         case "volume_gb", int():
             return 1 <= value <= 16384
         case "timeout_s", int():

@@ -259,7 +259,8 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
         ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
         say(f"moves {made.move_bytes / 1e6:.1f} MB to S3")
         say(f"costs at most {ceiling}: each step, and each attempt at it, for as long as it may ({made.prices})")
-        for way in made.ways if len(made.ways) > 1 else ():
+        kinds = {kind for way in made.ways for kind in way.jobs}
+        for way in made.ways if len(made.ways) > 1 or any(" " in kind for kind in kinds) else ():
             say(_way(way))
     return 0
 

@@ -272,6 +272,7 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
         yield from _output(pipeline.model.from_, "model.from", pipeline)
     for name in pipeline.targets:
         yield from _target_references(name, pipeline)
+    yield from (f"sagemaker: {said}" for said in _contradictions(pipeline.sagemaker))
 
 
 def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
@@ -331,6 +332,9 @@ def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[
         limit = getattr(step, key)
         if limit is not None and not limit > 0:
             yield f"{where}.{key} is {limit}; it is above 0."
+    for said in _contradictions(pipeline.sagemaker, step.sagemaker):
+        if said not in _contradictions(pipeline.sagemaker):
+            yield f"{where}.sagemaker: {said}"
     yield from _places(where, step)
 
 
@@ -372,3 +376,23 @@ def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
             yield f"gate: when: there is no step `{step}`{nearest(step, pipeline.steps)}"
         elif name not in pipeline.steps[step].inputs:
             yield f"gate: when: step {step} has no input `{name}`{nearest(name, pipeline.steps[step].inputs)}"
+
+
+def _contradictions(spec: SageMaker, own: SageMaker | None = None) -> list[str]:
+    """What keys of [sagemaker], with a step's `own` over them, say against each other; a sentence for each."""
+    keys = {**_set(spec), **_set(own or SageMaker())}
+    trains, said = keys.get("job") == "training", list[str]()
+    for key, what in (("spot", "spot"), ("keep_warm_s", "a warm pool")):
+        if keys.get(key) and not trains:
+            said.append(f'{key} is set, and only a training job takes {what}: write job = "training", or take it out.')
+    if keys.get("spot") and keys.get("keep_warm_s"):
+        said.append("spot and keep_warm_s are both set, and a spot instance is not kept warm: take one of them out.")
+    if trains and keys.get("together"):
+        said.append(
+            'together = true and job = "training" are both set, and a training job has one step: write together = false.'
+        )
+    return said
+
+
+def _set(spec: SageMaker) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.structs.asdict(spec).items() if value is not None}

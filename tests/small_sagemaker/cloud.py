@@ -80,6 +80,11 @@ class RemoteFaults:
     def job(self, name_contains: str, fail: str, *, times: int | None = 1, after_s: float = 0.0) -> None:
         self._control.call("faults.job", name_contains, fail, times=times, after_s=after_s)
 
+    def interrupt(
+        self, name_contains: str, at_line: str = "", *, warned: bool = False, after_s: float = 0.0, times: int = 1
+    ) -> None:
+        self._control.call("faults.interrupt", name_contains, at_line, warned=warned, after_s=after_s, times=times)
+
     def delay_logs(self, seconds: float, *, name_contains: str = "") -> None:
         self._control.call("faults.delay_logs", seconds, name_contains=name_contains)
 
@@ -99,7 +104,7 @@ class SmallSageMaker:
 
     `on_endpoint` is called, in a thread, when an endpoint is created or updated. `images` names an Image for each image address, "*" for every other one; without any, a container has only the
     system's programs. `quotas` limits the instances
-    of a type that processing jobs have at a time, `roles` lists the roles that exist (None: all do).
+    of a type that processing jobs have at a time (of training jobs: by the quota's name), `roles` lists the roles that exist (None: all do).
     Raises NotPermittedError where this machine cannot run containers.
     """
 

@@ -12,13 +12,16 @@ from .trying import BUCKET, EVERYTHING, ONE_ATTEMPT
 
 LARGE = "ml.p3.2xlarge"
 SCARCE = "ml.g5.xlarge"
+SPOT_QUOTA = "ml.c5.xlarge for spot training job usage"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Iterator[SmallSageMaker]:
     try:
         # root: their lines of shell write where only it may, to see what the service does with what is there
-        made = SmallSageMaker({"*": own_image(user="root")}, grace_s=0.3, poll_s=0.05, quotas={LARGE: 0, SCARCE: 2})
+        made = SmallSageMaker(
+            {"*": own_image(user="root")}, grace_s=0.3, poll_s=0.05, quotas={LARGE: 0, SCARCE: 2, SPOT_QUOTA: 0}
+        )
     except NotPermittedError as error:
         pytest.skip(str(error))
     with made as cloud:

@@ -67,6 +67,17 @@ class JobFault:
     after_s: float
 
 
+@dataclass
+class Interruption:
+    """What takes a spot instance away: a line of its log, so long before, or, for "", that its container has ended well."""
+
+    name_contains: str
+    at_line: str
+    warned: bool
+    after_s: float
+    left: int
+
+
 class Faults:
     """Every method may be called from the test process. Calls of the service itself are never hit."""
 
@@ -77,6 +88,7 @@ class Faults:
         self._rates: list[Rate] = []
         self._jobs: list[JobFault] = []
         self._logs: list[tuple[str, float]] = []
+        self._interruptions: list[Interruption] = []
 
     def add(
         self,
@@ -113,6 +125,14 @@ class Faults:
         with self._lock:
             self._jobs.append(JobFault(name_contains, fail, times, after_s))
 
+    def interrupt(
+        self, name_contains: str, at_line: str = "", *, warned: bool = False, after_s: float = 0.0, times: int = 1
+    ) -> None:
+        """Takes the instances of such jobs on spot away: the next `times`, once they have said such a line, or else have
+        ended and are about to be recorded so. `warned`: SIGTERM comes first."""
+        with self._lock:
+            self._interruptions.append(Interruption(name_contains, at_line, warned, after_s, times))
+
     def delay_logs(self, seconds: float, *, name_contains: str = "") -> None:
         """Log streams of such jobs appear only so long after their container has started."""
         with self._lock:
@@ -128,7 +148,7 @@ class Faults:
 
     def clear(self) -> None:
         with self._lock:
-            for kept in (self._faults, self._rates, self._jobs, self._logs):
+            for kept in (self._faults, self._rates, self._jobs, self._logs, self._interruptions):
                 kept.clear()
 
     def pick(self, call: Call) -> Fault | None:
@@ -164,6 +184,14 @@ class Faults:
                 if fault.left != 0 and fault.name_contains in name:
                     fault.left = None if fault.left is None else fault.left - 1
                     return fault
+            return None
+
+    def pick_interruption(self, name: str) -> Interruption | None:
+        with self._lock:
+            for one in self._interruptions:
+                if one.left and one.name_contains in name:
+                    one.left -= 1
+                    return one
             return None
 
     def logs_delay_s(self, name: str) -> float:

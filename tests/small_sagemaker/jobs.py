@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .calls import ACCOUNT, JOB_KEY, SERVICE_KEY, Call
 from .container import SYSTEM_PATH, Container
@@ -28,7 +28,7 @@ from .images import Image
 from .permissions import Permissions
 from .rights import name_of_role, pull, requests, writing_log
 from .tags import Tags
-from .transfer import LOG_GROUP, LogStream, TransferError, Uploads, download
+from .transfer import LogStream, TransferError, Uploads, download
 
 ENDS = ("Completed", "Failed", "Stopped")
 KEPT = (
@@ -65,8 +65,9 @@ class Settings:
 
 @dataclass
 class Job:
-    """One processing job. `events` tells when it is asked to stop and when it has ended."""
+    """One job. `events` tells when it is asked to stop and when it has ended."""
 
+    kind: ClassVar[str] = "Processing"
     request: dict[str, Any]
     arn: str
     status: str = "InProgress"
@@ -83,7 +84,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return str(self.request["ProcessingJobName"])
+        return str(self.request[f"{self.kind}JobName"])
 
     @property
     def instances(self) -> tuple[str, int]:
@@ -91,11 +92,18 @@ class Job:
         cluster = self.request["ProcessingResources"]["ClusterConfig"]
         return cluster.get("InstanceType", ""), cluster.get("InstanceCount", 1)
 
+    @property
+    def usage(self) -> str:
+        """What its quota is for."""
+        return "processing job"
+
     def ask_stop(self) -> None:
         """Raises ValidationException for a job that has ended."""
         with self.lock:
             if self.status in ENDS:
-                raise refuse(f"The request was rejected because the processing job is in status {self.status}.")
+                raise refuse(
+                    f"The request was rejected because the {self.kind.lower()} job is in status {self.status}."
+                )
             self.status, self.modified = "Stopping", time.time()
         self.stop_asked.set()
 
@@ -152,11 +160,14 @@ def check_request(request: Mapping[str, Any], settings: Settings) -> None:
 def check_quota(job: Job, others: Iterable[Job], quotas: Mapping[str, int]) -> None:
     """Raises ResourceLimitExceeded where the account may not have so many instances at a time."""
     kind, count = job.instances
-    used = sum(other.instances[1] for other in others if other.instances[0] == kind and other.status not in ENDS)
-    if kind in quotas and used + count > quotas[kind]:
+    beside = [other for other in others if (other.instances[0], other.usage) == (kind, job.usage)]
+    used = sum(other.instances[1] for other in beside if other.status not in ENDS)
+    name = f"{kind} for {job.usage} usage"
+    most = quotas.get(kind if job.kind == "Processing" else name)
+    if most is not None and used + count > most:
         raise ServiceError(
             "ResourceLimitExceeded",
-            f"The account-level service limit '{kind} for processing job usage' is {quotas[kind]} Instances, with "
+            f"The account-level service limit '{name}' is {most} Instances, with "
             f"current utilization of {used} Instances and a request delta of {count} Instances. Please use AWS Service "
             "Quotas to request an increase for this quota.",
         )
@@ -170,10 +181,12 @@ def check_input(item: Mapping[str, Any]) -> None:
 
 
 class Jobs:
-    """All processing jobs of the account.
+    """All processing jobs of the account; those of another kind are a class of their own.
 
     `serve` answers the connections a container makes, `tell_trouble` takes what goes wrong in this double itself.
     """
+
+    resource = "processing-job"  # in an ARN
 
     def __init__(
         self,
@@ -194,6 +207,8 @@ class Jobs:
         self.client_as: Callable[[str, str], Any]  # of a service, for what is done as the role of this ARN
         self.permissions: Permissions
         self.closing = threading.Event()
+        self.job_class: type[Job] = Job
+        self.run_class: type[Run] = Run
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -216,8 +231,8 @@ class Jobs:
 
     def create(self, request: dict[str, Any]) -> Job:
         """Accepts or refuses a request and starts its job; the one way in for clients and for pipelines."""
-        check_request(request, self.settings)
-        name = request["ProcessingJobName"]
+        self.check(request)
+        name = request[f"{self.job_class.kind}JobName"]
         with self._lock:
             if name in self._jobs:
                 raise ServiceError(
@@ -225,14 +240,17 @@ class Jobs:
                     "Job name must be unique within an AWS account and region, and a job with this name already "
                     f"exists ({self._jobs[name].arn})",
                 )
-            job = Job(request, self.settings.name_arn("processing-job", name))
+            job = self.job_class(request, self.settings.name_arn(self.resource, name))
             check_quota(job, self._jobs.values(), self.settings.quotas)
             self._jobs[name] = job
         self.tags.keep(job.arn, request.get("Tags"))
-        thread = threading.Thread(target=Run(self, job).live, daemon=True, name=f"job {name}")
+        thread = threading.Thread(target=self.run_class(self, job).live, daemon=True, name=f"job {name}")
         self._threads.append(thread)
         thread.start()
         return job
+
+    def check(self, request: dict[str, Any]) -> None:
+        check_request(request, self.settings)
 
     def get(self, name: str) -> Job:
         job = self._jobs.get(name)
@@ -280,6 +298,7 @@ class Run:
         self.fault = jobs.faults.pick_job(job.name)
         self.role = job.request["RoleArn"]
         self.s3 = jobs.client_as("s3", self.role)
+        self.log_group = f"/aws/sagemaker/{job.kind}Jobs"
 
     def live(self) -> None:
         job = self.job
@@ -296,19 +315,26 @@ class Run:
         job.end(status, reason)
 
     def _run(self) -> tuple[str, str | None]:
-        job, application = self.job, self.job.request["AppSpecification"]
+        job, uri = self.job, self.image_uri
         if job.stop_asked.wait(self.settings.pending_s):
             return "Stopped", None
         if self.fault is not None and not self.fault.after_s:
             return "Failed", self.fault.fail
         try:
-            self.jobs.permissions.require(name_of_role(self.role), pull(application["ImageUri"]))
-            self.jobs.permissions.may(name_of_role(self.role), writing_log(LOG_GROUP))
+            self.jobs.permissions.require(name_of_role(self.role), pull(uri))
+            self.jobs.permissions.may(name_of_role(self.role), writing_log(self.log_group))
         except ServiceError as error:
-            return "Failed", f"ClientError: Cannot pull image {application['ImageUri']}: {error.message}"
-        image = self.settings.find_image(application["ImageUri"])
+            return "Failed", f"ClientError: Cannot pull image {uri}: {error.message}"
+        image = self.settings.find_image(uri)
         if image is None:
-            return "Failed", f"ClientError: Cannot pull image {application['ImageUri']}: the image does not exist"
+            return "Failed", f"ClientError: Cannot pull image {uri}: the image does not exist"
+        return self._run_image(image)
+
+    @property
+    def image_uri(self) -> str:
+        return str(self.job.request["AppSpecification"]["ImageUri"])
+
+    def _run_image(self, image: Image) -> tuple[str, str | None]:
         container = Container(self.folder, image)
         try:
             return self._run_container(container)
@@ -356,10 +382,11 @@ class Run:
             now = time.monotonic()
             if why is None:
                 why = self._why_end(now - begun)
-                if why == "fault":
+                if why in ("fault", "interrupted"):
                     container.kill()
                 elif why is not None:
-                    self.job.show_stopping()
+                    if why != "warned":
+                        self.job.show_stopping()
                     ended_at = now
                     container.terminate()
             elif now - ended_at > self.settings.grace_s or self.jobs.closing.is_set():
@@ -408,6 +435,6 @@ class Run:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ACCESS_KEY_ID": f"{JOB_KEY}.{name_of_role(self.role)}",
             "AWS_SECRET_ACCESS_KEY": "secret",
-            "PROCESSING_JOB_ARN": self.job.arn,
+            f"{self.job.kind.upper()}_JOB_ARN": self.job.arn,
             **(self.job.request.get("Environment") or {}),
         }

@@ -155,6 +155,8 @@ def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
     match action:
         case "CreateProcessingJob" | "DescribeProcessingJob" | "StopProcessingJob":
             arn = f"{at}:processing-job/{given['ProcessingJobName']}"
+        case "CreateTrainingJob" | "DescribeTrainingJob" | "StopTrainingJob":
+            arn = f"{at}:training-job/{given['TrainingJobName']}"
         case (
             "CreatePipeline"
             | "UpdatePipeline"
@@ -189,9 +191,8 @@ def _of_sagemaker(action: str, given: Mapping[str, Any]) -> Iterator[Request]:
     yield Request(f"sagemaker:{action}", arn, _about(given))
     if given.get("Tags") and action != "AddTags":
         yield Request("sagemaker:AddTags", arn)
-    if disk := given.get("ProcessingResources", {}).get("ClusterConfig", {}).get("VolumeKmsKeyId") or given.get(
-        "KmsKeyId"
-    ):
+    cluster = given.get("ProcessingResources", {}).get("ClusterConfig") or given.get("ResourceConfig", {})
+    if disk := cluster.get("VolumeKmsKeyId") or given.get("KmsKeyId"):
         yield from (Request(f"kms:{verb}", disk) for verb in ("CreateGrant", "DescribeKey"))
     if role := given.get("RoleArn") or given.get("ExecutionRoleArn"):
         yield Request("iam:PassRole", role, {"iam:passedtoservice": "sagemaker.amazonaws.com"})

@@ -30,6 +30,7 @@ from .processing import ProcessingActions
 from .registry import Registry
 from .rights import name_of_role
 from .tags import Tags
+from .training import TrainingActions, TrainingJobs
 from .transfer import split_uri
 
 IMAGE = re.compile(
@@ -71,9 +72,10 @@ class Server:
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], Any] = {}
         tags = Tags()
-        self.jobs = Jobs(settings, self.faults, tags, self.port, self.serve, self.gateway.troubles.append)
-        self.jobs.s3, self.jobs.client_as = self._client("s3"), self._client_as
-        self.jobs.permissions = self.gateway.permissions
+        given = (settings, self.faults, tags, self.port, self.serve, self.gateway.troubles.append)
+        self.jobs, self.training = Jobs(*given), TrainingJobs(*given)
+        for jobs in (self.jobs, self.training):
+            jobs.s3, jobs.client_as, jobs.permissions = self._client("s3"), self._client_as, self.gateway.permissions
         self._events = self._client("events")
         self._ecr = self._client("ecr")
         registry = Registry(settings.name_arn, tags, self._tell_package_state, self._look_at_container)
@@ -88,6 +90,7 @@ class Server:
             self.endpoints,
             pipelines,
             ProcessingActions(self.jobs),
+            TrainingActions(self.training),
             Builds(settings.region, self.url, self._client_as, settings.pending_s),
             Deliveries(),
         )
@@ -209,9 +212,10 @@ class Server:
 
     def close(self) -> None:
         self.jobs.close()
+        self.training.close()
         with contextlib.suppress(OSError):
             self._main.shutdown()
             self._main.server_close()
 
 
-FAULT_METHODS = ("add", "rate", "job", "delay_logs", "hits", "remove", "clear")
+FAULT_METHODS = ("add", "rate", "job", "interrupt", "delay_logs", "hits", "remove", "clear")

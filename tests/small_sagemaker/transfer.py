@@ -1,4 +1,4 @@
-"""What the service moves for a processing job: its inputs from S3, its outputs to S3, its lines to CloudWatch Logs."""
+"""What the service moves for a job: its inputs from S3, its outputs to S3, its lines to CloudWatch Logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -105,15 +105,28 @@ class Uploads:
 
 
 class LogStream:
-    """Sends a container's lines to CloudWatch Logs from a thread, `delay_s` late at first."""
+    """Sends a container's lines to CloudWatch Logs from a thread, `delay_s` late at first; `hear` is told each at once.
 
-    def __init__(self, logs: Any, job: str, lines: IO[bytes], delay_s: float) -> None:
-        self._logs = logs
+    `start` is the number of the job's start, so that two in one second have two streams.
+    """
+
+    def __init__(
+        self,
+        logs: Any,
+        job: str,
+        lines: IO[bytes],
+        delay_s: float,
+        *,
+        group: str = LOG_GROUP,
+        start: int = 0,
+        hear: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._logs, self._group, self._hear = logs, group, hear
         self._lines = lines
         self._waiting: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self.name = f"{job}/algo-1-{int(time.time())}"
+        self.name = f"{job}/algo-1-{int(time.time()) + start}"
         self.visible_at = time.monotonic() + delay_s
         self._reader = threading.Thread(target=self._read, daemon=True, name=f"read {job}")
         self._sender = threading.Thread(target=self._send, daemon=True, name=f"logs {job}")
@@ -131,6 +144,7 @@ class LogStream:
         with contextlib.suppress(ValueError, OSError):  # closed under us when the container is removed
             for line in self._lines:
                 text = line[:MAX_EVENT_BYTES].decode(errors="replace").rstrip("\n")
+                self._hear(text)
                 with self._lock:
                     self._waiting.append({"timestamp": int(time.time() * 1000), "message": text or " "})
         self._ended.set()
@@ -143,11 +157,11 @@ class LogStream:
     def _send(self) -> None:
         time.sleep(max(0.0, self.visible_at - time.monotonic()))
         with contextlib.suppress(self._logs.exceptions.ResourceAlreadyExistsException):
-            self._logs.create_log_group(logGroupName=LOG_GROUP)
-        self._logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=self.name)
+            self._logs.create_log_group(logGroupName=self._group)
+        self._logs.create_log_stream(logGroupName=self._group, logStreamName=self.name)
         while True:
             last = self._ended.wait(0.1)
             while batch := self._take():
-                self._logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=self.name, logEvents=batch)
+                self._logs.put_log_events(logGroupName=self._group, logStreamName=self.name, logEvents=batch)
             if last:
                 return

@@ -257,6 +257,12 @@ def _refuse(plan: Plan) -> None:
         if spec.from_.startswith(APPROVED) and local
     ]
     findings += [
+        f"steps.{step.name}: it is a training job, and in the Pipeline steps are processing jobs; write job = "
+        '"processing" for it, in a profile for the Pipeline perhaps.'
+        for step in active(plan)
+        if settings(plan.pipeline, step.name).trains
+    ]
+    findings += [
         f"steps.{step.name}: it registers, and the gate judges it; in SageMaker only a step after the gate can register. "
         "Call runner.model.register in a step of its own."
         for step in active(plan)

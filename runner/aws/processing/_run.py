@@ -15,6 +15,9 @@ be (`work_folder`), and /opt/ml/output/message, which alone has a fixed place, g
     work/made-…/      the environment, where the image is not the lock
     work/home/        HOME, where the image's is not there or may not be written
     work/step/, work/project/    the step (`inside.py`)
+
+Where a job finds things is another place in a training job, which says so in its environment (`training.py`): RUNNER_INPUT,
+RUNNER_VOLUME, RUNNER_MESSAGE the file's name, RUNNER_CHECKPOINTS a folder that the notebook is to be able to write.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ def main(arguments: list[str]) -> NoReturn:
         if not arguments:
             raise Failed(f"Usage: _run.py [{PLAIN}] MODULE ARG…")
         bundle = Path(os.environ.get("RUNNER_INPUT", INPUT)) / "bundle"
-        work = work_folder(bundle.parent.parent)
+        work = work_folder(Path(os.environ.get("RUNNER_VOLUME", bundle.parent.parent)))
         python, kind = prepare(bundle, work, plain=plain)
         became = _environment(bundle, work, kind=kind, python=python)
         sys.stdout.flush()
@@ -102,7 +105,9 @@ def _own(folder: Path) -> bool:
             return True
     except OSError:
         pass
-    command = ["sudo", "-n", "install", "-d", "-m", "755", "-o", str(os.getuid()), "-g", str(os.getgid()), str(folder)]
+    # with what the service has put there
+    script, owner = 'mkdir -p "$1" && chown -R "$2" "$1"', f"{os.getuid()}:{os.getgid()}"
+    command = ["sudo", "-n", "sh", "-c", script, "own", str(folder), owner]
     try:
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SUDO_S)
     except (OSError, subprocess.SubprocessError):
@@ -294,6 +299,8 @@ def _environment(bundle: Path, work: Path, *, kind: str, python: str) -> dict[st
     made.setdefault(
         "RUNNER_PYTHONPATH", os.environ.get("PYTHONPATH", "")
     )  # for a module that begins again, with packages
+    if "RUNNER_CHECKPOINTS" in os.environ:
+        made["RUNNER_CHECKPOINTS"] = str(_checkpoints(Path(os.environ["RUNNER_CHECKPOINTS"]), work))
     if not os.access(os.environ.get("HOME", ""), os.W_OK | os.X_OK):  # IPython, Jupyter and many a library write there
         (work / "home").mkdir(exist_ok=True)
         made["HOME"] = str(work / "home")
@@ -303,6 +310,16 @@ def _environment(bundle: Path, work: Path, *, kind: str, python: str) -> dict[st
         made["VIRTUAL_ENV"] = str(Path(python).parents[1])
         made["PATH"] = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)])
     return made
+
+
+def _checkpoints(folder: Path, work: Path) -> Path:
+    """The folder that outlives an instance, where the job may write it; else one that does not."""
+    if _own(folder):
+        return folder
+    own = work / "checkpoints"
+    own.mkdir(exist_ok=True)
+    _say(f"user {os.getuid()} may not write {folder}: RUNNER_CHECKPOINTS is {own}, which goes with the instance")
+    return own
 
 
 def _taken_out(archive: Path, target: Path) -> str:
@@ -329,27 +346,35 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def leave_message(sentence: str) -> None:
-    """Leave it where DescribeProcessingJob takes its ExitMessage from, else, whole, below the job's output in S3."""
+    """Leave it where the job's page takes it from, else, whole, below the job's output in S3."""
     folder = Path(os.environ.get("RUNNER_OUTPUT", OUTPUT))
     # SageMaker fails the job over a message that is not UTF-8
     whole = sentence.encode("utf-8", "replace")
     try:
         if _own(folder):
-            (folder / "message").write_bytes(whole[:MESSAGE_BYTES].decode("utf-8", "ignore").encode())
+            name = os.environ.get("RUNNER_MESSAGE", "message")
+            (folder / name).write_bytes(whole[:MESSAGE_BYTES].decode("utf-8", "ignore").encode())
         else:
-            _put_message(json.loads((folder.parent / "config" / CONFIGURATION).read_bytes()), whole)
+            _put_message(folder.parent / "config" / CONFIGURATION, whole)
     except Exception as error:  # it is the last thing that a job does, and its log has the sentence
         sys.stderr.write(f"runner: that could not be left at {folder}, nor in S3: {type(error).__name__}: {error}\n")
 
 
-def _put_message(configuration: dict[str, Any], content: bytes) -> None:
+def _put_message(file: Path, content: bytes) -> None:
     import boto3  # the image's own
 
-    output = configuration["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
+    place = Path(os.environ.get("RUNNER_INPUT", INPUT)) / "job" / "place.json"
+    if place.is_file():  # of a step's own job
+        told = json.loads(place.read_bytes())
+        output, kms_key, region = f"s3://{told['bucket']}/{told['key']}out/", told.get("kms_key"), told["region"]
+    else:
+        configuration = json.loads(file.read_bytes())
+        output = configuration["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
+        kms_key = configuration["ProcessingOutputConfig"].get("KmsKeyId")
+        region = configuration["ProcessingJobArn"].split(":")[3]
     bucket, _, key = output.removeprefix("s3://").partition("/")
-    kms_key = configuration["ProcessingOutputConfig"].get("KmsKeyId")
     encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
-    client = boto3.client("s3", region_name=configuration["ProcessingJobArn"].split(":")[3])
+    client = boto3.client("s3", region_name=region)
     client.put_object(Bucket=bucket, Key=f"{key.rstrip('/')}/message", Body=content, **encryption)
 
 

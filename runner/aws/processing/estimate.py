@@ -22,8 +22,9 @@ from runner.run.retries import TRANSIENT_RETRIES
 
 @dataclass(frozen=True)
 class Way:
-    """How steps may be put into jobs: as many starts by instance type, and what they cost if each step and each attempt
-    at it takes all the time it may; None where a price is not known. `chosen`: as pipeline.toml says."""
+    """How steps may be put into jobs: as many starts by instance type, with what job it is where that is no processing
+    job, and what they cost if each step and each attempt at it takes all the time it may, on spot too at the usual price;
+    None where a price is not known. `chosen`: as pipeline.toml says."""
 
     name: str
     jobs: dict[str, int]
@@ -101,7 +102,8 @@ def _way(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool
     jobs, costs = dict[str, int](), list[float | None]()
     for steps in groups:
         made = settings(plan.pipeline, steps[0])
-        jobs[made.instance] = jobs.get(made.instance, 0) + 1
+        kind = f"{made.instance} as a {made.kind}" if made.trains else made.instance
+        jobs[kind] = jobs.get(kind, 0) + 1
         prices = Prices.read(plan.root / made.prices if made.prices else None)
         costs += [most_usd(plan.pipeline.steps[step], settings(plan.pipeline, step), prices) for step in steps]
         saved = prices.of(made.instance, AFTER_STEP_S * (len(steps) - 1))
@@ -116,8 +118,10 @@ def attempts(step: StepSpec | None) -> int:
 
 
 def most_usd(step: StepSpec | None, chosen: Settings, prices: Prices) -> float | None:
-    """What a step costs if each attempt takes all the time it may; None where its instance has no price."""
-    price = prices.of(chosen.instance, limit_s([step.timeout_s if step is not None else None], chosen))
+    """What a step costs if each attempt takes all the time it may, and its instance waits in vain where it is kept warm;
+    None where that has no price."""
+    most_s = limit_s([step.timeout_s if step is not None else None], chosen) + chosen.keep_warm_s
+    price = prices.of(chosen.instance, most_s)
     return None if price is None else attempts(step) * price
 
 

@@ -1,4 +1,4 @@
-"""Steps run as processing jobs: what they need goes up once, what comes back is what a person looks at."""
+"""Steps run as processing or training jobs: what they need goes up once, what comes back is what a person looks at."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import msgspec
 
 from runner.aws.bucket import Bucket
 from runner.aws.own_image import for_jobs
-from runner.aws.processing import bundle, step_queue, wheels
-from runner.aws.processing.jobs import OVER, Ended, Jobs
+from runner.aws.processing import bundle, step_queue, training, wheels
+from runner.aws.processing.inputs import put_inputs
+from runner.aws.processing.jobs import OVER, PROCESSING, Ended, Jobs, Kind, kind_of, name_in
 from runner.aws.processing.outcome import Log, bring, stopped, without_result
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import MODULE, Addresses, Place, attempt_key, job_name, request
@@ -32,6 +33,11 @@ from runner.run.folder import MODULES, step_folder
 from runner.run.inputs import origin
 from runner.run.ports import Runtime
 from runner.run.store import Store, facts_of
+from runner.pipeline.credentials import FORMS
+from runner.pipeline.remote import OWN, Settings, one_machine, settings
+from runner.records import Pipeline, StepJob, StepResult, decode, encode, read
+from runner.run.store import Store
+from runner.run.world import Runtime
 from runner.step.execute import JOB, RESULT, SOURCE, Progress
 
 REQUEST, LOG = "request.json", "job.log"
@@ -74,18 +80,19 @@ class SageMakerExecutor:
         job = read(StepJob, folder / JOB)
         chosen = settings(self._pipeline, job.step)
         bucket = Bucket(self._session, chosen.bucket, chosen.prefix)
-        jobs, queue = Jobs(self._session, poll_s=chosen.poll_s), self._waiting(job)
+        queue = self._waiting(job)
         try:
             made = self._request(folder, job, chosen, bucket, on_progress, queue)
         except BaseException:
             self._give_back(queue)
             raise
-        if queue is not None and made["ProcessingJobName"] != queue.job:  # it was asked for elsewhere, before
+        if queue is not None and name_in(made) != queue.job:  # it was asked for elsewhere, before
             self._give_back(queue)
             queue = None
         if stop.is_set():
             self._give_back(queue)
             raise Detached(f"Step {job.step} was not started.", run=job.run)
+        jobs = Jobs(self._session, poll_s=chosen.poll_s, kind=kind_of(made))
         at = replace_prefix(bucket, attempt_key(job.run, job.step, job.attempt))
         reach("job about to be created", job.step)
         if ORDER in made and not _stands(made, queue, jobs, bucket, at):
@@ -97,7 +104,7 @@ class SageMakerExecutor:
         ended = self._followed(made, jobs, job, stop, log, at, queue)
         log.close()
         if ended is None:
-            raise Detached(f"The job {made['ProcessingJobName']} goes on.", run=job.run)
+            raise Detached(f"The job {name_in(made)} goes on.", run=job.run)
         reach("job ended", job.step)
         return self._collect(folder, made, job, chosen, at, ended, log)
 
@@ -111,8 +118,8 @@ class SageMakerExecutor:
         at: Bucket,
         queue: Queue | None,
     ) -> Ended | None:
-        name = made["ProcessingJobName"]
-        if ORDER not in made and made["AppSpecification"]["ContainerArguments"] != [step_queue.MODULE]:
+        name = name_in(made)
+        if ORDER not in made and _arguments(made) != [step_queue.MODULE]:
             return jobs.follow(name, left=stop, on_line=log.line, on_status=log.status)
         queue = queue if queue is not None and queue.job == name else _queue(made, job)
 
@@ -166,7 +173,7 @@ class SageMakerExecutor:
         name = job_name(self._pipeline.name, job.run, job.step, job.attempt)
         if kept.exists() and not anew:
             made: dict[str, Any] = msgspec.json.decode(kept.read_bytes())
-            if name in (made["ProcessingJobName"], made.get(ORDER, {}).get("for")):
+            if name in (name_in(made), made.get(ORDER, {}).get("for")):
                 return made
         there = None if anew else bucket.get(key + REQUEST)
         if there is not None:
@@ -174,7 +181,7 @@ class SageMakerExecutor:
             return dict(msgspec.json.decode(there))
         chosen = for_jobs(self._session, self._pipeline.name, chosen, self._root)
         on_progress(Progress(job.step, 0, 0, None, "uploading"))
-        inputs, files = self._inputs(job, bucket)
+        inputs, files = put_inputs(job, self._store, bucket)
         code = self._code(folder, job, chosen, bucket)
         place = Place(
             job=name if queue is None else queue.job,
@@ -191,22 +198,17 @@ class SageMakerExecutor:
         )
         bucket.put(f"{key}job/{JOB}", encode(job))
         bucket.put(f"{key}job/place.json", encode(place))
-        if queue is None:
+        if queue is not None:
+            order = Order(step=job.step, attempt=bucket.prefix + key, code=bucket.address(code), inputs=inputs)
+            made = queue.request(order, name)
+        else:
             at = Addresses(
                 bundle=bucket.address(self._bundle(chosen, bucket)),
                 step=bucket.address(code),
                 attempt=bucket.address(key),
                 inputs=inputs,
             )
-            shared = [step for step in self._pipeline.steps if one_machine(self._pipeline, job.step, step)]
-            timeouts_s = {step: self._pipeline.steps[step].timeout_s for step in shared} | {job.step: job.timeout_s}
-            module = step_queue.MODULE if len(timeouts_s) > 1 else MODULE
-            made = request(
-                name, job, chosen, at, project=self._pipeline.name, module=module, timeouts_s=timeouts_s.values()
-            )
-        else:
-            order = Order(step=job.step, attempt=bucket.prefix + key, code=bucket.address(code), inputs=inputs)
-            made = queue.request(order, name)
+            made = self._of_one_job(name, job, chosen, at, folder)
         content = msgspec.json.encode(made)
         # another machine may be first, or the reply be lost
         if not bucket.put(key + REQUEST, content, once=not anew):
@@ -215,6 +217,17 @@ class SageMakerExecutor:
         atomic_write(kept, content)
         on_progress(Progress(job.step, 0, 0, None, "waiting for the instance"))
         return made
+
+    def _of_one_job(self, name: str, job: StepJob, chosen: Settings, at: Addresses, folder: Path) -> dict[str, Any]:
+        """What creates a job for the step, and for those that may share it."""
+        pipeline = self._pipeline
+        if chosen.trains:
+            metrics = training.metrics(pipeline, job.step, folder / SOURCE)
+            return training.request(name, job, chosen, at, project=pipeline.name, metrics=metrics)
+        shared = [step for step in pipeline.steps if one_machine(pipeline, job.step, step)]
+        timeouts_s = {step: pipeline.steps[step].timeout_s for step in shared} | {job.step: job.timeout_s}
+        module = step_queue.MODULE if len(timeouts_s) > 1 else MODULE
+        return request(name, job, chosen, at, project=pipeline.name, module=module, timeouts_s=timeouts_s.values())
 
     def _bundle(self, chosen: Settings, bucket: Bucket) -> str:
         """The key of the runner with its environment, put there once for all steps of this process."""
@@ -228,27 +241,17 @@ class SageMakerExecutor:
         made = step_bundle(folder, job.notebook, self._root, chosen, also=self._undeclared(job.step))
         return bundle.upload(bucket, "steps/", made)[0]
 
-    def _inputs(self, job: StepJob, bucket: Bucket) -> tuple[dict[str, str], dict[str, str]]:
-        """The address of each input that is copied to the job, and the name of its file there."""
-        manifest = self._store.manifest_as_written(job.run)
-        addresses, files = {}, {}
-        for name, fact in job.inputs.items():
-            if not fact.present or fact.as_ == "uri":
-                continue
-            addresses[name] = _address(fact, manifest, self._store, bucket, f"Input {name} of step {job.step}")
-            files[name] = "" if addresses[name].endswith("/") else PurePosixPath(addresses[name]).name
-        return addresses, files
-
     def _collect(
         self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: Log
     ) -> StepResult:
         """The result as the job left it, with what is to be looked at; a failure of the job itself where it left none."""
-        name, limit_s = made["ProcessingJobName"], made["StoppingCondition"]["MaxRuntimeInSeconds"]
+        name, limit_s = name_in(made), made["StoppingCondition"]["MaxRuntimeInSeconds"]
         content = at.get(RESULT)
         result = decode(StepResult, content, where=at.address(RESULT)) if content is not None else None
-        if result is not None and (result.remote is None or result.remote.name != name):
+        told = result.remote if result is not None else None
+        if result is not None and (told is None or told.name != name or not told.at.startswith(at.address(""))):
             raise RemoteError(f"{at.address(RESULT)} is not the result of the job {name}. Nothing of it was taken in.")
-        if result is None or (result.error is None and ended.status != "Completed"):
+        if result is None or not _is_last(result, ended):
             result = without_result(job, ended, name, log)
         else:
             assert result.remote is not None
@@ -256,11 +259,12 @@ class SageMakerExecutor:
             price = self._prices_for(chosen).of(chosen.instance, billed_s)
             paid = msgspec.structs.replace(result.remote, billed_s=billed_s, price_usd=price)
             result = msgspec.structs.replace(result, remote=paid)
+            there = replace_prefix(at, paid.at.removeprefix(at.address("")))
             if result.executed is not None:
-                bring(result.executed, folder, at)
+                bring(result.executed, folder, there)
             for output in result.outputs.values():
                 if output.size_bytes <= chosen.small_mb * 1e6:
-                    bring(output, folder, at)
+                    bring(output, folder, there)
         if ended.status == "Stopped" and result.error is not None and result.error.kind == "interrupted":
             result = stopped(result, result.error, ended, name, limit_s)
         atomic_write(folder / RESULT, encode(result))
@@ -273,17 +277,36 @@ class SageMakerExecutor:
             return self._prices[chosen.prices]
 
 
-def job_of(manifest: RunManifest, state: StepState, store: Store, session: Session) -> str:
-    """The name of the job that executes the step: its own, or the one it was ordered from."""
+def kind_for(chosen: Settings) -> Kind:
+    """Of the job that a step is made."""
+    return "Training" if chosen.trains else PROCESSING
+
+
+def job_of(manifest: RunManifest, state: StepState, store: Store, session: Session) -> tuple[Kind, str]:
+    """Kind and name of the job that executes the step: its own, or the one it was ordered from."""
     chosen = settings(manifest.pipeline, state.name)
     name = job_name(manifest.pipeline.name, manifest.run, state.name, state.attempt)
     if not chosen.together:
-        return name
+        return kind_for(chosen), name
     kept = step_folder(store, manifest.run, state.name) / REQUEST
     key = attempt_key(manifest.run, state.name, state.attempt) + REQUEST
     content = Bucket(session, chosen.bucket, chosen.prefix).get(key) if not kept.exists() else kept.read_bytes()
     made = msgspec.json.decode(content) if content else {}
-    return str(made["ProcessingJobName"]) if made.get(ORDER, {}).get("for") == name else name
+    return PROCESSING, str(made["ProcessingJobName"]) if made.get(ORDER, {}).get("for") == name else name
+
+
+def _is_last(result: StepResult, ended: Ended) -> bool:
+    """Whether the job's end is that of the start that left the result: one whose instance was taken away may have left
+    one too, as interrupted."""
+    if result.error is None:
+        return ended.status == "Completed"
+    return result.error.kind != "interrupted" or ended.status == "Stopped"
+
+
+def _arguments(made: dict[str, Any]) -> list[str]:
+    """Of the container; none of them are of a training job."""
+    arguments: list[str] = made.get("AppSpecification", {}).get("ContainerArguments", [])
+    return arguments
 
 
 def _queue(made: dict[str, Any], job: StepJob) -> Queue:
@@ -364,24 +387,3 @@ def step_bundle(folder: Path, notebook: str, root: Path, chosen: Settings, *, al
 def replace_prefix(bucket: Bucket, key: str) -> Bucket:
     """The place below `key`."""
     return Bucket(bucket.session, bucket.name, bucket.prefix + key)
-
-
-def _address(fact: InputFact, manifest: RunManifest, store: Store, bucket: Bucket, where: str) -> str:
-    """Where the input's bytes lie in S3: where they are, or where they are put now, once for all jobs."""
-    assert fact.artifact is not None
-    if fact.listed:
-        return fact.source
-    upstream, _, output = fact.source.partition(".")
-    state = next((state for state in manifest.steps if state.name == upstream), None)
-    made = state.result if state is not None else None
-    if made is not None and made.remote is not None and output in made.outputs:
-        return made.remote.at + made.outputs[output].path
-    outside = origin(fact, where, store)
-    whole = fact.artifact.files is not None
-    key = f"inputs/{fact.artifact.sha256}/"
-    path = fact.artifact.path.partition("?")[0] if is_address(fact.source) else fact.artifact.path
-    name = PurePosixPath(path.rstrip("/")).name or "source"
-    for relative, part in facts_of(fact.artifact).items():
-        found = store.object(part) if outside is None else outside / relative if relative else outside
-        bucket.upload(key + (relative or name), found)
-    return bucket.address(key if whole else key + name)

@@ -1,13 +1,17 @@
-"""Inside a processing job: a step folder is put together, executed as everywhere, and what came of it put away.
+"""Inside a processing or training job: a step folder is put together, executed as everywhere, and what came of it put away.
 
 The job itself puts all of it into S3 before it ends: the executed notebook and the result whatever becomes of it, its
 outputs where it ends well. Here it writes into its work folder (`_run.py`) and nowhere else.
+
+A training job may be begun again on another instance. Where it was done by then, it is done; else all begins anew, with
+outputs at a place of this start's own (`training.py`).
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import secrets
 import shutil
 import signal
 import sys
@@ -24,18 +28,18 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing._run import leave_message
 from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
-from runner.aws.processing.request import INPUT, Place
+from runner.aws.processing.request import INPUT, Place, input_name
+from runner.aws.processing.training import VARIABLE, metric_line
 from runner.aws.session import Session
 from runner.content import artifact
 from runner.errors import RunnerError, Tampered
 from runner.escape import terminal
-from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read
+from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, decode, encode, read
 from runner.run.packages import versions
 from runner.run.store import files_of
 from runner.step.__main__ import exit_code
 from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE, Progress, execute
 
-CODE = Path(INPUT) / "step"  # where the service puts the step's bundle
 THREADS = 4  # that send outputs
 
 
@@ -56,12 +60,31 @@ def say_failure(error: RunnerError) -> int:
 def _main() -> int:
     stop = told_to_stop()
     job, place, session = given()
+    if VARIABLE in os.environ:
+        if is_done(place, session):
+            _line("runner: an earlier start of this job has put everything away, nothing is executed")
+            _line(END)
+            return 0
+        place = msgspec.structs.replace(place, key=f"{place.key}starts/{secrets.token_hex(4)}/", attempt=place.key)
     return carry_out(job, place, session, stop, arrived=by_service(place))
+
+
+def is_done(place: Place, session: Session) -> bool:
+    """Whether this job has executed its step already, and well: its result is what is written last."""
+    bucket = Bucket(session, place.bucket, place.key)
+    content = bucket.get(RESULT)
+    return content is not None and decode(StepResult, content, where=bucket.address(RESULT)).error is None
+
+
+def given_folder() -> Path:
+    """Where the service puts what the job is given."""
+    return Path(os.environ.get("RUNNER_INPUT", INPUT))
 
 
 def given() -> tuple[StepJob, Place, Session]:
     """What the job was made for."""
-    place, job = read(Place, Path(INPUT) / "job" / "place.json"), read(StepJob, Path(INPUT) / "job" / JOB)
+    folder = given_folder() / "job"
+    place, job = read(Place, folder / "place.json"), read(StepJob, folder / JOB)
     return job, place, Session(place.region, kms_key=place.kms_key)
 
 
@@ -72,10 +95,14 @@ def carry_out(
     stop: threading.Event,
     *,
     arrived: Mapping[str, Path],
-    code: Path = CODE,
+    code: Path | None = None,
     since: float | None = None,
 ) -> int:
-    """Execute the step and put away what came of it; the exit code. `since`: what its share of the job's time is from."""
+    """Execute the step and put away what came of it; the exit code.
+
+    `code` is the step's bundle where the service did not put it, `since` what its share of the job's time is from.
+    """
+    code = given_folder() / "step" if code is None else code
     try:
         check_code(place.code, code)
         result = perform(job, place, session, stop, arrived=arrived, code=code)
@@ -92,7 +119,7 @@ def with_share(result: StepResult, since: float) -> StepResult:
     return msgspec.structs.replace(result, remote=msgspec.structs.replace(result.remote, billed_s=billed_s))
 
 
-def check_code(sha256: str, folder: Path = CODE) -> None:
+def check_code(sha256: str, folder: Path) -> None:
     """Raises Tampered where the step's files are not those of that hash; to be asked before anything of them runs."""
     found = digest(folder)
     if found != sha256:
@@ -112,7 +139,8 @@ def told_to_stop() -> threading.Event:
 
 def by_service(place: Place) -> dict[str, Path]:
     """Where the service has put the step's inputs."""
-    return {name: Path(INPUT) / "in" / name / file for name, file in place.files.items()}
+    folder = given_folder()
+    return {name: folder / input_name(number) / file for number, (name, file) in enumerate(sorted(place.files.items()))}
 
 
 def perform(
@@ -122,7 +150,7 @@ def perform(
     stop: threading.Event,
     *,
     arrived: Mapping[str, Path],
-    code: Path = CODE,
+    code: Path,
 ) -> StepResult:
     """Put the step folder together and execute it. Again from the start where it was called before.
 
@@ -154,11 +182,13 @@ def _performed(
 def leave(result: StepResult, place: Place, session: Session) -> int:
     """Put away what came of the step; the exit code."""
     bucket = Bucket(session, place.bucket, place.key)
+    for name, metric in result.metrics.items() if place.attempt is not None else ():
+        _line(metric_line(name, metric.value))
     if result.error is None:
         _put_outputs(result, bucket)
     if result.executed is not None:
         bucket.put(EXECUTED, (step_folder() / EXECUTED).read_bytes())
-    bucket.put(RESULT, encode(result))
+    Bucket(session, place.bucket, place.attempt or place.key).put(RESULT, encode(result))
     if result.error is not None:
         _say_error(result.error)
     _line(END)

@@ -56,8 +56,9 @@ def without_result(job: StepJob, ended: Ended, name: str, log: Log) -> StepResul
 
 def stopped(result: StepResult, error: StepError, ended: Ended, name: str, limit_s: int) -> StepResult:
     """The result of a step that was told to stop, by its time limit or by somebody; the service says Stopped of both."""
-    if ended.billed_s >= limit_s:
-        said = f"the job {name} ran into its time limit of {limit_s} s"
+    over = ended.late or (f"its time limit of {limit_s} s" if ended.billed_s >= limit_s else "")
+    if over:
+        said = f"the job {name} ran into {over}"
         late = msgspec.structs.replace(error, kind="timeout", ename="StepTimeout", evalue=said)
         return msgspec.structs.replace(result, status="failed", error=late)
     if ended.stopped_before:

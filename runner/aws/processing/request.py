@@ -4,6 +4,7 @@
     <bucket>/<prefix>steps/<sha256>/                   the notebook and its modules      → input/step
     <bucket>/<prefix>runs/<run>/<step>/attempts/<n>/
         job/job.json, job/place.json                   what to do, and where that is     → input/job
+        checkpoints/…, starts/<hex>/…                  of a training job (`training.py`)
         request.json                                   what the job was made with, for who goes on with the run
         out/…, executed.ipynb, result.json             what came of it
     <bucket>/<prefix>inputs/<sha256>/…                 files that came from a client
@@ -51,6 +52,7 @@ class Place(Record, frozen=True, kw_only=True):
     ]  # input -> the file's name in its folder; "" where the folder itself is the input
     secrets: str  # what the names of secrets in Secrets Manager begin with
     kms_key: str | None = None  # encrypts what the job writes
+    attempt: str | None = None  # the key of result.json, where that is not `key`
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,7 @@ def request(
 
     Raises UsageError where the step is beyond the service's limits.
     """
-    if len(at.inputs) > MOST_INPUTS - OWN_INPUTS:
-        raise UsageError(
-            f"Step {job.step} has {len(at.inputs)} inputs to copy; a processing job takes {MOST_INPUTS - OWN_INPUTS}. "
-            'Write files that belong together into one output folder, or pass addresses with `as = "uri"`.'
-        )
+    refuse_inputs(job.step, len(at.inputs), MOST_INPUTS - OWN_INPUTS, "processing")
     made: dict[str, Any] = {
         "ProcessingJobName": name,
         "RoleArn": settings.role,
@@ -112,24 +110,40 @@ def request(
             copied("bundle", at.bundle),
             copied("step", at.step),
             copied("job", f"{at.attempt}job/"),
-            *(
-                copied(f"in-{number}", address, f"in/{key}")
-                for number, (key, address) in enumerate(sorted(at.inputs.items()))
-            ),
+            *(copied(input_name(number), address) for number, (_, address) in enumerate(sorted(at.inputs.items()))),
         ],
         "ProcessingOutputConfig": {"Outputs": [_output(at.attempt)]},
-        "ProcessingResources": {"ClusterConfig": _cluster(settings)},
+        "ProcessingResources": {"ClusterConfig": cluster(settings)},
         "StoppingCondition": {
             "MaxRuntimeInSeconds": limit_s([job.timeout_s] if timeouts_s is None else timeouts_s, settings)
         },
         "Environment": {"RUNNER_JOB": name},
-        "Tags": _tags(settings, project=project, run=job.run, step=job.step),
+        "Tags": tags(settings, project=project, run=job.run, step=job.step),
     }
     if settings.kms_key:
         made["ProcessingOutputConfig"]["KmsKeyId"] = settings.kms_key
     if settings.vpc is not None or settings.encrypt_traffic:
         made["NetworkConfig"] = network(settings)
+    return sealed(made)
+
+
+def sealed(made: dict[str, Any]) -> dict[str, Any]:
+    """The request with what tells it from another one of its name."""
     return {**made, "Tags": [*made["Tags"], {"Key": HASH_TAG, "Value": digest(made)}]}
+
+
+def input_name(number: int) -> str:
+    """Of the step's inputs, in the order of their names."""
+    return f"in-{number}"
+
+
+def refuse_inputs(step: str, inputs: int, most: int, kind: str) -> None:
+    """Raises UsageError where there are more than such a job takes."""
+    if inputs > most:
+        raise UsageError(
+            f"Step {step} has {inputs} inputs to copy; a {kind} job takes {most}. "
+            'Write files that belong together into one output folder, or pass addresses with `as = "uri"`.'
+        )
 
 
 def limit_s(timeouts_s: Iterable[float | None], settings: Settings) -> int:
@@ -139,18 +153,19 @@ def limit_s(timeouts_s: Iterable[float | None], settings: Settings) -> int:
 
 def digest(made: dict[str, Any]) -> str:
     """What tells two requests of one name apart; over everything but its own tag."""
-    tags = [tag for tag in made["Tags"] if tag["Key"] != HASH_TAG]
-    return hashlib.sha256(json.dumps({**made, "Tags": tags}, sort_keys=True).encode()).hexdigest()
+    others = [tag for tag in made["Tags"] if tag["Key"] != HASH_TAG]
+    return hashlib.sha256(json.dumps({**made, "Tags": others}, sort_keys=True).encode()).hexdigest()
 
 
 def network(settings: Settings) -> dict[str, Any]:
+    """NetworkConfig of a processing job; a training job has its members beside all others."""
     made: dict[str, Any] = {"EnableInterContainerTrafficEncryption": settings.encrypt_traffic}
     if settings.vpc is not None:
         made["VpcConfig"] = {"Subnets": settings.vpc.subnets, "SecurityGroupIds": settings.vpc.security_groups}
     return made
 
 
-def _cluster(settings: Settings) -> dict[str, Any]:
+def cluster(settings: Settings) -> dict[str, Any]:
     made: dict[str, Any] = {
         "InstanceCount": settings.instance_count,
         "InstanceType": settings.instance,
@@ -176,8 +191,8 @@ def _output(attempt: str) -> dict[str, Any]:
     return {"OutputName": "out", "S3Output": target}
 
 
-def _tags(settings: Settings, **facts: str) -> list[dict[str, str]]:
-    tags = {**settings.tags, **{f"runner:{key}": value for key, value in facts.items()}}
-    if len(tags) >= MOST_TAGS:
+def tags(settings: Settings, **facts: str) -> list[dict[str, str]]:
+    made = {**settings.tags, **{f"runner:{key}": value for key, value in facts.items()}}
+    if len(made) >= MOST_TAGS:
         raise UsageError(f"[sagemaker] tags has {len(settings.tags)}; {MOST_TAGS - len(facts) - 1} is the most.")
-    return [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
+    return [{"Key": key, "Value": value} for key, value in sorted(made.items())]

@@ -1,0 +1,45 @@
+"""Where a step's inputs lie for its job: in S3 already, or put there now, once for all jobs."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from runner.aws.bucket import Bucket
+from runner.manifest import RunManifest
+from runner.pipeline.file import is_address
+from runner.records import InputFact, StepJob
+from runner.run.inputs import origin
+from runner.run.store import Store, facts_of
+
+
+def put_inputs(job: StepJob, store: Store, bucket: Bucket) -> tuple[dict[str, str], dict[str, str]]:
+    """The address of each input that is copied to the job, and the name of its file there."""
+    manifest = store.manifest_as_written(job.run)
+    addresses, files = {}, {}
+    for name, fact in job.inputs.items():
+        if not fact.present or fact.as_ == "uri":
+            continue
+        addresses[name] = _address(fact, manifest, store, bucket, f"Input {name} of step {job.step}")
+        files[name] = "" if addresses[name].endswith("/") else PurePosixPath(addresses[name]).name
+    return addresses, files
+
+
+def _address(fact: InputFact, manifest: RunManifest, store: Store, bucket: Bucket, where: str) -> str:
+    """Where the input's bytes lie in S3: where they are, or where they are put now, once for all jobs."""
+    assert fact.artifact is not None
+    if fact.listed:
+        return fact.source
+    upstream, _, output = fact.source.partition(".")
+    state = next((state for state in manifest.steps if state.name == upstream), None)
+    made = state.result if state is not None else None
+    if made is not None and made.remote is not None and output in made.outputs:
+        return made.remote.at + made.outputs[output].path
+    outside = origin(fact, where, store)
+    whole = fact.artifact.files is not None
+    key = f"inputs/{fact.artifact.sha256}/"
+    path = fact.artifact.path.partition("?")[0] if is_address(fact.source) else fact.artifact.path
+    name = PurePosixPath(path.rstrip("/")).name or "source"
+    for relative, part in facts_of(fact.artifact).items():
+        found = store.object(part) if outside is None else outside / relative if relative else outside
+        bucket.upload(key + (relative or name), found)
+    return bucket.address(key if whole else key + name)
