@@ -25,9 +25,9 @@ from small_sagemaker.trying import wait_for
 
 from runner.aws.processing.request import Addresses
 from runner.aws.processing.training import definition, metric_line, metrics, request
+from runner.aws.settings import settings
 from runner.errors import UsageError
 from runner.pipeline.file import examine
-from runner.pipeline.remote import settings
 from runner.records import Pipeline, StepJob
 
 KEY = "arn:aws:kms:eu-west-1:123456789012:key/0"

@@ -12,7 +12,9 @@ import msgspec
 from runner.errors import PipelineError, UsageError
 from runner.records import LOCK, Pipeline, SageMaker, Vpc
 
-LONGEST_S = 9 * 24 * 3600  # of a processing job (botocore: ProcessingMaxRuntimeInSeconds); a training job may take 28 days
+LONGEST_S = (
+    9 * 24 * 3600
+)  # of a processing job (botocore: ProcessingMaxRuntimeInSeconds); a training job may take 28 days
 LONGEST_WARM_S = 3600  # by the guide to warm pools
 NEEDED = ("bucket", "role", "image")
 OWN = "own"  # an image, or a serving image, that is made from the lock: `runner.aws.own_image`

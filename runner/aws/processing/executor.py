@@ -27,17 +27,10 @@ from runner.errors import Detached, RemoteError
 from runner.failpoint import reach
 from runner.manifest import RunManifest, StepState
 from runner.notebook.redaction import FORMS
-from runner.pipeline.file import is_address
-from runner.records import InputFact, Pipeline, StepJob, StepResult, decode, encode, read
-from runner.run.folder import MODULES, step_folder
-from runner.run.inputs import origin
-from runner.run.ports import Runtime
-from runner.run.store import Store, facts_of
-from runner.pipeline.credentials import FORMS
-from runner.pipeline.remote import OWN, Settings, one_machine, settings
 from runner.records import Pipeline, StepJob, StepResult, decode, encode, read
+from runner.run.folder import MODULES, step_folder
+from runner.run.ports import Runtime
 from runner.run.store import Store
-from runner.run.world import Runtime
 from runner.step.execute import JOB, RESULT, SOURCE, Progress
 
 REQUEST, LOG = "request.json", "job.log"

@@ -28,8 +28,8 @@ from runner.aws.processing.request import (
     sealed,
     tags,
 )
-from runner.pipeline.notebook import parsed, python_source, read_notebook
-from runner.pipeline.remote import Settings
+from runner.aws.settings import Settings
+from runner.notebook.source import parsed, python_source, read_notebook
 from runner.records import Pipeline, StepJob
 
 CHANNELS, CHECKPOINTS = "/opt/ml/input/data", "/opt/ml/checkpoints"
