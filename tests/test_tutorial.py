@@ -81,11 +81,12 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
             assert done.returncode == 0, f"$ {line}\n{walk.said[line]}"
         assert served is not None
         served.send_signal(signal.SIGINT)  # Ctrl-C ends it
-        assert served.wait(timeout=60) in (0, 130)
+        served.communicate(timeout=60)
+        assert served.returncode in (0, 130)
     finally:
-        if served is not None and served.poll() is None:
+        if served is not None:
             served.kill()
-            served.wait()
+            served.communicate()
     return walk
 
 

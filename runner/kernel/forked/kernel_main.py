@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import json
@@ -25,20 +24,17 @@ from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
 from runner.kernel.process_tree import adopt
 from runner.kernel.shell import find_in, name_as_jupyter
 from runner.kernel.standard_main import Watch, leave
+import threadpoolctl
+from runner.step.family import adopt
+from runner.step.kernel import Watch, leave
+from runner.step.line import CHUNK_BYTES, Frames, Kind, receive
+from runner.step.shell import find_in, name_as_jupyter
 
 if TYPE_CHECKING:  # loaded already, by the server
     from runner.kernel.forked.kernel_app import ForkedApp
 
 BLAS = "OPENBLAS_NUM_THREADS"
 NUMEXPR_MOST = 16  # threads that numexpr takes by itself, on however many cores
-SETTERS = {  # in what is linked into a library of that name
-    "openblas": ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads64_",
-                 "openblas_set_num_threads"),
-    "libmkl_rt": ("MKL_Set_Num_Threads",),
-    "libgomp": ("omp_set_num_threads",),
-    "libomp": ("omp_set_num_threads",),
-    "libiomp": ("omp_set_num_threads",),
-}  # fmt: skip
 
 
 def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection[str]) -> None:
@@ -146,25 +142,13 @@ def _restore_threads(before: dict[str, str | None]) -> None:
     cores = len(os.sched_getaffinity(0))
     omp = os.environ.get("OMP_NUM_THREADS")
     changed = omp != before["OMP_NUM_THREADS"]
-    counts = {"openblas": os.environ.get(BLAS) or omp, "libmkl_rt": os.environ.get("MKL_NUM_THREADS") or omp}
-    for library in _loaded():
-        name = next((name for name in SETTERS if name in Path(library).name), None)
-        if name is None or (name not in counts and not changed):
-            continue
-        wanted = (counts.get(name, omp) or "").partition(",")[0]
-        number = int(wanted) if wanted.isdecimal() and int(wanted) else cores
-        handle = ctypes.CDLL(library)
-        setter = next((getattr(handle, symbol) for symbol in SETTERS[name] if hasattr(handle, symbol)), None)
-        if setter is not None:
-            setter(ctypes.c_int(number))
+    counts = {"openblas": os.environ.get(BLAS) or omp, "mkl": os.environ.get("MKL_NUM_THREADS") or omp}
+    for library in threadpoolctl.ThreadpoolController().lib_controllers:
+        if library.internal_api in counts or changed:
+            wanted = (counts.get(library.internal_api, omp) or "").partition(",")[0]
+            library.set_num_threads(int(wanted) if wanted.isdecimal() and int(wanted) else cores)
     if "numexpr" in sys.modules:  # as it does by itself when it is imported
         wanted = os.environ.get("NUMEXPR_NUM_THREADS") or omp or ""
         number = int(wanted) if wanted.isdecimal() else min(cores, NUMEXPR_MOST)
         sys.modules["numexpr"].set_num_threads(number)
         sys.modules["numexpr"].nthreads = number  # type: ignore[attr-defined]
-
-
-def _loaded() -> set[str]:
-    """The shared libraries in this process."""
-    fields = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
-    return {field[5] for field in fields if len(field) == 6 and ".so" in field[5]}
