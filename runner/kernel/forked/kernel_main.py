@@ -20,15 +20,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import threadpoolctl
+
 from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
 from runner.kernel.process_tree import adopt
 from runner.kernel.shell import find_in, name_as_jupyter
 from runner.kernel.standard_main import Watch, leave
-import threadpoolctl
-from runner.step.family import adopt
-from runner.step.kernel import Watch, leave
-from runner.step.line import CHUNK_BYTES, Frames, Kind, receive
-from runner.step.shell import find_in, name_as_jupyter
 
 if TYPE_CHECKING:  # loaded already, by the server
     from runner.kernel.forked.kernel_app import ForkedApp
