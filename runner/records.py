@@ -63,7 +63,6 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     allow_other_versions: bool | None = None
     include: list[str] | None = None  # further files the notebooks read, as patterns relative to pipeline.toml
     instance: str | None = None
-    instance_count: int | None = None  # only 1: a notebook runs on one machine
     volume_gb: int | None = None
     together: bool | None = None  # share a job with the steps before and after that fit the machine
     timeout_s: int | None = None  # of a job, where its step names no time limit
@@ -140,23 +139,32 @@ class Serverless(Record, frozen=True, kw_only=True, omit_defaults=True):
     concurrency: int = 5
 
 
-class Target(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """[targets.NAME]: where a version is served, and what is asked of it before.
+class AnyTarget(Record, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What both kinds of targets take."""
 
-    `host` to `max_connections` are for a process of this machine, those below for an endpoint in SageMaker; of the
-    latter tags, vpc and kms_key are [sagemaker]'s where they are left out.
-    """
-
-    kind: Literal["local", "sagemaker"]
     requires: str | None = None  # the target that the version must have served at before
     second_approval: bool = False  # by somebody else: `runner approve NAME/VERSION --to TARGET`
     unknown: Literal["error", "missing"] = "error"  # what a category is that the model has never seen
+
+    @property
+    def kind(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class LocalTargetSpec(AnyTarget, frozen=True, kw_only=True, omit_defaults=True, tag="local"):
+    """[targets.NAME] of a server on this machine."""
+
     host: str | None = None
     port: int | None = None
     workers: int | None = None
     max_body_mb: float | None = None
     timeout_s: float | None = None
     max_connections: int | None = None
+
+
+class SageMakerTargetSpec(AnyTarget, frozen=True, kw_only=True, omit_defaults=True, tag="sagemaker"):
+    """[targets.NAME] of an endpoint; tags, vpc and kms_key are [sagemaker]'s where they are left out."""
+
     endpoint: str | None = None  # its name; PROJECT-TARGET
     role: str | None = None  # that the endpoint runs as; [sagemaker] role
     instance: str | None = None
@@ -168,6 +176,9 @@ class Target(Record, frozen=True, kw_only=True, omit_defaults=True):
     tags: dict[str, str] | None = None
     vpc: Vpc | None = None
     kms_key: str | None = None
+
+
+Target = LocalTargetSpec | SageMakerTargetSpec  # [targets.NAME]: where a version is served; `kind` says which
 
 
 class ModelSpec(Record, frozen=True, kw_only=True):
@@ -189,7 +200,6 @@ class Pipeline(Record, frozen=True, kw_only=True):
     store: StoreSpec = StoreSpec()
     approval: ApprovalSpec = ApprovalSpec()
     targets: dict[str, Target] = {}
-    monitor: list[dict[str, Any]] = []
 
 
 class Metric(Record, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ from runner.errors import RunnerError
 from runner.import_blocking import without
 from runner.model.registry import LocalRegistry
 from runner.model.versions import NewVersion
-from runner.records import Metric, Target
+from runner.records import LocalTargetSpec, Metric, SageMakerTargetSpec
 from runner.scoring.inference import CONTENT_TYPES
 from runner.serve.app import KNOWN
 from runner.serve.describe import REFUSALS
@@ -364,7 +364,11 @@ def test_the_log_has_version_and_time_and_nothing_of_the_customer(served: Served
 
 def test_the_guide_names_every_key_of_a_target_and_every_refusal() -> None:
     guide = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
-    missing = [key for key in Target.__struct_fields__ if f"`{key}`" not in guide]
+    missing = [
+        key
+        for key in (*LocalTargetSpec.__struct_fields__, *SageMakerTargetSpec.__struct_fields__)
+        if f"`{key}`" not in guide
+    ]
     missing += [status for status in REFUSALS if not re.search(rf"^\| {status}\b", guide, re.MULTILINE)]
     missing += [path for path in KNOWN if f" {path}`" not in guide]
     missing += [kind for kind in CONTENT_TYPES if f"`{kind}`" not in guide]

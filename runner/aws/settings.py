@@ -33,7 +33,6 @@ class Settings:
     allow_other_versions: bool = False
     include: list[str] = field(default_factory=list)
     instance: str = "ml.m5.xlarge"
-    instance_count: int = 1
     volume_gb: int = 30
     together: bool = False
     timeout_s: int = 24 * 3600
@@ -94,8 +93,6 @@ def _set(spec: SageMaker) -> dict[str, Any]:
 
 def _sound(key: str, value: object) -> bool:
     match key, value:
-        case "instance_count", int():
-            return value == 1
         case "volume_gb", int():
             return 1 <= value <= 16384
         case "timeout_s", int():

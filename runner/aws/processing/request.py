@@ -152,7 +152,7 @@ def network(settings: Settings) -> dict[str, Any]:
 
 def _cluster(settings: Settings) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "InstanceCount": settings.instance_count,
+        "InstanceCount": 1,
         "InstanceType": settings.instance,
         "VolumeSizeInGB": settings.volume_gb,
     }
