@@ -147,7 +147,7 @@ def execute(
         threads=job.threads,
         registration=registration,
         opened=opened,
-        redacted=redactor.found,
+        redacted=redactor.redacted,
     )
     atomic_write(folder / RESULT, encode(result))
     reach("result written", job.step)
