@@ -24,7 +24,7 @@ PIECE_BYTES = 1 << 16  # what a pipe holds, if nobody has made it larger
 Write = Callable[[str], Any]
 
 
-class _Pipe:
+class CapturedDescriptor:
     """One descriptor, replaced by a pipe that is read here."""
 
     def __init__(self, number: int) -> None:
@@ -43,12 +43,12 @@ class _Pipe:
             return ""
 
 
-class Capture:
+class OutputCapture:
     """The two descriptors from here on: what others write there, in the order of what this process prints itself."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._pipes = {number: _Pipe(number) for number in (1, 2)}
+        self._pipes = {number: CapturedDescriptor(number) for number in (1, 2)}
         self._writes: dict[int, Write] = {}
         self._ready = select.poll()
         for pipe in self._pipes.values():
@@ -97,7 +97,7 @@ class Capture:
     def _flush_due(self) -> None: ...
 
 
-class Pump(Capture, IOPubThread):
+class Pump(OutputCapture, IOPubThread):
     """Stands where ipykernel's streams expect their publishing thread: `schedule` runs at once, `call_later` later.
 
     A server makes it, and the process it forks connects it.
@@ -116,7 +116,7 @@ class Pump(Capture, IOPubThread):
 
     def connect(self, line: socket.socket) -> None:
         """Capture the two descriptors from here on."""
-        Capture.__init__(self)
+        OutputCapture.__init__(self)
         self._line = line
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._wake, self._woken = os.pipe()

@@ -11,13 +11,13 @@ from types import FrameType, ModuleType
 from typing import Any
 
 STREAMS = {1: "stdout", 2: "stderr"}
-Again = Callable[[FrameType], object]  # for the frame that imports it
+Replay = Callable[[FrameType], object]  # for the frame that imports it
 
 
-class Effects:
+class ImportEffects:
     """Hands what an import prints, warns, displays, and filters of warnings, to `keep`."""
 
-    def __init__(self, shell: Any, keep: Callable[[Again], None]) -> None:
+    def __init__(self, shell: Any, keep: Callable[[Replay], None]) -> None:
         self.shell, self.keep = shell, keep
         self._keeping = False
 
@@ -103,7 +103,7 @@ class _Filters(list[Any]):
     """The filters of warnings while a library is loaded: all are shown, which is to say kept, except what it filters
     itself; those that it adds are kept too."""
 
-    def __init__(self, effects: Effects) -> None:
+    def __init__(self, effects: ImportEffects) -> None:
         super().__init__([("always", None, Warning, None, 0)])
         self.effects = effects
 

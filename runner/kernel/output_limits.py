@@ -11,7 +11,7 @@ LIMIT_DEPTH = 100  # of lists and tables in one another; Python's own readers of
 NUMBER_CHARACTERS = 8  # what a number, true, false or null counts, roughly
 
 
-class Ceiling:
+class OutputLimits:
     """Kept by a kernel of ours before it sends, and by the client for those that are not."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Ceiling:
         """Another cell, or one that has cleared what it displayed."""
         self._shown, self._full = 0, False
 
-    def lets(self, kind: str, content: dict[str, Any]) -> bool:
+    def allows(self, kind: str, content: dict[str, Any]) -> bool:
         """Whether the message of that kind goes on; its data may be a note now, its error text cut."""
         if kind in ("clear_output", "execute_input"):
             self.begin()

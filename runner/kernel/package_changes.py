@@ -41,7 +41,7 @@ LOOK_TOO = {"join", "pformat", "pprint"}
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedAttribute:
     """A module's attribute that all packages see; `harmless` are its methods that change nothing for those imported
     later, `bare` the names that stand for it without the module, `named` tells it in text that cannot be parsed."""
 
@@ -52,12 +52,12 @@ class Shared:
     named: re.Pattern[str]
 
 
-ENVIRONMENT = Shared(
+ENVIRONMENT = SharedAttribute(
     "os", "environ", frozenset({"copy", "get", "items", "keys", "values"}), frozenset({"environ"}),
     re.compile(r"\benviron\b(?!\.get\b|\[[^\]\n]*\](?!.*(?<![=!<>])=(?!=)))"),
 )  # fmt: skip
 # what is put at its end hides nothing
-PATH = Shared(
+PATH = SharedAttribute(
     "sys", "path", frozenset({"append", "copy", "count", "extend", "index"}), frozenset(),
     re.compile(r"\bsys\.path\b(?!\.(?:append|extend)\b)"),
 )  # fmt: skip
@@ -72,7 +72,7 @@ def changes(cell: Cell) -> str:
     return ""
 
 
-def _changes(shared: Shared, cell: Cell) -> bool:
+def _changes(shared: SharedAttribute, cell: Cell) -> bool:
     """Whether something is done with it that is not plainly a look."""
     if shared.name not in cell.source:
         return False

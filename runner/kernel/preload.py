@@ -17,15 +17,15 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from runner.import_blocking import deferred
-from runner.kernel.import_effects import Again, Effects, import_module
+from runner.kernel.import_effects import ImportEffects, Replay, import_module
 
 
 @dataclass(frozen=True)
-class Effect:
+class KeptEffect:
     """Something that importing `package` did."""
 
     package: str
-    again: Again
+    again: Replay
 
 
 class Preload:
@@ -34,7 +34,7 @@ class Preload:
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self._effects: list[Effect] = []
+        self._effects: list[KeptEffect] = []
         self._needs: dict[str, set[str]] = {}  # package: those with effects that it imports, or that need such
         self._heard: dict[str, _Initializing] = {}  # the packages of which imports are heard
         self._imported: set[str] = set()  # those of them that cells have imported
@@ -48,7 +48,7 @@ class Preload:
         guard = _Guard(avoid)
         sys.meta_path.insert(0, guard)
         # pandas asks get_ipython() how to display
-        with Effects(self.shell, self._keep).kept(), deferred(), self.shell.builtin_trap:
+        with ImportEffects(self.shell, self._keep).kept(), deferred(), self.shell.builtin_trap:
             try:
                 import_module(name)
             except (Exception, SystemExit, _Avoided):
@@ -69,12 +69,12 @@ class Preload:
 
     def begin(self) -> None:
         """From here on cells import."""
-        from runner.kernel.shell import hide
+        from runner.kernel.shell import hide_from_formatters
 
         self.complete()
         self._begun = True
         # known only of packages with effects, of which numpy is one
-        hide(lambda package: package in self._heard and package not in self._imported)
+        hide_from_formatters(lambda package: package in self._heard and package not in self._imported)
 
     def imported(self, package: str, by: FrameType) -> bool:
         """It is imported, and was there already; whether that was by a cell."""
@@ -86,11 +86,11 @@ class Preload:
             self._needs.setdefault(_package(by), set()).add(package)
         return self._begun
 
-    def _keep(self, again: Again) -> None:
+    def _keep(self, again: Replay) -> None:
         packages = _importing() or [self._loading]
         for inner, outer in itertools.pairwise(packages):
             self._needs.setdefault(outer, set()).add(inner)
-        self._effects.append(Effect(packages[0], again))
+        self._effects.append(KeptEffect(packages[0], again))
 
     def _known(self) -> tuple[int, int]:
         return len(self._effects), sum(map(len, self._needs.values()))

@@ -67,9 +67,9 @@ def _members(group: BaseExceptionGroup[BaseException]) -> str:
     return f"{named} … ({len(found)} in all)" if len(found) > MEMBERS else named
 
 
-def settle_in(app: Any) -> None:
+def configure_app(app: Any) -> None:
     """What our kernels do without: what Jupyter has for people who sit at it."""
-    # a copy of all that cells print, for `%notebook`, without a ceiling
+    # a copy of all that cells print, for `%notebook`, without a limit
     app.shell._tee = lambda **_: nullcontext()
     # Jupyter's debugger ignores `breakpoint()` while nobody is attached; it is not loaded here
     if find_spec("debugpy") is not None:
@@ -78,7 +78,7 @@ def settle_in(app: Any) -> None:
         handler.stream = open(os.devnull, "w")  # noqa: SIM115
 
 
-def name_as_jupyter(connection_file: str) -> None:
+def set_jupyter_argv(connection_file: str) -> None:
     """Have sys.argv be what it is in a kernel that Jupyter has started."""
     import ipykernel
 
@@ -86,7 +86,7 @@ def name_as_jupyter(connection_file: str) -> None:
     sys.argv = [str(launcher), "-f", connection_file, HISTORY]
 
 
-def find_in(folders: Sequence[str]) -> None:
+def set_import_path(folders: Sequence[str]) -> None:
     """Have imports look into `folders` where IPython has them look into the working folder, behind the standard library
     and before what is installed; PYTHONPATH's come next, so that what the run has recorded is what it imports."""
     named = {os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place}  # noqa: PTH100
@@ -96,7 +96,7 @@ def find_in(folders: Sequence[str]) -> None:
     sys.path[:] = [*others[:at], *folders, *(place for place in sys.path if place in named), *others[at:]]
 
 
-def hide(hidden: Callable[[str], bool]) -> None:
+def hide_from_formatters(hidden: Callable[[str], bool]) -> None:
     """Have IPython's formatters not see packages that were loaded ahead and are `hidden` still: `%precision`, and how
     numpy's numbers are shown, go by whether it is in sys.modules."""
     import IPython.core.formatters

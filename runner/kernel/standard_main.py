@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from runner.import_blocking import without
 from runner.kernel.preload import Preload
 from runner.kernel.process_tree import adopt, kill_strays
-from runner.kernel.watchdog import Watcher
+from runner.kernel.watchdog import Watchdog
 
 POLL_S = 0.5
 
@@ -35,9 +35,9 @@ def main() -> None:
     """Serve one kernel until told to shut down, or until the runner is gone."""
     # by name: a runner that was killed before this line is not our parent any more
     owner = int(os.environ.pop("RUNNER_OWNER", "0")) or os.getppid()
-    watcher = Watcher(owner) if hasattr(os, "pidfd_open") else None
-    if watcher is not None and watcher.works:
-        watcher.add(os.getpgrp())
+    watchdog = Watchdog(owner) if hasattr(os, "pidfd_open") else None
+    if watchdog is not None and watchdog.works:
+        watchdog.add(os.getpgrp())
     else:  # not on Linux, or not in this container
         threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     adopt()
@@ -47,7 +47,7 @@ def main() -> None:
     app = _app(sys.argv[2], folders)
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
     if opened:
-        sys.addaudithook(Watch(app.shell, project, opened))
+        sys.addaudithook(OpenedFileHook(app.shell, project, opened))
     preload = Preload(app.shell)
     for name in ahead:
         preload.load(name)
@@ -56,7 +56,7 @@ def main() -> None:
     # ipykernel's own way out closes its threads in an order that can wait 10 s for one that has ended
     atexit.unregister(app.close)
     atexit.unregister(app.iopub_thread.stop)
-    leave(kill_strays)
+    exit_process(kill_strays)
 
 
 def _app(connection_file: str, folders: list[str]) -> Any:
@@ -65,8 +65,14 @@ def _app(connection_file: str, folders: list[str]) -> Any:
     with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
         from ipykernel.kernelapp import IPKernelApp
 
-        from runner.kernel.fd_capture import Capture
-        from runner.kernel.shell import HISTORY, NotebookKernel, find_in, name_as_jupyter, settle_in
+        from runner.kernel.fd_capture import OutputCapture
+        from runner.kernel.shell import (
+            HISTORY,
+            NotebookKernel,
+            configure_app,
+            set_import_path,
+            set_jupyter_argv,
+        )
         from runner.kernel.stream import CappedSession, CappedStream
 
         app: Any = IPKernelApp.instance(kernel_class=NotebookKernel)
@@ -75,19 +81,19 @@ def _app(connection_file: str, folders: list[str]) -> Any:
             [
                 *("-f", connection_file, HISTORY),
                 "--IPKernelApp.outstream_class=runner.kernel.stream.CappedStream",
-                "--IPKernelApp.parent_handle=0",  # the watcher ends it with its runner
+                "--IPKernelApp.parent_handle=0",  # the watchdog ends it with its runner
             ]
         )
-    name_as_jupyter(connection_file)
-    find_in(folders)
-    settle_in(app)
+    set_jupyter_argv(connection_file)
+    set_import_path(folders)
+    configure_app(app)
     streams: Any = (sys.stdout, sys.stderr)
-    CappedStream.capture = Capture()
+    CappedStream.capture = OutputCapture()
     CappedStream.capture.begin(*(stream.captured for stream in streams))
     return app
 
 
-class Watch:
+class OpenedFileHook:
     """Notes which files of the project are opened for reading, and by which cell; an audit hook.
 
     Not seen: files that C++ code opens by itself, as Arrow does.
@@ -121,7 +127,7 @@ class Watch:
         os.write(self.notes, (json.dumps([name, cell]) + "\n").encode())
 
 
-def leave(last: Callable[[], None] = lambda: None) -> NoReturn:
+def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:
     """End the process as the interpreter does: the notebook's threads that are not daemons, its exit handlers, its open
     files; then `last`, and nothing more."""
     with contextlib.suppress(Exception):

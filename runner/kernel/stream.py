@@ -1,6 +1,6 @@
-"""What a kernel's cells print and display, with a ceiling per cell, so that endless output costs no memory.
+"""What a kernel's cells print and display, limited per cell, so that endless output costs no memory.
 
-Lives in the kernel process, because a ceiling at the receiving end comes after the gigabyte was sent.
+Lives in the kernel process, because a limit at the receiving end comes after the gigabyte was sent.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -19,8 +19,8 @@ from ipykernel.iostream import OutStream
 from jupyter_client.jsonutil import json_clean, json_default
 from jupyter_client.session import Session, json_packer
 
-from runner.kernel.fd_capture import Capture
-from runner.kernel.output_limits import Ceiling
+from runner.kernel.fd_capture import OutputCapture
+from runner.kernel.output_limits import OutputLimits
 
 LIMIT_CHARACTERS = 1_000_000  # of one stream in one cell
 NOTE = f"\n[capped: this cell wrote more than {LIMIT_CHARACTERS:,} characters here; the rest was not kept]\n"
@@ -56,7 +56,7 @@ class CappedStream(OutStream):
     """A cell's stdout or stderr: silent after LIMIT_CHARACTERS in one cell. Its descriptor is the captured one, so
     that what is handed it is captured too, and stands between what was printed before and after."""
 
-    capture: ClassVar[Capture | None] = None
+    capture: ClassVar[OutputCapture | None] = None
     keeper: ClassVar[Keeper | None] = None
     _cell: Any = None
     _written = 0
@@ -124,7 +124,7 @@ class CappedSession(Session):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pack = pack
-        self.ceiling = Ceiling()
+        self.output_limits = OutputLimits()
 
     def send(
         self,
@@ -144,7 +144,7 @@ class CappedSession(Session):
         if self.keeper is not None:
             self.keeper.sent(kind, said, msg_or_type["metadata"] if whole else metadata, buffers)
             return None
-        if said is not None and not self.ceiling.lets(kind, said):
+        if said is not None and not self.output_limits.allows(kind, said):
             return None
         return super().send(stream, msg_or_type, content, parent, ident, buffers, track, header, metadata)
 

@@ -1,7 +1,7 @@
 """A process that kills kernels once their runner is gone, whatever their cells are doing. Linux only.
 
 A kernel's own thread cannot: a cell that holds the interpreter (a regular expression is enough) keeps it from running.
-Nor can PR_SET_PDEATHSIG, which fires when the *thread* that started the kernel ends. Forked early, so it is small.
+Nor can PR_SET_PDEATHSIG, which fires when the *thread* that started the kernel ends. ForkedProcess early, so it is small.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POLL_MS = 500.0
 LINE_BYTES = 4096
 
 
-class Watcher:
+class Watchdog:
     """Told of kernels by their process groups; it needs no end: it leaves when its maker and all it watches are gone."""
 
     def __init__(self, owner: int) -> None:

@@ -14,12 +14,12 @@ with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
     import papermill
     from nbformat import NotebookNode, v4
     from papermill.engines import Engine
-    from papermill.execute import prepare_notebook_metadata, remove_error_markers
+    from papermill.execute import prepare_notebook_metadata, remove_raisedmarkers
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
 from runner.step.client import StepClient  # after papermill, which it imports too
-from runner.step.session import Session
+from runner.step.execution import Execution
 
 NEWEST = 5  # minor version of nbformat 4
 
@@ -29,17 +29,17 @@ class RunnerEngine(Engine):  # type: ignore[misc]
 
     @classmethod
     def execute_notebook(cls, nb: Any, kernel_name: str, **kwargs: Any) -> Any:
-        session: Session = kwargs["session"]
+        execution: Execution = kwargs["session"]
         try:
             done = super().execute_notebook(nb, kernel_name, **kwargs)
         except BaseException:  # Ctrl-C too: what has been executed is kept, and told as it is
-            _tell_the_truth(nb, session.index)
+            _tell_the_truth(nb, execution.index)
             with contextlib.suppress(Exception):  # must not hide the first one; another store has errors of its own
-                session.save(nb, True)
+                execution.save(nb, True)
             raise
-        if session.ending != "end":
-            _tell_the_truth(done, session.index)
-        session.save(done, True)
+        if execution.ending != "end":
+            _tell_the_truth(done, execution.index)
+        execution.save(done, True)
         return done
 
     @classmethod
@@ -54,7 +54,7 @@ def execute(
     *,
     language: str,
     kernel_name: str,
-    session: Session,
+    execution: Execution,
     secrets: Mapping[str, str],
 ) -> list[Any]:
     """The executed notebook's cells; how it ended is in `session`.
@@ -65,8 +65,8 @@ def execute(
     nb = _load(notebook)
     if parameters:
         nb = parameterize_notebook(nb, parameters, kernel_name=kernel_name, language=language)
-    nb = remove_error_markers(prepare_notebook_metadata(nb, str(notebook), None))
-    done = RunnerEngine.execute_notebook(nb, kernel_name, progress_bar=False, session=session, secrets=secrets)
+    nb = remove_raisedmarkers(prepare_notebook_metadata(nb, str(notebook), None))
+    done = RunnerEngine.execute_notebook(nb, kernel_name, progress_bar=False, execution=execution, secrets=secrets)
     return list(done.cells)
 
 

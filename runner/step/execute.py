@@ -54,7 +54,7 @@ from runner.step.outcome import cells_run, out_of_memory_count, why_ended
 
 if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import
     from runner.kernel.standard import Kernel
-    from runner.step.session import Session
+    from runner.step.execution import Execution
 
 JOB, RESULT, EXECUTED = "job.json", "result.json", "executed.ipynb"
 
@@ -97,11 +97,13 @@ def execute(
     ooms = out_of_memory_count()
     redactor = Redactor(_secret_values(job))
 
-    def attempt(kernel: Kernel) -> tuple[Session, list[Any]]:
+    def attempt(kernel: Kernel) -> tuple[Execution, list[Any]]:
         _clear(job, folder)
         deadline = None if job.timeout_s is None else clock + job.timeout_s
-        session = _session(job, notebook, folder, kernel, stop or threading.Event(), on_progress, redactor, deadline)
-        return session, _cells(session, job, notebook, folder)
+        execution = _execution(
+            job, notebook, folder, kernel, stop or threading.Event(), on_progress, redactor, deadline
+        )
+        return execution, _cells(execution, job, notebook, folder)
 
     def started(kind: str) -> Kernel:
         try:
@@ -109,14 +111,14 @@ def execute(
         except PipelineError as error:
             raise PipelineError(f"steps.{job.step}: {job.notebook}: {error}") from error
 
-    session, cells = attempt(kernel or started(job.kernel))
-    why = session.kernel.instead or session.kernel.refused
+    execution, cells = attempt(kernel or started(job.kernel))
+    why = execution.kernel.instead or execution.kernel.refused
     if why:
         log.warning("%s: executed by the standard kernel, because %s", job.step, terminal(why))
-    if session.kernel.refused:
+    if execution.kernel.refused:
         shutil.rmtree(folder / "out")
-        session, cells = attempt(started(STANDARD))
-    error = why_ended(session, cells, job, out_of_memory=out_of_memory_count() > ooms, redactor=redactor)
+        execution, cells = attempt(started(STANDARD))
+    error = why_ended(execution, cells, job, out_of_memory=out_of_memory_count() > ooms, redactor=redactor)
     outputs, inputs = dict[str, Artifact](), dict(job.inputs)
     registration = None
     if error is None:
@@ -135,7 +137,7 @@ def execute(
         ended=_utc(datetime.now(UTC)),
         seconds=round(time.monotonic() - clock, 3),
         cells=len(notebook.code),
-        cells_run=cells_run(session, cells),
+        cells_run=cells_run(execution, cells),
         metrics=scraps.metrics,
         problems=scraps.problems,
         inputs=inputs,
@@ -143,7 +145,7 @@ def execute(
         undeclared=_undeclared(outputs, folder) if error is None else [],
         executed=artifact(folder / EXECUTED, name=EXECUTED),
         error=error,
-        kernel=session.kernel.kind,
+        kernel=execution.kernel.kind,
         threads=job.threads,
         registration=registration,
         opened=opened,
@@ -165,7 +167,7 @@ def _clear(job: StepJob, folder: Path) -> None:
     (folder / "out").mkdir(exist_ok=True)
 
 
-def _cells(session: Session, job: StepJob, notebook: Notebook, folder: Path) -> list[Any]:
+def _cells(execution: Execution, job: StepJob, notebook: Notebook, folder: Path) -> list[Any]:
     """Execute the notebook; how it ended is in `session`."""
     # late: with no kernel started yet, this second of imports would come before it instead of beside it
     from runner.step.engine import execute as execute_notebook
@@ -176,11 +178,11 @@ def _cells(session: Session, job: StepJob, notebook: Notebook, folder: Path) -> 
             _values(job, folder),
             language=notebook.language,
             kernel_name=notebook.kernel_name or "python3",
-            session=session,
+            execution=execution,
             secrets=job.secrets,
         )
     finally:
-        session.kernel.close()
+        execution.kernel.close()
         _forget_bytecode(folder)
 
 
@@ -219,7 +221,7 @@ def _secret_values(job: StepJob) -> list[str]:
     return [os.environ[variable] for variable in job.secrets.values()]
 
 
-def _session(
+def _execution(
     job: StepJob,
     notebook: Notebook,
     folder: Path,
@@ -228,9 +230,9 @@ def _session(
     on_progress: Callable[[Progress], None],
     redactor: Redactor,
     deadline: float | None,
-) -> Session:
+) -> Execution:
+    from runner.step.execution import Execution, TimeLimits
     from runner.step.saving import Saver
-    from runner.step.session import Limits, Session
 
     total = len(notebook.code)
     # papermill puts its cell right after the one tagged `parameters`, or first
@@ -247,7 +249,9 @@ def _session(
         if cell is not None and cell.number is not None:
             on_progress(Progress(job.step, cell.number - (not done), total, cell.number, cell.first_line))
 
-    return Session(on_cell, stop, Limits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED, redactor))
+    return Execution(
+        on_cell, stop, TimeLimits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED, redactor)
+    )
 
 
 def _outputs(job: StepJob, folder: Path) -> tuple[dict[str, Artifact], StepError | None]:

@@ -14,34 +14,34 @@ from runner.notebook.source import first_line
 from runner.records import StepError, StepJob
 
 if TYPE_CHECKING:
-    from runner.step.session import Session
+    from runner.step.execution import Execution
 
 NOT_TOLD = ("NoneType", "<Error>")  # IPython's word where a value could not be shown, and nbclient's for none
 
 
-def cells_run(session: Session, cells: list[Any]) -> int:
+def cells_run(execution: Execution, cells: list[Any]) -> int:
     """Code cells that ran to their end, without the injected one."""
     return sum(
         cell.cell_type == "code" and cell.execution_count is not None
         for index, cell in enumerate(cells)
-        if session.ending == "end" or session.index is None or index < session.index
+        if execution.ending == "end" or execution.index is None or index < execution.index
     )
 
 
 def why_ended(
-    session: Session, cells: list[Any], job: StepJob, *, out_of_memory: bool, redactor: Redactor
+    execution: Execution, cells: list[Any], job: StepJob, *, out_of_memory: bool, redactor: Redactor
 ) -> StepError | None:
     """Why the notebook did not reach its end; None where it did."""
-    if session.ending == "end":
+    if execution.ending == "end":
         return None
-    cell = cells[session.index] if session.index is not None else None
-    before = cells[: session.index or 0]
+    cell = cells[execution.index] if execution.index is not None else None
+    before = cells[: execution.index or 0]
     number = 1 + sum(other.cell_type == "code" and other.execution_count is not None for other in before)
     source = cell.source if cell is not None else ""
     outputs = (cell or {}).get("outputs", [])
-    raised = _raised(session, outputs)
-    kind, ename, evalue = _said(session, job, out_of_memory, raised)
-    traceback = raised.traceback if raised is not None else session.last_words.splitlines()
+    raised = _raised(execution, outputs)
+    kind, ename, evalue = _said(execution, job, out_of_memory, raised)
+    traceback = raised.traceback if raised is not None else execution.last_words.splitlines()
     # a dying kernel's last words never were an output
     (ename, evalue, traceback), _ = redactor.inside([ename, evalue, traceback])
     return StepError(
@@ -56,12 +56,12 @@ class _Raised:
     traceback: list[str]
 
 
-def _raised(session: Session, outputs: list[Any]) -> _Raised | None:
+def _raised(execution: Execution, outputs: list[Any]) -> _Raised | None:
     """The exception that ended the cell: as its error output has it, else as the kernel has told it.
 
     IPython prints exception groups and its own usage errors to stderr, and a library's handler may show nothing.
     """
-    told = session.raised
+    told = execution.error
     shown = [out for out in outputs if out.output_type == "error"]
     for out in reversed(shown):
         if told is None or told.ename == out.ename or told.ename in NOT_TOLD:
@@ -72,11 +72,11 @@ def _raised(session: Session, outputs: list[Any]) -> _Raised | None:
     return _Raised(told.ename, told.evalue, printed.splitlines())
 
 
-def _said(session: Session, job: StepJob, out_of_memory: bool, raised: _Raised | None) -> tuple[Any, str, str]:
+def _said(execution: Execution, job: StepJob, out_of_memory: bool, raised: _Raised | None) -> tuple[Any, str, str]:
     """(kind, name, sentence) of an ending other than the notebook's own."""
-    if session.ending == "left":
+    if execution.ending == "left":
         return "stopped early", "SystemExit", "the cell called exit(); a notebook succeeds by reaching its end"
-    if session.ending == "error" and raised is not None:
+    if execution.ending == "error" and raised is not None:
         if raised.ename == "SystemExit":
             code = f" with {raised.evalue}" if raised.evalue else ""
             return "stopped early", "SystemExit", f"the cell left{code}; a notebook succeeds by reaching its end"
@@ -85,24 +85,24 @@ def _said(session: Session, job: StepJob, out_of_memory: bool, raised: _Raised |
         if not raised.ename and raised.evalue.isdigit():  # as shells' kernels have it
             return "exception", "Error", f"exit code {raised.evalue}"
         return "exception", raised.ename or "Error", raised.evalue
-    if session.ending == "cell timeout":
-        return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {session.limit_s:g}"
-    if session.ending == "step timeout":
+    if execution.ending == "cell timeout":
+        return "timeout", "CellTimeout", f"the cell ran longer than cell_timeout_s = {execution.limit_s:g}"
+    if execution.ending == "step timeout":
         return "timeout", "StepTimeout", f"the step ran longer than timeout_s = {job.timeout_s:g}"
-    if session.ending == "stopped":
+    if execution.ending == "stopped":
         return "interrupted", "Interrupted", "the run was told to stop"
-    if session.ending == "silent":
+    if execution.ending == "silent":
         return "kernel died", "KernelSilent", "the kernel runs, and did not say how the cell has ended"
-    code_ = session.exit_code
+    code_ = execution.exit_code
     if code_ is None:
-        return "kernel died", "KernelDied", f"the kernel did not answer. {session.last_words[-400:]}".strip()
+        return "kernel died", "KernelDied", f"the kernel did not answer. {execution.last_words[-400:]}".strip()
     if code_ == 0:
         return "stopped early", "KernelExited", "the kernel process exited; a notebook succeeds by reaching its end"
     if code_ > 0:
         return (
             "kernel died",
             "KernelDied",
-            f"the kernel process exited with code {code_}. {session.last_words[-400:]}".strip(),
+            f"the kernel process exited with code {code_}. {execution.last_words[-400:]}".strip(),
         )
     name = signal.Signals(-code_).name
     if code_ == -signal.SIGKILL and out_of_memory:

@@ -16,7 +16,7 @@ from runner.escape import terminal
 
 if TYPE_CHECKING:
     from runner.kernel.standard import Kernel
-    from runner.step.session import Session
+    from runner.step.execution import Execution
 
 # options that are meant for others than nbclient's client, or that it gets by another name
 NOT_THE_CLIENTS = {"input_path", "output_path", "progress_bar", "autosave_cell_every", "execution_timeout", "timeout",
@@ -55,19 +55,19 @@ class PapermillEngine:
         save = _save(options.get("output_path") or "", options.get("autosave_cell_every", 30))
         shown = {name: options.get(name) for name in ("progress_bar", "log_output")}
 
-        def attempt(kernel: Kernel) -> tuple[Session, Any]:
-            session = _session(kernel, options, save)
-            return session, RunnerEngine.execute_notebook(
-                nb, kernel_name, session=session, secrets={}, client=client, **shown
+        def attempt(kernel: Kernel) -> tuple[Execution, Any]:
+            execution = _execution(kernel, options, save)
+            return execution, RunnerEngine.execute_notebook(
+                nb, kernel_name, execution=execution, secrets={}, client=client, **shown
             )
 
-        session, done = attempt(_kernel(nb, kernel_name, options))
-        why = session.kernel.instead or session.kernel.refused
+        execution, done = attempt(_kernel(nb, kernel_name, options))
+        why = execution.kernel.instead or execution.kernel.refused
         if why:
             client["log"].warning("Executed by the standard kernel, because %s", terminal(why))
-        if session.kernel.refused:
-            session, done = attempt(_kernel(nb, kernel_name, options, forked=False))
-        _raise(session, done)
+        if execution.kernel.refused:
+            execution, done = attempt(_kernel(nb, kernel_name, options, forked=False))
+        _raise(execution, done)
         return done
 
 
@@ -113,10 +113,10 @@ def _save(path: str, within_cells_s: float) -> Any:
     return Saver(Path(path), None, every_s=every_s, put=lambda content: handler.write(content.decode(), path))
 
 
-def _session(kernel: Kernel, options: dict[str, Any], save: Any) -> Session:
-    from runner.step.session import Limits, Session
+def _execution(kernel: Kernel, options: dict[str, Any], save: Any) -> Execution:
+    from runner.step.execution import Execution, TimeLimits
 
-    made = Session(_tell_nobody, threading.Event(), Limits(), kernel, save)
+    made = Execution(_tell_nobody, threading.Event(), TimeLimits(), kernel, save)
     made.numbers_injected = True  # as papermill's own engine does
     made.saves_within_cells = options.get("autosave_cell_every") != 0
     return made
@@ -167,7 +167,7 @@ def _forked_kernel(nb: Any, name: str, here: Path, environment: dict[str, str]) 
     return made, ""
 
 
-def _raise(session: Session, nb: Any) -> None:
+def _raise(execution: Execution, nb: Any) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -176,19 +176,19 @@ def _raise(session: Session, nb: Any) -> None:
     from runner.step.outcome import why_ended
 
     job = StepJob(run="", step="", notebook="", parameters={}, outputs={})
-    found = why_ended(session, nb.cells, job, out_of_memory=False, redactor=Redactor())
+    found = why_ended(execution, nb.cells, job, out_of_memory=False, redactor=Redactor())
     if found is None:
         return
-    cell = nb.cells[session.index or 0]
-    if session.ending == "cell timeout":
-        timeout: Any = session.limit_s
+    cell = nb.cells[execution.index or 0]
+    if execution.ending == "cell timeout":
+        timeout: Any = execution.limit_s
         raise CellTimeoutError.error_from_timeout_and_cell("Cell execution timed out", timeout, cell)
-    if session.ending in ("died", "silent"):
+    if execution.ending in ("died", "silent"):
         raise DeadKernelError(f"Cell [{found.cell}]: {found.evalue}")
     if any(out.output_type == "error" and (out.ename, out.evalue) not in LEAVES for out in cell.outputs):
         return  # papermill looks for it, and raises
     error = PapermillExecutionError(
-        session.index,
+        execution.index,
         cell.execution_count,
         cell.source,
         found.ename,

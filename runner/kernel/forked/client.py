@@ -23,7 +23,7 @@ from runner.kernel.late_imports import late_packages, remember_late
 from runner.kernel.process_tree import python
 
 if TYPE_CHECKING:  # it imports asyncio's queues and uuid, which starting a server does not need
-    from runner.kernel.forked.conversation import Conversation
+    from runner.kernel.forked.kernel_client import ForkedKernelClient
 
 SERVER = "runner.kernel.forked.server"
 # OpenBLAS, MKL and numexpr start their threads when they are loaded; a kernel gets its number back after the fork.
@@ -167,12 +167,12 @@ class ForkedKernel:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, number)
 
-    def client(self) -> Conversation:
-        from runner.kernel.forked.conversation import Conversation
+    def client(self) -> ForkedKernelClient:
+        from runner.kernel.forked.kernel_client import ForkedKernelClient
 
-        return Conversation(self.line, on_left=self.leave, on_refused=self.refuse)
+        return ForkedKernelClient(self.line, on_left=self.mark_ended, on_refused=self.refuse)
 
-    def leave(self) -> None:
+    def mark_ended(self) -> None:
         """It has run its exit handlers, and is over for us while the process takes its memory down."""
         self._code = 0
         self._end()

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from runner.import_blocking import without
 from runner.kernel.fd_capture import Pump
 from runner.kernel.forked.framing import Kind, frame
-from runner.kernel.output_limits import Ceiling
+from runner.kernel.output_limits import OutputLimits
 from runner.kernel.preload import Preload
 from runner.kernel.stream import CappedStream, Keeper, named_as, pack
 
@@ -37,21 +37,21 @@ with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     from jupyter_client.session import Session
     from traitlets import default
 
-    from runner.kernel.shell import HISTORY, NotebookKernel, settle_in
+    from runner.kernel.shell import HISTORY, NotebookKernel, configure_app
 
 INLINE = "module://matplotlib_inline.backend_inline"
 COMMS = ("comm_open", "comm_msg", "comm_close")
 SHELL, IOPUB = object(), object()  # where ipykernel means to send a message
 
 
-class Line(Session):
+class SocketSession(Session):
     """Jupyter's session with one socket for all channels. Before `connect` it drops what it is given, or has it kept."""
 
     keeper: Keeper | None = None
 
     def connect(self, line: socket.socket) -> None:
         self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
-        self.ceiling = Ceiling()
+        self.output_limits = OutputLimits()
 
     @property
     def is_ours(self) -> bool:
@@ -85,7 +85,7 @@ class Line(Session):
         if not self.is_ours:
             self._print(kind, message["content"])
             return message
-        if not self.ceiling.lets(kind, message["content"]):
+        if not self.output_limits.allows(kind, message["content"]):
             return message
         payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": message["content"]}
         self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload))
@@ -149,7 +149,7 @@ class ForkedKernel(NotebookKernel):
 
     async def handle(self, message: dict[str, Any], pump: Pump) -> None:
         """One request, from busy to idle."""
-        self.session.ceiling.begin()
+        self.session.output_limits.begin()
         self.set_parent([], message, channel="shell")
         self._publish_status("busy", "shell")
         self.pre_handler_hook()
@@ -253,10 +253,10 @@ def build() -> Any:
     app: Any = ForkedApp.instance()
     # what ipykernel sets before any cell: pyplot, loaded ahead, looks at it when it is imported
     os.environ["MPLBACKEND"] = os.environ.get("MPLBACKEND") or INLINE
-    app.session = Line(parent=app)
+    app.session = SocketSession(parent=app)
     with without("debugpy"):
         app.initialize([HISTORY])
-    settle_in(app)
+    configure_app(app)
     app.preload = Preload(app.shell)
     app.pump = Pump()
     app.streams = [PumpedStream(app.session, app.pump, name) for name in ("stdout", "stderr")]

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
 from runner.kernel.process_tree import adopt
-from runner.kernel.shell import find_in, name_as_jupyter
-from runner.kernel.standard_main import Watch, leave
+from runner.kernel.shell import set_import_path, set_jupyter_argv
+from runner.kernel.standard_main import OpenedFileHook, exit_process
 
 if TYPE_CHECKING:  # loaded already, by the server
     from runner.kernel.forked.kernel_app import ForkedApp
@@ -41,7 +41,7 @@ SETTERS = {  # in what is linked into a library of that name
 }  # fmt: skip
 
 
-def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection[str]) -> None:
+def run_kernel(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection[str]) -> None:
     """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for it and others.
 
     `crashes` is a file that gets the trace of a crash.
@@ -53,17 +53,17 @@ def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection
     if setup is None or setup[0] is not Kind.SETUP:
         os._exit(0)
     wanted = json.loads(setup[1])
-    shadowed = _become(wanted["environment"], Path(wanted["folder"]), added)
+    shadowed = _adopt_environment(wanted["environment"], Path(wanted["folder"]), added)
     app.begin(line)
     if shadowed:
         app.session.refuse(f"the project's own {shadowed} has the name of an installed package that another step uses")
     project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
     if opened:
-        sys.addaudithook(Watch(app.shell, project, opened))
+        sys.addaudithook(OpenedFileHook(app.shell, project, opened))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(app, line))
-    leave(lambda: app.session.put(Kind.LEFT, b"0"))
+    exit_process(lambda: app.session.put(Kind.LEFT, b"0"))
 
 
 async def _serve(app: ForkedApp, line: socket.socket) -> None:
@@ -103,7 +103,7 @@ def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
     loop.add_reader(woken, os.read, woken, CHUNK_BYTES)
 
 
-def _become(environment: dict[str, str], folder: Path, added: Collection[str]) -> str:
+def _adopt_environment(environment: dict[str, str], folder: Path, added: Collection[str]) -> str:
     """Take on the environment; the name of a project module that is hidden by a package loaded ahead, or ""."""
     numbers = {name: os.environ.get(name) for name in (BLAS, "OMP_NUM_THREADS")}
     os.environ.clear()
@@ -113,8 +113,8 @@ def _become(environment: dict[str, str], folder: Path, added: Collection[str]) -
     for name in ("RUNNER_PRELOAD", "RUNNER_OWNER"):
         os.environ.pop(name, None)
     os.environ["JPY_PARENT_PID"] = str(os.getppid())  # as of any process of Jupyter's
-    find_in(path)
-    name_as_jupyter(os.devnull)
+    set_import_path(path)
+    set_jupyter_argv(os.devnull)
     _reseed()
     _restore_threads(numbers)
     gc.enable()  # what was loaded ahead stays frozen: looking through it would copy its pages

@@ -6,7 +6,7 @@ It has one thread, imports and does nothing else: a parallel region that has run
 request is a datagram on the socket REQUESTS: the packages to load, and the working folder to load them in. For a
 kernel it has three descriptors: its line to the runner, the socket where its fate is told, and a file for the trace of
 a crash. When the runner closes REQUESTS, or ends in whatever way, this process kills what it forked and ends; where it
-has been killed itself, a watcher does so once the process RUNNER is gone.
+has been killed itself, a watchdog does so once the process RUNNER is gone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.kernel.process_tree import adopt, children, descendants, kill, kill_family
-from runner.kernel.watchdog import Watcher
+from runner.kernel.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from runner.kernel.forked.kernel_app import ForkedApp
@@ -36,7 +36,7 @@ DESCRIPTORS = 3
 
 
 @dataclass
-class Forked:
+class ForkedProcess:
     """One kernel, as its server sees it."""
 
     pid: int
@@ -48,9 +48,9 @@ class Forked:
 class Server:
     requests: socket.socket
     app: ForkedApp
-    watcher: Watcher
+    watchdog: Watchdog
     base: set[str]  # packages there before any was loaded for a notebook
-    kernels: dict[int, Forked] = field(default_factory=dict)
+    kernels: dict[int, ForkedProcess] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
     spoiled: str = ""  # why nothing can be forked any more
     spoiled_by: str = ""
@@ -115,8 +115,8 @@ class Server:
                 os._exit(1)
         with contextlib.suppress(OSError):  # it may have done so itself, and ended
             os.setpgid(pid, pid)
-        self.kernels[pid] = Forked(pid, told)
-        self.watcher.add(pid)
+        self.kernels[pid] = ForkedProcess(pid, told)
+        self.watchdog.add(pid)
         _tell(told, pid=pid)
         self.reap()  # it may have ended before it was known here
 
@@ -126,13 +126,13 @@ class Server:
             signal.signal(number, signal.SIG_DFL)
         for one in (self.requests, told, *(kernel.told for kernel in self.kernels.values())):
             one.close()
-        self.watcher.close()
+        self.watchdog.close()
         os.dup2(crashes, 1)
         os.dup2(crashes, 2)
-        from runner.kernel.forked.kernel_main import live
+        from runner.kernel.forked.kernel_main import run_kernel
 
         added = {name.partition(".")[0] for name in sys.modules} - self.base
-        live(self.app, line, crashes=crashes, added=added)
+        run_kernel(self.app, line, crashes=crashes, added=added)
 
     def reap(self) -> None:
         """Tell of the kernels that ended. They stay zombies until they are dropped, so that no pid is used again."""
@@ -151,7 +151,7 @@ class Server:
         del self.kernels[kernel.pid]
         _kill(kernel.pid)
         os.waitpid(kernel.pid, 0)
-        self.watcher.drop(kernel.pid)
+        self.watchdog.drop(kernel.pid)
         self._end_strays()
         told.close()
 
@@ -171,8 +171,8 @@ class Server:
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     requests.set_inheritable(False)
-    watcher = Watcher(int(sys.argv[2]))
-    adopt()  # after the watcher, which must not become a stray
+    watchdog = Watchdog(int(sys.argv[2]))
+    adopt()  # after the watchdog, which must not become a stray
     running: list[Server] = []
 
     def changed(*_: object) -> None:
@@ -187,7 +187,7 @@ def main() -> None:
     gc.disable()  # what modules make stays
     from runner.kernel.forked.kernel_app import build
 
-    server = Server(requests, build(), watcher, {name.partition(".")[0] for name in sys.modules})
+    server = Server(requests, build(), watchdog, {name.partition(".")[0] for name in sys.modules})
     running.append(server)
     signal.signal(signal.SIGCHLD, lambda *_: server.reap())
     server.serve()

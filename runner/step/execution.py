@@ -14,13 +14,13 @@ Ending = Literal["end", "error", "left", "cell timeout", "step timeout", "stoppe
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     cell_s: float | None = None
     deadline: float | None = None  # on time.monotonic()
 
 
 @dataclass(frozen=True)
-class Raised:
+class CellError:
     """The exception that ended a cell, in the kernel's words; not every one is among the cell's outputs."""
 
     ename: str
@@ -28,17 +28,17 @@ class Raised:
 
 
 @dataclass
-class Session:
+class Execution:
     """How one execution went, filled in as it goes on."""
 
     on_cell: Callable[[int, bool], None]  # (index of the cell in the notebook, it is done)
     stop: threading.Event
-    limits: Limits
+    limits: TimeLimits
     kernel: Kernel
     save: Callable[[Any, bool], None]  # (notebook, now rather than when it is time)
     ending: Ending | None = None
     index: int | None = None  # of the cell it ended in
-    raised: Raised | None = None  # where it ended with an error
+    error: CellError | None = None  # where it ended with an error
     limit_s: float | None = None  # where it ended with a cell's time-out
     exit_code: int | None = None
     last_words: str = ""

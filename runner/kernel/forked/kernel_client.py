@@ -32,7 +32,7 @@ class Channel:
             raise Empty from None
 
 
-class Conversation:
+class ForkedKernelClient:
     """The part of jupyter_client's AsyncKernelClient that executing a notebook needs. Lives in one event loop."""
 
     allow_stdin = False
