@@ -1,15 +1,15 @@
-"""One execution of a notebook, as those who start, follow and judge it share it. Imports nothing heavy."""
+"""One execution of a notebook: shared by the code that starts it, runs its cells and judges it. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runner.kernel.standard import Kernel
 
-# "left": a cell called exit(); "silent": the kernel lives, and never said that the cell had ended, or how
+# "left": a cell called exit(); "silent": the kernel runs, but did not reply that the cell had ended
 Ending = Literal["end", "error", "left", "cell timeout", "step timeout", "stopped", "died", "silent"]
 
 
@@ -21,15 +21,16 @@ class TimeLimits:
 
 @dataclass(frozen=True)
 class CellError:
-    """The exception that ended a cell, in the kernel's words; not every one is among the cell's outputs."""
+    """The exception that ended a cell, as the kernel's reply has it; not every one is among the cell's outputs."""
 
     ename: str
     evalue: str
+    traceback: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Execution:
-    """How one execution went, filled in as it goes on."""
+    """One execution, updated while it runs."""
 
     on_cell: Callable[[int, bool], None]  # (index of the cell in the notebook, it is done)
     stop: threading.Event
