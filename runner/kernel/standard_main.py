@@ -73,10 +73,10 @@ def _app(connection_file: str, folders: list[str]) -> Any:
             set_import_path,
             set_jupyter_argv,
         )
-        from runner.kernel.stream import CappedSession, CappedStream
+        from runner.kernel.stream import CappedStream, LimitedSession
 
         app: Any = IPKernelApp.instance(kernel_class=NotebookKernel)
-        app.session = CappedSession(parent=app)
+        app.session = LimitedSession(parent=app)
         app.initialize(
             [
                 *("-f", connection_file, HISTORY),

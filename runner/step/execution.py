@@ -1,4 +1,4 @@
-"""One execution of a notebook: shared by the code that starts it, runs its cells and judges it. Imports nothing heavy."""
+"""One execution of a notebook, shared by the code that starts, runs and judges it. Imports nothing heavy."""
 
 from __future__ import annotations
 
