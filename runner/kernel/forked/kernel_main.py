@@ -1,13 +1,12 @@
-"""A forked process becomes one notebook's kernel: what it shares with the server is made its own, then it serves.
+"""A forked process becomes one notebook's kernel: it replaces the state that it shares with the server, then serves.
 
-Runs in the fork only. What the standard kernel has by being a fresh process must be true here too.
+Runs in the fork only. Whatever holds for the standard kernel as a new process must hold here too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import json
@@ -16,10 +15,12 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from threadpoolctl import ThreadpoolController
 
 from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
 from runner.kernel.process_tree import adopt
@@ -29,31 +30,21 @@ from runner.kernel.standard_main import OpenedFileHook, exit_process
 if TYPE_CHECKING:  # loaded already, by the server
     from runner.kernel.forked.kernel_app import ForkedApp
 
-BLAS = "OPENBLAS_NUM_THREADS"
+BLAS, MKL, OMP = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
 NUMEXPR_MOST = 16  # threads that numexpr takes by itself, on however many cores
-SETTERS = {  # in what is linked into a library of that name
-    "openblas": ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads64_",
-                 "openblas_set_num_threads"),
-    "libmkl_rt": ("MKL_Set_Num_Threads",),
-    "libgomp": ("omp_set_num_threads",),
-    "libomp": ("omp_set_num_threads",),
-    "libiomp": ("omp_set_num_threads",),
-}  # fmt: skip
 
 
 def run_kernel(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection[str]) -> None:
-    """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for it and others.
-
-    `crashes` is a file that gets the trace of a crash.
-    """
+    """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for notebooks;
+    `crashes` is a file for the trace of a crash."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt()
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
     setup = receive(line)
     if setup is None or setup[0] is not Kind.SETUP:
         os._exit(0)
-    wanted = json.loads(setup[1])
-    shadowed = _adopt_environment(wanted["environment"], Path(wanted["folder"]), added)
+    settings = json.loads(setup[1])
+    shadowed = _adopt_environment(settings["environment"], Path(settings["folder"]), added)
     app.begin(line)
     if shadowed:
         app.session.refuse(f"the project's own {shadowed} has the name of an installed package that another step uses")
@@ -82,7 +73,7 @@ async def _serve(app: ForkedApp, line: socket.socket) -> None:
             request = json.loads(payload)
             header = request["header"]
             header["date"] = datetime.fromisoformat(header["date"])
-            # as Jupyter's session hands it on
+            # in the form of Jupyter's session
             requests.put_nowait({**request, "msg_id": header["msg_id"], "msg_type": header["msg_type"], "buffers": []})
 
     loop.add_reader(line, read)
@@ -95,7 +86,7 @@ async def _serve(app: ForkedApp, line: socket.socket) -> None:
 
 
 def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
-    """ipykernel's handler asks the loop to cancel an awaiting cell, which a loop that waits does not notice by itself."""
+    """ipykernel's handler asks the loop to cancel an awaiting cell, which a waiting loop does not notice by itself."""
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -104,8 +95,8 @@ def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _adopt_environment(environment: dict[str, str], folder: Path, added: Collection[str]) -> str:
-    """Take on the environment; the name of a project module that is hidden by a package loaded ahead, or ""."""
-    numbers = {name: os.environ.get(name) for name in (BLAS, "OMP_NUM_THREADS")}
+    """Take on the environment; returns the name of a project module that is hidden by a package loaded ahead, or ""."""
+    servers_omp = os.environ.get(OMP)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -116,24 +107,21 @@ def _adopt_environment(environment: dict[str, str], folder: Path, added: Collect
     set_import_path(path)
     set_jupyter_argv(os.devnull)
     _reseed()
-    _restore_threads(numbers)
-    gc.enable()  # what was loaded ahead stays frozen: looking through it would copy its pages
-    beside = {entry.partition(".")[0] for place in path for entry in _importable(Path(place))}
-    return min(beside.intersection(added) - sys.stdlib_module_names, default="")
+    _restore_threads(servers_omp)
+    gc.enable()  # objects loaded ahead stay frozen: searching them would copy their pages
+    own = {module for folder in path for module in _modules_in(Path(folder))}
+    return min(own.intersection(added) - sys.stdlib_module_names, default="")
 
 
-def _importable(place: Path) -> list[str]:
+def _modules_in(folder: Path) -> Iterator[str]:
     with contextlib.suppress(OSError):
-        return [
-            entry.name
-            for entry in place.iterdir()
-            if entry.suffix in (".py", ".so") or (entry / "__init__.py").is_file()
-        ]
-    return []
+        for entry in folder.iterdir():
+            if entry.suffix in (".py", ".so") or (entry / "__init__.py").is_file():
+                yield entry.name.partition(".")[0]
 
 
 def _reseed() -> None:
-    """Random numbers of its own: all forks would draw the same."""
+    """Otherwise all forks would draw the same random numbers."""
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
@@ -141,30 +129,18 @@ def _reseed() -> None:
         sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
-def _restore_threads(before: dict[str, str | None]) -> None:
-    """As many threads in loaded libraries as the environment says; the server held OpenBLAS and numexpr to one."""
+def _restore_threads(servers_omp: str | None) -> None:
+    """Set the thread counts of loaded libraries to the environment's; the server limited OpenBLAS, MKL and numexpr to 1."""
     cores = len(os.sched_getaffinity(0))
-    omp = os.environ.get("OMP_NUM_THREADS")
-    changed = omp != before["OMP_NUM_THREADS"]
-    counts = {"openblas": os.environ.get(BLAS) or omp, "libmkl_rt": os.environ.get("MKL_NUM_THREADS") or omp}
-    for library in _loaded():
-        name = next((name for name in SETTERS if name in Path(library).name), None)
-        if name is None or (name not in counts and not changed):
-            continue
-        wanted = (counts.get(name, omp) or "").partition(",")[0]
-        number = int(wanted) if wanted.isdecimal() and int(wanted) else cores
-        handle = ctypes.CDLL(library)
-        setter = next((getattr(handle, symbol) for symbol in SETTERS[name] if hasattr(handle, symbol)), None)
-        if setter is not None:
-            setter(ctypes.c_int(number))
+    omp = os.environ.get(OMP)
+    variables = {"openblas": BLAS, "mkl": MKL}
+    for library in ThreadpoolController().lib_controllers:
+        variable = variables.get(library.internal_api, OMP)
+        if variable != OMP or omp != servers_omp:
+            first = (os.environ.get(variable) or omp or "").partition(",")[0]
+            library.set_num_threads(int(first) if first.isdecimal() and int(first) else cores)
     if "numexpr" in sys.modules:  # as it does by itself when it is imported
         wanted = os.environ.get("NUMEXPR_NUM_THREADS") or omp or ""
         number = int(wanted) if wanted.isdecimal() else min(cores, NUMEXPR_MOST)
         sys.modules["numexpr"].set_num_threads(number)
         sys.modules["numexpr"].nthreads = number  # type: ignore[attr-defined]
-
-
-def _loaded() -> set[str]:
-    """The shared libraries in this process."""
-    fields = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
-    return {field[5] for field in fields if len(field) == 6 and ".so" in field[5]}
