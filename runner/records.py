@@ -17,7 +17,7 @@ import msgspec
 from runner.errors import NewerStore, Tampered
 from runner.paths import AnyPath, FileName, OptionalPath, RelativePath, Sha256, in_words
 
-FORMAT = 1  # of every stored file that has no `newest` of its own; raised when an older program could not read what is written
+FORMAT = 1  # of every stored file without its own `newest`; raised when an older program could not read new files
 
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Any] | dict[str, Any]

@@ -116,7 +116,7 @@ class CappedStream(OutStream):
 
 
 class LimitedSession(Session):
-    """A kernel's session: limits what a cell displays before it is sent, and hands messages to `keeper` if there is one."""
+    """A kernel's session: limits what a cell displays before it is sent; hands messages to `keeper` if there is one."""
 
     keeper: Keeper | None = None
 

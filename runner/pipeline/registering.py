@@ -53,9 +53,8 @@ def outlook(pipeline: Pipeline, registering: Collection[str]) -> Iterator[str]:
     steps = ", ".join(name for name in pipeline.steps if name in registering)
     if pipeline.model is None:
         if registering:
-            yield (
-                f"step {steps} calls runner.model.register, but there is no [model] to say its name: it will be refused."
-            )
+            reason = "there is no [model] to say its name: it will be refused"
+            yield f"step {steps} calls runner.model.register, but {reason}."
     elif not pipeline.gate:
         model = pipeline.model.name
         yield f"there is no [[gate]], and only a run that passes its gate registers a model: no run registers {model}."

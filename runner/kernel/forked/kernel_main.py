@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from threadpoolctl import ThreadpoolController
 
 from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
-from runner.kernel.process_tree import adopt
+from runner.kernel.process_tree import become_subreaper
 from runner.kernel.shell import set_import_path, set_jupyter_argv
 from runner.kernel.standard_main import OpenedFileHook, exit_process
 
@@ -38,7 +38,7 @@ def run_kernel(app: ForkedApp, line: socket.socket, *, crashes: int, added: Coll
     """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for notebooks;
     `crashes` is a file for the trace of a crash."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    adopt()
+    become_subreaper()
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
     setup = receive(line)
     if setup is None or setup[0] is not Kind.SETUP:
@@ -130,7 +130,7 @@ def _reseed() -> None:
 
 
 def _restore_threads(servers_omp: str | None) -> None:
-    """Set the thread counts of loaded libraries to the environment's; the server limited OpenBLAS, MKL and numexpr to 1."""
+    """Set the thread counts of loaded libraries by the environment; the server has limited most of them to 1."""
     cores = len(os.sched_getaffinity(0))
     omp = os.environ.get(OMP)
     variables = {"openblas": BLAS, "mkl": MKL}

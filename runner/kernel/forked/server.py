@@ -2,11 +2,11 @@
 
     python -c START REQUESTS RUNNER
 
-It has one thread and only imports: a parallel region that has run here would hang in every fork. A request is a datagram
-on the socket REQUESTS: the packages to load, and the working folder to load them in. A request for a kernel comes with
-three descriptors: its line to the runner, the socket for its status, and a file for the trace of a crash. When the
-runner closes REQUESTS, or ends in whatever way, this process kills its kernels and ends; if it has been killed itself, a
-watchdog does so once the process RUNNER is gone.
+It has one thread and only imports: a parallel region that has run here would hang in every fork. A request is a
+datagram on the socket REQUESTS: the packages to load, and the working folder to load them in. A request for a kernel
+comes with three descriptors: its line to the runner, the socket for its status, and a file for the trace of a crash.
+When the runner closes REQUESTS, or ends in whatever way, this process kills its kernels and ends; if it has been killed
+itself, a watchdog does so once the process RUNNER has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.kernel.process_tree import adopt, children, descendants, kill, kill_family
+from runner.kernel.process_tree import become_subreaper, children, descendants, kill, kill_family
 from runner.kernel.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     requests.set_inheritable(False)
     watchdog = Watchdog(int(sys.argv[2]))
-    adopt()  # after the watchdog, which must not become a stray
+    become_subreaper()  # after the watchdog, which must not become a stray
     running: list[KernelServer] = []
 
     def changed(*_: object) -> None:
