@@ -98,7 +98,7 @@ class OutputCapture:
 
 
 class Pump(OutputCapture, IOPubThread):
-    """Replaces the publishing thread of ipykernel's streams: `schedule` calls at once, `call_later` later. A server makes
+    """Replaces the publishing thread of ipykernel's streams: `schedule` calls now, `call_later` later. A server makes
     it, and each forked process connects it."""
 
     thread: Any

@@ -235,10 +235,10 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
             while self.interrupt_on_timeout and not (await asyncio.wait({reply}, timeout=timeout))[0]:
                 self.log.error(f"Timeout waiting for execute reply ({timeout}s). Interrupting kernel")
                 self.execution.kernel.signal(signal.SIGINT)
-                if self.raisedon_timeout:
+                if self.error_on_timeout:
                     reply.cancel()
                     reply = asyncio.get_running_loop().create_future()
-                    reply.set_result({"content": {**self.raisedon_timeout, "status": "error"}})
+                    reply.set_result({"content": {**self.error_on_timeout, "status": "error"}})
             await asyncio.wait({reply, outputs}, return_when="FIRST_COMPLETED")  # type: ignore[type-var]
             while not outputs.done():
                 heard = self.heard

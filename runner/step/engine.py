@@ -14,7 +14,7 @@ with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
     import papermill
     from nbformat import NotebookNode, v4
     from papermill.engines import Engine
-    from papermill.execute import prepare_notebook_metadata, remove_raisedmarkers
+    from papermill.execute import prepare_notebook_metadata, remove_error_markers
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
@@ -29,7 +29,7 @@ class RunnerEngine(Engine):  # type: ignore[misc]
 
     @classmethod
     def execute_notebook(cls, nb: Any, kernel_name: str, **kwargs: Any) -> Any:
-        execution: Execution = kwargs["session"]
+        execution: Execution = kwargs["execution"]
         try:
             done = super().execute_notebook(nb, kernel_name, **kwargs)
         except BaseException:  # Ctrl-C too: the notebook so far is saved, with true marks
@@ -45,7 +45,7 @@ class RunnerEngine(Engine):  # type: ignore[misc]
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> None:
         _read_secrets_from_environment(nb_man.nb, kwargs["secrets"])
-        StepClient(nb_man, kwargs["session"], kernel_name=kernel_name, **kwargs.get("client", {})).execute()
+        StepClient(nb_man, kwargs["execution"], kernel_name=kernel_name, **kwargs.get("client", {})).execute()
 
 
 def execute(
@@ -65,7 +65,7 @@ def execute(
     nb = _load(notebook)
     if parameters:
         nb = parameterize_notebook(nb, parameters, kernel_name=kernel_name, language=language)
-    nb = remove_raisedmarkers(prepare_notebook_metadata(nb, str(notebook), None))
+    nb = remove_error_markers(prepare_notebook_metadata(nb, str(notebook), None))
     done = RunnerEngine.execute_notebook(nb, kernel_name, progress_bar=False, execution=execution, secrets=secrets)
     return list(done.cells)
 

@@ -52,10 +52,12 @@ def _cell_error(execution: Execution, outputs: list[Any]) -> CellError | None:
 
     IPython prints exception groups and its own usage errors to stderr, and a library's handler may show nothing.
     """
+    from runner.step.execution import CellError  # loaded by now, but not when `execute` is imported
+
     replied = execution.error
     for output in reversed([output for output in outputs if output.output_type == "error"]):
         if replied is None or replied.ename == output.ename or replied.ename in UNNAMED:
-            return replace(CellError(output.ename, output.evalue), traceback=list(output.traceback))
+            return CellError(output.ename, output.evalue, list(output.traceback))
     if replied is None:
         return None
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
