@@ -11,7 +11,7 @@ import gc
 import importlib
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -26,9 +26,10 @@ GRAMMAR = "rfc3987_syntax"
 
 
 @contextmanager
-def without(*names: str) -> Iterator[None]:
-    """Importing any of `names` fails inside, in this thread, as if it were not installed; those loaded already stay."""
-    hidden = _Hidden(names, threading.get_ident())
+def without(*names: str, error: Callable[[str], BaseException] | None = None) -> Iterator[None]:
+    """Importing any of `names` fails inside, in this thread, as if it were not installed, or with `error(name)`; those
+    loaded already stay."""
+    hidden = _Hidden(names, threading.get_ident(), error)
     sys.meta_path.insert(0, hidden)
     try:
         with _uncollected():
@@ -74,12 +75,12 @@ def deferred() -> Iterator[None]:
 class _Hidden:
     """A finder before all others, which raises for `names`."""
 
-    def __init__(self, names: Sequence[str], thread: int) -> None:
-        self.names, self.thread = names, thread
+    def __init__(self, names: Sequence[str], thread: int, error: Callable[[str], BaseException] | None) -> None:
+        self.names, self.thread, self.error = names, thread, error
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name in self.names and threading.get_ident() == self.thread:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            raise self.error(name) if self.error else ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
 
 

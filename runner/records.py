@@ -101,8 +101,8 @@ class Rule(Record, frozen=True, kw_only=True):
     when: str | None = None
 
     def __post_init__(self) -> None:
-        given = [threshold for threshold in (self.min, self.max) if threshold is not None]
-        if len(given) != 1 or not abs(given[0]) < float("inf"):
+        thresholds = [threshold for threshold in (self.min, self.max) if threshold is not None]
+        if len(thresholds) != 1 or not abs(thresholds[0]) < float("inf"):
             raise ValueError(f"{self.metric} needs exactly one of min and max, and a finite number there")
 
 
@@ -400,10 +400,12 @@ def read(kind: type[R], path: Path) -> R:
 def checked(record: S, *, where: str | Path, newest: int | None = None) -> S:
     """The record, unless a newer version of this program wrote it."""
     ours: int = getattr(record, "newest", FORMAT) if newest is None else newest
-    found = getattr(record, "format", FORMAT)
-    if found > ours:
-        said = f"{where} has format {found}; this version reads up to {ours}. Nothing was changed."
-        raise NewerStore(f"{said} Update this program: `git pull` in its checkout, then `make run`.")
+    theirs = getattr(record, "format", FORMAT)
+    if theirs > ours:
+        raise NewerStore(
+            f"{where} has format {theirs}; this version reads up to {ours}. Nothing was changed. "
+            "Update this program: `git pull` in its checkout, then `make run`."
+        )
     return record
 
 

@@ -30,7 +30,7 @@ def remember_late(package: str) -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
-            kept = {file: known for file, known in _remembered().items() if Path(file).exists()}
+            kept = {file: fact for file, fact in _remembered().items() if Path(file).exists()}
             kept[spec.origin] = (package, Path(spec.origin).stat().st_mtime_ns)
             _file().parent.mkdir(parents=True, exist_ok=True)
             atomic_write(_file(), json.dumps(kept, indent=1).encode())
@@ -43,6 +43,6 @@ def _file() -> Path:
 def _remembered() -> dict[str, tuple[str, int]]:
     """(package, when its file was changed) by file; {} if the cache cannot be read."""
     with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, AttributeError):
-        known = json.loads(_file().read_text(encoding="utf-8"))
-        return {str(file): (str(package), int(changed_ns)) for file, (package, changed_ns) in known.items()}
+        cached = json.loads(_file().read_text(encoding="utf-8"))
+        return {str(file): (str(package), int(changed_ns)) for file, (package, changed_ns) in cached.items()}
     return {}

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import Any
 
-from runner.import_blocking import deferred
+from runner.import_blocking import deferred, without
 from runner.kernel.import_effects import ImportEffects, Replay, import_module
 
 
@@ -43,21 +43,19 @@ class Preload:
     def load(self, name: str, avoid: Collection[str] = ()) -> None:
         """Import the module, unless that would import a package in `avoid`; errors are left to the cell's import."""
         self._loading = name.partition(".")[0]
-        known, modules = self._known(), set(sys.modules)
-        guard = _Guard(avoid)
-        sys.meta_path.insert(0, guard)
+        counts, modules = self._counts(), set(sys.modules)
+        effects = ImportEffects(self.shell, self._keep)
         # pandas asks get_ipython() how to display
-        with ImportEffects(self.shell, self._keep).kept(), deferred(), self.shell.builtin_trap:
+        with effects.kept(), deferred(), without(*avoid, error=_Avoided), self.shell.builtin_trap:
             try:
                 import_module(name)
             except (Exception, SystemExit, _Avoided):
                 _remove_orphans(modules)
-        sys.meta_path.remove(guard)
         # a package that could not be imported is imported again by the cell, with all effects
         self._effects = [effect for effect in self._effects if effect.package in sys.modules]
         self._loading = ""
         self._complete = False
-        if self._known() != known:
+        if self._counts() != counts:
             self._listen()
 
     def complete(self) -> None:
@@ -91,7 +89,7 @@ class Preload:
             self._needs.setdefault(outer, set()).add(inner)
         self._effects.append(KeptEffect(packages[0], replay))
 
-    def _known(self) -> tuple[int, int]:
+    def _counts(self) -> tuple[int, int]:
         return len(self._effects), sum(map(len, self._needs.values()))
 
     def _listen(self) -> None:
@@ -135,17 +133,6 @@ class _Initializing:
 
 class _Avoided(BaseException):
     """Not an Exception, which libraries catch to work without a package."""
-
-
-class _Guard:
-    """A finder before all others."""
-
-    def __init__(self, avoid: Collection[str]) -> None:
-        self.avoid = avoid
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name in self.avoid:
-            raise _Avoided(name)
 
 
 def _remove_orphans(known: Collection[str]) -> None:

@@ -62,11 +62,16 @@ def kill(processes: Iterable[Process]) -> None:
                 os.kill(process.pid, signal.SIGKILL)
 
 
+def signal_group(group: int, number: int) -> None:
+    """Send the signal to the process group, if it still runs."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
 def kill_family(pid: int) -> None:
     """Kill a kernel's process group and all its descendants, if there are any."""
     family = descendants(pid)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+    signal_group(pid, signal.SIGKILL)
     kill(family)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections import UserDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -115,15 +116,9 @@ class _System:
         return getattr(sys, name)
 
 
-class _Modules:
+class _Modules(UserDict[str, Any]):
     def __init__(self, hidden: Callable[[str], bool]) -> None:
-        self._hidden = hidden
+        self.data, self._hidden = sys.modules, hidden
 
-    def __contains__(self, name: str) -> bool:
-        return name in sys.modules and not self._hidden(name)
-
-    def __getitem__(self, name: str) -> Any:
-        return sys.modules[name]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.modules, name)
+    def __contains__(self, name: object) -> bool:
+        return name in self.data and not self._hidden(str(name))

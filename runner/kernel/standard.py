@@ -7,7 +7,6 @@ reached by ipc sockets in a private folder; there is no port and nothing to encr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from runner.kernel.kernelspec import kernel_for
-from runner.kernel.process_tree import Process, descendants, kill, python
+from runner.kernel.process_tree import Process, descendants, kill, python, signal_group
 
 STDERR = "stderr"  # of the process until its cells' streams replace it; later only a crash's trace
 OWNER = "RUNNER_OWNER"
@@ -132,8 +131,7 @@ class KernelProcess:
     def signal(self, number: int) -> None:
         # looked up before: once the kernel has ended, processes in other sessions have another parent
         self._family = descendants(self.process.pid) or self._family
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
+        signal_group(self.process.pid, number)
         if number == signal.SIGKILL:
             kill(self._family)
 

@@ -43,9 +43,7 @@ def main() -> None:
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     ahead = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
     app = _app(sys.argv[2], folders)
-    project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
-    if opened:
-        sys.addaudithook(OpenedFileHook(app.shell, project, opened))
+    note_opened_files(app.shell)
     preload = Preload(app.shell)
     for name in ahead:
         preload.load(name)
@@ -120,6 +118,13 @@ class OpenedFileHook:
             return
         cell = len(self.shell.user_ns.get("In", [])) - 1  # without cells that have no number, as the injected one
         os.write(self.notes, (json.dumps([name, cell]) + "\n").encode())
+
+
+def note_opened_files(shell: Any) -> None:
+    """Where the environment asks for it, have the files that cells open noted."""
+    project, file = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
+    if file:
+        sys.addaudithook(OpenedFileHook(shell, project, file))
 
 
 def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:

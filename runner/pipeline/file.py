@@ -187,7 +187,7 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
             inputs[key] = spec
     remote = _record(SageMaker, raw.get("sagemaker", {}), f"{where}.sagemaker", findings) or SageMaker()
     outputs = dict(_items(raw, "outputs", findings, where))  # `_output_paths` says better what they may be
-    for key in [key for key, place in outputs.items() if not isinstance(place, str)]:
+    for key in [key for key, path in outputs.items() if not isinstance(path, str)]:
         findings.append(f"{where}.outputs.{key}: Expected a path as text, got {outputs.pop(key)!r}.")
     step = _record(StepSpec, {**raw, "inputs": {}, "outputs": {}, "sagemaker": {}}, where, findings)
     return msgspec.structs.replace(step, inputs=inputs, outputs=outputs, sagemaker=remote) if step else None
@@ -218,20 +218,20 @@ def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | Non
         of_kind = f" where {config.tag_field} is {str(config.tag)!r}"
     prefix = f"{where}." if where else ""
     findings += [f"{prefix}{key} is not a key{of_kind}{nearest(key, valid)}" for key in raw if key not in valid]
-    known = {key: value for key, value in raw.items() if key in valid}
+    values = {key: value for key, value in raw.items() if key in valid}
     wrong = False
     while True:
         try:
-            return msgspec.convert(known, kind)
+            return msgspec.convert(values, kind)
         except msgspec.ValidationError as error:
             reason, _, at = in_words(error).partition(" - at `$")
-            key = next((key for key in known if at.startswith((f".{key}.", f".{key}`", f".{key}["))), None)
+            key = next((key for key in values if at.startswith((f".{key}.", f".{key}`", f".{key}["))), None)
             if key is None:
                 if not wrong:  # else what is missing now is what did not fit
                     findings.append(f"{where}{at.rstrip('`')}: {reason}.")
                 return None
             findings.append(f"{where}{at.rstrip('`')}: {reason}.".lstrip("."))
-            del known[key]
+            del values[key]
             wrong = True
 
 

@@ -72,7 +72,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         with ThreadPoolExecutor(1) as pool:
             try:
                 pool.submit(lambda: asyncio.run(self._run())).result()
-            except BaseException:  # Ctrl-C comes here, and not there
+            except BaseException:  # Ctrl-C is raised here, not in the thread
                 self.execution.stop.set()
                 raise
         return self.nb

@@ -266,8 +266,9 @@ def _outputs(job: StepJob, folder: Path) -> tuple[dict[str, Artifact], StepError
 def _undeclared(outputs: dict[str, Artifact], folder: Path) -> list[str]:
     """Files in out/ that belong to no output, relative to it, by names that a record can hold. The request for a
     registration is not among them."""
-    declared = {REGISTRATION, *(one.path.removeprefix("out/") for one in outputs.values() if one.files is None)}
-    folders = tuple(one.path.removeprefix("out/") for one in outputs.values() if one.files is not None)
+    paths = {output.path.removeprefix("out/"): output for output in outputs.values()}
+    declared = {REGISTRATION, *(path for path, output in paths.items() if output.files is None)}
+    folders = tuple(path for path, output in paths.items() if output.files is not None)
     files = [path for path in (folder / "out").rglob("*") if path.is_symlink() or not path.is_dir()]
     names = sorted(path.relative_to(folder / "out").as_posix() for path in files)
     return [name for name in names if name not in declared and not name.startswith(folders) and stays_below(name)]

@@ -125,8 +125,8 @@ def _group_files(root: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
-            for place in (path.lstrip("/"), ""):
+            for group in (path.lstrip("/"), ""):
                 if "memory" in controllers.split(","):
-                    yield groups / "memory" / place / "memory.oom_control"  # version 1
+                    yield groups / "memory" / group / "memory.oom_control"  # version 1
                 elif number == "0":
-                    yield groups / place / "memory.events"  # version 2
+                    yield groups / group / "memory.events"  # version 2

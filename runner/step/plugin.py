@@ -110,7 +110,7 @@ def _save(path: str, within_cells_s: float) -> Any:
         return lambda *_: None
     handler = papermill_io.get_handler(path)
     if isinstance(handler, LocalHandler):
-        return Saver(_place(handler, path), None, every_s=every_s)
+        return Saver(_local_file(handler, path), None, every_s=every_s)
     return Saver(Path(path), None, every_s=every_s, put=lambda content: handler.write(content.decode(), path))
 
 
@@ -225,12 +225,12 @@ def _write_whole_files() -> None:
 def _write_whole(handler: Any, text: str, path: str) -> None:
     from runner.content import atomic_write
 
-    atomic_write(_place(handler, path), text.encode())
+    atomic_write(_local_file(handler, path), text.encode())
 
 
-def _place(handler: Any, path: str) -> Path:
+def _local_file(handler: Any, path: str) -> Path:
     """The path to which papermill's handler of local files writes; raises its error if the folder is missing."""
-    place = Path(handler._cwd or "", path)
-    if not place.parent.is_dir():
-        raise FileNotFoundError(f"output folder {place.parent} doesn't exist.")
-    return place
+    file = Path(handler._cwd or "", path)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"output folder {file.parent} doesn't exist.")
+    return file

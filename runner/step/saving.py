@@ -48,13 +48,13 @@ class Saver:
         self.last = time.monotonic()
 
     def _replace(self, content: bytes) -> None:
-        beside = self.path.with_suffix(".partial")
-        with beside.open("wb") as file:
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
             file.write(content)
             reach("notebook half saved")
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(self.path)
+        partial.replace(self.path)
         reach("notebook saved")
 
     def _redact(self, nb: Any, redactor: Redactor) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.kernel.forked.framing import Kind, frame
 from runner.kernel.late_imports import late_packages, remember_late
-from runner.kernel.process_tree import python
+from runner.kernel.process_tree import python, signal_group
 
 if TYPE_CHECKING:  # starting a server does not need asyncio's queues and uuid, which it imports
     from runner.kernel.forked.kernel_client import ForkedKernelClient
@@ -164,8 +164,7 @@ class ForkedKernel:
         """Send to the kernel and everything it started; nothing happens where all are gone."""
         self._read_status()
         if self._pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._pid, number)
+            signal_group(self._pid, number)
 
     def client(self) -> ForkedKernelClient:
         from runner.kernel.forked.kernel_client import ForkedKernelClient

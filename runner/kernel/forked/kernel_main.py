@@ -25,7 +25,7 @@ from threadpoolctl import ThreadpoolController
 from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
 from runner.kernel.process_tree import become_subreaper
 from runner.kernel.shell import set_import_path, set_jupyter_argv
-from runner.kernel.standard_main import OpenedFileHook, exit_process
+from runner.kernel.standard_main import exit_process, note_opened_files
 
 if TYPE_CHECKING:  # loaded already, by the server
     from runner.kernel.forked.kernel_app import ForkedApp
@@ -48,9 +48,7 @@ def run_kernel(app: ForkedApp, line: socket.socket, *, crashes: int, added: Coll
     app.begin(line)
     if shadowed:
         app.session.refuse(f"the project's own {shadowed} has the name of an installed package that another step uses")
-    project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
-    if opened:
-        sys.addaudithook(OpenedFileHook(app.shell, project, opened))
+    note_opened_files(app.shell)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(app, line))
@@ -100,7 +98,7 @@ def _adopt_environment(environment: dict[str, str], folder: Path, added: Collect
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    path = [place for place in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if place]
+    path = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     for name in ("RUNNER_PRELOAD", "RUNNER_OWNER"):
         os.environ.pop(name, None)
     os.environ["JPY_PARENT_PID"] = str(os.getppid())  # as of any process of Jupyter's

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.kernel.process_tree import become_subreaper, children, descendants, kill, kill_family
+from runner.kernel.process_tree import become_subreaper, children, descendants, kill, kill_family, signal_group
 from runner.kernel.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ class KernelServer:
         os.setpgid(0, 0)
         for number in (signal.SIGCHLD, signal.SIGIO, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        for one in (self.requests, status, *(kernel.status for kernel in self.kernels.values())):
-            one.close()
+        for inherited in (self.requests, status, *(kernel.status for kernel in self.kernels.values())):
+            inherited.close()
         self.watchdog.close()
         os.dup2(crashes, 1)
         os.dup2(crashes, 2)
@@ -145,8 +145,7 @@ class KernelServer:
         """The runner has closed a kernel."""
         kernel = next(kernel for kernel in self.kernels.values() if kernel.status is status)
         del self.kernels[kernel.pid]
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(kernel.pid, signal.SIGKILL)
+        signal_group(kernel.pid, signal.SIGKILL)
         os.waitpid(kernel.pid, 0)
         self.watchdog.drop(kernel.pid)
         self._end_strays()
