@@ -95,7 +95,7 @@ class ForkServer:
         return ForkedKernel(self, line, status, crashes)
 
     def close(self) -> None:
-        """Calling twice is safe."""
+        """Idempotent."""
         if self._requests.fileno() < 0:
             return
         self._requests.close()
@@ -139,7 +139,7 @@ class ForkedKernel:
         return self._code
 
     async def died(self) -> int | None:
-        """The exit code, once it has ended or refused; negative for a signal, None where nobody can know."""
+        """As of any Kernel, also once it has refused."""
         loop = asyncio.get_running_loop()
         self._read_status()
         while not self._ended:
@@ -161,7 +161,6 @@ class ForkedKernel:
         return _end_of(self._crashes)
 
     def signal(self, number: int) -> None:
-        """Send to the kernel and everything it started; nothing happens where all are gone."""
         self._read_status()
         if self._pid is not None:
             signal_group(self._pid, number)
@@ -181,7 +180,6 @@ class ForkedKernel:
         self._end()
 
     def close(self) -> None:
-        """Kill whatever is left of it. Calling twice is safe."""
         if self._status.fileno() < 0:
             return
         self.signal(signal.SIGKILL)
