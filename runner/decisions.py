@@ -14,6 +14,7 @@ from runner.model.compatibility import Callers, Comparison, compare
 from runner.model.served import recorded, serves
 from runner.model.versions import ModelVersion
 from runner.project import LOCAL, SAGEMAKER, Project, model_folder
+from runner.records import SageMakerTargetSpec
 from runner.run import provenance
 from runner.serve.openapi import outdated
 
@@ -120,7 +121,7 @@ def _rest_schemas(project: Project, target: str | None) -> Iterator[tuple[str, A
     spec = project.spec
     asks_aws = target is not None or (spec.model is not None and spec.model.registry == SAGEMAKER)
     for at, one in spec.targets.items():
-        if one.kind == SAGEMAKER and target in (None, at) and asks_aws:
+        if isinstance(one, SageMakerTargetSpec) and target in (None, at) and asks_aws:
             from runner.aws.endpoint_request import endpoint_name
             from runner.aws.rest_stack import record_schemas
 

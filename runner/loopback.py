@@ -1,4 +1,4 @@
-"""Which names and addresses are this machine, and no other."""
+"""Which names and addresses are this machine alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z_.-]*)(:\d{0,5})?", re.IGNORECASE | 
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what listens at the host is reached from this machine alone."""
+    """Whether a server that listens at the host is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -19,11 +19,11 @@ def is_loopback(host: str) -> bool:
 
 
 def leads_here(address: str) -> bool:
-    """Whether the plain http address is answered by this machine, whatever it looks like to a hasty reader.
+    """Whether this machine answers at the plain http address.
 
-    `http://127.0.0.1@evil.example` and `http://localhost.evil.example` are not.
+    It does not at `http://127.0.0.1@evil.example` and `http://localhost.evil.example`.
     """
-    if not address.isprintable() or set(address) & set(" \\"):  # which readers of addresses take differently
+    if not address.isprintable() or set(address) & set(" \\"):  # which libraries read in different ways
         return False
     try:
         parts = urlsplit(address)
@@ -35,15 +35,15 @@ def leads_here(address: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def names_this_machine(host: bytes) -> bool:
-    """Whether a request's Host can be what somebody calls a server that listens on loopback.
+    """Whether a request's Host can be the name of a server that listens on loopback.
 
-    A page from elsewhere whose name is pointed at 127.0.0.1 brings that name along, which browsers let it do (DNS
-    rebinding). Nobody can point an address, `localhost` or a name without a dot here like that; programs may send none.
+    With DNS rebinding, a foreign page's name leads to 127.0.0.1, and the browser sends that name as Host. This is not
+    possible with an address, `localhost` or a name without a dot; programs may send no Host.
     """
-    found = HOST.fullmatch(host.strip().decode("latin-1"))
-    if found is None:
+    match = HOST.fullmatch(host.strip().decode("latin-1"))
+    if match is None:
         return False
-    name = found[1].strip("[]").removesuffix(".").lower()
+    name = match[1].strip("[]").removesuffix(".").lower()
     if "." not in name and ":" not in name:
         return True
     try:

@@ -1,9 +1,8 @@
 """What a record may hold where it becomes a path or a part of one: types that are checked whenever a record is read.
 
-A record can come from anybody: a packed run, a bucket that is shared. What stays below its folder has no `..` (a
-backslash counts as a slash), is not absolute, names no drive and has no control characters, which would also tear the
-lines that a folder's hash is made of. What a person writes of their own files, a notebook beside the project or where a
-source lies, is text, and only ever read.
+A record can come from anybody: a packed run, a shared bucket. A path that stays below its folder has no `..` (a
+backslash counts as a slash), is not absolute, names no drive and has no control characters, which would also break the
+lines that a folder's hash is made of. Paths that a person writes, of a notebook or a source, are text, and only read.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import msgspec
 from runner.errors import Tampered
 
 _BELOW = r"\A(?![/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|\Z))"
-_MEANT = {
+_MEANINGS = {
     _BELOW + r"[^\x00-\x1f\x7f]+\Z": "a path that stays below its folder",
     _BELOW + r"[^\x00-\x1f\x7f]*\Z": "a path that stays below its folder, or nothing",
     _BELOW + r"(?!\.\Z)[^/\\\x00-\x1f\x7f]+\Z": "the name of a file or folder",
     r"\A[^\x00]*\Z": "text without NUL",
     r"\A[0-9a-f]{64}\Z": "a SHA-256 in hexadecimal",
 }
-_below, _optional, _name, _text, _sha256 = (msgspec.Meta(pattern=pattern) for pattern in _MEANT)
+_below, _optional, _name, _text, _sha256 = (msgspec.Meta(pattern=pattern) for pattern in _MEANINGS)
 
 RelativePath = Annotated[str, _below]
 OptionalPath = Annotated[str, _optional]
@@ -31,11 +30,11 @@ FileName = Annotated[str, _name]
 AnyPath = Annotated[str, _text]
 Sha256 = Annotated[str, _sha256]
 
-_RELATIVE = re.compile(next(iter(_MEANT)))
+_RELATIVE = re.compile(next(iter(_MEANINGS)))
 
 
 def stays_below(path: str) -> bool:
-    """Whether a record may hold it as a RelativePath; the name of a file that is not UTF-8 cannot be written there."""
+    """Whether a record may hold it as a RelativePath; a record cannot hold a file name that is not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -53,8 +52,8 @@ def inside(path: str) -> str:
 
 
 def in_words(error: Exception) -> str:
-    """What msgspec says of a record, without the expressions above."""
-    said = str(error)
-    for pattern, meant in _MEANT.items():
-        said = said.replace(f"Expected `str` matching regex {pattern!r}", f"Expected {meant}")
-    return said
+    """msgspec's sentence about a record, with words for the expressions above."""
+    sentence = str(error)
+    for pattern, meaning in _MEANINGS.items():
+        sentence = sentence.replace(f"Expected `str` matching regex {pattern!r}", f"Expected {meaning}")
+    return sentence

@@ -24,7 +24,7 @@ from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, NewVersion, Registry
 from runner.pipeline.file import load, nearest
-from runner.records import USUAL_KERNEL, Artifact, Pipeline
+from runner.records import USUAL_KERNEL, Artifact, LocalTargetSpec, Pipeline, SageMakerTargetSpec
 from runner.run import sources
 from runner.run.folder import PIPELINE
 from runner.run.ports import Executor, Runtime, Silent, Watcher, World
@@ -302,15 +302,15 @@ class Project:
         if chosen is None:
             raise UsageError(f"There is no target {target!r} in {self.file.name}{nearest(target, self.spec.targets)}")
         folder = self.root / RUNS / "targets" / target
-        match chosen.kind:
-            case "sagemaker":
+        match chosen:
+            case SageMakerTargetSpec():
                 from runner.aws.endpoint import SageMakerTarget
 
                 return SageMakerTarget(
                     target, chosen, self.session(), self.spec, registry=self.registry,
                     model_folder=self.version_folder, root=self.root, folder=folder,
                 )  # fmt: skip
-            case _:
+            case LocalTargetSpec():
                 from runner.model.served import recorded
                 from runner.serve.local.target import LocalTarget
 

@@ -17,7 +17,7 @@ import msgspec
 from runner.errors import NewerStore, Tampered
 from runner.paths import AnyPath, FileName, OptionalPath, RelativePath, Sha256, in_words
 
-FORMAT = 1  # of every stored file that has no `newest` of its own; raised when an older program could not read what is written
+FORMAT = 1  # of every stored file without its own `newest`; raised when an older program could not read new files
 
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Any] | dict[str, Any]
@@ -63,7 +63,6 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     allow_other_versions: bool | None = None  # with `packages = "image"`: go on with what it has, recorded with the run
     include: list[str] | None = None  # patterns, as in .gitignore, of further files that notebooks read
     instance: str | None = None  # what a job runs on
-    instance_count: int | None = None  # only 1: a notebook runs on one machine
     volume_gb: int | None = None  # a job's disk
     together: bool | None = None  # steps one after the other that need the same machine share a job
     job: Literal["processing", "training"] | None = None  # what a step is made; by itself `processing`
@@ -105,8 +104,8 @@ class Rule(Record, frozen=True, kw_only=True):
     when: str | None = None  # a `step.input`: judged exactly when it is there
 
     def __post_init__(self) -> None:
-        given = [threshold for threshold in (self.min, self.max) if threshold is not None]
-        if len(given) != 1 or not abs(given[0]) < float("inf"):
+        thresholds = [threshold for threshold in (self.min, self.max) if threshold is not None]
+        if len(thresholds) != 1 or not abs(thresholds[0]) < float("inf"):
             raise ValueError(f"{self.metric} needs exactly one of min and max, and a finite number there")
 
 
@@ -143,34 +142,46 @@ class Serverless(Record, frozen=True, kw_only=True, omit_defaults=True):
     concurrency: int = 5  # requests at a time
 
 
-class Target(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """[targets.NAME]: where a version is served, and what is asked of it before.
+class AnyTarget(Record, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What both kinds of targets take."""
 
-    `host` to `max_connections` are for a process of this machine, those below for an endpoint in SageMaker; of the
-    latter tags, vpc and kms_key are [sagemaker]'s where they are left out.
-    """
-
-    kind: Literal["local", "sagemaker"]  # a process of this machine, or an endpoint
     requires: str | None = None  # the target at which the version must have served before, at any time
     second_approval: bool = False  # by somebody else: `runner approve NAME/VERSION --to TARGET`
     unknown: Literal["error", "missing"] = "error"  # a category the model has never seen: refused, or a missing value
-    host: str | None = None  # local; `127.0.0.1`. Where it is not loopback, `RUNNER_TOKEN` must be set when deploying
-    port: int | None = None  # local; 8080. An address belongs to one target
-    workers: int | None = None  # local; a process per core
-    max_body_mb: float | None = None  # local; 6. Of one request
-    timeout_s: float | None = None  # local; 30. For the headers to arrive, and for the body
-    max_connections: int | None = None  # local; 512. Open at a time, in each worker
-    endpoint: str | None = None  # endpoint; its name. `PROJECT-TARGET`
-    role: str | None = None  # endpoint; that it runs as. `[sagemaker] role`
-    instance: str | None = None  # endpoint; `ml.m5.large`
-    instance_count: int | None = None  # endpoint; 1
-    serverless: Serverless | None = None  # endpoint; instead of instances and scaling, without `capture` and `vpc`
-    scaling: Scaling | None = None  # endpoint; machines by the requests that come
-    capture: Capture | None = None  # endpoint; requests and answers are kept. They have customers' data in them
-    serving_image: str | None = None  # endpoint; `own`, or an address. The one that the version was registered with
-    tags: dict[str, str] | None = None  # endpoint; those of `[sagemaker]`
-    vpc: Vpc | None = None  # endpoint; that of `[sagemaker]`
-    kms_key: str | None = None  # endpoint; that of `[sagemaker]`. Encrypts the instances' disks and what is captured
+
+    @property
+    def kind(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class LocalTargetSpec(AnyTarget, frozen=True, kw_only=True, omit_defaults=True, tag="local"):
+    """[targets.NAME] of a server on this machine."""
+
+    host: str | None = None  # `127.0.0.1`. Where it is not loopback, `RUNNER_TOKEN` must be set when deploying
+    port: int | None = None  # 8080. An address belongs to one target
+    workers: int | None = None  # a process per core
+    max_body_mb: float | None = None  # 6. Of one request
+    timeout_s: float | None = None  # 30. For the headers to arrive, and for the body
+    max_connections: int | None = None  # 512. Open at a time, in each worker
+
+
+class SageMakerTargetSpec(AnyTarget, frozen=True, kw_only=True, omit_defaults=True, tag="sagemaker"):
+    """[targets.NAME] of an endpoint; tags, vpc and kms_key are [sagemaker]'s where they are left out."""
+
+    endpoint: str | None = None  # its name. `PROJECT-TARGET`
+    role: str | None = None  # that it runs as. `[sagemaker] role`
+    instance: str | None = None  # `ml.m5.large`
+    instance_count: int | None = None  # 1
+    serverless: Serverless | None = None  # instead of instances and scaling, without `capture` and `vpc`
+    scaling: Scaling | None = None  # machines by the requests that come
+    capture: Capture | None = None  # requests and answers are kept. They have customers' data in them
+    serving_image: str | None = None  # `own`, or an address. The one that the version was registered with
+    tags: dict[str, str] | None = None  # those of `[sagemaker]`
+    vpc: Vpc | None = None  # that of `[sagemaker]`
+    kms_key: str | None = None  # that of `[sagemaker]`. Encrypts the instances' disks and what is captured
+
+
+Target = LocalTargetSpec | SageMakerTargetSpec  # [targets.NAME]: where a version is served; `kind` says which
 
 
 class ModelSpec(Record, frozen=True, kw_only=True):
@@ -192,7 +203,6 @@ class Pipeline(Record, frozen=True, kw_only=True):
     store: StoreSpec = StoreSpec()  # where runs are shared
     approval: ApprovalSpec = ApprovalSpec()  # who may approve
     targets: dict[str, Target] = {}  # where versions are served
-    monitor: list[dict[str, Any]] = []  # taken, and not used yet
 
 
 class Metric(Record, frozen=True, kw_only=True):
@@ -393,10 +403,12 @@ def read(kind: type[R], path: Path) -> R:
 def checked(record: S, *, where: str | Path, newest: int | None = None) -> S:
     """The record, unless a newer version of this program wrote it."""
     ours: int = getattr(record, "newest", FORMAT) if newest is None else newest
-    found = getattr(record, "format", FORMAT)
-    if found > ours:
-        said = f"{where} has format {found}; this version reads up to {ours}. Nothing was changed."
-        raise NewerStore(f"{said} Update this program: `git pull` in its checkout, then `make run`.")
+    theirs = getattr(record, "format", FORMAT)
+    if theirs > ours:
+        raise NewerStore(
+            f"{where} has format {theirs}; this version reads up to {ours}. Nothing was changed. "
+            "Update this program: `git pull` in its checkout, then `make run`."
+        )
     return record
 
 

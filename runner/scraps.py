@@ -29,9 +29,9 @@ def metric(
 ) -> None:
     """Record a number under `name`, with the interval [`low`, `high`] and the better direction where they are known.
 
-    Takes Python and numpy numbers. Raises TypeError for what is not a number (booleans are not), ValueError for NaN,
-    infinity, half or reversed intervals, a name that is not an identifier, and a name recorded already in this kernel,
-    except when its own cell is run again by hand.
+    Takes Python and numpy numbers. Raises TypeError for a value that is not a number (booleans are not), ValueError for
+    NaN, infinity, incomplete or reversed intervals, a name that is not an identifier, and a name that another cell has
+    recorded in this kernel, or the same cell twice.
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"The metric's name {name!r} must be a Python name; the gate calls it step.name.")
@@ -52,9 +52,9 @@ def metric(
 
 
 def figure(name: str, fig: Figure, *, alt: str, caption: str = "") -> None:
-    """Show a matplotlib figure under `name`, with `alt` text for who cannot see it, and close it.
+    """Show a matplotlib figure under `name`, with `alt` text for readers who cannot see it, and close it.
 
-    Raises ValueError where `alt` is empty.
+    Raises ValueError if `alt` is empty.
     """
     import base64
     import io
@@ -89,18 +89,19 @@ def table(name: str, frame: pd.DataFrame, *, caption: str = "") -> None:
     if _shell() is None:
         return
     shown = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
-    made = json.loads(shown.to_json(orient="split", index=False, date_format="iso", double_precision=10))
+    content = json.loads(shown.to_json(orient="split", index=False, date_format="iso", double_precision=10))
     _show(
         {
             "text/html": shown.to_html(index=False, border=0, na_rep=""),
             "text/plain": shown.to_string(index=False, na_rep=""),
         }
     )
-    _glue(f"{name}.table", {"columns": [str(c) for c in made["columns"]], "rows": made["data"], "caption": caption})
+    columns = [str(column) for column in content["columns"]]
+    _glue(f"{name}.table", {"columns": columns, "rows": content["data"], "caption": caption})
 
 
 def _number(name: str, value: Any) -> float:
-    """The value as a plain float. numpy's scalars are told by their dtype, so that numpy need not be imported."""
+    """The value as a plain float. numpy's scalars are recognised by their dtype, so that numpy is not imported."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         usable = isinstance(value, int | float) and not isinstance(value, bool)
@@ -132,7 +133,7 @@ def _once(name: str) -> None:
 
 
 def _glue(name: str, data: Any) -> None:
-    """As `scrapbook.glue(name, data, "json")`, whose import takes a second or four, for papermill and all its stores."""
+    """As `scrapbook.glue(name, data, "json")`, whose import takes one to four seconds."""
     scrap = {"name": name, "data": data, "encoder": "json", "version": 1}
     metadata = {"scrapbook": {"name": name, "data": True, "display": False}}
     if _shell() is not None:

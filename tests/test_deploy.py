@@ -590,13 +590,13 @@ def test_a_target_that_others_can_reach_needs_a_token(place: Place) -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('[targets.a]\nkind = "lokal"', "targets.a.kind: Invalid enum value 'lokal'"),
+        ('[targets.a]\nkind = "lokal"', 'targets.a.kind is needed: "local" or "sagemaker".'),
         ('[targets.a]\nkind = "local"\nport = 70000', "targets.a.port is 70000"),
-        ('[targets.a]\nkind = "local"\ninstance = "ml.m5.large"', "targets.a.instance means nothing"),
-        ('[targets.a]\nkind = "sagemaker"\nport = 80', "targets.a.port means nothing"),
+        ('[targets.a]\nkind = "local"\ninstance = "ml.m5.large"', "targets.a.instance is not a key where kind is 'local'"),
+        ('[targets.a]\nkind = "sagemaker"\nport = 80', "targets.a.port is not a key where kind is 'sagemaker'"),
         ('[targets.a]\nkind = "local"\nrequires = "prodution"', "there is no target `prodution`; did you mean `production`?"),
         ('[targets.a]\nkind = "local"\nrequires = "a"', "a → a goes round in a circle"),
-        ('[targets.a]\nkind = "local"\nhots = "x"', "targets.a.hots is not a key; did you mean `host`?"),
+        ('[targets.a]\nkind = "local"\nhots = "x"', "targets.a.hots is not a key where kind is 'local'; did you mean `host`?"),
         ('[targets.a]\nkind = "sagemaker"\nserverless = {}\ninstance = "x"', "serverless has no instances"),
     ],
 )  # fmt: skip

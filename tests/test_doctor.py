@@ -555,8 +555,8 @@ def test_the_locks_wheels_are_there_for_the_image_and_what_uploads_is_counted(fa
 
 
 def test_what_is_wrong_in_the_file_is_said_first(far: Examined) -> None:
-    found = far.doctor(toml="[steps.only.sagemaker]\ninstance_count = 2\n")
-    assert "instance_count" in found["settings"]["said"]
+    found = far.doctor(toml="[steps.only.sagemaker]\nvolume_gb = 0\n")
+    assert "volume_gb" in found["settings"]["said"]
     far.toml("name = \n")
     done = far.here("doctor", "--on", "sagemaker")
     assert done.code == 2

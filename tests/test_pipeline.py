@@ -136,14 +136,18 @@ def test_drift_between_cell_and_file_is_a_warning(two: Project) -> None:
     assert planned(two).warnings == ("depth is 5 in b.ipynb, 6 in pipeline.toml; this run uses 6.",)
 
 
-def test_reserved_sections_are_accepted_and_their_mistakes_are_not(two: Project) -> None:
-    reserved = '[store]\nruns = "s3://b/x"\n[approval]\nby = ["a"]\nnot_starter = true\n[targets.production]\nkind = "local"\n[[monitor]]\ntarget = "production"\n[sagemaker]\ninstance_count = 1\nvolume_gb = 30\n[steps.first.sagemaker]\ninstance = "ml.m5.large"\n'
+def test_sections_about_what_a_run_does_not_use_are_read_and_their_unknown_keys_refused(two: Project) -> None:
+    reserved = '[store]\nruns = "s3://b/x"\n[approval]\nby = ["a"]\nnot_starter = true\n[targets.production]\nkind = "local"\n[sagemaker]\nvolume_gb = 30\n[steps.first.sagemaker]\ninstance = "ml.m5.large"\n'
     first = TWO.replace("[steps.second]", "[steps.second]")
     two.toml(first + reserved)
     assert planned(two).pipeline.store.runs == "s3://b/x"
     assert "sagemaker.instanc is not a key; did you mean `instance`?" in findings(
         two, TWO + '[sagemaker]\ninstanc = "x"\n'
     )
+    assert "sagemaker.instance_count is not a key; did you mean `instance`?" in findings(
+        two, TWO + "[sagemaker]\ninstance_count = 1\n"
+    )
+    assert "`monitor` is not a key" in findings(two, TWO + '[[monitor]]\ntarget = "production"\n')
 
 
 @pytest.mark.parametrize(

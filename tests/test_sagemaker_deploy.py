@@ -52,7 +52,7 @@ from runner.model.served import before, recorded
 from runner.model.versions import NewVersion
 from runner.pipeline.file import load
 from runner.project import Project
-from runner.records import Target, Verdict, encode
+from runner.records import SageMakerTargetSpec, Verdict, encode
 from runner.run import provenance
 from runner.scoring import inference
 from runner.serve.openapi import record_schema
@@ -849,9 +849,9 @@ def test_a_version_of_the_local_registry_is_deployed_too(make: Callable[..., Pla
 
 
 def test_names_fit_the_service() -> None:
-    plain = Target(kind="sagemaker")
+    plain = SageMakerTargetSpec()
     assert endpoint_name("p", "my_target", plain) == "p-my-target"
-    assert endpoint_name("p", "t", Target(kind="sagemaker", endpoint="own")) == "own"
+    assert endpoint_name("p", "t", SageMakerTargetSpec(endpoint="own")) == "own"
     long = endpoint_name("p" * 63, "production", plain)
     assert len(long) == 63
     assert long != endpoint_name("p" * 63, "staging", plain)

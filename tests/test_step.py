@@ -102,7 +102,7 @@ def test_memory_used_up_is_told_apart_from_an_exception(project: Project, one_st
 
 @pytest.mark.parametrize(("killed", "kind"), [(True, "out of memory"), (False, "kernel died")])
 def test_a_kernel_killed_while_memory_ran_out_is_told_apart_from_another_kill(killed: bool, kind: str) -> None:
-    session: Any = SimpleNamespace(ending="died", index=0, exit_code=-signal.SIGKILL, last_words="", raised=None)
+    session: Any = SimpleNamespace(ending="died", index=0, exit_code=-signal.SIGKILL, last_words="", error=None)
     cell: Any = NotebookNode(cell_type="code", source="x = huge()", execution_count=None, outputs=[])
     job = StepJob(run="r", step="s", notebook="n", parameters={}, outputs={})
     found = why_ended(session, [cell], job, out_of_memory=killed, redactor=Redactor())

@@ -28,7 +28,7 @@ from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, 
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
 from runner.aws.settings import NEEDED, OWN, Settings, lock_file, settings
 from runner.errors import PipelineError, RemoteError, RunnerError, counted
-from runner.records import Pipeline
+from runner.records import Pipeline, SageMakerTargetSpec
 from runner.run.doctor import Check, failed, ok, unknown
 
 PATIENCE_S = 4.0  # a question that is not answered by then is reported as such
@@ -214,7 +214,8 @@ def image(session: Session, caller: Caller, address: str) -> Check:
 
 def own_images(spec: Pipeline, steps: dict[str, Settings]) -> list[tuple[Settings, str, bool]]:
     """(settings, what in pipeline.toml asks, whether it is to serve) of each image of one's own, once."""
-    targets = [f"[targets.{name}] serving_image" for name, one in spec.targets.items() if one.serving_image == OWN]
+    endpoints = {name: one for name, one in spec.targets.items() if isinstance(one, SageMakerTargetSpec)}
+    targets = [f"[targets.{name}] serving_image" for name, one in endpoints.items() if one.serving_image == OWN]
     found: dict[tuple[str, str, bool], tuple[Settings, str, bool]] = {}
     for chosen in steps.values():
         asking = ["[sagemaker] serving_image"] if chosen.serving_image == OWN else targets

@@ -50,7 +50,7 @@ from runner.model.sample import check_answer, sample_body
 from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, written
 from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
-from runner.records import Pipeline, Target
+from runner.records import Pipeline, SageMakerTargetSpec
 
 BEGUN, FAILED = "deployment begun", "deployment failed"
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
@@ -67,7 +67,7 @@ class SageMakerTarget:
     def __init__(
         self,
         name: str,
-        spec: Target,
+        spec: SageMakerTargetSpec,
         session: Session,
         pipeline: Pipeline,
         *,

@@ -18,7 +18,7 @@ from runner.aws.processing.request import LONGEST_NAME
 from runner.aws.settings import Settings
 from runner.errors import PipelineError, Refused, counted
 from runner.model.versions import ModelVersion
-from runner.records import Target
+from runner.records import SageMakerTargetSpec
 
 VARIANT = "all"
 INSTANCE, INSTANCES = "ml.m5.large", 1
@@ -54,7 +54,14 @@ class Wish:
 
 
 def wish(
-    project: str, target: str, spec: Target, version: ModelVersion, source: Source, chosen: Settings, *, capture_to: str
+    project: str,
+    target: str,
+    spec: SageMakerTargetSpec,
+    version: ModelVersion,
+    source: Source,
+    chosen: Settings,
+    *,
+    capture_to: str,
 ) -> Wish:
     """Raises PipelineError where a serverless endpoint cannot have what is asked for."""
     label = version.label
@@ -89,13 +96,13 @@ def wish(
     return Wish({**model, "Tags": tags}, {**config, "Tags": tags})
 
 
-def endpoint_name(project: str, target: str, spec: Target) -> str:
+def endpoint_name(project: str, target: str, spec: SageMakerTargetSpec) -> str:
     if spec.endpoint is not None:
         return spec.endpoint
     return _short(f"{project}-{target.replace('_', '-')}", "")
 
 
-def scaling(endpoint: str, spec: Target) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def scaling(endpoint: str, spec: SageMakerTargetSpec) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The arguments of RegisterScalableTarget and PutScalingPolicy, None where the number of instances stays."""
     if spec.scaling is None:
         return None
@@ -117,7 +124,7 @@ def resource(endpoint: str) -> str:
     return f"endpoint/{endpoint}/variant/{VARIANT}"
 
 
-def machines(spec: Target) -> str:
+def machines(spec: SageMakerTargetSpec) -> str:
     """What it runs on, in words."""
     if spec.serverless is not None:
         return f"serverless, {spec.serverless.memory_mb} MB, at most {counted(spec.serverless.concurrency, 'request')} at a time"
@@ -127,7 +134,7 @@ def machines(spec: Target) -> str:
     return f"{count} × {instance}"
 
 
-def ceiling(spec: Target, prices: Prices) -> str:
+def ceiling(spec: SageMakerTargetSpec, prices: Prices) -> str:
     """The most it costs in an hour, in words."""
     if spec.serverless is not None:
         most = spec.serverless.concurrency * spec.serverless.memory_mb / 1024 * SERVERLESS_GB_HOUR
@@ -152,7 +159,7 @@ def same(about: str, wanted: Any, found: Any) -> None:
         raise Refused(f"{about} is there and was made otherwise ({found!r} instead of {wanted!r}). Remove it.")
 
 
-def _config(spec: Target, model: str, *, kms_key: str | None, capture_to: str) -> dict[str, Any]:
+def _config(spec: SageMakerTargetSpec, model: str, *, kms_key: str | None, capture_to: str) -> dict[str, Any]:
     variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": model, "InitialVariantWeight": 1.0}
     if spec.serverless is not None:
         memory, most = spec.serverless.memory_mb, spec.serverless.concurrency

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runner.aws.endpoint_request import DIMENSION, resource, scaling
 from runner.aws.session import Session
-from runner.records import Target
+from runner.records import SageMakerTargetSpec
 
 SERVICE = "application-autoscaling"
 WHAT = {"ServiceNamespace": "sagemaker", "ScalableDimension": DIMENSION}
@@ -13,7 +13,7 @@ WHAT = {"ServiceNamespace": "sagemaker", "ScalableDimension": DIMENSION}
 class Scaling:
     """`paused` is whether this object has ended a scaling that is to go on."""
 
-    def __init__(self, session: Session, endpoint: str, spec: Target) -> None:
+    def __init__(self, session: Session, endpoint: str, spec: SageMakerTargetSpec) -> None:
         self._session, self._endpoint, self._made = session, endpoint, scaling(endpoint, spec)
         self._about = f"scaling of {endpoint}"
         self.paused = False

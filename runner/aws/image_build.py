@@ -20,7 +20,7 @@ from runner.aws.processing.bundle import zipped
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.aws.settings import OWN, settings
 from runner.errors import Detached, RemoteError, UsageError
-from runner.records import Pipeline
+from runner.records import Pipeline, SageMakerTargetSpec
 
 RUNNING, GOOD = "IN_PROGRESS", "SUCCEEDED"
 OTHER_BUILD_S = 120.0  # for its next tag, of an image whose layers are there already
@@ -43,7 +43,7 @@ def push_all(
 ) -> list[Push]:
     """Each image that pipeline.toml asks for. Raises UsageError where it asks for none."""
     common = settings(spec)
-    serving = any(target.serving_image == OWN for target in spec.targets.values())
+    serving = any(isinstance(one, SageMakerTargetSpec) and one.serving_image == OWN for one in spec.targets.values())
     needed: dict[str, tuple[OwnImage, list[str]]] = {}
     for chosen in (common, *(settings(spec, step) for step in spec.steps)):
         if OWN in (chosen.image, chosen.serving_image) or (serving and chosen is common):

@@ -36,7 +36,6 @@ class Settings:
     allow_other_versions: bool = False
     include: list[str] = field(default_factory=list)
     instance: str = "ml.m5.xlarge"
-    instance_count: int = 1
     volume_gb: int = 30
     together: bool = False
     job: Literal["processing", "training"] = "processing"
@@ -110,8 +109,6 @@ def _set(spec: SageMaker) -> dict[str, Any]:
 
 def _sound(key: str, value: object) -> bool:
     match key, value:
-        case "instance_count", int():
-            return value == 1
         case "keep_warm_s", int():
             return 0 <= value <= LONGEST_WARM_S
         case "volume_gb", int():

@@ -1,7 +1,7 @@
 """What a kernel's process writes to its descriptors 1 and 2, by whatever means, as output of its cells.
 
-`Capture` reads both with a thread of its own; a forked kernel's, the `Pump`, also flushes what cells print every fifth
-of a second, and ends the process group once the runner is gone. Lives in the kernel's process.
+`OutputCapture` reads both in a thread; the `Pump` of a forked kernel also flushes what cells print every fifth of a
+second, and ends the process group once the runner has ended. Lives in the kernel's process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PIECE_BYTES = 1 << 16  # what a pipe holds, if nobody has made it larger
 Write = Callable[[str], Any]
 
 
-class _Pipe:
+class CapturedDescriptor:
     """One descriptor, replaced by a pipe that is read here."""
 
     def __init__(self, number: int) -> None:
@@ -36,19 +36,19 @@ class _Pipe:
         self.decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
     def text(self) -> str:
-        """What there is to read now, at most PIECE_BYTES of it."""
+        """The text that can be read now, at most PIECE_BYTES."""
         try:
             return self.decode(os.read(self.read, PIECE_BYTES))
         except BlockingIOError:
             return ""
 
 
-class Capture:
-    """The two descriptors from here on: what others write there, in the order of what this process prints itself."""
+class OutputCapture:
+    """Captures both descriptors: what others write there, in order with what this process prints itself."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._pipes = {number: _Pipe(number) for number in (1, 2)}
+        self._pipes = {number: CapturedDescriptor(number) for number in (1, 2)}
         self._writes: dict[int, Write] = {}
         self._ready = select.poll()
         for pipe in self._pipes.values():
@@ -87,7 +87,7 @@ class Capture:
             self._flush_due()
 
     def _watch(self, poll: select.poll) -> None:
-        """Have the thread listen to more."""
+        """Add descriptors for the thread to watch."""
 
     def _heard(self, descriptor: int) -> None: ...
 
@@ -97,11 +97,9 @@ class Capture:
     def _flush_due(self) -> None: ...
 
 
-class Pump(Capture, IOPubThread):
-    """Stands where ipykernel's streams expect their publishing thread: `schedule` runs at once, `call_later` later.
-
-    A server makes it, and the process it forks connects it.
-    """
+class Pump(OutputCapture, IOPubThread):
+    """Replaces the publishing thread of ipykernel's streams: `schedule` calls now, `call_later` later. A server makes
+    it, and each forked process connects it."""
 
     thread: Any
     io_loop: Any
@@ -109,14 +107,14 @@ class Pump(Capture, IOPubThread):
     connected = False
 
     def __init__(self) -> None:
-        # neither base's: IOPubThread opens zmq sockets, and the descriptors are the server's until `connect`
+        # without the bases' own: IOPubThread opens zmq sockets, and until `connect` the descriptors are the server's
         self.thread = None
         self.io_loop = self
         self._lock = threading.RLock()
 
     def connect(self, line: socket.socket) -> None:
-        """Capture the two descriptors from here on."""
-        Capture.__init__(self)
+        """Capture the two descriptors."""
+        OutputCapture.__init__(self)
         self._line = line
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._wake, self._woken = os.pipe()
@@ -133,13 +131,13 @@ class Pump(Capture, IOPubThread):
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """Inside, everything written so far is in its stream, and nothing is published by this thread."""
+        """Inside, everything written so far is in its stream, and this thread publishes nothing."""
         with self._lock:
             self.drain()
             yield
 
     def forget(self) -> None:
-        """In a process that a cell forked: there is no thread here, and nobody holds the lock."""
+        """In a process that a cell forked, which has neither the thread nor a holder of the lock."""
         self._lock = threading.RLock()
         self._due = []
 

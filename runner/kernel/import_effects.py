@@ -1,4 +1,4 @@
-"""What importing a library does besides making its modules: kept while it happens, as functions that do it again."""
+"""The effects of importing a library besides its modules, kept as functions that repeat them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from types import FrameType, ModuleType
 from typing import Any
 
 STREAMS = {1: "stdout", 2: "stderr"}
-Again = Callable[[FrameType], object]  # for the frame that imports it
+Replay = Callable[[FrameType], object]  # called with the frame that imports the library
 
 
-class Effects:
-    """Hands what an import prints, warns, displays, and filters of warnings, to `keep`."""
+class ImportEffects:
+    """Hands what an import prints, warns and displays, and its filters of warnings, to `keep`."""
 
-    def __init__(self, shell: Any, keep: Callable[[Again], None]) -> None:
+    def __init__(self, shell: Any, keep: Callable[[Replay], None]) -> None:
         self.shell, self.keep = shell, keep
         self._keeping = False
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Inside, nothing of it is done."""
+        """Inside, these effects are kept instead of taking place."""
         from runner.kernel.stream import CappedStream
 
         session, filters = self.shell.display_pub.session, warnings.filters
@@ -39,10 +39,10 @@ class Effects:
             self._keeping = False
             CappedStream.keeper = session.keeper = None
             warnings.filters = filters
-            if warnings.showwarning is warned:  # otherwise the library's own, from now on
+            if warnings.showwarning is warned:  # otherwise the library's own stays
                 warnings.showwarning = self._shown
             with warnings.catch_warnings():
-                pass  # this tells the module that the filters are others
+                pass  # by this the module notices that the filters have changed
 
     def printed(self, stream: str, text: str) -> None:
         self.keep(lambda _: getattr(sys, stream).write(text))
@@ -50,30 +50,33 @@ class Effects:
     def sent(self, kind: str, content: dict[str, Any], metadata: Any, buffers: Any) -> None:
         shell = self.shell
 
-        def again(_: FrameType) -> None:
-            if kind in ("display_data", "update_display_data"):  # as it was, for who captures what is displayed
+        def replay(_: FrameType) -> None:
+            if kind in (
+                "display_data",
+                "update_display_data",
+            ):  # by the publisher, which code may have replaced to capture displays
                 shown = {"metadata": content["metadata"], "transient": content["transient"]}
                 shell.display_pub.publish(content["data"], update=kind == "update_display_data", **shown)
             else:
                 to, parent = shell.display_pub.pub_socket, shell.get_parent()
                 shell.display_pub.session.send(to, kind, content, parent=parent, metadata=metadata, buffers=buffers)
 
-        self.keep(again)
+        self.keep(replay)
 
     def warned(self, message: Warning, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        if not self._keeping:  # a library has put itself before this
+        if not self._keeping:  # a library has replaced the function and calls this one
             self._shown(message, category, filename, lineno, *rest)
             return
 
-        def again(importing: FrameType) -> None:
-            if filename == IMPORTS:  # said of whoever imports it
-                names, place = importing.f_globals, (importing.f_code.co_filename, importing.f_lineno)
+        def replay(importing: FrameType) -> None:
+            if filename == IMPORTS:  # the warning is about the importing code
+                names, position = importing.f_globals, (importing.f_code.co_filename, importing.f_lineno)
             else:
-                names, place = _globals_of(filename), (filename, lineno)
+                names, position = _globals_of(filename), (filename, lineno)
             registry = names.setdefault("__warningregistry__", {})
-            warnings.warn_explicit(message, category, *place, module=names.get("__name__"), registry=registry)
+            warnings.warn_explicit(message, category, *position, module=names.get("__name__"), registry=registry)
 
-        self.keep(again)
+        self.keep(replay)
 
     def filtered(self, item: Any, *, append: bool) -> None:
         action, message, category, module, lineno = item
@@ -81,7 +84,7 @@ class Effects:
         self.keep(lambda _: warnings.filterwarnings(action, patterns[0], category, patterns[1], lineno, append))
 
     def _take_written(self, sizes: dict[int, int]) -> None:
-        """What was written to the descriptors by other means; a server's are files."""
+        """Keep text that was written to the descriptors directly; a server's are files."""
         from runner.kernel.stream import CappedStream
 
         if CappedStream.capture is not None:
@@ -100,10 +103,10 @@ IMPORTS = import_module.__code__.co_filename
 
 
 class _Filters(list[Any]):
-    """The filters of warnings while a library is loaded: all are shown, which is to say kept, except what it filters
-    itself; those that it adds are kept too."""
+    """The filters of warnings while a library is loaded: all warnings are kept except those that it filters itself; the
+    filters that it adds are kept too."""
 
-    def __init__(self, effects: Effects) -> None:
+    def __init__(self, effects: ImportEffects) -> None:
         super().__init__([("always", None, Warning, None, 0)])
         self.effects = effects
 
@@ -117,7 +120,7 @@ class _Filters(list[Any]):
 
 
 def _globals_of(filename: str) -> dict[str, Any]:
-    """Of the module in that file; {} where none is."""
+    """The globals of the module in that file; {} if there is none."""
     for module in list(sys.modules.values()):
         if isinstance(module, ModuleType):
             names: dict[str, Any] = object.__getattribute__(module, "__dict__")  # a lazy module stays as it is

@@ -22,7 +22,7 @@ PLACE = re.compile(r"\{(prefix|resource_dir)\}")
 @dataclass(frozen=True)
 class InstalledKernel:
     argv: list[str]  # `{connection_file}` stands for the file's path
-    environment: dict[str, str]  # what it wants beside the runner's own
+    environment: dict[str, str]  # in addition to the runner's own
 
     @property
     def is_ipykernel(self) -> bool:
@@ -37,7 +37,7 @@ class InstalledKernel:
 
 
 def kernel_for(language: str, name: str | None) -> InstalledKernel:
-    """Of a notebook in `language`, with the name of a kernel or None. Raises PipelineError where it is not installed."""
+    """The kernel of a notebook in `language`, by its name if it has one. Raises PipelineError if there is none."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     try:
@@ -56,7 +56,7 @@ def installed_kernel(name: str) -> InstalledKernel:
 
     spec: Any = KernelSpecManager().get_kernel_spec(NATIVE_KERNEL_NAME if name == "python" else name)
     places = {"prefix": sys.prefix, "resource_dir": spec.resource_dir}
-    argv = [PLACE.sub(lambda found: places[found[1]], part) for part in spec.argv]
+    argv = [PLACE.sub(lambda match: places[match[1]], part) for part in spec.argv]
     argv[0] = sys.executable if argv[0] in GENERIC else argv[0]
     if argv[1:2] == ["-Xfrozen_modules=off"]:  # for the debugger, which nobody attaches here
         del argv[1]

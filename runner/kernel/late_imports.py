@@ -1,5 +1,5 @@
-"""Packages that a fork server leaves to the cells that import them, because importing them starts threads, of which a
-fork has none. Some are known; what is found out is remembered in the user's cache, for this installation of it.
+"""Packages that a fork server leaves to the cells that import them, because importing them starts threads, which a fork
+does not have. Some are known; others are remembered in the user's cache, with the time of their installed file.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ KNOWN = frozenset({"polars", "blosc2", "ddtrace", "deltalake", "lancedb", "onnxr
 
 
 def late_packages() -> set[str]:
-    """The known, and those remembered that are still as they were."""
-    found = set(KNOWN)
+    """The known packages, and those remembered that have not changed since."""
+    packages = set(KNOWN)
     for file, (package, changed_ns) in _remembered().items():
         with contextlib.suppress(OSError):
             if Path(file).stat().st_mtime_ns == changed_ns:
-                found.add(package)
-    return found
+                packages.add(package)
+    return packages
 
 
 def remember_late(package: str) -> None:
-    """Calling twice is safe; where the cache cannot be written, the next run finds out once more."""
+    """Idempotent; if the cache cannot be written, the next run finds out once more."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
-            kept = {file: known for file, known in _remembered().items() if Path(file).exists()}
+            kept = {file: fact for file, fact in _remembered().items() if Path(file).exists()}
             kept[spec.origin] = (package, Path(spec.origin).stat().st_mtime_ns)
             _file().parent.mkdir(parents=True, exist_ok=True)
             atomic_write(_file(), json.dumps(kept, indent=1).encode())
@@ -41,8 +41,8 @@ def _file() -> Path:
 
 
 def _remembered() -> dict[str, tuple[str, int]]:
-    """(package, when its file was changed) by file; {} where there is nothing that can be read."""
+    """(package, when its file was changed) by file; {} if the cache cannot be read."""
     with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, AttributeError):
-        known = json.loads(_file().read_text(encoding="utf-8"))
-        return {str(file): (str(package), int(changed_ns)) for file, (package, changed_ns) in known.items()}
+        cached = json.loads(_file().read_text(encoding="utf-8"))
+        return {str(file): (str(package), int(changed_ns)) for file, (package, changed_ns) in cached.items()}
     return {}

@@ -1,4 +1,4 @@
-"""How much one cell may display, so that a loop of pictures fills neither the notebook nor anybody's memory."""
+"""How much one cell may display, so that a loop of pictures fills neither the notebook nor the memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ LIMIT_DEPTH = 100  # of lists and tables in one another; Python's own readers of
 NUMBER_CHARACTERS = 8  # what a number, true, false or null counts, roughly
 
 
-class Ceiling:
-    """Kept by a kernel of ours before it sends, and by the client for those that are not."""
+class OutputLimits:
+    """Applied by our kernels before they send, and by the client for other kernels."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """Another cell, or one that has cleared what it displayed."""
+        """Start at zero, for another cell or one that has cleared its output."""
         self._shown, self._full = 0, False
 
-    def lets(self, kind: str, content: dict[str, Any]) -> bool:
-        """Whether the message of that kind goes on; its data may be a note now, its error text cut."""
+    def allows(self, kind: str, content: dict[str, Any]) -> bool:
+        """Whether the message is sent; its data may be replaced by a note, and its error text cut."""
         if kind in ("clear_output", "execute_input"):
             self.begin()
         if kind in ("error", "execute_reply") and "traceback" in content:  # the reply repeats the error
@@ -38,26 +38,22 @@ class Ceiling:
         elif kind == "display_data":
             self._shown += size
             if self._shown > LIMIT_CHARACTERS:
-                said, self._full = self._full, True
+                was_full, self._full = self._full, True
                 _note(content, f"what this cell displays after {LIMIT_CHARACTERS:,} characters")
-                return not said
+                return not was_full
         return True
 
 
-def _note(content: dict[str, Any], what: str) -> None:
-    content["data"], content["metadata"] = {"text/plain": f"[not kept: {what}]"}, {}
+def _note(content: dict[str, Any], dropped: str) -> None:
+    content["data"], content["metadata"] = {"text/plain": f"[not kept: {dropped}]"}, {}
 
 
 def _deeper(value: Any, limit: int) -> bool:
-    """Whether more than so many lists and tables stand in one another."""
+    """Whether lists and tables are nested more than `limit` deep."""
     level = [value]
     for _ in range(limit + 1):
-        level = [
-            part
-            for one in level
-            for part in (one.values() if isinstance(one, dict) else one)
-            if isinstance(part, dict | list | tuple)
-        ]
+        parts = (part for nested in level for part in (nested.values() if isinstance(nested, dict) else nested))
+        level = [part for part in parts if isinstance(part, dict | list | tuple)]
         if not level:
             return False
     return True
@@ -71,17 +67,17 @@ def _cut(text: str) -> str:
 
 
 def _size(value: Any) -> int:
-    """About as many characters as its JSON has; counting stops beyond the limit."""
+    """Roughly the number of characters of its JSON; counting stops beyond the limit."""
     size, pending = 0, [value]
     while pending and size <= LIMIT_CHARACTERS:
-        one = pending.pop()
-        if isinstance(one, str | bytes):
-            size += len(one)
-        elif isinstance(one, dict):
-            pending += one.keys()
-            pending += one.values()
-        elif isinstance(one, list | tuple):
-            pending += one
+        part = pending.pop()
+        if isinstance(part, str | bytes):
+            size += len(part)
+        elif isinstance(part, dict):
+            pending += part.keys()
+            pending += part.values()
+        elif isinstance(part, list | tuple):
+            pending += part
         else:
             size += NUMBER_CHARACTERS
     return size

@@ -1,6 +1,6 @@
-"""What a cell may do to the packages that are imported after it: what they read, or which they are.
+"""Whether a cell may change the packages that are imported after it: the environment they read, or which they are.
 
-Told from the cell's text. Where that is not plain, the answer is that it does: a mistake costs only speed.
+Decided by the cell's text. In doubt the answer is yes: a mistake costs only speed.
 """
 
 from __future__ import annotations
@@ -20,30 +20,18 @@ INSTALLS = re.compile(
     r"[!%]\s*(?:uv|pip3?|conda|mamba)\b|-m[\s'\",]+pip\b|\b(?:pip3?|conda|mamba)\s+(?:un)?install\b|\baddsitedir\b"
 )
 MAGIC_LINE = re.compile(r"(?m)^\s*[%!].*")
-# functions and methods that only look at what they are given
-LOOK = {
-    "any",
-    "all",
-    "dict",
-    "display",
-    "enumerate",
-    "len",
-    "list",
-    "pprint",
-    "print",
-    "repr",
-    "set",
-    "sorted",
-    "str",
-    "tuple",
-}
-LOOK_TOO = {"join", "pformat", "pprint"}
+# functions and methods that only read their arguments
+READING_FUNCTIONS = {
+    "any", "all", "dict", "display", "enumerate", "len", "list",
+    "pprint", "print", "repr", "set", "sorted", "str", "tuple",
+}  # fmt: skip
+READING_METHODS = {"join", "pformat", "pprint"}
 
 
 @dataclass(frozen=True)
-class Shared:
-    """A module's attribute that all packages see; `harmless` are its methods that change nothing for those imported
-    later, `bare` the names that stand for it without the module, `named` tells it in text that cannot be parsed."""
+class SharedAttribute:
+    """A module's attribute that all packages see; `harmless` are its methods that change nothing for packages imported
+    later, `bare` its names without the module, `named` matches a change in text that cannot be parsed."""
 
     module: str
     name: str
@@ -52,19 +40,19 @@ class Shared:
     named: re.Pattern[str]
 
 
-ENVIRONMENT = Shared(
+ENVIRONMENT = SharedAttribute(
     "os", "environ", frozenset({"copy", "get", "items", "keys", "values"}), frozenset({"environ"}),
     re.compile(r"\benviron\b(?!\.get\b|\[[^\]\n]*\](?!.*(?<![=!<>])=(?!=)))"),
 )  # fmt: skip
-# what is put at its end hides nothing
-PATH = Shared(
+# a folder at its end hides nothing
+PATH = SharedAttribute(
     "sys", "path", frozenset({"append", "copy", "count", "extend", "index"}), frozenset(),
     re.compile(r"\bsys\.path\b(?!\.(?:append|extend)\b)"),
 )  # fmt: skip
 
 
 def changes(cell: Cell) -> str:
-    """What it may do to them; "" where that is nothing."""
+    """The change that the cell may make, as the end of a sentence; "" if it makes none."""
     if SETS_ENVIRONMENT.search(cell.source) or _changes(ENVIRONMENT, cell):
         return "sets environment variables"
     if INSTALLS.search(cell.source) or _changes(PATH, cell):
@@ -72,8 +60,8 @@ def changes(cell: Cell) -> str:
     return ""
 
 
-def _changes(shared: Shared, cell: Cell) -> bool:
-    """Whether something is done with it that is not plainly a look."""
+def _changes(shared: SharedAttribute, cell: Cell) -> bool:
+    """Whether the cell does more with the attribute than read it."""
     if shared.name not in cell.source:
         return False
     source = python_source(cell)
@@ -83,9 +71,9 @@ def _changes(shared: Shared, cell: Cell) -> bool:
         tree = syntax_tree(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return shared.named.search(source) is not None
-    inside = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     modules, names = {shared.module}, set(shared.bare)
-    for node in inside:
+    for node in parents:
         if isinstance(node, ast.Import):
             modules |= {alias.asname for alias in node.names if alias.name == shared.module and alias.asname}
         elif isinstance(node, ast.ImportFrom) and node.module == shared.module:
@@ -96,24 +84,27 @@ def _changes(shared: Shared, cell: Cell) -> bool:
             return getattr(node.value, "id", getattr(node.value, "attr", "")) in modules
         return isinstance(node, ast.Name) and node.id in names
 
-    return any(is_it(node) and not _looks(node, inside, shared.harmless) for node in inside)
+    return any(is_it(node) and not _only_reads(node, parents, shared.harmless) for node in parents)
 
 
-def _looks(it: Any, inside: dict[ast.AST, ast.AST], harmless: frozenset[str]) -> bool:
-    around = inside[it]
-    if isinstance(around, ast.Starred):
-        it, around = around, inside[around]
-    match around:
+def _only_reads(it: Any, parents: dict[ast.AST, ast.AST], harmless: frozenset[str]) -> bool:
+    parent = parents[it]
+    if isinstance(parent, ast.Starred):
+        it, parent = parent, parents[parent]
+    match parent:
         case ast.Attribute():
-            return around.attr in harmless
+            return parent.attr in harmless
         case ast.Call():
-            return getattr(around.func, "id", "") in LOOK or getattr(around.func, "attr", "") in LOOK_TOO
+            return (
+                getattr(parent.func, "id", "") in READING_FUNCTIONS
+                or getattr(parent.func, "attr", "") in READING_METHODS
+            )
         case ast.Subscript():
-            return isinstance(around.ctx, ast.Load)
+            return isinstance(parent.ctx, ast.Load)
         case ast.keyword():  # of a process that is started
-            return around.arg == "env"
+            return parent.arg == "env"
         case ast.Dict():
-            return around.keys[around.values.index(it)] is None
+            return parent.keys[parent.values.index(it)] is None
         case ast.Compare() | ast.Expr() | ast.FormattedValue() | ast.BinOp() | ast.For() | ast.comprehension():
             return isinstance(it.ctx, ast.Load)
     return False

@@ -1,9 +1,8 @@
-"""Libraries loaded ahead of the cells that import them, and what their import says, kept for those cells.
+"""Libraries loaded ahead of the cells that import them, and their imports' effects, kept for those cells.
 
-Importing a library does more than make modules: it prints, warns, displays, and puts filters of warnings before those
-that are there. All that belongs to the cell that imports it first, where the filters that earlier cells have set decide
-what is shown. So none of it stays when a library is loaded here, and it is done again when a cell imports the package,
-or one that imports it.
+Importing a library also prints, warns, displays, and adds filters of warnings. These effects belong to the cell that
+imports it first, where the filters of earlier cells decide what is shown. So they are kept when a library is loaded
+here, and replayed when a cell imports the package, or one that imports it.
 """
 
 from __future__ import annotations
@@ -16,68 +15,66 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import Any
 
-from runner.import_blocking import deferred
-from runner.kernel.import_effects import Again, Effects, import_module
+from runner.import_blocking import deferred, without
+from runner.kernel.import_effects import ImportEffects, Replay, import_module
 
 
 @dataclass(frozen=True)
-class Effect:
-    """Something that importing `package` did."""
+class KeptEffect:
+    """An effect of importing `package`."""
 
     package: str
-    again: Again
+    replay: Replay
 
 
 class Preload:
-    """In the kernel, or in the server that forks it, `load` is called; then in the kernel `begin`, and from there on
-    cells find what they would find had nothing been loaded, except in `sys.modules`."""
+    """`load` is called in the kernel, or in the server that forks it; then `begin` in the kernel. From then on cells
+    notice the libraries in `sys.modules` alone."""
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self._effects: list[Effect] = []
-        self._needs: dict[str, set[str]] = {}  # package: those with effects that it imports, or that need such
-        self._heard: dict[str, _Initializing] = {}  # the packages of which imports are heard
+        self._effects: list[KeptEffect] = []
+        self._needs: dict[str, set[str]] = {}  # package -> those that it imports, if they or their imports have effects
+        self._noticed: dict[str, _Initializing] = {}  # the packages whose imports are noticed
         self._imported: set[str] = set()  # those of them that cells have imported
         self._loading = ""
         self._complete = self._begun = False
 
     def load(self, name: str, avoid: Collection[str] = ()) -> None:
-        """Import the module, unless that would import a package in `avoid`; what goes wrong, the cell's import says."""
+        """Import the module, unless that would import a package in `avoid`; errors are left to the cell's import."""
         self._loading = name.partition(".")[0]
-        known, modules = self._known(), set(sys.modules)
-        guard = _Guard(avoid)
-        sys.meta_path.insert(0, guard)
+        counts, modules = self._counts(), set(sys.modules)
+        effects = ImportEffects(self.shell, self._keep)
         # pandas asks get_ipython() how to display
-        with Effects(self.shell, self._keep).kept(), deferred(), self.shell.builtin_trap:
+        with effects.kept(), deferred(), without(*avoid, error=_Avoided), self.shell.builtin_trap:
             try:
                 import_module(name)
             except (Exception, SystemExit, _Avoided):
                 _remove_orphans(modules)
-        sys.meta_path.remove(guard)
-        # what could not be imported is imported, and says all that, once more
+        # a package that could not be imported is imported again by the cell, with all effects
         self._effects = [effect for effect in self._effects if effect.package in sys.modules]
         self._loading = ""
         self._complete = False
-        if self._known() != known:
+        if self._counts() != counts:
             self._listen()
 
     def complete(self) -> None:
-        """Everything is loaded. A server says so before it forks: what is written here is each fork's own memory."""
+        """Call it when everything is loaded; in a server before it forks, as each fork would write its own copy."""
         if not self._complete:
             self._listen()
             self._complete = True
 
     def begin(self) -> None:
-        """From here on cells import."""
-        from runner.kernel.shell import hide
+        """Call it before the first cell."""
+        from runner.kernel.shell import hide_from_formatters
 
         self.complete()
         self._begun = True
-        # known only of packages with effects, of which numpy is one
-        hide(lambda package: package in self._heard and package not in self._imported)
+        # known only for packages with effects, such as numpy
+        hide_from_formatters(lambda package: package in self._noticed and package not in self._imported)
 
     def imported(self, package: str, by: FrameType) -> bool:
-        """It is imported, and was there already; whether that was by a cell."""
+        """The package, loaded already, is imported; returns whether by a cell."""
         while by.f_back is not None and by.f_code.co_filename.startswith("<frozen importlib"):
             by = by.f_back
         if self._begun:
@@ -86,22 +83,22 @@ class Preload:
             self._needs.setdefault(_package(by), set()).add(package)
         return self._begun
 
-    def _keep(self, again: Again) -> None:
+    def _keep(self, replay: Replay) -> None:
         packages = _importing() or [self._loading]
         for inner, outer in itertools.pairwise(packages):
             self._needs.setdefault(outer, set()).add(inner)
-        self._effects.append(Effect(packages[0], again))
+        self._effects.append(KeptEffect(packages[0], replay))
 
-    def _known(self) -> tuple[int, int]:
+    def _counts(self) -> tuple[int, int]:
         return len(self._effects), sum(map(len, self._needs.values()))
 
     def _listen(self) -> None:
-        """Hear of imports of what is loaded already: an import statement asks the module's spec whether it is still
-        being initialised. (What a later Python does not ask is not said.)"""
+        """Notice imports of loaded modules: an import statement asks the module's spec whether it is still being
+        initialised. (If a later Python does not ask, effects are not replayed.)"""
         for name in {*self._needs, *(effect.package for effect in self._effects)}:
-            self._heard.setdefault(name, _Initializing(self, name))
+            self._noticed.setdefault(name, _Initializing(self, name))
         for name, module in list(sys.modules.items()):
-            package = self._heard.get(name.partition(".")[0])
+            package = self._noticed.get(name.partition(".")[0])
             if package is not None and isinstance(module, ModuleType):
                 # not by attribute, which has lazy modules load
                 spec = object.__getattribute__(module, "__dict__").get("__spec__")
@@ -111,19 +108,19 @@ class Preload:
     def _do_again(self, package: str, importing: FrameType) -> None:
         pending = [package]
         while pending:
-            self._imported.add(one := pending.pop())
-            pending += self._needs.get(one, set()) - self._imported
+            self._imported.add(needed := pending.pop())
+            pending += self._needs.get(needed, set()) - self._imported
         due = [effect for effect in self._effects if effect.package in self._imported]
         self._effects = [effect for effect in self._effects if effect.package not in self._imported]
         for effect in due:
             try:
-                effect.again(importing)
-            except Exception as error:  # a warning that cells have made an error; the import itself is over
+                effect.replay(importing)
+            except Exception as error:  # a warning that cells have made an error; the import itself has succeeded
                 sys.stderr.write(f"{type(error).__name__}: {error}\n")
 
 
 class _Initializing:
-    """False, for who asks it; and then a module of the package is being imported."""
+    """False in a condition; that it is evaluated shows that a module of the package is being imported."""
 
     def __init__(self, preload: Preload, package: str) -> None:
         self.preload, self.package, self.done = preload, package, False
@@ -135,22 +132,11 @@ class _Initializing:
 
 
 class _Avoided(BaseException):
-    """No Exception: libraries do without what they cannot import."""
-
-
-class _Guard:
-    """Stands before what finds modules."""
-
-    def __init__(self, avoid: Collection[str]) -> None:
-        self.avoid = avoid
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name in self.avoid:
-            raise _Avoided(name)
+    """Not an Exception, which libraries catch to work without a package."""
 
 
 def _remove_orphans(known: Collection[str]) -> None:
-    """Modules that are not `known` and whose package could not be imported: it will import them once more."""
+    """Remove modules that are not `known` and whose package could not be imported: it will import them once more."""
     for name in sorted(set(sys.modules).difference(known)):
         parent = name.rpartition(".")[0]
         if parent and parent not in sys.modules:
@@ -159,13 +145,13 @@ def _remove_orphans(known: Collection[str]) -> None:
 
 def _importing() -> list[str]:
     """The packages whose modules are being executed, the innermost first."""
-    found: list[str] = []
+    packages: list[str] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code is not Preload.load.__code__:
-        if frame.f_code.co_name == "<module>" and _package(frame) not in found[-1:]:
-            found.append(_package(frame))
+        if frame.f_code.co_name == "<module>" and _package(frame) not in packages[-1:]:
+            packages.append(_package(frame))
         frame = frame.f_back
-    return found
+    return packages
 
 
 def _package(frame: FrameType) -> str:

@@ -23,14 +23,14 @@ class Process:
 
 
 def python(module: str) -> list[str]:
-    """The command that runs the module's `main`. What lies in the working folder hides no package from it, and the
-    interpreter's flags are those of any kernel, which `-P` would change."""
+    """The command that runs the module's `main`. No file in the working folder hides a package from it; `-P` would do
+    this too, but change the interpreter's flags, which cells see."""
     start = f"import sys; sys.flags.safe_path or sys.path.pop(0); from {module} import main; main()"
     return [sys.executable, "-c", start]
 
 
-def adopt() -> None:
-    """Have daemons that cells start stay descendants of this process, instead of becoming init's."""
+def become_subreaper() -> None:
+    """Have daemons that cells start become children of this process instead of init's."""
     if sys.platform.startswith("linux"):
         import ctypes
 
@@ -41,13 +41,13 @@ def descendants(pid: int) -> list[Process]:
     children: dict[int, list[Process]] = {}
     for process, parent in _all():
         children.setdefault(parent, []).append(process)
-    found: list[Process] = []
+    processes: list[Process] = []
     pending = [pid]
     while pending:
-        below = children.get(pending.pop(), [])
-        found += below
-        pending += [process.pid for process in below]
-    return found
+        own = children.get(pending.pop(), [])
+        processes += own
+        pending += [process.pid for process in own]
+    return processes
 
 
 def children(pid: int) -> list[Process]:
@@ -55,18 +55,23 @@ def children(pid: int) -> list[Process]:
 
 
 def kill(processes: Iterable[Process]) -> None:
-    """Those of them that are still there."""
+    """Kill those that still run."""
     for process in processes:
         with contextlib.suppress(OSError, IndexError):
             if _stat(process.pid)[19] == process.started:
                 os.kill(process.pid, signal.SIGKILL)
 
 
-def kill_family(pid: int) -> None:
-    """Kill a kernel's process group and all its descendants; nothing happens where all are gone."""
-    family = descendants(pid)
+def signal_group(group: int, number: int) -> None:
+    """Send the signal to the process group, if it still runs."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(group, number)
+
+
+def kill_family(pid: int) -> None:
+    """Kill a kernel's process group and all its descendants, if there are any."""
+    family = descendants(pid)
+    signal_group(pid, signal.SIGKILL)
     kill(family)
 
 

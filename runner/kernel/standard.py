@@ -1,13 +1,12 @@
-"""A kernel as a process: started early, watched by the kernel of the operating system, ended for certain.
+"""A kernel as a process: started early, watched through the operating system, ended reliably.
 
-Replaces jupyter_client's KernelManager, whose start, shutdown and liveness polling wait in steps of
-0.1 to 1 s. Talks over ipc sockets in a private folder; there is no port and nothing to encrypt.
+Replaces jupyter_client's KernelManager, whose start, shutdown and liveness polling wait in steps of 0.1 to 1 s. It is
+reached by ipc sockets in a private folder; there is no port and nothing to encrypt.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -20,43 +19,44 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from runner.kernel.kernelspec import kernel_for
-from runner.kernel.process_tree import Process, descendants, kill, python
+from runner.kernel.process_tree import Process, descendants, kill, python, signal_group
 
-STDERR = "stderr"  # of the process, until its cells' streams are in place; then only a crash's trace
+STDERR = "stderr"  # of the process until its cells' streams replace it; later only a crash's trace
 OWNER = "RUNNER_OWNER"
 FOR_OURS = ("RUNNER_PATH", "RUNNER_PRELOAD", "RUNNER_PROJECT", "RUNNER_OPENED")  # see runner.kernel.standard_main
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 GRACE_S = 2.0  # between SIGINT, SIGTERM and SIGKILL
 
 
 class Kernel(Protocol):
-    """One running kernel, whatever makes it run."""
+    """One running kernel of either kind."""
 
     kind: str  # "standard" or "forked"
-    instead: str  # why it is the standard one where another was asked for
-    refused: str  # why its notebook needs the standard one; said by a kernel that has executed nothing more since
+    instead: str  # why it is the standard one although another was requested; ""
+    refused: str  # why its notebook needs the standard one; the kernel then executes nothing more; ""
 
     @property
     def returncode(self) -> int | None:
         """None while it runs."""
 
     async def died(self) -> int | None:
-        """The exit code, once it has ended; negative for a signal, None where nobody can know."""
+        """The exit code, once it has ended; negative for a signal, None if it is not known."""
 
     def last_words(self) -> str:
-        """What may explain its end."""
+        """The end of its stderr or of a crash's trace."""
 
     def signal(self, number: int) -> None:
-        """Send to the kernel and everything it started; nothing happens where all are gone."""
+        """Send to the kernel and everything it started, if they still run."""
 
     def client(self) -> Any:
-        """What nbclient talks to it with: jupyter_client's AsyncKernelClient, or the part of it that is needed."""
+        """jupyter_client's AsyncKernelClient, or the part of it that nbclient needs."""
 
     def close(self) -> None:
-        """Kill whatever is left of it. Calling twice is safe."""
+        """Kill the kernel and everything it started. Idempotent."""
 
 
 async def end(kernel: Kernel, *, grace_s: float = GRACE_S) -> None:
-    """SIGINT, SIGTERM, SIGKILL, with `grace_s` between them, until it is gone."""
+    """Send SIGINT, SIGTERM, SIGKILL, with `grace_s` between them, until it has ended."""
     for number in (signal.SIGINT, signal.SIGTERM):
         kernel.signal(number)
         try:
@@ -82,10 +82,7 @@ class KernelProcess:
         self.connection: dict[str, Any] = {
             "transport": "ipc",
             "ip": str(self.folder / "s"),
-            **{
-                f"{channel}_port": number
-                for number, channel in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)
-            },
+            **{f"{channel}_port": number for number, channel in enumerate(CHANNELS, 1)},
             "key": uuid.uuid4().hex,
             "signature_scheme": "hmac-sha256",
         }
@@ -112,12 +109,11 @@ class KernelProcess:
         return self.process.poll()
 
     async def died(self) -> int:
-        """The exit code, once there is one; negative for a signal."""
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
         try:
             descriptor = os.pidfd_open(self.process.pid)
-        except (AttributeError, OSError):  # not on macOS, not in every container, not where it has ended
+        except (AttributeError, OSError):  # on macOS, in some containers, and if it has ended
             while self.process.poll() is None:
                 await asyncio.sleep(0.05)
             return self.process.wait()
@@ -130,15 +126,12 @@ class KernelProcess:
         return self.process.wait()
 
     def last_words(self) -> str:
-        """The end of what the process wrote to its real stderr: why it did not start, or a crash's trace."""
         return (self.folder / STDERR).read_bytes()[-4000:].decode(errors="replace")
 
     def signal(self, number: int) -> None:
-        """Send to the kernel and its group, SIGKILL to all that it started; nothing happens where all are gone."""
-        # looked up before: what is in another session is nobody's once the kernel has ended
+        # looked up before: once the kernel has ended, processes in other sessions have another parent
         self._family = descendants(self.process.pid) or self._family
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
+        signal_group(self.process.pid, number)
         if number == signal.SIGKILL:
             kill(self._family)
 
@@ -148,17 +141,16 @@ class KernelProcess:
 
         class ShellChannel(AsyncZMQSocketChannel):
             def send(self, msg: dict[str, Any]) -> None:
-                """jupyter_client's sends past the asynchronous socket, which then never learns that a reply has come
-                in the meantime: who waits for it while a widget is answered waits for ever."""
+                """jupyter_client's bypasses the asynchronous socket, which then does not notice a reply that has come
+                in the meantime, so that waiting for it while a widget is answered never ends."""
                 self.socket.send_multipart(self.session.serialize(msg))
 
-        made = AsyncKernelClient(shell_channel_class=ShellChannel)
-        made.load_connection_info(cast(Any, self.connection))
-        made.allow_stdin = False
-        return made
+        client = AsyncKernelClient(shell_channel_class=ShellChannel)
+        client.load_connection_info(cast(Any, self.connection))
+        client.allow_stdin = False
+        return client
 
     def close(self) -> None:
-        """Kill whatever is left of it and remove its sockets. Calling twice is safe."""
         self.signal(signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -173,11 +165,11 @@ def start_kernel(*, cwd: Path, environment: Mapping[str, str], language: str, ke
     """A kernel for a notebook in `language`.
 
     Python always runs in this interpreter, whatever the notebook's kernelspec says: Studio writes names that exist
-    nowhere else. Another language runs in the installed kernel of that name; PipelineError where there is none.
+    nowhere else. Another language runs in the installed kernel of that name. Raises PipelineError if there is none.
     """
     if language == "python":
         argv = [*python("runner.kernel.standard_main"), "-f", "{connection_file}"]
         return KernelProcess(argv, cwd=cwd, environment={**environment, OWNER: str(os.getpid())})
     kernel = kernel_for(language, kernel_name)
-    given = {name: value for name, value in environment.items() if name not in FOR_OURS}
-    return KernelProcess(kernel.argv, cwd=cwd, environment={**given, **kernel.environment})
+    general = {name: value for name, value in environment.items() if name not in FOR_OURS}
+    return KernelProcess(kernel.argv, cwd=cwd, environment={**general, **kernel.environment})

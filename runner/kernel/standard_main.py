@@ -1,9 +1,7 @@
-"""The kernel's process: ipykernel, with imports made while it waits and an end when its runner ends.
+"""The kernel's process: ipykernel, which imports packages while it waits, and ends when its runner ends.
 
-Its arguments are `-f CONNECTION`. The environment says the rest:
-`RUNNER_OWNER` (the process whose end is also this one's), `RUNNER_PATH` (folders to import from, first
-first) and `RUNNER_PRELOAD` (installed packages that the notebook is going to import, loaded before its first
-cell arrives).
+Its arguments are `-f CONNECTION`, and in the environment `RUNNER_OWNER` (the process with which this one ends),
+`RUNNER_PATH` (folders to import from) and `RUNNER_PRELOAD` (installed packages to load before the first cell arrives).
 """
 
 from __future__ import annotations
@@ -25,80 +23,83 @@ from typing import Any, NoReturn
 
 from runner.import_blocking import without
 from runner.kernel.preload import Preload
-from runner.kernel.process_tree import adopt, kill_strays
-from runner.kernel.watchdog import Watcher
+from runner.kernel.process_tree import become_subreaper, kill_strays
+from runner.kernel.watchdog import Watchdog
 
 POLL_S = 0.5
 
 
 def main() -> None:
-    """Serve one kernel until told to shut down, or until the runner is gone."""
-    # by name: a runner that was killed before this line is not our parent any more
+    """Serve one kernel until told to shut down, or until the runner has ended."""
+    # not the parent: a runner that was killed before this line is not our parent any more
     owner = int(os.environ.pop("RUNNER_OWNER", "0")) or os.getppid()
-    watcher = Watcher(owner) if hasattr(os, "pidfd_open") else None
-    if watcher is not None and watcher.works:
-        watcher.add(os.getpgrp())
+    watchdog = Watchdog(owner) if hasattr(os, "pidfd_open") else None
+    if watchdog is not None and watchdog.works:
+        watchdog.add(os.getpgrp())
     else:  # not on Linux, or not in this container
         threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
-    adopt()
+    become_subreaper()
     faulthandler.enable(os.fdopen(os.dup(2), "wb", buffering=0))  # before that is captured
     folders = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     ahead = [name for name in os.environ.pop("RUNNER_PRELOAD", "").split(",") if name]
     app = _app(sys.argv[2], folders)
-    project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
-    if opened:
-        sys.addaudithook(Watch(app.shell, project, opened))
+    note_opened_files(app.shell)
     preload = Preload(app.shell)
     for name in ahead:
         preload.load(name)
     preload.begin()
     app.start()
-    # ipykernel's own way out closes its threads in an order that can wait 10 s for one that has ended
+    # ipykernel's own exit closes its threads in an order that can wait 10 s for one that has ended
     atexit.unregister(app.close)
     atexit.unregister(app.iopub_thread.stop)
-    leave(kill_strays)
+    exit_process(kill_strays)
 
 
 def _app(connection_file: str, folders: list[str]) -> Any:
-    """ipykernel's application with our streams and kernel, the process's descriptors captured; cells import from
-    `folders` too."""
+    """ipykernel's application with our streams and kernel and captured descriptors; cells import from `folders` too."""
     with without("debugpy"):  # 0.15 s for a debugger that nobody attaches
         from ipykernel.kernelapp import IPKernelApp
 
-        from runner.kernel.fd_capture import Capture
-        from runner.kernel.shell import HISTORY, NotebookKernel, find_in, name_as_jupyter, settle_in
-        from runner.kernel.stream import CappedSession, CappedStream
+        from runner.kernel.fd_capture import OutputCapture
+        from runner.kernel.shell import (
+            HISTORY,
+            NotebookKernel,
+            configure_app,
+            set_import_path,
+            set_jupyter_argv,
+        )
+        from runner.kernel.stream import CappedStream, LimitedSession
 
         app: Any = IPKernelApp.instance(kernel_class=NotebookKernel)
-        app.session = CappedSession(parent=app)
+        app.session = LimitedSession(parent=app)
         app.initialize(
             [
                 *("-f", connection_file, HISTORY),
                 "--IPKernelApp.outstream_class=runner.kernel.stream.CappedStream",
-                "--IPKernelApp.parent_handle=0",  # the watcher ends it with its runner
+                "--IPKernelApp.parent_handle=0",  # the watchdog ends it with its runner
             ]
         )
-    name_as_jupyter(connection_file)
-    find_in(folders)
-    settle_in(app)
+    set_jupyter_argv(connection_file)
+    set_import_path(folders)
+    configure_app(app)
     streams: Any = (sys.stdout, sys.stderr)
-    CappedStream.capture = Capture()
+    CappedStream.capture = OutputCapture()
     CappedStream.capture.begin(*(stream.captured for stream in streams))
     return app
 
 
-class Watch:
+class OpenedFileHook:
     """Notes which files of the project are opened for reading, and by which cell; an audit hook.
 
     Not seen: files that C++ code opens by itself, as Arrow does.
     """
 
     # written by the run itself, or by tools; a name that begins with a dot is not an input either
-    apart = ("runs", "__pycache__", "node_modules")
+    ignored = ("runs", "__pycache__", "node_modules")
 
     def __init__(self, shell: Any, project: str, file: str) -> None:
         self.shell, self.project = shell, project + os.sep
-        self.ours = str(Path(__file__).resolve().parents[1]) + os.sep
+        self.package = str(Path(__file__).resolve().parents[1]) + os.sep
         self.seen: set[str] = set()
         self.notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
@@ -109,29 +110,34 @@ class Watch:
         if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_DIRECTORY):
             return
         full = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  (a link is noted by the name it was opened by)
-        if not full.startswith(self.project) or full.startswith(self.ours) or full in self.seen:
+        if not full.startswith(self.project) or full.startswith(self.package) or full in self.seen:
             return
         self.seen.add(full)
         name = full[len(self.project) :]
-        if any(part.startswith(".") or part in self.apart for part in Path(name).parts):
+        if any(part.startswith(".") or part in self.ignored for part in Path(name).parts):
             return
-        cell = (
-            len(self.shell.user_ns.get("In", [])) - 1
-        )  # what ran without a number, such as injected values, is not in it
+        cell = len(self.shell.user_ns.get("In", [])) - 1  # without cells that have no number, as the injected one
         os.write(self.notes, (json.dumps([name, cell]) + "\n").encode())
 
 
-def leave(last: Callable[[], None] = lambda: None) -> NoReturn:
-    """End the process as the interpreter does: the notebook's threads that are not daemons, its exit handlers, its open
-    files; then `last`, and nothing more."""
+def note_opened_files(shell: Any) -> None:
+    """Where the environment asks for it, have the files that cells open noted."""
+    project, file = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
+    if file:
+        sys.addaudithook(OpenedFileHook(shell, project, file))
+
+
+def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:
+    """End the process as the interpreter does: wait for the notebook's threads that are not daemons, run its exit
+    handlers, flush its open files; then call `last`."""
     with contextlib.suppress(Exception):
         threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for thing in gc.get_objects():
-        # what an interpreter does when it takes its modules down
-        if isinstance(thing, io.BufferedWriter | io.TextIOWrapper):
+    for file in gc.get_objects():
+        # as an interpreter does when it ends
+        if isinstance(file, io.BufferedWriter | io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):
-                thing.flush()
+                file.flush()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     last()
@@ -139,7 +145,7 @@ def leave(last: Callable[[], None] = lambda: None) -> NoReturn:
 
 
 def _end_with(parent: int) -> None:
-    """Kill this kernel's process group, with all that its cells started, once the runner is gone."""
+    """Kill this kernel's process group once the runner has ended."""
     while os.getppid() == parent:
         time.sleep(POLL_S)
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""What a kernel's cells print and display, with a ceiling per cell, so that endless output costs no memory.
+"""What a kernel's cells print and display, limited per cell, so that endless output costs no memory.
 
-Lives in the kernel process, because a ceiling at the receiving end comes after the gigabyte was sent.
+Lives in the kernel process, because a limit at the receiving end comes after the gigabyte was sent.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -19,32 +19,31 @@ from ipykernel.iostream import OutStream
 from jupyter_client.jsonutil import json_clean, json_default
 from jupyter_client.session import Session, json_packer
 
-from runner.kernel.fd_capture import Capture
-from runner.kernel.output_limits import Ceiling
+from runner.kernel.fd_capture import OutputCapture
+from runner.kernel.output_limits import OutputLimits
 
 LIMIT_CHARACTERS = 1_000_000  # of one stream in one cell
 NOTE = f"\n[capped: this cell wrote more than {LIMIT_CHARACTERS:,} characters here; the rest was not kept]\n"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SENT_S = 0.001  # for zmq's own thread to send what it was given
-OFTEN_S = 0.1  # who flushes more often than that does not wait each time
-
+OFTEN_S = 0.1  # code that flushes more often does not wait each time
 
 T = TypeVar("T", bound=type)
 
 
 def named_as(known: type) -> Callable[[T], T]:
-    """The class goes by the name of Jupyter's own, which libraries look for and `%config` lists."""
+    """Give a class the name of Jupyter's own, which libraries look for and `%config` lists."""
 
-    def name(made: T) -> T:
+    def name(ours: T) -> T:
         for field in ("__name__", "__qualname__", "__module__"):
-            setattr(made, field, getattr(known, field))
-        return made
+            setattr(ours, field, getattr(known, field))
+        return ours
 
     return name
 
 
 class Keeper(Protocol):
-    """Takes what is said while a library is loaded ahead of the cell that imports it."""
+    """Receives all output while a library is loaded ahead of the cell that imports it."""
 
     def printed(self, name: str, text: str) -> None: ...
 
@@ -53,10 +52,10 @@ class Keeper(Protocol):
 
 @named_as(OutStream)
 class CappedStream(OutStream):
-    """A cell's stdout or stderr: silent after LIMIT_CHARACTERS in one cell. Its descriptor is the captured one, so
-    that what is handed it is captured too, and stands between what was printed before and after."""
+    """A cell's stdout or stderr: drops text after LIMIT_CHARACTERS in one cell. Its descriptor is the captured one, so
+    that what others write there is captured too, in order with what is printed."""
 
-    capture: ClassVar[Capture | None] = None
+    capture: ClassVar[OutputCapture | None] = None
     keeper: ClassVar[Keeper | None] = None
     _cell: Any = None
     _written = 0
@@ -74,7 +73,7 @@ class CappedStream(OutStream):
         return self.take(string)
 
     def take(self, string: str) -> int:
-        """Put it behind what is there."""
+        """Append it to the buffer."""
         cell = self.parent_header.get("msg_id")
         if cell != self._cell:
             self._cell, self._written = cell, 0
@@ -88,7 +87,7 @@ class CappedStream(OutStream):
         return len(string)
 
     def captured(self, string: str) -> None:
-        """What came by the descriptor; dropped where a cell has closed the stream."""
+        """Text that came by the descriptor; dropped if a cell has closed the stream."""
         if self.keeper is not None:
             self.keeper.printed(self.name, string)
         elif not self.closed:
@@ -98,8 +97,8 @@ class CappedStream(OutStream):
         return 1 if self.name == "stdout" else 2
 
     def flush(self) -> None:
-        """Also what others have written. The standard kernel's thread has handed all of it to zmq then, so that it is
-        not lost where the process dies next."""
+        """Also what others have written. Then the standard kernel's thread has handed all of it to zmq, so that it is
+        not lost if the process dies next."""
         if self.capture is not None and self._is_master_process():
             self.capture.drain()
         waits = bool(self._buffers) and not self.closed and threading.current_thread() is not self.pub_thread.thread
@@ -116,41 +115,35 @@ class CappedStream(OutStream):
             self._waited = time.monotonic()
 
 
-class CappedSession(Session):
-    """The standard kernel's session: what a cell displays is bounded before it is sent."""
+class LimitedSession(Session):
+    """A kernel's session: limits what a cell displays before it is sent; hands messages to `keeper` if there is one."""
 
     keeper: Keeper | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pack = pack
-        self.ceiling = Ceiling()
+        self.output_limits = OutputLimits()
 
-    def send(
-        self,
-        stream: Any,
-        msg_or_type: Any,
-        content: Any = None,
-        parent: Any = None,
-        ident: Any = None,
-        buffers: Any = None,
-        track: bool = False,
-        header: Any = None,
-        metadata: Any = None,
-    ) -> Any:
-        whole = isinstance(msg_or_type, dict)
-        kind = msg_or_type["header"]["msg_type"] if whole else msg_or_type
-        said = msg_or_type["content"] if whole else content
+    def send(  # type: ignore[override]  # the others are `track`, and those that `msg` takes
+        self, stream: Any, msg_or_type: Any, content: Any = None, parent: Any = None, ident: Any = None,
+        buffers: Any = None, **others: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        track = others.pop("track", False)
+        message = msg_or_type if isinstance(msg_or_type, dict) else self.msg(msg_or_type, content, parent, **others)
+        kind = message["header"]["msg_type"]
         if self.keeper is not None:
-            self.keeper.sent(kind, said, msg_or_type["metadata"] if whole else metadata, buffers)
-            return None
-        if said is not None and not self.ceiling.lets(kind, said):
-            return None
-        return super().send(stream, msg_or_type, content, parent, ident, buffers, track, header, metadata)
+            self.keeper.sent(kind, message["content"], message["metadata"], buffers)
+        elif self.output_limits.allows(kind, message["content"]):
+            self.deliver(stream, message, ident=ident, buffers=buffers, track=track)
+        return message
+
+    def deliver(self, stream: Any, message: dict[str, Any], **options: Any) -> None:
+        super().send(stream, message, **options)
 
 
 def pack(message: Any) -> bytes:
-    """As JSON; half a character, which no file can hold, becomes U+FFFD."""
+    """The message as JSON, with U+FFFD for half a character, which no file can hold."""
     try:
         return json_packer(message)
     except UnicodeEncodeError:

@@ -27,7 +27,7 @@ from runner.model.events import state
 from runner.model.served import SERVES, Change, Deployment, before, is_written, written
 from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
-from runner.records import ApprovalSpec, Record, Target
+from runner.records import AnyTarget, ApprovalSpec, Record, Target
 
 LOCK = "lock"  # in a target's folder
 # where a deployment can be made to die; see runner.failpoint
@@ -45,7 +45,8 @@ class Health(Record, frozen=True, kw_only=True):
 class Deployer(Protocol):
     """One target. All raise RunnerError; a change that raises leaves what was served before as it was."""
 
-    spec: Target
+    @property
+    def spec(self) -> AnyTarget: ...
 
     def changing(self, who: str) -> AbstractContextManager[None]:
         """Nobody else changes the target inside. Raises Refused where somebody does."""

@@ -48,12 +48,8 @@ class Range:
     written: str = ""
 
     def __contains__(self, value: float) -> bool:
-        return not (
-            value < self.low
-            or value > self.high
-            or (self.above and value == self.low)
-            or (self.below and value == self.high)
-        )
+        outside = value < self.low or value > self.high
+        return not (outside or (self.above and value == self.low) or (self.below and value == self.high))
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Declared:
     """One line of the parameters cell: `name: type = literal  # meaning, unit, range`."""
 
     name: str
-    type: Type | None  # None where nothing can be said: any value fits
+    type: Type | None  # None where it is not known: any value fits
     default: Any
     has_literal_default: bool
     expression: str = ""  # the code of a default that is not a literal
@@ -76,16 +72,15 @@ class Declared:
     @property
     def range(self) -> Range | None:
         """The range its comment ends with: `1 to 12`, `1 or more`, `above 0 and below 1`."""
-        found = _RANGE.match(re.split(r"[,;]", self.comment)[-1].strip()) if self.comment else None
-        if found is None:
+        match = _RANGE.match(re.split(r"[,;]", self.comment)[-1].strip())
+        if match is None:
             return None
-        low, high = found["low"] or found["least"] or found["above"], found["high"] or found["most"] or found["under"]
         return Range(
-            low=float(low) if low else -math.inf,
-            high=float(high) if high else math.inf,
-            above=bool(found["open"] or found["above"]),
-            below=bool(found["below"] or found["under"]),
-            written=found[0],
+            low=float(match["low"] or match["least"] or match["above"] or -math.inf),
+            high=float(match["high"] or match["most"] or match["under"] or math.inf),
+            above=bool(match["open"] or match["above"]),
+            below=bool(match["below"] or match["under"]),
+            written=match[0],
         )
 
     def outside(self, value: Any) -> str:
@@ -108,8 +103,8 @@ def declared(source: str, language: str, path: Path) -> tuple[dict[str, Declared
 
 
 def syntax_tree(source: str) -> ast.Module:
-    """What ast.parse gives, for any thread: Python 3.11 counts the depth of a tree being made for all threads together,
-    and raises SystemError where two make one (https://github.com/python/cpython/issues/106905)."""
+    """As ast.parse, which raises SystemError in Python 3.11 where two threads call it at once
+    (https://github.com/python/cpython/issues/106905)."""
     with _PARSING:
         return ast.parse(source)
 
@@ -151,22 +146,20 @@ def _comments(source: str) -> dict[int, str]:
 
 
 def _other(source: str) -> tuple[dict[str, Declared], str]:
-    """Lines of another language than Python. Their types are not known: R's `x = 1` is not an integer, bash has text alone."""
+    """Lines of another language than Python. Types are not known: R's `x = 1` is no integer, and bash has only text."""
     parameters: dict[str, Declared] = {}
     rest: list[str] = []
     for line in source.splitlines():
         if _REMARK.match(line):
             continue
-        found = _LINE.match(line)
-        if found is None:
+        match = _LINE.match(line)
+        if match is None:
             rest.append(line)
             continue
+        name, value, comment = match["name"], match["value"], (match["comment"] or "").rstrip()
         try:
-            default, literal = json.loads(found["value"]), True
+            default, literal = json.loads(value), True
         except ValueError:
-            default = _WORDS.get(found["value"], found["value"].strip("'"))
-            literal = found["value"] in _WORDS or found["value"].startswith("'")
-        comment = (found["comment"] or "").rstrip()
-        expression = "" if literal else found["value"]
-        parameters[found["name"]] = Declared(found["name"], None, default, literal, expression, comment)
+            default, literal = _WORDS.get(value, value.strip("'")), value in _WORDS or value.startswith("'")
+        parameters[name] = Declared(name, None, default, literal, "" if literal else value, comment)
     return parameters, "\n".join(rest)

@@ -29,17 +29,18 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         values = sorted((value for value in secrets if len(value) >= SHORTEST), key=len, reverse=True)
-        # of each, what stands in all of its forms but base64, so that most texts are looked through in no time
+        # with each its longest part that all encodings but base64 keep: texts without it need no expression
         self._values = [(_core(value), re.compile("|".join(_written(value)))) for value in values]
         self._packed = re.compile("|".join(form for value in values for form in _packed(value)) or "(?!)")
-        self.found: list[str] = []
+        self.redacted: list[str] = []
 
     def note(self, where: str, kinds: Iterable[str]) -> None:
         """Remember what was taken out, each once."""
-        self.found += [said for kind in dict.fromkeys(kinds) if (said := f"{where}: {kind}") not in self.found]
+        sentences = [f"{where}: {kind}" for kind in dict.fromkeys(kinds)]
+        self.redacted += [sentence for sentence in sentences if sentence not in self.redacted]
 
     def text(self, text: str) -> tuple[str, list[str]]:
-        """The text without them, and what kinds there were."""
+        """The text without them, and the kinds that were in it."""
         kinds = []
         for core, form in self._values:
             if core in text:
@@ -58,23 +59,26 @@ class Redactor:
             return self.text(value)
         kinds: list[str] = []
         if isinstance(value, list):
-            pairs = [self.inside(item, images=images) for item in value]
-            return [item for item, _ in pairs], [kind for _, found in pairs for kind in found]
+            items = []
+            for item in value:
+                clean, item_kinds = self.inside(item, images=images)
+                items.append(clean)
+                kinds += item_kinds
+            return items, kinds
         if isinstance(value, dict):
-            made = {}
+            table = {}
             for key, item in value.items():
-                name, found = self.text(key) if isinstance(key, str) else (key, [])
+                name, key_kinds = self.text(key) if isinstance(key, str) else (key, [])
                 is_image = images and isinstance(item, str) and name.startswith("image/") and name != "image/svg+xml"
-                made[name], more = (item, []) if is_image else self.inside(item, images=images)
-                kinds += [*found, *more]
-            return made, kinds
+                table[name], item_kinds = (item, []) if is_image else self.inside(item, images=images)
+                kinds += [*key_kinds, *item_kinds]
+            return table, kinds
         return value, kinds
 
 
 def _written(secret: str) -> Iterator[str]:
-    """Expressions for the secret as it stands, as SQL, CSV and shells quote it, and as repr, JSON, URLs and HTML write
-    it, once or several times over. No two parts of one compete for the same characters: looking takes time by the
-    length of the text."""
+    """Expressions for the secret as it is, as SQL, CSV and shells quote it, and as repr, JSON, URLs and HTML encode it,
+    also repeatedly. No two parts of one match the same characters, so that time is linear in the text's length."""
     for old, new in (("", ""), ("'", "''"), ('"', '""'), ("'", "'\"'\"'"), ("'", "'\\''")):
         if old in secret:
             yield re.escape(secret.replace(old, new) if old else secret)
@@ -82,7 +86,7 @@ def _written(secret: str) -> Iterator[str]:
 
 
 def _packed(secret: str) -> Iterator[str]:
-    """Expressions for base64 of the secret and its surroundings, for each place among the three bytes it takes at once."""
+    """Expressions for base64 of the secret and its surroundings, one for each place in a group of three bytes."""
     import base64
 
     content = secret.encode("utf-8", "surrogatepass")
@@ -95,8 +99,8 @@ def _packed(secret: str) -> Iterator[str]:
 
 def _core(secret: str) -> str:
     """The longest part that every encoding keeps."""
-    found: list[str] = re.findall(r"[A-Za-z0-9_.~-]*", secret)
-    return max(found, key=len)
+    parts: list[str] = re.findall(r"[A-Za-z0-9_.~-]*", secret)
+    return max(parts, key=len)
 
 
 def _letter(letter: str, count: int) -> str:

@@ -1,7 +1,7 @@
 """A notebook as source: its cells, the parameters it declares, the project modules it imports.
 
-Reads the JSON itself (nbformat takes 0.2 s to import) and says what is wrong with a file before any
-kernel starts. Knows nothing of pipelines or of execution.
+Reads the JSON itself (nbformat takes 0.2 s to import) and says what is wrong with a file before any kernel starts.
+Knows nothing of pipelines or of execution.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from runner.errors import PipelineError
 from runner.notebook.parameters import Declared, declared, syntax_tree
 
 PARAMETERS = "parameters"  # the tag of the cell that declares what a notebook takes
-# cell magics whose cell is Python all the same
 SHOWN_CHARACTERS = 200  # of a cell's first line
+# cell magics whose cell is Python all the same
 _PYTHON_MAGICS = re.compile(r"\s*%%(time|timeit|capture|prun|mprun|memit|debug)\b[^\n]*")
 _MAGIC_LINE = re.compile(r"(\s*)(?:[\w.,\[\]'\" ]+=\s*)?[%!?]|(\s*)[\w.%]+\?{1,2}\s*$")
 _IMPORT_LINE = re.compile(r"\s*((?:import|from)\s[^;#]*)")
@@ -52,7 +52,7 @@ class Notebook:
 
     @property
     def open(self) -> bool:
-        """Whether it may take other parameters too: its cell, in another language than Python, has more than was read."""
+        """Whether it may take more parameters: its cell, not in Python, has lines that were not read."""
         return bool(self.rest) and self.language != "python"
 
     @property
@@ -77,8 +77,8 @@ class Notebook:
 def read_notebook(path: Path) -> Notebook:
     """The notebook in the file.
 
-    Raises PipelineError naming the file where it is missing, empty, cut off, has a byte order mark,
-    is not JSON, has another nbformat than 4, or a cell that lacks what nbformat 4 asks for.
+    Raises PipelineError naming the file where it is missing, empty, incomplete, has a byte order mark, is not JSON, has
+    another nbformat than 4, or a cell without what nbformat 4 requires.
     """
     document = _document(path)
     metadata = document.get("metadata") or {}
@@ -102,7 +102,7 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def first_line(source: str) -> str:
-    """The first line with something in it, as a person is shown it: cut where it is long."""
+    """The first line that is not empty, cut where it is long, to be shown."""
     line = next((line.strip() for line in source.splitlines() if line.strip()), "")
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} …"
 
@@ -113,7 +113,7 @@ def code_cells(document: dict[str, Any]) -> list[str]:
 
 
 def python_source(cell: Cell) -> str:
-    """The cell as plain Python, line by line: where it does not parse as it is, magics and shell lines become `pass`."""
+    """The cell as plain Python, line by line: if it does not parse as it is, magics and shell lines become `pass`."""
     return _as_python(cell.source)
 
 
@@ -142,7 +142,7 @@ def imported_names(source: str) -> frozenset[str]:
     """
     tree = parsed(source)
     if tree is None:
-        lines = (found[1] for line in source.splitlines() if (found := _IMPORT_LINE.match(line)))
+        lines = (match[1] for line in source.splitlines() if (match := _IMPORT_LINE.match(line)))
         return frozenset().union(*(imported_names(line) for line in lines if line != source and parsed(line)))
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -165,22 +165,18 @@ def parsed(source: str) -> ast.Module | None:
 def project_modules(notebook: Notebook) -> dict[str, Path]:
     """The modules beside the notebook that it imports, recursively: path relative to its folder -> file."""
     root = notebook.path.parent
-    found: dict[str, Path] = {}
-    pending = set().union(*(imported_names(python_source(cell)) for cell in notebook.code))
-    seen: set[str] = set()
+    modules: dict[str, Path] = {}
+    names = _cell_imports(notebook)
+    pending = set(names)
     while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for file in _files_of(name, root):
+        for file in _files_of(pending.pop(), root):
             relative = file.relative_to(root).as_posix()
-            if relative in found:
-                continue
-            found[relative] = file
-            source = module_source(file)
-            pending |= imported_names(source) | _relative_imports(source, relative)
-    return dict(sorted(found.items()))
+            if relative not in modules:
+                modules[relative] = file
+                new = _module_imports(file, relative) - names
+                names |= new
+                pending |= new
+    return dict(sorted(modules.items()))
 
 
 def module_source(file: Path) -> str:
@@ -188,13 +184,21 @@ def module_source(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
+def _cell_imports(notebook: Notebook) -> set[str]:
+    return {name for cell in notebook.code for name in imported_names(python_source(cell))}
+
+
+def _module_imports(file: Path, relative: str) -> set[str]:
+    source = module_source(file)
+    return _relative_imports(source, relative) | imported_names(source)
+
+
 def module_places(notebook: Notebook) -> set[Path]:
-    """Every file beside the notebook that would be a project module of it, whether it is there or not."""
+    """Every file beside the notebook that would be a project module of it, whether it exists or not."""
     root, modules = notebook.path.parent, project_modules(notebook)
-    names = {"runner"}.union(*(imported_names(python_source(cell)) for cell in notebook.code))
+    names = {"runner"} | _cell_imports(notebook)
     for relative, file in modules.items():
-        source = module_source(file)
-        names |= imported_names(source) | _relative_imports(source, relative)
+        names |= _module_imports(file, relative)
     parts = [name.split(".") for name in names]
     dotted = {tuple(name[:length]) for name in parts for length in range(1, len(name) + 1)}
     return {
@@ -209,7 +213,7 @@ class _Metadata(msgspec.Struct):
 
 
 class _CellShape(msgspec.Struct):
-    """What nbformat 4 asks of a cell and papermill stands on; the rest of it is not looked at."""
+    """The part of a cell that nbformat 4 requires and papermill relies on."""
 
     cell_type: Literal["code", "markdown", "raw"]
     metadata: _Metadata
@@ -275,8 +279,8 @@ def _document(path: Path) -> dict[str, Any]:
             "".join(cell["source"]).encode()
         except UnicodeEncodeError as error:
             raise PipelineError(
-                f"{path}: cells[{index}].source: {error.object[error.start]!a} is half of a character, which no file can "
-                "hold. Delete it, or type the character again."
+                f"{path}: cells[{index}].source: {error.object[error.start]!a} is half of a character, which no file "
+                "can hold. Delete it, or type the character again."
             ) from None
     return document
 

@@ -1,6 +1,6 @@
 """What a commit keeps of a notebook: its cells and their order, without what executing it left there.
 
-git calls this for every notebook it looks at, so it is standard library only. Bytes in, bytes out; knows nothing of git.
+git calls this for every notebook it looks at, so it imports only the standard library. Bytes in, bytes out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ INJECTED = "injected-parameters"  # papermill's cell with one run's values: a so
 
 
 def cleaned(content: bytes) -> bytes:
-    """The notebook as it is committed, laid out as Jupyter saves it; cleaning twice changes nothing more.
+    """The notebook as it is committed, formatted as Jupyter saves it; idempotent.
 
     Ids, sources, tags, attachments and the author's metadata stay. Anything that is not a complete notebook of
-    nbformat 4 (half-written, with conflict markers, in another encoding) comes back byte for byte.
+    nbformat 4 (half-written, with conflict markers, in another encoding) is returned byte for byte.
     """
     document = _notebook(content)
     if document is None:

@@ -1,13 +1,13 @@
 """The types a parameters cell declares, and values read by them.
 
-A value is what Python, TOML and JSON can all say: bool, int, float, str, None, lists and
-string-keyed tables of them. Text from the command line is read by the declared type, so that `007`
-stays text for a `str`.
+A value is what Python, TOML and JSON can all say: bool, int, float, str, None, lists and string-keyed tables of them.
+Text from the command line is read by the declared type, so that `007` stays text for a `str`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import re
@@ -34,7 +34,10 @@ class DoesNotFit(ValueError):
     """The value does not fit the declared type; the message says both."""
 
 
-SIMPLE: dict[str, Kind] = {"bool": "bool", "int": "int", "float": "float", "str": "str", "None": "None"}
+TYPES: dict[Kind, type] = {
+    "bool": bool, "int": int, "float": float, "str": str, "None": type(None), "list": list, "dict": dict
+}  # fmt: skip
+WORDS: dict[str, dict[str, Value]] = {"bool": {"true": True, "false": False}, "None": {"none": None, "null": None}}
 _INTEGER = re.compile(r"[+-]?\d+\Z")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\Z")
 
@@ -42,101 +45,93 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\Z")
 def parse_annotation(node: ast.expr) -> Type | None:
     """The type an annotation states; None where it says nothing about values (`Any`, unknown names)."""
     written = ast.unparse(node)
-    if isinstance(node, ast.Constant) and node.value is None:
-        return Type("None", written="None")
-    if isinstance(node, ast.Name | ast.Attribute):
-        name = node.id if isinstance(node, ast.Name) else node.attr
-        if name in SIMPLE:
-            return Type(SIMPLE[name], written=written)
-        if name in ("list", "List", "dict", "Dict"):
-            return Type("list" if name.lower() == "list" else "dict", written=written)
-        # papermill hands over text where a Path is declared, and turns tuples and dates into text or fails
-        if name in ("Path", "PurePath", "tuple", "Tuple", "set", "date", "datetime"):
-            return Type("unsupported", written=written)
-        return None
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _union([node.left, node.right], written)
-    if isinstance(node, ast.Subscript):
-        return _subscript(node, written)
+    match node:
+        case ast.Constant(value=None):
+            return Type("None", written=written)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            for kind in TYPES:
+                if kind == {"List": "list", "Dict": "dict"}.get(name, name):
+                    return Type(kind, written=written)
+            # papermill hands over text where a Path is declared, and turns tuples and dates into text or fails
+            if name in ("Path", "PurePath", "tuple", "Tuple", "set", "date", "datetime"):
+                return Type("unsupported", written=written)
+        case ast.BinOp(op=ast.BitOr()):
+            return _union([node.left, node.right], written)
+        case ast.Subscript():
+            return _subscript(node, written)
     return None
 
 
 def infer(default: Any) -> Type | None:
     """The type of an unannotated literal default; None for None and for what is not a plain value."""
-    name = type(default).__name__
-    if name in SIMPLE:
-        return Type(SIMPLE[name], written=name)
-    if name in ("list", "dict"):
-        return Type("list" if name == "list" else "dict", written=name)
+    for kind, python_type in TYPES.items():
+        if type(default) is python_type and default is not None:
+            return Type(kind, written=kind)
     return None
 
 
 def read_text(text: str, type_: Type | None) -> Value:
     """`text` from a command line as the declared type. Raises DoesNotFit."""
     if type_ is None:
-        try:
-            return check(json.loads(text), None)
-        except ValueError:
+        return _read_untyped(text)
+    match type_.kind:
+        case "str":
             return text
-    if type_.kind == "union":
-        for member in sorted(type_.items, key=lambda member: member.kind == "str"):
+        case "union":
+            for member in sorted(type_.items, key=lambda member: member.kind == "str"):
+                with contextlib.suppress(DoesNotFit):
+                    return read_text(text, member)
+        case "choice":
+            choices: dict[str, Value] = {str(choice): choice for choice in reversed(type_.choices)}
+            if text in choices:
+                return choices[text]
+        case "list" | "dict":
             try:
-                return read_text(text, member)
-            except DoesNotFit:
-                continue
-    if type_.kind == "choice":
-        for choice in type_.choices:
-            if text == str(choice):
-                return choice  # type: ignore[no-any-return]
-    if type_.kind == "str":
-        return text
-    if type_.kind == "bool" and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if type_.kind == "int" and _INTEGER.match(text):
-        return int(text)
-    if type_.kind == "float" and (_NUMBER.match(text) or text.strip("+-").lower() in ("inf", "infinity", "nan")):
-        return check(float(text), type_)
-    if type_.kind == "None" and text.lower() in ("none", "null"):
-        return None
-    if type_.kind in ("list", "dict"):
-        try:
-            return check(json.loads(text), type_)
-        except json.JSONDecodeError:
-            raise DoesNotFit(f"{text!r} is not JSON, in which a {type_} is written") from None
+                return check(json.loads(text), type_)
+            except json.JSONDecodeError:
+                raise DoesNotFit(f"{text!r} is not JSON, in which a {type_} is written") from None
+        case "float" if _NUMBER.match(text) or text.strip("+-").lower() in ("inf", "infinity", "nan"):
+            return check(float(text), type_)
+        case "int" if _INTEGER.match(text):
+            return int(text)
+        case "bool" | "None" if text.lower() in WORDS[type_.kind]:
+            return WORDS[type_.kind][text.lower()]
     raise DoesNotFit(f"{text!r} does not fit {type_}")
+
+
+def _read_untyped(text: str) -> Value:
+    try:
+        return _plain(json.loads(text))
+    except ValueError:
+        return text
 
 
 def check(value: Any, type_: Type | None) -> Value:
     """`value` as the declared type (an int becomes a float where one is declared). Raises DoesNotFit."""
-    if isinstance(value, float) and not math.isfinite(value) and type_ is not None:
-        raise DoesNotFit(f"{value!r} is not a finite number, so it does not fit {type_}")
     if type_ is None:
         return _plain(value)
-    if type_.kind == "union":
-        for member in type_.items:
-            if type(value).__name__ == member.kind or (value is None and member.kind == "None"):
-                return check(value, member)
-        for member in type_.items:
-            try:
-                return check(value, member)
-            except DoesNotFit:
-                continue
-    if type_.kind == "choice" and any(value == choice and type(value) is type(choice) for choice in type_.choices):
-        return value  # type: ignore[no-any-return]
-    if type_.kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type_.kind == "int" and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if type_.kind == "bool" and isinstance(value, bool):
-        return value
-    if type_.kind == "str" and isinstance(value, str):
-        return value
-    if type_.kind == "None" and value is None:
-        return None
-    if type_.kind == "list" and isinstance(value, list):
-        return [check(item, type_.items[0] if type_.items else None) for item in value]
-    if type_.kind == "dict" and isinstance(value, dict):
-        return {_key(key): check(item, type_.items[0] if type_.items else None) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DoesNotFit(f"{value!r} is not a finite number, so it does not fit {type_}")
+    item = type_.items[0] if type_.items else None
+    is_own_type = type(value) is TYPES.get(type_.kind)
+    match type_.kind:
+        case "union":
+            own = [member for member in type_.items if TYPES.get(member.kind) is type(value)]
+            if own:
+                return check(value, own[0])
+            for member in type_.items:
+                with contextlib.suppress(DoesNotFit):
+                    return check(value, member)
+        case "choice" if any(value == choice and type(value) is type(choice) for choice in type_.choices):
+            return value  # type: ignore[no-any-return]
+        case "float" if type(value) in (int, float):
+            return float(value)
+        case "list" if isinstance(value, list):
+            return [check(part, item) for part in value]
+        case "dict" if isinstance(value, dict):
+            return {_key(key): check(part, item) for key, part in value.items()}
+        case _ if is_own_type:
+            return value  # type: ignore[no-any-return]
     raise DoesNotFit(f"{value!r} does not fit {type_}")
 
 

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import date, time
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -21,11 +21,13 @@ from runner.pipeline.addresses import public
 from runner.records import (
     ApprovalSpec,
     InputSpec,
+    LocalTargetSpec,
     ModelSpec,
     Pipeline,
     Record,
     Rule,
     SageMaker,
+    SageMakerTargetSpec,
     StepSpec,
     StoreSpec,
     Target,
@@ -38,25 +40,8 @@ REGISTRATION = "registration.json"  # what runner.model.register leaves in a ste
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")  # also what SageMaker accepts as a model package group
 STEP = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}\Z")
 
-TOP = (
-    "name",
-    "parameters",
-    "steps",
-    "gate",
-    "model",
-    "profiles",
-    "sagemaker",
-    "store",
-    "approval",
-    "targets",
-    "monitor",
-)
+TOP = ("name", "parameters", "steps", "gate", "model", "profiles", "sagemaker", "store", "approval", "targets")
 TABLES: dict[str, type[Record]] = {"sagemaker": SageMaker, "store": StoreSpec, "approval": ApprovalSpec}
-
-LOCAL_KEYS = ("host", "port", "workers", "max_body_mb", "timeout_s", "max_connections")
-ENDPOINT_KEYS = (
-    "endpoint", "role", "instance", "instance_count", "serverless", "scaling", "capture", "serving_image", "tags", "vpc", "kms_key",
-)  # fmt: skip
 
 R = TypeVar("R", bound=Record)
 
@@ -171,16 +156,19 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
     targets = {
         name: target
         for name, raw in _items(table, "targets", findings)
-        if (target := _record(Target, raw, f"targets.{name}", findings)) is not None
+        if (target := _target(name, raw, findings)) is not None
     }
-    plain = {key: table[key] for key in ("name", "parameters", "skip", "monitor") if key in table}
-    read = {key: _record(kind, table[key], key, findings) for key, kind in TABLES.items() if key in table}
-    if not isinstance(plain.get("name"), str) or not NAME.match(plain["name"]):
+    general = {key: table[key] for key in ("name", "parameters", "skip") if key in table}
+    if not isinstance(general.get("name"), str) or not NAME.match(general["name"]):
         findings.append("`name` is needed: letters, digits and `-`, at most 63.")
-        plain["name"] = "unnamed"
-    shell = _record(Pipeline, plain, "", findings) or Pipeline(name="unnamed")
-    tables = {key: made for key, made in read.items() if made is not None}
-    return msgspec.structs.replace(shell, steps=steps, gate=rules, model=model, targets=targets, **tables)
+        general["name"] = "unnamed"
+    pipeline = _record(Pipeline, general, "", findings) or Pipeline(name="unnamed")
+    tables = {
+        key: record
+        for key, kind in TABLES.items()
+        if key in table and (record := _record(kind, table[key], key, findings)) is not None
+    }
+    return msgspec.structs.replace(pipeline, steps=steps, gate=rules, model=model, targets=targets, **tables)
 
 
 def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
@@ -192,50 +180,58 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
     if not isinstance(raw, dict):
         findings.append(f"{where} is not a table.")
         return None
-    inputs = {
-        key: spec
-        for key, value in _items(raw, "inputs", findings, where)
-        if (
-            spec := _record(
-                InputSpec, {"from": value} if isinstance(value, str) else value, f"{where}.inputs.{key}", findings
-            )
-        )
-        is not None
-    }
+    inputs: dict[str, InputSpec] = {}
+    for key, value in _items(raw, "inputs", findings, where):
+        table = {"from": value} if isinstance(value, str) else value
+        if (spec := _record(InputSpec, table, f"{where}.inputs.{key}", findings)) is not None:
+            inputs[key] = spec
     remote = _record(SageMaker, raw.get("sagemaker", {}), f"{where}.sagemaker", findings) or SageMaker()
-    outputs = dict(_items(raw, "outputs", findings, where))  # `_places` says better what they may be
-    for key in [key for key, place in outputs.items() if not isinstance(place, str)]:
+    outputs = dict(_items(raw, "outputs", findings, where))  # `_output_paths` says better what they may be
+    for key in [key for key, path in outputs.items() if not isinstance(path, str)]:
         findings.append(f"{where}.outputs.{key}: Expected a path as text, got {outputs.pop(key)!r}.")
     step = _record(StepSpec, {**raw, "inputs": {}, "outputs": {}, "sagemaker": {}}, where, findings)
     return msgspec.structs.replace(step, inputs=inputs, outputs=outputs, sagemaker=remote) if step else None
 
 
-def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | None:
-    """`raw` as the record without what does not fit, and a finding for each unknown key and wrong type.
+def _target(name: str, raw: Any, findings: list[str]) -> Target | None:
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    for spec in get_args(Target):
+        if spec.__struct_config__.tag == kind:
+            target: Target | None = _record(spec, raw, f"targets.{name}", findings)
+            return target
+    findings.append(f'targets.{name}.kind is needed: "local" or "sagemaker".')
+    return None
 
-    None where what is left is no such record.
+
+def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | None:
+    """`raw` as the record, without the unknown keys and wrong types, of which `findings` gets one sentence each.
+
+    None where the rest is not a complete record.
     """
     if not isinstance(raw, dict):
         findings.append(f"{where}: {raw!r} is not a table.")
         return None
     valid = {field.encode_name for field in msgspec.structs.fields(kind)}
-    unknown = [key for key in raw if key not in valid]
+    of_kind, config = "", kind.__struct_config__
+    if config.tag_field is not None:
+        valid.add(config.tag_field)
+        of_kind = f" where {config.tag_field} is {str(config.tag)!r}"
     prefix = f"{where}." if where else ""
-    findings.extend(f"{prefix}{key} is not a key{nearest(key, valid)}" for key in unknown)
-    known = {key: value for key, value in raw.items() if key in valid}
+    findings += [f"{prefix}{key} is not a key{of_kind}{nearest(key, valid)}" for key in raw if key not in valid]
+    values = {key: value for key, value in raw.items() if key in valid}
     wrong = False
     while True:
         try:
-            return msgspec.convert(known, kind)
+            return msgspec.convert(values, kind)
         except msgspec.ValidationError as error:
             reason, _, at = in_words(error).partition(" - at `$")
-            key = next((key for key in known if at.startswith((f".{key}.", f".{key}`", f".{key}["))), None)
+            key = next((key for key in values if at.startswith((f".{key}.", f".{key}`", f".{key}["))), None)
             if key is None:
                 if not wrong:  # else what is missing now is what did not fit
                     findings.append(f"{where}{at.rstrip('`')}: {reason}.")
                 return None
             findings.append(f"{where}{at.rstrip('`')}: {reason}.".lstrip("."))
-            del known[key]
+            del values[key]
             wrong = True
 
 
@@ -269,7 +265,7 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
     if pipeline.model is not None:
         if not NAME.match(pipeline.model.name):
             yield f"model.name: {pipeline.model.name!r} is not made of letters, digits and `-`, at most 63."
-        yield from _output(pipeline.model.from_, "model.from", pipeline)
+        yield from _output_reference(pipeline.model.from_, "model.from", pipeline)
     for name in pipeline.targets:
         yield from _target_references(name, pipeline)
     yield from (f"sagemaker: {said}" for said in _contradictions(pipeline.sagemaker))
@@ -279,81 +275,91 @@ def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
     where, target = f"targets.{name}", pipeline.targets[name]
     if not STEP.match(name):
         yield f"{where}: a target's name is letters, digits, `_` and `-`, at most 31."
-    seen, before = [name], target.requires
+    yield from _required_targets(name, pipeline)
+    match target:
+        case LocalTargetSpec():
+            if target.port is not None and not 1 <= target.port <= 65535:
+                yield f"{where}.port is {target.port}; it is 1 to 65535."
+            yield from _not_above_zero(where, target, "workers", "max_body_mb", "timeout_s", "max_connections")
+        case SageMakerTargetSpec():
+            if target.serverless is not None and (target.instance or target.instance_count or target.scaling):
+                yield f"{where}: serverless has no instances to name, count or scale."
+            yield from _not_above_zero(where, target, "instance_count")
+            if target.capture is not None and not 0 <= target.capture.percent <= 100:
+                yield f"{where}.capture.percent is {target.capture.percent}; it is 0 to 100."
+            if target.scaling is not None and not 0 < target.scaling.min <= target.scaling.max:
+                yield f"{where}.scaling: min is above 0, and not above max."
+
+
+def _required_targets(name: str, pipeline: Pipeline) -> Iterator[str]:
+    """What is wrong with the chain of targets that a version must have served at before."""
+    chain, before = [name], pipeline.targets[name].requires
     while before is not None:
         if before not in pipeline.targets:
-            yield f"{where}.requires: there is no target `{before}`{nearest(before, pipeline.targets)}"
-            break
-        if before in seen:
-            yield f"{where}.requires: {' → '.join([*seen, before])} goes round in a circle."
-            break
-        seen.append(before)
+            yield f"targets.{name}.requires: there is no target `{before}`{nearest(before, pipeline.targets)}"
+            return
+        if before in chain:
+            yield f"targets.{name}.requires: {' → '.join([*chain, before])} goes round in a circle."
+            return
+        chain.append(before)
         before = pipeline.targets[before].requires
-    strange = ENDPOINT_KEYS if target.kind == "local" else LOCAL_KEYS
-    for key in strange:
-        if getattr(target, key) is not None:
-            yield f"{where}.{key} means nothing to a target of kind {target.kind}."
-    if target.port is not None and not 1 <= target.port <= 65535:
-        yield f"{where}.port is {target.port}; it is 1 to 65535."
-    if target.serverless is not None and (target.instance or target.instance_count or target.scaling):
-        yield f"{where}: serverless has no instances to name, count or scale."
-    for key in ("workers", "max_body_mb", "timeout_s", "max_connections", "instance_count"):
-        value = getattr(target, key)
+
+
+def _not_above_zero(where: str, record: Record, *keys: str) -> Iterator[str]:
+    for key in keys:
+        value = getattr(record, key)
         if value is not None and not value > 0:
             yield f"{where}.{key} is {value}; it is above 0."
-    if target.capture is not None and not 0 <= target.capture.percent <= 100:
-        yield f"{where}.capture.percent is {target.capture.percent}; it is 0 to 100."
-    if target.scaling is not None and not 0 < target.scaling.min <= target.scaling.max:
-        yield f"{where}.scaling: min is above 0, and not above max."
 
 
 def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[str]:
     where = f"steps.{name}"
     for key, spec in step.inputs.items():
-        source = spec.from_
-        if source == VERDICT:
-            if not pipeline.gate:
-                yield f"{where}.inputs.{key}: needs gate.verdict, but there is no [[gate]] rule."
-            if name in {rule.metric.partition(".")[0] for rule in pipeline.gate}:
-                yield f"{where}.inputs.{key}: the gate judges a metric of {name} itself, so it cannot need the verdict."
-        elif source.startswith(APPROVED):
-            if not NAME.match(source.removeprefix(APPROVED)):
-                yield f"{where}.inputs.{key}: {source!r} names no model; write `approved:NAME`."
-        elif is_output(source):
-            yield from _output(source, f"{where}.inputs.{key}", pipeline)
-        if spec.as_ == "uri" and not is_address(source):
-            yield f'{where}.inputs.{key}: `as = "uri"` is for addresses (s3://, https://), not {source!r}.'
+        yield from _input_references(name, f"{where}.inputs.{key}", spec, pipeline)
     for other in step.after:
         if other not in pipeline.steps:
             yield f"{where}.after: there is no step `{other}`{nearest(other, pipeline.steps)}"
     if step.retries < 0:
         yield f"{where}.retries is {step.retries}; it is 0 or more."
-    for key in ("timeout_s", "cell_timeout_s"):
-        limit = getattr(step, key)
-        if limit is not None and not limit > 0:
-            yield f"{where}.{key} is {limit}; it is above 0."
+    yield from _not_above_zero(where, step, "timeout_s", "cell_timeout_s")
     for said in _contradictions(pipeline.sagemaker, step.sagemaker):
         if said not in _contradictions(pipeline.sagemaker):
             yield f"{where}.sagemaker: {said}"
-    yield from _places(where, step)
+    yield from _output_paths(where, step)
 
 
-def _places(where: str, step: StepSpec) -> Iterator[str]:
-    taken: dict[PurePosixPath, str] = {}
-    for key, place in step.outputs.items():
-        path = PurePosixPath(place)
-        if not stays_below(place) or "\\" in place or path == PurePosixPath("."):
-            yield f"{where}.outputs.{key}: {place!r} must be a path below the step's output folder."
+def _input_references(step: str, where: str, spec: InputSpec, pipeline: Pipeline) -> Iterator[str]:
+    source = spec.from_
+    if source == VERDICT:
+        if not pipeline.gate:
+            yield f"{where}: needs gate.verdict, but there is no [[gate]] rule."
+        if step in {rule.metric.partition(".")[0] for rule in pipeline.gate}:
+            yield f"{where}: the gate judges a metric of {step} itself, so it cannot need the verdict."
+    elif source.startswith(APPROVED):
+        if not NAME.match(source.removeprefix(APPROVED)):
+            yield f"{where}: {source!r} names no model; write `approved:NAME`."
+    elif is_output(source):
+        yield from _output_reference(source, where, pipeline)
+    if spec.as_ == "uri" and not is_address(source):
+        yield f'{where}: `as = "uri"` is for addresses (s3://, https://), not {source!r}.'
+
+
+def _output_paths(where: str, step: StepSpec) -> Iterator[str]:
+    owners: dict[PurePosixPath, str] = {}
+    for key, written in step.outputs.items():
+        path = PurePosixPath(written)
+        if not stays_below(written) or "\\" in written or path == PurePosixPath("."):
+            yield f"{where}.outputs.{key}: {written!r} must be a path below the step's output folder."
         elif path == PurePosixPath(REGISTRATION):
             yield f"{where}.outputs.{key}: {REGISTRATION} is kept for runner.model.register."
         else:
-            for other, owner in taken.items():
+            for other, owner in owners.items():
                 if path == other or path in other.parents or other in path.parents:
-                    yield f"{where}.outputs.{key}: {place!r} and {owner} ({str(other)!r}) overlap."
-            taken[path] = key
+                    yield f"{where}.outputs.{key}: {written!r} and {owner} ({str(other)!r}) overlap."
+            owners[path] = key
 
 
-def _output(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
+def _output_reference(source: str, where: str, pipeline: Pipeline) -> Iterator[str]:
     step, _, output = source.partition(".")
     if not output or "://" in source:
         yield (

@@ -1,7 +1,7 @@
 """What exactly is to run: order, resolved parameters and sources, or every finding that prevents it.
 
-The one function is `plan`; `runner check` prints what it finds and `runner run` starts from what it
-gives. Reads the file and the notebooks, starts nothing, writes nothing.
+`runner check` prints the findings of `plan`, and `runner run` starts from its result. Reads the file and the notebooks;
+starts nothing, writes nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import graphlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 
@@ -19,14 +20,14 @@ from runner.errors import PipelineError, counted
 from runner.notebook.parameters import Declared
 from runner.notebook.source import Notebook, project_modules, read_notebook
 from runner.notebook.strip_outputs import INJECTED
-from runner.notebook.types import DoesNotFit, check, read_text
+from runner.notebook.types import DoesNotFit, Type, check, read_text
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import examine, is_address, is_path, nearest
 from runner.pipeline.registering import gated, needs_of, outlook, registers
 from runner.records import Pipeline, StepSpec, Value
 
 ENVIRONMENT = "env:"
-LEFT_OVER = {INJECTED, "runner-debug"}  # papermill's cell, and that of `runner debug`
+LEFTOVER_TAGS = {INJECTED, "runner-debug"}  # papermill's cell, and that of `runner debug`
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """What there is, in a line, for whoever has just had it checked."""
+        """One line for whoever has just had it checked."""
         rules = len(self.pipeline.gate)
         order = " → ".join(step.name for step in self.steps)
         return f"{self.file.name} is sound: {order}; {counted(rules, 'gate rule')}"
@@ -80,7 +81,7 @@ def plan(
     """
     pipeline, findings = examine(file, profile)
     notebooks = _notebooks(pipeline, file.parent, findings)
-    given, pipeline = _overridden(pipeline, notebooks, overrides or {}, findings)
+    texts, pipeline = _overridden(pipeline, notebooks, overrides or {}, findings)
     modules = {name: project_modules(notebook) for name, notebook in notebooks.items()}
     registering = {name for name, notebook in notebooks.items() if registers(notebook, modules[name].values())}
     waiting = gated(pipeline, registering)
@@ -88,23 +89,28 @@ def plan(
     order, wanted = _order(graph, pipeline, targets, findings)
     steps: list[PlannedStep] = []
     warnings: list[str] = []
-    for name in order:
-        if name in notebooks:
-            texts = given.get(name, {})
-            step = _planned(name, pipeline, notebooks[name], texts, findings, warnings, file.name, secrets_here)
-            step = replace(
-                step,
+    for name in (name for name in order if name in notebooks):
+        values = _values(
+            name, pipeline, notebooks[name], texts.get(name, {}), findings, warnings, file.name, secrets_here
+        )
+        skip = ""
+        if name in wanted:
+            findings += _sources(name, pipeline.steps[name], file.parent)
+        else:
+            skip = f"the profile {profile} skips it" if name in pipeline.skip else "not asked for"
+        steps.append(
+            PlannedStep(
+                name=name,
+                spec=pipeline.steps[name],
+                notebook=notebooks[name],
+                parameters=values,
                 modules=modules[name],
                 needs=tuple(graph[name]),
                 needs_verdict=name in waiting,
                 registers=name in registering,
+                skip=skip,
             )
-            if name in wanted:
-                findings += _sources(name, pipeline.steps[name], file.parent)
-            else:
-                why = f"the profile {profile} skips it" if name in pipeline.skip else "not asked for"
-                step = replace(step, skip=why)
-            steps.append(step)
+        )
     declared = {key for notebook in notebooks.values() for key in notebook.parameters}
     if len(notebooks) == len(pipeline.steps) and not any(notebook.open for notebook in notebooks.values()):
         findings += [
@@ -122,23 +128,23 @@ def plan(
 
 
 def _notebooks(pipeline: Pipeline, root: Path, findings: list[str]) -> dict[str, Notebook]:
-    found = {}
+    notebooks: dict[str, Notebook] = {}
     for name, step in pipeline.steps.items():
         path = root / step.notebook
         try:
-            found[name] = read_notebook(path)
+            notebook = notebooks[name] = read_notebook(path)
         except PipelineError as error:
             findings += [f"steps.{name}: {finding}" for finding in error.findings]
             continue
-        findings += _untakable(found[name], step)
-        findings += _left_over(step.notebook, found[name])
+        findings += _untakable(notebook, step)
+        findings += _leftover_cells(step.notebook, notebook)
         if (path.parent / "runner.py").exists() or (path.parent / "runner" / "__init__.py").exists():
             findings.append(f"{step.notebook}: a `runner` module beside it would shadow the package; rename it.")
-    return found
+    return notebooks
 
 
 def _untakable(notebook: Notebook, step: StepSpec) -> Iterator[str]:
-    """Why the notebook cannot take what it is given, before any name is looked at."""
+    """Why the notebook cannot take any values at all, whatever their names are."""
     takes = bool(step.inputs or step.outputs or step.parameters)
     if notebook.tagging:
         yield f"{step.notebook}: {notebook.tagging}"
@@ -146,16 +152,17 @@ def _untakable(notebook: Notebook, step: StepSpec) -> Iterator[str]:
         yield f"{step.notebook}: no code cell is tagged `parameters`; it needs exactly one."
     if notebook.language == "python" or not notebook.parameter_cells:
         return
-    for secret in (one for one in notebook.parameters.values() if one.secret):
-        yield (
-            f"{step.notebook}: `{secret.name}` is secret, and secrets are handed to Python notebooks only. "
-            "Read the environment variable in the notebook instead."
-        )
-    if takes and not _translated(notebook):
+    for parameter in notebook.parameters.values():
+        if parameter.secret:
+            yield (
+                f"{step.notebook}: `{parameter.name}` is secret, and secrets are handed to Python notebooks only. "
+                "Read the environment variable in the notebook instead."
+            )
+    if takes and not _is_translated(notebook):
         yield f"{step.notebook}: papermill cannot hand parameters to a notebook written in {notebook.language}."
 
 
-def _translated(notebook: Notebook) -> bool:
+def _is_translated(notebook: Notebook) -> bool:
     from papermill.exceptions import PapermillException  # half a second, and only for other languages than Python
     from papermill.translators import papermill_translators
 
@@ -166,40 +173,29 @@ def _translated(notebook: Notebook) -> bool:
     return True
 
 
-def _left_over(file: str, notebook: Notebook) -> Iterator[str]:
-    """Cells that an earlier execution put there: they would set other values than those that are recorded."""
+def _leftover_cells(file: str, notebook: Notebook) -> Iterator[str]:
     for cell in notebook.cells:
-        for tag in LEFT_OVER & set(cell.tags):
+        for tag in LEFTOVER_TAGS & set(cell.tags):
             where = f"cell [{cell.number}]" if cell.number is not None else "a cell"
             yield (
-                f"{file}: {where}, `{cell.first_line}`, is tagged `{tag}`: an earlier execution left it, and it would set "
-                "other values than those that are recorded. Delete the cell."
+                f"{file}: {where}, `{cell.first_line}`, is tagged `{tag}`: an earlier execution left it, and it "
+                "would set other values than those that are recorded. Delete the cell."
             )
 
 
 def _overridden(
     pipeline: Pipeline, notebooks: Mapping[str, Notebook], overrides: Mapping[str, str], findings: list[str]
 ) -> tuple[dict[str, dict[str, str]], Pipeline]:
-    """-p texts by step and parameter; and the pipeline with replaced sources."""
-    given: dict[str, dict[str, str]] = {}
+    """-p's texts by step and parameter; and the pipeline with the sources that -p replaces."""
+    texts: dict[str, dict[str, str]] = {}
     steps = dict(pipeline.steps)
     for key, text in overrides.items():
         step, dot, name = key.partition(".")
         if not dot:
             takers = [other for other, notebook in notebooks.items() if _is_parameter(key, steps[other], notebook)]
-            inputs = [other for other in steps if key in steps[other].inputs]
-            if inputs:
-                findings.append(f"-p {key}: is an input; write -p {inputs[0]}.{key}=…")
-            elif not takers:
-                valid = {
-                    name
-                    for other, book in notebooks.items()
-                    for name in book.parameters
-                    if name not in steps[other].inputs
-                }
-                findings.append(f"-p {key}: no notebook declares it{nearest(key, valid)}")
+            findings += _not_plain(key, takers, steps, notebooks)
             for other in takers:
-                given.setdefault(other, {}).setdefault(key, text)
+                texts.setdefault(other, {}).setdefault(key, text)
         elif step not in steps:
             findings.append(f"-p {key}: there is no step `{step}`{nearest(step, steps)}")
         elif name in steps[step].inputs and text.startswith("http://") and not is_address(text):
@@ -208,24 +204,35 @@ def _overridden(
                 "another address: use https://…"
             )
         elif name in steps[step].inputs:
-            source = (
-                text if is_address(text) or not text or text.startswith("approved:") else str(Path(text).absolute())
-            )
+            as_written = is_address(text) or not text or text.startswith("approved:")
+            source = text if as_written else str(Path(text).absolute())
             spec = msgspec.structs.replace(steps[step].inputs[name], from_=source)
             steps[step] = msgspec.structs.replace(steps[step], inputs={**steps[step].inputs, name: spec})
         elif name in steps[step].outputs:
-            findings.append(f"-p {key}: is an output; where it is written is the runner's to say.")
+            findings.append(f"-p {key}: is an output; the runner decides where it is written.")
         elif step in notebooks and name not in notebooks[step].parameters and not notebooks[step].open:
             valid = set(notebooks[step].parameters) - set(steps[step].outputs)
             findings.append(f"-p {key}: {steps[step].notebook} does not declare `{name}`{nearest(name, valid)}")
         else:
-            given.setdefault(step, {})[name] = text
-    return given, msgspec.structs.replace(pipeline, steps=steps)
+            texts.setdefault(step, {})[name] = text
+    return texts, msgspec.structs.replace(pipeline, steps=steps)
+
+
+def _not_plain(
+    key: str, takers: Sequence[str], steps: Mapping[str, StepSpec], notebooks: Mapping[str, Notebook]
+) -> Iterator[str]:
+    """Why -p's key needs a step's name before it, or is no parameter of any."""
+    inputs = [step for step in steps if key in steps[step].inputs]
+    if inputs:
+        yield f"-p {key}: is an input; write -p {inputs[0]}.{key}=…"
+    elif not takers:
+        valid = {name for step, book in notebooks.items() for name in book.parameters if name not in steps[step].inputs}
+        yield f"-p {key}: no notebook declares it{nearest(key, valid)}"
 
 
 def _is_parameter(name: str, spec: StepSpec, notebook: Notebook) -> bool:
-    known = name in notebook.parameters or (notebook.open and name in spec.parameters)
-    return known and name not in spec.inputs and name not in spec.outputs
+    declared = name in notebook.parameters or (notebook.open and name in spec.parameters)
+    return declared and name not in spec.inputs and name not in spec.outputs
 
 
 def _order(
@@ -262,7 +269,7 @@ def _order(
     return order, wanted
 
 
-def _planned(
+def _values(
     name: str,
     pipeline: Pipeline,
     notebook: Notebook,
@@ -271,60 +278,57 @@ def _planned(
     warnings: list[str],
     file: str,
     secrets_here: bool,
-) -> PlannedStep:
+) -> dict[str, Value]:
+    """The step's parameters by name: the file's values for all steps, then those for this one, then -p's `texts`."""
     spec = pipeline.steps[name]
     declared = {**notebook.parameters}
-    if notebook.open:  # what its cell does not show is taken as given
+    if notebook.open:  # a parameter that its cell does not show is handed over as it is
         declared = {**{key: Declared(key, None, None, False) for key in (*spec.parameters, *texts)}, **declared}
     for role, keys in (("inputs", spec.inputs), ("outputs", spec.outputs), ("parameters", spec.parameters)):
         findings += [finding for key in keys for finding in _role(name, role, key, notebook, spec)]
+    findings += [
+        f"{spec.notebook}: `{key}` is secret, so its default must be empty text."
+        for key, parameter in declared.items()
+        if parameter.secret and _is_parameter(key, spec, notebook) and parameter.default not in ("", None)
+    ]
+    tables = ((pipeline.parameters, "parameters"), (spec.parameters, f"steps.{name}.parameters"))
+    assignments: list[tuple[str, str, Any, Callable[[Any, Type | None], Value]]] = [
+        (f"{file}: {where}.{key}", key, value, check)
+        for table, where in tables
+        for key, value in table.items()
+        if key in declared and _is_parameter(key, spec, notebook)
+    ]
+    assignments += [(f"-p {key}", key, text, read_text) for key, text in texts.items()]
     values: dict[str, Value] = {}
-    for key, one in declared.items():
-        if one.secret and _is_parameter(key, spec, notebook) and one.default not in ("", None):
-            findings.append(f"{spec.notebook}: `{key}` is secret, so its default must be empty text.")
-    for table, where in ((pipeline.parameters, "parameters"), (spec.parameters, f"steps.{name}.parameters")):
-        for key, value in table.items():
-            if key in declared and _is_parameter(key, spec, notebook):
-                if declared[key].secret:
-                    findings += _secret(value, f"{file}: {where}.{key}", secrets_here)
-                    values[key] = value
-                    continue
-                try:
-                    values[key] = _fitting(check(value, declared[key].type), declared[key])
-                except DoesNotFit as error:
-                    findings.append(f"{file}: {where}.{key}: {error}, {declared[key].origin(spec.notebook)}")
-                    continue
-                warnings += _drift(declared[key], values[key], spec.notebook, file)
-    for key, text in texts.items():
-        if declared[key].secret:
-            findings += _secret(text, f"-p {key}", secrets_here)
-            values[key] = text
+    for where, key, value, convert in assignments:
+        parameter = declared[key]
+        if parameter.secret:
+            findings += _secret(value, where, secrets_here)
+            values[key] = value
             continue
         try:
-            values[key] = _fitting(read_text(text, declared[key].type), declared[key])
+            values[key] = _in_range(convert(value, parameter.type), parameter)
         except DoesNotFit as error:
-            findings.append(f"-p {key}: {error}, {declared[key].origin(spec.notebook)}")
+            findings.append(f"{where}: {error}, {parameter.origin(spec.notebook)}")
+            continue
+        if convert is check:
+            warnings += _drift(parameter, values[key], spec.notebook, file)
     warnings += [
         f"{spec.notebook}: the value of `{key}` looks like it lets one in, and a run records it; mark it `# secret`."
         for key, value in values.items()
         if isinstance(value, str) and "://" in value and not is_public(value)
     ]
-    return PlannedStep(
-        name=name,
-        spec=spec,
-        notebook=notebook,
-        parameters=dict(sorted(values.items())),
-    )
+    return dict(sorted(values.items()))
 
 
-def _fitting(value: Value, declared: Declared) -> Value:
+def _in_range(value: Value, declared: Declared) -> Value:
     if outside := declared.outside(value):
         raise DoesNotFit(outside)
     return value
 
 
 def _secret(value: Value, where: str, here: bool) -> Iterator[str]:
-    """A secret's value is named, never given: it would be in the shell's history and in the run's manifest."""
+    """A secret's value stays in the environment: here it would be in the shell's history and the run's manifest."""
     variable = value.removeprefix(ENVIRONMENT) if isinstance(value, str) and value.startswith(ENVIRONMENT) else ""
     if not variable.isidentifier():
         yield f"{where}: is secret; write {ENVIRONMENT}NAME, the environment variable that has its value."
@@ -357,7 +361,7 @@ def _drift(declared: Declared, value: Value, notebook: str, file: str) -> Iterat
 
 
 def _sources(name: str, spec: StepSpec, root: Path) -> Iterator[str]:
-    """Local sources that are not there, or are neither a file nor a folder; addresses that the notebook must not be given."""
+    """What is wrong with local sources, and addresses that the notebook must not be given."""
     for key, source in spec.inputs.items():
         if source.as_ == "uri" and not is_public(source.from_):
             yield (

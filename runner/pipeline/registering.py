@@ -53,19 +53,19 @@ def outlook(pipeline: Pipeline, registering: Collection[str]) -> Iterator[str]:
     steps = ", ".join(name for name in pipeline.steps if name in registering)
     if pipeline.model is None:
         if registering:
-            yield f"step {steps} calls runner.model.register, but there is no [model] to say its name: it will be refused."
+            reason = "there is no [model] to say its name: it will be refused"
+            yield f"step {steps} calls runner.model.register, but {reason}."
     elif not pipeline.gate:
-        yield (
-            f"there is no [[gate]], and only a run that passes its gate registers a model: no run registers "
-            f"{pipeline.model.name}."
-        )
+        model = pipeline.model.name
+        yield f"there is no [[gate]], and only a run that passes its gate registers a model: no run registers {model}."
     elif not registering:
         yield (
-            "no notebook calls runner.model.register, as far as their code says, so a run that passes its gate registers "
-            f"nothing. {HOW_TO_REGISTER}"
+            "no notebook calls runner.model.register, as far as their code says, so a run that passes its gate "
+            f"registers nothing. {HOW_TO_REGISTER}"
         )
     elif all(name in pipeline.skip for name in registering):
-        yield f"the profile skips {steps}, so nothing is registered; `runner register RUN` does it for a run that passed."
+        how = "`runner register RUN` does it for a run that passed"
+        yield f"the profile skips {steps}, so nothing is registered; {how}."
 
 
 def needs_verdict(spec: StepSpec) -> bool:
@@ -73,18 +73,18 @@ def needs_verdict(spec: StepSpec) -> bool:
 
 
 def _with_all_before(names: set[str], pipeline: Pipeline) -> set[str]:
-    found: set[str] = set()
+    reached: set[str] = set()
     pending = [name for name in names if name in pipeline.steps]
     while pending:
         name = pending.pop()
-        if name not in found:
-            found.add(name)
+        if name not in reached:
+            reached.add(name)
             pending += [step for step in upstream(pipeline.steps[name]) if step in pipeline.steps]
-    return found
+    return reached
 
 
 def _may_call(source: str) -> bool:
-    """What most sources are told by, without being parsed."""
+    """False for most sources, which then need not be parsed."""
     return "register" in source and "runner" in source
 
 
@@ -104,14 +104,8 @@ def _bound(tree: ast.AST) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
                 star = alias.name == "*" and f"{node.module}.register" in REGISTER
-                yield (
-                    ("register", f"{node.module}.register")
-                    if star
-                    else (
-                        alias.asname or alias.name,
-                        f"{node.module}.{alias.name}",
-                    )
-                )
+                name = "register" if star else alias.name
+                yield alias.asname or name, f"{node.module}.{name}"
 
 
 def _dotted(node: ast.expr, names: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""papermill's way to our client: an engine, and one function that runs a notebook with papermill's parts and with it."""
+"""The papermill engine that uses our client, and one function that executes a notebook by papermill's parts and it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
     from papermill.parameterize import parameterize_notebook
 
 from runner.step.client import StepClient  # after papermill, which it imports too
-from runner.step.session import Session
+from runner.step.execution import Execution
 
 NEWEST = 5  # minor version of nbformat 4
 
@@ -29,23 +29,23 @@ class RunnerEngine(Engine):  # type: ignore[misc]
 
     @classmethod
     def execute_notebook(cls, nb: Any, kernel_name: str, **kwargs: Any) -> Any:
-        session: Session = kwargs["session"]
+        execution: Execution = kwargs["execution"]
         try:
             done = super().execute_notebook(nb, kernel_name, **kwargs)
-        except BaseException:  # Ctrl-C too: what has been executed is kept, and told as it is
-            _tell_the_truth(nb, session.index)
-            with contextlib.suppress(Exception):  # must not hide the first one; another store has errors of its own
-                session.save(nb, True)
+        except BaseException:  # Ctrl-C too: the notebook so far is saved, with true marks
+            _mark_unfinished(nb, execution.index)
+            with contextlib.suppress(Exception):  # must not hide the first error
+                execution.save(nb, True)
             raise
-        if session.ending != "end":
-            _tell_the_truth(done, session.index)
-        session.save(done, True)
+        if execution.ending != "end":
+            _mark_unfinished(done, execution.index)
+        execution.save(done, True)
         return done
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> None:
-        _look_up(nb_man.nb, kwargs["secrets"])
-        StepClient(nb_man, kwargs["session"], kernel_name=kernel_name, **kwargs.get("client", {})).execute()
+        _read_secrets_from_environment(nb_man.nb, kwargs["secrets"])
+        StepClient(nb_man, kwargs["execution"], kernel_name=kernel_name, **kwargs.get("client", {})).execute()
 
 
 def execute(
@@ -54,28 +54,27 @@ def execute(
     *,
     language: str,
     kernel_name: str,
-    session: Session,
+    execution: Execution,
     secrets: Mapping[str, str],
 ) -> list[Any]:
     """The executed notebook's cells; how it ended is in `session`.
 
-    What papermill.execute_notebook does, without what it does for a file that is not written here, and without its
-    verdict: it goes by the error outputs it finds, so cells tagged `raises-exception` count too.
+    As papermill.execute_notebook, without writing the file and without its verdict, which counts error outputs of cells
+    tagged `raises-exception` too.
     """
     nb = _load(notebook)
     if parameters:
         nb = parameterize_notebook(nb, parameters, kernel_name=kernel_name, language=language)
     nb = remove_error_markers(prepare_notebook_metadata(nb, str(notebook), None))
-    done = RunnerEngine.execute_notebook(nb, kernel_name, progress_bar=False, session=session, secrets=secrets)
+    done = RunnerEngine.execute_notebook(nb, kernel_name, progress_bar=False, execution=execution, secrets=secrets)
     return list(done.cells)
 
 
 def _load(path: Path) -> Any:
-    """As papermill's load_notebook_node. A notebook of the newest format with proper ids needs no validator for it,
-    which takes 0.1 s to be made; the notebook has been read before, by runner.notebook.source."""
-    nb: Any = v4.reads(  # type: ignore[no-untyped-call]
-        path.read_text(encoding="utf-8")
-    )
+    """As papermill's load_notebook_node, without its validator, which takes 0.1 s to make: a notebook of the newest
+    format with proper ids needs none, as runner.notebook.source has read it before."""
+    reader: Any = v4
+    nb = reader.reads(path.read_text(encoding="utf-8"))
     ids = [cell.get("id") for cell in nb.cells]
     if nb.get("nbformat_minor") != NEWEST or None in ids or len(set(ids)) < len(ids):
         return load_notebook_node(str(path))
@@ -90,8 +89,8 @@ def _load(path: Path) -> Any:
     return nb
 
 
-def _look_up(nb: Any, secrets: Mapping[str, str]) -> None:
-    """Have the injected cell take each secret from the environment: the value stands in no file."""
+def _read_secrets_from_environment(nb: Any, secrets: Mapping[str, str]) -> None:
+    """Have the injected cell take each secret from the environment, so that no file has its value."""
     for cell in nb.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             for name, variable in secrets.items():
@@ -99,12 +98,12 @@ def _look_up(nb: Any, secrets: Mapping[str, str]) -> None:
                 cell.source = cell.source.replace(f'{name} = "env:{variable}"', line)
 
 
-def _tell_the_truth(nb: Any, index: int | None) -> None:
-    """papermill marks every cell completed, also those that never ran: put them back to pending."""
+def _mark_unfinished(nb: Any, index: int | None) -> None:
+    """papermill marks every cell completed, also those that never ran: mark these as pending."""
     for position, cell in enumerate(nb.cells):
-        marks = cell.metadata.get("papermill", {})
+        metadata = cell.metadata.get("papermill", {})
         if index is not None and position == index:
-            marks.update(status="failed", exception=True)
+            metadata.update(status="failed", exception=True)
         elif index is None or position > index:
-            marks.update(status="pending", exception=None)
+            metadata.update(status="pending", exception=None)
     nb.metadata.papermill["exception"] = True

@@ -1,10 +1,10 @@
-"""A step folder in, its result out: the one function that both a local run and a remote job call.
+"""A step folder in, its result out: the function that both a local run and a remote job call.
 
     folder/job.json       what to do                        (read)
     folder/notebook.ipynb, modules/, in/                    (read)
     folder/out/           what the notebook writes
     folder/executed.ipynb the notebook with its outputs, also on failure
-    folder/result.json    how it went, written last
+    folder/result.json    the StepResult, written last
 
 Knows no run store, no registry, no cloud and no command line.
 """
@@ -54,17 +54,16 @@ from runner.step.outcome import cells_run, out_of_memory_count, why_ended
 
 if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import
     from runner.kernel.standard import Kernel
-    from runner.step.session import Session
+    from runner.step.execution import Execution
 
 JOB, RESULT, EXECUTED = "job.json", "result.json", "executed.ipynb"
-
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a step is: `done` of `total` code cells, and the one that runs now."""
+    """`done` of `total` code cells have run; `cell` is the number of the one that runs now."""
 
     step: str
     done: int
@@ -85,9 +84,8 @@ def execute(
     """Execute the step folder and write its result.json.
 
     `cwd` is the kernel's working folder (default: the step's own snapshot of modules); files of `project` that cells
-    read without their being inputs are noted in the result. Setting `stop` interrupts the
-    kernel; the step is then `interrupted`. What the notebook does wrong is in the result's `error`; only what
-    concerns the folder itself raises (a RunnerError).
+    read although they are no inputs are noted in the result. Setting `stop` interrupts the kernel; the step is then
+    `interrupted`. The notebook's errors are in the result's `error`; errors of the folder itself raise RunnerError.
     """
     job = read(StepJob, folder / JOB)
     notebook = read_notebook(folder / SOURCE)
@@ -97,34 +95,36 @@ def execute(
     ooms = out_of_memory_count()
     redactor = Redactor(_secret_values(job))
 
-    def attempt(kernel: Kernel) -> tuple[Session, list[Any]]:
+    def attempt(kernel: Kernel) -> tuple[Execution, list[Any]]:
         _clear(job, folder)
         deadline = None if job.timeout_s is None else clock + job.timeout_s
-        session = _session(job, notebook, folder, kernel, stop or threading.Event(), on_progress, redactor, deadline)
-        return session, _cells(session, job, notebook, folder)
+        execution = _execution(
+            job, notebook, folder, kernel, stop or threading.Event(), on_progress, redactor, deadline
+        )
+        return execution, _cells(execution, job, notebook, folder)
 
-    def started(kind: str) -> Kernel:
+    def start_kernel(kind: str) -> Kernel:
         try:
             return start(folder, cwd=cwd, threads=job.threads, project=project, kernel=kind)
         except PipelineError as error:
             raise PipelineError(f"steps.{job.step}: {job.notebook}: {error}") from error
 
-    session, cells = attempt(kernel or started(job.kernel))
-    why = session.kernel.instead or session.kernel.refused
+    execution, cells = attempt(kernel or start_kernel(job.kernel))
+    why = execution.kernel.instead or execution.kernel.refused
     if why:
         log.warning("%s: executed by the standard kernel, because %s", job.step, terminal(why))
-    if session.kernel.refused:
+    if execution.kernel.refused:
         shutil.rmtree(folder / "out")
-        session, cells = attempt(started(STANDARD))
-    error = why_ended(session, cells, job, out_of_memory=out_of_memory_count() > ooms, redactor=redactor)
+        execution, cells = attempt(start_kernel(STANDARD))
+    error = why_ended(execution, cells, job, out_of_memory=out_of_memory_count() > ooms, redactor=redactor)
     outputs, inputs = dict[str, Artifact](), dict(job.inputs)
     registration = None
     if error is None:
         outputs, error = _outputs(job, folder)
     if error is None:
         error = _changed(job, folder)
-    opened, unfit = _opened(folder, project)
-    error = error or unfit
+    opened, opened_error = _opened(folder, project)
+    error = error or opened_error
     scraps = read_scraps(folder / EXECUTED)
     if error is None and (folder / "out" / REGISTRATION).exists():
         registration = _without_secrets(read(Registration, folder / "out" / REGISTRATION), redactor)
@@ -135,7 +135,7 @@ def execute(
         ended=_utc(datetime.now(UTC)),
         seconds=round(time.monotonic() - clock, 3),
         cells=len(notebook.code),
-        cells_run=cells_run(session, cells),
+        cells_run=cells_run(execution, cells),
         metrics=scraps.metrics,
         problems=scraps.problems,
         inputs=inputs,
@@ -143,11 +143,11 @@ def execute(
         undeclared=_undeclared(outputs, folder) if error is None else [],
         executed=artifact(folder / EXECUTED, name=EXECUTED),
         error=error,
-        kernel=session.kernel.kind,
+        kernel=execution.kernel.kind,
         threads=job.threads,
         registration=registration,
         opened=opened,
-        redacted=redactor.found,
+        redacted=redactor.redacted,
     )
     atomic_write(folder / RESULT, encode(result))
     reach("result written", job.step)
@@ -155,19 +155,19 @@ def execute(
 
 
 def _clear(job: StepJob, folder: Path) -> None:
-    """The step folder as it is before its notebook runs."""
+    """Make the step folder as it is before its notebook runs."""
     for name in (RESULT, EXECUTED):
         (folder / name).unlink(missing_ok=True)
     _forget_bytecode(folder)
-    for place in job.outputs.values():
-        target = folder / "out" / place
-        (target if place.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
+    for output in job.outputs.values():
+        path = folder / "out" / output
+        (path if output.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
     (folder / "out").mkdir(exist_ok=True)
 
 
-def _cells(session: Session, job: StepJob, notebook: Notebook, folder: Path) -> list[Any]:
+def _cells(execution: Execution, job: StepJob, notebook: Notebook, folder: Path) -> list[Any]:
     """Execute the notebook; how it ended is in `session`."""
-    # late: with no kernel started yet, this second of imports would come before it instead of beside it
+    # imported here, as the kernel starts during this second of imports
     from runner.step.engine import execute as execute_notebook
 
     try:
@@ -176,16 +176,16 @@ def _cells(session: Session, job: StepJob, notebook: Notebook, folder: Path) -> 
             _values(job, folder),
             language=notebook.language,
             kernel_name=notebook.kernel_name or "python3",
-            session=session,
+            execution=execution,
             secrets=job.secrets,
         )
     finally:
-        session.kernel.close()
+        execution.kernel.close()
         _forget_bytecode(folder)
 
 
 def _forget_bytecode(folder: Path) -> None:
-    """Python would execute what lies in `__pycache__` instead of the module whose hash is known."""
+    """Otherwise Python executes the files in `__pycache__` instead of the module whose hash is recorded."""
     for cache in sorted((folder / "modules").rglob("__pycache__")):
         shutil.rmtree(cache, ignore_errors=True)
 
@@ -195,19 +195,15 @@ def _utc(moment: datetime) -> str:
 
 
 def _values(job: StepJob, folder: Path) -> dict[str, Value]:
-    """What goes into the injected-parameters cell: inputs and outputs as absolute paths."""
+    """The values of the injected-parameters cell: inputs and outputs as absolute paths."""
     inputs: dict[str, Value] = {
         name: str(folder / fact.value) if fact.present and fact.as_ == "path" else fact.value
         for name, fact in job.inputs.items()
     }
-    outputs: dict[str, Value] = {name: str(folder / "out" / place) for name, place in job.outputs.items()}
-    # a secret's place is taken by its variable's name until the engine has the cell look it up
-    return {
-        **job.parameters,
-        **{name: f"env:{variable}" for name, variable in job.secrets.items()},
-        **inputs,
-        **outputs,
-    }
+    outputs: dict[str, Value] = {name: str(folder / "out" / path) for name, path in job.outputs.items()}
+    # the engine replaces these by code that reads the variable
+    secrets: dict[str, Value] = {name: f"env:{variable}" for name, variable in job.secrets.items()}
+    return job.parameters | secrets | inputs | outputs
 
 
 def _secret_values(job: StepJob) -> list[str]:
@@ -219,7 +215,7 @@ def _secret_values(job: StepJob) -> list[str]:
     return [os.environ[variable] for variable in job.secrets.values()]
 
 
-def _session(
+def _execution(
     job: StepJob,
     notebook: Notebook,
     folder: Path,
@@ -228,9 +224,9 @@ def _session(
     on_progress: Callable[[Progress], None],
     redactor: Redactor,
     deadline: float | None,
-) -> Session:
+) -> Execution:
+    from runner.step.execution import Execution, TimeLimits
     from runner.step.saving import Saver
-    from runner.step.session import Limits, Session
 
     total = len(notebook.code)
     # papermill puts its cell right after the one tagged `parameters`, or first
@@ -247,47 +243,45 @@ def _session(
         if cell is not None and cell.number is not None:
             on_progress(Progress(job.step, cell.number - (not done), total, cell.number, cell.first_line))
 
-    return Session(on_cell, stop, Limits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED, redactor))
+    return Execution(
+        on_cell, stop, TimeLimits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED, redactor)
+    )
 
 
 def _outputs(job: StepJob, folder: Path) -> tuple[dict[str, Artifact], StepError | None]:
-    found: dict[str, Artifact] = {}
-    for name, place in job.outputs.items():
-        path = folder / "out" / place
-        wrong = _wrong_kind(path, place)
-        if wrong is None:
-            try:
-                found[name] = artifact(path, name=f"out/{place}")
+    artifacts: dict[str, Artifact] = {}
+    for name, path in job.outputs.items():
+        try:
+            reason = _output_problem(folder / "out" / path, is_folder=path.endswith("/"))
+            if reason is None:
+                artifacts[name] = artifact(folder / "out" / path, name=f"out/{path}")
                 continue
-            except RunnerError as error:
-                wrong = str(error)
-        missing = StepError(
-            kind="output missing",
-            ename="OutputMissing",
-            evalue=f"the notebook ended, but output `{name}` ({place}) {wrong}. Write it to the path in `{name}`.",
-        )
-        return found, missing
-    return found, None
+        except RunnerError as error:
+            reason = str(error)
+        text = f"the notebook ended, but output `{name}` ({path}) {reason}. Write it to the path in `{name}`."
+        return artifacts, StepError(kind="output missing", ename="OutputMissing", evalue=text)
+    return artifacts, None
 
 
 def _undeclared(outputs: dict[str, Artifact], folder: Path) -> list[str]:
-    """Files in out/ that belong to no output, relative to it, by names that a record can hold. A registration's request
-    is the runner's own."""
-    ours = {REGISTRATION, *(found.path.removeprefix("out/") for found in outputs.values() if found.files is None)}
-    folders = tuple(found.path.removeprefix("out/") for found in outputs.values() if found.files is not None)
-    there = [path for path in (folder / "out").rglob("*") if path.is_symlink() or not path.is_dir()]
-    names = sorted(path.relative_to(folder / "out").as_posix() for path in there)
-    return [name for name in names if name not in ours and not name.startswith(folders) and stays_below(name)]
+    """Files in out/ that belong to no output, relative to it, by names that a record can hold. The request for a
+    registration is not among them."""
+    paths = {output.path.removeprefix("out/"): output for output in outputs.values()}
+    declared = {REGISTRATION, *(path for path, output in paths.items() if output.files is None)}
+    folders = tuple(path for path, output in paths.items() if output.files is not None)
+    files = [path for path in (folder / "out").rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = sorted(path.relative_to(folder / "out").as_posix() for path in files)
+    return [name for name in names if name not in declared and not name.startswith(folders) and stays_below(name)]
 
 
-def _wrong_kind(path: Path, place: str) -> str | None:
-    if place.endswith("/"):
+def _output_problem(path: Path, *, is_folder: bool) -> str | None:
+    if is_folder:
         return None if path.is_dir() and any(path.iterdir()) else "is not a folder with something in it"
     return None if path.is_file() else "is not there"
 
 
 def _changed(job: StepJob, folder: Path) -> StepError | None:
-    """Inputs whose bytes are others than those the job was made with."""
+    """The error about an input whose bytes have changed since the job was made."""
     for name, fact in job.inputs.items():
         if fact.artifact is None or not fact.stamp or fact.as_ == "uri":
             continue
@@ -297,34 +291,31 @@ def _changed(job: StepJob, folder: Path) -> StepError | None:
         except (OSError, RunnerError):
             same = False
         if not same:
-            return StepError(
-                kind="input changed",
-                ename="InputChanged",
-                evalue=f"input `{name}` ({fact.source}) was changed while the step ran, so what it saw is not known",
-            )
+            text = f"input `{name}` ({fact.source}) was changed while the step ran, so what it saw is not known"
+            return StepError(kind="input changed", ename="InputChanged", evalue=text)
     return None
 
 
-def _without_secrets(asked: Registration, redactor: Redactor) -> Registration:
-    (card, description), kinds = redactor.inside([asked.card, asked.description])
+def _without_secrets(request: Registration, redactor: Redactor) -> Registration:
+    (card, description), kinds = redactor.inside([request.card, request.description])
     redactor.note("what it registers", kinds)
-    return msgspec.structs.replace(asked, card=card, description=description)
+    return msgspec.structs.replace(request, card=card, description=description)
 
 
 def _opened(folder: Path, project: Path | None) -> tuple[dict[str, Opened], StepError | None]:
-    """The project's files that cells read, as the kernel noted them; directories and what is gone left out. An error
-    for one whose name no record can hold, as whether it has changed could not be known."""
-    found: dict[str, Opened] = {}
-    unfit: StepError | None = None
+    """The project's files that cells read, as the kernel noted them, without folders and deleted files. An error for a
+    file whose name no record can hold, because later nobody could tell whether it has changed."""
+    opened: dict[str, Opened] = {}
+    error: StepError | None = None
     if project is not None and (folder / OPENED).exists():
         for line in (folder / OPENED).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(OSError, RunnerError, ValueError):
                 name, cell = json.loads(line)
                 fact = file_fact(project / name)
                 if stays_below(name):
-                    found.setdefault(name, Opened(sha256=fact.sha256, cell=cell))
+                    opened.setdefault(name, Opened(sha256=fact.sha256, cell=cell))
                 else:
-                    said = f"a cell read {name!r}, a name that cannot be recorded: control characters or no UTF-8."
-                    unfit = StepError(kind="refused", ename="UnfitName", evalue=f"{said} Rename it", cell=cell)
+                    text = f"a cell read {name!r}, a name that cannot be recorded: control characters or no UTF-8."
+                    error = StepError(kind="refused", ename="UnfitName", evalue=f"{text} Rename it", cell=cell)
         (folder / OPENED).unlink()
-    return dict(sorted(found.items())), unfit
+    return dict(sorted(opened.items())), error

@@ -1,8 +1,9 @@
-"""Steps run on this machine: the kernel of the next step starts and imports while the current one runs."""
+"""Steps run on this machine: the kernel of the next step starts and imports while the current step runs."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,9 @@ SETTINGS = ("matplotlibrc", ".env")  # libraries look for them in the working fo
 
 
 class ForkServers:
-    """One fork server for all who ask, and another where it has ended or has loaded what it should not.
+    """One fork server for all callers, and a new one after it has ended or has loaded a package that it must not.
 
-    A working folder with settings for libraries has servers of its own. Runs that share a server share what it has
-    loaded. Safe to call from several threads.
+    A working folder with settings for libraries has servers of its own. Safe to call from several threads.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class ForkServers:
         self._lock = threading.Lock()
 
     def get(self, environment: dict[str, str], cwd: Path) -> ForkServer:
-        """It keeps the hash seed and the OpenMP settings of the environment it was first asked with."""
+        """The server keeps the hash seed and the OpenMP settings of the first call's environment."""
         with self._lock:
             own = cwd.resolve() if any((cwd / name).exists() for name in SETTINGS) else None
             servers = self._servers.setdefault(own, [])
@@ -42,7 +42,7 @@ class ForkServers:
     def close(self) -> None:
         """End all servers and their kernels."""
         with self._lock:
-            for server in (server for servers in self._servers.values() for server in servers):
+            for server in itertools.chain.from_iterable(self._servers.values()):
                 server.close()
             self._servers.clear()
 
@@ -51,8 +51,8 @@ class LocalExecutor:
     """Implements `runner.run.orchestrate.Executor`. Safe to call from several threads."""
 
     def __init__(self, project: Path | None = None, *, kernel: str = STANDARD, servers: ForkServers | None = None):
-        """`project` is the folder of which files read without being declared are noted; `kernel` is standard or forked;
-        `servers` are shared with other executors, and closed by whoever made them."""
+        """Files of the folder `project` that cells read without declaring them are noted; `kernel` is standard or
+        forked; `servers` are shared with other executors, and closed by their owner."""
         self._project, self._kernel = project, kernel
         self._servers, self._shared = servers or ForkServers(), servers is not None
         self._ahead: dict[Path, Kernel] = {}
@@ -61,20 +61,24 @@ class LocalExecutor:
     def expect(self, notebook: Path, *, threads: int) -> None:
         """The notebook is going to run first; what it imports is loaded while its step folder is being made."""
         with contextlib.suppress(RunnerError, OSError), self._lock:
-            found = read_notebook(notebook)
-            imports = Imports(found)
-            if self._kernel == FORKED and not needs_standard(found, imports):
+            source = read_notebook(notebook)
+            imports = Imports(source)
+            if self._kernel == FORKED and not needs_standard(source, imports):
                 server = self._servers.get(general_environment(threads), notebook.parent)
                 server.load(imports.ahead, cwd=notebook.parent)
 
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
-        """Start the kernel of a step folder ahead of time; what is wrong with it is for `run` to say."""
-        with self._lock:
+        """Start the kernel of a step folder ahead of time; if that fails, `run` raises the error."""
+        with self._lock, contextlib.suppress(RunnerError, OSError):
             if folder not in self._ahead:
-                try:
-                    self._ahead[folder] = self._start(folder, cwd, threads)
-                except (RunnerError, OSError):
-                    return
+                self._ahead[folder] = start(
+                    folder,
+                    cwd=cwd,
+                    threads=threads,
+                    project=self._project,
+                    kernel=self._kernel,
+                    server=self._servers.get,
+                )
 
     def run(
         self,
@@ -90,7 +94,7 @@ class LocalExecutor:
         return execute(folder, cwd=cwd, project=self._project, kernel=kernel, stop=stop, on_progress=on_progress)
 
     def close(self) -> None:
-        """End the kernels that were started and not used, of which nothing stays in their step folders."""
+        """End the kernels that were started and not used, and remove their files from the step folders."""
         with self._lock:
             for kernel in self._ahead.values():
                 kernel.close()
@@ -99,7 +103,3 @@ class LocalExecutor:
             for folder in self._ahead:
                 (folder / OPENED).unlink(missing_ok=True)
             self._ahead.clear()
-
-    def _start(self, folder: Path, cwd: Path | None, threads: int) -> Kernel:
-        server = self._servers.get
-        return start(folder, cwd=cwd, threads=threads, project=self._project, kernel=self._kernel, server=server)

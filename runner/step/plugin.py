@@ -1,7 +1,6 @@
-"""`papermill --engine runner`: this package's kernels and honesty for papermill's own users.
+"""`papermill --engine runner`: this package's kernels and checks for papermill's own users.
 
-papermill loads this module whenever it is imported, so it imports nothing heavy, and papermill least of all. Runs,
-caches, gates and registries have no part in it.
+papermill loads this module whenever it is imported, so it imports nothing heavy, papermill included.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from runner.escape import terminal
 
 if TYPE_CHECKING:
     from runner.kernel.standard import Kernel
-    from runner.step.session import Session
+    from runner.step.execution import Execution
 
-# options that are meant for others than nbclient's client, or that it gets by another name
-NOT_THE_CLIENTS = {"input_path", "output_path", "progress_bar", "autosave_cell_every", "execution_timeout", "timeout",
-                   "start_timeout", "startup_timeout", "km", "kernel_manager_class"}  # fmt: skip
+# options that nbclient's client does not take, or takes by another name
+NOT_THE_CLIENTS = {
+    "input_path", "output_path", "progress_bar", "autosave_cell_every", "execution_timeout", "timeout",
+    "start_timeout", "startup_timeout", "km", "kernel_manager_class",
+}  # fmt: skip
 HISTORY, NO_HISTORY = "--HistoryManager.hist_file", ":memory:"
-LEAVES = [("SystemExit", ""), ("SystemExit", "0")]  # no error to papermill; an early end to us
+EXITS = [("SystemExit", ""), ("SystemExit", "0")]  # no error for papermill; an early end for us
 
 
 class PapermillEngine:
@@ -44,8 +45,8 @@ class PapermillEngine:
     def execute_notebook(cls, nb: Any, kernel_name: str, **options: Any) -> Any:
         """The executed notebook. The file at `output_path` is replaced, whole, while it runs and at the end.
 
-        Raises what papermill's users know: nbclient's CellTimeoutError and DeadKernelError, and PapermillExecutionError
-        for a cell that left the notebook or whose error is not among its outputs; the others papermill finds there.
+        Raises nbclient's CellTimeoutError and DeadKernelError, and PapermillExecutionError for a cell that left the
+        notebook or whose error is not among its outputs; papermill raises for those that are.
         """
         from runner.step.engine import RunnerEngine
 
@@ -55,24 +56,24 @@ class PapermillEngine:
         save = _save(options.get("output_path") or "", options.get("autosave_cell_every", 30))
         shown = {name: options.get(name) for name in ("progress_bar", "log_output")}
 
-        def attempt(kernel: Kernel) -> tuple[Session, Any]:
-            session = _session(kernel, options, save)
-            return session, RunnerEngine.execute_notebook(
-                nb, kernel_name, session=session, secrets={}, client=client, **shown
+        def attempt(kernel: Kernel) -> tuple[Execution, Any]:
+            execution = _execution(kernel, options, save)
+            return execution, RunnerEngine.execute_notebook(
+                nb, kernel_name, execution=execution, secrets={}, client=client, **shown
             )
 
-        session, done = attempt(_kernel(nb, kernel_name, options))
-        why = session.kernel.instead or session.kernel.refused
+        execution, executed = attempt(_kernel(nb, kernel_name, options))
+        why = execution.kernel.instead or execution.kernel.refused
         if why:
             client["log"].warning("Executed by the standard kernel, because %s", terminal(why))
-        if session.kernel.refused:
-            session, done = attempt(_kernel(nb, kernel_name, options, forked=False))
-        _raise(session, done)
-        return done
+        if execution.kernel.refused:
+            execution, executed = attempt(_kernel(nb, kernel_name, options, forked=False))
+        _raise(execution, executed)
+        return executed
 
 
 def _refuse(options: dict[str, Any]) -> None:
-    """PapermillException for what papermill's own engine takes and this one would have to ignore."""
+    """Raise PapermillException for options that papermill's own engine takes and this one would have to ignore."""
     from papermill.exceptions import PapermillException
 
     for name in ("km", "kernel_manager_class"):
@@ -84,7 +85,7 @@ def _refuse(options: dict[str, Any]) -> None:
 
 
 def _client_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What nbclient's client is made with: the caller's options, as papermill's own engine hands them on."""
+    """The arguments of nbclient's client: the caller's options, as papermill's own engine passes them."""
     from papermill.log import logger
 
     return {
@@ -96,9 +97,9 @@ def _client_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(path: str, within_cells_s: float) -> Any:
-    """What keeps the notebook while it runs, at least every `within_cells_s` seconds.
+    """The function that saves the notebook while it runs, at least every `within_cells_s` seconds.
 
-    FileNotFoundError where the folder of a local file is missing, before anything runs.
+    Raises FileNotFoundError if the folder of a local file is missing.
     """
     from papermill.iorw import LocalHandler, papermill_io
 
@@ -106,20 +107,20 @@ def _save(path: str, within_cells_s: float) -> Any:
 
     every_s = min(SAVE_EVERY_S, within_cells_s or SAVE_EVERY_S)
     if not path:
-        return _keep_nothing
+        return lambda *_: None
     handler = papermill_io.get_handler(path)
     if isinstance(handler, LocalHandler):
-        return Saver(_place(handler, path), None, every_s=every_s)
+        return Saver(_local_file(handler, path), None, every_s=every_s)
     return Saver(Path(path), None, every_s=every_s, put=lambda content: handler.write(content.decode(), path))
 
 
-def _session(kernel: Kernel, options: dict[str, Any], save: Any) -> Session:
-    from runner.step.session import Limits, Session
+def _execution(kernel: Kernel, options: dict[str, Any], save: Any) -> Execution:
+    from runner.step.execution import Execution, TimeLimits
 
-    made = Session(_tell_nobody, threading.Event(), Limits(), kernel, save)
-    made.numbers_injected = True  # as papermill's own engine does
-    made.saves_within_cells = options.get("autosave_cell_every") != 0
-    return made
+    execution = Execution(lambda *_: None, threading.Event(), TimeLimits(), kernel, save)
+    execution.numbers_injected = True  # as papermill's own engine does
+    execution.saves_within_cells = options.get("autosave_cell_every") != 0
+    return execution
 
 
 def _kernel(nb: Any, name: str, options: dict[str, Any], *, forked: bool = True) -> Kernel:
@@ -128,26 +129,26 @@ def _kernel(nb: Any, name: str, options: dict[str, Any], *, forked: bool = True)
     from runner.kernel.kernelspec import installed_kernel
     from runner.kernel.standard import KernelProcess, start_kernel
 
-    asked = installed_kernel(name)
-    here = Path.cwd() / (options.get("resources", {}).get("metadata", {}).get("path") or ".")
-    environment = {**general_environment(0), **asked.environment, "JPY_PARENT_PID": str(os.getpid())}
+    installed = installed_kernel(name)
+    cwd = Path.cwd() / (options.get("resources", {}).get("metadata", {}).get("path") or ".")
+    environment = {**general_environment(0), **installed.environment, "JPY_PARENT_PID": str(os.getpid())}
     environment.pop("PYTHONHASHSEED") if "PYTHONHASHSEED" not in os.environ else None
     arguments, history = list(options.get("extra_arguments", ())), options.get("ipython_hist_file", NO_HISTORY)
-    if not asked.is_this_interpreters or arguments or history != NO_HISTORY:
-        if asked.is_ipykernel and history and not any(one.startswith(HISTORY) for one in arguments):
+    if not installed.is_this_interpreters or arguments or history != NO_HISTORY:
+        if installed.is_ipykernel and history and not any(argument.startswith(HISTORY) for argument in arguments):
             arguments.append(f"{HISTORY}={history}")  # as nbclient does
-        return KernelProcess([*asked.argv, *arguments], cwd=here, environment=environment)
-    ours = {**environment, "RUNNER_PATH": str(here)}
-    made, why = _forked_kernel(nb, name, here, ours) if forked else (None, "")
-    if made is not None:
-        return made
-    standard = start_kernel(cwd=here, environment=ours, language="python", kernel_name=name)
+        return KernelProcess([*installed.argv, *arguments], cwd=cwd, environment=environment)
+    environment["RUNNER_PATH"] = str(cwd)
+    kernel, why = _forked_kernel(nb, name, cwd, environment) if forked else (None, "")
+    if kernel is not None:
+        return kernel
+    standard = start_kernel(cwd=cwd, environment=environment, language="python", kernel_name=name)
     standard.instead = why
     return standard
 
 
-def _forked_kernel(nb: Any, name: str, here: Path, environment: dict[str, str]) -> tuple[Kernel | None, str]:
-    """It, or why the notebook needs the standard one."""
+def _forked_kernel(nb: Any, name: str, cwd: Path, environment: dict[str, str]) -> tuple[Kernel | None, str]:
+    """The kernel; or None, and why the notebook needs the standard one."""
     from runner.kernel.choose import Imports, needs_standard
     from runner.kernel.forked.client import ForkServer
     from runner.notebook.source import Cell, Notebook
@@ -157,17 +158,17 @@ def _forked_kernel(nb: Any, name: str, here: Path, environment: dict[str, str]) 
         for number, cell in enumerate(nb.cells, start=1)
         if cell.cell_type == "code" and cell.source.strip()
     )
-    notebook = Notebook(path=here / "notebook.ipynb", cells=cells, language="python", kernel_name=name)
+    notebook = Notebook(path=cwd / "notebook.ipynb", cells=cells, language="python", kernel_name=name)
     imports = Imports(notebook)
     why = needs_standard(notebook, imports)
     if why:
         return None, why
-    made = ForkServer(environment).kernel(cwd=here, environment=environment, modules=imports.ahead)
-    made.owns_server = True
-    return made, ""
+    kernel = ForkServer(environment).kernel(cwd=cwd, environment=environment, modules=imports.ahead)
+    kernel.owns_server = True
+    return kernel, ""
 
 
-def _raise(session: Session, nb: Any) -> None:
+def _raise(execution: Execution, nb: Any) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -176,44 +177,44 @@ def _raise(session: Session, nb: Any) -> None:
     from runner.step.outcome import why_ended
 
     job = StepJob(run="", step="", notebook="", parameters={}, outputs={})
-    found = why_ended(session, nb.cells, job, out_of_memory=False, redactor=Redactor())
-    if found is None:
+    why = why_ended(execution, nb.cells, job, out_of_memory=False, redactor=Redactor())
+    if why is None:
         return
-    cell = nb.cells[session.index or 0]
-    if session.ending == "cell timeout":
-        timeout: Any = session.limit_s
+    cell = nb.cells[execution.index or 0]
+    if execution.ending == "cell timeout":
+        timeout: Any = execution.limit_s
         raise CellTimeoutError.error_from_timeout_and_cell("Cell execution timed out", timeout, cell)
-    if session.ending in ("died", "silent"):
-        raise DeadKernelError(f"Cell [{found.cell}]: {found.evalue}")
-    if any(out.output_type == "error" and (out.ename, out.evalue) not in LEAVES for out in cell.outputs):
+    if execution.ending in ("died", "silent"):
+        raise DeadKernelError(f"Cell [{why.cell}]: {why.evalue}")
+    if any(out.output_type == "error" and (out.ename, out.evalue) not in EXITS for out in cell.outputs):
         return  # papermill looks for it, and raises
     error = PapermillExecutionError(
-        session.index,
+        execution.index,
         cell.execution_count,
         cell.source,
-        found.ename,
-        found.evalue,
-        [*found.traceback, f"{found.ename}: {found.evalue}"],
+        why.ename,
+        why.evalue,
+        [*why.traceback, f"{why.ename}: {why.evalue}"],
     )
     _mark(nb, error)
     raise error
 
 
 def _mark(nb: Any, error: Any) -> None:
-    """Write papermill's two cells about an error, which it makes itself only for those among the outputs."""
+    """Write papermill's two cells about an error; it does so itself only for errors among the outputs."""
     from nbformat.v4 import new_markdown_cell
     from papermill.execute import ERROR_ANCHOR_MSG, ERROR_MARKER_TAG, ERROR_MESSAGE_TEMPLATE
     from papermill.iorw import write_ipynb
 
-    for index, said in ((error.cell_index, ERROR_ANCHOR_MSG), (0, ERROR_MESSAGE_TEMPLATE % error.exec_count)):
-        cell: Any = new_markdown_cell(said)  # type: ignore[no-untyped-call]
+    for index, text in ((error.cell_index, ERROR_ANCHOR_MSG), (0, ERROR_MESSAGE_TEMPLATE % error.exec_count)):
+        cell: Any = new_markdown_cell(text)  # type: ignore[no-untyped-call]
         cell.metadata["tags"] = [ERROR_MARKER_TAG]
         nb.cells.insert(index, cell)
     write_ipynb(nb, nb.metadata.papermill.get("output_path"))
 
 
 def _write_whole_files() -> None:
-    """Have papermill replace local files instead of writing into them: what is killed then leaves the old one."""
+    """Have papermill replace local files instead of writing into them, so that a kill leaves the old file."""
     from papermill.iorw import papermill_io
 
     handler = papermill_io.get_handler("any.ipynb")
@@ -224,18 +225,12 @@ def _write_whole_files() -> None:
 def _write_whole(handler: Any, text: str, path: str) -> None:
     from runner.content import atomic_write
 
-    atomic_write(_place(handler, path), text.encode())
+    atomic_write(_local_file(handler, path), text.encode())
 
 
-def _place(handler: Any, path: str) -> Path:
-    """Where papermill's handler of local files writes; in its words where that cannot be."""
-    place = Path(handler._cwd or "", path)
-    if not place.parent.is_dir():
-        raise FileNotFoundError(f"output folder {place.parent} doesn't exist.")
-    return place
-
-
-def _keep_nothing(nb: Any, now: bool) -> None: ...
-
-
-def _tell_nobody(index: int, done: bool) -> None: ...
+def _local_file(handler: Any, path: str) -> Path:
+    """The path to which papermill's handler of local files writes; raises its error if the folder is missing."""
+    file = Path(handler._cwd or "", path)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"output folder {file.parent} doesn't exist.")
+    return file

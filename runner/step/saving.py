@@ -21,10 +21,10 @@ SPLIT_TOO = ("application/javascript", "image/svg+xml")  # what nbformat stores 
 
 
 class Saver:
-    """Writes the notebook beside its place, then renames it there: at most every SAVE_EVERY_S, or now.
+    """Writes the notebook to a temporary file and renames it: at most every `every_s` seconds, or at once if `now`.
 
-    What it writes is free of credentials, as is the notebook itself from then on; `redactor` knows what was there.
-    With None as redactor it is written as it is. `put` writes to a place that is not a local file.
+    Credentials are taken out of the notebook before; `redactor` keeps their kinds. With None it is written as it is.
+    `put` writes to a place that is not a local file.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Saver:
     ) -> None:
         self.path, self.redactor, self.every_s, self.put = path, redactor, every_s, put or self._replace
         self.last = time.monotonic()
-        self._clean: dict[int, Any] = {}  # by identity: what was looked through already, and has not been replaced
+        self._clean: dict[int, Any] = {}  # by identity: values that were redacted already
 
     def __call__(self, nb: Any, now: bool) -> None:
         if not now and time.monotonic() - self.last < self.every_s:
@@ -48,13 +48,13 @@ class Saver:
         self.last = time.monotonic()
 
     def _replace(self, content: bytes) -> None:
-        beside = self.path.with_suffix(".partial")
-        with beside.open("wb") as file:
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
             file.write(content)
             reach("notebook half saved")
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(self.path)
+        partial.replace(self.path)
         reach("notebook saved")
 
     def _redact(self, nb: Any, redactor: Redactor) -> None:
@@ -62,11 +62,11 @@ class Saver:
             where = f"cell [{cell.execution_count}]" if cell.get("execution_count") else "a cell"
             for output in cell.get("outputs", []):
                 for field in output.keys() - {"output_type", "execution_count"}:
-                    self._look_through(output, field, redactor, where)
+                    self._redact_field(output, field, redactor, where)
         if "widgets" in nb.metadata:
-            self._look_through(nb.metadata, "widgets", redactor, "a widget")
+            self._redact_field(nb.metadata, "widgets", redactor, "a widget")
 
-    def _look_through(self, holder: Any, field: str, redactor: Redactor, where: str) -> None:
+    def _redact_field(self, holder: Any, field: str, redactor: Redactor, where: str) -> None:
         if self._clean.get(id(holder[field])) is not holder[field]:
             holder[field], kinds = redactor.inside(holder[field], images=field == "data")
             self._clean[id(holder[field])] = holder[field]
@@ -74,35 +74,34 @@ class Saver:
 
 
 def written(nb: Any) -> bytes:
-    """The notebook's file, byte for byte what nbformat writes; without its validation and copies, in a third of the time."""
+    """The notebook's file, equal to nbformat's in every byte; without validation and copies, in a third of the time."""
     metadata = {name: value for name, value in nb["metadata"].items() if name not in TRANSIENT}
-    made = {**nb, "metadata": metadata, "cells": [_cell(cell) for cell in nb["cells"]]}
-    # half a surrogate pair, which a source may hold and no file can
-    text = json.dumps(made, sort_keys=True, ensure_ascii=False).encode(errors="replace")
+    document = {**nb, "metadata": metadata, "cells": [_cell(cell) for cell in nb["cells"]]}
+    # a source may have half a surrogate pair, which no file can hold
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False).encode(errors="replace")
     try:
         return msgspec.json.format(text, indent=1) + b"\n"
-    except msgspec.DecodeError:  # a NaN, which is not JSON and yet what kernels send and nbformat writes
-        return json.dumps(made, sort_keys=True, ensure_ascii=False, indent=1).encode(errors="replace") + b"\n"
+    except msgspec.DecodeError:  # a NaN, which is not JSON, but kernels send it and nbformat writes it
+        return json.dumps(document, sort_keys=True, ensure_ascii=False, indent=1).encode(errors="replace") + b"\n"
 
 
 def _cell(cell: Any) -> dict[str, Any]:
-    made = {**cell, "source": _lines(cell["source"])}
-    if "trusted" in cell["metadata"]:
-        made["metadata"] = {name: value for name, value in cell["metadata"].items() if name != "trusted"}
+    metadata = {name: value for name, value in cell["metadata"].items() if name != "trusted"}
+    stored = {**cell, "source": _lines(cell["source"]), "metadata": metadata}
     if "attachments" in cell:
-        made["attachments"] = {name: _bundle(data) for name, data in cell["attachments"].items()}
+        stored["attachments"] = {name: _bundle(data) for name, data in cell["attachments"].items()}
     if "outputs" in cell:
-        made["outputs"] = [_output(output) for output in cell["outputs"]]
-    return made
+        stored["outputs"] = [_output(output) for output in cell["outputs"]]
+    return stored
 
 
 def _output(output: Any) -> dict[str, Any]:
-    made = dict(output)
-    if "data" in made:
-        made["data"] = _bundle(made["data"])
-    if "text" in made:
-        made["text"] = _lines(made["text"])
-    return made
+    stored = dict(output)
+    if "data" in stored:
+        stored["data"] = _bundle(stored["data"])
+    if "text" in stored:
+        stored["text"] = _lines(stored["text"])
+    return stored
 
 
 def _bundle(data: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from papermill.engines import NotebookExecutionManager
 from runner.kernel.standard import Kernel
 from runner.step import plugin
 from runner.step.client import StepClient
-from runner.step.session import Limits, Session
+from runner.step.execution import Execution, TimeLimits
 
 FORKED = os.environ.get("PEERS_KERNEL") == "forked"
 
@@ -29,19 +29,19 @@ class NotebookClient(StepClient):
     def __init__(self, nb: Any, km: Any = None, **options: Any) -> None:
         manager = NotebookExecutionManager(nb, progress_bar=False)
         nothing: Any = None
-        session = Session(lambda *_: None, threading.Event(), Limits(), nothing, lambda *_: None)
-        super().__init__(manager, session, km=km, **{"raise_on_iopub_timeout": False, **options})
+        execution = Execution(lambda *_: None, threading.Event(), TimeLimits(), nothing, lambda *_: None)
+        super().__init__(manager, execution, km=km, **{"raise_on_iopub_timeout": False, **options})
 
     def execute(self, **_: Any) -> Any:
         self._attempt(self._kernel(forked=FORKED))
-        if self.session.kernel.refused:
+        if self.execution.kernel.refused:
             self._attempt(self._kernel(forked=False))
-        if self.session.ending == "error":
-            cell, raised = self.nb.cells[self.session.index or 0], self.session.raised
+        if self.execution.ending == "error":
+            cell, raised = self.nb.cells[self.execution.index or 0], self.execution.error
             told: dict[str, Any] = {"ename": raised.ename, "evalue": raised.evalue} if raised else {}
             told["traceback"] = [line for out in cell.outputs for line in out.get("traceback", ())]
             raise nbclient.exceptions.CellExecutionError.from_cell_and_msg(cell, told)
-        plugin._raise(self.session, self.nb)
+        plugin._raise(self.execution, self.nb)
         return self.nb
 
     async def async_execute(self, **_: Any) -> Any:
@@ -50,8 +50,10 @@ class NotebookClient(StepClient):
     def _attempt(self, kernel: Kernel) -> None:
         self.nb.metadata.setdefault("papermill", {})
         self.nb_man.notebook_start()
-        before = self.session
-        self.session = Session(before.on_cell, before.stop, before.limits, kernel, before.save, numbers_injected=True)
+        before = self.execution
+        self.execution = Execution(
+            before.on_cell, before.stop, before.limits, kernel, before.save, numbers_injected=True
+        )
         super().execute()
 
     def _kernel(self, *, forked: bool) -> Kernel:

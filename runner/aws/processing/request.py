@@ -167,7 +167,7 @@ def network(settings: Settings) -> dict[str, Any]:
 
 def cluster(settings: Settings) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "InstanceCount": settings.instance_count,
+        "InstanceCount": 1,
         "InstanceType": settings.instance,
         "VolumeSizeInGB": settings.volume_gb,
     }

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from runner.kernel.forked.framing import Kind, frame
 from runner.kernel.late_imports import late_packages, remember_late
-from runner.kernel.process_tree import python
+from runner.kernel.process_tree import python, signal_group
 
-if TYPE_CHECKING:  # it imports asyncio's queues and uuid, which starting a server does not need
-    from runner.kernel.forked.conversation import Conversation
+if TYPE_CHECKING:  # starting a server does not need asyncio's queues and uuid, which it imports
+    from runner.kernel.forked.kernel_client import ForkedKernelClient
 
 SERVER = "runner.kernel.forked.server"
 # OpenBLAS, MKL and numexpr start their threads when they are loaded; a kernel gets its number back after the fork.
@@ -32,7 +32,7 @@ ALONE = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
-TOLD_BYTES = 4096
+STATUS_BYTES = 4096
 LAST_BYTES = 4000
 END_S = 1.0
 
@@ -41,12 +41,12 @@ class ForkServer:
     """One running server; `close` ends it and every kernel it has forked, as does the end of this process."""
 
     def __init__(self, environment: Mapping[str, str], *, avoid: Iterable[str] = ()) -> None:
-        """Start it; returns at once. Its hash seed and its OpenMP settings are those of `environment`; the packages in
-        `avoid` are never loaded, nor are the late ones, nor what imports them."""
+        """Start it; returns at once. Its hash seed and its OpenMP settings are those of `environment`; it never loads
+        the packages in `avoid`, those of `late_packages`, and packages that import them."""
         self.avoid = {*late_packages(), *avoid}
         self.spoiled = False  # by having loaded what `avoid` has since; it forks no more
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        printed, self._said = os.memfd_create("printed"), os.memfd_create("said")  # its stdout and stderr
+        stdout, self._stderr = os.memfd_create("stdout"), os.memfd_create("stderr")
         own = {name: value for name, value in environment.items() if not name.startswith("RUNNER_")}
         try:
             self._process = subprocess.Popen(
@@ -54,17 +54,17 @@ class ForkServer:
                 env={**own, **ALONE},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=self._said,
+                stdout=stdout,
+                stderr=self._stderr,
                 start_new_session=True,
             )
         except BaseException:
             self._requests.close()
-            os.close(self._said)
+            os.close(self._stderr)
             raise
         finally:
             theirs.close()
-            os.close(printed)
+            os.close(stdout)
 
     @property
     def alive(self) -> bool:
@@ -77,29 +77,29 @@ class ForkServer:
     def kernel(self, *, cwd: Path, environment: Mapping[str, str], modules: Iterable[str]) -> ForkedKernel:
         """A kernel that is forked once `modules` are loaded; returns at once. OSError where the server has ended."""
         line, their_line = socket.socketpair()
-        told, their_told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         crashes = os.memfd_create("crashes")
         try:
-            self._ask(modules, cwd, [their_line.fileno(), their_told.fileno(), crashes])
+            self._ask(modules, cwd, [their_line.fileno(), their_status.fileno(), crashes])
         except BaseException:
-            for one in (line, told):
-                one.close()
+            line.close()
+            status.close()
             os.close(crashes)
             raise
         finally:
             their_line.close()
-            their_told.close()
+            their_status.close()
         setup = json.dumps({"folder": str(cwd.absolute()), "environment": dict(environment)})
-        with contextlib.suppress(OSError):  # it has ended just now, which `told` says too
+        with contextlib.suppress(OSError):  # it has just ended, which `status` says too
             line.sendall(frame(Kind.SETUP, setup.encode()))
-        return ForkedKernel(self, line, told, crashes)
+        return ForkedKernel(self, line, status, crashes)
 
     def close(self) -> None:
-        """Calling twice is safe."""
+        """Idempotent."""
         if self._requests.fileno() < 0:
             return
         self._requests.close()
-        os.close(self._said)
+        os.close(self._stderr)
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:  # in the middle of something long
@@ -108,12 +108,12 @@ class ForkServer:
 
     def last_words(self) -> str:
         """The last line that it wrote: why it did not start."""
-        said = "" if self._requests.fileno() < 0 else _end_of(self._said)
-        return (said.strip().splitlines() or [""])[-1]
+        text = "" if self._requests.fileno() < 0 else _end_of(self._stderr)
+        return (text.strip().splitlines() or [""])[-1]
 
     def _ask(self, modules: Iterable[str], cwd: Path, descriptors: list[int]) -> None:
-        wanted = {"modules": list(modules), "avoid": sorted(self.avoid), "folder": str(cwd.absolute())}
-        socket.send_fds(self._requests, [json.dumps(wanted).encode()], descriptors)
+        request = {"modules": list(modules), "avoid": sorted(self.avoid), "folder": str(cwd.absolute())}
+        socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
 
 
 class ForkedKernel:
@@ -122,38 +122,38 @@ class ForkedKernel:
     kind = "forked"
     instead = ""
 
-    def __init__(self, server: ForkServer, line: socket.socket, told: socket.socket, crashes: int) -> None:
-        self.server, self.line, self._told, self._crashes = server, line, told, crashes
-        self.owns_server = False  # which is then closed with it
+    def __init__(self, server: ForkServer, line: socket.socket, status: socket.socket, crashes: int) -> None:
+        self.server, self.line, self._status, self._crashes = server, line, status, crashes
+        self.owns_server = False  # and closes it
         self.refused = ""
         self._pid: int | None = None
-        self._pidfd: int | None = None  # watched where the server is gone and the kernel is not
+        self._pidfd: int | None = None  # watched if the server has ended and the kernel has not
         self._code: int | None = None
-        self._over = False
+        self._ended = False
         self._waiting: set[asyncio.Future[None]] = set()
-        told.setblocking(False)
+        status.setblocking(False)
 
     @property
     def returncode(self) -> int | None:
-        self._hear()
+        self._read_status()
         return self._code
 
     async def died(self) -> int | None:
-        """The exit code, once it has ended or refused; negative for a signal, None where nobody can know."""
+        """As of any Kernel, also once it has refused."""
         loop = asyncio.get_running_loop()
-        self._hear()
-        while not self._over:
-            source = self._told if self._pidfd is None else self._pidfd
-            heard = loop.create_future()
-            self._waiting.add(heard)
+        self._read_status()
+        while not self._ended:
+            source = self._status if self._pidfd is None else self._pidfd
+            change = loop.create_future()
+            self._waiting.add(change)
             loop.add_reader(source, self._settle)
             try:
-                await heard
+                await change
             finally:
-                self._waiting.discard(heard)
+                self._waiting.discard(change)
                 if not self._waiting:
                     loop.remove_reader(source)
-            self._hear()
+            self._read_status()
         return self._code
 
     def last_words(self) -> str:
@@ -161,19 +161,17 @@ class ForkedKernel:
         return _end_of(self._crashes)
 
     def signal(self, number: int) -> None:
-        """Send to the kernel and everything it started; nothing happens where all are gone."""
-        self._hear()
+        self._read_status()
         if self._pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._pid, number)
+            signal_group(self._pid, number)
 
-    def client(self) -> Conversation:
-        from runner.kernel.forked.conversation import Conversation
+    def client(self) -> ForkedKernelClient:
+        from runner.kernel.forked.kernel_client import ForkedKernelClient
 
-        return Conversation(self.line, on_left=self.leave, on_refused=self.refuse)
+        return ForkedKernelClient(self.line, on_left=self.mark_ended, on_refused=self.refuse)
 
-    def leave(self) -> None:
-        """It has run its exit handlers, and is over for us while the process takes its memory down."""
+    def mark_ended(self) -> None:
+        """It has run its exit handlers; its process may still be freeing memory."""
         self._code = 0
         self._end()
 
@@ -182,61 +180,61 @@ class ForkedKernel:
         self._end()
 
     def close(self) -> None:
-        """Kill whatever is left of it. Calling twice is safe."""
-        if self._told.fileno() < 0:
+        if self._status.fileno() < 0:
             return
         self.signal(signal.SIGKILL)
-        self._over = True
-        for one in (self.line, self._told):  # by which the server knows
-            one.close()
+        self._ended = True
+        self.line.close()
+        self._status.close()  # which the server notices
         for descriptor in (self._crashes, self._pidfd):
             if descriptor is not None:
                 os.close(descriptor)
         if self.owns_server:
             self.server.close()
 
-    def _hear(self) -> None:
-        """Take in what the server has told so far."""
-        while not self._over:
+    def _read_status(self) -> None:
+        """Take in what the server has reported so far."""
+        while not self._ended:
             if self._pidfd is not None:
                 if select.select([self._pidfd], [], [], 0)[0]:
                     self._end()
                 return
             try:
-                data = self._told.recv(TOLD_BYTES)
+                data = self._status.recv(STATUS_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             self._take(json.loads(data) if data else None)
 
-    def _take(self, what: dict[str, Any] | None) -> None:
-        if what is None and self._pid is None:
-            self.refuse(f"the fork server has ended. {self.server.last_words()}".strip())
-        elif what is None:
-            try:
-                self._pidfd = os.pidfd_open(self._pid or 0)
-            except ProcessLookupError:
+    def _take(self, report: dict[str, Any] | None) -> None:
+        match report:
+            case {"refused": why, "by": package}:
+                self.server.avoid.add(package)
+                self.server.spoiled = True
+                remember_late(package)
+                self.refuse(why)
+            case {"pid": pid}:
+                self._pid = pid
+            case {"code": code}:
+                self._code = code
                 self._end()
-        elif "refused" in what:
-            self.server.avoid.add(what["by"])
-            self.server.spoiled = True
-            remember_late(what["by"])
-            self.refuse(what["refused"])
-        elif "pid" in what:
-            self._pid = what["pid"]
-        else:
-            self._code = what["code"]
-            self._end()
+            case None if self._pid is not None:
+                try:
+                    self._pidfd = os.pidfd_open(self._pid)
+                except ProcessLookupError:
+                    self._end()
+            case None:
+                self.refuse(f"the fork server has ended. {self.server.last_words()}".strip())
 
     def _end(self) -> None:
-        self._over = True
+        self._ended = True
         self._settle()
 
     def _settle(self) -> None:
-        for heard in self._waiting:
-            if not heard.done():
-                heard.set_result(None)
+        for change in self._waiting:
+            if not change.done():
+                change.set_result(None)
 
 
 def _end_of(file: int) -> str:

@@ -1,6 +1,6 @@
 """Frames over a stream socket: how the runner and a forked kernel talk. Standard library only.
 
-A frame is the length of its payload (4 bytes), what it is (1 byte), and the payload: JSON for all kinds.
+A frame is the length of its payload (4 bytes), its kind (1 byte), and the payload, which is JSON.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ def frame(kind: Kind, payload: bytes) -> bytes:
 
 
 class Frames:
-    """Puts frames together from the pieces in which a socket hands them out."""
+    """Assembles frames from the pieces that a socket delivers."""
 
     def __init__(self) -> None:
-        self._held = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """The frames that `data` completes."""
-        self._held += data
+        self._buffer += data
         at = 0
-        while len(self._held) - at >= HEAD.size:
-            size, kind = HEAD.unpack_from(self._held, at)
+        while len(self._buffer) - at >= HEAD.size:
+            size, kind = HEAD.unpack_from(self._buffer, at)
             end = at + HEAD.size + size
-            if len(self._held) < end:
+            if len(self._buffer) < end:
                 break
-            yield Kind(kind), bytes(self._held[at + HEAD.size : end])
+            yield Kind(kind), bytes(self._buffer[at + HEAD.size : end])
             at = end
-        del self._held[:at]
+        del self._buffer[:at]
 
 
 def receive(line: socket.socket) -> tuple[Kind, bytes] | None:
-    """Wait for one frame; None where the other side is gone."""
+    """Wait for one frame; None if the other side has closed the socket."""
     head = _exactly(line, HEAD.size)
     if head is None:
         return None

@@ -1,7 +1,7 @@
-"""ipykernel without its sockets and threads: what a fork server makes once and every kernel it forks goes on with.
+"""ipykernel without its sockets and threads: a fork server makes it once, and every kernel it forks uses it.
 
-The application, the kernel and the shell are ipykernel's own, so that cells find what they find in Jupyter. Messages
-leave by the session, which puts them on one line to the runner.
+The application, the kernel and the shell are ipykernel's own, so that cells find the same as in Jupyter. The session
+sends messages by one line to the runner.
 """
 # mypy: disallow-untyped-calls=False
 # (ipykernel is not annotated)
@@ -21,9 +21,8 @@ from typing import Any, NoReturn
 from runner.import_blocking import without
 from runner.kernel.fd_capture import Pump
 from runner.kernel.forked.framing import Kind, frame
-from runner.kernel.output_limits import Ceiling
 from runner.kernel.preload import Preload
-from runner.kernel.stream import CappedStream, Keeper, named_as, pack
+from runner.kernel.stream import CappedStream, LimitedSession, named_as, pack
 
 with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     # the first three are what every shell imports later
@@ -34,64 +33,43 @@ with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     from ipykernel.iostream import OutStream
     from ipykernel.ipkernel import IPythonKernel
     from ipykernel.kernelapp import IPKernelApp
-    from jupyter_client.session import Session
     from traitlets import default
 
-    from runner.kernel.shell import HISTORY, NotebookKernel, settle_in
+    from runner.kernel.shell import HISTORY, NotebookKernel, configure_app
 
 INLINE = "module://matplotlib_inline.backend_inline"
 COMMS = ("comm_open", "comm_msg", "comm_close")
 SHELL, IOPUB = object(), object()  # where ipykernel means to send a message
 
 
-class Line(Session):
-    """Jupyter's session with one socket for all channels. Before `connect` it drops what it is given, or has it kept."""
+class SocketSession(LimitedSession):
+    """Jupyter's session with one socket for all channels. Before `connect` it drops messages."""
 
-    keeper: Keeper | None = None
+    line: socket.socket | None = None
 
     def connect(self, line: socket.socket) -> None:
         self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
-        self.ceiling = Ceiling()
 
     @property
     def is_ours(self) -> bool:
         """False in a process that a cell forked."""
         return os.getpid() == self.owner
 
-    def send(
-        self,
-        stream: Any,
-        msg_or_type: dict[str, Any] | str,
-        content: dict[str, Any] | None = None,
-        parent: dict[str, Any] | None = None,
-        ident: Any = None,
-        buffers: Any = None,
-        track: bool = False,
-        header: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    def deliver(self, stream: Any, message: dict[str, Any], **_: Any) -> None:
         """Put a message on the line; a process that a cell forked can only print."""
-        if isinstance(msg_or_type, dict):
-            message = msg_or_type
-        else:
-            message = self.msg(msg_or_type, content=content, parent=parent, header=header, metadata=metadata)
-        kind = message["header"]["msg_type"]
-        if not hasattr(self, "line"):
-            if self.keeper is not None:
-                self.keeper.sent(kind, message["content"], message["metadata"], buffers)
-            return message
+        kind, content = message["header"]["msg_type"], message["content"]
+        if self.line is None:
+            return
         if kind in COMMS:
             self.refuse("a cell talks to a widget in the browser (a comm)")
-        if not self.is_ours:
-            self._print(kind, message["content"])
-            return message
-        if not self.ceiling.lets(kind, message["content"]):
-            return message
-        payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": message["content"]}
-        self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload))
-        return message
+        if self.is_ours:
+            payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": content}
+            self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload))
+        elif kind == "stream":
+            os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
 
     def put(self, kind: Kind, payload: bytes) -> None:
+        assert self.line is not None
         with self.lock:
             self.line.sendall(frame(kind, payload))
 
@@ -101,17 +79,10 @@ class Line(Session):
         while True:
             time.sleep(60)
 
-    def _print(self, kind: str, content: dict[str, Any]) -> None:
-        if kind == "stream":
-            os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
-
 
 @named_as(OutStream)
 class PumpedStream(CappedStream):
-    """A cell's stdout or stderr in a forked kernel.
-
-    Libraries loaded ahead find it, as they do in a kernel of their own; until it is connected it writes to the server's.
-    """
+    """A cell's stdout or stderr in a forked kernel; until it is connected it writes to the server's."""
 
     def write(self, string: str) -> int:
         if self.closed or self.pub_thread.connected or self.keeper is not None:
@@ -139,8 +110,8 @@ class PumpedStream(CappedStream):
 
 
 @named_as(IPythonKernel)
-class ForkedKernel(NotebookKernel):
-    """Handles one request at a time, in the process's main thread, with its loop running as in any kernel."""
+class ForkedIPythonKernel(NotebookKernel):
+    """Handles one request at a time, in the process's main thread, with a running loop as in any kernel."""
 
     session: Any
     parent: Any
@@ -149,7 +120,7 @@ class ForkedKernel(NotebookKernel):
 
     async def handle(self, message: dict[str, Any], pump: Pump) -> None:
         """One request, from busy to idle."""
-        self.session.ceiling.begin()
+        self.session.output_limits.begin()
         self.set_parent([], message, channel="shell")
         self._publish_status("busy", "shell")
         self.pre_handler_hook()
@@ -176,7 +147,7 @@ class ForkedKernel(NotebookKernel):
 
 @named_as(IPKernelApp)
 class ForkedApp(IPKernelApp):
-    """`build()` makes it in the server; `begin` does in the forked process what belongs to one notebook."""
+    """`build()` makes it in the server; `begin` prepares it in the forked process for one notebook."""
 
     session: Any
     shell: Any
@@ -202,7 +173,7 @@ class ForkedApp(IPKernelApp):
         self.patch_io()
 
     def init_kernel(self) -> None:
-        self.kernel = ForkedKernel.instance(
+        self.kernel = ForkedIPythonKernel.instance(
             parent=self,
             session=self.session,
             iopub_socket=IOPUB,
@@ -212,7 +183,7 @@ class ForkedApp(IPKernelApp):
             user_ns=self.user_ns,
         )
 
-    # these run what the user's IPython profile asks for, and look at the environment
+    # `begin` calls these: they run the user's IPython profile, and read the environment
     def init_path(self) -> None: ...
     def init_gui_pylab(self) -> None: ...
     def init_extensions(self) -> None: ...
@@ -253,10 +224,10 @@ def build() -> Any:
     app: Any = ForkedApp.instance()
     # what ipykernel sets before any cell: pyplot, loaded ahead, looks at it when it is imported
     os.environ["MPLBACKEND"] = os.environ.get("MPLBACKEND") or INLINE
-    app.session = Line(parent=app)
+    app.session = SocketSession(parent=app)
     with without("debugpy"):
         app.initialize([HISTORY])
-    settle_in(app)
+    configure_app(app)
     app.preload = Preload(app.shell)
     app.pump = Pump()
     app.streams = [PumpedStream(app.session, app.pump, name) for name in ("stdout", "stderr")]

@@ -1,6 +1,6 @@
-"""A forked process becomes one notebook's kernel: what it shares with the server is made its own, then it serves.
+"""A forked process becomes one notebook's kernel: it replaces the state that it shares with the server, then serves.
 
-Runs in the fork only. What the standard kernel has by being a fresh process must be true here too.
+Runs in the fork only. Whatever holds for the standard kernel as a new process must hold here too.
 """
 
 from __future__ import annotations
@@ -15,48 +15,44 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import threadpoolctl
+from threadpoolctl import ThreadpoolController
 
 from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
-from runner.kernel.process_tree import adopt
-from runner.kernel.shell import find_in, name_as_jupyter
-from runner.kernel.standard_main import Watch, leave
+from runner.kernel.process_tree import become_subreaper
+from runner.kernel.shell import set_import_path, set_jupyter_argv
+from runner.kernel.standard_main import exit_process, note_opened_files
 
 if TYPE_CHECKING:  # loaded already, by the server
     from runner.kernel.forked.kernel_app import ForkedApp
 
-BLAS = "OPENBLAS_NUM_THREADS"
+BLAS, MKL, OMP = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
 NUMEXPR_MOST = 16  # threads that numexpr takes by itself, on however many cores
 
 
-def live(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection[str]) -> None:
-    """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for it and others.
-
-    `crashes` is a file that gets the trace of a crash.
-    """
+def run_kernel(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection[str]) -> None:
+    """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for notebooks;
+    `crashes` is a file for the trace of a crash."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    adopt()
+    become_subreaper()
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
     setup = receive(line)
     if setup is None or setup[0] is not Kind.SETUP:
         os._exit(0)
-    wanted = json.loads(setup[1])
-    shadowed = _become(wanted["environment"], Path(wanted["folder"]), added)
+    settings = json.loads(setup[1])
+    shadowed = _adopt_environment(settings["environment"], Path(settings["folder"]), added)
     app.begin(line)
     if shadowed:
         app.session.refuse(f"the project's own {shadowed} has the name of an installed package that another step uses")
-    project, opened = os.environ.pop("RUNNER_PROJECT", ""), os.environ.pop("RUNNER_OPENED", "")
-    if opened:
-        sys.addaudithook(Watch(app.shell, project, opened))
+    note_opened_files(app.shell)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_serve(app, line))
-    leave(lambda: app.session.put(Kind.LEFT, b"0"))
+    exit_process(lambda: app.session.put(Kind.LEFT, b"0"))
 
 
 async def _serve(app: ForkedApp, line: socket.socket) -> None:
@@ -75,7 +71,7 @@ async def _serve(app: ForkedApp, line: socket.socket) -> None:
             request = json.loads(payload)
             header = request["header"]
             header["date"] = datetime.fromisoformat(header["date"])
-            # as Jupyter's session hands it on
+            # in the form of Jupyter's session
             requests.put_nowait({**request, "msg_id": header["msg_id"], "msg_type": header["msg_type"], "buffers": []})
 
     loop.add_reader(line, read)
@@ -88,7 +84,7 @@ async def _serve(app: ForkedApp, line: socket.socket) -> None:
 
 
 def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
-    """ipykernel's handler asks the loop to cancel an awaiting cell, which a loop that waits does not notice by itself."""
+    """ipykernel's handler asks the loop to cancel an awaiting cell, which a waiting loop does not notice by itself."""
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -96,37 +92,34 @@ def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
     loop.add_reader(woken, os.read, woken, CHUNK_BYTES)
 
 
-def _become(environment: dict[str, str], folder: Path, added: Collection[str]) -> str:
-    """Take on the environment; the name of a project module that is hidden by a package loaded ahead, or ""."""
-    numbers = {name: os.environ.get(name) for name in (BLAS, "OMP_NUM_THREADS")}
+def _adopt_environment(environment: dict[str, str], folder: Path, added: Collection[str]) -> str:
+    """Take on the environment; returns the name of a project module that is hidden by a package loaded ahead, or ""."""
+    servers_omp = os.environ.get(OMP)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    path = [place for place in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if place]
+    path = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     for name in ("RUNNER_PRELOAD", "RUNNER_OWNER"):
         os.environ.pop(name, None)
     os.environ["JPY_PARENT_PID"] = str(os.getppid())  # as of any process of Jupyter's
-    find_in(path)
-    name_as_jupyter(os.devnull)
+    set_import_path(path)
+    set_jupyter_argv(os.devnull)
     _reseed()
-    _restore_threads(numbers)
-    gc.enable()  # what was loaded ahead stays frozen: looking through it would copy its pages
-    beside = {entry.partition(".")[0] for place in path for entry in _importable(Path(place))}
-    return min(beside.intersection(added) - sys.stdlib_module_names, default="")
+    _restore_threads(servers_omp)
+    gc.enable()  # objects loaded ahead stay frozen: searching them would copy their pages
+    own = {module for folder in path for module in _modules_in(Path(folder))}
+    return min(own.intersection(added) - sys.stdlib_module_names, default="")
 
 
-def _importable(place: Path) -> list[str]:
+def _modules_in(folder: Path) -> Iterator[str]:
     with contextlib.suppress(OSError):
-        return [
-            entry.name
-            for entry in place.iterdir()
-            if entry.suffix in (".py", ".so") or (entry / "__init__.py").is_file()
-        ]
-    return []
+        for entry in folder.iterdir():
+            if entry.suffix in (".py", ".so") or (entry / "__init__.py").is_file():
+                yield entry.name.partition(".")[0]
 
 
 def _reseed() -> None:
-    """Random numbers of its own: all forks would draw the same."""
+    """Otherwise all forks would draw the same random numbers."""
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
@@ -134,16 +127,16 @@ def _reseed() -> None:
         sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
-def _restore_threads(before: dict[str, str | None]) -> None:
-    """As many threads in loaded libraries as the environment says; the server held OpenBLAS and numexpr to one."""
+def _restore_threads(servers_omp: str | None) -> None:
+    """Set the thread counts of loaded libraries by the environment; the server has limited most of them to 1."""
     cores = len(os.sched_getaffinity(0))
-    omp = os.environ.get("OMP_NUM_THREADS")
-    changed = omp != before["OMP_NUM_THREADS"]
-    counts = {"openblas": os.environ.get(BLAS) or omp, "mkl": os.environ.get("MKL_NUM_THREADS") or omp}
-    for library in threadpoolctl.ThreadpoolController().lib_controllers:
-        if library.internal_api in counts or changed:
-            wanted = (counts.get(library.internal_api, omp) or "").partition(",")[0]
-            library.set_num_threads(int(wanted) if wanted.isdecimal() and int(wanted) else cores)
+    omp = os.environ.get(OMP)
+    variables = {"openblas": BLAS, "mkl": MKL}
+    for library in ThreadpoolController().lib_controllers:
+        variable = variables.get(library.internal_api, OMP)
+        if variable != OMP or omp != servers_omp:
+            first = (os.environ.get(variable) or omp or "").partition(",")[0]
+            library.set_num_threads(int(first) if first.isdecimal() and int(first) else cores)
     if "numexpr" in sys.modules:  # as it does by itself when it is imported
         wanted = os.environ.get("NUMEXPR_NUM_THREADS") or omp or ""
         number = int(wanted) if wanted.isdecimal() else min(cores, NUMEXPR_MOST)

@@ -1,12 +1,12 @@
-"""The process that loads libraries once and forks a kernel for each notebook. Linux only; started by `runner.kernel.forked.client`.
+"""The process that loads libraries once and forks a kernel for each notebook. Linux only; `ForkServer` starts it.
 
     python -c START REQUESTS RUNNER
 
-It has one thread, imports and does nothing else: a parallel region that has run here would hang in every fork. A
-request is a datagram on the socket REQUESTS: the packages to load, and the working folder to load them in. For a
-kernel it has three descriptors: its line to the runner, the socket where its fate is told, and a file for the trace of
-a crash. When the runner closes REQUESTS, or ends in whatever way, this process kills what it forked and ends; where it
-has been killed itself, a watcher does so once the process RUNNER is gone.
+It has one thread and only imports: a parallel region that has run here would hang in every fork. A request is a
+datagram on the socket REQUESTS: the packages to load, and the working folder to load them in. A request for a kernel
+comes with three descriptors: its line to the runner, the socket for its status, and a file for the trace of a crash.
+When the runner closes REQUESTS, or ends in whatever way, this process kills its kernels and ends; if it has been killed
+itself, a watchdog does so once the process RUNNER has ended.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.kernel.process_tree import adopt, children, descendants, kill, kill_family
-from runner.kernel.watchdog import Watcher
+from runner.kernel.process_tree import become_subreaper, children, descendants, kill, kill_family, signal_group
+from runner.kernel.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from runner.kernel.forked.kernel_app import ForkedApp
@@ -36,21 +36,21 @@ DESCRIPTORS = 3
 
 
 @dataclass
-class Forked:
+class ForkedProcess:
     """One kernel, as its server sees it."""
 
     pid: int
-    told: socket.socket
+    status: socket.socket
     ended: bool = False
 
 
 @dataclass
-class Server:
+class KernelServer:
     requests: socket.socket
     app: ForkedApp
-    watcher: Watcher
-    base: set[str]  # packages there before any was loaded for a notebook
-    kernels: dict[int, Forked] = field(default_factory=dict)
+    watchdog: Watchdog
+    base: set[str]  # packages loaded before any notebook's
+    kernels: dict[int, ForkedProcess] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
     spoiled: str = ""  # why nothing can be forked any more
     spoiled_by: str = ""
@@ -58,7 +58,7 @@ class Server:
     def serve(self) -> None:
         """Until the runner is gone."""
         while True:
-            sources: list[Any] = [self.requests, *(kernel.told for kernel in self.kernels.values())]
+            sources: list[Any] = [self.requests, *(kernel.status for kernel in self.kernels.values())]
             for source in select.select(sources, [], [])[0]:
                 if source is self.requests:
                     self._take()
@@ -69,94 +69,90 @@ class Server:
         request, descriptors, _, _ = socket.recv_fds(self.requests, REQUEST_BYTES, DESCRIPTORS)
         if not request:
             self.end()
-        wanted = json.loads(request)
+        settings = json.loads(request)
         with contextlib.suppress(OSError):  # no such folder, which the kernel's own start will say
-            os.chdir(wanted["folder"])
-        for name in wanted["modules"]:
+            os.chdir(settings["folder"])
+        for name in settings["modules"]:
             if name not in self.loaded and not self.spoiled:
-                self._load(name, frozenset(wanted["avoid"]))
+                self._load(name, frozenset(settings["avoid"]))
         if descriptors:
             self._answer(*descriptors)
 
-    def _answer(self, line: int, told: int, crashes: int) -> None:
-        for number in (line, told, crashes):
-            os.set_inheritable(number, False)  # nothing that a cell starts holds the line
+    def _answer(self, line: int, status: int, crashes: int) -> None:
+        for number in (line, status, crashes):
+            os.set_inheritable(number, False)  # no process that a cell starts holds the line
         if _threads() > 1 and not self.spoiled:
             self.spoiled = "the fork server has a thread that it does not know"
-        with socket.socket(fileno=line) as theirs:
+        with socket.socket(fileno=line) as their_line:
             if self.spoiled:
-                with socket.socket(fileno=told) as listener:
+                with socket.socket(fileno=status) as listener:
                     _tell(listener, refused=self.spoiled, by=self.spoiled_by)
             else:
-                self._fork(theirs, socket.socket(fileno=told), crashes)
+                self._fork(their_line, socket.socket(fileno=status), crashes)
         os.close(crashes)
 
     def _load(self, name: str, avoid: frozenset[str]) -> None:
         self.app.preload.load(name, avoid)
         self.loaded.add(name)
-        why = ""
-        if _threads() > 1:
-            why = f"{name} starts a thread when it is imported"
-        elif _touches_gpu():
-            why = f"{name} opens the GPU when it is imported"
-        if why:
-            self.spoiled, self.spoiled_by = why, name.partition(".")[0]
+        does = "starts a thread" if _threads() > 1 else "opens the GPU" if _has_opened_gpu() else ""
+        if does:
+            self.spoiled, self.spoiled_by = f"{name} {does} when it is imported", name.partition(".")[0]
 
-    def _fork(self, line: socket.socket, told: socket.socket, crashes: int) -> None:
+    def _fork(self, line: socket.socket, status: socket.socket, crashes: int) -> None:
         self.app.preload.complete()
         gc.freeze()  # not collected before: that would look through all that was loaded
         pid = os.fork()
         if pid == 0:
             try:
-                self._become_kernel(line, told, crashes)
+                self._become_kernel(line, status, crashes)
             except BaseException:
                 traceback.print_exc(file=sys.__stderr__)
             finally:
                 os._exit(1)
         with contextlib.suppress(OSError):  # it may have done so itself, and ended
             os.setpgid(pid, pid)
-        self.kernels[pid] = Forked(pid, told)
-        self.watcher.add(pid)
-        _tell(told, pid=pid)
+        self.kernels[pid] = ForkedProcess(pid, status)
+        self.watchdog.add(pid)
+        _tell(status, pid=pid)
         self.reap()  # it may have ended before it was known here
 
-    def _become_kernel(self, line: socket.socket, told: socket.socket, crashes: int) -> None:
+    def _become_kernel(self, line: socket.socket, status: socket.socket, crashes: int) -> None:
         os.setpgid(0, 0)
         for number in (signal.SIGCHLD, signal.SIGIO, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        for one in (self.requests, told, *(kernel.told for kernel in self.kernels.values())):
-            one.close()
-        self.watcher.close()
+        for inherited in (self.requests, status, *(kernel.status for kernel in self.kernels.values())):
+            inherited.close()
+        self.watchdog.close()
         os.dup2(crashes, 1)
         os.dup2(crashes, 2)
-        from runner.kernel.forked.kernel_main import live
+        from runner.kernel.forked.kernel_main import run_kernel
 
         added = {name.partition(".")[0] for name in sys.modules} - self.base
-        live(self.app, line, crashes=crashes, added=added)
+        run_kernel(self.app, line, crashes=crashes, added=added)
 
     def reap(self) -> None:
-        """Tell of the kernels that ended. They stay zombies until they are dropped, so that no pid is used again."""
+        """Report the kernels that ended. They stay zombies until they are dropped, so that no pid is used again."""
         for kernel in self.kernels.values():
             if kernel.ended:
                 continue
-            found = os.waitid(os.P_PID, kernel.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is not None:
+            end = os.waitid(os.P_PID, kernel.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if end is not None:
                 kernel.ended = True
-                code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-                _tell(kernel.told, code=code)
+                code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+                _tell(kernel.status, code=code)
 
-    def _drop(self, told: socket.socket) -> None:
+    def _drop(self, status: socket.socket) -> None:
         """The runner has closed a kernel."""
-        kernel = next(kernel for kernel in self.kernels.values() if kernel.told is told)
+        kernel = next(kernel for kernel in self.kernels.values() if kernel.status is status)
         del self.kernels[kernel.pid]
-        _kill(kernel.pid)
+        signal_group(kernel.pid, signal.SIGKILL)
         os.waitpid(kernel.pid, 0)
-        self.watcher.drop(kernel.pid)
+        self.watchdog.drop(kernel.pid)
         self._end_strays()
-        told.close()
+        status.close()
 
     def _end_strays(self) -> None:
-        """Kill what kernels that have ended started in other sessions: it is this process's child now."""
+        """Kill processes that ended kernels started in other sessions: they are this process's children now."""
         for process in children(os.getpid()):
             if process.pid not in self.kernels:
                 kill([process, *descendants(process.pid)])
@@ -171,23 +167,23 @@ class Server:
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     requests.set_inheritable(False)
-    watcher = Watcher(int(sys.argv[2]))
-    adopt()  # after the watcher, which must not become a stray
-    running: list[Server] = []
+    watchdog = Watchdog(int(sys.argv[2]))
+    become_subreaper()  # after the watchdog, which must not become a stray
+    running: list[KernelServer] = []
 
     def changed(*_: object) -> None:
         if _hung_up(requests):
             running[0].end() if running else os._exit(0)
 
-    # a signal for each change on the socket: the runner's end is noticed in the middle of an import too
+    # a signal for each change on the socket, so that the runner's end is noticed during an import too
     signal.signal(signal.SIGIO, changed)
     fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(requests, fcntl.F_SETFL, fcntl.fcntl(requests, fcntl.F_GETFL) | os.O_ASYNC)
     changed()
-    gc.disable()  # what modules make stays
+    gc.disable()  # modules' objects stay
     from runner.kernel.forked.kernel_app import build
 
-    server = Server(requests, build(), watcher, {name.partition(".")[0] for name in sys.modules})
+    server = KernelServer(requests, build(), watchdog, {name.partition(".")[0] for name in sys.modules})
     running.append(server)
     signal.signal(signal.SIGCHLD, lambda *_: server.reap())
     server.serve()
@@ -199,21 +195,16 @@ def _hung_up(requests: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _tell(told: socket.socket, **what: Any) -> None:
+def _tell(status: socket.socket, **facts: Any) -> None:
     with contextlib.suppress(OSError):  # nobody listens any more
-        told.send(json.dumps(what).encode())
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        status.send(json.dumps(facts).encode())
 
 
 def _threads() -> int:
     return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
-def _touches_gpu() -> bool:
+def _has_opened_gpu() -> bool:
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one by which the folder is read
             if str(link.readlink()).startswith("/dev/nvidia"):

@@ -24,7 +24,7 @@ from runner.model.deployment import Health, locked
 from runner.model.served import Deployment
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
-from runner.records import Target, decode, encode, read
+from runner.records import LocalTargetSpec, decode, encode, read
 from runner.serve.local.protocol import (
     ALIVE,
     LOG,
@@ -53,7 +53,7 @@ class LocalTarget:
     def __init__(
         self,
         name: str,
-        spec: Target,
+        spec: LocalTargetSpec,
         folder: Path,
         *,
         model_folder: Callable[[ModelVersion], Path],

@@ -1,44 +1,45 @@
-"""One execution of a notebook, as those who start, follow and judge it share it. Imports nothing heavy."""
+"""One execution of a notebook, shared by the code that starts, runs and judges it. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runner.kernel.standard import Kernel
 
-# "left": a cell called exit(); "silent": the kernel lives, and never said that the cell had ended, or how
+# "left": a cell called exit(); "silent": the kernel runs, but did not reply that the cell had ended
 Ending = Literal["end", "error", "left", "cell timeout", "step timeout", "stopped", "died", "silent"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     cell_s: float | None = None
     deadline: float | None = None  # on time.monotonic()
 
 
 @dataclass(frozen=True)
-class Raised:
-    """The exception that ended a cell, in the kernel's words; not every one is among the cell's outputs."""
+class CellError:
+    """The exception that ended a cell, as the kernel's reply has it; not every one is among the cell's outputs."""
 
     ename: str
     evalue: str
+    traceback: list[str] = field(default_factory=list)
 
 
 @dataclass
-class Session:
-    """How one execution went, filled in as it goes on."""
+class Execution:
+    """One execution, updated while it runs."""
 
     on_cell: Callable[[int, bool], None]  # (index of the cell in the notebook, it is done)
     stop: threading.Event
-    limits: Limits
+    limits: TimeLimits
     kernel: Kernel
     save: Callable[[Any, bool], None]  # (notebook, now rather than when it is time)
     ending: Ending | None = None
     index: int | None = None  # of the cell it ended in
-    raised: Raised | None = None  # where it ended with an error
+    error: CellError | None = None  # where it ended with an error
     limit_s: float | None = None  # where it ended with a cell's time-out
     exit_code: int | None = None
     last_words: str = ""

@@ -1,4 +1,4 @@
-"""What nbclient knows as a kernel's client, spoken with a forked kernel over its line instead of zmq's sockets."""
+"""The client by which nbclient talks to a forked kernel, over one socket instead of zmq's."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, frame
 
 
 class Channel:
-    """Messages of one kind in the order of their coming."""
+    """Messages of one kind in the order of their arrival."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def get_msg(self, timeout: float | None = None) -> dict[str, Any]:
-        """The next one; raises queue.Empty after `timeout` seconds without."""
+        """The next message; raises queue.Empty if none comes in `timeout` seconds."""
         if timeout is None:
             return await self.messages.get()
         try:
@@ -32,17 +32,17 @@ class Channel:
             raise Empty from None
 
 
-class Conversation:
+class ForkedKernelClient:
     """The part of jupyter_client's AsyncKernelClient that executing a notebook needs. Lives in one event loop."""
 
     allow_stdin = False
 
     def __init__(self, line: socket.socket, *, on_left: Callable[[], None], on_refused: Callable[[str], None]) -> None:
-        """`on_left` is called once the kernel has run its exit handlers, `on_refused` with why it will not do."""
+        """`on_left` is called once the kernel has run its exit handlers, `on_refused` with its reason for refusing."""
         self._line, self._on_left, self._on_refused = line, on_left, on_refused
         self._frames = Frames()
         self._session = uuid.uuid4().hex
-        self._asked = 0
+        self._requests = 0
         self.shell_channel, self.iopub_channel = Channel(), Channel()
 
     def start_channels(self, **_: bool) -> None:
@@ -70,9 +70,9 @@ class Conversation:
         return self._ask("shutdown_request", {"restart": False})
 
     def _ask(self, kind: str, content: dict[str, Any]) -> str:
-        self._asked += 1
+        self._requests += 1
         header = {
-            "msg_id": f"{self._session}_{self._asked}",
+            "msg_id": f"{self._session}_{self._requests}",
             "msg_type": kind,
             "username": "runner",
             "session": self._session,
@@ -80,7 +80,7 @@ class Conversation:
             "version": "5.4",
         }
         request = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
-        with contextlib.suppress(OSError):  # it has ended, which is noticed elsewhere
+        with contextlib.suppress(OSError):  # it has ended, which `ForkedKernel` notices
             self._line.sendall(frame(Kind.REQUEST, json.dumps(request).encode()))
         return str(header["msg_id"])
 
@@ -100,15 +100,15 @@ class Conversation:
         if kind is Kind.LEFT:
             self._on_left()
             return
-        said = json.loads(payload.decode("utf-8", "replace"))  # as jupyter_client does
+        content = json.loads(payload.decode("utf-8", "replace"))  # as jupyter_client does
         if kind is Kind.REFUSED:
-            self._on_refused(said)
+            self._on_refused(content)
             return
         message = {
-            "header": {"msg_type": said["type"], "date": datetime.now(UTC)},
-            "msg_type": said["type"],
-            "parent_header": {"msg_id": said["parent"]},
-            "content": said["content"],
+            "header": {"msg_type": content["type"], "date": datetime.now(UTC)},
+            "msg_type": content["type"],
+            "parent_header": {"msg_id": content["parent"]},
+            "content": content["content"],
             "metadata": {},
             "buffers": [],
         }
