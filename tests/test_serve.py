@@ -37,8 +37,6 @@ import runner.model
 from runner.errors import RunnerError
 from runner.import_blocking import without
 from runner.model.registry import LocalRegistry
-from runner.model.versions import NewVersion
-from runner.records import LocalTargetSpec, Metric, SageMakerTargetSpec
 from runner.scoring.inference import CONTENT_TYPES
 from runner.serve.app import KNOWN
 from runner.serve.describe import REFUSALS
