@@ -383,10 +383,7 @@ def typed(kind: type[S], data: bytes | str) -> S:
 
 
 def decode(kind: type[R], data: bytes, *, where: str | Path) -> R:
-    """The record in `data`.
-
-    Raises NewerStore where `format` is above ours, Tampered where it is no such record.
-    """
+    """The record in `data`. Raises NewerStore where `format` is above ours, Tampered where it is no such record."""
     try:
         return checked(typed(kind, data), where=where)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
