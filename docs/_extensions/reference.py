@@ -39,7 +39,9 @@ TABLES: dict[str, type[Record]] = {
     "model": records.ModelSpec,
     "approval": records.ApprovalSpec,
     "store": records.StoreSpec,
-    "targets.NAME": records.Target,
+    "targets.NAME": records.AnyTarget,
+    "targets.NAME.local": records.LocalTargetSpec,
+    "targets.NAME.sagemaker": records.SageMakerTargetSpec,
     "targets.NAME.scaling": records.Scaling,
     "targets.NAME.serverless": records.Serverless,
     "targets.NAME.capture": records.Capture,
@@ -48,7 +50,7 @@ TABLES: dict[str, type[Record]] = {
 }
 WORDS = {
     "str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Any": "anything",
-    "AnyPath": "path", "RelativePath": "path below", "FileName": "name", "Value": "any value",
+    "AnyPath": "path", "RelativePath": "path below", "FileName": "name", "Value": "any value", "Target": "[table](#keys-targets-name)",
 }  # fmt: skip
 
 
@@ -63,7 +65,7 @@ class Key:
 
 
 def keys(table: str) -> list[Key]:
-    """The keys of a table in the order of its record. `description` is "" where the field has no comment."""
+    """The keys that a table's record adds to those of its base, in order. `description` is "" where there is no comment."""
     kind = TABLES[table]
     source = textwrap.dedent(inspect.getsource(kind))
     comments = {
