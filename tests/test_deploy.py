@@ -29,9 +29,9 @@ import runner.errors
 import runner.model
 from runner.content import artifact
 from runner.failpoint import VARIABLE
-from runner.model.approval import check_format
 from runner.model.deployment import FAILPOINTS
 from runner.model.events import verify_chain
+from runner.model.files import check_format
 from runner.model.registry import LocalRegistry
 from runner.model.served import served_at
 from runner.model.versions import Event, NewVersion

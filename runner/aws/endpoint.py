@@ -43,11 +43,11 @@ from runner.aws.session import AwsError, Session
 from runner.aws.settings import settings
 from runner.errors import Refused, RemoteError, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
-from runner.model.approval import check_bytes
 from runner.model.compatibility import signature_in
 from runner.model.deployment import Health, locked
+from runner.model.files import check_bytes
 from runner.model.sample import check_answer, sample_body
-from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, written
+from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, write_events
 from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
 from runner.records import Pipeline, Target
@@ -109,7 +109,7 @@ class SageMakerTarget:
             else:
                 at = _utc(found["LastModifiedTime"])
                 made = msgspec.structs.replace(change, at=at, place=found["EndpointArn"])
-                written(self.registry, made)
+                write_events(self.registry, made)
 
     def last(self) -> Deployment | None:
         return recorded(self.registry, self.name)

@@ -18,14 +18,12 @@ from pathlib import Path
 from runner.audit.tarball import FREE_BYTES, RATIO, Tarball
 from runner.aws.bucket import Bucket
 from runner.aws.session import Session, domain
-from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
-from runner.model.approval import check_files, read_files
 from runner.model.compatibility import registered
+from runner.model.files import SIGNATURE, check_files, read_files, sha256_of
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.paths import inside
-from runner.records import FileFact
 
 SCORING = Path(__file__).parents[1] / "scoring"
 PROGRAM = "inference.py"
@@ -67,17 +65,13 @@ class Package:
     @property
     def folder_sha256(self) -> str:
         """As `runner.content.artifact` gives it of the folder."""
-        facts = {
-            name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-            for name, content in self.files.items()
-        }
-        return folder_artifact("model", facts).sha256
+        return sha256_of(self.files)
 
     @property
     def objective(self) -> str:
         """XGBoost's name for what the model was trained for; "" where no signature says it."""
         try:
-            return str(json.loads(self.files["signature.json"])["objective"])
+            return str(json.loads(self.files[SIGNATURE])["objective"])
         except (KeyError, TypeError, ValueError):
             return ""
 
@@ -149,7 +143,7 @@ def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
 
 def signature(session: Session, version: ModelVersion) -> Signature:
     """Of a version whose files are in S3. Raises Tampered where it is gone or another."""
-    address = f"{version.location}signature.json"
+    address = f"{version.location}{SIGNATURE}"
     bucket, _, key = address.removeprefix("s3://").partition("/")
     content = Bucket(session, bucket).get(key)
     if content is None:

@@ -37,7 +37,7 @@ class Callers:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SchemaComparison:
     """`lost`: by the version that is asked, what those who ask it lose; `noted`: what few will notice."""
 
     label: str
@@ -62,7 +62,7 @@ class Comparison:
 
 def compare(
     found: ModelVersion, callers: Iterable[Callers], signature_of: Callable[[ModelVersion], Signature]
-) -> Comparison:
+) -> SchemaComparison:
     """What `found` takes from those who call other versions."""
     label = found.label
     others = [one for one in callers if one.label != label]
@@ -78,7 +78,7 @@ def compare(
         kept = lost.setdefault(one.label, [])
         kept += [said for said in differences(before, after, unknown=one.unknown) if said not in kept]
         noted += [said for said in left_out(before, after) if said not in noted]
-    return Comparison(label, others, {asked: said for asked, said in lost.items() if said}, noted)
+    return SchemaComparison(label, others, {asked: said for asked, said in lost.items() if said}, noted)
 
 
 def differences(before: Signature, after: Signature, *, unknown: Unknown = "error") -> list[str]:

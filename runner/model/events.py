@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -21,13 +20,8 @@ STATES: dict[str, Status] = {
 }
 
 
-def chained(
-    *, seq: int, name: str, version: int, kind: str, who: str, at: str, why: str, data: dict[str, Any], previous: str
-) -> Event:
+def chained(event: Event) -> Event:
     """The event with its hash."""
-    event = Event(
-        seq=seq, name=name, version=version, kind=kind, who=who, at=at, why=why, data=data, previous=previous, hash=""
-    )
     return msgspec.structs.replace(event, hash=digest(event))
 
 
@@ -80,3 +74,13 @@ def state(events: Sequence[Event], version: int) -> tuple[Status, Event | None]:
             status = STATES[event.kind]
             decision = event if event.kind != "registered" else None
     return status, decision
+
+
+def second_approval(events: Sequence[Event], version: int, target: str) -> Event | None:
+    """The one for the target that was given since the version was last approved."""
+    _, first = state(events, version)
+    for event in events:
+        after_first = first is None or event.seq > first.seq
+        if event.version == version and event.kind == f"approved for {target}" and after_first:
+            return event
+    return None

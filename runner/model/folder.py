@@ -23,14 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError, counted
 from runner.model import parity, table
-from runner.model.approval import check_files, read_files
 from runner.model.estimator import check_columns, check_learned, check_names, estimator, in_tree_order
+from runner.model.files import CODE, MODEL, SIGNATURE, check_files, read_files, sha256_of, signature_of
 from runner.model.signature import BadRecords, Label, Signature, SplitRule, Unknown, describe
 from runner.model.split import split
-from runner.records import FileFact, checked, decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     from runner.scoring.inference import Scorer
 
-MODEL, SIGNATURE, CODE, CONTRIBUTIONS = "model.ubj", "signature.json", "features.py", "contributions.json"
+CONTRIBUTIONS = "contributions.json"
 BLOCK = 100_000  # rows that are read at a time
 
 
@@ -117,11 +115,10 @@ def load(folder: str | Path, *, sha256: str | None = None) -> Model:
     files = read_files(folder)
     if SIGNATURE not in files:
         raise UsageError(f"{folder} is not a model folder: it has no {SIGNATURE}. Write it with runner.model.save.")
-    if sha256 is not None and _sha256(files) != sha256:
+    if sha256 is not None and sha256_of(files) != sha256:
         raise Tampered(f"{folder} was altered: its bytes do not have the recorded hash {sha256[:12]}.")
     check_files(files, folder)
-    place = folder / SIGNATURE
-    return Model(checked(decode(Signature, files[SIGNATURE], where=place), where=place), files, folder)
+    return Model(signature_of(files, folder), files, folder)
 
 
 class Model:
@@ -130,8 +127,6 @@ class Model:
     def __init__(self, signature: Signature, files: Mapping[str, bytes], folder: Path) -> None:
         """`files` is the folder's content, with a model of either format."""
         self.signature, self._files, self._folder = signature, files, folder
-        if signature.code_sha256 not in (None, hashlib.sha256(files.get(CODE, b"")).hexdigest()):
-            raise Tampered(f"{folder / CODE} is not the code this model was trained with.")
         self._scorers: dict[Unknown, Scorer] = {"error": _scorer(files, folder)}
 
     def predict(self, frame: pd.DataFrame, unknown: Unknown = "error") -> np.ndarray:
@@ -274,11 +269,3 @@ def _split_rule(given: Mapping[str, Any]) -> SplitRule:
     except ValueError as error:
         raise UsageError(f"split: {error}") from error
     return rule
-
-
-def _sha256(files: Mapping[str, bytes]) -> str:
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-        for name, content in files.items()
-    }
-    return folder_artifact("", facts).sha256

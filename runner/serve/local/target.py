@@ -18,9 +18,9 @@ from runner.content import atomic_write
 from runner.errors import NewerStore, Refused, RunnerError, Tampered, UsageError, counted
 from runner.failpoint import reach
 from runner.loopback import is_loopback
-from runner.model.approval import check_bytes
 from runner.model.compatibility import signature_in
 from runner.model.deployment import Health, locked
+from runner.model.files import check_bytes
 from runner.model.served import Deployment
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
