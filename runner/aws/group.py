@@ -58,7 +58,7 @@ class Groups:
 
     def packages(self, name: str) -> dict[int, Listed]:
         """The group's packages by version, empty where there is no group; a call per hundred."""
-        found: dict[int, Listed] = {}
+        packages: dict[int, Listed] = {}
         token: dict[str, str] = {}
         while True:
             try:
@@ -71,9 +71,9 @@ class Groups:
                     return {}
                 raise
             for item in page.get("ModelPackageSummaryList", []):
-                found[int(item["ModelPackageVersion"])] = _listed(item)
+                packages[int(item["ModelPackageVersion"])] = _listed(item)
             if not page.get("NextToken"):
-                return found
+                return packages
             token = {"NextToken": page["NextToken"]}
 
     def describe(self, arn: str) -> dict[str, Any]:
@@ -107,10 +107,12 @@ class Groups:
     def tell_stages(self, packages: Mapping[int, Listed], events: Sequence[Event]) -> None:
         """Set ModelLifeCycle as the last event says; the event stands, so what SageMaker does not take is a warning."""
         for version, (stage, status) in life_cycle.changed(events).items():
-            said = {"Stage": stage, "StageStatus": status, "StageDescription": described(events[-1])}
+            stage_now = {"Stage": stage, "StageStatus": status, "StageDescription": described(events[-1])}
             label = f"{events[-1].name}/{version}"
             try:
-                self._call("update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=said)
+                self._call(
+                    "update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=stage_now
+                )
             except KeyError:
                 log.warning("%s is %s at %s, and its model package is gone", terminal(label), status.lower(), stage)
             except AwsError as error:
@@ -128,14 +130,14 @@ def _listed(item: dict[str, Any]) -> Listed:
     return Listed(item["ModelPackageArn"], status, item.get("ModelPackageDescription", ""))
 
 
-def carried_out(found: dict[str, Any]) -> int:
+def carried_out(description: dict[str, Any]) -> int:
     """The number of the last event that was carried out on the package of this description; 0 for none."""
-    return int(found.get("CustomerMetadataProperties", {}).get(CARRIED_OUT, 0))
+    return int(description.get("CustomerMetadataProperties", {}).get(CARRIED_OUT, 0))
 
 
-def changed(found: dict[str, Any]) -> bool:
+def changed(description: dict[str, Any]) -> bool:
     """Whether somebody has updated the package of this description since it was made."""
-    return "LastModifiedTime" in found and bool(found["LastModifiedTime"] > found["CreationTime"])
+    return "LastModifiedTime" in description and bool(description["LastModifiedTime"] > description["CreationTime"])
 
 
 def described(event: Event) -> str:

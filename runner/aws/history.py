@@ -52,7 +52,7 @@ class History:
     def listed(self, name: str | None = None) -> dict[str, Objects]:
         """What there is of each name, or of one; a call per thousand objects."""
         below = ROOT if name is None else f"{ROOT}{name}/"
-        found: dict[str, Objects] = {}
+        objects: dict[str, Objects] = {}
         token: dict[str, str] = {}
         while True:
             page = self.bucket.session.call(
@@ -67,9 +67,9 @@ class History:
                 key = item["Key"][len(self.bucket.prefix) :]
                 of = NAME_OF.match(key)
                 if of is not None:
-                    found.setdefault(of[1], {})[key] = item["ETag"].strip('"')
+                    objects.setdefault(of[1], {})[key] = item["ETag"].strip('"')
             if not page.get("IsTruncated"):
-                return found
+                return objects
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def events(self, name: str, objects: Objects) -> list[Event]:
@@ -97,13 +97,13 @@ class History:
         """What each run registered, by run; `wanted` has the hash of its facts. Raises Tampered where they differ."""
         keys = {run: facts_key(name, run, sha256) for run, sha256 in wanted.items()}
         content = self._read(name, {key: objects.get(key, "") for key in keys.values()})
-        found = {}
+        facts_of_run = {}
         for run, key in keys.items():
             facts = decode(NewVersion, content[key], where=self.bucket.address(key))
             if (facts_sha256(facts), facts.run, facts.name) != (wanted[run], run, name):
                 raise Tampered(f"{self.bucket.address(key)} is not what was registered: it was altered.")
-            found[run] = facts
-        return found
+            facts_of_run[run] = facts
+        return facts_of_run
 
     def keep_facts(self, new: NewVersion) -> None:
         """Write what the run is going to register; twice is once."""
@@ -111,24 +111,24 @@ class History:
 
     def _read(self, name: str, objects: Objects) -> dict[str, bytes]:
         """The objects' content by key, fetched only where it is not known. Raises Tampered for a gone or changed one."""
-        seen = self._seen(name)
-        place = {key: self.bucket.address(key) for key in objects}
+        known = self._seen(name)
+        addresses = {key: self.bucket.address(key) for key in objects}
         fetched = [
             key
             for key, etag in objects.items()
-            if not etag or (place[key] in seen) < 1 or seen[place[key]].etag != etag
+            if not etag or (addresses[key] in known) < 1 or known[addresses[key]].etag != etag
         ]
         for key, content in zip(fetched, self._fetch(fetched), strict=True):
             if content is None:
-                raise Tampered(f"{place[key]} is gone: the history of {name} was altered.")
-            before = seen.get(place[key])
+                raise Tampered(f"{addresses[key]} is gone: the history of {name} was altered.")
+            before = known.get(addresses[key])
             if before is not None and before.content != content:
-                raise Tampered(f"{place[key]} was replaced: the history of {name} was altered.{self._memory(name)}")
-            seen[place[key]] = Seen(etag=objects[key], content=content)
+                raise Tampered(f"{addresses[key]} was replaced: the history of {name} was altered.{self._memory(name)}")
+            known[addresses[key]] = Seen(etag=objects[key], content=content)
         if fetched and self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.cache / f"{name}.json", encode(Kept(objects=seen)))
-        return {key: seen[place[key]].content for key in objects}
+            atomic_write(self.cache / f"{name}.json", encode(Kept(objects=known)))
+        return {key: known[addresses[key]].content for key in objects}
 
     def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
         if len(keys) < 2:
@@ -145,10 +145,10 @@ class History:
             file = self.cache / f"{name}.json" if self.cache is not None else None
             if file is not None and file.exists():
                 try:
-                    kept = checked(decode(Kept, file.read_bytes(), where=file), where=file)
+                    cached = checked(decode(Kept, file.read_bytes(), where=file), where=file)
                 except (Tampered, NewerStore):  # only a copy: everything is read again
                     return self._names[name]
-                self._names[name] = dict(kept.objects)
+                self._names[name] = dict(cached.objects)
         return self._names[name]
 
 

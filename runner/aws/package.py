@@ -95,16 +95,16 @@ def package(folder: Path) -> Package:
     if beside := next((name for name in files if name.startswith(CODE)), None):
         raise UsageError(f"{folder / beside} stands where the endpoint's own script goes. Save it under another name.")
     content = {**files, **code()}
-    made = io.BytesIO()
+    buffer = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=made, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for name in sorted(content):
             member = tarfile.TarInfo(name)  # no time, no owner
             member.size, member.mode = len(content[name]), 0o644
             archive.addfile(member, io.BytesIO(content[name]))
-    data = made.getvalue()
+    data = buffer.getvalue()
     return Package(archive=data, sha256=hashlib.sha256(data).hexdigest(), files=files)
 
 
@@ -124,9 +124,9 @@ def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
     Raises Tampered where its hash is not `sha256`, it is damaged, has anything but files below its folder or unpacks to
     far more than its size, Refused for a pickle.
     """
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise Tampered(f"The model archive has the hash {found[:12]}; recorded is {sha256[:12]}. It was altered.")
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        raise Tampered(f"The model archive has the hash {actual[:12]}; recorded is {sha256[:12]}. It was altered.")
     files: dict[str, bytes] = {}
     try:
         for member in Tarball(io.BytesIO(data), most_bytes=FREE_BYTES + RATIO * len(data), where="it"):

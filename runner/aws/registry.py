@@ -326,7 +326,7 @@ class SageMakerRegistry:
         return None if number is None else self._versions(view)[number]
 
     def _not_registered(self, name: str, version: int | None) -> UsageError:
-        return registry_rules.not_registered(name, version, {found.name: found.version for found in self.list()})
+        return registry_rules.not_registered(name, version, {version.name: version.version for version in self.list()})
 
     # What is made
 

@@ -33,15 +33,15 @@ class _Signature(msgspec.Struct):
 def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
     """Raises Refused for a folder of format 1 that scores otherwise than its estimator did; others are not looked at."""
     try:
-        said = msgspec.json.decode(files.get(SIGNATURE, b""), type=_Signature)
+        signature = msgspec.json.decode(files.get(SIGNATURE, b""), type=_Signature)
     except msgspec.MsgspecError:  # none, or none of ours: who reads it says so
         return
-    if said.format != 1:
+    if signature.format != 1:
         return
     again = "An earlier version of runner saved it. Train again, or save the estimator again, and register that."
-    if said.positive is not None and said.objective not in PROBABLE:
-        raise Refused(f"{folder} calls what {said.objective} gives a probability, and it is not one. {again}")
-    columns = said.columns if said.features is None else said.features
+    if signature.positive is not None and signature.objective not in PROBABLE:
+        raise Refused(f"{folder} calls what {signature.objective} gives a probability, and it is not one. {again}")
+    columns = signature.columns if signature.features is None else signature.features
     if not any(column.kind == "category" for column in columns):
         return
     import xgboost as xgb

@@ -54,15 +54,15 @@ def state_at(events: Sequence[Event], moment: str) -> dict[int, tuple[Status, Ev
 
 def claim(version: ModelVersion) -> str:
     """What was said of an imported version where it came from, in words; "" for one that was made here."""
-    said = version.imported
-    if said is None:
+    imported = version.imported
+    if imported is None:
         return ""
-    if not said.version:
-        return f"its run came from {said.project} (imported, not checked)"
-    status, decision = state(said.events, said.version)
-    other = f" as {version.name}/{said.version}" if said.version != version.version else ""
+    if not imported.version:
+        return f"its run came from {imported.project} (imported, not checked)"
+    status, decision = state(imported.events, imported.version)
+    other = f" as {version.name}/{imported.version}" if imported.version != version.version else ""
     by = f" by {decision.who} on {decision.at[:10]}" if decision is not None else ""
-    return f"{status} in {said.project}{other}{by} (imported, not checked)"
+    return f"{status} in {imported.project}{other}{by} (imported, not checked)"
 
 
 def state(events: Sequence[Event], version: int) -> tuple[Status, Event | None]:

@@ -133,15 +133,15 @@ def _column(name: str, series: pd.Series, open_text: bool) -> Column:
     raise UsageError(f"Column {name} has the type {dtype}, which a record cannot have. Make it a number or a category.")
 
 
-def _categories(name: str, found: list[Any]) -> list[str]:
-    for value in found:
+def _categories(name: str, values: list[Any]) -> list[str]:
+    for value in values:
         if not isinstance(value, Label | float):
             what = f"{type(value).__name__}s as categories"
             raise UsageError(
                 f"Column {name} has {what}. Make them text, .astype(str), before the model learns from them."
             )
         _encodable(str(value), f"Column {name}: the category {value!r}")
-    return distinct(name, [str(value) for value in found])
+    return distinct(name, [str(value) for value in values])
 
 
 def distinct(name: str, categories: list[str]) -> list[str]:
@@ -151,13 +151,13 @@ def distinct(name: str, categories: list[str]) -> list[str]:
     read: dict[tuple[bool, str], str] = {}
     for text in categories:
         number = NUMBER.fullmatch(text) is not None
-        said = number, category(text) if number else text
-        if said in read:
+        key = number, category(text) if number else text
+        if key in read:
             raise UsageError(
-                f"Column {name}: the categories {read[said]!r} and {text!r} are one to whoever sends a number. Make them one, or "
+                f"Column {name}: the categories {read[key]!r} and {text!r} are one to whoever sends a number. Make them one, or "
                 "rename one of them."
             )
-        read[said] = text
+        read[key] = text
     return categories
 
 

@@ -23,28 +23,28 @@ def columns(frame: pd.DataFrame, scorer: Scorer) -> list[Values]:
     from runner.scoring.inference import BadInput
 
     scorer.complete({name: None for name in frame.columns if isinstance(name, str)})
-    made = []
+    values = []
     for name in scorer.names:
         series = frame[name]
         if series.ndim > 1:
             raise BadInput(f"Column {name} is there twice.", column=name)
-        made.append(_values(series))
-    return made
+        values.append(_values(series))
+    return values
 
 
-def numbers(scorer: Scorer, given: Sequence[Values]) -> np.ndarray:
+def numbers(scorer: Scorer, table: Sequence[Values]) -> np.ndarray:
     """As `scorer.columns` read the rows of these columns: float64, shape (n_rows, n_columns). Raises BadInput."""
     import numpy as np
 
-    made = np.empty((len(given[0]), len(given)))
-    for at, (column, values) in enumerate(zip(scorer.columns, given, strict=True)):
-        made[:, at] = _read(column, values)
-    return made
+    matrix = np.empty((len(table[0]), len(table)))
+    for at, (column, values) in enumerate(zip(scorer.columns, table, strict=True)):
+        matrix[:, at] = _read(column, values)
+    return matrix
 
 
-def rows(given: Iterable[Values]) -> list[tuple[Any, ...]]:
+def rows(table: Iterable[Values]) -> list[tuple[Any, ...]]:
     """Records of plain values, None where one is missing."""
-    return list(zip(*(_plain(values) for values in given), strict=True))
+    return list(zip(*(_plain(values) for values in table), strict=True))
 
 
 def unknown(column: Column, series: pd.Series) -> int:
@@ -80,8 +80,8 @@ def _values(series: pd.Series) -> Values:
 def _plain(values: Values) -> list[Any]:
     if isinstance(values, list):
         return values
-    made: list[Any] = values.tolist()
-    return [None if value != value else value for value in made] if values.dtype.kind == "f" else made
+    plain: list[Any] = values.tolist()
+    return [None if value != value else value for value in plain] if values.dtype.kind == "f" else plain
 
 
 def _read(column: Column, values: Values) -> Any:

@@ -163,8 +163,8 @@ class Application:
             async with asyncio.timeout(self.limits.timeout_s):
                 return await self._parts(receive)
         except TimeoutError:
-            said = f"The body did not arrive within {self.limits.timeout_s:g} s."
-            raise BadInput(said, status=408) from None
+            reason = f"The body did not arrive within {self.limits.timeout_s:g} s."
+            raise BadInput(reason, status=408) from None
 
     async def _parts(self, receive: Receive) -> bytes:
         parts, size, more, held = [], 0, True, False
@@ -212,13 +212,13 @@ class Application:
     def _allowed(self, authorization: bytes) -> bool:
         """`Bearer TOKEN`, or Basic with the token as its password, which is how a browser can ask for it."""
         assert self._token is not None
-        kind, _, said = authorization.partition(b" ")
+        kind, _, secret = authorization.partition(b" ")
         if kind.lower() == b"basic":
             try:
-                said = base64.b64decode(said, validate=True).partition(b":")[2]
+                secret = base64.b64decode(secret, validate=True).partition(b":")[2]
             except ValueError:
                 return False
-        return hmac.compare_digest(said.strip(), self._token.encode())
+        return hmac.compare_digest(secret.strip(), self._token.encode())
 
 
 class Log:

@@ -44,14 +44,14 @@ def main() -> NoReturn:
 def told(folder: Path, environment: Mapping[str, str]) -> ModelVersion:
     """The version as far as an endpoint knows it."""
     name, _, number = environment.get("RUNNER_MODEL", "model/0").partition("/")
-    found = artifact(folder, name="model")
+    model_artifact = artifact(folder, name="model")
     return ModelVersion(
         name=name,
         version=int(number or 0),
         status="approved",
         run="unknown",
-        sha256=environment.get("RUNNER_SHA256", found.sha256),
-        artifact=found,
+        sha256=environment.get("RUNNER_SHA256", model_artifact.sha256),
+        artifact=model_artifact,
         metrics={},
         created="",
         created_by="–",

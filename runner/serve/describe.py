@@ -153,22 +153,22 @@ def _predictions(scorer: Scorer) -> dict[str, Any]:
     properties: dict[str, Any] = {"prediction": prediction}
     if scorer.probable or (scorer.several and isinstance(scorer.signature["sample_prediction"], list)):
         properties["probability"] = {"type": "number", "minimum": 0, "maximum": 1}
-    one = {"type": "object", "properties": properties, "required": list(properties)}
+    answer = {"type": "object", "properties": properties, "required": list(properties)}
     return {
         "type": "object",
-        "properties": {"predictions": {"type": "array", "items": one}, "model": {"type": "string"}},
+        "properties": {"predictions": {"type": "array", "items": answer}, "model": {"type": "string"}},
         "required": ["predictions", "model"],
     }
 
 
 def _predicts(scorer: Scorer) -> str:
-    said = scorer.signature
+    signature = scorer.signature
     if scorer.labels:
-        return f"Says which {said['target']} of {', '.join(map(str, scorer.labels))}."
+        return f"Says which {signature['target']} of {', '.join(map(str, scorer.labels))}."
     if scorer.several or not scorer.probable:
-        return f"Predicts {said['target']} ({said['objective']})."
-    label = "" if said.get("positive") is None else f" {said['positive']}"
-    return f"Says ‘{said['target']}{label}’ from {100 * scorer.threshold:.4g} %."
+        return f"Predicts {signature['target']} ({signature['objective']})."
+    label = "" if signature.get("positive") is None else f" {signature['positive']}"
+    return f"Says ‘{signature['target']}{label}’ from {100 * scorer.threshold:.4g} %."
 
 
 def _csv_answer(scorer: Scorer) -> str:

@@ -45,16 +45,16 @@ def record_schema(signature: Signature) -> dict[str, Any]:
 
 def outdated(schema: dict[str, Any], signature: Signature) -> str:
     """What of the schema is not as `record_schema` would have it; "" where it is the same."""
-    wanted, said = record_schema(signature), []
-    asked, asks = schema.get("required", []), wanted["required"]
+    current, differences = record_schema(signature), []
+    asked, asks = schema.get("required", []), current["required"]
     if lacking := [name for name in asks if name not in asked]:
-        said.append(f"it lets {', '.join(lacking)} be left out")
+        differences.append(f"it lets {', '.join(lacking)} be left out")
     if more := [name for name in asked if name not in asks]:
-        said.append(f"it asks for {', '.join(more)}")
+        differences.append(f"it asks for {', '.join(more)}")
     now = schema.get("properties", {})
-    if other := [name for name in asks if name in now and now[name] != wanted["properties"][name]]:
-        said.append(f"it takes other values for {', '.join(other)}")
-    return " and ".join(said)
+    if other := [name for name in asks if name in now and now[name] != current["properties"][name]]:
+        differences.append(f"it takes other values for {', '.join(other)}")
+    return " and ".join(differences)
 
 
 def openapi(
@@ -131,8 +131,8 @@ def _described(column: Column) -> dict[str, Any]:
     known = column.categories or []
     if column.kind == "category":
         return {"description": f"One of {len(known)} categories, as text or number.", "examples": known}
-    said = {"boolean": "True or false.", "integer": "A whole number.", "text": "Any text."}
-    return {"description": said.get(column.kind, "A number.")}
+    descriptions = {"boolean": "True or false.", "integer": "A whole number.", "text": "Any text."}
+    return {"description": descriptions.get(column.kind, "A number.")}
 
 
 def _prediction(signature: Signature) -> dict[str, Any]:

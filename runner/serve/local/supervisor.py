@@ -212,8 +212,8 @@ class Supervisor:
         candidate = self.candidate
         if candidate is not None and (status := candidate.generation.process.poll()) is not None:
             candidate.generation.hear()
-            said = candidate.generation.word
-            self._drop(said.why if said.said == "failed" else f"its process ended with status {status}; see the log")
+            word = candidate.generation.word
+            self._drop(word.why if word.said == "failed" else f"its process ended with status {status}; see the log")
         serving = self.serving
         if serving is not None and self.restart_at is None and (status := serving.process.poll()) is not None:
             serving.hear()

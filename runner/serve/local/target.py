@@ -115,12 +115,12 @@ class LocalTarget:
         except RunnerError as error:
             return Health(status="unhealthy", said=str(error))
         address = (answer.address or (state.address if state else self.address)).url
-        status, said = _ping(answer.address or self.address)
+        status, problem = _ping(answer.address or self.address)
         if answer.restarts:
             times = "once" if answer.restarts == 1 else f"{answer.restarts} times"
-            said = f"{said}; started again {times}".lstrip("; ")
+            problem = f"{problem}; started again {times}".lstrip("; ")
         return Health(
-            status="serving" if status == 200 else "unhealthy", said=said or f"{address} answers {status} to /ping",
+            status="serving" if status == 200 else "unhealthy", said=problem or f"{address} answers {status} to /ping",
             process=answer.process,
         )  # fmt: skip
 
@@ -144,7 +144,7 @@ class LocalTarget:
         """Raises Tampered or Refused for a model that may not be loaded, UsageError for an address without a token."""
         folder = self.model_folder(version)
         check_bytes(version, folder)
-        given = {
+        limits = {
             key: value
             for key in ("max_body_mb", "timeout_s", "max_connections")
             if (value := getattr(self.spec, key)) is not None
@@ -155,7 +155,7 @@ class LocalTarget:
             workers=self._workers(),
             unknown=self.spec.unknown,
             token=self._token(),
-            **given,
+            **limits,
         )
 
     def _token(self) -> str | None:
@@ -190,14 +190,14 @@ class LocalTarget:
         if self._alive():
             with contextlib.ExitStack() as leaving:
                 conversation = leaving.enter_context(Conversation(self.folder, ASK_S))
-                there = conversation.ask(Ask(do="look"))
-                if there.address == self.address:
+                answer = conversation.ask(Ask(do="look"))
+                if answer.address == self.address:
                     leaving.pop_all()
                     return conversation
-                if there.process is not None:
-                    was = there.address.url if there.address else "?"
+                if answer.process is not None:
+                    url = answer.address.url if answer.address else "?"
                     raise Refused(
-                        f"{self.name} serves at {was}, and pipeline.toml says {self.address.url}. "
+                        f"{self.name} serves at {url}, and pipeline.toml says {self.address.url}. "
                         f"First: runner undeploy {self.name}"
                     )
                 conversation.ask(Ask(do="stop"))
@@ -255,12 +255,12 @@ class LocalTarget:
         except NewerStore:
             raise
         except Tampered:
-            found = self._look() if self._alive() else None
-            change = found.change if found is not None else self.recorded()
+            answer = self._look() if self._alive() else None
+            change = answer.change if answer is not None else self.recorded()
             if change is None:
                 return None
-            address = (found.address if found is not None else None) or self.address
-            needs_token = found.needs_token if found is not None else None
+            address = (answer.address if answer is not None else None) or self.address
+            needs_token = answer.needs_token if answer is not None else None
             return State(change=change, start=None, address=address, needs_token=needs_token)
 
     def _look(self) -> Answer:

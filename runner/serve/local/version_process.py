@@ -125,37 +125,37 @@ def main() -> None:
     def say(said: str, why: str = "") -> None:
         os.write(channel, msgspec.json.encode(Word(said=said, why=why)) + b"\n")
 
-    asked = decode(Start, sys.stdin.buffer.readline(), where="the request to serve")
+    start = decode(Start, sys.stdin.buffer.readline(), where="the request to serve")
     try:
-        application, listening = _ready(asked)
+        application, listening = _ready(start)
     except RunnerError as error:
         say("failed", str(error))
         sys.exit(error.exit_code)
     say("ready")
     if sys.stdin.buffer.readline() != GO:
         return
-    from runner.serve.server import Supervisor
+    from runner.serve.server import WorkerPool
 
     application.left = lambda: say("left")
-    Supervisor(application, listening, asked.workers).run(lambda: say("serving"))
+    WorkerPool(application, listening, start.workers).run(lambda: say("serving"))
 
 
-def _ready(asked: Start) -> tuple[Application, socket.socket]:
+def _ready(start: Start) -> tuple[Application, socket.socket]:
     """The application that answered its sample record as recorded. Raises RunnerError."""
     from runner.serve.app import Application, Limits
     from runner.serve.approved import load
     from runner.serve.metrics import Metrics
 
-    scorer = load(asked.version, Path(asked.folder), unknown="missing" if asked.unknown == "missing" else "error")
+    scorer = load(start.version, Path(start.folder), unknown="missing" if start.unknown == "missing" else "error")
     limits = Limits(
-        body_bytes=int(asked.max_body_mb * 2**20), timeout_s=asked.timeout_s, connections=asked.max_connections
+        body_bytes=int(start.max_body_mb * 2**20), timeout_s=start.timeout_s, connections=start.max_connections
     )
-    trial = Application(scorer, asked.version, limits=limits, metrics=Metrics(1), token=asked.token or None)
+    trial = Application(scorer, start.version, limits=limits, metrics=Metrics(1), token=start.token or None)
     with _trial(trial) as port:
-        check_answer(scorer.signature, _ask(port, sample_body(scorer.signature), asked.token), scorer.model)
-    metrics = Metrics(asked.workers)
-    application = Application(scorer, asked.version, limits=limits, metrics=metrics, token=asked.token or None)
-    return application, socket.socket(fileno=asked.listening)
+        check_answer(scorer.signature, _ask(port, sample_body(scorer.signature), start.token), scorer.model)
+    metrics = Metrics(start.workers)
+    application = Application(scorer, start.version, limits=limits, metrics=metrics, token=start.token or None)
+    return application, socket.socket(fileno=start.listening)
 
 
 @contextlib.contextmanager
