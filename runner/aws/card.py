@@ -48,7 +48,7 @@ def card(new: NewVersion, *, archive: str) -> str:
     says so.
     """
     content: dict[str, Any] = {
-        "model_overview": {"model_creator": _plain(new.created_by)[:LONGEST_DETAIL], "model_artifact": [archive]},
+        "model_overview": {"model_creator": _plain(new.created_by)[:LONGEST_DETAIL], "model_artifact": [archive]}
     }
     if new.sources:
         named = [f"{key} sha256:{sha256}"[:LONGEST_DETAIL] for key, sha256 in sorted(new.sources.items())]

@@ -32,11 +32,7 @@ INSIDE = f"{CODE}{PROGRAM}"
 BACKEND = "wheel_backend"
 PYPROJECT = f'[build-system]\nrequires = []\nbuild-backend = "{BACKEND}"\nbackend-path = ["."]\n'
 # what a container is told beside its model; pip need not look for an index that a VPC does not let it reach
-ENVIRONMENT = {
-    "SAGEMAKER_PROGRAM": PROGRAM,
-    "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
-    "PIP_NO_INDEX": "1",
-}
+ENVIRONMENT = {"SAGEMAKER_PROGRAM": PROGRAM, "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code", "PIP_NO_INDEX": "1"}
 # who holds the serving image in each region: image_uri_config/xgboost.json of the SageMaker Python SDK
 ACCOUNTS = {
     "af-south-1": "510948584623", "ap-east-1": "651117190479", "ap-northeast-1": "354813040037",

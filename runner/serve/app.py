@@ -197,12 +197,7 @@ class Application:
             raise BadInput("Too many large requests are under way. Try again in a moment.", status=503)
 
     async def _send(self, send: Send, status: int, body: bytes, kind: str, *more: tuple[bytes, bytes]) -> None:
-        headers = [
-            (b"content-type", kind.encode()),
-            (b"content-length", b"%d" % len(body)),
-            *more,
-            *self._closing(),
-        ]
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body)), *more, *self._closing()]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -25,17 +25,7 @@ from runner.model.served import Deployment
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.records import Target, decode, encode, read
-from runner.serve.local.protocol import (
-    ALIVE,
-    LOG,
-    STATE,
-    Address,
-    Answer,
-    Ask,
-    Conversation,
-    State,
-    now,
-)
+from runner.serve.local.protocol import ALIVE, LOG, STATE, Address, Answer, Ask, Conversation, State, now
 from runner.serve.local.version_process import Start, Word
 
 HOST, PORT = "127.0.0.1", 8080
