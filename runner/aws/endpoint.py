@@ -159,18 +159,18 @@ class SageMakerTarget:
         found, event = self._describe(), self._pending()
         begun = f"{event.name}/{event.version} was begun by {event.who} at {event.at}" if event is not None else ""
         if found is None:
-            return Health(status="down", said=f"there is no endpoint {self.endpoint}")
+            return Health(status="down", detail=f"there is no endpoint {self.endpoint}")
         if found["EndpointStatus"] in BUSY:
-            return Health(status="changing", said=begun or found["EndpointStatus"])
+            return Health(status="changing", detail=begun or found["EndpointStatus"])
         last = self.last()
         if found["EndpointStatus"] != UP or last is None:
             said = f"{found['EndpointStatus']}: {found.get('FailureReason', '')}".removesuffix(": ")
-            return Health(status="unhealthy", said=said)
+            return Health(status="unhealthy", detail=said)
         try:
             self._prove(self.registry.get(last.name, last.version))
         except RunnerError as error:
-            return Health(status="unhealthy", said=f"{error}")
-        return Health(status="serving", said=begun)
+            return Health(status="unhealthy", detail=f"{error}")
+        return Health(status="serving", detail=begun)
 
     def signature(self, version: ModelVersion) -> Signature:
         if version.location:

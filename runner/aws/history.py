@@ -29,16 +29,16 @@ READERS = 16
 Objects = dict[str, str]  # key -> ETag
 
 
-class Seen(Record, frozen=True, kw_only=True):
+class ReadObject(Record, frozen=True, kw_only=True):
     etag: str
     content: bytes
 
 
-class Kept(Record, frozen=True, kw_only=True):
+class HistoryCache(Record, frozen=True, kw_only=True):
     """What was read of one name before, by address."""
 
     format: int = FORMAT
-    objects: dict[str, Seen] = {}
+    objects: dict[str, ReadObject] = {}
 
 
 class History:
@@ -47,34 +47,21 @@ class History:
     def __init__(self, bucket: Bucket, cache: Path | None = None) -> None:
         self.bucket = bucket
         self.cache = cache
-        self._names: dict[str, dict[str, Seen]] = {}  # of each name, by address
+        self._names: dict[str, dict[str, ReadObject]] = {}  # of each name, by address
 
     def listed(self, name: str | None = None) -> dict[str, Objects]:
         """What there is of each name, or of one; a call per thousand objects."""
         below = ROOT if name is None else f"{ROOT}{name}/"
         objects: dict[str, Objects] = {}
-        token: dict[str, str] = {}
-        while True:
-            page = self.bucket.session.call(
-                "s3",
-                "list_objects_v2",
-                about=self.bucket.address(below),
-                Bucket=self.bucket.name,
-                Prefix=self.bucket.prefix + below,
-                **token,
-            )
-            for item in page.get("Contents", []):
-                key = item["Key"][len(self.bucket.prefix) :]
-                of = NAME_OF.match(key)
-                if of is not None:
-                    objects.setdefault(of[1], {})[key] = item["ETag"].strip('"')
-            if not page.get("IsTruncated"):
-                return objects
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+        for key, etag in self.bucket.tags(below):
+            match = NAME_OF.match(key)
+            if match is not None:
+                objects.setdefault(match[1], {})[key] = etag
+        return objects
 
     def events(self, name: str, objects: Objects) -> list[Event]:
         """The name's events in order, as they are written. Raises Tampered for one that is gone or was replaced."""
-        for address in self._seen(name):
+        for address in self._known(name):
             key = address.removeprefix(self.bucket.address(""))
             if EVENT.match(key) and key not in objects:
                 raise Tampered(
@@ -106,17 +93,17 @@ class History:
         return facts_of_run
 
     def keep_facts(self, new: NewVersion) -> None:
-        """Write what the run is going to register; twice is once."""
+        """Write what the run is going to register; idempotent."""
         self.bucket.put(facts_key(new.name, new.run, facts_sha256(new)), encode(facts_of(new)))
 
     def _read(self, name: str, objects: Objects) -> dict[str, bytes]:
-        """The objects' content by key, fetched only where it is not known. Raises Tampered for a gone or changed one."""
-        known = self._seen(name)
+        """The objects' content by key, fetched where it is not known. Raises Tampered for a gone or changed one."""
+        known = self._known(name)
         addresses = {key: self.bucket.address(key) for key in objects}
         fetched = [
             key
             for key, etag in objects.items()
-            if not etag or (addresses[key] in known) < 1 or known[addresses[key]].etag != etag
+            if not etag or addresses[key] not in known or known[addresses[key]].etag != etag
         ]
         for key, content in zip(fetched, self._fetch(fetched), strict=True):
             if content is None:
@@ -124,10 +111,10 @@ class History:
             before = known.get(addresses[key])
             if before is not None and before.content != content:
                 raise Tampered(f"{addresses[key]} was replaced: the history of {name} was altered.{self._memory(name)}")
-            known[addresses[key]] = Seen(etag=objects[key], content=content)
+            known[addresses[key]] = ReadObject(etag=objects[key], content=content)
         if fetched and self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.cache / f"{name}.json", encode(Kept(objects=known)))
+            atomic_write(self.cache / f"{name}.json", encode(HistoryCache(objects=known)))
         return {key: known[addresses[key]].content for key in objects}
 
     def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -139,13 +126,13 @@ class History:
     def _memory(self, name: str) -> str:
         return f" What it was is in {self.cache / name}.json." if self.cache is not None else ""
 
-    def _seen(self, name: str) -> dict[str, Seen]:
+    def _known(self, name: str) -> dict[str, ReadObject]:
         if name not in self._names:
             self._names[name] = {}
             file = self.cache / f"{name}.json" if self.cache is not None else None
             if file is not None and file.exists():
                 try:
-                    cached = checked(decode(Kept, file.read_bytes(), where=file), where=file)
+                    cached = checked(decode(HistoryCache, file.read_bytes(), where=file), where=file)
                 except (Tampered, NewerStore):  # only a copy: everything is read again
                     return self._names[name]
                 self._names[name] = dict(cached.objects)

@@ -1,4 +1,4 @@
-"""Where a version is in its life, in the words of SageMaker's ModelLifeCycle: at a target's stage, serving or retired."""
+"""Where a version is in its life, in the words of SageMaker's ModelLifeCycle: at a stage, serving or retired."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def changed(events: Sequence[Event]) -> dict[int, tuple[str, str]]:
     before = serves(earlier).get(last.data["target"], last.version)
     current = {version: life_cycle(events, version) for version in sorted({last.version, before})}
     return {
-        version: one
-        for version, one in current.items()
-        if one is not None and (version == last.version or one != life_cycle(earlier, version))
+        version: stage_now
+        for version, stage_now in current.items()
+        if stage_now is not None and (version == last.version or stage_now != life_cycle(earlier, version))
     }

@@ -148,7 +148,7 @@ def signature(session: Session, version: ModelVersion) -> Signature:
 
 
 def serving_image(region: str, chosen: str | None = None) -> str:
-    """The image an endpoint runs: `chosen`, or SageMaker's XGBoost. Raises UsageError where the region has none known."""
+    """The image an endpoint runs: `chosen`, or SageMaker's XGBoost. Raises UsageError where none is known there."""
     if chosen is not None:
         return chosen
     if region not in ACCOUNTS:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from runner.aws.bucket import Bucket
 from runner.aws.creation import OURS, archive_key, creation, report_key, reports, value
-from runner.aws.group import STATUS, Groups, Listed, carried_out, changed, described
+from runner.aws.group import STATUS, Groups, ListedPackage, carried_out, changed, described
 from runner.aws.history import History, Objects
 from runner.aws.package import Package, package, serving_image
 from runner.aws.session import DENIED, AwsError, Session
@@ -28,7 +27,7 @@ from runner.escape import terminal
 from runner.failpoint import reach
 from runner.model import registry_rules
 from runner.model.events import state, verify_chain
-from runner.model.registry_rules import Draft, utc
+from runner.model.registry_rules import Draft, now, utc
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion, Status
 
 EVENT_OF = {"pending": "reopened", "approved": "approved", "rejected": "rejected"}  # the event that gives a state
@@ -48,11 +47,11 @@ class Deployable:
 
 
 @dataclass
-class View:
+class RegistryView:
     """One name's events and packages, brought together."""
 
     events: list[Event]
-    packages: dict[int, Listed]
+    packages: dict[int, ListedPackage]
     objects: Objects = field(default_factory=dict)
 
     @property
@@ -199,31 +198,31 @@ class SageMakerRegistry:
     def _objects(self, name: str) -> Objects:
         return self.history.listed(name).get(name, {})
 
-    def _view(self, name: str, *, objects: Objects | None = None, new_package: str | None = None) -> View:
+    def _view(self, name: str, *, objects: Objects | None = None, new_package: str | None = None) -> RegistryView:
         """The name's history after everything that SageMaker has and it lacks was added. `new_package` is an ARN."""
         for _ in range(ATTEMPTS):
             objects = self._objects(name) if objects is None else objects
-            view = View(self.history.events(name, objects), {}, objects)
+            view = RegistryView(self.history.events(name, objects), {}, objects)
             registry_rules.check_chain(name, view.events)
             if objects:
                 view.packages = self.groups.packages(name)
             if new_package is not None:
                 view.packages.setdefault(
-                    int(new_package.rpartition("/")[2]), Listed(new_package, "pending", "(run new)")
+                    int(new_package.rpartition("/")[2]), ListedPackage(new_package, "pending", "(run new)")
                 )
             if self._caught_up(name, view):
                 return view
             objects = None
         raise _busy(name)
 
-    def _registered(self, name: str, version: int) -> tuple[View, Event]:
+    def _registered(self, name: str, version: int) -> tuple[RegistryView, Event]:
         """The name's view, and the event of the version's registration. Raises UsageError naming what there is."""
         view = self._view(name)
         if version not in view.registered:
             raise self._not_registered(name, version)
         return view, view.registered[version]
 
-    def _append(self, view: View, draft: Draft) -> Event | None:
+    def _append(self, view: RegistryView, draft: Draft) -> Event | None:
         """The event as it was added to the history; None where another process added one first."""
         event = registry_rules.event_after(view.events, draft)
         if not self.history.append(event):
@@ -231,7 +230,7 @@ class SageMakerRegistry:
         view.events.append(event)
         return event
 
-    def _caught_up(self, name: str, view: View) -> bool:
+    def _caught_up(self, name: str, view: RegistryView) -> bool:
         """Add what is missing; False where another process added something first."""
         for number, listed in sorted(view.packages.items()):
             event = self._missing(name, view, number, listed)
@@ -246,7 +245,7 @@ class SageMakerRegistry:
                 view.events.append(event)
         return True
 
-    def _missing(self, name: str, view: View, number: int, listed: Listed) -> Event | None:
+    def _missing(self, name: str, view: RegistryView, number: int, listed: ListedPackage) -> Event | None:
         if number not in view.registered:
             if listed.arn in self._others or not OURS.search(listed.description):
                 return None
@@ -273,7 +272,7 @@ class SageMakerRegistry:
                 return None
         return _external(name, view.events, number, listed.status, description)
 
-    def _registration(self, name: str, view: View, number: int, listed: Listed) -> Event | None:
+    def _registration(self, name: str, view: RegistryView, number: int, listed: ListedPackage) -> Event | None:
         """The event of a package that has none; None where it is another registry's, or a second one of its run."""
         description = self.groups.describe(listed.arn)
         properties = description.get("CustomerMetadataProperties", {})
@@ -300,13 +299,13 @@ class SageMakerRegistry:
         why = f"SageMaker does not permit {event.who} to decide"
         draft = Draft(event.name, event.version, EVENT_OF[status], who=event.who, why=why, data=STANDS)
         for _ in range(ATTEMPTS):
-            view = View(self.history.events(event.name, self._objects(event.name)), {})
+            view = RegistryView(self.history.events(event.name, self._objects(event.name)), {})
             if state(view.events, event.version)[1] != event or self._append(view, draft) is not None:
                 return
 
     # What is read
 
-    def _versions(self, view: View) -> dict[int, ModelVersion]:
+    def _versions(self, view: RegistryView) -> dict[int, ModelVersion]:
         """The view's versions by number. Raises Tampered where the facts are not what was registered."""
         registered = view.registered
         if not registered:
@@ -321,7 +320,7 @@ class SageMakerRegistry:
             versions[number] = registry_rules.model_version(facts, event, view.events, location=location)
         return versions
 
-    def _registered_before(self, view: View, new: NewVersion) -> ModelVersion | None:
+    def _registered_before(self, view: RegistryView, new: NewVersion) -> ModelVersion | None:
         number = registry_rules.registered_before(new, view.events)
         return None if number is None else self._versions(view)[number]
 
@@ -346,7 +345,7 @@ def _external(name: str, events: Sequence[Event], version: int, status: Status, 
     own = [event for event in events if event.version == version]
     if not why or why in {described(event) for event in own}:  # what an earlier decision left there
         why = "decided in SageMaker"
-    at = max(utc(description.get("LastModifiedTime") or datetime.now(UTC)), own[-1].at)
+    at = max(utc(description["LastModifiedTime"]) if "LastModifiedTime" in description else now(), own[-1].at)
     who = f"external ({person})" if person else "external"
     draft = Draft(name, version, EVENT_OF[status], who=who, why=why, data=STANDS, at=at)
     return registry_rules.event_after(events, draft)

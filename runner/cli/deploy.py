@@ -171,7 +171,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
             status = registry.get(last.name, last.version).status
             if status != "approved":
                 said = f"{last.label} is {status} since it was deployed: {command_to_end(registry, name)}"
-                health = deployment.Health(status="unhealthy", said=said, process=health.process)
+                health = deployment.Health(status="unhealthy", detail=said, process=health.process)
         rows.append((name, targets[name].kind, last if serves else None, health))
     if as_json:
         print_json([_json(*row) for row in rows])
@@ -187,7 +187,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
                     made.who if made else "–",
                     made.place if made else "–",
                     str(health.process) if health and health.process else "–",
-                    f"{health.status}{f' ({health.said})' if health.said else ''}" if health else "–",
+                    f"{health.status}{f' ({health.detail})' if health.detail else ''}" if health else "–",
                 ]
                 for name, kind, made, health in rows
             ],
@@ -294,7 +294,7 @@ def _json(name: str, kind: str, made: Deployment | None, health: Health | None) 
         "place": made.place if made else None,
         "process": health.process if health else None,
         "health": health.status if health else None,
-        "said": health.said if health else None,
+        "said": health.detail if health else None,
     }
 
 

@@ -42,7 +42,7 @@ class SchemaComparison:
     noted: list[str]
 
     def permitted(self, *, allow: bool, say: Callable[[str], None]) -> dict[str, list[str]]:
-        """What is lost, for the history, once it was said. Raises Refused where something is and that is not allowed."""
+        """What is lost, for the history, after `say` was told. Raises Refused where that is not allowed."""
         parts = []
         for asked, sentences in self.lost.items():
             where = " and ".join(callers.where for callers in self.callers if callers.version.label == asked)

@@ -75,7 +75,7 @@ def heads(folder: Path) -> dict[str, Event]:
 
 
 def merged(events: Sequence[Event], copied: Sequence[Event]) -> list[Event]:
-    """One name's events as far as the registry or the copies have them. Raises Refused where they tell two histories."""
+    """One name's events that the registry or the copies have. Raises Refused where they are two histories."""
     by_seq = {event.seq: event for event in events}
     for event in copied:
         if by_seq.setdefault(event.seq, event) != event:

@@ -38,7 +38,7 @@ class Health(Record, frozen=True, kw_only=True):
     """How a target is at this moment."""
 
     status: Literal["serving", "changing", "unhealthy", "down"]
-    said: str = ""
+    detail: str = ""
     process: int | None = None
 
 
@@ -58,7 +58,7 @@ class Deployer(Protocol):
         """The last change that was completed, None where nothing was ever served; asks the target."""
 
     def deploy(self, change: Deployment, version: ModelVersion) -> Deployment:
-        """Bring the version up beside the one that serves, send it its sample record, then switch; with time and place."""
+        """Start the version beside the one that serves, send it its sample record, switch; gives time and place."""
 
     def remove(self, change: Deployment) -> Deployment:
         """End what is served."""

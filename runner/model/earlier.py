@@ -31,7 +31,7 @@ class _Signature(msgspec.Struct):
 
 
 def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
-    """Raises Refused for a folder of format 1 that scores otherwise than its estimator did; others are not looked at."""
+    """Raises Refused for a folder of format 1 that scores otherwise than its estimator did."""
     try:
         signature = msgspec.json.decode(files.get(SIGNATURE, b""), type=_Signature)
     except msgspec.MsgspecError:  # none, or none of ours: who reads it says so
@@ -54,7 +54,7 @@ def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
     for column, names in zip(columns, learned(booster), strict=False):
         texts = column.categories or []
         if names is not None and not any(
-            names[: len(texts)] == one for one in ([t.encode() for t in texts], cut(texts))
+            names[: len(texts)] == encoded for encoded in ([text.encode() for text in texts], cut(texts))
         ):
             raise Refused(
                 f"{folder}: the categories of {column.name} are not those of its trees, in their order. {again}"

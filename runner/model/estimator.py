@@ -6,6 +6,7 @@ missing value and of which the booster knows nothing. Knows XGBoost's Python pac
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 ROUNDS = 50  # whose trees are looked at
 # objectives whose estimated base score leaves no gradient at the first tree's root, where nothing else is in the margin
 CENTRED = (
-    "binary:logistic", "reg:logistic", "reg:squarederror", "count:poisson", "reg:gamma", "reg:tweedie", "multi:softprob",
-    "multi:softmax",
+    "binary:logistic", "reg:logistic", "reg:squarederror", "count:poisson", "reg:gamma", "reg:tweedie",
+    "multi:softprob", "multi:softmax",
 )  # fmt: skip
 PROBABLE = ("binary:logistic", "reg:logistic")  # give the probability of one label
 DEFAULT_BASE = [0.5]  # a custom objective's, which is not estimated
@@ -41,7 +42,7 @@ class Estimator:
     booster: xgb.Booster
     config: dict[str, Any]  # the booster's, of the learner
     missing: float | None  # the number that is a missing value; None where NaN alone is
-    told: bool  # whether that is known, and not assumed
+    missing_is_known: bool  # and not assumed
     predict: Callable[[pd.DataFrame], Any]
 
     @property
@@ -58,8 +59,8 @@ class Estimator:
         """What to do where its folder scores otherwise."""
         if self.config["gradient_booster"]["name"] == "dart":
             return (
-                "XGBoost's Booster.predict differs in the last bits of a dart model from inplace_predict, by which estimators "
-                "and folders score. Save the fitted XGBClassifier or XGBRegressor."
+                "XGBoost's Booster.predict differs in the last bits of a dart model from inplace_predict, by which "
+                "estimators and folders score. Save the fitted XGBClassifier or XGBRegressor."
             )
         return "Save the estimator that was judged, with the frame that it learned from."
 
@@ -76,13 +77,13 @@ class Estimator:
             if at and int(at[1]) < len(names):
                 reason = f"column {names[int(at[1])]} has a type or a category that it did not learn from"
             raise UsageError(
-                f"XGBoost would not score the frame that the model is saved with: {reason}. Save it with the frame that it "
-                "learned from."
+                f"XGBoost would not score the frame that the model is saved with: {reason}. Save it with the frame "
+                "that it learned from."
             ) from error
 
 
 @dataclass(frozen=True)
-class Names:
+class ClassNames:
     """What an answer calls the classes."""
 
     positive: str | None
@@ -99,8 +100,8 @@ def estimator(model: Any, missing: float | None = None) -> Estimator:
     if not isinstance(model, xgb.XGBModel):
         inner = [f" Its `.{name}` may hold one." for name in ("best_estimator_", "steps") if hasattr(model, name)]
         raise UsageError(
-            f"A {kind} is not a booster or an estimator of XGBoost, which is what a model folder holds.{''.join(inner)} What is "
-            "done to the columns before goes into a module: save(…, code=…)."
+            f"A {kind} is not a booster or an estimator of XGBoost, which is what a model folder holds.{''.join(inner)} "
+            "What is done to the columns before goes into a module: save(…, code=…)."
         )
     if not model.__sklearn_is_fitted__():
         raise UsageError(f"The {kind} is not fitted. Fit it before it is saved.")
@@ -111,9 +112,8 @@ def estimator(model: Any, missing: float | None = None) -> Estimator:
     best = booster.attr("best_iteration")
     scoring_rounds = booster if best is None else _rounds(booster, int(best) + 1)
     # which predict_proba and predict make their answers of, by the best round
-    return Estimator(
-        scoring_rounds, _config(booster), missing_number, True, lambda features: xgb.XGBModel.predict(model, features)
-    )
+    predict = functools.partial(xgb.XGBModel.predict, model)
+    return Estimator(scoring_rounds, _config(booster), missing_number, True, predict)
 
 
 def _of_booster(booster: xgb.Booster, missing: float | None) -> Estimator:
@@ -123,8 +123,8 @@ def _of_booster(booster: xgb.Booster, missing: float | None) -> Estimator:
     best = int(booster.attr("best_iteration") or rounds)
     if best + 1 < rounds:
         raise UsageError(
-            f"The booster has {rounds} rounds and was best after {best + 1}: XGBoost's estimators score by those, its Booster by "
-            f"all. Save the fitted estimator, or say which: booster[: {best + 1}], or booster[:] for all."
+            f"The booster has {rounds} rounds and was best after {best + 1}: XGBoost's estimators score by those, its "
+            f"Booster by all. Save the fitted estimator, or say which: booster[: {best + 1}], or booster[:] for all."
         )
     missing_number = math.nan if missing is None else missing
 
@@ -134,7 +134,7 @@ def _of_booster(booster: xgb.Booster, missing: float | None) -> Estimator:
     return Estimator(booster, config, _number(missing), missing is not None, predict)
 
 
-def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Label] | None) -> Names:
+def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Label] | None) -> ClassNames:
     """`positive` and `labels` as the signature has them. Raises UsageError where the scores are not of such."""
     several = judged.objective.startswith("multi:")
     if positive is not None and judged.objective not in PROBABLE:
@@ -148,7 +148,7 @@ def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Labe
             f"The model gives {targets} probabilities of a record; an answer has one. Save a model for each."
         )
     if labels is None:
-        return Names(None if positive is None else str(_plain(positive)), None)
+        return ClassNames(None if positive is None else str(_plain(positive)), None)
     names, count = [_plain(label) for label in labels], int(judged.config["learner_model_param"]["num_class"])
     if not several:
         raise UsageError(
@@ -162,7 +162,7 @@ def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Labe
         raise UsageError(
             f"labels needs {count} different texts or whole numbers, one for each class; it has {names!r:.200}."
         )
-    return Names(None, names)
+    return ClassNames(None, names)
 
 
 def check_columns(judged: Estimator, features: pd.DataFrame) -> None:
@@ -171,12 +171,10 @@ def check_columns(judged: Estimator, features: pd.DataFrame) -> None:
     learned = booster.feature_names or (columns if booster.num_features() == len(columns) else [])
     if list(learned) == columns:
         return
-    absent, more = (
-        [name for name in one if name not in other] for one, other in ((learned, columns), (columns, learned))
-    )
-    differences = [f"lacks {', '.join(absent[:5])}"] * bool(absent) + [f"has the further {', '.join(more[:5])}"] * bool(
-        more
-    )
+    absent = [name for name in learned if name not in columns]
+    further = [name for name in columns if name not in learned]
+    differences = [f"lacks {', '.join(absent[:5])}"] if absent else []
+    differences += [f"has the further {', '.join(further[:5])}"] if further else []
     raise UsageError(
         f"The frame has {counted(len(columns), 'column')}, the model learned from {booster.num_features()}: the frame "
         f"{' and '.join(differences) or 'has them in another order'}. Save it with the frame that it learned from."
@@ -190,18 +188,16 @@ def in_tree_order(judged: Estimator, columns: Sequence[Column]) -> list[Column]:
     """
     ordered = []
     for column, names in zip(columns, learned(judged.booster), strict=True):
-        if (
-            column.kind == "category"
-            and names is not None
-            and (texts := _texts(column.categories or [], names)) is None
-        ):
+        if column.kind != "category" or names is None:
+            ordered.append(column)
+            continue
+        texts = _texts(column.categories or [], names)
+        if texts is None:
             raise UsageError(
-                f"Column {column.name}: the categories are not those that the trees learned, in their order. Save the model "
-                "with the frame that it learned from."
+                f"Column {column.name}: the categories are not those that the trees learned, in their order. Save the "
+                "model with the frame that it learned from."
             )
-        if column.kind == "category" and names is not None:
-            column = msgspec.structs.replace(column, categories=distinct(column.name, texts or []))
-        ordered.append(column)
+        ordered.append(msgspec.structs.replace(column, categories=distinct(column.name, texts)))
     return ordered
 
 
@@ -245,17 +241,21 @@ def check_learned(judged: Estimator, features: pd.DataFrame) -> None:
     trees = _trees(judged.booster)
     if trees and _has_margin(judged.config, trees):
         raise UsageError(
-            "The booster was trained with a base margin, an offset that each row had and a record has not, so it would score "
-            "otherwise. Train it without; the offset may be a column."
+            "The booster was trained with a base margin, an offset that each row had and a record has not, so it would "
+            "score otherwise. Train it without; the offset may be a column."
         )
     updaters = {updater["name"] for updater in judged.config["gradient_booster"].get("updater", [])}
-    if judged.told or updaters & {"grow_colmaker", "grow_gpu_hist", "grow_gpu_approx"}:  # whose trees do not tell
+    if judged.missing_is_known or updaters & {
+        "grow_colmaker",
+        "grow_gpu_hist",
+        "grow_gpu_approx",
+    }:  # whose trees do not tell
         return
     for name in _missed(trees, features):
         raise UsageError(
-            f"The trees learned what to do where {name} is missing, and the frame has no missing value there. Save the fitted "
-            "estimator, which knows what was missing to it; or the booster with missing=-999.0, if DMatrix was given that. "
-            'missing=float("nan") says that only NaN was missing.'
+            f"The trees learned what to do where {name} is missing, and the frame has no missing value there. Save the "
+            "fitted estimator, which knows what was missing to it; or the booster with missing=-999.0, if DMatrix was "
+            'given that. missing=float("nan") says that only NaN was missing.'
         )
 
 
@@ -315,8 +315,8 @@ def _config(booster: xgb.Booster) -> dict[str, Any]:
         raise UsageError("The booster has learned nothing yet. Train it before it is saved.") from error
     if learner["gradient_booster"]["name"] == "gblinear":
         raise UsageError(
-            "A model of booster=gblinear cannot be served: XGBoost does not predict with it in place, and has deprecated it. "
-            "Train with gbtree or dart."
+            "A model of booster=gblinear cannot be served: XGBoost does not predict with it in place, and has "
+            "deprecated it. Train with gbtree or dart."
         )
     return learner
 

@@ -151,7 +151,7 @@ class Model:
                     scorer.score(table.numbers(scorer, values) if scorer.computes is None else table.rows(values))
                 )
         except BadInput as error:
-            raise BadRecords(table.said(error, start)) from error
+            raise BadRecords(table.message(error, start)) from error
         return np.concatenate(scores)
 
     def unknown_categories(self, frame: pd.DataFrame) -> dict[str, int]:

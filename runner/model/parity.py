@@ -103,10 +103,10 @@ class _Block:
         finite, same = (one.reshape(len(expected), -1).all(axis=1) for one in (np.isfinite(expected), close))
         if not finite.all():
             at = int(finite.argmin())
-            raise self._refusal(at, f"scores {_said(expected[at])}", "No answer can have that.")
+            raise self._refusal(at, f"scores {_shown(expected[at])}", "No answer can have that.")
         if not same.all():
             at = int(same.argmin())
-            what = f"scores {_said(expected[at])} by the estimator and {_said(self.scores[at])} by the saved folder"
+            what = f"scores {_shown(expected[at])} by the estimator and {_shown(self.scores[at])} by the saved folder"
             raise self._refusal(at, what, judged.advice)
 
     def compare_older_pandas(self) -> None:
@@ -122,8 +122,11 @@ class _Block:
         same = (scores == self.scores).reshape(len(scores), -1).all(axis=1)
         if not same.all():
             at = int(same.argmin())
-            what = f"scores {_said(self.scores[at])} here and {_said(scores[at])} with pandas 2.2"
-            advice = "An endpoint has pandas 2.2, where text is of dtype object: write features.py so that it gives the same in both."
+            what = f"scores {_shown(self.scores[at])} here and {_shown(scores[at])} with pandas 2.2"
+            advice = (
+                "An endpoint has pandas 2.2, where text is of dtype object: write features.py so that it gives the same "
+                "in both."
+            )
             raise self._refusal(at, what, advice)
 
     def compare_requests(self, places: list[int]) -> None:
@@ -172,7 +175,7 @@ class _Block:
         value = self.records([places[row]])[0][column]
         difference = (
             f"is read otherwise from {name}, where {self.scorer.names[column]} is {_short(rows[row][column])} and not "
-            f"{_short(value)}: it scores {_said(self.scores[places[row]])}, and from there {_said(score)}"
+            f"{_short(value)}: it scores {_shown(self.scores[places[row]])}, and from there {_shown(score)}"
         )
         alike = "CSV writes a missing value and the category '' alike. " if value in (None, "") else ""
         raise self._refusal(
@@ -189,7 +192,7 @@ class _Block:
         with _refusing("JSON by name", [self.rows[at]]):
             score = self.scorer.score(self.scorer.table(body, JSON))[0]
         if not np.array_equal(score, self.scores[at]):
-            difference = f"scores {_said(self.scores[at])} among the others and {_said(score)} alone"
+            difference = f"scores {_shown(self.scores[at])} among the others and {_shown(score)} alone"
             raise self._refusal(
                 at,
                 difference,
@@ -213,7 +216,7 @@ def _refusing(what: str, rows: Sequence[int]) -> Iterator[None]:
     except ValueError as error:
         reason = str(error)
         if isinstance(error, BadInput) and error.row is not None and error.row <= len(rows):
-            reason = table.said(error, rows[error.row - 1] + 1 - error.row)
+            reason = table.message(error, rows[error.row - 1] + 1 - error.row)
         raise UsageError(f"{what} could not be read as records, so the model was not saved. {reason}") from error
 
 
@@ -232,6 +235,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def _said(scores: np.ndarray) -> str:
+def _shown(scores: np.ndarray) -> str:
     numbers = [f"{score:.9g}" for score in scores.ravel()[:4].tolist()]
     return numbers[0] if scores.ndim == 0 else f"[{', '.join(numbers)}{', …' if scores.size > 4 else ''}]"

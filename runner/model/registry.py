@@ -13,7 +13,6 @@ import hashlib
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class LocalRegistry:
             number = registry_rules.registered_before(new, _events(connection, new.name))
             if number is not None:
                 return _get(connection, new.name, number)
-            number, now, facts = len(versions) + 1, registry_rules.utc(datetime.now(UTC)), copies.facts_json(new)
+            number, now, facts = len(versions) + 1, registry_rules.now(), copies.facts_json(new)
             connection.execute(ADD_VERSION, (new.name, number, new.run, now, facts.decode()))
             data = {"run": new.run, "sha256": new.sha256, "facts_sha256": hashlib.sha256(facts).hexdigest()}
             _add(connection, Draft(new.name, number, "registered", who=new.created_by, why="", data=data, at=now))
@@ -100,7 +99,7 @@ class LocalRegistry:
             return events
 
     def adopt(self, versions: Mapping[int, NewVersion | ModelVersion], events: Sequence[Event]) -> None:
-        """Take in one name's whole history from elsewhere, as it is; the events that are in this registry must be its first.
+        """Take in one name's whole history from elsewhere, as it is; this registry's events of it must be its first.
 
         `events` has at least one. Raises Tampered where the chain or a row is not what was registered, Refused where
         this registry has another history of that name. Nothing is changed then.

@@ -1,4 +1,4 @@
-"""The rules of every registry, wherever it keeps its events: who may decide, what may be registered, decided and recorded.
+"""The rules of every registry, wherever it keeps its events: who may decide, and what may follow what.
 
 Pure: takes versions and events and raises an error, or gives the event or version that follows.
 """
@@ -134,7 +134,7 @@ def check_record(kind: str) -> None:
 def event_after(events: Sequence[Event], draft: Draft) -> Event:
     """The draft as the next event of its name, of which `events` has all."""
     seq, previous = (events[-1].seq + 1, events[-1].hash) if events else (1, FIRST)
-    at = draft.at or utc(datetime.now(UTC))
+    at = draft.at or now()
     return chained(Event(**{**vars(draft), "at": at}, seq=seq, previous=previous, hash=""))
 
 
@@ -164,6 +164,10 @@ def not_registered(name: str, version: int | None, highest: Mapping[str, int]) -
         return UsageError(f"There is no {name}/{version}; its versions are 1 to {highest[name]}.")
     names = ", ".join(sorted(highest)) or "none yet; `runner check` says whether a run registers one"
     return UsageError(f"There is no registered model {name!r}. Registered: {names}.")
+
+
+def now() -> str:
+    return utc(datetime.now(UTC))
 
 
 def utc(moment: datetime) -> str:

@@ -39,7 +39,8 @@ def path_to(targets: Mapping[str, Target], to: str | None) -> list[str]:
     ends = [name for name in targets if name not in required] if to is None else [to]
     if len(ends) != 1:
         raise UsageError(
-            f"Which target is the last one? {', '.join(ends) or 'There are none.'} Name it: runner release … --to TARGET"
+            f"Which target is the last one? {', '.join(ends) or 'There are none.'} "
+            "Name it: runner release … --to TARGET"
         )
     path: list[str] = []
     target: str | None = ends[0]

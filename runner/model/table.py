@@ -1,4 +1,4 @@
-"""A pandas table as `runner.scoring.inference` takes records: columns of plain values, and the numbers that they are read as.
+"""A pandas table as `runner.scoring.inference` takes records: columns of plain values, and what numbers they become.
 
 Decides nothing about a value: that is inference.py's.
 """
@@ -22,7 +22,7 @@ def columns(frame: pd.DataFrame, scorer: Scorer) -> list[Values]:
     """The model's columns, in its order. Raises BadInput where one is absent or there twice."""
     from runner.scoring.inference import BadInput
 
-    scorer.complete({name: None for name in frame.columns if isinstance(name, str)})
+    scorer.check_complete({name: None for name in frame.columns if isinstance(name, str)})
     values = []
     for name in scorer.names:
         series = frame[name]
@@ -61,7 +61,7 @@ def unknown(column: Column, series: pd.Series) -> int:
     return count
 
 
-def said(error: BadInput, before: int) -> str:
+def message(error: BadInput, before: int) -> str:
     """Its message, where the rows are some of a table, with so many before them."""
     return str(error) if error.row is None else str(error).replace(f"ow {error.row}", f"ow {error.row + before}", 1)
 

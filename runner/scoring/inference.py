@@ -1,7 +1,8 @@
 """Scores raw records by a model folder: reads them, asks XGBoost's C library, writes the answer.
 
-`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines: one rule by which
-a record is read. They import nothing of ours; XGBoost's library alone, as its package takes 3 s; pandas only for code.
+`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines: one rule by
+which a record is read. They import nothing of ours; XGBoost's library alone, as its package takes 3 s; pandas only for
+code.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\
 WHOLE = re.compile(r"^([+-]?\d+)\.0+$")  # both are linear in a text's length, which `\d+\.?\d*` is not
 Open = type("Open", (dict,), {"__missing__": lambda *_: math.nan})  # codes of any text, which the model's code reads
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
-SAID = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
+TRUTH_VALUES = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
 
 
 class BadInput(ValueError):
     """A request that gets no score: what is wrong, in which row (from 1) and column, and the HTTP status for it."""
 
-    def __init__(self, said: str, row: int | None = None, column: str | None = None, status: int = 400) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, row: int | None = None, column: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
         self.row, self.column, self.status = row, column, status
 
     def body(self) -> bytes:
@@ -59,9 +60,9 @@ class Column:
         self.known: list[str] = declared.get("categories") or []
         codes = {text: float(code) for code, text in enumerate(self.known)}
         self._numbers = {category(text): code for text, code in codes.items() if NUMBER.fullmatch(text)}
-        self._spoken = self._numbers | codes  # for values that are not text
+        self._of_numbers = self._numbers | codes  # for values that are not text
         self.codes: dict[Any, float] = Open() if self.kind == "text" else {"": math.nan, None: math.nan, **codes}
-        self.codes |= SAID if self.kind == "boolean" else {}
+        self.codes |= TRUTH_VALUES if self.kind == "boolean" else {}
 
     def number(self, value: Any, row: int) -> float:
         """One value by all rules, of which an exact match is the first. Raises BadInput."""
@@ -75,7 +76,7 @@ class Column:
             if not text.strip() or self.kind == "text":
                 return number
             if self.kind == "category":
-                number = (self._numbers if text is value else self._spoken).get(category(text), number)
+                number = (self._numbers if text is value else self._of_numbers).get(category(text), number)
                 if number == number or self.unknown == "missing":
                     return number
             elif self.kind == "boolean":
@@ -120,9 +121,8 @@ class Columns(tuple[Column, ...]):
                 matrix[:, at] = [codes[row[at]] for row in rows]
         except (KeyError, TypeError, ValueError, OverflowError):  # one of them is another form of a value, or wrong
             pairs = zip(self, zip(*rows, strict=True), strict=True)
-            matrix = np.array(
-                [[one.number(value, at) for at, value in enumerate(values, 1)] for one, values in pairs]
-            ).T
+            rows_of = ([one.number(value, at) for at, value in enumerate(values, 1)] for one, values in pairs)
+            matrix = np.array(list(rows_of)).T
         return matrix
 
 
@@ -152,7 +152,7 @@ class Scorer:
         csv.field_size_limit(2**26)  # a column that the model does not use may have long text
 
     def self_test(self) -> Scorer:
-        """Itself, having scored the recorded sample. Raises ValueError where that gives anything but the recorded prediction."""
+        """Itself, having scored the recorded sample. Raises ValueError for anything but the recorded prediction."""
         score = self.score(self.records(self.signature["sample_request"]))[0]
         expected = self.signature["sample_prediction"]
         if score.shape != np.shape(expected) or not np.allclose(score, expected, rtol=1e-5, atol=1e-6):
@@ -228,10 +228,10 @@ class Scorer:
         else:
             lines = (text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text).removesuffix("\n")
             rows = [line.split(",") for line in lines.split("\n")] if lines else []
-        return self.fields(self.given(rows), header)
+        return self.fields(self.without_blank_lines(rows), header)
 
-    def given(self, rows: list[list[str]]) -> list[list[str]]:
-        """Without blank lines, which are none; but where there is one column each is a missing value."""
+    def without_blank_lines(self, rows: list[list[str]]) -> list[list[str]]:
+        """Without blank lines, which are no records; but where there is one column each is a missing value."""
         return [row or [""] for row in rows if len(row) > 1 or len(self.names) == 1 or (row and row[0].strip())]
 
     def fields(self, rows: list[list[str]], header: str) -> Rows:
@@ -243,7 +243,7 @@ class Scorer:
             raise BadInput("The first line may be a header or a record. Say it: text/csv; header=present, or absent.")
         if guessed or "present" in header:
             place, rows = {name: at for at, name in enumerate(names)}, rows[1:]
-            self.complete(place)  # or it names the other spelling
+            self.check_complete(place)  # or it names the other spelling
             if len(place) < len(names) and (twice := [name for name in self.names if names.count(name) > 1]):
                 raise BadInput(f"Column {twice[0]} is there twice.", column=twice[0])
             width, picks = len(names), [place[name] for name in self.names]
@@ -256,7 +256,7 @@ class Scorer:
             raise BadInput(f"Row {row}: {problem}.", row)
         return rows if picks in (None, list(range(width))) else list(map(_picker(picks), rows))
 
-    def complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
+    def check_complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
         if absent := [name for name in self.names if name not in names]:
             spellings = {name.casefold().strip()[:99]: name[:99] for name in itertools.islice(names, 200)}
             near = {
@@ -281,7 +281,7 @@ class Scorer:
         except (KeyError, TypeError, IndexError):
             for row, item in enumerate(items, start=1):
                 if isinstance(item, dict):
-                    self.complete(item, row)
+                    self.check_complete(item, row)
                 elif not isinstance(item, list) or len(item) != len(self.names):
                     form = f"an array of {len(item)}" if isinstance(item, list) else "neither an object nor an array"
                     raise BadInput(f"Row {row} is {form}; the model has {len(self.names)} columns.", row) from None
@@ -322,26 +322,20 @@ class Booster:
         self._call("XGBoosterSetParam", self._handle, b"nthread", str(threads).encode())
         self._call("XGBoosterGetNumFeature", self._handle, ctypes.byref(ctypes.c_uint64()))  # completes the loading
         settings = {"type": 0, "training": False, "iteration_begin": 0, "iteration_end": 0, "strict_shape": False}
-        self._asked = json.dumps({**settings, "missing": math.nan if missing is None else missing}).encode()
+        self._settings = json.dumps({**settings, "missing": math.nan if missing is None else missing}).encode()
 
     def predict(self, address: int, rows: int, columns: int) -> np.ndarray:
         """Of the float32 numbers from the address on, row after row, of which there is at least one."""
-        out = shape, dimensions, content_address = (
-            ctypes.POINTER(ctypes.c_uint64)(),
-            ctypes.c_uint64(),
-            ctypes.c_void_p(),
-        )
-        array_interface = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
+        out = shape, dimensions, content = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
+        array = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
         proxy = self._proxies.pop() if self._proxies else ctypes.c_void_p()
         if not proxy:  # a new one takes as long as the call
             self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
-        self._call(
-            "XGBoosterPredictFromDense", self._handle, array_interface, self._asked, proxy, *map(ctypes.byref, out)
-        )
+        self._call("XGBoosterPredictFromDense", self._handle, array, self._settings, proxy, *map(ctypes.byref, out))
         lengths = shape[: dimensions.value]
-        content = ctypes.string_at(content_address.value or 0, 4 * math.prod(lengths))
+        scores = ctypes.string_at(content.value or 0, 4 * math.prod(lengths))
         self._proxies.append(proxy)
-        return np.frombuffer(content, "float32").reshape(lengths)
+        return np.frombuffer(scores, "float32").reshape(lengths)
 
     def _call(self, name: str, *arguments: Any) -> None:
         if getattr(self._library, name)(*arguments):

@@ -5,9 +5,10 @@ Pure: a signature and a version in, plain data out. What `runner serve` answers 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from runner.model.signature import Column, Signature
+from runner.model.signature import Column, Label, Signature
 from runner.model.versions import ModelVersion
 
 Authentication = Literal["api-key", "iam", "none"]
@@ -137,17 +138,29 @@ def _described(column: Column) -> dict[str, Any]:
 
 def _prediction(signature: Signature) -> dict[str, Any]:
     """As an answer has it: `prediction` is a truth value, a class by its name or number, or what numbers there are."""
-    kind: dict[str, Any] = {"type": "number"}
-    if _is_several(signature):
-        kind = {"enum": signature.labels} if signature.labels else {"type": "integer"}
-    elif _is_binary(signature):
-        kind = {"type": "boolean"}
-    elif isinstance(signature.sample_prediction, list):
-        kind = {"type": "array", "items": kind}
-    probable = _is_binary(signature) or (_is_several(signature) and isinstance(signature.sample_prediction, list))
-    chance = {"probability": {"type": "number", "minimum": 0, "maximum": 1}} if probable else {}
-    properties = {"prediction": kind, **chance, "model": {"type": "string", "description": "NAME/VERSION"}}
+    properties = prediction_properties(
+        several=_is_several(signature),
+        probable=_is_binary(signature),
+        labels=signature.labels,
+        is_list=isinstance(signature.sample_prediction, list),
+    )
+    properties["model"] = {"type": "string", "description": "NAME/VERSION"}
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def prediction_properties(
+    *, several: bool, probable: bool, labels: Sequence[Label] | None, is_list: bool
+) -> dict[str, Any]:
+    """The schemas of what an answer says of one record; `is_list` where the model gives several numbers of it."""
+    kind: dict[str, Any] = {"type": "number"}
+    if several:
+        kind = {"enum": labels} if labels else {"type": "integer", "description": "The class's number."}
+    elif probable:
+        kind = {"type": "boolean"}
+    elif is_list:
+        kind = {"type": "array", "items": kind, "description": "The numbers that the model gives of one record."}
+    chance = {"probability": {"type": "number", "minimum": 0, "maximum": 1}}
+    return {"prediction": kind, **(chance if probable or (several and is_list) else {})}
 
 
 def _sample(signature: Signature, label: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[
             done += count
             on_rows(done, part_done)
     except BadInput as error:
-        raise BadRecords(f"{source}: {table.said(error, done)}") from error  # counted from the part's first
+        raise BadRecords(f"{source}: {table.message(error, done)}") from error  # counted from the part's first
     except UnicodeDecodeError as error:
         raise BadRecords(f"{source}: after row {done} it is not UTF-8: {error.reason}.") from error
     if not done:
@@ -132,9 +132,9 @@ class CsvWriter:
             rows += [[*row, one] for row, one in zip(part.rows, texts, strict=True)]
         else:
             rows += [[*row, one, chance] for row, one, chance in zip(part.rows, texts, probabilities, strict=True)]
-        text = _csv_text(rows)
+        text = csv_text(rows)
         if not self._raw and may_compute(text):
-            text = _csv_text([[self._guard(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
+            text = csv_text([[self._guard(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
         self._file.write(text)
 
     def close(self) -> None:
@@ -195,7 +195,7 @@ class ParquetWriter:
             self._writer.close()
 
 
-def _csv_text(rows: list[list[Any]]) -> str:
+def csv_text(rows: list[list[Any]]) -> str:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
@@ -215,7 +215,7 @@ def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
                 raise BadInput(f"Line {reader.line_num} is not CSV: {error}.") from None
             if not rows:
                 return
-            rows = scorer.given(rows)
+            rows = scorer.without_blank_lines(rows)
             if first and rows:
                 # a file's first line that names all columns is a header, whatever could be read into it
                 whole = set(scorer.names) <= {name.strip() for name in rows[0]} | set(rows[0])
@@ -269,7 +269,7 @@ def _parquet(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
             if batch is None:
                 return
             places = {name: at for at, name in enumerate(batch.schema.names)}
-            scorer.complete(places)
+            scorer.check_complete(places)
             done += batch.num_rows
             columns = [batch.column(places[name]) for name in scorer.names]
             plain = [one.cast(pa.float64()) if pa.types.is_decimal(one.type) else one for one in columns]

@@ -154,7 +154,7 @@ class WorkerServer(uvicorn.Server):
         self._application.log.flush()
 
     async def _leave_to_others(self, left: Callable[[], None]) -> None:
-        """They accept now. Every connection here is answered once more, or closed by its client, or idle for too long."""
+        """They accept now. A connection here is answered once more, closed by its client, or idle for too long."""
         for server in self.servers:
             server.close()
         left()

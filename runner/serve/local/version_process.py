@@ -2,7 +2,7 @@
 
     python -m runner.serve.local.version_process      started by runner.serve.local.supervisor; talks with it by lines of JSON
 
-stdin:   Start, then `go`. stdout: Word("ready" | "failed"), then Word("serving"), and as it ends Word("left") of each
+stdin:   Start, then `go`. stdout: VersionMessage("ready" | "failed"), then VersionMessage("serving"), and as it ends VersionMessage("left") of each
 worker that accepts no more. All else that is printed is the log.
 """
 
@@ -49,20 +49,20 @@ class Start(Record, frozen=True, kw_only=True):
     listening: int = -1  # the file descriptor of the socket, which is inherited
 
 
-class Word(Record, frozen=True, kw_only=True):
+class VersionMessage(Record, frozen=True, kw_only=True):
     """What one process tells another."""
 
-    said: str
+    status: str = msgspec.field(name="said")
     why: str = ""
 
 
-class Generation:
+class VersionProcess:
     """A child process that serves, or is to serve, one version."""
 
     def __init__(self, start: Start, listening: socket.socket) -> None:
         self.start = start
         self.began = time.monotonic()
-        self.word = Word(said="starting")
+        self.message = VersionMessage(status="starting")
         self.left = 0  # workers that accept no more
         self._unread = b""
         self.process = subprocess.Popen(
@@ -89,8 +89,8 @@ class Generation:
             return True
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            self.word = decode(Word, line, where="the word of a version")
-            self.left += self.word.said == "left"
+            self.message = decode(VersionMessage, line, where="the message of a version")
+            self.left += self.message.status == "left"
         return bool(data)
 
     @property
@@ -122,22 +122,22 @@ def main() -> None:
     channel = os.dup(1)  # what a model's own code prints is not for the supervisor
     os.dup2(2, 1)
 
-    def say(said: str, why: str = "") -> None:
-        os.write(channel, msgspec.json.encode(Word(said=said, why=why)) + b"\n")
+    def report(status: str, why: str = "") -> None:
+        os.write(channel, msgspec.json.encode(VersionMessage(status=status, why=why)) + b"\n")
 
     start = decode(Start, sys.stdin.buffer.readline(), where="the request to serve")
     try:
         application, listening = _ready(start)
     except RunnerError as error:
-        say("failed", str(error))
+        report("failed", str(error))
         sys.exit(error.exit_code)
-    say("ready")
+    report("ready")
     if sys.stdin.buffer.readline() != GO:
         return
     from runner.serve.server import WorkerPool
 
-    application.left = lambda: say("left")
-    WorkerPool(application, listening, start.workers).run(lambda: say("serving"))
+    application.left = lambda: report("left")
+    WorkerPool(application, listening, start.workers).run(lambda: report("serving"))
 
 
 def _ready(start: Start) -> tuple[Application, socket.socket]:
