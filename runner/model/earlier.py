@@ -12,29 +12,16 @@ import msgspec
 
 from runner.errors import Refused
 from runner.model.estimator import PROBABLE, cut, learned
+from runner.model.signature import Signature
 
 SIGNATURE, MODELS = "signature.json", ("model.ubj", "model.json")
-
-
-class _Column(msgspec.Struct):
-    name: str
-    kind: str
-    categories: list[str] | None = None
-
-
-class _Signature(msgspec.Struct):
-    format: int
-    columns: list[_Column]
-    objective: str
-    features: list[_Column] | None = None
-    positive: str | None = None
 
 
 def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
     """Raises Refused for a folder of format 1 that scores otherwise than its estimator did."""
     try:
-        signature = msgspec.json.decode(files.get(SIGNATURE, b""), type=_Signature)
-    except msgspec.MsgspecError:  # none, or none of ours: who reads it says so
+        signature = msgspec.json.decode(files.get(SIGNATURE, b""), type=Signature)
+    except msgspec.MsgspecError:  # none, or not ours: whoever reads it says so
         return
     if signature.format != 1:
         return
@@ -49,7 +36,7 @@ def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
     booster = xgb.Booster()
     try:
         booster.load_model(bytearray(next(files[name] for name in MODELS if name in files)))
-    except xgb.core.XGBoostError:  # who loads it says so
+    except xgb.core.XGBoostError:  # whoever loads it says so
         return
     for column, names in zip(columns, learned(booster), strict=False):
         texts = column.categories or []

@@ -100,8 +100,8 @@ def estimator(model: Any, missing: float | None = None) -> Estimator:
     if not isinstance(model, xgb.XGBModel):
         inner = [f" Its `.{name}` may hold one." for name in ("best_estimator_", "steps") if hasattr(model, name)]
         raise UsageError(
-            f"A {kind} is not a booster or an estimator of XGBoost, which is what a model folder holds.{''.join(inner)} "
-            "What is done to the columns before goes into a module: save(…, code=…)."
+            f"A {kind} is not a booster or an estimator of XGBoost, which is what a model folder holds."
+            f"{''.join(inner)} What is done to the columns before goes into a module: save(…, code=…)."
         )
     if not model.__sklearn_is_fitted__():
         raise UsageError(f"The {kind} is not fitted. Fit it before it is saved.")

@@ -124,8 +124,8 @@ class _Block:
             at = int(same.argmin())
             what = f"scores {_shown(self.scores[at])} here and {_shown(scores[at])} with pandas 2.2"
             advice = (
-                "An endpoint has pandas 2.2, where text is of dtype object: write features.py so that it gives the same "
-                "in both."
+                "An endpoint has pandas 2.2, where text is of dtype object: write features.py so that it gives the "
+                "same in both."
             )
             raise self._refusal(at, what, advice)
 

@@ -154,8 +154,8 @@ def distinct(name: str, categories: list[str]) -> list[str]:
         key = number, category(text) if number else text
         if key in read:
             raise UsageError(
-                f"Column {name}: the categories {read[key]!r} and {text!r} are one to whoever sends a number. Make them "
-                "one, or rename one of them."
+                f"Column {name}: the categories {read[key]!r} and {text!r} are one to whoever sends a number. "
+                "Make them one, or rename one of them."
             )
         read[key] = text
     return categories

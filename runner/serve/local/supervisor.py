@@ -170,11 +170,8 @@ class TargetSupervisor:
                     self._answer(candidate.client, "ready")
                 case "serving" if candidate.may_accept:
                     self._switch(candidate)
-            if (
-                self.candidate is not None
-                and moment > candidate.until
-                and (candidate.may_accept or not candidate.reported)
-            ):
+            waits_for_client = candidate.reported and not candidate.may_accept
+            if self.candidate is not None and moment > candidate.until and not waits_for_client:
                 self._drop("it took too long")
         if self.switched is not None:
             client, old, until = self.switched
@@ -227,10 +224,8 @@ class TargetSupervisor:
         candidate = self.candidate
         if candidate is not None and (status := candidate.child.process.poll()) is not None:
             candidate.child.hear()
-            message = candidate.child.message
-            self._drop(
-                message.why if message.status == "failed" else f"its process ended with status {status}; see the log"
-            )
+            message, ended = candidate.child.message, f"its process ended with status {status}; see the log"
+            self._drop(message.why if message.status == "failed" else ended)
         serving = self.serving
         if serving is not None and self.restart_at is None and (status := serving.process.poll()) is not None:
             serving.hear()

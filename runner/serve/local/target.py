@@ -119,10 +119,8 @@ class LocalTarget:
         if answer.restarts:
             times = "once" if answer.restarts == 1 else f"{answer.restarts} times"
             problem = f"{problem}; started again {times}".lstrip("; ")
-        return Health(
-            status="serving" if status == 200 else "unhealthy", detail=problem or f"{address} answers {status} to /ping",
-            process=answer.process,
-        )  # fmt: skip
+        detail = problem or f"{address} answers {status} to /ping"
+        return Health(status="serving" if status == 200 else "unhealthy", detail=detail, process=answer.process)
 
     def signature(self, version: ModelVersion) -> Signature:
         return signature_in(self.model_folder(version), version)

@@ -1,9 +1,9 @@
 """One version at work behind a target's socket: loaded, tried on its sample record over HTTP, and only then let on.
 
-    python -m runner.serve.local.version_process      started by runner.serve.local.supervisor; talks with it by lines of JSON
+    python -m runner.serve.local.version_process      started by runner.serve.local.supervisor
 
-stdin:   Start, then `go`. stdout: VersionMessage("ready" | "failed"), then VersionMessage("serving"), and as it ends VersionMessage("left") of each
-worker that accepts no more. All else that is printed is the log.
+They exchange lines of JSON. stdin: Start, then `go`. stdout: the message "ready" or "failed", then "serving", and "left"
+of each worker that accepts no more. All else that is printed is the log.
 """
 
 from __future__ import annotations
