@@ -141,5 +141,5 @@ def changed(description: dict[str, Any]) -> bool:
 
 
 def described(event: Event) -> str:
-    """What SageMaker is told of a decision."""
+    """A decision as SageMaker's description of it."""
     return line(f"{event.who}: {event.why}")

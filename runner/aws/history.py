@@ -77,7 +77,7 @@ class History:
     def append(self, event: Event) -> bool:
         """Write the event under its number; False where that number has been taken by another event."""
         key, content = f"{ROOT}{event.name}/events/{event.seq:06}.json", encode(event)
-        # a write whose reply was lost is refused when it is tried again, and is ours all the same
+        # a write whose reply was lost is refused when it is tried again, and was this one nevertheless
         return self.bucket.put(key, content, once=True) or self.bucket.get(key) == content
 
     def facts(self, name: str, wanted: Mapping[str, str], objects: Objects) -> dict[str, NewVersion]:

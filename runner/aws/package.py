@@ -31,7 +31,7 @@ CODE = "code/"
 INSIDE = f"{CODE}{PROGRAM}"
 BACKEND = "wheel_backend"
 PYPROJECT = f'[build-system]\nrequires = []\nbuild-backend = "{BACKEND}"\nbackend-path = ["."]\n'
-# what a container is told beside its model; pip need not look for an index that a VPC does not let it reach
+# variables of a container; pip need not look for an index that a VPC does not let it reach
 ENVIRONMENT = {"SAGEMAKER_PROGRAM": PROGRAM, "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code", "PIP_NO_INDEX": "1"}
 # who holds the serving image in each region: image_uri_config/xgboost.json of the SageMaker Python SDK
 ACCOUNTS = {

@@ -28,9 +28,13 @@ from runner.failpoint import reach
 from runner.model import registry_rules
 from runner.model.events import state, verify_chain
 from runner.model.registry_rules import Draft, now, utc
-from runner.model.versions import Decision, Event, ModelVersion, NewVersion, Status
+from runner.model.versions import Decision, Event, ModelVersion, NewVersion, StateChange, Status
 
-EVENT_OF = {"pending": "reopened", "approved": "approved", "rejected": "rejected"}  # the event that gives a state
+EVENT_OF: dict[Status, StateChange] = {
+    "pending": "reopened",
+    "approved": "approved",
+    "rejected": "rejected",
+}  # the event that gives a state
 STANDS = {"external": True}  # the data of an event that says what SageMaker has already
 ATTEMPTS = 100  # to take a number while others take them; each failure is somebody's success
 

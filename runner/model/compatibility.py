@@ -1,4 +1,4 @@
-"""Whether a version answers those who call another one: their signatures, compared.
+"""Whether a version answers the callers of another one: their signatures, compared.
 
 Knows neither who calls nor what follows from it.
 """
@@ -77,9 +77,9 @@ def compare(
 
 
 def differences(before: Signature, after: Signature, *, unknown: Unknown = "error") -> list[str]:
-    """What callers of `before` send that `after` refuses or reads otherwise, and answers that mean something else.
+    """What callers of `before` send that `after` refuses or reads differently, and answers that mean something else.
 
-    A column that is left out is nothing, as further columns are ignored; a category more is nothing either.
+    A removed column is no difference, as further columns are ignored; an added category is none either.
     """
     old, new = ({column.name: column for column in one.columns} for one in (before, after))
     sentences = [f"{name}: the column is needed now; requests without it get 400." for name in new if name not in old]

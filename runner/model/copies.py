@@ -1,4 +1,4 @@
-"""A registry's events once more, a readable file each, from which a damaged registry can be made anew.
+"""Copies of a registry's events, one readable file each, from which a damaged registry can be rebuilt.
 
 registry-events/<name>/<seq>.json   the event, and the version's facts where it is a registration
 """
@@ -60,7 +60,7 @@ def keep(
 
 
 def kept(folder: Path) -> Iterator[tuple[dict[int, NewVersion], list[Event]]]:
-    """Each name's versions by number, and its events in order. Raises Tampered for a file that is no such record."""
+    """Each name's versions by number, and its events in order. Raises Tampered for a file that is not such a record."""
     for name in _names(folder):
         copies = [_read(file) for file in sorted(name.glob("*.json"))]
         if copies:
@@ -69,7 +69,7 @@ def kept(folder: Path) -> Iterator[tuple[dict[int, NewVersion], list[Event]]]:
 
 
 def heads(folder: Path) -> dict[str, Event]:
-    """The last event of each name. Raises Tampered for a file that is no such record, or was altered."""
+    """The last event of each name. Raises Tampered for a file that is not such a record, or was altered."""
     last_files = {name.name: max(name.glob("*.json"), default=None) for name in _names(folder)}
     return {name: _read(file).event for name, file in last_files.items() if file is not None}
 

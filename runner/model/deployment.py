@@ -24,9 +24,9 @@ from runner.failpoint import reach
 from runner.model.compatibility import Callers, SchemaComparison, compare
 from runner.model.events import second_approval, state
 from runner.model.registry_rules import check_approved
-from runner.model.served import SERVES, Change, Deployment, before, is_written, write_events
+from runner.model.served import SERVES, Deployment, before, is_written, write_events
 from runner.model.signature import Signature
-from runner.model.versions import Event, ModelVersion, Registry
+from runner.model.versions import Change, Event, ModelVersion, Registry
 from runner.records import Record, Target
 
 LOCK = "lock"  # in a target's folder
@@ -90,7 +90,7 @@ def deploy(
     """Serve an approved version at the target; `say` is told what callers may notice.
 
     Raises Refused where it may not be served there, or refuses what the served one answers, Tampered where its bytes
-    are not those of its run, RunnerError where it does not answer as recorded: what was served before goes on then.
+    are not those of its run, RunnerError where it does not answer as recorded: what was served before keeps serving then.
     """
     with deployer.changing(who):
         settle(registry, deployer)
@@ -102,7 +102,7 @@ def deploy(
 def rollback(
     registry: Registry, deployer: Deployer, *, who: str, why: str = "", say: Callable[[str], None] = lambda _: None
 ) -> Deployment:
-    """Serve what was served at the target before; `say` is told what callers may notice, and nothing of it is refused.
+    """Serve what was served at the target before; `say` is told what callers may notice, and nothing is refused because of it.
 
     Raises Refused where there is nothing to go back to.
     """

@@ -1,6 +1,6 @@
 """Model folders of format 1, written when a category's text was stripped and its code found by name.
 
-They score by the same lines as any other where their categories are those of their trees, in order.
+They are scored by the same code as any other if their categories are those of their trees, in order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIGNATURE, MODELS = "signature.json", ("model.ubj", "model.json")
 
 
 def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
-    """Raises Refused for a folder of format 1 that scores otherwise than its estimator did."""
+    """Raises Refused for a folder of format 1 whose scores differ from its estimator's."""
     try:
         signature = msgspec.json.decode(files.get(SIGNATURE, b""), type=Signature)
     except msgspec.MsgspecError:  # none, or not ours: whoever reads it says so

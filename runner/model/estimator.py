@@ -56,7 +56,7 @@ class Estimator:
 
     @property
     def advice(self) -> str:
-        """What to do where its folder scores otherwise."""
+        """What to do where its folder gives other scores."""
         if self.config["gradient_booster"]["name"] == "dart":
             return (
                 "XGBoost's Booster.predict differs in the last bits of a dart model from inplace_predict, by which "
@@ -184,7 +184,7 @@ def check_columns(judged: Estimator, features: pd.DataFrame) -> None:
 def in_tree_order(judged: Estimator, columns: Sequence[Column]) -> list[Column]:
     """The columns with the categories that the trees know, in the order of their codes.
 
-    Raises UsageError where that order cannot be told.
+    Raises UsageError where that order is not known.
     """
     ordered = []
     for column, names in zip(columns, learned(judged.booster), strict=True):
@@ -262,7 +262,7 @@ def check_learned(judged: Estimator, features: pd.DataFrame) -> None:
 def _has_margin(config: dict[str, Any], trees: list[dict[str, Any]]) -> bool:
     """Whether the first round starts from another margin than the base score that was estimated from all labels.
 
-    Only where that can be told: https://xgboost.readthedocs.io/en/stable/tutorials/intercept.html
+    Only where that can be known: https://xgboost.readthedocs.io/en/stable/tutorials/intercept.html
     """
     model, objective = config["learner_model_param"], config["objective"]
     booster = config["gradient_booster"].get("gbtree", config["gradient_booster"])
@@ -286,7 +286,7 @@ def _has_margin(config: dict[str, Any], trees: list[dict[str, Any]]) -> bool:
 
 
 def _missed(trees: list[dict[str, Any]], features: pd.DataFrame) -> list[str]:
-    """Columns of numbers without a missing value, for which a tree has a side for one all the same."""
+    """Columns of numbers without a missing value, for which a tree nevertheless has a side for missing values."""
     import numpy as np
 
     sides = np.zeros(features.shape[1], dtype=bool)

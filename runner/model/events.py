@@ -11,7 +11,6 @@ import msgspec
 from runner.model.versions import Event, ModelVersion, Status
 
 FIRST = "0" * 64  # what the first event has as its previous hash
-# reopened: set back to pending where somebody can, in SageMaker
 STATES: dict[str, Status] = {
     "registered": "pending",
     "approved": "approved",
@@ -53,7 +52,7 @@ def state_at(events: Sequence[Event], moment: str) -> dict[int, tuple[Status, Ev
 
 
 def claim(version: ModelVersion) -> str:
-    """What was said of an imported version where it came from, in words; "" for one that was made here."""
+    """The claim of an imported version, in words; "" for a version that was made here."""
     imported = version.imported
     if imported is None:
         return ""

@@ -124,10 +124,10 @@ class LocalRegistry:
         self._copy(name)
 
     def rebuild(self) -> Sequence[ModelVersion]:
-        """Make a damaged or lost registry anew from the copies of its events, or write the copies that a sound one
+        """Rebuild a damaged or lost registry from the copies of its events, or write the copies that a sound one
         lacks. A damaged file is kept.
 
-        Raises Refused where both are whole, or tell two histories; Tampered where a copy was altered or is gone.
+        Raises Refused where both are whole, or are two histories; Tampered where a copy was altered or is gone.
         """
         copied, stored = list(copies.kept(self._copies)), self._by_itself()
         if stored is None and not copied:
@@ -175,7 +175,7 @@ class LocalRegistry:
             fresh.path.unlink(missing_ok=True)
 
     def differences(self, name: str | None = None) -> Iterator[str]:
-        """A sentence about each event, of one name or all, that the copies lack or tell otherwise."""
+        """A sentence about each event, of one name or all, that the copies lack or have differently."""
         for one, (_, events) in (self._by_itself() or {}).items():
             if name in (None, one):
                 yield from copies.differences(self._copies, one, events)

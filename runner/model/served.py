@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 from runner.errors import Refused, RemoteError, RunnerError
-from runner.model.versions import Event, ModelVersion, Registry
+from runner.model.versions import Change, Event, ModelVersion, Registry
 from runner.paths import FileName
 from runner.records import FORMAT, Record
 
-Change = Literal["deployed", "rolled back", "removed"]
-CHANGES: tuple[Change, ...] = ("deployed", "rolled back", "removed")
+CHANGES: tuple[Change, ...] = get_args(Change)
 SERVES = ("deployed", "rolled back")
 
 
@@ -140,7 +139,7 @@ def since(event: Event) -> str:
 def write_events(registry: Registry, change: Deployment) -> None:
     """Write the events of the change that are not there: its own, and the end of what another model served there.
 
-    Raises as the registry does, in words that say what was changed all the same.
+    Raises as the registry does, with a message that says what was changed nevertheless.
     """
     if is_written(registry, change.name, change.id):
         return

@@ -1,4 +1,4 @@
-"""What a model expects of a raw record. How one is read by it stands in runner/scoring/inference.py alone.
+"""What a model expects of a raw record. How a record is read is in runner/scoring/inference.py alone.
 
 The signature is plain data; describing a table needs pandas, imported by whoever brings one.
 """
@@ -59,7 +59,7 @@ class Signature(Record, frozen=True, kw_only=True):
     labels: list[Label] | None = None  # of several classes, by their numbers; None where only those are known
     threshold: float | None = None  # a probability from here on is the positive label
     objective: str
-    missing: float | None = None  # the number that is a missing value, beside NaN
+    missing: float | None = None  # the number that means a missing value, as NaN does
     key: str | None = None
     split: SplitRule | None = None
     sample_request: dict[str, Any]  # in the order of `columns`

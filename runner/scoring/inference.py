@@ -1,8 +1,7 @@
 """Scores raw records by a model folder: reads them, asks XGBoost's C library, writes the answer.
 
-`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines: one rule by
-which a record is read. They import nothing of ours; XGBoost's library alone, as its package takes 3 s; pandas only for
-code.
+`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines, so that there is
+one rule by which a record is read. They import nothing of ours, and pandas only for a model's code.
 """
 
 from __future__ import annotations
@@ -249,8 +248,8 @@ class Scorer:
             width, picks = len(names), [place[name] for name in self.names]
         if rows and set(map(len, rows)) != {width}:
             row, fields = next((at, fields) for at, fields in enumerate(rows, start=1) if len(fields) != width)
-            where = f"where the {'model' if picks is None else 'header'} has {width}"
-            problem = f"{len(fields)} field{'s' * (len(fields) != 1)} {where}"
+            source, plural = "model" if picks is None else "header", "s" * (len(fields) != 1)
+            problem = f"{len(fields)} field{plural} where the {source} has {width}"
             if len(fields) < width and (marks := [mark for mark in ";\t|" if mark in fields[0]]):
                 problem = f"the fields are separated by {marks[0]!r}. Write commas"
             raise BadInput(f"Row {row}: {problem}.", row)
@@ -259,9 +258,8 @@ class Scorer:
     def check_complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
         if absent := [name for name in self.names if name not in names]:
             spellings = {name.casefold().strip()[:99]: name[:99] for name in itertools.islice(names, 200)}
-            near = {
-                repr(spellings[n]): 0 for one in absent[:3] for n in get_close_matches(one.casefold(), spellings, 1)
-            }
+            close = [name for one in absent[:3] for name in get_close_matches(one.casefold(), spellings, 1)]
+            near = dict.fromkeys(repr(spellings[name]) for name in close)
             sentence = f"Missing column{'s' * (len(absent) > 1)}{f' in row {row}' * bool(row)}: {', '.join(absent)}."
             raise BadInput(sentence + f" There is {', '.join(near)}." * bool(near), row, absent[0])
 
@@ -309,7 +307,7 @@ class Scorer:
 
 
 class Booster:
-    """Trees behind XGBoost's C interface: https://xgboost.readthedocs.io/en/stable/c.html"""
+    """Trees by XGBoost's C library alone, as its package takes 3 s: https://xgboost.readthedocs.io/en/stable/c.html"""
 
     def __init__(self, trees: bytes, threads: int, missing: float | None = None) -> None:
         folder = Path(importlib.util.find_spec("xgboost").origin).parent / "lib"  # type: ignore[union-attr, arg-type]
@@ -367,18 +365,16 @@ def category(value: object) -> str:
 
 
 def loaded(folder: Path, environment: Mapping[str, str]) -> Scorer:
-    """The model beside `code/`. Raises ValueError where its files have not the hash that is told, runner.content's."""
+    """The model beside `code/`. Raises ValueError unless its files have the hash in RUNNER_SHA256, runner.content's."""
     places = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
     files = {name: places[name].read_bytes() for name in sorted(places) if not name.startswith("code/")}
     lines = (f"{hashlib.sha256(data).hexdigest()}  {len(data)}  {name}\n" for name, data in files.items())
     sha256 = hashlib.sha256("".join(lines).encode()).hexdigest()
-    if sha256 != environment.get("RUNNER_SHA256", sha256):
-        raise ValueError(
-            f"The model was altered: its hash is {sha256[:12]}, deployed was {environment['RUNNER_SHA256'][:12]}."
-        )
-    return Scorer(
-        files, unknown=environment.get("RUNNER_UNKNOWN", "error"), model=environment.get("RUNNER_MODEL", "")
-    ).self_test()
+    deployed = environment.get("RUNNER_SHA256", sha256)
+    if sha256 != deployed:
+        raise ValueError(f"The model was altered: its hash is {sha256[:12]}, deployed was {deployed[:12]}.")
+    unknown, model = environment.get("RUNNER_UNKNOWN", "error"), environment.get("RUNNER_MODEL", "")
+    return Scorer(files, unknown=unknown, model=model).self_test()
 
 
 def model_fn(model_dir: str) -> Scorer:

@@ -30,7 +30,7 @@ def main() -> NoReturn:
 
     try:
         scorer = loaded(FOLDER, os.environ)
-        version = told(FOLDER, os.environ)
+        version = version_from(FOLDER, os.environ)
     except (OSError, ValueError, UsageError) as error:
         sys.exit(f"The model cannot be served: {error}")
     scorer.quick = quick(scorer)
@@ -41,7 +41,7 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def told(folder: Path, environment: Mapping[str, str]) -> ModelVersion:
+def version_from(folder: Path, environment: Mapping[str, str]) -> ModelVersion:
     """The version as far as an endpoint knows it."""
     name, _, number = environment.get("RUNNER_MODEL", "model/0").partition("/")
     model_artifact = artifact(folder, name="model")

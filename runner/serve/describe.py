@@ -1,4 +1,4 @@
-"""What is served, said to people and to programs: the page at `/`, and OpenAPI."""
+"""The descriptions of what is served: for people the page at `/`, for programs OpenAPI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The REST front of infra/rest.yaml, said to programs: the schema by which it takes a record, and its OpenAPI file.
+"""The REST API of infra/rest.yaml for programs: the schema by which it takes a record, and its OpenAPI file.
 
 Pure: a signature and a version in, plain data out. What `runner serve` answers itself is in runner/serve/describe.py.
 """

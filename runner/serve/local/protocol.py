@@ -1,8 +1,8 @@
-"""What the process behind a local target and those who ask it say to each other, and what it keeps in its folder.
+"""What the process behind a local target and its clients send each other, and what it keeps in its folder.
 
 state.json   what is served, replaced when the switch is made
 alive        held by flock while the process lives; its id is in it, until it ends in an orderly way
-control      the socket on which it is asked, by lines of JSON
+control      the socket for requests to it, as lines of JSON
 log          its own words and the access logs of all versions, 64 MB at most and as much of before in log.1
 lock         held by flock by whoever changes the target; see runner.model.deployment
 """
@@ -87,7 +87,7 @@ class ControlClient:
 
 
 class ControlConnection:
-    """The other side: asks, and waits for what is said. Leaving it before `switch` changes nothing."""
+    """The client's side: sends requests and waits for replies. Leaving it before `switch` changes nothing."""
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
         """Raises OSError where nobody listens, Refused where the process is another account's."""
