@@ -294,26 +294,19 @@ class TargetSupervisor:
         return self.serving is not None and bool(self.serving.start.token)
 
     def _answer(self, client: ControlClient, status: Any, why: str = "") -> None:
-        serving = self.serving
-        up = serving is not None and self.restart_at is None
-        client.answer(
-            ControlReply(
-                status=status,
-                why=why,
-                change=self.change,
-                address=self.address,
-                needs_token=self._needs_token(),
-                process=serving.process.pid if serving is not None and up else None,
-                restarts=self.restarts,
-            )
+        reply = ControlReply(
+            status=status,
+            why=why,
+            change=self.change,
+            address=self.address,
+            needs_token=self._needs_token(),
+            process=self.serving.process.pid if self.serving is not None and self.restart_at is None else None,
+            restarts=self.restarts,
         )
+        client.answer(reply)
 
     def _follow(self, child: VersionProcess) -> None:
-        def heard() -> None:
-            if not child.hear():
-                self._ignore(child)
-
-        self._watch(child.channel, heard)
+        self._watch(child.channel, lambda: None if child.hear() else self._ignore(child))
 
     def _forget(self, child: VersionProcess) -> None:
         self._ignore(child)
