@@ -154,7 +154,7 @@ def _refused(column: Column, texts: Iterable[str]) -> list[str]:
     """Those that the column does not take, by the code that reads requests."""
     from runner.scoring import inference  # numpy
 
-    reader = inference.Column(msgspec.to_builtins(column), "error")
+    reader = inference.ColumnReader(msgspec.to_builtins(column), "error")
     refused = []
     for text in texts:
         try:

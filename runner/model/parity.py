@@ -66,12 +66,12 @@ class _Block:
     def __init__(self, scorer: Scorer, frame: pd.DataFrame, rows: range) -> None:
         self.scorer, self.rows = scorer, rows
         with _refusing("The frame", rows):
-            self.given = table.columns(frame, scorer)
-            self.read = table.numbers(scorer, self.given)
-            self.scores = scorer.score(self.read if scorer.computes is None else table.rows(self.given))
+            self.values = table.columns(frame, scorer)
+            self.read = table.numbers(scorer, self.values)
+            self.scores = scorer.score(self.read if scorer.computes is None else table.rows(self.values))
 
     def records(self, places: Sequence[int]) -> list[tuple[Any, ...]]:
-        some = ([values[at] for at in places] if isinstance(values, list) else values[places] for values in self.given)
+        some = ([values[at] for at in places] if isinstance(values, list) else values[places] for values in self.values)
         return table.rows(some)
 
     def named(self, at: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class _Block:
         import numpy as np
 
         places: set[int] = set()
-        for values, known in zip(self.given, seen, strict=True):
+        for values, known in zip(self.values, seen, strict=True):
             if isinstance(values, list) or values.dtype == bool:
                 first = dict(zip(values[::-1], range(len(values))[::-1], strict=True))
             else:
@@ -118,7 +118,7 @@ class _Block:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the option ends with pandas 3
             with pd.option_context("future.infer_string", False), _refusing("With pandas 2.2, the frame", self.rows):
-                scores = self.scorer.score(table.rows(self.given))
+                scores = self.scorer.score(table.rows(self.values))
         same = (scores == self.scores).reshape(len(scores), -1).all(axis=1)
         if not same.all():
             at = int(same.argmin())
@@ -166,7 +166,7 @@ class _Block:
         read, expected = np.asarray(numbers, dtype="float32"), self.read[places].astype("float32")
         wrong = ~((read == expected) | (np.isnan(read) & np.isnan(expected)))
         for column in (at for at, column in enumerate(self.scorer.columns) if column.kind == "text"):
-            texts = [self.given[column][at] or None for at in places]
+            texts = [self.values[column][at] or None for at in places]
             wrong[:, column] = [(row[column] or None) != text for row, text in zip(rows, texts, strict=True)]
         if not wrong.any():
             return

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from runner.scoring.inference import BadInput, Column, Scorer
+    from runner.scoring.inference import BadInput, ColumnReader, Scorer
 
 Values = Any  # of a column: numpy's numbers or truth values, or a list with None where one is missing
 
@@ -47,7 +47,7 @@ def rows(table: Iterable[Values]) -> list[tuple[Any, ...]]:
     return list(zip(*(_plain(values) for values in table), strict=True))
 
 
-def unknown(column: Column, series: pd.Series) -> int:
+def unknown(column: ColumnReader, series: pd.Series) -> int:
     """How many rows have a value that is neither missing nor a category of the column."""
     from runner.scoring.inference import BadInput
 
@@ -84,7 +84,7 @@ def _plain(values: Values) -> list[Any]:
     return [None if value != value else value for value in plain] if values.dtype.kind == "f" else plain
 
 
-def _read(column: Column, values: Values) -> Any:
+def _read(column: ColumnReader, values: Values) -> Any:
     """All at once where they are numbers in a column of numbers, or known to it; else one by one."""
     import numpy as np
 

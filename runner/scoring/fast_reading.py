@@ -22,7 +22,7 @@ from runner.scoring.inference import CODED, CSV, JSON, LARGEST, LINES, NUMBER, B
 if TYPE_CHECKING:
     import numpy as np
 
-    from runner.scoring.inference import Column, Scorer
+    from runner.scoring.inference import ColumnReader, Scorer
 
 NONE = type(None)
 ARRAYS = re.compile(r'\s*(\{\s*"instances"\s*:\s*)?\[\s*\[')
@@ -64,7 +64,7 @@ def quick(scorer: Scorer) -> Callable[[str, str], Any]:
     return read
 
 
-def _row(columns: Sequence[Column]) -> Callable[[Sequence[Any]], array[float] | None]:
+def _row(columns: Sequence[ColumnReader]) -> Callable[[Sequence[Any]], array[float] | None]:
     """What makes of a row's values the numbers that the trees take; None where one is of another form, or wrong."""
     coded = [at for at, one in enumerate(columns) if one.kind in CODED]
     plain = [at for at in range(len(columns)) if at not in coded]

@@ -51,7 +51,7 @@ class BadInput(ValueError):
         return json.dumps({"error": str(self), "row": self.row, "column": self.column}).encode()
 
 
-class Column:
+class ColumnReader:
     """How one column's values become numbers; a category's is its place in the list."""
 
     def __init__(self, declared: Mapping[str, Any], unknown: str) -> None:
@@ -89,10 +89,10 @@ class Column:
         raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {problem}.", row, self.name)
 
 
-class Columns(tuple[Column, ...]):
+class ColumnReaders(tuple[ColumnReader, ...]):
     """A table's columns: read all at once in a tenth of the time of one by one, where there is nothing odd."""
 
-    def __init__(self, _: Iterable[Column]) -> None:
+    def __init__(self, _: Iterable[ColumnReader]) -> None:
         self._coded = [(at, one.codes) for at, one in enumerate(self) if one.kind in CODED]
         self._numeric = [at for at, one in enumerate(self) if one.kind not in CODED]
         self._pick = _picker(self._numeric)
@@ -120,8 +120,7 @@ class Columns(tuple[Column, ...]):
                 matrix[:, at] = [codes[row[at]] for row in rows]
         except (KeyError, TypeError, ValueError, OverflowError):  # one of them is another form of a value, or wrong
             pairs = zip(self, zip(*rows, strict=True), strict=True)
-            rows_of = ([one.number(value, at) for at, value in enumerate(values, 1)] for one, values in pairs)
-            matrix = np.array(list(rows_of)).T
+            matrix = np.array([[one.number(value, n) for n, value in enumerate(values, 1)] for one, values in pairs]).T
         return matrix
 
 
@@ -137,7 +136,8 @@ class Scorer:
             self.computes = sys.modules[name] = ModuleType(name)  # where dataclasses look for it
             exec(compile(files["features.py"], "features.py", "exec"), self.computes.__dict__)
         self._booster = Booster(files.get("model.ubj") or files["model.json"], threads, signature.get("missing"))
-        tables = [Columns(Column(one, unknown) for one in signature[part] or ()) for part in ("columns", "features")]
+        declared = [signature[part] or () for part in ("columns", "features")]
+        tables = [ColumnReaders(ColumnReader(one, unknown) for one in columns) for columns in declared]
         self.columns, self._features = tables[0], tables[self.computes is not None]
         self.names: list[str] = [column.name for column in self.columns]
         self._wanted, self._pick = frozenset(self.names), _picker(self.names)

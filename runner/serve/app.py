@@ -41,7 +41,7 @@ CHALLENGE = (b"www-authenticate", b'Basic realm="runner", charset="UTF-8"')
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one client may take."""
 
     body_bytes: int = 6 * 1024 * 1024
@@ -61,7 +61,7 @@ class Application:
         scorer: Scorer,
         version: ModelVersion,
         *,
-        limits: Limits,
+        limits: RequestLimits,
         metrics: Metrics,
         token: str | None = None,
         any_host: bool = False,

@@ -24,7 +24,7 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core
     from runner.scoring.fast_reading import quick
     from runner.scoring.inference import loaded
-    from runner.serve.app import Application, Limits
+    from runner.serve.app import Application, RequestLimits
     from runner.serve.metrics import Metrics
     from runner.serve.server import bind, serve
 
@@ -35,7 +35,7 @@ def main() -> NoReturn:
         sys.exit(f"The model cannot be served: {error}")
     scorer.quick = quick(scorer)
     workers = len(os.sched_getaffinity(0))
-    application = Application(scorer, version, limits=Limits(), metrics=Metrics(workers), any_host=True)
+    application = Application(scorer, version, limits=RequestLimits(), metrics=Metrics(workers), any_host=True)
     application.log.note(f"serving {version.label} on port {PORT} with {workers} workers")
     serve(application, bind(HOST, PORT), workers=workers, on_ready=lambda: None)
     sys.exit(0)

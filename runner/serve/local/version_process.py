@@ -142,12 +142,12 @@ def main() -> None:
 
 def _ready(start: Start) -> tuple[Application, socket.socket]:
     """The application that answered its sample record as recorded. Raises RunnerError."""
-    from runner.serve.app import Application, Limits
+    from runner.serve.app import Application, RequestLimits
     from runner.serve.approved import load
     from runner.serve.metrics import Metrics
 
     scorer = load(start.version, Path(start.folder), unknown="missing" if start.unknown == "missing" else "error")
-    limits = Limits(
+    limits = RequestLimits(
         body_bytes=int(start.max_body_mb * 2**20), timeout_s=start.timeout_s, connections=start.max_connections
     )
     trial = Application(scorer, start.version, limits=limits, metrics=Metrics(1), token=start.token or None)
