@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError
-from runner.model import approval, deployment
-from runner.model.compatibility import Callers, Comparison, compare
+from runner.model import approval
+from runner.model.compatibility import Callers, SchemaComparison, compare
+from runner.model.registry_rules import Decider
 from runner.model.served import recorded, serves
 from runner.model.versions import ModelVersion
 from runner.project import LOCAL, SAGEMAKER, Project, model_folder
@@ -26,22 +27,20 @@ def approve(
     project: Project, name: str, version: int, *, why: str, allow_schema_change: bool = False, say: Say = lambda _: None
 ) -> ModelVersion:
     """See `runner.model.approval.approve`; beside what serves and what is approved now."""
-    spec, store, asked = project.spec, project.store, project.registry.get(name, version)
+    spec, store, registered = project.spec, project.store, project.registry.get(name, version)
     if spec.model is not None and spec.model.registry != LOCAL:
         from runner.aws.registered_archive import check_registered
 
-        check_registered(project.registry, asked)  # what an endpoint would load, beside what the run has made
+        check_registered(project.registry, registered)  # what an endpoint would load, beside what the run has made
     return approval.approve(
         project.registry,
         name,
         version,
-        manifest=store.manifest(asked.run),
-        model_folder=model_folder(store, asked.run, asked.artifact),
-        who=provenance.who(),
+        _decider(project),
         why=why,
-        rules=spec.approval,
-        identity=project.identity,
-        schema_change=lambda found: beside_others(project, found).permitted(allow=allow_schema_change, say=say),
+        manifest=store.manifest(registered.run),
+        model_folder=model_folder(store, registered.run, registered.artifact),
+        schema_change=lambda new: beside_others(project, new).permitted(allow=allow_schema_change, say=say),
     )
 
 
@@ -55,22 +54,27 @@ def approve_for(
     allow_schema_change: bool = False,
     say: Say = lambda _: None,
 ) -> ModelVersion:
-    """The second approval, for one target; see `runner.model.deployment.approve_for`."""
-    spec = project.spec
+    """The second approval, for one target; see `runner.model.approval.approve_for`."""
     project.deployer(target)  # says where there is no such target
-    deployment.approve_for(
-        project.registry, name, version, target=target, targets=spec.targets, who=provenance.who(), why=why,
-        rules=spec.approval, identity=project.identity,
-        schema_change=lambda found: beside_others(project, found, target).permitted(allow=allow_schema_change, say=say),
-    )  # fmt: skip
+    approval.approve_for(
+        project.registry,
+        name,
+        version,
+        _decider(project),
+        target=target,
+        targets=project.spec.targets,
+        why=why,
+        schema_change=lambda new: beside_others(project, new, target).permitted(allow=allow_schema_change, say=say),
+    )
     return project.registry.get(name, version)
 
 
 def reject(project: Project, name: str, version: int, *, why: str) -> ModelVersion:
-    return approval.reject(
-        project.registry, name, version, who=provenance.who(), why=why, rules=project.spec.approval,
-        identity=project.identity,
-    )  # fmt: skip
+    return approval.reject(project.registry, name, version, _decider(project), why=why)
+
+
+def _decider(project: Project) -> Decider:
+    return Decider(provenance.who(), project.identity, project.spec.approval)
 
 
 def check(
@@ -81,7 +85,7 @@ def check(
     beside_others(project, found, target).permitted(allow=allow_schema_change, say=say)
 
 
-def beside_others(project: Project, found: ModelVersion, target: str | None = None) -> Comparison:
+def beside_others(project: Project, found: ModelVersion, target: str | None = None) -> SchemaComparison:
     """The version beside those of its name that serve now, at one target or anywhere, and the approved one."""
     spec, versions = project.spec, project.registry
     if target is not None:

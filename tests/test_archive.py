@@ -341,10 +341,11 @@ def forged(packed: Path, file: Path, *, who: str = "chief@office") -> Path:
     archive = Archive.read(packed)
     with archive.json(PACK) as pack:
         last = msgspec.convert(pack["events"][-1], Event)
-        event = chained(
+        event = Event(
             seq=last.seq + 1, name="thing", version=1, kind="approved", who=who, at="2026-01-02T03:04:05.000Z",
-            why="trust me", data={}, previous=last.hash,
+            why="trust me", data={}, previous=last.hash, hash="",
         )  # fmt: skip
+        event = chained(event)
         pack["events"].append(msgspec.to_builtins(event))
         pack["versions"][0].update(status="approved", decided_by=who, reason="trust me")
     with archive.json(MANIFEST) as manifest:
@@ -416,17 +417,13 @@ def test_a_history_that_is_not_whole_or_not_the_run_s_is_refused(packed: Path, l
 
     def of_another_run(pack: Any) -> None:
         event = msgspec.convert(pack["events"][0], Event)
-        told = {
-            field: getattr(event, field) for field in ("seq", "name", "version", "kind", "who", "at", "why", "previous")
-        }
-        pack["events"] = [msgspec.to_builtins(chained(**told, data={**event.data, "run": "20200101-000000-0000"}))]
+        changed = msgspec.structs.replace(event, data={**event.data, "run": "20200101-000000-0000"})
+        pack["events"] = [msgspec.to_builtins(chained(changed))]
 
     def of_another_model(pack: Any) -> None:
         event = msgspec.convert(pack["events"][0], Event)
-        told = {
-            field: getattr(event, field) for field in ("seq", "name", "version", "kind", "who", "at", "why", "previous")
-        }
-        pack["events"] = [msgspec.to_builtins(chained(**told, data={**event.data, "sha256": "0" * 64}))]
+        changed = msgspec.structs.replace(event, data={**event.data, "sha256": "0" * 64})
+        pack["events"] = [msgspec.to_builtins(chained(changed))]
 
     for change in (altered, of_another_run, of_another_model):
         archive = Archive.read(packed)

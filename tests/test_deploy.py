@@ -26,8 +26,8 @@ import runner.errors
 import runner.model
 from runner.content import artifact
 from runner.failpoint import VARIABLE
-from runner.model.approval import check_format
 from runner.model.deployment import FAILPOINTS
+from runner.model.files import check_format
 from runner.model.served import served_at
 from runner.model.versions import NewVersion
 from runner.run import provenance

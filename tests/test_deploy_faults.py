@@ -20,7 +20,7 @@ from support.places import TOML, Caller, Place, free_ports, load, wait_for
 from runner.failpoint import VARIABLE
 from runner.model.deployment import FAILPOINTS
 from runner.model.registry import LocalRegistry
-from runner.model.served import Deployment, at_target, before, recorded, written
+from runner.model.served import Deployment, at_target, before, recorded, write_events
 from runner.model.versions import NewVersion
 
 # what Python loads first: this process's clock is as many seconds off as the file says at each moment
@@ -77,8 +77,8 @@ def test_changes_of_several_models_at_a_target_are_in_order_whatever_the_clock_s
             id=str(number), target="staging", name=name, version=1, sha256="", who="ana",
             at=f"2026-11-22T{20 - number}:00:00.000Z", **change,
         )  # fmt: skip
-        written(registry, made)
-        written(registry, made)  # twice is once
+        write_events(registry, made)
+        write_events(registry, made)  # twice is once
         assert [(event.name, event.kind) for event in at_target(registry, "staging")] == told
         last = recorded(registry, "staging")
         assert last is not None

@@ -21,7 +21,7 @@ from support.model_folders import SPLIT, records, saved, trained
 import runner.model
 from runner.content import artifact
 from runner.errors import NewerStore, Refused, RunnerError, Tampered, UsageError
-from runner.model.approval import check_format
+from runner.model.files import check_format
 from runner.model.signature import BadRecords, Column, Signature, SplitRule
 from runner.records import decode, encode
 

@@ -20,6 +20,7 @@ from runner.content import artifact
 from runner.errors import Refused, UsageError
 from runner.model import approval
 from runner.model.registry import LocalRegistry
+from runner.model.registry_rules import Decider
 from runner.model.request import REQUEST, STEP_FOLDER
 from runner.model.versions import ModelVersion
 from runner.records import ApprovalSpec
@@ -367,13 +368,13 @@ def test_a_registry_that_cannot_be_read_is_refused_and_kept(project: Project) ->
 def decided(project: Project, who: str, *, identity: str = "", reject: bool = False, **rules: Any) -> ModelVersion:
     """The decision on tiny/1, by the rules of [approval]."""
     registry = LocalRegistry(project.folder / "runs" / "registry.db")
-    by = {"who": who, "why": "reviewed", "identity": identity, "rules": ApprovalSpec(**rules)}
+    decider = Decider(who, identity, ApprovalSpec(**rules))
     if reject:
-        return approval.reject(registry, "tiny", 1, **by)
+        return approval.reject(registry, "tiny", 1, decider, why="reviewed")
     runs = Store(project.folder / "runs")
     manifest = runs.manifest(registry.get("tiny", 1).run)
     folder = runs.folder(manifest.run) / registry.get("tiny", 1).artifact.path
-    return approval.approve(registry, "tiny", 1, manifest=manifest, model_folder=folder, **by)
+    return approval.approve(registry, "tiny", 1, decider, why="reviewed", manifest=manifest, model_folder=folder)
 
 
 def test_only_those_who_are_named_decide(project: Project) -> None:

@@ -455,9 +455,7 @@ def rechained(events: Sequence[Event], number: int, **changes: Any) -> list[Even
     made: list[Event] = []
     for event in events:
         event = msgspec.structs.replace(event, **changes) if event.seq == number else event
-        given = msgspec.structs.asdict(event)
-        del given["hash"], given["previous"]
-        made.append(chained(**given, previous=made[-1].hash if made else FIRST))
+        made.append(chained(msgspec.structs.replace(event, previous=made[-1].hash if made else FIRST)))
     return made
 
 

@@ -821,9 +821,7 @@ def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Calla
     made: Any = Project(place.file).deployer("staging")
     assert isinstance(made, SageMakerTarget)
     made.quiet_s = 0.0
-    deployment.deploy(
-        place.registry, made, place.name, 2, target="staging", targets=load(place.file).targets, who="ana@desk"
-    )
+    deployment.deploy(place.registry, made, place.name, 2, who="ana@desk")
     assert place.scored() == place.label(2)
     assert place.story[2:] == [
         (2, "deployment begun"),

@@ -136,7 +136,7 @@ def reads(columns: list[Column], record: dict[str, Any]) -> bool:
     """Whether the reader of requests takes the record."""
     try:
         for one in columns:
-            made = inference.Column({"name": one.name, "kind": one.kind, "categories": one.categories}, "error")
+            made = inference.ColumnReader({"name": one.name, "kind": one.kind, "categories": one.categories}, "error")
             assert not math.isinf(made.number(record[one.name], 1))
     except inference.BadInput:
         return False

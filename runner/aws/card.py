@@ -48,7 +48,7 @@ def card(new: NewVersion, *, archive: str) -> str:
     says so.
     """
     content: dict[str, Any] = {
-        "model_overview": {"model_creator": _plain(new.created_by)[:LONGEST_DETAIL], "model_artifact": [archive]},
+        "model_overview": {"model_creator": _plain(new.created_by)[:LONGEST_DETAIL], "model_artifact": [archive]}
     }
     if new.sources:
         named = [f"{key} sha256:{sha256}"[:LONGEST_DETAIL] for key, sha256 in sorted(new.sources.items())]
@@ -78,13 +78,13 @@ def card(new: NewVersion, *, archive: str) -> str:
 
 def _fitting(parts: Sequence[Part], room: int) -> tuple[list[Part], int]:
     """The first parts that fit into so many characters, and how many are left: negative where something did not fit."""
-    kept = []
+    fitting = []
     for part in parts:
         room -= len(json.dumps(part)) + MARGIN
         if room < 0:
             break
-        kept.append(part)
-    return kept, room
+        fitting.append(part)
+    return fitting, room
 
 
 def _evaluations(metrics: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -102,13 +102,13 @@ def _metric(name: str, metric: Metric) -> tuple[str, dict[str, Any]]:
     if metric.low is not None and metric.high is not None:
         notes.insert(0, f"between {metric.low:.6g} and {metric.high:.6g}")
     finite = math.isfinite(metric.value)  # JSON has no words for the others
-    made = {
+    entry = {
         "name": (own or name)[:LONGEST_METRIC],
         "type": "number" if finite else "string",
         "value": metric.value if finite else str(metric.value),
         **({"notes": ", ".join(notes)} if notes else {}),
     }
-    return step[:LONGEST_NAME] or "run", made
+    return step[:LONGEST_NAME] or "run", entry
 
 
 def _sections(markdown: str) -> Iterator[tuple[str, str]]:
@@ -116,27 +116,27 @@ def _sections(markdown: str) -> Iterator[tuple[str, str]]:
     title, lines, fenced = "Card", list[str](), False
     for line in markdown.splitlines(keepends=True):
         fenced ^= line.lstrip().startswith(FENCES)
-        found = None if fenced else HEADING.fullmatch(line.rstrip())
-        if found is None:
+        heading = None if fenced else HEADING.fullmatch(line.rstrip())
+        if heading is None:
             lines.append(line)
             continue
         if text := "".join(lines).strip():
             yield title, text
-        title, lines = found[1], []
+        title, lines = heading[1], []
     if text := "".join(lines).strip():
         yield title, text
 
 
 def _pieces(text: str, longest: int) -> list[str]:
     """The text in parts of at most so many characters, broken between lines where that can be."""
-    made = [""]
+    pieces = [""]
     for line in text.splitlines(keepends=True):
         for start in range(0, len(line), longest):
             part = line[start : start + longest]
-            if len(made[-1]) + len(part) > longest:
-                made.append("")
-            made[-1] += part
-    return [piece for piece in made if piece]
+            if len(pieces[-1]) + len(part) > longest:
+                pieces.append("")
+            pieces[-1] += part
+    return [piece for piece in pieces if piece]
 
 
 def _free(title: str, taken: Mapping[str, str]) -> str:

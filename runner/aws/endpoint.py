@@ -43,11 +43,11 @@ from runner.aws.session import AwsError, Session
 from runner.aws.settings import settings
 from runner.errors import Refused, RemoteError, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
-from runner.model.approval import check_bytes
 from runner.model.compatibility import signature_in
 from runner.model.deployment import Health, locked
+from runner.model.files import check_bytes
 from runner.model.sample import check_answer, sample_body
-from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, written
+from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, write_events
 from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
 from runner.records import Pipeline, SageMakerTargetSpec
@@ -109,7 +109,7 @@ class SageMakerTarget:
             else:
                 at = _utc(found["LastModifiedTime"])
                 made = msgspec.structs.replace(change, at=at, place=found["EndpointArn"])
-                written(self.registry, made)
+                write_events(self.registry, made)
 
     def last(self) -> Deployment | None:
         return recorded(self.registry, self.name)
@@ -159,18 +159,18 @@ class SageMakerTarget:
         found, event = self._describe(), self._pending()
         begun = f"{event.name}/{event.version} was begun by {event.who} at {event.at}" if event is not None else ""
         if found is None:
-            return Health(status="down", said=f"there is no endpoint {self.endpoint}")
+            return Health(status="down", detail=f"there is no endpoint {self.endpoint}")
         if found["EndpointStatus"] in BUSY:
-            return Health(status="changing", said=begun or found["EndpointStatus"])
+            return Health(status="changing", detail=begun or found["EndpointStatus"])
         last = self.last()
         if found["EndpointStatus"] != UP or last is None:
             said = f"{found['EndpointStatus']}: {found.get('FailureReason', '')}".removesuffix(": ")
-            return Health(status="unhealthy", said=said)
+            return Health(status="unhealthy", detail=said)
         try:
             self._prove(self.registry.get(last.name, last.version))
         except RunnerError as error:
-            return Health(status="unhealthy", said=f"{error}")
-        return Health(status="serving", said=begun)
+            return Health(status="unhealthy", detail=f"{error}")
+        return Health(status="serving", detail=begun)
 
     def signature(self, version: ModelVersion) -> Signature:
         if version.location:

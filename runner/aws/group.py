@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Listed:
+class ListedPackage:
     """A model package as a listing has it."""
 
     arn: str
@@ -56,9 +56,9 @@ class Groups:
         """The ARN of the new package."""
         return str(self._call("create_model_package", name, **arguments)["ModelPackageArn"])
 
-    def packages(self, name: str) -> dict[int, Listed]:
+    def packages(self, name: str) -> dict[int, ListedPackage]:
         """The group's packages by version, empty where there is no group; a call per hundred."""
-        found: dict[int, Listed] = {}
+        packages: dict[int, ListedPackage] = {}
         token: dict[str, str] = {}
         while True:
             try:
@@ -71,15 +71,15 @@ class Groups:
                     return {}
                 raise
             for item in page.get("ModelPackageSummaryList", []):
-                found[int(item["ModelPackageVersion"])] = _listed(item)
+                packages[int(item["ModelPackageVersion"])] = _listed(item)
             if not page.get("NextToken"):
-                return found
+                return packages
             token = {"NextToken": page["NextToken"]}
 
     def describe(self, arn: str) -> dict[str, Any]:
         return self._call("describe_model_package", arn, ModelPackageName=arn)
 
-    def find(self, arn: str) -> Listed | None:
+    def find(self, arn: str) -> ListedPackage | None:
         """The package as a listing would have it; None where it is gone."""
         try:
             return _listed(self.describe(arn))
@@ -88,8 +88,8 @@ class Groups:
                 return None
             raise
 
-    def carry_out(self, listed: Listed, event: Event) -> None:
-        """Set the package's state to what the event says. Doing it twice is doing it once."""
+    def carry_out(self, listed: ListedPackage, event: Event) -> None:
+        """Set the package's state to what the event says. Idempotent."""
         status = STATES[event.kind]
         # versions that were registered before there was one have none
         card = {"ModelCard": {"ModelCardStatus": CARD[status]}} if "ModelCard" in self.describe(listed.arn) else {}
@@ -104,13 +104,15 @@ class Groups:
         )
         listed.status = status
 
-    def tell_stages(self, packages: Mapping[int, Listed], events: Sequence[Event]) -> None:
+    def tell_stages(self, packages: Mapping[int, ListedPackage], events: Sequence[Event]) -> None:
         """Set ModelLifeCycle as the last event says; the event stands, so what SageMaker does not take is a warning."""
         for version, (stage, status) in life_cycle.changed(events).items():
-            said = {"Stage": stage, "StageStatus": status, "StageDescription": described(events[-1])}
+            stage_now = {"Stage": stage, "StageStatus": status, "StageDescription": described(events[-1])}
             label = f"{events[-1].name}/{version}"
             try:
-                self._call("update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=said)
+                self._call(
+                    "update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=stage_now
+                )
             except KeyError:
                 log.warning("%s is %s at %s, and its model package is gone", terminal(label), status.lower(), stage)
             except AwsError as error:
@@ -123,21 +125,21 @@ class Groups:
         return self.session.call("sagemaker", action, about=f"model package {about}", **arguments)
 
 
-def _listed(item: dict[str, Any]) -> Listed:
+def _listed(item: dict[str, Any]) -> ListedPackage:
     status = STATUS.get(item.get("ModelApprovalStatus", ""), "pending")
-    return Listed(item["ModelPackageArn"], status, item.get("ModelPackageDescription", ""))
+    return ListedPackage(item["ModelPackageArn"], status, item.get("ModelPackageDescription", ""))
 
 
-def carried_out(found: dict[str, Any]) -> int:
+def carried_out(description: dict[str, Any]) -> int:
     """The number of the last event that was carried out on the package of this description; 0 for none."""
-    return int(found.get("CustomerMetadataProperties", {}).get(CARRIED_OUT, 0))
+    return int(description.get("CustomerMetadataProperties", {}).get(CARRIED_OUT, 0))
 
 
-def changed(found: dict[str, Any]) -> bool:
+def changed(description: dict[str, Any]) -> bool:
     """Whether somebody has updated the package of this description since it was made."""
-    return "LastModifiedTime" in found and bool(found["LastModifiedTime"] > found["CreationTime"])
+    return "LastModifiedTime" in description and bool(description["LastModifiedTime"] > description["CreationTime"])
 
 
 def described(event: Event) -> str:
-    """What SageMaker is told of a decision."""
+    """A decision as SageMaker's description of it."""
     return line(f"{event.who}: {event.why}")

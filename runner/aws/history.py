@@ -29,16 +29,16 @@ READERS = 16
 Objects = dict[str, str]  # key -> ETag
 
 
-class Seen(Record, frozen=True, kw_only=True):
+class ReadObject(Record, frozen=True, kw_only=True):
     etag: str
     content: bytes
 
 
-class Kept(Record, frozen=True, kw_only=True):
+class HistoryCache(Record, frozen=True, kw_only=True):
     """What was read of one name before, by address."""
 
     format: int = FORMAT
-    objects: dict[str, Seen] = {}
+    objects: dict[str, ReadObject] = {}
 
 
 class History:
@@ -47,34 +47,21 @@ class History:
     def __init__(self, bucket: Bucket, cache: Path | None = None) -> None:
         self.bucket = bucket
         self.cache = cache
-        self._names: dict[str, dict[str, Seen]] = {}  # of each name, by address
+        self._names: dict[str, dict[str, ReadObject]] = {}  # of each name, by address
 
     def listed(self, name: str | None = None) -> dict[str, Objects]:
         """What there is of each name, or of one; a call per thousand objects."""
         below = ROOT if name is None else f"{ROOT}{name}/"
-        found: dict[str, Objects] = {}
-        token: dict[str, str] = {}
-        while True:
-            page = self.bucket.session.call(
-                "s3",
-                "list_objects_v2",
-                about=self.bucket.address(below),
-                Bucket=self.bucket.name,
-                Prefix=self.bucket.prefix + below,
-                **token,
-            )
-            for item in page.get("Contents", []):
-                key = item["Key"][len(self.bucket.prefix) :]
-                of = NAME_OF.match(key)
-                if of is not None:
-                    found.setdefault(of[1], {})[key] = item["ETag"].strip('"')
-            if not page.get("IsTruncated"):
-                return found
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+        objects: dict[str, Objects] = {}
+        for key, etag in self.bucket.tags(below):
+            match = NAME_OF.match(key)
+            if match is not None:
+                objects.setdefault(match[1], {})[key] = etag
+        return objects
 
     def events(self, name: str, objects: Objects) -> list[Event]:
         """The name's events in order, as they are written. Raises Tampered for one that is gone or was replaced."""
-        for address in self._seen(name):
+        for address in self._known(name):
             key = address.removeprefix(self.bucket.address(""))
             if EVENT.match(key) and key not in objects:
                 raise Tampered(
@@ -90,45 +77,45 @@ class History:
     def append(self, event: Event) -> bool:
         """Write the event under its number; False where that number has been taken by another event."""
         key, content = f"{ROOT}{event.name}/events/{event.seq:06}.json", encode(event)
-        # a write whose reply was lost is refused when it is tried again, and is ours all the same
+        # a write whose reply was lost is refused when it is tried again, and was this one nevertheless
         return self.bucket.put(key, content, once=True) or self.bucket.get(key) == content
 
     def facts(self, name: str, wanted: Mapping[str, str], objects: Objects) -> dict[str, NewVersion]:
         """What each run registered, by run; `wanted` has the hash of its facts. Raises Tampered where they differ."""
         keys = {run: facts_key(name, run, sha256) for run, sha256 in wanted.items()}
         content = self._read(name, {key: objects.get(key, "") for key in keys.values()})
-        found = {}
+        facts_of_run = {}
         for run, key in keys.items():
             facts = decode(NewVersion, content[key], where=self.bucket.address(key))
             if (facts_sha256(facts), facts.run, facts.name) != (wanted[run], run, name):
                 raise Tampered(f"{self.bucket.address(key)} is not what was registered: it was altered.")
-            found[run] = facts
-        return found
+            facts_of_run[run] = facts
+        return facts_of_run
 
     def keep_facts(self, new: NewVersion) -> None:
-        """Write what the run is going to register; twice is once."""
+        """Write what the run is going to register; idempotent."""
         self.bucket.put(facts_key(new.name, new.run, facts_sha256(new)), encode(facts_of(new)))
 
     def _read(self, name: str, objects: Objects) -> dict[str, bytes]:
-        """The objects' content by key, fetched only where it is not known. Raises Tampered for a gone or changed one."""
-        seen = self._seen(name)
-        place = {key: self.bucket.address(key) for key in objects}
+        """The objects' content by key, fetched where it is not known. Raises Tampered for a gone or changed one."""
+        known = self._known(name)
+        addresses = {key: self.bucket.address(key) for key in objects}
         fetched = [
             key
             for key, etag in objects.items()
-            if not etag or (place[key] in seen) < 1 or seen[place[key]].etag != etag
+            if not etag or addresses[key] not in known or known[addresses[key]].etag != etag
         ]
         for key, content in zip(fetched, self._fetch(fetched), strict=True):
             if content is None:
-                raise Tampered(f"{place[key]} is gone: the history of {name} was altered.")
-            before = seen.get(place[key])
+                raise Tampered(f"{addresses[key]} is gone: the history of {name} was altered.")
+            before = known.get(addresses[key])
             if before is not None and before.content != content:
-                raise Tampered(f"{place[key]} was replaced: the history of {name} was altered.{self._memory(name)}")
-            seen[place[key]] = Seen(etag=objects[key], content=content)
+                raise Tampered(f"{addresses[key]} was replaced: the history of {name} was altered.{self._memory(name)}")
+            known[addresses[key]] = ReadObject(etag=objects[key], content=content)
         if fetched and self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.cache / f"{name}.json", encode(Kept(objects=seen)))
-        return {key: seen[place[key]].content for key in objects}
+            atomic_write(self.cache / f"{name}.json", encode(HistoryCache(objects=known)))
+        return {key: known[addresses[key]].content for key in objects}
 
     def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
         if len(keys) < 2:
@@ -139,16 +126,16 @@ class History:
     def _memory(self, name: str) -> str:
         return f" What it was is in {self.cache / name}.json." if self.cache is not None else ""
 
-    def _seen(self, name: str) -> dict[str, Seen]:
+    def _known(self, name: str) -> dict[str, ReadObject]:
         if name not in self._names:
             self._names[name] = {}
             file = self.cache / f"{name}.json" if self.cache is not None else None
             if file is not None and file.exists():
                 try:
-                    kept = checked(decode(Kept, file.read_bytes(), where=file), where=file)
+                    cached = checked(decode(HistoryCache, file.read_bytes(), where=file), where=file)
                 except (Tampered, NewerStore):  # only a copy: everything is read again
                     return self._names[name]
-                self._names[name] = dict(kept.objects)
+                self._names[name] = dict(cached.objects)
         return self._names[name]
 
 

@@ -1,4 +1,4 @@
-"""Where a version is in its life, in the words of SageMaker's ModelLifeCycle: at a target's stage, serving or retired."""
+"""Where a version is in its life, in the words of SageMaker's ModelLifeCycle: at a stage, serving or retired."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def life_cycle(events: Sequence[Event], version: int) -> tuple[str, str] | None:
     of the last one that it served at; None where it never served."""
     serving = serves(events)
     own = [event.data["target"] for event in events if event.version == version and event.kind in SERVES]
-    there = [target for target in own if serving.get(target) == version]
+    still_served = [target for target in own if serving.get(target) == version]
     if not own:
         return None
-    return stage((there or own)[-1]), SERVING if there else RETIRED
+    return stage((still_served or own)[-1]), SERVING if still_served else RETIRED
 
 
 def changed(events: Sequence[Event]) -> dict[int, tuple[str, str]]:
@@ -36,9 +36,9 @@ def changed(events: Sequence[Event]) -> dict[int, tuple[str, str]]:
         return {}
     last, earlier = events[-1], events[:-1]
     before = serves(earlier).get(last.data["target"], last.version)
-    found = {version: life_cycle(events, version) for version in sorted({last.version, before})}
+    current = {version: life_cycle(events, version) for version in sorted({last.version, before})}
     return {
-        version: one
-        for version, one in found.items()
-        if one is not None and (version == last.version or one != life_cycle(earlier, version))
+        version: stage_now
+        for version, stage_now in current.items()
+        if stage_now is not None and (version == last.version or stage_now != life_cycle(earlier, version))
     }

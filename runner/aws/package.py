@@ -18,14 +18,12 @@ from pathlib import Path
 from runner.audit.tarball import FREE_BYTES, RATIO, Tarball
 from runner.aws.bucket import Bucket
 from runner.aws.session import Session, domain
-from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError
-from runner.model.approval import check_files, read_files
 from runner.model.compatibility import registered
+from runner.model.files import SIGNATURE, check_files, read_files, sha256_of
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.paths import inside
-from runner.records import FileFact
 
 SCORING = Path(__file__).parents[1] / "scoring"
 PROGRAM = "inference.py"
@@ -33,12 +31,8 @@ CODE = "code/"
 INSIDE = f"{CODE}{PROGRAM}"
 BACKEND = "wheel_backend"
 PYPROJECT = f'[build-system]\nrequires = []\nbuild-backend = "{BACKEND}"\nbackend-path = ["."]\n'
-# what a container is told beside its model; pip need not look for an index that a VPC does not let it reach
-ENVIRONMENT = {
-    "SAGEMAKER_PROGRAM": PROGRAM,
-    "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
-    "PIP_NO_INDEX": "1",
-}
+# variables of a container; pip need not look for an index that a VPC does not let it reach
+ENVIRONMENT = {"SAGEMAKER_PROGRAM": PROGRAM, "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code", "PIP_NO_INDEX": "1"}
 # who holds the serving image in each region: image_uri_config/xgboost.json of the SageMaker Python SDK
 ACCOUNTS = {
     "af-south-1": "510948584623", "ap-east-1": "651117190479", "ap-northeast-1": "354813040037",
@@ -67,17 +61,13 @@ class Package:
     @property
     def folder_sha256(self) -> str:
         """As `runner.content.artifact` gives it of the folder."""
-        facts = {
-            name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-            for name, content in self.files.items()
-        }
-        return folder_artifact("model", facts).sha256
+        return sha256_of(self.files)
 
     @property
     def objective(self) -> str:
         """XGBoost's name for what the model was trained for; "" where no signature says it."""
         try:
-            return str(json.loads(self.files["signature.json"])["objective"])
+            return str(json.loads(self.files[SIGNATURE])["objective"])
         except (KeyError, TypeError, ValueError):
             return ""
 
@@ -101,16 +91,16 @@ def package(folder: Path) -> Package:
     if beside := next((name for name in files if name.startswith(CODE)), None):
         raise UsageError(f"{folder / beside} stands where the endpoint's own script goes. Save it under another name.")
     content = {**files, **code()}
-    made = io.BytesIO()
+    buffer = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=made, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for name in sorted(content):
             member = tarfile.TarInfo(name)  # no time, no owner
             member.size, member.mode = len(content[name]), 0o644
             archive.addfile(member, io.BytesIO(content[name]))
-    data = made.getvalue()
+    data = buffer.getvalue()
     return Package(archive=data, sha256=hashlib.sha256(data).hexdigest(), files=files)
 
 
@@ -130,9 +120,9 @@ def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
     Raises Tampered where its hash is not `sha256`, it is damaged, has anything but files below its folder or unpacks to
     far more than its size, Refused for a pickle.
     """
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise Tampered(f"The model archive has the hash {found[:12]}; recorded is {sha256[:12]}. It was altered.")
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        raise Tampered(f"The model archive has the hash {actual[:12]}; recorded is {sha256[:12]}. It was altered.")
     files: dict[str, bytes] = {}
     try:
         for member in Tarball(io.BytesIO(data), most_bytes=FREE_BYTES + RATIO * len(data), where="it"):
@@ -149,7 +139,7 @@ def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
 
 def signature(session: Session, version: ModelVersion) -> Signature:
     """Of a version whose files are in S3. Raises Tampered where it is gone or another."""
-    address = f"{version.location}signature.json"
+    address = f"{version.location}{SIGNATURE}"
     bucket, _, key = address.removeprefix("s3://").partition("/")
     content = Bucket(session, bucket).get(key)
     if content is None:
@@ -158,7 +148,7 @@ def signature(session: Session, version: ModelVersion) -> Signature:
 
 
 def serving_image(region: str, chosen: str | None = None) -> str:
-    """The image an endpoint runs: `chosen`, or SageMaker's XGBoost. Raises UsageError where the region has none known."""
+    """The image an endpoint runs: `chosen`, or SageMaker's XGBoost. Raises UsageError where none is known there."""
     if chosen is not None:
         return chosen
     if region not in ACCOUNTS:

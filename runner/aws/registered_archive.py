@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from runner.aws.bucket import Bucket
 from runner.aws.endpoint_request import Source
 from runner.aws.package import CODE, check_package
 from runner.aws.registry import SageMakerRegistry
-from runner.content import folder_artifact
 from runner.errors import Tampered
+from runner.model.files import sha256_of
 from runner.model.versions import ModelVersion, Registry
-from runner.records import FileFact
 
 
 def check_registered(registry: Registry, version: ModelVersion) -> None:
@@ -25,21 +22,16 @@ def check_archive(registry: SageMakerRegistry, version: ModelVersion) -> tuple[S
 
     Raises Tampered where the archive, its package or the model in it is another, Refused for a pickle.
     """
-    found, label = registry.deployable(version.name, version.version), version.label
-    bucket, _, key = found.archive.removeprefix("s3://").partition("/")
+    registered, label = registry.deployable(version.name, version.version), version.label
+    bucket, _, key = registered.archive.removeprefix("s3://").partition("/")
     data = Bucket(registry.session, bucket).get(key)
     if data is None:
-        raise Tampered(f"{found.archive}, the model of {label}, is gone.")
-    files = check_package(data, found.archive_sha256)
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-        for name, content in files.items()
-        if not name.startswith(CODE)
-    }
-    if folder_artifact("", facts).sha256 != version.sha256:
-        raise Tampered(f"{found.archive} has other files than {label} was registered with.")
-    described = registry.groups.describe(found.package)
-    addresses = [one.get("ModelDataUrl") for one in described["InferenceSpecification"]["Containers"]]
-    if addresses != [found.archive]:
-        raise Tampered(f"{found.package} names {addresses} as its model; registered was {found.archive}.")
-    return Source(found.archive, found.archive_sha256, found.package, ""), files
+        raise Tampered(f"{registered.archive}, the model of {label}, is gone.")
+    files = check_package(data, registered.archive_sha256)
+    if sha256_of({name: content for name, content in files.items() if not name.startswith(CODE)}) != version.sha256:
+        raise Tampered(f"{registered.archive} has other files than {label} was registered with.")
+    description = registry.groups.describe(registered.package)
+    addresses = [container.get("ModelDataUrl") for container in description["InferenceSpecification"]["Containers"]]
+    if addresses != [registered.archive]:
+        raise Tampered(f"{registered.package} names {addresses} as its model; registered was {registered.archive}.")
+    return Source(registered.archive, registered.archive_sha256, registered.package, ""), files

@@ -62,16 +62,14 @@ def deploy_command(
     deployer, registry = project.deployer(target, no_token=no_token), project.registry
     for said in decisions.older_rest(project, name, number, target):
         note(said)
-    targets = project.spec.targets
     if dry_run:
-        found = deployment.deployable(registry, name, number, target=target, targets=targets)
+        found = deployment.deployable(registry, deployer, name, number)
         deployment.comparison(registry, deployer, found).permitted(allow=allow_schema_change, say=note)
         _print_plan(f"{version} would be deployed to {target}", deployer.plan(found), as_json)
         return
     made = deployment.deploy(
-        registry, deployer, name, number, target=target, targets=targets, who=who(), why=reason,
-        allow_schema_change=allow_schema_change, say=note,
-    )  # fmt: skip
+        registry, deployer, name, number, who=who(), why=reason, allow_schema_change=allow_schema_change, say=note
+    )
     _print_made(made, as_json)
 
 
@@ -103,7 +101,7 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
         said = f"{target} would go back to {found.label}"
         _print_plan(said, deployer.plan(found), as_json)
         return
-    made = deployment.rollback(registry, deployer, target=target, who=who(), why=reason, say=note)
+    made = deployment.rollback(registry, deployer, who=who(), why=reason, say=note)
     for said in decisions.older_rest(project, made.name, made.version, target):
         note(said)
     _print_made(made, as_json)
@@ -133,7 +131,7 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pip
         served = last.label if last is not None and last.kind != "removed" else "nothing"
         _print_plan(f"{target} serves {served}", [f"end it at {last.place}"] if last and last.place else [], as_json)
         return
-    _print_made(deployment.remove(registry, deployer, target=target, who=who(), why=reason), as_json)
+    _print_made(deployment.remove(registry, deployer, who=who(), why=reason), as_json)
 
 
 @click.command("deployments")
@@ -151,7 +149,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
       runner deployments staging --restart      after this machine was started anew
     """
     from runner.model import deployment
-    from runner.model.served import way_out
+    from runner.model.served import command_to_end
     from runner.project import Project
     from runner.run.provenance import who
 
@@ -167,13 +165,13 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
         serves = last is not None and last.kind != "removed"
         health = deployer.health() if serves else None
         if restart and health is not None and health.status == "down":
-            last = deployment.restart(registry, deployer, target=name, who=who())
+            last = deployment.restart(registry, deployer, who=who())
             health = deployer.health()
         if health is not None and last is not None:
             status = registry.get(last.name, last.version).status
             if status != "approved":
-                said = f"{last.label} is {status} since it was deployed: {way_out(registry, name)}"
-                health = deployment.Health(status="unhealthy", said=said, process=health.process)
+                said = f"{last.label} is {status} since it was deployed: {command_to_end(registry, name)}"
+                health = deployment.Health(status="unhealthy", detail=said, process=health.process)
         rows.append((name, targets[name].kind, last if serves else None, health))
     if as_json:
         print_json([_json(*row) for row in rows])
@@ -189,7 +187,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
                     made.who if made else "–",
                     made.place if made else "–",
                     str(health.process) if health and health.process else "–",
-                    f"{health.status}{f' ({health.said})' if health.said else ''}" if health else "–",
+                    f"{health.status}{f' ({health.detail})' if health.detail else ''}" if health else "–",
                 ]
                 for name, kind, made, health in rows
             ],
@@ -230,7 +228,7 @@ def release_command(
     """
     from runner import decisions
     from runner.model import deployment
-    from runner.model.release import Step, release, steps
+    from runner.model.release import ReleaseStep, release, steps
     from runner.project import Project
     from runner.run.provenance import who
 
@@ -254,13 +252,13 @@ def release_command(
             )
         for said in notes:
             note(said)
-        _print_plan(f"{version} would be released", [step.said(version) for step in left], as_json)
+        _print_plan(f"{version} would be released", [step.sentence(version) for step in left], as_json)
         return
 
-    def may(step: Step) -> bool:
-        return yes or confirm(f"{step.said(version)}?")
+    def may(step: ReleaseStep) -> bool:
+        return yes or confirm(f"{step.sentence(version)}?")
 
-    def do(step: Step) -> Deployment | None:
+    def do(step: ReleaseStep) -> Deployment | None:
         match step.what, step.target:
             case "approve", _:
                 decisions.approve(project, name, number, why=reason, **allowed)
@@ -268,15 +266,13 @@ def release_command(
                 decisions.approve_for(project, name, number, target=at, why=reason, **allowed)
             case "deploy", str(at):
                 deployer = project.deployer(at)
-                return deployment.deploy(
-                    registry, deployer, name, number, target=at, targets=targets, who=who(), why=reason, **allowed
-                )
+                return deployment.deploy(registry, deployer, name, number, who=who(), why=reason, **allowed)
         return None
 
-    def done(step: Step) -> Deployment | None:
+    def done(step: ReleaseStep) -> Deployment | None:
         made = do(step)
         where = f" at {made.place}" if made is not None else ""
-        say(f"✓ {step.said(version)}{where}", err=as_json)
+        say(f"✓ {step.sentence(version)}{where}", err=as_json)
         return made
 
     taken = release(registry, name, number, targets=targets, to=target, may=may, do=done)
@@ -298,7 +294,7 @@ def _json(name: str, kind: str, made: Deployment | None, health: Health | None) 
         "place": made.place if made else None,
         "process": health.process if health else None,
         "health": health.status if health else None,
-        "said": health.said if health else None,
+        "said": health.detail if health else None,
     }
 
 

@@ -148,7 +148,7 @@ def serve_command(
         )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core, and forked ones
     from runner.project import Project
-    from runner.serve.app import Application, Limits
+    from runner.serve.app import Application, RequestLimits
     from runner.serve.approved import load
     from runner.serve.metrics import Metrics
     from runner.serve.server import bind, serve
@@ -158,7 +158,7 @@ def serve_command(
     folder = project.version_folder(version)
     scorer = load(version, folder, unknown=unknown)
     processes = workers or _cores()
-    limits = Limits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)
+    limits = RequestLimits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)
     application = Application(scorer, version, limits=limits, metrics=Metrics(processes), token=token or None)
     try:
         listening = bind(host, port)

@@ -1,4 +1,4 @@
-"""A registry's events once more, a readable file each, from which a damaged registry can be made anew.
+"""Copies of a registry's events, one readable file each, from which a damaged registry can be rebuilt.
 
 registry-events/<name>/<seq>.json   the event, and the version's facts where it is a registration
 """
@@ -60,27 +60,27 @@ def keep(
 
 
 def kept(folder: Path) -> Iterator[tuple[dict[int, NewVersion], list[Event]]]:
-    """Each name's versions by number, and its events in order. Raises Tampered for a file that is no such record."""
+    """Each name's versions by number, and its events in order. Raises Tampered for a file that is not such a record."""
     for name in _names(folder):
-        found = [_read(file) for file in sorted(name.glob("*.json"))]
-        if found:
-            facts = {copy.event.version: copy.facts for copy in found if copy.facts is not None}
-            yield facts, [copy.event for copy in found]
+        copies = [_read(file) for file in sorted(name.glob("*.json"))]
+        if copies:
+            facts = {copy.event.version: copy.facts for copy in copies if copy.facts is not None}
+            yield facts, [copy.event for copy in copies]
 
 
 def heads(folder: Path) -> dict[str, Event]:
-    """The last event of each name. Raises Tampered for a file that is no such record, or was altered."""
-    found = {name.name: max(name.glob("*.json"), default=None) for name in _names(folder)}
-    return {name: _read(file).event for name, file in found.items() if file is not None}
+    """The last event of each name. Raises Tampered for a file that is not such a record, or was altered."""
+    last_files = {name.name: max(name.glob("*.json"), default=None) for name in _names(folder)}
+    return {name: _read(file).event for name, file in last_files.items() if file is not None}
 
 
 def merged(events: Sequence[Event], copied: Sequence[Event]) -> list[Event]:
-    """One name's events as far as the registry or the copies have them. Raises Refused where they tell two histories."""
-    found = {event.seq: event for event in events}
+    """One name's events that the registry or the copies have. Raises Refused where they are two histories."""
+    by_seq = {event.seq: event for event in events}
     for event in copied:
-        if found.setdefault(event.seq, event) != event:
+        if by_seq.setdefault(event.seq, event) != event:
             raise Refused(str(another(event.name, event.seq)))
-    return [found[seq] for seq in sorted(found)]
+    return [by_seq[seq] for seq in sorted(by_seq)]
 
 
 def differences(folder: Path, name: str, events: Sequence[Event]) -> Iterator[str]:
@@ -115,8 +115,8 @@ def _file(folder: Path, event: Event) -> Path:
 
 def _read(file: Path) -> Copy:
     """Raises Tampered unless the event in it is the one of its name, with its hash; FileNotFoundError."""
-    found = read(Copy, file)
-    event = found.event
+    copy = read(Copy, file)
+    event = copy.event
     if (event.name, f"{event.seq:06}.json") != (file.parent.name, file.name) or digest(event) != event.hash:
         raise Tampered(f"{file} was altered: its content does not give its hash, or it was moved.")
-    return found
+    return copy

@@ -1,6 +1,6 @@
 """Model folders of format 1, written when a category's text was stripped and its code found by name.
 
-They score by the same lines as any other where their categories are those of their trees, in order.
+They are scored by the same code as any other if their categories are those of their trees, in order.
 """
 
 from __future__ import annotations
@@ -12,36 +12,23 @@ import msgspec
 
 from runner.errors import Refused
 from runner.model.estimator import PROBABLE, cut, learned
+from runner.model.signature import Signature
 
 SIGNATURE, MODELS = "signature.json", ("model.ubj", "model.json")
 
 
-class _Column(msgspec.Struct):
-    name: str
-    kind: str
-    categories: list[str] | None = None
-
-
-class _Signature(msgspec.Struct):
-    format: int
-    columns: list[_Column]
-    objective: str
-    features: list[_Column] | None = None
-    positive: str | None = None
-
-
 def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
-    """Raises Refused for a folder of format 1 that scores otherwise than its estimator did; others are not looked at."""
+    """Raises Refused for a folder of format 1 whose scores differ from its estimator's."""
     try:
-        said = msgspec.json.decode(files.get(SIGNATURE, b""), type=_Signature)
-    except msgspec.MsgspecError:  # none, or none of ours: who reads it says so
+        signature = msgspec.json.decode(files.get(SIGNATURE, b""), type=Signature)
+    except msgspec.MsgspecError:  # none, or not ours: whoever reads it says so
         return
-    if said.format != 1:
+    if signature.format != 1:
         return
     again = "An earlier version of runner saved it. Train again, or save the estimator again, and register that."
-    if said.positive is not None and said.objective not in PROBABLE:
-        raise Refused(f"{folder} calls what {said.objective} gives a probability, and it is not one. {again}")
-    columns = said.columns if said.features is None else said.features
+    if signature.positive is not None and signature.objective not in PROBABLE:
+        raise Refused(f"{folder} calls what {signature.objective} gives a probability, and it is not one. {again}")
+    columns = signature.columns if signature.features is None else signature.features
     if not any(column.kind == "category" for column in columns):
         return
     import xgboost as xgb
@@ -49,12 +36,12 @@ def check_earlier(files: Mapping[str, bytes], folder: Path) -> None:
     booster = xgb.Booster()
     try:
         booster.load_model(bytearray(next(files[name] for name in MODELS if name in files)))
-    except xgb.core.XGBoostError:  # who loads it says so
+    except xgb.core.XGBoostError:  # whoever loads it says so
         return
     for column, names in zip(columns, learned(booster), strict=False):
         texts = column.categories or []
         if names is not None and not any(
-            names[: len(texts)] == one for one in ([t.encode() for t in texts], cut(texts))
+            names[: len(texts)] == encoded for encoded in ([text.encode() for text in texts], cut(texts))
         ):
             raise Refused(
                 f"{folder}: the categories of {column.name} are not those of its trees, in their order. {again}"

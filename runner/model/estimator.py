@@ -6,6 +6,7 @@ missing value and of which the booster knows nothing. Knows XGBoost's Python pac
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 ROUNDS = 50  # whose trees are looked at
 # objectives whose estimated base score leaves no gradient at the first tree's root, where nothing else is in the margin
 CENTRED = (
-    "binary:logistic", "reg:logistic", "reg:squarederror", "count:poisson", "reg:gamma", "reg:tweedie", "multi:softprob",
-    "multi:softmax",
+    "binary:logistic", "reg:logistic", "reg:squarederror", "count:poisson", "reg:gamma", "reg:tweedie",
+    "multi:softprob", "multi:softmax",
 )  # fmt: skip
 PROBABLE = ("binary:logistic", "reg:logistic")  # give the probability of one label
 DEFAULT_BASE = [0.5]  # a custom objective's, which is not estimated
@@ -41,7 +42,7 @@ class Estimator:
     booster: xgb.Booster
     config: dict[str, Any]  # the booster's, of the learner
     missing: float | None  # the number that is a missing value; None where NaN alone is
-    told: bool  # whether that is known, and not assumed
+    missing_is_known: bool  # and not assumed
     predict: Callable[[pd.DataFrame], Any]
 
     @property
@@ -55,11 +56,11 @@ class Estimator:
 
     @property
     def advice(self) -> str:
-        """What to do where its folder scores otherwise."""
+        """What to do where its folder gives other scores."""
         if self.config["gradient_booster"]["name"] == "dart":
             return (
-                "XGBoost's Booster.predict differs in the last bits of a dart model from inplace_predict, by which estimators "
-                "and folders score. Save the fitted XGBClassifier or XGBRegressor."
+                "XGBoost's Booster.predict differs in the last bits of a dart model from inplace_predict, by which "
+                "estimators and folders score. Save the fitted XGBClassifier or XGBRegressor."
             )
         return "Save the estimator that was judged, with the frame that it learned from."
 
@@ -71,47 +72,48 @@ class Estimator:
             return np.asarray(self.predict(features), dtype="float32")
         except Exception as error:  # whatever XGBoost and pandas raise for a frame
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            said = re.sub(r"^\[[\d:]+\] \S+ (Check failed: [^:]*: )?", "", first).rstrip(".")
-            names, at = list(features.columns), re.search(r"(\d+)`?(?:th|st|nd|rd)\b", said)
+            reason = re.sub(r"^\[[\d:]+\] \S+ (Check failed: [^:]*: )?", "", first).rstrip(".")
+            names, at = list(features.columns), re.search(r"(\d+)`?(?:th|st|nd|rd)\b", reason)
             if at and int(at[1]) < len(names):
-                said = f"column {names[int(at[1])]} has a type or a category that it did not learn from"
+                reason = f"column {names[int(at[1])]} has a type or a category that it did not learn from"
             raise UsageError(
-                f"XGBoost would not score the frame that the model is saved with: {said}. Save it with the frame that it "
-                "learned from."
+                f"XGBoost would not score the frame that the model is saved with: {reason}. Save it with the frame "
+                "that it learned from."
             ) from error
 
 
 @dataclass(frozen=True)
-class Names:
+class ClassNames:
     """What an answer calls the classes."""
 
     positive: str | None
     labels: list[Label] | None
 
 
-def estimator(given: Any, missing: float | None = None) -> Estimator:
+def estimator(model: Any, missing: float | None = None) -> Estimator:
     """`missing` is DMatrix's, for a booster. Raises UsageError for what cannot be saved, with what to do."""
     import xgboost as xgb
 
-    if isinstance(given, xgb.Booster):
-        return _of_booster(given, missing)
-    kind = type(given).__name__
-    if not isinstance(given, xgb.XGBModel):
-        inner = [f" Its `.{name}` may hold one." for name in ("best_estimator_", "steps") if hasattr(given, name)]
+    if isinstance(model, xgb.Booster):
+        return _of_booster(model, missing)
+    kind = type(model).__name__
+    if not isinstance(model, xgb.XGBModel):
+        inner = [f" Its `.{name}` may hold one." for name in ("best_estimator_", "steps") if hasattr(model, name)]
         raise UsageError(
-            f"A {kind} is not a booster or an estimator of XGBoost, which is what a model folder holds.{''.join(inner)} What is "
-            "done to the columns before goes into a module: save(…, code=…)."
+            f"A {kind} is not a booster or an estimator of XGBoost, which is what a model folder holds."
+            f"{''.join(inner)} What is done to the columns before goes into a module: save(…, code=…)."
         )
-    if not given.__sklearn_is_fitted__():
+    if not model.__sklearn_is_fitted__():
         raise UsageError(f"The {kind} is not fitted. Fit it before it is saved.")
-    own = _number(given.missing)
-    if missing is not None and _number(missing) != own:
-        raise UsageError(f"missing={missing} was given, and the {kind} was fitted with missing={given.missing}.")
-    booster = given.get_booster()
+    missing_number = _number(model.missing)
+    if missing is not None and _number(missing) != missing_number:
+        raise UsageError(f"missing={missing} was given, and the {kind} was fitted with missing={model.missing}.")
+    booster = model.get_booster()
     best = booster.attr("best_iteration")
-    kept = booster if best is None else _rounds(booster, int(best) + 1)
+    scoring_rounds = booster if best is None else _rounds(booster, int(best) + 1)
     # which predict_proba and predict make their answers of, by the best round
-    return Estimator(kept, _config(booster), own, True, lambda features: xgb.XGBModel.predict(given, features))
+    predict = functools.partial(xgb.XGBModel.predict, model)
+    return Estimator(scoring_rounds, _config(booster), missing_number, True, predict)
 
 
 def _of_booster(booster: xgb.Booster, missing: float | None) -> Estimator:
@@ -121,24 +123,24 @@ def _of_booster(booster: xgb.Booster, missing: float | None) -> Estimator:
     best = int(booster.attr("best_iteration") or rounds)
     if best + 1 < rounds:
         raise UsageError(
-            f"The booster has {rounds} rounds and was best after {best + 1}: XGBoost's estimators score by those, its Booster by "
-            f"all. Save the fitted estimator, or say which: booster[: {best + 1}], or booster[:] for all."
+            f"The booster has {rounds} rounds and was best after {best + 1}: XGBoost's estimators score by those, its "
+            f"Booster by all. Save the fitted estimator, or say which: booster[: {best + 1}], or booster[:] for all."
         )
-    own = math.nan if missing is None else missing
+    missing_number = math.nan if missing is None else missing
 
     def predict(features: pd.DataFrame) -> Any:
-        return booster.predict(xgb.DMatrix(features, missing=own, enable_categorical=True))
+        return booster.predict(xgb.DMatrix(features, missing=missing_number, enable_categorical=True))
 
     return Estimator(booster, config, _number(missing), missing is not None, predict)
 
 
-def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Label] | None) -> Names:
+def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Label] | None) -> ClassNames:
     """`positive` and `labels` as the signature has them. Raises UsageError where the scores are not of such."""
     several = judged.objective.startswith("multi:")
     if positive is not None and judged.objective not in PROBABLE:
-        do = "labels=[…] names the classes" if several else "leave it out, or train with binary:logistic"
+        advice = "labels=[…] names the classes" if several else "leave it out, or train with binary:logistic"
         raise UsageError(
-            f"positive={positive!r} names what a probability is of, and {judged.objective} gives none: {do}."
+            f"positive={positive!r} names what a probability is of, and {judged.objective} gives none: {advice}."
         )
     targets = int(judged.config["learner_model_param"]["num_target"])
     if targets > 1 and judged.objective in PROBABLE:
@@ -146,72 +148,72 @@ def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Labe
             f"The model gives {targets} probabilities of a record; an answer has one. Save a model for each."
         )
     if labels is None:
-        return Names(None if positive is None else str(_plain(positive)), None)
-    made, count = [_plain(label) for label in labels], int(judged.config["learner_model_param"]["num_class"])
+        return ClassNames(None if positive is None else str(_plain(positive)), None)
+    names, count = [_plain(label) for label in labels], int(judged.config["learner_model_param"]["num_class"])
     if not several:
         raise UsageError(
             f"labels are for several classes; {judged.objective} has none. For two classes, say positive=…."
         )
     if (
-        len(made) != count
-        or len({str(label) for label in made}) != count
-        or not all(isinstance(one, Label) for one in made)
+        len(names) != count
+        or len({str(label) for label in names}) != count
+        or not all(isinstance(one, Label) for one in names)
     ):
         raise UsageError(
-            f"labels needs {count} different texts or whole numbers, one for each class; it has {made!r:.200}."
+            f"labels needs {count} different texts or whole numbers, one for each class; it has {names!r:.200}."
         )
-    return Names(None, made)
+    return ClassNames(None, names)
 
 
 def check_columns(judged: Estimator, features: pd.DataFrame) -> None:
     """Raises UsageError where the features are not those that the booster learned from, in their order."""
-    booster, found = judged.booster, list(features.columns)
-    learned = booster.feature_names or (found if booster.num_features() == len(found) else [])
-    if list(learned) == found:
+    booster, columns = judged.booster, list(features.columns)
+    learned = booster.feature_names or (columns if booster.num_features() == len(columns) else [])
+    if list(learned) == columns:
         return
-    absent, more = ([name for name in one if name not in other] for one, other in ((learned, found), (found, learned)))
-    what = [f"lacks {', '.join(absent[:5])}"] * bool(absent) + [f"has the further {', '.join(more[:5])}"] * bool(more)
+    absent = [name for name in learned if name not in columns]
+    further = [name for name in columns if name not in learned]
+    differences = [f"lacks {', '.join(absent[:5])}"] if absent else []
+    differences += [f"has the further {', '.join(further[:5])}"] if further else []
     raise UsageError(
-        f"The frame has {counted(len(found), 'column')}, the model learned from {booster.num_features()}: the frame "
-        f"{' and '.join(what) or 'has them in another order'}. Save it with the frame that it learned from."
+        f"The frame has {counted(len(columns), 'column')}, the model learned from {booster.num_features()}: the frame "
+        f"{' and '.join(differences) or 'has them in another order'}. Save it with the frame that it learned from."
     )
 
 
 def in_tree_order(judged: Estimator, columns: Sequence[Column]) -> list[Column]:
     """The columns with the categories that the trees know, in the order of their codes.
 
-    Raises UsageError where that order cannot be told.
+    Raises UsageError where that order is not known.
     """
-    made = []
+    ordered = []
     for column, names in zip(columns, learned(judged.booster), strict=True):
-        if (
-            column.kind == "category"
-            and names is not None
-            and (texts := _texts(column.categories or [], names)) is None
-        ):
+        if column.kind != "category" or names is None:
+            ordered.append(column)
+            continue
+        texts = _texts(column.categories or [], names)
+        if texts is None:
             raise UsageError(
-                f"Column {column.name}: the categories are not those that the trees learned, in their order. Save the model "
-                "with the frame that it learned from."
+                f"Column {column.name}: the categories are not those that the trees learned, in their order. Save the "
+                "model with the frame that it learned from."
             )
-        if column.kind == "category" and names is not None:
-            column = msgspec.structs.replace(column, categories=distinct(column.name, texts or []))
-        made.append(column)
-    return made
+        ordered.append(msgspec.structs.replace(column, categories=distinct(column.name, texts)))
+    return ordered
 
 
 def learned(booster: xgb.Booster) -> list[list[bytes] | None]:
     """Per feature the categories by their codes, None where it has none."""
     import pyarrow as pa
 
-    made: list[list[bytes] | None] = []
+    categories: list[list[bytes] | None] = []
     for _, known in booster.get_categories(export_to_arrow=True).to_arrow():
         if known is None:
-            made.append(None)
+            categories.append(None)
         elif pa.types.is_integer(known.type):
-            made.append([str(value).encode() for value in known.to_pylist()])
+            categories.append([str(value).encode() for value in known.to_pylist()])
         else:
-            made.append(known.cast(pa.binary()).to_pylist())
-    return made
+            categories.append(known.cast(pa.binary()).to_pylist())
+    return categories
 
 
 def cut(texts: Sequence[str]) -> list[bytes]:
@@ -230,8 +232,8 @@ def _texts(texts: list[str], names: list[bytes]) -> list[str] | None:
         return texts
     known: Mapping[bytes, str] = dict(zip(cuts, texts, strict=True)) | dict(zip(whole, texts, strict=True))
     plain = list(itertools.takewhile(bytes.isascii, names))  # what comes after another character may be cut
-    made = [name.decode() if at < len(plain) else known.get(name) for at, name in enumerate(names)]
-    return [one for one in made if one is not None] if None not in made else None
+    decoded = [name.decode() if at < len(plain) else known.get(name) for at, name in enumerate(names)]
+    return [one for one in decoded if one is not None] if None not in decoded else None
 
 
 def check_learned(judged: Estimator, features: pd.DataFrame) -> None:
@@ -239,24 +241,28 @@ def check_learned(judged: Estimator, features: pd.DataFrame) -> None:
     trees = _trees(judged.booster)
     if trees and _has_margin(judged.config, trees):
         raise UsageError(
-            "The booster was trained with a base margin, an offset that each row had and a record has not, so it would score "
-            "otherwise. Train it without; the offset may be a column."
+            "The booster was trained with a base margin, an offset that each row had and a record has not, so it would "
+            "score otherwise. Train it without; the offset may be a column."
         )
     updaters = {updater["name"] for updater in judged.config["gradient_booster"].get("updater", [])}
-    if judged.told or updaters & {"grow_colmaker", "grow_gpu_hist", "grow_gpu_approx"}:  # whose trees do not tell
+    if judged.missing_is_known or updaters & {
+        "grow_colmaker",
+        "grow_gpu_hist",
+        "grow_gpu_approx",
+    }:  # whose trees do not tell
         return
     for name in _missed(trees, features):
         raise UsageError(
-            f"The trees learned what to do where {name} is missing, and the frame has no missing value there. Save the fitted "
-            "estimator, which knows what was missing to it; or the booster with missing=-999.0, if DMatrix was given that. "
-            'missing=float("nan") says that only NaN was missing.'
+            f"The trees learned what to do where {name} is missing, and the frame has no missing value there. Save the "
+            "fitted estimator, which knows what was missing to it; or the booster with missing=-999.0, if DMatrix was "
+            'given that. missing=float("nan") says that only NaN was missing.'
         )
 
 
 def _has_margin(config: dict[str, Any], trees: list[dict[str, Any]]) -> bool:
     """Whether the first round starts from another margin than the base score that was estimated from all labels.
 
-    Only where that can be told: https://xgboost.readthedocs.io/en/stable/tutorials/intercept.html
+    Only where that can be known: https://xgboost.readthedocs.io/en/stable/tutorials/intercept.html
     """
     model, objective = config["learner_model_param"], config["objective"]
     booster = config["gradient_booster"].get("gbtree", config["gradient_booster"])
@@ -280,7 +286,7 @@ def _has_margin(config: dict[str, Any], trees: list[dict[str, Any]]) -> bool:
 
 
 def _missed(trees: list[dict[str, Any]], features: pd.DataFrame) -> list[str]:
-    """Columns of numbers without a missing value, for which a tree has a side for one all the same."""
+    """Columns of numbers without a missing value, for which a tree nevertheless has a side for missing values."""
     import numpy as np
 
     sides = np.zeros(features.shape[1], dtype=bool)
@@ -309,8 +315,8 @@ def _config(booster: xgb.Booster) -> dict[str, Any]:
         raise UsageError("The booster has learned nothing yet. Train it before it is saved.") from error
     if learner["gradient_booster"]["name"] == "gblinear":
         raise UsageError(
-            "A model of booster=gblinear cannot be served: XGBoost does not predict with it in place, and has deprecated it. "
-            "Train with gbtree or dart."
+            "A model of booster=gblinear cannot be served: XGBoost does not predict with it in place, and has "
+            "deprecated it. Train with gbtree or dart."
         )
     return learner
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from runner.model.versions import Event, ModelVersion, Status
 
 FIRST = "0" * 64  # what the first event has as its previous hash
-# reopened: set back to pending where somebody can, in SageMaker
 STATES: dict[str, Status] = {
     "registered": "pending",
     "approved": "approved",
@@ -21,13 +19,8 @@ STATES: dict[str, Status] = {
 }
 
 
-def chained(
-    *, seq: int, name: str, version: int, kind: str, who: str, at: str, why: str, data: dict[str, Any], previous: str
-) -> Event:
+def chained(event: Event) -> Event:
     """The event with its hash."""
-    event = Event(
-        seq=seq, name=name, version=version, kind=kind, who=who, at=at, why=why, data=data, previous=previous, hash=""
-    )
     return msgspec.structs.replace(event, hash=digest(event))
 
 
@@ -59,16 +52,16 @@ def state_at(events: Sequence[Event], moment: str) -> dict[int, tuple[Status, Ev
 
 
 def claim(version: ModelVersion) -> str:
-    """What was said of an imported version where it came from, in words; "" for one that was made here."""
-    said = version.imported
-    if said is None:
+    """The claim of an imported version, in words; "" for a version that was made here."""
+    imported = version.imported
+    if imported is None:
         return ""
-    if not said.version:
-        return f"its run came from {said.project} (imported, not checked)"
-    status, decision = state(said.events, said.version)
-    other = f" as {version.name}/{said.version}" if said.version != version.version else ""
+    if not imported.version:
+        return f"its run came from {imported.project} (imported, not checked)"
+    status, decision = state(imported.events, imported.version)
+    other = f" as {version.name}/{imported.version}" if imported.version != version.version else ""
     by = f" by {decision.who} on {decision.at[:10]}" if decision is not None else ""
-    return f"{status} in {said.project}{other}{by} (imported, not checked)"
+    return f"{status} in {imported.project}{other}{by} (imported, not checked)"
 
 
 def state(events: Sequence[Event], version: int) -> tuple[Status, Event | None]:
@@ -80,3 +73,13 @@ def state(events: Sequence[Event], version: int) -> tuple[Status, Event | None]:
             status = STATES[event.kind]
             decision = event if event.kind != "registered" else None
     return status, decision
+
+
+def second_approval(events: Sequence[Event], version: int, target: str) -> Event | None:
+    """The one for the target that was given since the version was last approved."""
+    _, first = state(events, version)
+    for event in events:
+        after_first = first is None or event.seq > first.seq
+        if event.version == version and event.kind == f"approved for {target}" and after_first:
+            return event
+    return None

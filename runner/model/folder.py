@@ -23,14 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner.content import folder_artifact
 from runner.errors import Refused, Tampered, UsageError, counted
 from runner.model import parity, table
-from runner.model.approval import check_files, read_files
 from runner.model.estimator import check_columns, check_learned, check_names, estimator, in_tree_order
+from runner.model.files import CODE, MODEL, SIGNATURE, check_files, read_files, sha256_of, signature_of
 from runner.model.signature import BadRecords, Label, Signature, SplitRule, Unknown, describe
 from runner.model.split import split
-from runner.records import FileFact, checked, decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     from runner.scoring.inference import Scorer
 
-MODEL, SIGNATURE, CODE, CONTRIBUTIONS = "model.ubj", "signature.json", "features.py", "contributions.json"
+CONTRIBUTIONS = "contributions.json"
 BLOCK = 100_000  # rows that are read at a time
 
 
@@ -117,11 +115,10 @@ def load(folder: str | Path, *, sha256: str | None = None) -> Model:
     files = read_files(folder)
     if SIGNATURE not in files:
         raise UsageError(f"{folder} is not a model folder: it has no {SIGNATURE}. Write it with runner.model.save.")
-    if sha256 is not None and _sha256(files) != sha256:
+    if sha256 is not None and sha256_of(files) != sha256:
         raise Tampered(f"{folder} was altered: its bytes do not have the recorded hash {sha256[:12]}.")
     check_files(files, folder)
-    place = folder / SIGNATURE
-    return Model(checked(decode(Signature, files[SIGNATURE], where=place), where=place), files, folder)
+    return Model(signature_of(files, folder), files, folder)
 
 
 class Model:
@@ -130,8 +127,6 @@ class Model:
     def __init__(self, signature: Signature, files: Mapping[str, bytes], folder: Path) -> None:
         """`files` is the folder's content, with a model of either format."""
         self.signature, self._files, self._folder = signature, files, folder
-        if signature.code_sha256 not in (None, hashlib.sha256(files.get(CODE, b"")).hexdigest()):
-            raise Tampered(f"{folder / CODE} is not the code this model was trained with.")
         self._scorers: dict[Unknown, Scorer] = {"error": _scorer(files, folder)}
 
     def predict(self, frame: pd.DataFrame, unknown: Unknown = "error") -> np.ndarray:
@@ -147,17 +142,17 @@ class Model:
         if unknown not in self._scorers:
             self._scorers[unknown] = _scorer(self._files, self._folder, unknown)
         scorer, start = self._scorers[unknown], 0
-        made = [np.empty((0, *np.shape(self.signature.sample_prediction)), dtype="float32")]
+        scores = [np.empty((0, *np.shape(self.signature.sample_prediction)), dtype="float32")]
         try:
             table.columns(frame.iloc[:0], scorer)
             for start in range(0, len(frame), BLOCK):
-                given = table.columns(frame.iloc[start : start + BLOCK], scorer)
-                made.append(
-                    scorer.score(table.numbers(scorer, given) if scorer.computes is None else table.rows(given))
+                values = table.columns(frame.iloc[start : start + BLOCK], scorer)
+                scores.append(
+                    scorer.score(table.numbers(scorer, values) if scorer.computes is None else table.rows(values))
                 )
         except BadInput as error:
-            raise BadRecords(table.said(error, start)) from error
-        return np.concatenate(made)
+            raise BadRecords(table.message(error, start)) from error
+        return np.concatenate(scores)
 
     def unknown_categories(self, frame: pd.DataFrame) -> dict[str, int]:
         """Rows per category column with a value the model has never seen; columns without any are left out."""
@@ -196,13 +191,13 @@ def _frozen(code: str | Path | ModuleType, frame: pd.DataFrame, place: Path) -> 
     place.write_bytes(content)
     module = _module(content, source)
     try:
-        made = module.transform(frame.copy())
+        features = module.transform(frame.copy())
     except Exception as error:  # whatever its author lets it raise
         raise UsageError(f"{source}: transform makes no features of the frame: {error!r}.") from error
-    if not isinstance(made, pd.DataFrame) or len(made) != len(frame):
-        what = counted(len(made), "row") if isinstance(made, pd.DataFrame) else f"a {type(made).__name__}"
-        raise UsageError(f"{source}: transform must give a table of {counted(len(frame), 'row')}, and gave {what}.")
-    return made, hashlib.sha256(content).hexdigest()
+    if not isinstance(features, pd.DataFrame) or len(features) != len(frame):
+        result = counted(len(features), "row") if isinstance(features, pd.DataFrame) else f"a {type(features).__name__}"
+        raise UsageError(f"{source}: transform must give a table of {counted(len(frame), 'row')}, and gave {result}.")
+    return features, hashlib.sha256(content).hexdigest()
 
 
 def _scorer(files: Mapping[str, bytes], folder: Path, unknown: Unknown = "error") -> Scorer:
@@ -233,14 +228,16 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _contributed(given: Mapping[str, float], columns: Collection[str]) -> bytes:
+def _contributed(contributions: Mapping[str, float], columns: Collection[str]) -> bytes:
     """The largest first."""
-    wrong = [name for name, value in given.items() if name not in columns or not 0 <= float(value) < math.inf]
+    wrong = [name for name, value in contributions.items() if name not in columns or not 0 <= float(value) < math.inf]
     if wrong:
         raise UsageError(
             f"contributions: {', '.join(map(repr, wrong))} must be a column of the model, with a number of 0 or more."
         )
-    ranked = sorted(((name, float(value)) for name, value in given.items()), key=lambda item: (-item[1], item[0]))
+    ranked = sorted(
+        ((name, float(value)) for name, value in contributions.items()), key=lambda item: (-item[1], item[0])
+    )
     return json.dumps(dict(ranked), indent=1, ensure_ascii=False).encode() + b"\n"
 
 
@@ -250,14 +247,14 @@ def _encoded(signature: Signature) -> bytes:
     Raises UsageError where it could not be read again.
     """
     try:
-        made = msgspec.json.format(msgspec.json.encode(signature, enc_hook=_plain), indent=1) + b"\n"
-        msgspec.json.decode(made, type=Signature)
+        content = msgspec.json.format(msgspec.json.encode(signature, enc_hook=_plain), indent=1) + b"\n"
+        msgspec.json.decode(content, type=Signature)
     except (TypeError, msgspec.MsgspecError) as error:
-        said, _, where = str(error).partition(" - at `$.")
-        raise UsageError(f"{where.rstrip('`') or 'The model'} cannot be saved as it was given: {said}.") from error
+        reason, _, where = str(error).partition(" - at `$.")
+        raise UsageError(f"{where.rstrip('`') or 'The model'} cannot be saved as it was given: {reason}.") from error
     if not 0 <= (signature.threshold or 0) <= 1:
         raise UsageError(f"threshold={signature.threshold} is not a probability, 0 to 1.")
-    return made
+    return content
 
 
 def _plain(value: Any) -> Any:
@@ -265,20 +262,12 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _split_rule(given: Mapping[str, Any]) -> SplitRule:
+def _split_rule(settings: Mapping[str, Any]) -> SplitRule:
     try:
-        rule = SplitRule(seed=given["seed"], key=given["key"], shares=dict(sorted(given["shares"].items())))
+        rule = SplitRule(seed=settings["seed"], key=settings["key"], shares=dict(sorted(settings["shares"].items())))
         split((), seed=rule.seed, shares=rule.shares)
     except KeyError as error:
         raise UsageError(f"split has no {error}; it needs seed, key and shares.") from error
     except ValueError as error:
         raise UsageError(f"split: {error}") from error
     return rule
-
-
-def _sha256(files: Mapping[str, bytes]) -> str:
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-        for name, content in files.items()
-    }
-    return folder_artifact("", facts).sha256

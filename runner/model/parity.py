@@ -43,14 +43,14 @@ def check(scorer: Scorer, frame: pd.DataFrame, judged: Estimator, features: pd.D
     import numpy as np
 
     alone = set(np.linspace(0, len(frame) - 1, ALONE).astype(int).tolist())
-    seen: list[set[Any]] = [set() for _ in scorer.columns]
+    seen_values: list[set[Any]] = [set() for _ in scorer.columns]
     for start in range(0, len(frame), BLOCK):
         rows = range(start, min(start + BLOCK, len(frame)))
         block = _Block(scorer, frame.iloc[rows.start : rows.stop], rows)
         block.compare(judged.scores(features.iloc[rows.start : rows.stop]), judged)
         if scorer.computes is not None:
             block.compare_older_pandas()
-        fresh = block.fresh(seen)
+        fresh = block.fresh(seen_values)
         if fresh or not start:
             block.compare_requests(fresh if start else list(range(len(rows))))
         for row in sorted(alone.intersection(rows)):
@@ -66,12 +66,12 @@ class _Block:
     def __init__(self, scorer: Scorer, frame: pd.DataFrame, rows: range) -> None:
         self.scorer, self.rows = scorer, rows
         with _refusing("The frame", rows):
-            self.given = table.columns(frame, scorer)
-            self.read = table.numbers(scorer, self.given)
-            self.scores = scorer.score(self.read if scorer.computes is None else table.rows(self.given))
+            self.values = table.columns(frame, scorer)
+            self.read = table.numbers(scorer, self.values)
+            self.scores = scorer.score(self.read if scorer.computes is None else table.rows(self.values))
 
     def records(self, places: Sequence[int]) -> list[tuple[Any, ...]]:
-        some = ([values[at] for at in places] if isinstance(values, list) else values[places] for values in self.given)
+        some = ([values[at] for at in places] if isinstance(values, list) else values[places] for values in self.values)
         return table.rows(some)
 
     def named(self, at: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class _Block:
         import numpy as np
 
         places: set[int] = set()
-        for values, known in zip(self.given, seen, strict=True):
+        for values, known in zip(self.values, seen, strict=True):
             if isinstance(values, list) or values.dtype == bool:
                 first = dict(zip(values[::-1], range(len(values))[::-1], strict=True))
             else:
@@ -93,20 +93,20 @@ class _Block:
             known.update(first)
         return sorted(places)
 
-    def compare(self, wanted: np.ndarray, judged: Estimator) -> None:
+    def compare(self, expected: np.ndarray, judged: Estimator) -> None:
         import numpy as np
 
-        if wanted.shape != self.scores.shape:
-            shapes = f"of shape {wanted.shape}, and the saved folder {self.scores.shape}"
+        if expected.shape != self.scores.shape:
+            shapes = f"of shape {expected.shape}, and the saved folder {self.scores.shape}"
             raise UsageError(f"The estimator gives scores {shapes}, so the model was not saved. {judged.advice}")
-        close = wanted == self.scores if judged.exact else np.isclose(wanted, self.scores, rtol=1e-5, atol=1e-6)
-        finite, same = (one.reshape(len(wanted), -1).all(axis=1) for one in (np.isfinite(wanted), close))
+        close = expected == self.scores if judged.exact else np.isclose(expected, self.scores, rtol=1e-5, atol=1e-6)
+        finite, same = (one.reshape(len(expected), -1).all(axis=1) for one in (np.isfinite(expected), close))
         if not finite.all():
             at = int(finite.argmin())
-            raise self._refusal(at, f"scores {_said(wanted[at])}", "No answer can have that.")
+            raise self._refusal(at, f"scores {_shown(expected[at])}", "No answer can have that.")
         if not same.all():
             at = int(same.argmin())
-            what = f"scores {_said(wanted[at])} by the estimator and {_said(self.scores[at])} by the saved folder"
+            what = f"scores {_shown(expected[at])} by the estimator and {_shown(self.scores[at])} by the saved folder"
             raise self._refusal(at, what, judged.advice)
 
     def compare_older_pandas(self) -> None:
@@ -118,13 +118,16 @@ class _Block:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the option ends with pandas 3
             with pd.option_context("future.infer_string", False), _refusing("With pandas 2.2, the frame", self.rows):
-                found = self.scorer.score(table.rows(self.given))
-        same = (found == self.scores).reshape(len(found), -1).all(axis=1)
+                scores = self.scorer.score(table.rows(self.values))
+        same = (scores == self.scores).reshape(len(scores), -1).all(axis=1)
         if not same.all():
             at = int(same.argmin())
-            what = f"scores {_said(self.scores[at])} here and {_said(found[at])} with pandas 2.2"
-            do = "An endpoint has pandas 2.2, where text is of dtype object: write features.py so that it gives the same in both."
-            raise self._refusal(at, what, do)
+            what = f"scores {_shown(self.scores[at])} here and {_shown(scores[at])} with pandas 2.2"
+            advice = (
+                "An endpoint has pandas 2.2, where text is of dtype object: write features.py so that it gives the "
+                "same in both."
+            )
+            raise self._refusal(at, what, advice)
 
     def compare_requests(self, places: list[int]) -> None:
         """Send these rows in every form to every reader; what serves reads common forms by other code."""
@@ -150,32 +153,34 @@ class _Block:
             with _refusing(name, [self.rows[at] for at in places]):
                 rows = self.scorer.table(body, kind)
                 same = isinstance(rows, list) and list(map(tuple, rows)) == records
-                found = read if same else [rows] if isinstance(rows, array) else self.scorer.columns.read(rows)
-            self._compare(places, name, rows, found)
+                numbers = read if same else [rows] if isinstance(rows, array) else self.scorer.columns.read(rows)
+            self._compare(places, name, rows, numbers)
 
-    def _compare(self, places: list[int], name: str, rows: Rows, found: Any) -> None:
+    def _compare(self, places: list[int], name: str, rows: Rows, numbers: Any) -> None:
         import numpy as np
 
-        if len(found) != len(places):
+        if len(numbers) != len(places):
             raise UsageError(
-                f"{name} has {len(found)} of the frame's {counted(len(places), 'row')}, so it was not saved."
+                f"{name} has {len(numbers)} of the frame's {counted(len(places), 'row')}, so it was not saved."
             )
-        one, other = np.asarray(found, dtype="float32"), self.read[places].astype("float32")
-        wrong = ~((one == other) | (np.isnan(one) & np.isnan(other)))
-        for column in (at for at, one in enumerate(self.scorer.columns) if one.kind == "text"):
-            texts = [self.given[column][at] or None for at in places]
+        read, expected = np.asarray(numbers, dtype="float32"), self.read[places].astype("float32")
+        wrong = ~((read == expected) | (np.isnan(read) & np.isnan(expected)))
+        for column in (at for at, column in enumerate(self.scorer.columns) if column.kind == "text"):
+            texts = [self.values[column][at] or None for at in places]
             wrong[:, column] = [(row[column] or None) != text for row, text in zip(rows, texts, strict=True)]
         if not wrong.any():
             return
         row, column = (int(number) for number in np.argwhere(wrong)[0])
-        there = self.scorer.score(np.asarray(found)[[row]] if self.scorer.computes is None else [rows[row]])[0]
+        score = self.scorer.score(np.asarray(numbers)[[row]] if self.scorer.computes is None else [rows[row]])[0]
         value = self.records([places[row]])[0][column]
-        what = (
+        difference = (
             f"is read otherwise from {name}, where {self.scorer.names[column]} is {_short(rows[row][column])} and not "
-            f"{_short(value)}: it scores {_said(self.scores[places[row]])}, and from there {_said(there)}"
+            f"{_short(value)}: it scores {_shown(self.scores[places[row]])}, and from there {_shown(score)}"
         )
         alike = "CSV writes a missing value and the category '' alike. " if value in (None, "") else ""
-        raise self._refusal(places[row], what, f"{alike}Rename the category, in the frame that the model learns from.")
+        raise self._refusal(
+            places[row], difference, f"{alike}Rename the category, in the frame that the model learns from."
+        )
 
     def compare_alone(self, at: int) -> None:
         import numpy as np
@@ -185,11 +190,13 @@ class _Block:
         self.scorer.quick = quick(self.scorer)
         body = msgspec.json.encode([self.named(at)])
         with _refusing("JSON by name", [self.rows[at]]):
-            found = self.scorer.score(self.scorer.table(body, JSON))[0]
-        if not np.array_equal(found, self.scores[at]):
-            what = f"scores {_said(self.scores[at])} among the others and {_said(found)} alone"
+            score = self.scorer.score(self.scorer.table(body, JSON))[0]
+        if not np.array_equal(score, self.scores[at]):
+            difference = f"scores {_shown(self.scores[at])} among the others and {_shown(score)} alone"
             raise self._refusal(
-                at, what, "A record's features must follow from that record: keep means and the like as constants."
+                at,
+                difference,
+                "A record's features must follow from that record: keep means and the like as constants.",
             )
 
     def _refusal(self, at: int, what: str, do: str) -> UsageError:
@@ -207,10 +214,10 @@ def _refusing(what: str, rows: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        said = str(error)
+        reason = str(error)
         if isinstance(error, BadInput) and error.row is not None and error.row <= len(rows):
-            said = table.said(error, rows[error.row - 1] + 1 - error.row)
-        raise UsageError(f"{what} could not be read as records, so the model was not saved. {said}") from error
+            reason = table.message(error, rows[error.row - 1] + 1 - error.row)
+        raise UsageError(f"{what} could not be read as records, so the model was not saved. {reason}") from error
 
 
 def _csv(rows: list[Any]) -> bytes:
@@ -228,6 +235,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def _said(scores: np.ndarray) -> str:
-    some = [f"{score:.9g}" for score in scores.ravel()[:4].tolist()]
-    return some[0] if scores.ndim == 0 else f"[{', '.join(some)}{', …' if scores.size > 4 else ''}]"
+def _shown(scores: np.ndarray) -> str:
+    numbers = [f"{score:.9g}" for score in scores.ravel()[:4].tolist()]
+    return numbers[0] if scores.ndim == 0 else f"[{', '.join(numbers)}{', …' if scores.size > 4 else ''}]"

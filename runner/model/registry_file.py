@@ -1,4 +1,4 @@
-"""The SQLite file of a local registry: made whole or not at all, opened, checked, locked. What is in it is not its business.
+"""The SQLite file of a local registry: made whole or not at all, opened, checked, locked. Knows nothing of its rows.
 
 Rollback journal, not WAL, which is unsafe on network homes.
 """
@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x52554E52  # "RUNR", in the file's header
 BUSY_S = 30.0
 REBUILD = "runner models --rebuild"
+LEFT = f" was left as it is; restore a copy of it, or make it anew: `{REBUILD}`."
 SCHEMA = """
 CREATE TABLE versions (
     name TEXT NOT NULL, version INTEGER NOT NULL CHECK (version > 0), run TEXT NOT NULL, created TEXT NOT NULL,
@@ -38,7 +39,7 @@ CREATE TRIGGER events_remain BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, '
 
 
 class RegistryFile:
-    """Connections to the file at `path`, safe for many processes at once. Where it is not there, reading finds nothing."""
+    """Connections to the file at `path`, safe for many processes at once. Reading a missing one finds nothing."""
 
     def __init__(self, path: Path, *, busy_s: float = BUSY_S) -> None:
         self.path = path
@@ -115,15 +116,14 @@ class RegistryFile:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it says where in SQLite
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return RegistryUnusable(
-                f"{self.path} stayed locked for {self.busy_s:g} s by another process. Nothing was written to it; try again."
+                f"{self.path} stayed locked for {self.busy_s:g} s by another process. Nothing was written to it; "
+                "try again."
             )
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             return RegistryUnusable(
                 f"{self.path} cannot be used: {error}. Nothing was written to it; free space or make it writable."
             )
-        return RegistryUnusable(
-            f"{self.path} cannot be read as a registry: {error}. The file was left as it is; restore a copy of it, or make it anew: `{REBUILD}`."
-        )
+        return RegistryUnusable(f"{self.path} cannot be read as a registry: {error}. The file{LEFT}")
 
     def _check_header(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -133,11 +133,7 @@ class RegistryFile:
                 f"{self.path} has format {version}; this version reads up to {SCHEMA_VERSION}. Nothing was changed."
             )
         if owner != APPLICATION_ID or version != SCHEMA_VERSION:
-            raise RegistryUnusable(
-                f"{self.path} is not a registry, or was truncated. It was left as it is; restore a copy of it, or make it anew: `{REBUILD}`."
-            )
+            raise RegistryUnusable(f"{self.path} is not a registry, or was truncated. It{LEFT}")
         # the quick check would not see an index that has lost a row
         if connection.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
-            raise RegistryUnusable(
-                f"{self.path} is corrupt. It was left as it is; restore a copy of it, or make it anew: `{REBUILD}`."
-            )
+            raise RegistryUnusable(f"{self.path} is corrupt. It{LEFT}")

@@ -1,4 +1,4 @@
-"""The way of a version to its last target: approval, then one target after the other, as they require each other."""
+"""A version's steps to its last target: approval, then one target after the other, as they require each other."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runner.errors import Refused, UsageError
-from runner.model.deployment import second_approval
+from runner.model.events import second_approval
 from runner.model.served import CHANGES, SERVES, Deployment
 from runner.model.versions import Registry
 from runner.records import Target
 
 
 @dataclass(frozen=True)
-class Step:
+class ReleaseStep:
     """`target` is None for the approval itself."""
 
     what: Literal["approve", "approve for", "deploy"]
     target: str | None = None
 
-    def said(self, label: str) -> str:
+    def sentence(self, label: str) -> str:
         match self.what:
             case "approve":
                 return f"approve {label}"
@@ -30,7 +30,7 @@ class Step:
                 return f"deploy {label} to {self.target}"
 
 
-def way(targets: Mapping[str, Target], to: str | None) -> list[str]:
+def path_to(targets: Mapping[str, Target], to: str | None) -> list[str]:
     """The targets up to `to`, the first one first; by default up to the one that no other requires.
 
     Raises UsageError where there is none, or several.
@@ -39,28 +39,29 @@ def way(targets: Mapping[str, Target], to: str | None) -> list[str]:
     ends = [name for name in targets if name not in required] if to is None else [to]
     if len(ends) != 1:
         raise UsageError(
-            f"Which target is the last one? {', '.join(ends) or 'There are none.'} Name it: runner release … --to TARGET"
+            f"Which target is the last one? {', '.join(ends) or 'There are none.'} "
+            "Name it: runner release … --to TARGET"
         )
-    found: list[str] = []
-    at: str | None = ends[0]
-    while at is not None:
-        if at not in targets:
-            raise UsageError(f"There is no target {at!r}; there is {', '.join(targets) or 'none'}.")
-        found.insert(0, at)
-        at = targets[at].requires
-    return found
+    path: list[str] = []
+    target: str | None = ends[0]
+    while target is not None:
+        if target not in targets:
+            raise UsageError(f"There is no target {target!r}; there is {', '.join(targets) or 'none'}.")
+        path.insert(0, target)
+        target = targets[target].requires
+    return path
 
 
 def steps(
     registry: Registry, name: str, version: int, *, targets: Mapping[str, Target], to: str | None
-) -> Iterator[Step]:
+) -> Iterator[ReleaseStep]:
     """What is to be done still, the next step once the one before it is done. Raises Refused for a rejected version."""
-    path = way(targets, to)
-    found = registry.get(name, version)
-    if found.status == "rejected":
-        raise Refused(f"{name}/{version} was rejected by {found.decided_by}: {found.reason}")
-    if found.status == "pending":
-        yield Step("approve")
+    path = path_to(targets, to)
+    registered = registry.get(name, version)
+    if registered.status == "rejected":
+        raise Refused(f"{name}/{version} was rejected by {registered.decided_by}: {registered.reason}")
+    if registered.status == "pending":
+        yield ReleaseStep("approve")
     for target in path:
         events = [event for event in registry.events(name) if event.data.get("target") == target]
         changes = [event for event in events if event.kind in CHANGES]
@@ -68,8 +69,8 @@ def steps(
         if own and (target != path[-1] or own[-1] == changes[-1]):
             continue  # has proved itself here, or serves here now
         if targets[target].second_approval and second_approval(registry.events(name), version, target) is None:
-            yield Step("approve for", target)
-        yield Step("deploy", target)
+            yield ReleaseStep("approve for", target)
+        yield ReleaseStep("deploy", target)
 
 
 def release(
@@ -79,9 +80,9 @@ def release(
     *,
     targets: Mapping[str, Target],
     to: str | None,
-    may: Callable[[Step], bool],
-    do: Callable[[Step], Deployment | None],
-) -> list[Step]:
+    may: Callable[[ReleaseStep], bool],
+    do: Callable[[ReleaseStep], Deployment | None],
+) -> list[ReleaseStep]:
     """Take the version all the way; the steps that were done. Again goes on where it stopped.
 
     `may` is asked before each step; Refused is raised where it says no, and whatever `do` raises.
@@ -89,7 +90,9 @@ def release(
     done = []
     for step in steps(registry, name, version, targets=targets, to=to):
         if not may(step):
-            raise Refused(f"Stopped before it would {step.said(f'{name}/{version}')}. The same command goes on there.")
+            raise Refused(
+                f"Stopped before it would {step.sentence(f'{name}/{version}')}. The same command goes on there."
+            )
         do(step)
         done.append(step)
     return done

@@ -19,12 +19,12 @@ def register(model: str | Path, *, card: str = "", description: str = "") -> str
     By hand, outside a run, nothing is registered. Raises UsageError on a second call in one step, or for a folder that
     is none.
     """
-    found = artifact(Path(model), name="model")
+    model_artifact = artifact(Path(model), name="model")
     step = os.environ.get(STEP_FOLDER)
     if not step:
         return "Nothing is registered: this notebook does not run as a step of `runner run`."
     request = Path(step) / "out" / REQUEST
     if request.exists():
         raise UsageError("runner.model.register was called before in this step; a step registers one model.")
-    atomic_write(request, encode(Registration(model_sha256=found.sha256, card=card, description=description)))
-    return f"The model {found.sha256[:12]} will be registered, pending approval, when this step is sealed."
+    atomic_write(request, encode(Registration(model_sha256=model_artifact.sha256, card=card, description=description)))
+    return f"The model {model_artifact.sha256[:12]} will be registered, pending approval, when this step is sealed."

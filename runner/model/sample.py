@@ -20,14 +20,15 @@ def sample_body(signature: Mapping[str, Any]) -> bytes:
 def check_answer(signature: Mapping[str, Any], answer: bytes, where: str) -> None:
     """Raises Refused where the answer to `sample_body`, as text/csv, is not the recorded prediction."""
     expected = signature["sample_prediction"]
-    wanted = expected if isinstance(expected, list) else [expected]
+    expected_numbers = expected if isinstance(expected, list) else [expected]
     names = [] if isinstance(expected, list) else [str(label) for label in signature.get("labels") or ()]
     try:
         fields = next(csv.reader(io.StringIO(answer.decode(), newline="")), [])
-        found = [float(names.index(field) if field in names else field) for field in fields]
+        numbers = [float(names.index(field) if field in names else field) for field in fields]
     except (ValueError, csv.Error):
-        found = []
-    if len(found) != len(wanted) or not all(
-        math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6) for one, other in zip(found, wanted, strict=True)
+        numbers = []
+    if len(numbers) != len(expected_numbers) or not all(
+        math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)
+        for one, other in zip(numbers, expected_numbers, strict=True)
     ):
         raise Refused(f"{where} answers {answer[:80]!r} to its sample record; {expected} is recorded.")

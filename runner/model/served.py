@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 from runner.errors import Refused, RemoteError, RunnerError
-from runner.model.versions import Event, ModelVersion, Registry
+from runner.model.versions import Change, Event, ModelVersion, Registry
 from runner.paths import FileName
 from runner.records import FORMAT, Record
 
-Change = Literal["deployed", "rolled back", "removed"]
-CHANGES: tuple[Change, ...] = ("deployed", "rolled back", "removed")
+CHANGES: tuple[Change, ...] = get_args(Change)
 SERVES = ("deployed", "rolled back")
 
 
@@ -58,9 +57,9 @@ def before(registry: Registry, target: str) -> ModelVersion:
         raise Refused(f"Nothing is served at {target}: runner deploy NAME/VERSION --to {target}")
     now = served[-1]
     for name, version in reversed(served[:-1]):
-        found = registry.get(name, version)
-        if (name, version) != now and found.status == "approved":
-            return found
+        earlier = registry.get(name, version)
+        if (name, version) != now and earlier.status == "approved":
+            return earlier
     raise Refused(
         f"Since {target} last served nothing, none that is approved still was served before {now[0]}/{now[1]}. "
         f"Choose one: runner deploy NAME/VERSION --to {target}"
@@ -70,21 +69,21 @@ def before(registry: Registry, target: str) -> ModelVersion:
 def still_served(registry: Registry, name: str, version: int) -> dict[str, str]:
     """Per target that serves the version, by the history: the command that ends that."""
     serving = serves(registry.events(name))
-    return {target: way_out(registry, target) for target, served in sorted(serving.items()) if served == version}
+    return {target: command_to_end(registry, target) for target, served in sorted(serving.items()) if served == version}
 
 
 def serves(events: Iterable[Event]) -> dict[str, int]:
     """Per target the version that is served there, by the events of its name."""
-    found: dict[str, int] = {}
+    serving: dict[str, int] = {}
     for event in events:
         if event.kind in SERVES:
-            found[event.data["target"]] = event.version
+            serving[event.data["target"]] = event.version
         elif event.kind == "removed":
-            found.pop(event.data["target"], None)
-    return found
+            serving.pop(event.data["target"], None)
+    return serving
 
 
-def way_out(registry: Registry, target: str) -> str:
+def command_to_end(registry: Registry, target: str) -> str:
     """The command by which the target ends to serve what it serves."""
     try:
         before(registry, target)
@@ -112,24 +111,24 @@ def of_event(registry: Registry, event: Event) -> Deployment:
 
 def at_target(registry: Registry, target: str, kinds: Sequence[str] = CHANGES) -> list[Event]:
     """What happened at the target, of all names, oldest first."""
-    found = []
+    ordered = []
     for name in sorted({version.name for version in registry.list()}):
         moment = ""
         for event in registry.events(name):
             moment = max(moment, since(event))  # a clock may be set back
             if event.kind in kinds and event.data.get("target") == target:
                 # the number of the change at the target; before there were numbers, the time
-                found.append((event.data.get("number", 0), moment, event.kind != "removed", event.seq, event))
-    return [event for *_, event in sorted(found, key=lambda one: one[:-1])]
+                ordered.append((event.data.get("number", 0), moment, event.kind != "removed", event.seq, event))
+    return [event for *_, event in sorted(ordered, key=lambda entry: entry[:-1])]
 
 
 def served_at(events: Iterable[Event], target: str, moment: str) -> Event | None:
     """The event by which a version of this name was served at the target at that moment (UTC), None where none was."""
-    found = None
+    serving = None
     for event in events:
         if event.data.get("target") == target and event.kind in CHANGES and since(event) <= moment:
-            found = event if event.kind in SERVES else None
-    return found
+            serving = event if event.kind in SERVES else None
+    return serving
 
 
 def since(event: Event) -> str:
@@ -137,33 +136,34 @@ def since(event: Event) -> str:
     return str(event.data.get("since", event.at))
 
 
-def written(registry: Registry, made: Deployment) -> None:
+def write_events(registry: Registry, change: Deployment) -> None:
     """Write the events of the change that are not there: its own, and the end of what another model served there.
 
-    Raises as the registry does, in words that say what was changed all the same.
+    Raises as the registry does, with a message that says what was changed nevertheless.
     """
-    if is_written(registry, made.name, made.id):
+    if is_written(registry, change.name, change.id):
         return
-    data: dict[str, Any] = {"target": made.target, "deployment": made.id, "since": made.at, "place": made.place}
-    other, _, number = made.replaced.rpartition("/")
+    data: dict[str, Any] = {
+        "target": change.target, "deployment": change.id, "since": change.at, "place": change.place,
+    }  # fmt: skip
+    other, _, other_version = change.replaced.rpartition("/")
     try:
-        next_ = 1 + max((event.data.get("number", 0) for event in at_target(registry, made.target)), default=0)
-        if other and other != made.name and not is_written(registry, other, made.id):
-            ended = {**data, "replaced_by": made.label, "number": next_}
-            registry.record(other, int(number), "removed", who=made.who, why=f"replaced by {made.label}", data=ended)
-            next_ += 1
-        data |= {"number": next_} | {
-            key: value for key in ("replaced", "schema_change") if (value := getattr(made, key))
-        }
-        registry.record(made.name, made.version, made.kind, who=made.who, why=made.why, data=data)
+        number = 1 + max((event.data.get("number", 0) for event in at_target(registry, change.target)), default=0)
+        if other and other != change.name and not is_written(registry, other, change.id):
+            why, end = f"replaced by {change.label}", {**data, "replaced_by": change.label, "number": number}
+            registry.record(other, int(other_version), "removed", who=change.who, why=why, data=end)
+            number += 1
+        optional = {"replaced": change.replaced, "schema_change": change.schema_change}
+        data |= {"number": number, **{key: value for key, value in optional.items() if value}}
+        registry.record(change.name, change.version, change.kind, who=change.who, why=change.why, data=data)
     except (RunnerError, OSError) as error:
         with contextlib.suppress(RunnerError):
-            if is_written(registry, made.name, made.id):  # and only its copy is not, which the next change writes
+            if is_written(registry, change.name, change.id):  # and only its copy is not, which the next change writes
                 return
-        said = f"{made.label} {'is not served' if made.kind == 'removed' else 'serves'} at {made.target}"
+        now = f"is not served at {change.target} any more" if change.kind == "removed" else f"serves at {change.target}"
         raise (RemoteError if isinstance(error, RemoteError) else Refused)(
-            f"{said}{'' if made.kind != 'removed' else ' any more'}, and the history does not say so yet: {error} "
-            f"Once that is mended, `runner deployments {made.target}` writes it down."
+            f"{change.label} {now}, and the history does not say so yet: {error} "
+            f"Once that is mended, `runner deployments {change.target}` writes it down."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a model expects of a raw record. How one is read by it stands in runner/scoring/inference.py alone.
+"""What a model expects of a raw record. How a record is read is in runner/scoring/inference.py alone.
 
 The signature is plain data; describing a table needs pandas, imported by whoever brings one.
 """
@@ -59,7 +59,7 @@ class Signature(Record, frozen=True, kw_only=True):
     labels: list[Label] | None = None  # of several classes, by their numbers; None where only those are known
     threshold: float | None = None  # a probability from here on is the positive label
     objective: str
-    missing: float | None = None  # the number that is a missing value, beside NaN
+    missing: float | None = None  # the number that means a missing value, as NaN does
     key: str | None = None
     split: SplitRule | None = None
     sample_request: dict[str, Any]  # in the order of `columns`
@@ -133,15 +133,15 @@ def _column(name: str, series: pd.Series, open_text: bool) -> Column:
     raise UsageError(f"Column {name} has the type {dtype}, which a record cannot have. Make it a number or a category.")
 
 
-def _categories(name: str, found: list[Any]) -> list[str]:
-    for value in found:
+def _categories(name: str, values: list[Any]) -> list[str]:
+    for value in values:
         if not isinstance(value, Label | float):
             what = f"{type(value).__name__}s as categories"
             raise UsageError(
                 f"Column {name} has {what}. Make them text, .astype(str), before the model learns from them."
             )
         _encodable(str(value), f"Column {name}: the category {value!r}")
-    return distinct(name, [str(value) for value in found])
+    return distinct(name, [str(value) for value in values])
 
 
 def distinct(name: str, categories: list[str]) -> list[str]:
@@ -151,13 +151,13 @@ def distinct(name: str, categories: list[str]) -> list[str]:
     read: dict[tuple[bool, str], str] = {}
     for text in categories:
         number = NUMBER.fullmatch(text) is not None
-        said = number, category(text) if number else text
-        if said in read:
+        key = number, category(text) if number else text
+        if key in read:
             raise UsageError(
-                f"Column {name}: the categories {read[said]!r} and {text!r} are one to whoever sends a number. Make them one, or "
-                "rename one of them."
+                f"Column {name}: the categories {read[key]!r} and {text!r} are one to whoever sends a number. "
+                "Make them one, or rename one of them."
             )
-        read[said] = text
+        read[key] = text
     return categories
 
 

@@ -1,4 +1,4 @@
-"""A pandas table as `runner.scoring.inference` takes records: columns of plain values, and the numbers that they are read as.
+"""A pandas table as `runner.scoring.inference` takes records: columns of plain values, and what numbers they become.
 
 Decides nothing about a value: that is inference.py's.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from runner.scoring.inference import BadInput, Column, Scorer
+    from runner.scoring.inference import BadInput, ColumnReader, Scorer
 
 Values = Any  # of a column: numpy's numbers or truth values, or a list with None where one is missing
 
@@ -22,32 +22,32 @@ def columns(frame: pd.DataFrame, scorer: Scorer) -> list[Values]:
     """The model's columns, in its order. Raises BadInput where one is absent or there twice."""
     from runner.scoring.inference import BadInput
 
-    scorer.complete({name: None for name in frame.columns if isinstance(name, str)})
-    made = []
+    scorer.check_complete({name: None for name in frame.columns if isinstance(name, str)})
+    values = []
     for name in scorer.names:
         series = frame[name]
         if series.ndim > 1:
             raise BadInput(f"Column {name} is there twice.", column=name)
-        made.append(_values(series))
-    return made
+        values.append(_values(series))
+    return values
 
 
-def numbers(scorer: Scorer, given: Sequence[Values]) -> np.ndarray:
+def numbers(scorer: Scorer, table: Sequence[Values]) -> np.ndarray:
     """As `scorer.columns` read the rows of these columns: float64, shape (n_rows, n_columns). Raises BadInput."""
     import numpy as np
 
-    made = np.empty((len(given[0]), len(given)))
-    for at, (column, values) in enumerate(zip(scorer.columns, given, strict=True)):
-        made[:, at] = _read(column, values)
-    return made
+    matrix = np.empty((len(table[0]), len(table)))
+    for at, (column, values) in enumerate(zip(scorer.columns, table, strict=True)):
+        matrix[:, at] = _read(column, values)
+    return matrix
 
 
-def rows(given: Iterable[Values]) -> list[tuple[Any, ...]]:
+def rows(table: Iterable[Values]) -> list[tuple[Any, ...]]:
     """Records of plain values, None where one is missing."""
-    return list(zip(*(_plain(values) for values in given), strict=True))
+    return list(zip(*(_plain(values) for values in table), strict=True))
 
 
-def unknown(column: Column, series: pd.Series) -> int:
+def unknown(column: ColumnReader, series: pd.Series) -> int:
     """How many rows have a value that is neither missing nor a category of the column."""
     from runner.scoring.inference import BadInput
 
@@ -61,7 +61,7 @@ def unknown(column: Column, series: pd.Series) -> int:
     return count
 
 
-def said(error: BadInput, before: int) -> str:
+def message(error: BadInput, before: int) -> str:
     """Its message, where the rows are some of a table, with so many before them."""
     return str(error) if error.row is None else str(error).replace(f"ow {error.row}", f"ow {error.row + before}", 1)
 
@@ -80,11 +80,11 @@ def _values(series: pd.Series) -> Values:
 def _plain(values: Values) -> list[Any]:
     if isinstance(values, list):
         return values
-    made: list[Any] = values.tolist()
-    return [None if value != value else value for value in made] if values.dtype.kind == "f" else made
+    plain: list[Any] = values.tolist()
+    return [None if value != value else value for value in plain] if values.dtype.kind == "f" else plain
 
 
-def _read(column: Column, values: Values) -> Any:
+def _read(column: ColumnReader, values: Values) -> Any:
     """All at once where they are numbers in a column of numbers, or known to it; else one by one."""
     import numpy as np
 

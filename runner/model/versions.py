@@ -10,6 +10,8 @@ from runner.records import Artifact, Metric, Record
 
 Status = Literal["pending", "approved", "rejected"]
 Decision = Literal["approved", "rejected"]
+StateChange = Literal["registered", "approved", "rejected", "reopened"]  # reopened: set to pending in SageMaker
+Change = Literal["deployed", "rolled back", "removed"]  # at a target
 
 
 class Claim(Record, frozen=True, kw_only=True):
@@ -77,9 +79,7 @@ class Event(Record, frozen=True, kw_only=True):
     seq: int  # 1, 2, … within one name
     name: FileName
     version: int
-    kind: (
-        str  # registered, approved, rejected, reopened (only elsewhere); deployed, rolled back, removed, approved for …
-    )
+    kind: str  # a StateChange, a Change at a target, "approved for TARGET" or what else is recorded
     who: str
     at: str  # UTC
     why: str

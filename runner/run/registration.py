@@ -10,8 +10,8 @@ import msgspec
 
 from runner.errors import Refused, Tampered
 from runner.manifest import ModelVersionRef, RunManifest
-from runner.model.approval import check_files
 from runner.model.events import verify_chain
+from runner.model.files import check_files
 from runner.model.versions import Claim, Event, ModelVersion, NewVersion
 from runner.pipeline.registering import HOW_TO_REGISTER
 from runner.records import Artifact, FileFact, StepResult

@@ -22,7 +22,7 @@ from runner.scoring.inference import CODED, CSV, JSON, LARGEST, LINES, NUMBER, B
 if TYPE_CHECKING:
     import numpy as np
 
-    from runner.scoring.inference import Column, Scorer
+    from runner.scoring.inference import ColumnReader, Scorer
 
 NONE = type(None)
 ARRAYS = re.compile(r'\s*(\{\s*"instances"\s*:\s*)?\[\s*\[')
@@ -56,15 +56,15 @@ def quick(scorer: Scorer) -> Callable[[str, str], Any]:
         if not kind.startswith(JSON):
             return None
         try:
-            found = scorer.records(msgspec.json.decode(text))
+            records = scorer.records(msgspec.json.decode(text))
         except (msgspec.MsgspecError, RecursionError, BadInput):
             return None
-        return (row(found[0]) if len(found) == 1 else None) or found or None
+        return (row(records[0]) if len(records) == 1 else None) or records or None
 
     return read
 
 
-def _row(columns: Sequence[Column]) -> Callable[[Sequence[Any]], array[float] | None]:
+def _row(columns: Sequence[ColumnReader]) -> Callable[[Sequence[Any]], array[float] | None]:
     """What makes of a row's values the numbers that the trees take; None where one is of another form, or wrong."""
     coded = [at for at, one in enumerate(columns) if one.kind in CODED]
     plain = [at for at in range(len(columns)) if at not in coded]
@@ -74,8 +74,8 @@ def _row(columns: Sequence[Column]) -> Callable[[Sequence[Any]], array[float] | 
     def read(values: Sequence[Any]) -> array[float] | None:
         numbers = [values[at] for at in plain] if coded else values
         kinds = set(map(type, numbers))
-        given = [one for one in numbers if one is not None] if NONE in kinds else numbers
-        if not kinds <= {float, int, NONE} or (given and not (max(given) <= LARGEST and min(given) >= -LARGEST)):
+        present = [one for one in numbers if one is not None] if NONE in kinds else numbers
+        if not kinds <= {float, int, NONE} or (present and not (max(present) <= LARGEST and min(present) >= -LARGEST)):
             return None
         if NONE in kinds:
             numbers = [math.nan if one is None else one for one in numbers]
@@ -89,10 +89,10 @@ def _row(columns: Sequence[Column]) -> Callable[[Sequence[Any]], array[float] | 
 
 
 def _of_arrays(text: str) -> list[list[float]]:
-    found = ARRAYS.match(text)
-    if found is None:
+    opening = ARRAYS.match(text)
+    if opening is None:
         return []
-    return INSTANCES.decode(text).instances if found[1] else ROWS.decode(text)
+    return INSTANCES.decode(text).instances if opening[1] else ROWS.decode(text)
 
 
 def _of_csv(text: str) -> list[list[float]]:

@@ -1,7 +1,7 @@
 """Scores raw records by a model folder: reads them, asks XGBoost's C library, writes the answer.
 
-`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines: one rule by which
-a record is read. They import nothing of ours; XGBoost's library alone, as its package takes 3 s; pandas only for code.
+`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines, so that there is
+one rule by which a record is read. They import nothing of ours, and pandas only for a model's code.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\
 WHOLE = re.compile(r"^([+-]?\d+)\.0+$")  # both are linear in a text's length, which `\d+\.?\d*` is not
 Open = type("Open", (dict,), {"__missing__": lambda *_: math.nan})  # codes of any text, which the model's code reads
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
-SAID = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
+TRUTH_VALUES = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
 
 
 class BadInput(ValueError):
     """A request that gets no score: what is wrong, in which row (from 1) and column, and the HTTP status for it."""
 
-    def __init__(self, said: str, row: int | None = None, column: str | None = None, status: int = 400) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, row: int | None = None, column: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
         self.row, self.column, self.status = row, column, status
 
     def body(self) -> bytes:
         return json.dumps({"error": str(self), "row": self.row, "column": self.column}).encode()
 
 
-class Column:
+class ColumnReader:
     """How one column's values become numbers; a category's is its place in the list."""
 
     def __init__(self, declared: Mapping[str, Any], unknown: str) -> None:
         self.name, self.kind, self.unknown = declared["name"], declared["kind"], unknown
         self.known: list[str] = declared.get("categories") or []
-        given = {text: float(code) for code, text in enumerate(self.known)}
-        self._numbers = {category(text): code for text, code in given.items() if NUMBER.fullmatch(text)}
-        self._spoken = self._numbers | given  # for values that are not text
-        self.codes: dict[Any, float] = Open() if self.kind == "text" else {"": math.nan, None: math.nan, **given}
-        self.codes |= SAID if self.kind == "boolean" else {}
+        codes = {text: float(code) for code, text in enumerate(self.known)}
+        self._numbers = {category(text): code for text, code in codes.items() if NUMBER.fullmatch(text)}
+        self._of_numbers = self._numbers | codes  # for values that are not text
+        self.codes: dict[Any, float] = Open() if self.kind == "text" else {"": math.nan, None: math.nan, **codes}
+        self.codes |= TRUTH_VALUES if self.kind == "boolean" else {}
 
     def number(self, value: Any, row: int) -> float:
         """One value by all rules, of which an exact match is the first. Raises BadInput."""
@@ -75,7 +75,7 @@ class Column:
             if not text.strip() or self.kind == "text":
                 return number
             if self.kind == "category":
-                number = (self._numbers if text is value else self._spoken).get(category(text), number)
+                number = (self._numbers if text is value else self._of_numbers).get(category(text), number)
                 if number == number or self.unknown == "missing":
                     return number
             elif self.kind == "boolean":
@@ -84,15 +84,15 @@ class Column:
         if number in (0, 1) or (self.kind != "boolean" and abs(number) <= LARGEST):
             return number
         known = f"not a known category ({', '.join(self.known[:8])}{', …' if len(self.known) > 8 else ''})"
-        said = {"category": known, "boolean": "neither true nor false", "text": "not text"}
-        what = said.get(self.kind, f"not a {'finite ' * (number == number or isinstance(value, float))}number")
-        raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {what}.", row, self.name)
+        problems = {"category": known, "boolean": "neither true nor false", "text": "not text"}
+        problem = problems.get(self.kind, f"not a {'finite ' * (number == number or isinstance(value, float))}number")
+        raise BadInput(f"Row {row}, column {self.name}: {nested or repr(value)[:99]} is {problem}.", row, self.name)
 
 
-class Columns(tuple[Column, ...]):
+class ColumnReaders(tuple[ColumnReader, ...]):
     """A table's columns: read all at once in a tenth of the time of one by one, where there is nothing odd."""
 
-    def __init__(self, _: Iterable[Column]) -> None:
+    def __init__(self, _: Iterable[ColumnReader]) -> None:
         self._coded = [(at, one.codes) for at, one in enumerate(self) if one.kind in CODED]
         self._numeric = [at for at, one in enumerate(self) if one.kind not in CODED]
         self._pick = _picker(self._numeric)
@@ -101,7 +101,7 @@ class Columns(tuple[Column, ...]):
         """The rows as numbers, float64, shape (n_rows, n_columns). Raises BadInput."""
         if isinstance(rows, np.ndarray) and not (np.abs(rows) > LARGEST).any():
             return rows  # as runner.scoring.fast_reading and runner.model read them
-        made = np.empty((len(rows), len(self)))
+        matrix = np.empty((len(rows), len(self)))
         flat = list(itertools.chain.from_iterable(map(self._pick, rows) if self._coded else rows))
         kinds = set(map(type, flat))
         blank = "" if kinds == {str} else None
@@ -112,49 +112,50 @@ class Columns(tuple[Column, ...]):
                 numbers = np.array([math.inf] if odd else [float(one or "nan") for one in flat])
             else:
                 numbers = np.array(flat if kinds <= {float, int, type(None)} else [math.inf], dtype="float64")
-            given = len(flat) - (flat.count(blank) if type(blank) in kinds else 0)
-            if np.count_nonzero(np.abs(numbers) <= LARGEST) != given:
+            present = len(flat) - (flat.count(blank) if type(blank) in kinds else 0)
+            if np.count_nonzero(np.abs(numbers) <= LARGEST) != present:
                 raise ValueError
-            made[:, self._numeric] = numbers.reshape(len(made), len(self._numeric))
+            matrix[:, self._numeric] = numbers.reshape(len(matrix), len(self._numeric))
             for at, codes in self._coded:
-                made[:, at] = [codes[row[at]] for row in rows]
+                matrix[:, at] = [codes[row[at]] for row in rows]
         except (KeyError, TypeError, ValueError, OverflowError):  # one of them is another form of a value, or wrong
             pairs = zip(self, zip(*rows, strict=True), strict=True)
-            made = np.array([[one.number(value, at) for at, value in enumerate(values, 1)] for one, values in pairs]).T
-        return made
+            matrix = np.array([[one.number(value, n) for n, value in enumerate(values, 1)] for one, values in pairs]).T
+        return matrix
 
 
 class Scorer:
     """A model folder's content, ready to score. Safe for several threads."""
 
     def __init__(self, files: dict[str, bytes], *, unknown: str = "error", model: str = "", threads: int = 1) -> None:
-        said = self.signature = json.loads(files["signature.json"])
+        signature = self.signature = json.loads(files["signature.json"])
         self.model, self.computes = model, None
         self.quick: Callable[[str, str], Any] = lambda *_: None  # reads rows of common forms faster, or gives None
-        if said.get("code_sha256") is not None:
-            name = f"_features_{said['code_sha256'][:12]}"
+        if signature.get("code_sha256") is not None:
+            name = f"_features_{signature['code_sha256'][:12]}"
             self.computes = sys.modules[name] = ModuleType(name)  # where dataclasses look for it
             exec(compile(files["features.py"], "features.py", "exec"), self.computes.__dict__)
-        self._booster = Booster(files.get("model.ubj") or files["model.json"], threads, said.get("missing"))
-        made = [Columns(Column(one, unknown) for one in said[part] or ()) for part in ("columns", "features")]
-        self.columns, self._features = made[0], made[self.computes is not None]
+        self._booster = Booster(files.get("model.ubj") or files["model.json"], threads, signature.get("missing"))
+        declared = [signature[part] or () for part in ("columns", "features")]
+        tables = [ColumnReaders(ColumnReader(one, unknown) for one in columns) for columns in declared]
+        self.columns, self._features = tables[0], tables[self.computes is not None]
         self.names: list[str] = [column.name for column in self.columns]
         self._wanted, self._pick = frozenset(self.names), _picker(self.names)
         self._folded = frozenset(map(str.casefold, self.names))
         values = set[Any]().union(*(column.codes for column in self.columns))
         # whether a header could be a record: by names that are numbers, or categories
         self._doubtful = 2 * sum(n in values or bool(NUMBER.fullmatch(n)) for n in self.names) >= len(self.names)
-        self.labels, self.several = said.get("labels"), said["objective"].startswith("multi:")
-        self.probable = said.get("positive") is not None or said["objective"] == "binary:logistic"
-        self.threshold = 0.5 if said.get("threshold") is None else said["threshold"]
+        self.labels, self.several = signature.get("labels"), signature["objective"].startswith("multi:")
+        self.probable = signature.get("positive") is not None or signature["objective"] == "binary:logistic"
+        self.threshold = 0.5 if signature.get("threshold") is None else signature["threshold"]
         csv.field_size_limit(2**26)  # a column that the model does not use may have long text
 
     def self_test(self) -> Scorer:
-        """Itself, having scored the recorded sample. Raises ValueError where that gives anything but the recorded prediction."""
-        found = self.score(self.records(self.signature["sample_request"]))[0]
+        """Itself, having scored the recorded sample. Raises ValueError for anything but the recorded prediction."""
+        score = self.score(self.records(self.signature["sample_request"]))[0]
         expected = self.signature["sample_prediction"]
-        if found.shape != np.shape(expected) or not np.allclose(found, expected, rtol=1e-5, atol=1e-6):
-            raise ValueError(f"The sample record scores {found.tolist()}; {expected} is recorded.")
+        if score.shape != np.shape(expected) or not np.allclose(score, expected, rtol=1e-5, atol=1e-6):
+            raise ValueError(f"The sample record scores {score.tolist()}; {expected} is recorded.")
         return self
 
     def table(self, body: bytes, content_type: str) -> Rows:
@@ -183,18 +184,18 @@ class Scorer:
         """Probabilities or predicted numbers: float32, shape (n_rows,) or (n_rows, n_classes). Raises BadInput."""
         if isinstance(rows, array):  # a single one, as runner.scoring.fast_reading reads it
             return self._booster.predict(rows.buffer_info()[0], 1, len(rows))
-        made = self.columns.read(rows)
+        numbers = self.columns.read(rows)
         if self.computes is not None:
-            made = self._features.read(self._computed(made, rows))
-        matrix = made.astype("float32", order="C")
+            numbers = self._features.read(self._computed(numbers, rows))
+        matrix = numbers.astype("float32", order="C")
         return self._booster.predict(matrix.__array_interface__["data"][0], *matrix.shape)
 
     def answers(self, scores: np.ndarray) -> tuple[list[Any], list[float] | None]:
         """Per row the prediction and its probability; None where the model predicts a number."""
         if self.several:
-            found = scores.argmax(axis=1) if scores.ndim == 2 else scores.astype("int64")
-            said = [self.labels[at] for at in found] if self.labels else found.tolist()
-            return said, scores.max(axis=1).tolist() if scores.ndim == 2 else None
+            classes = scores.argmax(axis=1) if scores.ndim == 2 else scores.astype("int64")
+            predictions = [self.labels[at] for at in classes] if self.labels else classes.tolist()
+            return predictions, scores.max(axis=1).tolist() if scores.ndim == 2 else None
         values = scores.tolist()
         return ([value >= self.threshold for value in values], values) if self.probable else (values, None)
 
@@ -207,14 +208,14 @@ class Scorer:
                 csv.writer(to := io.StringIO(newline=""), lineterminator="\n").writerows(zip(self.answers(scores)[0]))
                 return to.getvalue().encode(), f"{CSV}; charset=utf-8"
             return ("\n".join(lines) + "\n").encode(), f"{CSV}; charset=utf-8"
-        said, chances = self.answers(scores)
-        words = map(json.dumps, said) if self.labels else (repr(one).lower() for one in said)
-        made = [f'{{"prediction":{word}' for word in words]
+        predictions, chances = self.answers(scores)
+        words = map(json.dumps, predictions) if self.labels else (repr(one).lower() for one in predictions)
+        items = [f'{{"prediction":{word}' for word in words]
         if chances is not None:
-            made = [f'{one},"probability":{chance!r}' for one, chance in zip(made, chances, strict=True)]
+            items = [f'{one},"probability":{chance!r}' for one, chance in zip(items, chances, strict=True)]
         if kind == LINES:
-            return ("}\n".join(made) + "}\n").encode(), LINES
-        return f'{{"predictions":[{"},".join(made)}}}],"model":{json.dumps(self.model)}}}'.encode(), JSON
+            return ("}\n".join(items) + "}\n").encode(), LINES
+        return f'{{"predictions":[{"},".join(items)}}}],"model":{json.dumps(self.model)}}}'.encode(), JSON
 
     def csv(self, text: str, header: str = "") -> Rows:
         """The records of CSV text; `header` says "present" or "absent", else that is found out. Raises BadInput."""
@@ -226,10 +227,10 @@ class Scorer:
         else:
             lines = (text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text).removesuffix("\n")
             rows = [line.split(",") for line in lines.split("\n")] if lines else []
-        return self.fields(self.given(rows), header)
+        return self.fields(self.without_blank_lines(rows), header)
 
-    def given(self, rows: list[list[str]]) -> list[list[str]]:
-        """Without blank lines, which are none; but where there is one column each is a missing value."""
+    def without_blank_lines(self, rows: list[list[str]]) -> list[list[str]]:
+        """Without blank lines, which are no records; but where there is one column each is a missing value."""
         return [row or [""] for row in rows if len(row) > 1 or len(self.names) == 1 or (row and row[0].strip())]
 
     def fields(self, rows: list[list[str]], header: str) -> Rows:
@@ -241,25 +242,26 @@ class Scorer:
             raise BadInput("The first line may be a header or a record. Say it: text/csv; header=present, or absent.")
         if guessed or "present" in header:
             place, rows = {name: at for at, name in enumerate(names)}, rows[1:]
-            self.complete(place)  # or it names the other spelling
+            self.check_complete(place)  # or it names the other spelling
             if len(place) < len(names) and (twice := [name for name in self.names if names.count(name) > 1]):
                 raise BadInput(f"Column {twice[0]} is there twice.", column=twice[0])
             width, picks = len(names), [place[name] for name in self.names]
         if rows and set(map(len, rows)) != {width}:
             row, fields = next((at, fields) for at, fields in enumerate(rows, start=1) if len(fields) != width)
-            where = f"where the {'model' if picks is None else 'header'} has {width}"
-            said = f"{len(fields)} field{'s' * (len(fields) != 1)} {where}"
+            source, plural = "model" if picks is None else "header", "s" * (len(fields) != 1)
+            problem = f"{len(fields)} field{plural} where the {source} has {width}"
             if len(fields) < width and (marks := [mark for mark in ";\t|" if mark in fields[0]]):
-                said = f"the fields are separated by {marks[0]!r}. Write commas"
-            raise BadInput(f"Row {row}: {said}.", row)
+                problem = f"the fields are separated by {marks[0]!r}. Write commas"
+            raise BadInput(f"Row {row}: {problem}.", row)
         return rows if picks in (None, list(range(width))) else list(map(_picker(picks), rows))
 
-    def complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
+    def check_complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
         if absent := [name for name in self.names if name not in names]:
-            given = {name.casefold().strip()[:99]: name[:99] for name in itertools.islice(names, 200)}
-            near = {repr(given[n]): 0 for one in absent[:3] for n in get_close_matches(one.casefold(), given, 1)}
-            said = f"Missing column{'s' * (len(absent) > 1)}{f' in row {row}' * bool(row)}: {', '.join(absent)}."
-            raise BadInput(said + f" There is {', '.join(near)}." * bool(near), row, absent[0])
+            spellings = {name.casefold().strip()[:99]: name[:99] for name in itertools.islice(names, 200)}
+            close = [name for one in absent[:3] for name in get_close_matches(one.casefold(), spellings, 1)]
+            near = dict.fromkeys(repr(spellings[name]) for name in close)
+            sentence = f"Missing column{'s' * (len(absent) > 1)}{f' in row {row}' * bool(row)}: {', '.join(absent)}."
+            raise BadInput(sentence + f" There is {', '.join(near)}." * bool(near), row, absent[0])
 
     def read_json(self, text: str, where: str = "") -> Any:
         try:
@@ -277,10 +279,10 @@ class Scorer:
         except (KeyError, TypeError, IndexError):
             for row, item in enumerate(items, start=1):
                 if isinstance(item, dict):
-                    self.complete(item, row)
+                    self.check_complete(item, row)
                 elif not isinstance(item, list) or len(item) != len(self.names):
-                    what = f"an array of {len(item)}" if isinstance(item, list) else "neither an object nor an array"
-                    raise BadInput(f"Row {row} is {what}; the model has {len(self.names)} columns.", row) from None
+                    form = f"an array of {len(item)}" if isinstance(item, list) else "neither an object nor an array"
+                    raise BadInput(f"Row {row} is {form}; the model has {len(self.names)} columns.", row) from None
             return [self._pick(item) if isinstance(item, dict) else item for item in items]
 
     def _computed(self, read: np.ndarray, rows: Rows) -> Rows:
@@ -295,17 +297,17 @@ class Scorer:
                 elif column.kind == "text":
                     texts = (row[at] if isinstance(row[at], str | None) else category(row[at]) for row in rows)
                     raw[column.name] = pd.Series([one or None for one in texts], dtype="str")
-            made = self.computes.transform(pd.DataFrame(raw))  # type: ignore[union-attr]
-            if len(made) != len(read):
+            features = self.computes.transform(pd.DataFrame(raw))  # type: ignore[union-attr]
+            if len(features) != len(read):
                 raise ValueError("it made another number of rows")
-            found = (made[column.name].astype("object") for column in self._features)
-            return list(zip(*(one.where(one.notna(), None).tolist() for one in found), strict=True))
+            columns = (features[column.name].astype("object") for column in self._features)
+            return list(zip(*(one.where(one.notna(), None).tolist() for one in columns), strict=True))
         except Exception as error:  # whatever its author lets it raise: these records have no features
             raise BadInput(f"The model's features.py has no features of these records: {error!r}.") from error
 
 
 class Booster:
-    """Trees behind XGBoost's C interface: https://xgboost.readthedocs.io/en/stable/c.html"""
+    """Trees by XGBoost's C library alone, as its package takes 3 s: https://xgboost.readthedocs.io/en/stable/c.html"""
 
     def __init__(self, trees: bytes, threads: int, missing: float | None = None) -> None:
         folder = Path(importlib.util.find_spec("xgboost").origin).parent / "lib"  # type: ignore[union-attr, arg-type]
@@ -317,21 +319,21 @@ class Booster:
         self._call("XGBoosterLoadModelFromBuffer", self._handle, trees, ctypes.c_uint64(len(trees)))
         self._call("XGBoosterSetParam", self._handle, b"nthread", str(threads).encode())
         self._call("XGBoosterGetNumFeature", self._handle, ctypes.byref(ctypes.c_uint64()))  # completes the loading
-        asked = {"type": 0, "training": False, "iteration_begin": 0, "iteration_end": 0, "strict_shape": False}
-        self._asked = json.dumps({**asked, "missing": math.nan if missing is None else missing}).encode()
+        settings = {"type": 0, "training": False, "iteration_begin": 0, "iteration_end": 0, "strict_shape": False}
+        self._settings = json.dumps({**settings, "missing": math.nan if missing is None else missing}).encode()
 
     def predict(self, address: int, rows: int, columns: int) -> np.ndarray:
         """Of the float32 numbers from the address on, row after row, of which there is at least one."""
-        out = shape, dimensions, found = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
-        said = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
+        out = shape, dimensions, content = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
+        array = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
         proxy = self._proxies.pop() if self._proxies else ctypes.c_void_p()
         if not proxy:  # a new one takes as long as the call
             self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
-        self._call("XGBoosterPredictFromDense", self._handle, said, self._asked, proxy, *map(ctypes.byref, out))
+        self._call("XGBoosterPredictFromDense", self._handle, array, self._settings, proxy, *map(ctypes.byref, out))
         lengths = shape[: dimensions.value]
-        content = ctypes.string_at(found.value or 0, 4 * math.prod(lengths))
+        scores = ctypes.string_at(content.value or 0, 4 * math.prod(lengths))
         self._proxies.append(proxy)
-        return np.frombuffer(content, "float32").reshape(lengths)
+        return np.frombuffer(scores, "float32").reshape(lengths)
 
     def _call(self, name: str, *arguments: Any) -> None:
         if getattr(self._library, name)(*arguments):
@@ -341,15 +343,15 @@ class Booster:
 @functools.lru_cache(maxsize=256)
 def accepted(accept: str) -> str:
     """The content type to answer with: of ours the one an Accept header likes best. Raises BadInput for none."""
-    found: list[tuple[float, str]] = []
+    weighted: list[tuple[float, str]] = []
     for part in (accept.strip() or "*/*").lower().split(","):
         kind, *options = (one.strip() for one in part.split(";"))
         weight = next((option[2:] for option in options if option.startswith("q=")), "1")
         if kind in ACCEPTED and NUMBER.fullmatch(weight) and float(weight) > 0:
-            found.append((float(weight), ACCEPTED[kind]))
-    if not found:
+            weighted.append((float(weight), ACCEPTED[kind]))
+    if not weighted:
         raise BadInput(f"Accept {accept!r} has none of {', '.join(CONTENT_TYPES)}.", status=406)
-    return max(found, key=itemgetter(0))[1]
+    return max(weighted, key=itemgetter(0))[1]
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
@@ -362,15 +364,17 @@ def category(value: object) -> str:
     return WHOLE.sub(r"\1", str(int(value) if whole else value).strip())  # type: ignore[call-overload]
 
 
-def loaded(folder: Path, told: Mapping[str, str]) -> Scorer:
-    """The model beside `code/`. Raises ValueError where its files have not the hash that is told, runner.content's."""
+def loaded(folder: Path, environment: Mapping[str, str]) -> Scorer:
+    """The model beside `code/`. Raises ValueError unless its files have the hash in RUNNER_SHA256, runner.content's."""
     places = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
     files = {name: places[name].read_bytes() for name in sorted(places) if not name.startswith("code/")}
     lines = (f"{hashlib.sha256(data).hexdigest()}  {len(data)}  {name}\n" for name, data in files.items())
-    found = hashlib.sha256("".join(lines).encode()).hexdigest()
-    if found != told.get("RUNNER_SHA256", found):
-        raise ValueError(f"The model was altered: its hash is {found[:12]}, deployed was {told['RUNNER_SHA256'][:12]}.")
-    return Scorer(files, unknown=told.get("RUNNER_UNKNOWN", "error"), model=told.get("RUNNER_MODEL", "")).self_test()
+    sha256 = hashlib.sha256("".join(lines).encode()).hexdigest()
+    deployed = environment.get("RUNNER_SHA256", sha256)
+    if sha256 != deployed:
+        raise ValueError(f"The model was altered: its hash is {sha256[:12]}, deployed was {deployed[:12]}.")
+    unknown, model = environment.get("RUNNER_UNKNOWN", "error"), environment.get("RUNNER_MODEL", "")
+    return Scorer(files, unknown=unknown, model=model).self_test()
 
 
 def model_fn(model_dir: str) -> Scorer:

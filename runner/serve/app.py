@@ -41,7 +41,7 @@ CHALLENGE = (b"www-authenticate", b'Basic realm="runner", charset="UTF-8"')
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one client may take."""
 
     body_bytes: int = 6 * 1024 * 1024
@@ -61,7 +61,7 @@ class Application:
         scorer: Scorer,
         version: ModelVersion,
         *,
-        limits: Limits,
+        limits: RequestLimits,
         metrics: Metrics,
         token: str | None = None,
         any_host: bool = False,
@@ -70,13 +70,13 @@ class Application:
         self.draining = False
         self.left: Callable[[], None] | None = None  # called when others accept connections instead of this process
         self.limits, self.metrics = limits, metrics
-        self.log = Log(scorer.model)
+        self.log = AccessLog(scorer.model)
         self._scorer, self._token = scorer, token
         self._checks_host = token is None and not any_host
         self._held = 0  # bytes of bodies that are arriving, and of large ones that are being answered
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._model = (b"x-model", scorer.model.encode())
-        self._others = _others(self, scorer, version)
+        self._other_routes = _other_routes(self, scorer, version)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -95,14 +95,14 @@ class Application:
                 status, rows = await self._score(headers, receive, send)
             else:
 
-                async def seen(message: Message) -> None:
+                async def forward(message: Message) -> None:
                     nonlocal status
                     if message["type"] == "http.response.start":
                         status = message["status"]
                         message = {**message, "headers": [*message["headers"], *self._closing()]}
                     await send(message)
 
-                await self._others(scope, receive, seen)
+                await self._other_routes(scope, receive, forward)
         finally:
             seconds = time.perf_counter() - began
             self.metrics.answered(scoring=scoring, status=status, seconds=seconds, rows=rows)
@@ -163,8 +163,8 @@ class Application:
             async with asyncio.timeout(self.limits.timeout_s):
                 return await self._parts(receive)
         except TimeoutError:
-            said = f"The body did not arrive within {self.limits.timeout_s:g} s."
-            raise BadInput(said, status=408) from None
+            reason = f"The body did not arrive within {self.limits.timeout_s:g} s."
+            raise BadInput(reason, status=408) from None
 
     async def _parts(self, receive: Receive) -> bytes:
         parts, size, more, held = [], 0, True, False
@@ -197,12 +197,7 @@ class Application:
             raise BadInput("Too many large requests are under way. Try again in a moment.", status=503)
 
     async def _send(self, send: Send, status: int, body: bytes, kind: str, *more: tuple[bytes, bytes]) -> None:
-        headers = [
-            (b"content-type", kind.encode()),
-            (b"content-length", b"%d" % len(body)),
-            *more,
-            *self._closing(),
-        ]
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body)), *more, *self._closing()]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -212,16 +207,16 @@ class Application:
     def _allowed(self, authorization: bytes) -> bool:
         """`Bearer TOKEN`, or Basic with the token as its password, which is how a browser can ask for it."""
         assert self._token is not None
-        kind, _, said = authorization.partition(b" ")
+        kind, _, secret = authorization.partition(b" ")
         if kind.lower() == b"basic":
             try:
-                said = base64.b64decode(said, validate=True).partition(b":")[2]
+                secret = base64.b64decode(secret, validate=True).partition(b":")[2]
             except ValueError:
                 return False
-        return hmac.compare_digest(said.strip(), self._token.encode())
+        return hmac.compare_digest(secret.strip(), self._token.encode())
 
 
-class Log:
+class AccessLog:
     """The access log on stderr: a line of JSON an answer, with nothing of a request but its path where that is ours."""
 
     def __init__(self, model: str) -> None:
@@ -240,7 +235,7 @@ class Log:
         )
 
     def fault(self, error: BaseException) -> None:
-        """Where a fault was, not what it said."""
+        """Where a fault was, without its message."""
         at = error.__traceback__
         places = []
         while at is not None:
@@ -249,9 +244,9 @@ class Log:
         record = {"at": self._now(), "fault": type(error).__name__, "where": places[-6:], "worker": self.worker}
         self._lines.append(json.dumps(record) + "\n")
 
-    def note(self, said: str) -> None:
+    def note(self, sentence: str) -> None:
         """Of a process that has no loop."""
-        self._lines.append(json.dumps({"at": self._now(), "server": said}) + "\n")
+        self._lines.append(json.dumps({"at": self._now(), "server": sentence}) + "\n")
         self.flush()
 
     def _now(self) -> str:
@@ -262,12 +257,12 @@ class Log:
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
-        with suppress(OSError):  # the disk is full, or nobody reads any more: requests are answered all the same
+        with suppress(OSError):  # the disk is full, or nobody reads any more: requests are still answered
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
 
 
-def _others(application: Application, scorer: Scorer, version: ModelVersion) -> Callable[..., Awaitable[None]]:
+def _other_routes(application: Application, scorer: Scorer, version: ModelVersion) -> Callable[..., Awaitable[None]]:
     described = openapi(scorer, version, application.limits.body_bytes)
     html, policy = page(scorer, version)
 
@@ -286,8 +281,8 @@ def _others(application: Application, scorer: Scorer, version: ModelVersion) -> 
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = f"{error.detail}. There are {', '.join(KNOWN)}."
-        return JSONResponse({"error": said}, error.status_code, headers=dict(error.headers or {}))
+        sentence = f"{error.detail}. There are {', '.join(KNOWN)}."
+        return JSONResponse({"error": sentence}, error.status_code, headers=dict(error.headers or {}))
 
     routes: list[Any] = [
         Route("/ping", ping),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.content import folder_artifact
-from runner.errors import Refused, RunnerError, Tampered
-from runner.model.approval import check_files, read_files
-from runner.model.signature import Signature, Unknown
+from runner.errors import Refused
+from runner.model.files import check_bytes, signature_of
+from runner.model.registry_rules import check_approved
+from runner.model.signature import Unknown
 from runner.model.versions import ModelVersion
-from runner.records import FileFact, checked, decode
 
 if TYPE_CHECKING:
     from runner.scoring.inference import Scorer
@@ -25,26 +23,12 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
     from runner.scoring.fast_reading import quick
     from runner.scoring.inference import Scorer  # numpy
 
-    label = version.label
-    if version.status != "approved":
-        raise Refused(
-            f"{label} is {version.status}; only an approved version scores. See `runner models {version.name}`."
-        )
+    check_approved(version)
+    files = check_bytes(version, folder)
+    signature_of(files, folder)
     try:
-        files = read_files(folder)
-        facts = {name: FileFact(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()}  # fmt: skip
-    except (RunnerError, OSError) as error:
-        raise Tampered(f"The model folder of {label} cannot be read: {error}") from error
-    if folder_artifact("", facts).sha256 != version.sha256:
-        raise Tampered(f"{label} was altered: its bytes do not have the registered hash {version.sha256[:12]}.")
-    check_files(files, folder)
-    signature = checked(decode(Signature, files["signature.json"], where=folder), where=folder)
-    code = facts.get("features.py")
-    if signature.code_sha256 is not None and (code is None or code.sha256 != signature.code_sha256):
-        raise Tampered(f"The features.py of {label} is not the code it was trained with.")
-    try:
-        scorer = Scorer(files, unknown=unknown, model=label, threads=threads).self_test()
+        scorer = Scorer(files, unknown=unknown, model=version.label, threads=threads).self_test()
     except Exception as error:  # features.py among them, which may raise anything
-        raise Refused(f"{label} cannot score its own sample record: {error}") from error
+        raise Refused(f"{version.label} cannot score its own sample record: {error}") from error
     scorer.quick = quick(scorer)
     return scorer

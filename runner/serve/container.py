@@ -24,34 +24,34 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core
     from runner.scoring.fast_reading import quick
     from runner.scoring.inference import loaded
-    from runner.serve.app import Application, Limits
+    from runner.serve.app import Application, RequestLimits
     from runner.serve.metrics import Metrics
     from runner.serve.server import bind, serve
 
     try:
         scorer = loaded(FOLDER, os.environ)
-        version = told(FOLDER, os.environ)
+        version = version_from(FOLDER, os.environ)
     except (OSError, ValueError, UsageError) as error:
         sys.exit(f"The model cannot be served: {error}")
     scorer.quick = quick(scorer)
     workers = len(os.sched_getaffinity(0))
-    application = Application(scorer, version, limits=Limits(), metrics=Metrics(workers), any_host=True)
+    application = Application(scorer, version, limits=RequestLimits(), metrics=Metrics(workers), any_host=True)
     application.log.note(f"serving {version.label} on port {PORT} with {workers} workers")
     serve(application, bind(HOST, PORT), workers=workers, on_ready=lambda: None)
     sys.exit(0)
 
 
-def told(folder: Path, environment: Mapping[str, str]) -> ModelVersion:
+def version_from(folder: Path, environment: Mapping[str, str]) -> ModelVersion:
     """The version as far as an endpoint knows it."""
     name, _, number = environment.get("RUNNER_MODEL", "model/0").partition("/")
-    found = artifact(folder, name="model")
+    model_artifact = artifact(folder, name="model")
     return ModelVersion(
         name=name,
         version=int(number or 0),
         status="approved",
         run="unknown",
-        sha256=environment.get("RUNNER_SHA256", found.sha256),
-        artifact=found,
+        sha256=environment.get("RUNNER_SHA256", model_artifact.sha256),
+        artifact=model_artifact,
         metrics={},
         created="",
         created_by="–",

@@ -1,4 +1,4 @@
-"""What is served, said to people and to programs: the page at `/`, and OpenAPI."""
+"""The descriptions of what is served: for people the page at `/`, for programs OpenAPI."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from runner import __version__, escape
 from runner.model.versions import ModelVersion
 from runner.scoring.inference import CONTENT_TYPES
+from runner.serve.openapi import prediction_properties
+from runner.serve.predict import csv_text
 
 if TYPE_CHECKING:
     from runner.scoring.inference import Scorer
@@ -59,8 +61,11 @@ def page(scorer: Scorer, version: ModelVersion) -> tuple[str, str]:
     }.items():
         filled = filled.replace(f"[[{name}]]", value)
     hashes = {tag: _hash(filled.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]) for tag in ("script", "style")}
-    policy = f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:"
-    return filled, f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return filled, policy
 
 
 def sample_of(scorer: Scorer) -> dict[str, Any]:
@@ -88,6 +93,8 @@ def openapi(scorer: Scorer, version: ModelVersion, body_bytes: int) -> dict[str,
         for code, said in REFUSALS.items()
     }
     plain = {"200": {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    ready = {"200": {"description": "Ready"}, "503": {"description": "Shutting down"}}
+    ping = {"summary": "200 when the model scored its sample", "responses": ready}
     scoring = {
         "summary": f"Score records, at most {body_bytes / 2**20:g} MB of them",
         "description": "CSV with or without a header (`text/csv; header=present` or `absent` where it cannot be told), "
@@ -104,11 +111,11 @@ def openapi(scorer: Scorer, version: ModelVersion, body_bytes: int) -> dict[str,
         },
         "paths": {
             "/invocations": {"post": scoring},
-            "/ping": {"get": {"summary": "200 when the model scored its sample", "responses": {"200": {"description": "Ready"}, "503": {"description": "Shutting down"}}}},
+            "/ping": {"get": ping},
             "/metrics": {"get": {"summary": "Counters for Prometheus", "responses": plain}},
         },
         "components": {"schemas": {"Record": _record(scorer), "Predictions": _predictions(scorer), "Error": _ERROR}},
-    }  # fmt: skip
+    }
 
 
 _ERROR = {
@@ -126,8 +133,9 @@ def _record(scorer: Scorer) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for column in scorer.columns:
         if column.kind == "category":
-            known = {"enum": [*column.known, None]}
-            properties[column.name] = {"description": f"One of {len(column.known)} categories, as text or number.", "anyOf": [known, {"type": ["string", "number"]}]}  # fmt: skip
+            described = f"One of {len(column.known)} categories, as text or number."
+            taken = [{"enum": [*column.known, None]}, {"type": ["string", "number"]}]
+            properties[column.name] = {"description": described, "anyOf": taken}
         elif column.kind == "boolean":
             properties[column.name] = {"anyOf": [{"type": ["boolean", "null"]}, {"enum": [0, 1]}, {"type": "string"}]}
         elif column.kind == "text":
@@ -145,30 +153,26 @@ def _record(scorer: Scorer) -> dict[str, Any]:
 
 
 def _predictions(scorer: Scorer) -> dict[str, Any]:
-    several = {"enum": scorer.labels} if scorer.labels else {"type": "integer", "description": "The class's number."}
-    number: dict[str, Any] = {"type": "number"}
-    if isinstance(scorer.signature["sample_prediction"], list):
-        number = {"type": "array", "items": number, "description": "The numbers that the model gives of one record."}
-    prediction = several if scorer.several else {"type": "boolean"} if scorer.probable else number
-    properties: dict[str, Any] = {"prediction": prediction}
-    if scorer.probable or (scorer.several and isinstance(scorer.signature["sample_prediction"], list)):
-        properties["probability"] = {"type": "number", "minimum": 0, "maximum": 1}
-    one = {"type": "object", "properties": properties, "required": list(properties)}
+    is_list = isinstance(scorer.signature["sample_prediction"], list)
+    properties = prediction_properties(
+        several=scorer.several, probable=scorer.probable, labels=scorer.labels, is_list=is_list
+    )
+    answer = {"type": "object", "properties": properties, "required": list(properties)}
     return {
         "type": "object",
-        "properties": {"predictions": {"type": "array", "items": one}, "model": {"type": "string"}},
+        "properties": {"predictions": {"type": "array", "items": answer}, "model": {"type": "string"}},
         "required": ["predictions", "model"],
     }
 
 
 def _predicts(scorer: Scorer) -> str:
-    said = scorer.signature
+    signature = scorer.signature
     if scorer.labels:
-        return f"Says which {said['target']} of {', '.join(map(str, scorer.labels))}."
+        return f"Says which {signature['target']} of {', '.join(map(str, scorer.labels))}."
     if scorer.several or not scorer.probable:
-        return f"Predicts {said['target']} ({said['objective']})."
-    label = "" if said.get("positive") is None else f" {said['positive']}"
-    return f"Says ‘{said['target']}{label}’ from {100 * scorer.threshold:.4g} %."
+        return f"Predicts {signature['target']} ({signature['objective']})."
+    label = "" if signature.get("positive") is None else f" {signature['positive']}"
+    return f"Says ‘{signature['target']}{label}’ from {100 * scorer.threshold:.4g} %."
 
 
 def _csv_answer(scorer: Scorer) -> str:
@@ -179,9 +183,7 @@ def _csv_answer(scorer: Scorer) -> str:
 
 
 def _csv_line(scorer: Scorer) -> str:
-    sample = sample_of(scorer)
-    fields = ["" if sample[name] is None else str(sample[name]) for name in scorer.names]
-    return ",".join(f'"{field}"' if set(field) & set(',"\r\n') else field for field in fields)
+    return csv_text([list(sample_of(scorer).values())]).removesuffix("\n")
 
 
 def _hash(text: str) -> str:

@@ -73,9 +73,9 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def _family(name: str, kind: str, said: str, values: Iterable[tuple[str, float]], suffix: str = "") -> list[str]:
+def _family(name: str, kind: str, help_text: str, values: Iterable[tuple[str, float]], suffix: str = "") -> list[str]:
     shown = [f"runner_{name}{suffix}{'{' + labels + '}' if labels else ''} {value:.15g}" for labels, value in values]
-    return [f"# HELP runner_{name} {said}", f"# TYPE runner_{name} {kind}", *shown]
+    return [f"# HELP runner_{name} {help_text}", f"# TYPE runner_{name} {kind}", *shown]
 
 
 def _labels(values: dict[str, object]) -> str:

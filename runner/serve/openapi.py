@@ -1,13 +1,14 @@
-"""The REST front of infra/rest.yaml, said to programs: the schema by which it takes a record, and its OpenAPI file.
+"""The REST API of infra/rest.yaml for programs: the schema by which it takes a record, and its OpenAPI file.
 
 Pure: a signature and a version in, plain data out. What `runner serve` answers itself is in runner/serve/describe.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from runner.model.signature import Column, Signature
+from runner.model.signature import Column, Label, Signature
 from runner.model.versions import ModelVersion
 
 Authentication = Literal["api-key", "iam", "none"]
@@ -45,16 +46,16 @@ def record_schema(signature: Signature) -> dict[str, Any]:
 
 def outdated(schema: dict[str, Any], signature: Signature) -> str:
     """What of the schema is not as `record_schema` would have it; "" where it is the same."""
-    wanted, said = record_schema(signature), []
-    asked, asks = schema.get("required", []), wanted["required"]
+    current, differences = record_schema(signature), []
+    asked, asks = schema.get("required", []), current["required"]
     if lacking := [name for name in asks if name not in asked]:
-        said.append(f"it lets {', '.join(lacking)} be left out")
+        differences.append(f"it lets {', '.join(lacking)} be left out")
     if more := [name for name in asked if name not in asks]:
-        said.append(f"it asks for {', '.join(more)}")
+        differences.append(f"it asks for {', '.join(more)}")
     now = schema.get("properties", {})
-    if other := [name for name in asks if name in now and now[name] != wanted["properties"][name]]:
-        said.append(f"it takes other values for {', '.join(other)}")
-    return " and ".join(said)
+    if other := [name for name in asks if name in now and now[name] != current["properties"][name]]:
+        differences.append(f"it takes other values for {', '.join(other)}")
+    return " and ".join(differences)
 
 
 def openapi(
@@ -131,23 +132,35 @@ def _described(column: Column) -> dict[str, Any]:
     known = column.categories or []
     if column.kind == "category":
         return {"description": f"One of {len(known)} categories, as text or number.", "examples": known}
-    said = {"boolean": "True or false.", "integer": "A whole number.", "text": "Any text."}
-    return {"description": said.get(column.kind, "A number.")}
+    descriptions = {"boolean": "True or false.", "integer": "A whole number.", "text": "Any text."}
+    return {"description": descriptions.get(column.kind, "A number.")}
 
 
 def _prediction(signature: Signature) -> dict[str, Any]:
     """As an answer has it: `prediction` is a truth value, a class by its name or number, or what numbers there are."""
-    kind: dict[str, Any] = {"type": "number"}
-    if _is_several(signature):
-        kind = {"enum": signature.labels} if signature.labels else {"type": "integer"}
-    elif _is_binary(signature):
-        kind = {"type": "boolean"}
-    elif isinstance(signature.sample_prediction, list):
-        kind = {"type": "array", "items": kind}
-    probable = _is_binary(signature) or (_is_several(signature) and isinstance(signature.sample_prediction, list))
-    chance = {"probability": {"type": "number", "minimum": 0, "maximum": 1}} if probable else {}
-    properties = {"prediction": kind, **chance, "model": {"type": "string", "description": "NAME/VERSION"}}
+    properties = prediction_properties(
+        several=_is_several(signature),
+        probable=_is_binary(signature),
+        labels=signature.labels,
+        is_list=isinstance(signature.sample_prediction, list),
+    )
+    properties["model"] = {"type": "string", "description": "NAME/VERSION"}
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def prediction_properties(
+    *, several: bool, probable: bool, labels: Sequence[Label] | None, is_list: bool
+) -> dict[str, Any]:
+    """The schemas of what an answer says of one record; `is_list` where the model gives several numbers of it."""
+    kind: dict[str, Any] = {"type": "number"}
+    if several:
+        kind = {"enum": labels} if labels else {"type": "integer", "description": "The class's number."}
+    elif probable:
+        kind = {"type": "boolean"}
+    elif is_list:
+        kind = {"type": "array", "items": kind, "description": "The numbers that the model gives of one record."}
+    chance = {"probability": {"type": "number", "minimum": 0, "maximum": 1}}
+    return {"prediction": kind, **(chance if probable or (several and is_list) else {})}
 
 
 def _sample(signature: Signature, label: str) -> dict[str, Any]:

@@ -52,10 +52,10 @@ class Writer(Protocol):
 
 def format_of(path: Path) -> str:
     """Raises UsageError for an ending that says none."""
-    found = FORMATS.get(path.suffix.lower())
-    if found is None:
+    format_name = FORMATS.get(path.suffix.lower())
+    if format_name is None:
         raise UsageError(f"{path}: write the format as its ending, {', '.join(FORMATS)}.")
-    return found
+    return format_name
 
 
 def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[int, float], None]) -> int:
@@ -80,7 +80,7 @@ def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[
             done += count
             on_rows(done, part_done)
     except BadInput as error:
-        raise BadRecords(f"{source}: {table.said(error, done)}") from error  # counted from the part's first
+        raise BadRecords(f"{source}: {table.message(error, done)}") from error  # counted from the part's first
     except UnicodeDecodeError as error:
         raise BadRecords(f"{source}: after row {done} it is not UTF-8: {error.reason}.") from error
     if not done:
@@ -98,7 +98,7 @@ def writing(target: Path | None, stdout: TextIO, *, raw: bool = False) -> Iterat
         yield CsvWriter(stdout, raw=raw)
         stdout.flush()
         return
-    made: dict[str, type[Writer]] = {"lines": LinesWriter, "parquet": ParquetWriter}
+    writers: dict[str, type[Writer]] = {"lines": LinesWriter, "parquet": ParquetWriter}
     kind = format_of(target)
     # two at work on one file must not write into each other's
     beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
@@ -107,7 +107,7 @@ def writing(target: Path | None, stdout: TextIO, *, raw: bool = False) -> Iterat
     try:
         with open(beside, "wb") as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            writer = CsvWriter(text, raw=raw) if kind == "csv" else made[kind](file if kind == "parquet" else text)
+            writer = CsvWriter(text, raw=raw) if kind == "csv" else writers[kind](file if kind == "parquet" else text)
             yield writer
             writer.close()
             text.flush()
@@ -123,27 +123,27 @@ class CsvWriter:
         self.guarded = 0
 
     def write(self, part: Part, predictions: list[Any], probabilities: list[float] | None) -> None:
-        said = [one if isinstance(one, str) else json.dumps(one) for one in predictions]
+        texts = [one if isinstance(one, str) else json.dumps(one) for one in predictions]
         rows: list[list[Any]] = []
         if not self._begun and part.names:
             self._begun = True
             rows.append([*part.names, *(ADDED if probabilities is not None else ADDED[:1])])
         if probabilities is None:
-            rows += [[*row, one] for row, one in zip(part.rows, said, strict=True)]
+            rows += [[*row, one] for row, one in zip(part.rows, texts, strict=True)]
         else:
-            rows += [[*row, one, chance] for row, one, chance in zip(part.rows, said, probabilities, strict=True)]
-        text = _csv_text(rows)
+            rows += [[*row, one, chance] for row, one, chance in zip(part.rows, texts, probabilities, strict=True)]
+        text = csv_text(rows)
         if not self._raw and may_compute(text):
-            text = _csv_text([[self._guard(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
+            text = csv_text([[self._guard(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
         self._file.write(text)
 
     def close(self) -> None:
         pass
 
     def _guard(self, cell: str) -> str:
-        made = csv_cell(cell)
-        self.guarded += made is not cell
-        return made
+        guarded = csv_cell(cell)
+        self.guarded += guarded is not cell
+        return guarded
 
 
 class LinesWriter:
@@ -195,7 +195,7 @@ class ParquetWriter:
             self._writer.close()
 
 
-def _csv_text(rows: list[list[Any]]) -> str:
+def csv_text(rows: list[list[Any]]) -> str:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
@@ -215,7 +215,7 @@ def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
                 raise BadInput(f"Line {reader.line_num} is not CSV: {error}.") from None
             if not rows:
                 return
-            rows = scorer.given(rows)
+            rows = scorer.without_blank_lines(rows)
             if first and rows:
                 # a file's first line that names all columns is a header, whatever could be read into it
                 whole = set(scorer.names) <= {name.strip() for name in rows[0]} | set(rows[0])
@@ -236,9 +236,9 @@ def _lines(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
             done += sum(map(len, lines))
             at = range(number + 1, number + 1 + len(lines))
             number += len(lines)
-            given = [scorer.read_json(line, f"Line {n}: ") for n, line in zip(at, lines, strict=True) if line.strip()]
-            table = scorer.records(given)
-            records = [one if isinstance(one, dict) else dict(zip(scorer.names, one, strict=True)) for one in given]
+            items = [scorer.read_json(line, f"Line {n}: ") for n, line in zip(at, lines, strict=True) if line.strip()]
+            table = scorer.records(items)
+            records = [one if isinstance(one, dict) else dict(zip(scorer.names, one, strict=True)) for one in items]
             names = names or list(dict.fromkeys(name for record in records for name in record))
             for row, record in enumerate(records, start=1):
                 if not record.keys() <= set(names):
@@ -269,10 +269,10 @@ def _parquet(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
             if batch is None:
                 return
             places = {name: at for at, name in enumerate(batch.schema.names)}
-            scorer.complete(places)
+            scorer.check_complete(places)
             done += batch.num_rows
-            taken = [batch.column(places[name]) for name in scorer.names]
-            plain = [one.cast(pa.float64()) if pa.types.is_decimal(one.type) else one for one in taken]
+            columns = [batch.column(places[name]) for name in scorer.names]
+            plain = [one.cast(pa.float64()) if pa.types.is_decimal(one.type) else one for one in columns]
             rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
             table = list(zip(*(one.to_pylist() for one in plain), strict=True))
             yield Part(batch.schema.names, rows, table, batch=batch), done / size

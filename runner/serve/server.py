@@ -1,4 +1,4 @@
-"""Runs the application in one process per core: connections with limits, graceful ends, workers that are replaced.
+"""Runs the application in one process per core: graceful ends, and workers that are replaced.
 
 The model is loaded once, before the workers are forked, so that its memory is theirs together.
 """
@@ -17,39 +17,31 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
 
 from runner.errors import RunnerError, UsageError
 from runner.serve.app import Application
+from runner.serve.connection import KEEP_ALIVE_S, LimitedProtocol
 
 DRAIN_S = 25  # for requests under way when asked to end; then they are cut
 LEAVING_S = 1.0  # in which clients are told to close their connections, before none is taken any more
-LINGER_S = 2.0  # for a client to read that its request was refused before it was read whole
-KEEP_ALIVE_S = 15
 ENDINGS = (signal.SIGTERM, signal.SIGINT)
-HEADER_BYTES = 64 * 1024  # of a request: what is not its body
-HEADERS = 256
 AGAIN_S = 0.5  # before a worker that could not be started is tried again
-BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
-    b'content-length: 38\r\n\r\n{"error": "Too many open connections"}'
-)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises UsageError where the address cannot be had."""
+    """A listening socket; port 0 takes a free one. Raises UsageError for an address that is not available."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(2048)
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(2048)
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be served: {error.strerror}.") from error
-    made.setblocking(False)
-    return made
+    listening.setblocking(False)
+    return listening
 
 
 def serve(application: Application, listening: socket.socket, *, workers: int, on_ready: Callable[[], None]) -> None:
@@ -57,10 +49,10 @@ def serve(application: Application, listening: socket.socket, *, workers: int, o
     if workers == 1:
         _work(application, listening, 0, on_ready)
     else:
-        Supervisor(application, listening, workers).run(on_ready)
+        WorkerPool(application, listening, workers).run(on_ready)
 
 
-class Supervisor:
+class WorkerPool:
     """Keeps `workers` processes at work, and ends them together."""
 
     def __init__(self, application: Application, listening: socket.socket, workers: int) -> None:
@@ -139,7 +131,7 @@ class Supervisor:
                 os.kill(pid, number)
 
 
-class Server(uvicorn.Server):
+class WorkerServer(uvicorn.Server):
     """uvicorn's, that leaves its clients a moment to go."""
 
     def __init__(self, config: uvicorn.Config, application: Application, on_ready: Callable[[], None]) -> None:
@@ -162,7 +154,7 @@ class Server(uvicorn.Server):
         self._application.log.flush()
 
     async def _leave_to_others(self, left: Callable[[], None]) -> None:
-        """They accept now. Every connection here is answered once more, or closed by its client, or idle for too long."""
+        """They accept now. A connection here is answered once more, closed by its client, or idle for too long."""
         for server in self.servers:
             server.close()
         left()
@@ -191,11 +183,7 @@ class Server(uvicorn.Server):
         await asyncio.sleep(LEAVING_S / 4)  # for their requests to be read
 
     def _protocol(self) -> asyncio.Protocol:
-        made: Any = self.config.http_protocol_class
-        protocol: asyncio.Protocol = made(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return protocol
+        return LimitedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -222,7 +210,7 @@ def _work(application: Application, listening: socket.socket, number: int, on_re
     application.log.worker = number
     config = uvicorn.Config(
         application,
-        http=_protocol(application),
+        http=LimitedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -231,100 +219,5 @@ def _work(application: Application, listening: socket.socket, number: int, on_re
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
-        h11_max_incomplete_event_size=HEADER_BYTES,
     )
-    Server(config, application, on_ready).run(sockets=[listening])
-
-
-def _protocol(application: Application) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol (httptools' where that is installed) with limits on connections and slow clients."""
-    base: Any
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as base
-    except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as base
-
-    timeout_s, most = application.limits.timeout_s, application.limits.connections
-
-    class Limited(base):  # type: ignore[misc]
-        """Ends connections that wait for more of a request, or for a client to read, for too long, and those that send
-        too much that is not a body: `unread` counts it, from a request's first byte or the last one of its body."""
-
-        counted = False
-        timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > most:
-                application.metrics.refused()
-                transport.write(BUSY)
-                transport.close()
-                return
-            self.counted = True
-            application.metrics.connected(1)
-            self.since, self.unread = self.loop.time(), 0
-            self.timer = self.loop.call_later(timeout_s, self.check)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            if self.timer is not None:
-                self.timer.cancel()
-            if self.counted:
-                application.metrics.connected(-1)
-
-        def data_received(self, data: bytes) -> None:
-            if not self.unread and self.waits():
-                self.since = self.loop.time()  # of a request's first byte
-            cycle = self.cycle
-            before = cycle and (cycle.more_body, len(cycle.body))
-            self.unread += len(data)
-            super().data_received(data)
-            if self.cycle is not cycle:  # the headers are whole
-                if self.unread > HEADER_BYTES and not self.fits():
-                    self.cut()
-                self.unread = 0
-            elif cycle is not None and (cycle.more_body, len(cycle.body)) != before:
-                self.unread = 0
-            if self.unread > HEADER_BYTES or len(self.headers or ()) > HEADERS:
-                self.cut()
-
-        def on_chunk_header(self) -> None:
-            self.headers: list[
-                tuple[bytes, bytes]
-            ] = []  # of the request they are all there: what follows its body is not added to them
-
-        def fits(self) -> bool:
-            scope = self.scope
-            lines = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-            return bool(lines + len(scope["raw_path"]) + len(scope["query_string"]) <= HEADER_BYTES)
-
-        def cut(self) -> None:
-            if self.cycle is not None:
-                self.cycle.disconnected = True  # or it would be scored for nobody
-            self.transport.abort()
-
-        def on_response_complete(self) -> None:
-            cycle = self.cycle
-            super().on_response_complete()
-            self.since = self.loop.time()
-            if cycle.more_body:
-                self.loop.call_later(LINGER_S, self.stop_reading, cycle)
-
-        def waits(self) -> bool:
-            """For a request to begin, or for the rest of its headers."""
-            return self.cycle is None or bool(self.cycle.response_complete)
-
-        def stop_reading(self, cycle: object) -> None:
-            if self.cycle is cycle:
-                self.transport.abort()
-
-        def check(self) -> None:
-            """The headers may take `timeout_s`, the body as long, and as long the answer to be read."""
-            waited = self.loop.time() - self.since
-            idle = self.cycle is not None and not self.unread  # between two requests, for which uvicorn has a clock
-            if (waited >= timeout_s and self.waits() and not idle) or waited >= 3 * timeout_s + KEEP_ALIVE_S:
-                self.transport.abort()
-            else:
-                self.timer = self.loop.call_later(max(0.1, timeout_s / 4), self.check)
-
-    return Limited
+    WorkerServer(config, application, on_ready).run(sockets=[listening])

@@ -1,8 +1,8 @@
-"""What the process behind a local target and those who ask it say to each other, and what it keeps in its folder.
+"""What the process behind a local target and its clients send each other, and what it keeps in its folder.
 
 state.json   what is served, replaced when the switch is made
 alive        held by flock while the process lives; its id is in it, until it ends in an orderly way
-control      the socket on which it is asked, by lines of JSON
+control      the socket for requests to it, as lines of JSON
 log          its own words and the access logs of all versions, 64 MB at most and as much of before in log.1
 lock         held by flock by whoever changes the target; see runner.model.deployment
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +43,7 @@ class State(Record, frozen=True, kw_only=True):
     needs_token: bool | None = False  # None where that is not known
 
 
-class Ask(Record, frozen=True, kw_only=True):
+class ControlRequest(Record, frozen=True, kw_only=True):
     """`start`: bring a version up; `switch`: to it; `stop`: everything; `look`. One who leaves before `switch` takes
     the version that was started along."""
 
@@ -53,8 +52,8 @@ class Ask(Record, frozen=True, kw_only=True):
     start: Start | None = None
 
 
-class Answer(Record, frozen=True, kw_only=True):
-    said: Literal["ready", "serving", "stopped", "failed", "look"]
+class ControlReply(Record, frozen=True, kw_only=True):
+    status: Literal["ready", "serving", "stopped", "failed", "look"] = msgspec.field(name="said")
     why: str = ""
     change: Deployment | None = None
     address: Address | None = None
@@ -63,7 +62,7 @@ class Answer(Record, frozen=True, kw_only=True):
     restarts: int = 0
 
 
-class Client:
+class ControlClient:
     """A connection on the control socket."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -71,7 +70,7 @@ class Client:
         connection.setblocking(False)
         self._unread = b""
 
-    def asks(self) -> list[Ask] | None:
+    def asks(self) -> list[ControlRequest] | None:
         """What it asks; None when it has left."""
         try:
             data = self.connection.recv(65536)
@@ -80,15 +79,15 @@ class Client:
         except OSError:
             return None
         *lines, self._unread = (self._unread + data).split(b"\n")
-        return [decode(Ask, line, where=CONTROL) for line in lines] if data or lines else None
+        return [decode(ControlRequest, line, where=CONTROL) for line in lines] if data or lines else None
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: ControlReply) -> None:
         with contextlib.suppress(OSError):  # it has left
             self.connection.sendall(msgspec.json.encode(answer) + b"\n")
 
 
-class Conversation:
-    """The other side: asks, and waits for what is said. Leaving it before `switch` changes nothing."""
+class ControlConnection:
+    """The client's side: sends requests and waits for replies. Leaving it before `switch` changes nothing."""
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
         """Raises OSError where nobody listens, Refused where the process is another account's."""
@@ -100,15 +99,15 @@ class Conversation:
         except PermissionError as error:  # it executes a model's code, so only its own account may say which
             self.connection.close()
             raise Refused(
-                f"The process of this target belongs to the account with the number {(folder / CONTROL).stat().st_uid}. "
-                "Only that account, and root, can change what it serves."
+                "The process of this target belongs to the account with the number "
+                f"{(folder / CONTROL).stat().st_uid}. Only that account, and root, can change what it serves."
             ) from error
         except OSError:
             self.connection.close()
             raise
         self._unread = b""
 
-    def ask(self, ask: Ask) -> Answer:
+    def ask(self, ask: ControlRequest) -> ControlReply:
         """Raises Refused where it fails, or the other side is gone."""
         try:
             self.connection.sendall(msgspec.json.encode(ask) + b"\n")
@@ -120,17 +119,13 @@ class Conversation:
         except OSError as error:
             raise Refused(f"The target's process does not answer: {error!r}.") from error
         line, _, self._unread = self._unread.partition(b"\n")
-        answer = decode(Answer, line, where=CONTROL)
-        if answer.said == "failed":
+        answer = decode(ControlReply, line, where=CONTROL)
+        if answer.status == "failed":
             raise Refused(answer.why)
         return answer
 
-    def __enter__(self) -> Conversation:
+    def __enter__(self) -> ControlConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.connection.close()
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,13 +1,13 @@
-"""The process behind a local target: it holds the listening socket, so that no connection is lost while versions change.
+"""The process behind a local target: it holds the listening socket, so no connection is lost while versions change.
 
     python -m runner.serve.local.supervisor FOLDER       started by runner.serve.local.target, and left to itself
 
 What is in FOLDER, and how it is asked: runner.serve.local.protocol.
 
-A version is a child process (runner.serve.local.version_process) that inherits the socket. The new one is started beside the old;
-when it has answered its sample record and is told to go on, it accepts, the old one stops accepting, answers what it
-has begun, and ends. A child that dies is started again. All children end with this process; then
-`runner deployments --restart` brings them back.
+A version is a child process (runner.serve.local.version_process) that inherits the socket. The new one is started
+beside the old; when it has answered its sample record and is told to, it accepts requests, the old one stops
+accepting, answers what it has begun, and ends. A child that dies is started again. All children end with this process;
+then `runner deployments --restart` brings them back.
 """
 
 from __future__ import annotations
@@ -30,10 +30,21 @@ import msgspec
 from runner import escape
 from runner.content import atomic_write
 from runner.errors import RunnerError, UsageError
+from runner.model.registry_rules import now
 from runner.model.served import Deployment
 from runner.records import decode, encode
-from runner.serve.local.protocol import ALIVE, CONTROL, LOG, STATE, Address, Answer, Ask, Client, State, now
-from runner.serve.local.version_process import Generation, Start, Word
+from runner.serve.local.protocol import (
+    ALIVE,
+    CONTROL,
+    LOG,
+    STATE,
+    Address,
+    ControlClient,
+    ControlReply,
+    ControlRequest,
+    State,
+)
+from runner.serve.local.version_process import Start, VersionMessage, VersionProcess
 
 LOG_BYTES = 64 * 2**20
 IDLE_S = 60.0  # without anything to serve, and nobody who is about to bring it
@@ -47,29 +58,29 @@ SETTLED_S = 60.0  # a child that has lived so long did not die of what the last 
 class Candidate:
     """A version on its way, and who brings it."""
 
-    def __init__(self, client: Client, change: Deployment, generation: Generation) -> None:
-        self.client, self.change, self.generation = client, change, generation
+    def __init__(self, client: ControlClient, change: Deployment, child: VersionProcess) -> None:
+        self.client, self.change, self.child = client, change, child
         self.until = time.monotonic() + READY_S
-        self.told = False  # that it is ready
-        self.going = False
+        self.reported = False  # whether its client knows that it is ready
+        self.may_accept = False
 
 
-class Supervisor:
+class TargetSupervisor:
     """The loop. One thing changes at a time: whoever asks holds the target's lock."""
 
     def __init__(self, listening: socket.socket, address: Address) -> None:
         self.listening, self.address = listening, address
-        self.serving: Generation | None = None
+        self.serving: VersionProcess | None = None
         self.change: Deployment | None = None
         self.candidate: Candidate | None = None
-        self.leaving: list[Generation] = []
-        self.switched: tuple[Client, Generation | None, float] | None = None
+        self.leaving: list[VersionProcess] = []
+        self.switched: tuple[ControlClient, VersionProcess | None, float] | None = None
         self.restarts = 0
         self.restart_at: float | None = None
-        self.ending: tuple[Client | None, float] | None = None
+        self.ending: tuple[ControlClient | None, float] | None = None
         self.idle_since = time.monotonic()
         self.selector = selectors.DefaultSelector()
-        self.clients: set[Client] = set()
+        self.clients: set[ControlClient] = set()
         self.asked_to_end = False
 
     def run(self, control: socket.socket) -> None:
@@ -79,7 +90,7 @@ class Supervisor:
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._told_to_end)
+            signal.signal(number, self._on_ending_signal)
         self._watch(woken, lambda: woken.recv(4096))
         self._watch(control, lambda: self._accept(control))
         while not self._ended():
@@ -95,15 +106,15 @@ class Supervisor:
 
     def _accept(self, control: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            client = Client(control.accept()[0])
+            client = ControlClient(control.accept()[0])
             self.clients.add(client)
             self._watch(client.connection, lambda: self._hear(client))
 
-    def _hear(self, client: Client) -> None:
+    def _hear(self, client: ControlClient) -> None:
         try:
             asks = client.asks()
         except RunnerError as error:
-            client.answer(Answer(said="failed", why=str(error)))
+            client.answer(ControlReply(status="failed", why=str(error)))
             asks = None
         for ask in asks or ():
             self._do(client, ask)
@@ -111,18 +122,18 @@ class Supervisor:
             self.selector.unregister(client.connection)
             client.connection.close()
             self.clients.discard(client)
-            if self.candidate is not None and self.candidate.client is client and not self.candidate.going:
+            if self.candidate is not None and self.candidate.client is client and not self.candidate.may_accept:
                 self._drop("whoever brought it has left")
 
-    def _do(self, client: Client, ask: Ask) -> None:
+    def _do(self, client: ControlClient, ask: ControlRequest) -> None:
         match ask.do:
             case "look":
                 self._answer(client, "look")
             case "start" if self.candidate is None and self.ending is None and ask.start and ask.change:
                 self._bring(client, ask.change, ask.start)
-            case "switch" if self.candidate is not None and self.candidate.client is client and self.candidate.told:
-                self.candidate.going, self.candidate.until = True, time.monotonic() + GO_S
-                self.candidate.generation.go()
+            case "switch" if self.candidate is not None and self.candidate.client is client and self.candidate.reported:
+                self.candidate.may_accept, self.candidate.until = True, time.monotonic() + GO_S
+                self.candidate.child.go()
             case "stop" if self.candidate is None and self.ending is None:
                 if ask.change is not None and not self._written(ask.change, None, client):
                     return
@@ -130,36 +141,37 @@ class Supervisor:
             case _:
                 self._answer(client, "failed", why=f"{ask.do} cannot be done now: something else is under way.")
 
-    def _bring(self, client: Client, change: Deployment, start: Start) -> None:
+    def _bring(self, client: ControlClient, change: Deployment, start: Start) -> None:
         if start.token is None and self.serving is None:
             self._answer(client, "failed", why="The process that knew its token has ended. Say the same again.")
             return
         if start.token is None and self.serving is not None:
             start = msgspec.structs.replace(start, token=self.serving.start.token)
         try:
-            generation = Generation(start, self.listening)
+            child = VersionProcess(start, self.listening)
         except OSError as error:  # no process or memory to spare, or the interpreter is gone
             _log(f"{change.label} cannot be started: {error}")
             self._answer(client, "failed", why=f"No process can be started for {change.label}: {error}.")
             return
-        self._follow(generation)
-        self.candidate = Candidate(client, change, generation)
-        _log(f"{change.label} is started, process {generation.process.pid}")
+        self._follow(child)
+        self.candidate = Candidate(client, change, child)
+        _log(f"{change.label} is started, process {child.process.pid}")
 
     # What goes on
 
     def _advance(self) -> None:
         candidate, moment = self.candidate, time.monotonic()
         if candidate is not None:
-            match candidate.generation.word.said:
+            match candidate.child.message.status:
                 case "failed":
-                    self._drop(candidate.generation.word.why)
-                case "ready" if not candidate.told:
-                    candidate.told = True
+                    self._drop(candidate.child.message.why)
+                case "ready" if not candidate.reported:
+                    candidate.reported = True
                     self._answer(candidate.client, "ready")
-                case "serving" if candidate.going:
+                case "serving" if candidate.may_accept:
                     self._switch(candidate)
-            if self.candidate is not None and moment > candidate.until and (candidate.going or not candidate.told):
+            waits_for_client = candidate.reported and not candidate.may_accept
+            if self.candidate is not None and moment > candidate.until and not waits_for_client:
                 self._drop("it took too long")
         if self.switched is not None:
             client, old, until = self.switched
@@ -168,26 +180,26 @@ class Supervisor:
                 self._answer(client, "serving")
         if self.restart_at is not None and moment >= self.restart_at and self.serving is not None:
             try:
-                self.serving = Generation(self.serving.start, self.listening)
+                self.serving = VersionProcess(self.serving.start, self.listening)
             except OSError as error:
                 self._start_again_later(f"the version that serves cannot be started: {error}")
             else:
                 self.restart_at = None
                 self._follow(self.serving)
-        if self.serving is not None and self.serving.word.said == "ready" and self.restart_at is None:
-            self.serving.word = Word(said="going")
+        if self.serving is not None and self.serving.message.status == "ready" and self.restart_at is None:
+            self.serving.message = VersionMessage(status="going")
             self.serving.go()
 
     def _switch(self, candidate: Candidate) -> None:
         """The new version accepts: it is what is served, and the old one ends."""
         at = candidate.change.at or now()  # brought back after this machine went down: it is the same deployment
         change = msgspec.structs.replace(candidate.change, at=at, place=self.address.url)
-        if not self._written(change, candidate.generation.start, candidate.client):
+        if not self._written(change, candidate.child.start, candidate.client):
             self.candidate = None
-            candidate.generation.end()
-            self.leaving.append(candidate.generation)
+            candidate.child.end()
+            self.leaving.append(candidate.child)
             return
-        old, self.serving, self.change, self.candidate = self.serving, candidate.generation, change, None
+        old, self.serving, self.change, self.candidate = self.serving, candidate.child, change, None
         self.restarts, self.restart_at = 0, None
         if old is not None:
             old.end()
@@ -198,29 +210,29 @@ class Supervisor:
     def _drop(self, why: str) -> None:
         assert self.candidate is not None
         candidate, self.candidate = self.candidate, None
-        candidate.generation.end(signal.SIGTERM if candidate.going else signal.SIGKILL)
-        self.leaving.append(candidate.generation)
+        candidate.child.end(signal.SIGTERM if candidate.may_accept else signal.SIGKILL)
+        self.leaving.append(candidate.child)
         _log(f"{candidate.change.label} is not served: {why}")
         self._answer(candidate.client, "failed", why=why)
         self.idle_since = time.monotonic()
 
     def _reap(self) -> None:
         """Take note of children that have ended."""
-        for generation in [one for one in self.leaving if one.process.poll() is not None]:
-            self.leaving.remove(generation)
-            self._forget(generation)
+        for child in [one for one in self.leaving if one.process.poll() is not None]:
+            self.leaving.remove(child)
+            self._forget(child)
         candidate = self.candidate
-        if candidate is not None and (status := candidate.generation.process.poll()) is not None:
-            candidate.generation.hear()
-            said = candidate.generation.word
-            self._drop(said.why if said.said == "failed" else f"its process ended with status {status}; see the log")
+        if candidate is not None and (status := candidate.child.process.poll()) is not None:
+            candidate.child.hear()
+            message, ended = candidate.child.message, f"its process ended with status {status}; see the log"
+            self._drop(message.why if message.status == "failed" else ended)
         serving = self.serving
         if serving is not None and self.restart_at is None and (status := serving.process.poll()) is not None:
             serving.hear()
             self._forget(serving)
             if time.monotonic() - serving.began > SETTLED_S:
                 self.restarts = 0
-            self._start_again_later(f"the version that serves ended with status {status} {serving.word.why}")
+            self._start_again_later(f"the version that serves ended with status {status} {serving.message.why}")
 
     def _start_again_later(self, why: str) -> None:
         self.restarts += 1
@@ -228,7 +240,7 @@ class Supervisor:
         _log(f"{why}; started again in {wait_s:g} s")
         self.restart_at = time.monotonic() + wait_s
 
-    def _end(self, client: Client | None) -> None:
+    def _end(self, client: ControlClient | None) -> None:
         if self.ending is not None:
             return
         self.ending = client, time.monotonic() + DRAIN_S
@@ -240,7 +252,7 @@ class Supervisor:
                 self.leaving.append(self.serving)
             self.serving = None
 
-    def _told_to_end(self, *_: object) -> None:
+    def _on_ending_signal(self, *_: object) -> None:
         self.asked_to_end = True
 
     def _ended(self) -> bool:
@@ -253,8 +265,8 @@ class Supervisor:
         client, until = self.ending
         if self.leaving and moment < until:
             return False
-        for generation in self.leaving:
-            generation.end(signal.SIGKILL)
+        for child in self.leaving:
+            child.end(signal.SIGKILL)
         if client is not None:
             self._answer(client, "stopped")
         _log("ended")
@@ -264,7 +276,7 @@ class Supervisor:
         """Whether something has to be looked at without being announced."""
         return any(one is not None for one in (self.restart_at, self.candidate, self.switched, self.ending))
 
-    def _written(self, change: Deployment, start: Start | None, client: Client) -> bool:
+    def _written(self, change: Deployment, start: Start | None, client: ControlClient) -> bool:
         plain = msgspec.structs.replace(start, token=None) if start is not None else None
         needs_token = bool(start.token) if start is not None else self._needs_token()
         if change.kind == "removed":
@@ -281,35 +293,28 @@ class Supervisor:
     def _needs_token(self) -> bool:
         return self.serving is not None and bool(self.serving.start.token)
 
-    def _answer(self, client: Client, said: Any, why: str = "") -> None:
-        serving = self.serving
-        up = serving is not None and self.restart_at is None
-        client.answer(
-            Answer(
-                said=said,
-                why=why,
-                change=self.change,
-                address=self.address,
-                needs_token=self._needs_token(),
-                process=serving.process.pid if serving is not None and up else None,
-                restarts=self.restarts,
-            )
+    def _answer(self, client: ControlClient, status: Any, why: str = "") -> None:
+        reply = ControlReply(
+            status=status,
+            why=why,
+            change=self.change,
+            address=self.address,
+            needs_token=self._needs_token(),
+            process=self.serving.process.pid if self.serving is not None and self.restart_at is None else None,
+            restarts=self.restarts,
         )
+        client.answer(reply)
 
-    def _follow(self, generation: Generation) -> None:
-        def heard() -> None:
-            if not generation.hear():
-                self._ignore(generation)
+    def _follow(self, child: VersionProcess) -> None:
+        self._watch(child.channel, lambda: None if child.hear() else self._ignore(child))
 
-        self._watch(generation.channel, heard)
+    def _forget(self, child: VersionProcess) -> None:
+        self._ignore(child)
+        child.close()
 
-    def _forget(self, generation: Generation) -> None:
-        self._ignore(generation)
-        generation.close()
-
-    def _ignore(self, generation: Generation) -> None:
+    def _ignore(self, child: VersionProcess) -> None:
         with contextlib.suppress(KeyError, ValueError):
-            self.selector.unregister(generation.channel)
+            self.selector.unregister(child.channel)
 
     def _watch(self, file: Any, call: Callable[[], object]) -> None:
         self.selector.register(file, selectors.EVENT_READ, call)
@@ -324,7 +329,7 @@ class Supervisor:
 
 
 def main(folder: Path) -> None:
-    """Take the address that is asked for on stdin, say on stdout whether it was to be had, and serve."""
+    """Take the address that is asked for on stdin, say on stdout whether it was available, and serve."""
     os.chdir(folder)  # and all paths from there, so that the project can be moved
     alive = open(ALIVE, "ab+", buffering=0)  # noqa: SIM115 - held until the end
     for attempt in range(50):  # somebody may just be looking whether it is held
@@ -333,7 +338,7 @@ def main(folder: Path) -> None:
             break
         except BlockingIOError:
             if attempt == 49:
-                sys.exit(_said("failed", "another process serves this target."))
+                sys.exit(_report("failed", "another process serves this target."))
             time.sleep(0.02)
     alive.seek(0)
     died = bool(alive.read())  # the one before did, and its children may be about to
@@ -344,22 +349,22 @@ def main(folder: Path) -> None:
     try:
         listening = _bound(address, wait_s=BIND_S if died else 0)
     except UsageError as error:
-        sys.exit(_said("failed", f"{error} Free it, or write another `port` for this target in pipeline.toml."))
+        sys.exit(_report("failed", f"{error} Free it, or write another `port` for this target in pipeline.toml."))
     Path(CONTROL).unlink(missing_ok=True)
     control = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
         control.bind(CONTROL)  # relative: a socket's path is 107 bytes at most
     except OSError as error:
-        sys.exit(_said("failed", f"{folder / CONTROL} cannot be made: {error.strerror}."))
+        sys.exit(_report("failed", f"{folder / CONTROL} cannot be made: {error.strerror}."))
     os.umask(before)
     control.listen()
     control.setblocking(False)
-    _said("ready")
+    _report("ready")
     os.dup2(2, 1)
     _log(f"listening on {address.url}")
     with listening:
-        Supervisor(listening, address).run(control)
+        TargetSupervisor(listening, address).run(control)
     Path(CONTROL).unlink(missing_ok=True)
     alive.truncate(0)
 
@@ -377,15 +382,15 @@ def _bound(address: Address, *, wait_s: float) -> socket.socket:
             time.sleep(0.2)
 
 
-def _said(said: str, why: str = "") -> int:
-    sys.stdout.write(msgspec.json.encode(Word(said=said, why=why)).decode() + "\n")
+def _report(status: str, why: str = "") -> int:
+    sys.stdout.write(msgspec.json.encode(VersionMessage(status=status, why=why)).decode() + "\n")
     sys.stdout.flush()
-    return 0 if said == "ready" else 1
+    return 0 if status == "ready" else 1
 
 
-def _log(said: str) -> None:
+def _log(sentence: str) -> None:
     with contextlib.suppress(OSError):  # the disk is full: what serves goes on
-        os.write(2, f'{{"at":"{now()}","supervisor":{escape.json(msgspec.json.encode(said).decode())}}}\n'.encode())
+        os.write(2, f'{{"at":"{now()}","supervisor":{escape.json(msgspec.json.encode(sentence).decode())}}}\n'.encode())
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from runner.content import atomic_write
 from runner.errors import NewerStore, Refused, RunnerError, Tampered, UsageError, counted
 from runner.failpoint import reach
 from runner.loopback import is_loopback
-from runner.model.approval import check_bytes
 from runner.model.compatibility import signature_in
 from runner.model.deployment import Health, locked
+from runner.model.files import check_bytes
+from runner.model.registry_rules import now
 from runner.model.served import Deployment
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
@@ -30,13 +31,12 @@ from runner.serve.local.protocol import (
     LOG,
     STATE,
     Address,
-    Answer,
-    Ask,
-    Conversation,
+    ControlConnection,
+    ControlReply,
+    ControlRequest,
     State,
-    now,
 )
-from runner.serve.local.version_process import Start, Word
+from runner.serve.local.version_process import Start, VersionMessage
 
 HOST, PORT = "127.0.0.1", 8080
 ASK_S = 180.0  # for a version to be ready, or to end
@@ -46,8 +46,8 @@ PING_S = 2.0
 class LocalTarget:
     """Implements `runner.model.deployment.Deployer`. `folder` is the target's own.
 
-    `token` is what requests must bring from now on: "" is none, None what they had to bring before. `recorded` is the last change by the
-    history, for where the folder's own record is damaged.
+    `token` is what requests must bring from now on: "" is none, None what they had to bring before. `recorded` gives
+    the last change by the history, for where the folder's own record is damaged.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class LocalTarget:
 
     def deploy(self, change: Deployment, version: ModelVersion) -> Deployment:
         start = self._start_of(version)
-        with self._conversation() as conversation:
-            self._asked(conversation, Ask(do="start", change=change, start=start))
+        with self._connection() as connection:
+            self._asked(connection, ControlRequest(do="start", change=change, start=start))
             reach("target ready")
-            answer = self._asked(conversation, Ask(do="switch"))
+            answer = self._asked(connection, ControlRequest(do="switch"))
         assert answer.change is not None
         return answer.change
 
@@ -89,8 +89,8 @@ class LocalTarget:
 
     def remove(self, change: Deployment) -> Deployment:
         if self._alive():
-            with Conversation(self.folder, ASK_S) as conversation:
-                conversation.ask(Ask(do="stop", change=change))
+            with ControlConnection(self.folder, ASK_S) as connection:
+                connection.ask(ControlRequest(do="stop", change=change))
             self._wait_for_its_end()
         else:
             state = self._state()
@@ -109,20 +109,18 @@ class LocalTarget:
     def health(self) -> Health:
         state = self._state()
         if not self._alive():
-            return Health(status="down", said="its process is gone: runner deployments --restart")
+            return Health(status="down", detail="its process is gone: runner deployments --restart")
         try:
             answer = self._look()
         except RunnerError as error:
-            return Health(status="unhealthy", said=str(error))
+            return Health(status="unhealthy", detail=str(error))
         address = (answer.address or (state.address if state else self.address)).url
-        status, said = _ping(answer.address or self.address)
+        status, problem = _ping(answer.address or self.address)
         if answer.restarts:
             times = "once" if answer.restarts == 1 else f"{answer.restarts} times"
-            said = f"{said}; started again {times}".lstrip("; ")
-        return Health(
-            status="serving" if status == 200 else "unhealthy", said=said or f"{address} answers {status} to /ping",
-            process=answer.process,
-        )  # fmt: skip
+            problem = f"{problem}; started again {times}".lstrip("; ")
+        detail = problem or f"{address} answers {status} to /ping"
+        return Health(status="serving" if status == 200 else "unhealthy", detail=detail, process=answer.process)
 
     def signature(self, version: ModelVersion) -> Signature:
         return signature_in(self.model_folder(version), version)
@@ -144,7 +142,7 @@ class LocalTarget:
         """Raises Tampered or Refused for a model that may not be loaded, UsageError for an address without a token."""
         folder = self.model_folder(version)
         check_bytes(version, folder)
-        given = {
+        limits = {
             key: value
             for key in ("max_body_mb", "timeout_s", "max_connections")
             if (value := getattr(self.spec, key)) is not None
@@ -155,7 +153,7 @@ class LocalTarget:
             workers=self._workers(),
             unknown=self.spec.unknown,
             token=self._token(),
-            **given,
+            **limits,
         )
 
     def _token(self) -> str | None:
@@ -172,8 +170,8 @@ class LocalTarget:
             if state is not None and state.needs_token is not False:
                 had = "had to" if state.needs_token else f"may have had to ({STATE} is damaged)"
                 raise UsageError(
-                    f"Requests to {self.name} {had} bring a token, which is written nowhere. Set RUNNER_TOKEN to it and "
-                    "say the same again, or add --no-token to serve without one."
+                    f"Requests to {self.name} {had} bring a token, which is written nowhere. Set RUNNER_TOKEN to it "
+                    "and say the same again, or add --no-token to serve without one."
                 )
         if not is_loopback(self.address.host):
             raise UsageError(
@@ -185,25 +183,25 @@ class LocalTarget:
     def _workers(self) -> int:
         return self.spec.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "1")
 
-    def _conversation(self) -> Conversation:
+    def _connection(self) -> ControlConnection:
         """With the target's process, which is started where there is none."""
         if self._alive():
             with contextlib.ExitStack() as leaving:
-                conversation = leaving.enter_context(Conversation(self.folder, ASK_S))
-                there = conversation.ask(Ask(do="look"))
-                if there.address == self.address:
+                connection = leaving.enter_context(ControlConnection(self.folder, ASK_S))
+                answer = connection.ask(ControlRequest(do="look"))
+                if answer.address == self.address:
                     leaving.pop_all()
-                    return conversation
-                if there.process is not None:
-                    was = there.address.url if there.address else "?"
+                    return connection
+                if answer.process is not None:
+                    url = answer.address.url if answer.address else "?"
                     raise Refused(
-                        f"{self.name} serves at {was}, and pipeline.toml says {self.address.url}. "
+                        f"{self.name} serves at {url}, and pipeline.toml says {self.address.url}. "
                         f"First: runner undeploy {self.name}"
                     )
-                conversation.ask(Ask(do="stop"))
+                connection.ask(ControlRequest(do="stop"))
                 self._wait_for_its_end()
         self._launch()
-        return Conversation(self.folder, ASK_S)
+        return ControlConnection(self.folder, ASK_S)
 
     def _launch(self) -> None:
         try:
@@ -225,24 +223,28 @@ class LocalTarget:
                 process.stdin.write(msgspec.json.encode(self.address) + b"\n")
                 process.stdin.close()
             line = process.stdout.readline()
-        word = decode(Word, line, where=self.folder) if line else Word(said="failed", why="it ended at once")
-        if word.said != "ready":
+        message = (
+            decode(VersionMessage, line, where=self.folder)
+            if line
+            else VersionMessage(status="failed", why="it ended at once")
+        )
+        if message.status != "ready":
             process.wait()
-            raise Refused(f"The process of {self.name} cannot start: {word.why} The log: {self.folder / LOG}")
+            raise Refused(f"The process of {self.name} cannot start: {message.why} The log: {self.folder / LOG}")
         process.returncode = 0  # nobody waits for it: it lives on
 
     def _wait_for_its_end(self) -> None:
         while self._alive():
             time.sleep(0.02)
 
-    def _asked(self, conversation: Conversation, ask: Ask) -> Answer:
+    def _asked(self, connection: ControlConnection, ask: ControlRequest) -> ControlReply:
         try:
-            return conversation.ask(ask)
+            return connection.ask(ask)
         except Refused as error:
             last, goes_on = self.last(), ""
             if last is not None and last.kind != "removed":
                 health = self.health()
-                goes_on = "goes on" if health.status == "serving" else f"is {health.status}, {health.said}"
+                goes_on = "goes on" if health.status == "serving" else f"is {health.status}, {health.detail}"
                 goes_on = f" {last.label} {goes_on}."
             log = self.folder / LOG
             raise Refused(f"{self.name}: {error} Nothing was switched.{goes_on} The log: {log}") from error
@@ -255,19 +257,19 @@ class LocalTarget:
         except NewerStore:
             raise
         except Tampered:
-            found = self._look() if self._alive() else None
-            change = found.change if found is not None else self.recorded()
+            answer = self._look() if self._alive() else None
+            change = answer.change if answer is not None else self.recorded()
             if change is None:
                 return None
-            address = (found.address if found is not None else None) or self.address
-            needs_token = found.needs_token if found is not None else None
+            address = (answer.address if answer is not None else None) or self.address
+            needs_token = answer.needs_token if answer is not None else None
             return State(change=change, start=None, address=address, needs_token=needs_token)
 
-    def _look(self) -> Answer:
+    def _look(self) -> ControlReply:
         """What the target's process knows. Raises Refused where it does not answer."""
         try:
-            with Conversation(self.folder, PING_S) as conversation:
-                return conversation.ask(Ask(do="look"))
+            with ControlConnection(self.folder, PING_S) as connection:
+                return connection.ask(ControlRequest(do="look"))
         except OSError as error:
             raise Refused(f"The process of {self.name} does not answer: {error}.") from error
 

@@ -1,9 +1,9 @@
 """One version at work behind a target's socket: loaded, tried on its sample record over HTTP, and only then let on.
 
-    python -m runner.serve.local.version_process      started by runner.serve.local.supervisor; talks with it by lines of JSON
+    python -m runner.serve.local.version_process      started by runner.serve.local.supervisor
 
-stdin:   Start, then `go`. stdout: Word("ready" | "failed"), then Word("serving"), and as it ends Word("left") of each
-worker that accepts no more. All else that is printed is the log.
+They exchange lines of JSON. stdin: Start, then `go`. stdout: the message "ready" or "failed", then "serving", and "left"
+of each worker that accepts no more. All else that is printed is the log.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class Start(Record, frozen=True, kw_only=True):
     listening: int = -1  # the file descriptor of the socket, which is inherited
 
 
-class Word(Record, frozen=True, kw_only=True):
+class VersionMessage(Record, frozen=True, kw_only=True):
     """What one process tells another."""
 
-    said: str
+    status: str = msgspec.field(name="said")
     why: str = ""
 
 
-class Generation:
+class VersionProcess:
     """A child process that serves, or is to serve, one version."""
 
     def __init__(self, start: Start, listening: socket.socket) -> None:
         self.start = start
         self.began = time.monotonic()
-        self.word = Word(said="starting")
+        self.message = VersionMessage(status="starting")
         self.left = 0  # workers that accept no more
         self._unread = b""
         self.process = subprocess.Popen(
@@ -89,8 +89,8 @@ class Generation:
             return True
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            self.word = decode(Word, line, where="the word of a version")
-            self.left += self.word.said == "left"
+            self.message = decode(VersionMessage, line, where="the message of a version")
+            self.left += self.message.status == "left"
         return bool(data)
 
     @property
@@ -122,40 +122,40 @@ def main() -> None:
     channel = os.dup(1)  # what a model's own code prints is not for the supervisor
     os.dup2(2, 1)
 
-    def say(said: str, why: str = "") -> None:
-        os.write(channel, msgspec.json.encode(Word(said=said, why=why)) + b"\n")
+    def report(status: str, why: str = "") -> None:
+        os.write(channel, msgspec.json.encode(VersionMessage(status=status, why=why)) + b"\n")
 
-    asked = decode(Start, sys.stdin.buffer.readline(), where="the request to serve")
+    start = decode(Start, sys.stdin.buffer.readline(), where="the request to serve")
     try:
-        application, listening = _ready(asked)
+        application, listening = _ready(start)
     except RunnerError as error:
-        say("failed", str(error))
+        report("failed", str(error))
         sys.exit(error.exit_code)
-    say("ready")
+    report("ready")
     if sys.stdin.buffer.readline() != GO:
         return
-    from runner.serve.server import Supervisor
+    from runner.serve.server import WorkerPool
 
-    application.left = lambda: say("left")
-    Supervisor(application, listening, asked.workers).run(lambda: say("serving"))
+    application.left = lambda: report("left")
+    WorkerPool(application, listening, start.workers).run(lambda: report("serving"))
 
 
-def _ready(asked: Start) -> tuple[Application, socket.socket]:
+def _ready(start: Start) -> tuple[Application, socket.socket]:
     """The application that answered its sample record as recorded. Raises RunnerError."""
-    from runner.serve.app import Application, Limits
+    from runner.serve.app import Application, RequestLimits
     from runner.serve.approved import load
     from runner.serve.metrics import Metrics
 
-    scorer = load(asked.version, Path(asked.folder), unknown="missing" if asked.unknown == "missing" else "error")
-    limits = Limits(
-        body_bytes=int(asked.max_body_mb * 2**20), timeout_s=asked.timeout_s, connections=asked.max_connections
+    scorer = load(start.version, Path(start.folder), unknown="missing" if start.unknown == "missing" else "error")
+    limits = RequestLimits(
+        body_bytes=int(start.max_body_mb * 2**20), timeout_s=start.timeout_s, connections=start.max_connections
     )
-    trial = Application(scorer, asked.version, limits=limits, metrics=Metrics(1), token=asked.token or None)
+    trial = Application(scorer, start.version, limits=limits, metrics=Metrics(1), token=start.token or None)
     with _trial(trial) as port:
-        check_answer(scorer.signature, _ask(port, sample_body(scorer.signature), asked.token), scorer.model)
-    metrics = Metrics(asked.workers)
-    application = Application(scorer, asked.version, limits=limits, metrics=metrics, token=asked.token or None)
-    return application, socket.socket(fileno=asked.listening)
+        check_answer(scorer.signature, _ask(port, sample_body(scorer.signature), start.token), scorer.model)
+    metrics = Metrics(start.workers)
+    application = Application(scorer, start.version, limits=limits, metrics=metrics, token=start.token or None)
+    return application, socket.socket(fileno=start.listening)
 
 
 @contextlib.contextmanager
