@@ -31,6 +31,11 @@ def file_fact(path: Path) -> FileFact:
         return FileFact(sha256=digest, size_bytes=file.tell())
 
 
+def bytes_fact(content: bytes) -> FileFact:
+    """Hash and size of a file in memory."""
+    return FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+
 def artifact(path: Path, *, name: str) -> Artifact:
     """The file or folder at `path` by content, under the path `name`.
 

@@ -209,7 +209,7 @@ class Verifier:
     def _elsewhere(self, fact: FileFact, where: str) -> Iterator[str]:
         """Read where it lies; the bytes are not kept."""
         address = self.store.address(fact)
-        if self.store.here(fact) or address is None or self.store.remote is None:
+        if self.store.has(fact) or address is None or self.store.remote is None:
             yield from self._file(self.store.objects / fact.sha256, fact, where)
             return
         try:

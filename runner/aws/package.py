@@ -18,14 +18,13 @@ from pathlib import Path
 from runner.audit.tarball import FREE_BYTES, RATIO, Tarball
 from runner.aws.bucket import Bucket
 from runner.aws.session import Session, domain
-from runner.content import folder_artifact
+from runner.content import bytes_fact, folder_artifact
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.approval import check_files, read_files
 from runner.model.compatibility import registered
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.paths import inside
-from runner.records import FileFact
 
 SCORING = Path(__file__).parents[1] / "scoring"
 PROGRAM = "inference.py"
@@ -67,11 +66,7 @@ class Package:
     @property
     def folder_sha256(self) -> str:
         """As `runner.content.artifact` gives it of the folder."""
-        facts = {
-            name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-            for name, content in self.files.items()
-        }
-        return folder_artifact("model", facts).sha256
+        return folder_artifact("model", {name: bytes_fact(content) for name, content in self.files.items()}).sha256
 
     @property
     def objective(self) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from runner.aws.bucket import Bucket
 from runner.aws.endpoint_request import Source
 from runner.aws.package import CODE, check_package
 from runner.aws.registry import SageMakerRegistry
-from runner.content import folder_artifact
+from runner.content import bytes_fact, folder_artifact
 from runner.errors import Tampered
 from runner.model.versions import ModelVersion, Registry
-from runner.records import FileFact
 
 
 def check_registered(registry: Registry, version: ModelVersion) -> None:
@@ -31,11 +28,7 @@ def check_archive(registry: SageMakerRegistry, version: ModelVersion) -> tuple[S
     if data is None:
         raise Tampered(f"{found.archive}, the model of {label}, is gone.")
     files = check_package(data, found.archive_sha256)
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-        for name, content in files.items()
-        if not name.startswith(CODE)
-    }
+    facts = {name: bytes_fact(content) for name, content in files.items() if not name.startswith(CODE)}
     if folder_artifact("", facts).sha256 != version.sha256:
         raise Tampered(f"{found.archive} has other files than {label} was registered with.")
     described = registry.groups.describe(found.package)

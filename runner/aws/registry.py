@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from runner.failpoint import reach
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.registry import NAME
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion, Status
+from runner.records import utc_text
 
 EVENT_OF = {"pending": "reopened", "approved": "approved", "rejected": "rejected"}  # the event that gives a state
 STANDS = {"external": True}  # the data of an event that says what SageMaker has already
@@ -156,7 +156,7 @@ class SageMakerRegistry:
             listed = view.packages.get(version) or self.groups.find(view.registered[version].data.get("package", ""))
             if listed is None:
                 raise Refused(f"{name}/{version} was deleted in SageMaker, so nothing can be decided on it.")
-            event = _next(name, view.events, version, decision, who=who, why=why, at=_now(), data=data or {})
+            event = _next(name, view.events, version, decision, who=who, why=why, at=utc_text(), data=data or {})
             if self.history.append(event):
                 break
         else:
@@ -182,7 +182,7 @@ class SageMakerRegistry:
             view = self._view(name)
             if version not in view.registered:
                 raise UsageError(self._unknown(name, version))
-            event = _next(name, view.events, version, kind, who=who, why=why, at=_now(), data=data or {})
+            event = _next(name, view.events, version, kind, who=who, why=why, at=utc_text(), data=data or {})
             if self.history.append(event):
                 self.groups.tell_stages(view.packages, [*view.events, event])
                 return event
@@ -286,7 +286,7 @@ class SageMakerRegistry:
             "run": run, "sha256": facts.sha256, "facts_sha256": sha256,
             "package": listed.arn, "archive": archive, "archive_sha256": said.get("runner-archive", ""),
         }  # fmt: skip
-        at = _utc(found["CreationTime"])
+        at = utc_text(found["CreationTime"])
         return _next(name, view.events, number, "registered", who=facts.created_by, why="", at=at, data=data)
 
     def _take_back(self, event: Event, status: Status) -> None:
@@ -297,7 +297,7 @@ class SageMakerRegistry:
                 return
             why = f"SageMaker does not permit {event.who} to decide"
             back = _next(
-                event.name, events, event.version, EVENT_OF[status], who=event.who, why=why, at=_now(), data=STANDS
+                event.name, events, event.version, EVENT_OF[status], who=event.who, why=why, at=utc_text(), data=STANDS
             )
             if self.history.append(back):
                 return
@@ -378,21 +378,13 @@ def _external(name: str, events: Sequence[Event], version: int, status: Status, 
     own = [event for event in events if event.version == version]
     if not said or said in {described(event) for event in own}:  # what an earlier decision left there
         said = "decided in SageMaker"
-    at = max(_utc(found["LastModifiedTime"]) if "LastModifiedTime" in found else _now(), own[-1].at)
+    at = max(utc_text(found["LastModifiedTime"]) if "LastModifiedTime" in found else utc_text(), own[-1].at)
     who = f"external ({person})" if person else "external"
     return _next(name, events, version, EVENT_OF[status], who=who, why=said, at=at, data=STANDS)
 
 
 def _busy(name: str) -> RegistryUnusable:
     return RegistryUnusable(f"The history of {name} changed {ATTEMPTS} times in a row while it was read. Try again.")
-
-
-def _now() -> str:
-    return _utc(datetime.now(UTC))
-
-
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def caller(session: Session) -> str:

@@ -96,7 +96,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
         store = project.store
         with store.shared():
             manifest = project.run(run)
-            state = next((state for state in manifest.steps if state.name == step), None)
+            state = manifest.find_step(step)
             if state is None or state.job is None:
                 raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
             for name in state.job.inputs:
@@ -139,7 +139,7 @@ def _copy_input(step: PlannedStep, name: str, fact: InputFact, store: Store) -> 
 
     beside = step.notebook.path.parent
     default = step.notebook.parameters[name].default
-    if not fact.present or fact.as_ == "uri":
+    if not fact.is_file:
         say(f"  {name}: nothing to copy ({'an address' if fact.present else 'absent in that run'})", err=True)
         return
     if not isinstance(default, str) or not default.startswith("work/"):

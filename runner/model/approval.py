@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickletools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.content import artifact, folder_artifact, walk
+from runner.content import artifact, bytes_fact, folder_artifact, walk
 from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.manifest import RunManifest
 from runner.model.earlier import check_earlier
 from runner.model.versions import ModelVersion
-from runner.records import ApprovalSpec, FileFact
+from runner.records import ApprovalSpec
 
 if TYPE_CHECKING:
     from runner.model.versions import Registry
@@ -144,9 +143,7 @@ def check_bytes(version: ModelVersion, folder: Path) -> dict[str, bytes]:
         files = read_files(folder)
     except (RunnerError, OSError) as error:
         raise Tampered(f"The model folder of {label} cannot be read: {error}") from error
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()
-    }
+    facts = {name: bytes_fact(content) for name, content in files.items()}
     if folder_artifact("", facts).sha256 != version.sha256:
         raise Tampered(f"{label} was altered: its bytes do not have the registered hash {version.sha256[:12]}.")
     check_files(files, folder)

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner.content import folder_artifact
+from runner.content import bytes_fact, folder_artifact
 from runner.errors import Refused, Tampered, UsageError, counted
 from runner.model import parity, table
 from runner.model.approval import check_files, read_files
 from runner.model.estimator import check_columns, check_learned, check_names, estimator, in_tree_order
 from runner.model.signature import BadRecords, Label, Signature, SplitRule, Unknown, describe
 from runner.model.split import split
-from runner.records import FileFact, checked, decode
+from runner.records import checked, decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,8 +277,4 @@ def _split_rule(given: Mapping[str, Any]) -> SplitRule:
 
 
 def _sha256(files: Mapping[str, bytes]) -> str:
-    facts = {
-        name: FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
-        for name, content in files.items()
-    }
-    return folder_artifact("", facts).sha256
+    return folder_artifact("", {name: bytes_fact(content) for name, content in files.items()}).sha256

@@ -14,7 +14,6 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from runner.model import copies
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.registry_file import BUSY_S, REBUILD, RegistryFile
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
-from runner.records import typed
+from runner.records import typed, utc_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 COPIES = "registry-events"
@@ -53,7 +52,7 @@ class LocalRegistry:
                         f"({existing.sha256[:12]}, now {new.sha256[:12]}). A run registers one model."
                     )
                 return existing
-            version, now = (known[-1].version if known else 0) + 1, _now()
+            version, now = (known[-1].version if known else 0) + 1, utc_text()
             facts = _facts(new)
             connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", (new.name, version, new.run, now, facts))
             data = {"run": new.run, "sha256": new.sha256, "facts_sha256": _sha256(facts)}
@@ -88,7 +87,7 @@ class LocalRegistry:
                     f"{name}/{version} is already {current.status}, by {current.decided_by} at {last.at if last else '–'} "
                     f"({current.reason}). It stays so; see `runner history {name}`."
                 )
-            _add(connection, name, version, decision, who=who, why=why, at=_now(), data=data or {})
+            _add(connection, name, version, decision, who=who, why=why, at=utc_text(), data=data or {})
             made = _get(connection, name, version)
         self._copy(name)
         return made
@@ -99,7 +98,7 @@ class LocalRegistry:
         assert kind not in STATES, kind
         with self._writing() as connection:
             _get(connection, name, version)
-            _add(connection, name, version, kind, who=who, why=why, at=_now(), data=data or {})
+            _add(connection, name, version, kind, who=who, why=why, at=utc_text(), data=data or {})
             made = _events(connection, name)[-1]
         self._copy(name)
         return made
@@ -360,7 +359,3 @@ def _unknown(connection: sqlite3.Connection, name: str, version: int | None) -> 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
 from runner.errors import RunnerError, UsageError
 from runner.manifest import ModelVersionRef, RunManifest
-from runner.model.versions import ModelVersion
+from runner.model.versions import ModelVersion, Registry
 from runner.run.registration import model_artifact
 
 
-class Registered(Protocol):
-    def list(self, name: str | None = None) -> Sequence[ModelVersion]: ...
-
-
-def as_of_now(manifests: Sequence[RunManifest], registry: Registered) -> list[RunManifest]:
+def as_of_now(manifests: Sequence[RunManifest], registry: Registry) -> list[RunManifest]:
     """The runs with the state that their versions have now, for people and programs to look at; not to be stored.
 
     A registry that cannot be read makes it "unknown", with the reason.

@@ -17,7 +17,7 @@ from runner.pipeline.file import is_address
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
 from runner.pipeline.registering import gated, needs_of
 from runner.records import Artifact, InputFact, StepJob, StepResult, encode
-from runner.run.sources import place
+from runner.run.sources import place_input
 from runner.run.store import Store, facts_of, files_of
 
 Place = Callable[[InputFact, str, Path, Store], InputFact]
@@ -84,7 +84,7 @@ def job(
     kernel: str,
     threads: int,
     attempt: int,
-    place: Place = place,
+    place: Place = place_input,
 ) -> StepJob:
     """The step's job, written to its folder with its inputs put in place and its outputs cleared."""
     declared = step.notebook.parameters
@@ -110,7 +110,7 @@ def job(
 
 
 def write_job(
-    wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store, place: Place = place
+    wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store, place: Place = place_input
 ) -> StepJob:
     """The job with `inputs` put in place in its folder, as job.json there; what an earlier try left is removed."""
     for leftover in ("in", OUT):
@@ -129,36 +129,32 @@ def seal(result: StepResult, *, store: Store, run: str, step: str) -> None:
     for given in result.inputs.values() if result.remote is not None else ():
         if given.artifact is not None and given.as_ == "path" and not given.listed and is_address(given.source):
             for relative, part in facts_of(given.artifact).items():
-                store.point(part, given.source + relative)
-    for found in produced(result):
+                store.note_address(part, given.source + relative)
+    for artifact in result.artifacts():
         if result.remote is None:
-            store.seal(folder, found)
+            store.seal(folder, artifact)
             continue
-        for path, fact in files_of(found):
-            store.point(fact, result.remote.at + path)
+        for path, fact in files_of(artifact):
+            store.note_address(fact, result.remote.at + path)
             if (folder / path).exists():
                 store.seal(folder, Artifact(path=path, sha256=fact.sha256, size_bytes=fact.size_bytes))
 
 
-def produced(result: StepResult) -> list[Artifact]:
-    """Everything a step leaves: its outputs and the executed notebook."""
-    return [*result.outputs.values(), *([result.executed] if result.executed else [])]
-
-
 def fetch(manifest: RunManifest, store: Store, *, steps: Collection[str] = ()) -> int:
     """Bring outputs that lie elsewhere into the run's folder (of these steps, or all); the bytes that came."""
-    came = 0
+    fetched_bytes = 0
     for state in manifest.steps:
         if state.result is None or (steps and state.name not in steps):
             continue
         folder = step_folder(store, manifest.run, state.name)
-        for found in produced(state.result):
-            came += sum(fact.size_bytes for _, fact in files_of(found) if not store.here(fact))
-            if not all((folder / path).exists() for path, _ in files_of(found)):
-                store.link(found, folder / found.path.rstrip("/"))
-    return came
+        for artifact in state.result.artifacts():
+            fetched_bytes += sum(fact.size_bytes for _, fact in files_of(artifact) if not store.has(fact))
+            if not all((folder / path).exists() for path, _ in files_of(artifact)):
+                store.link(artifact, folder / artifact.path.rstrip("/"))
+    return fetched_bytes
 
 
-def as_input(result: StepResult, output: str, source: str) -> InputFact:
-    """An upstream step's output, for the step that reads it."""
-    return InputFact(source=source, artifact=msgspec.structs.replace(result.outputs[output]))
+def upstream_input(source: str, results: Mapping[str, StepResult]) -> InputFact:
+    """The output `step.output` of a step before, for the step that reads it."""
+    step, _, output = source.partition(".")
+    return InputFact(source=source, artifact=results[step].outputs[output])

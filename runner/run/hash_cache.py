@@ -15,7 +15,7 @@ from runner.records import Artifact, FileFact
 FRESH_S = 2.0
 
 
-class Checked:
+class HashCache:
     """The index in `runs/checked.json`. Losing or damaging it costs time, never truth."""
 
     def __init__(self, path: Path) -> None:

@@ -50,7 +50,7 @@ def placed(manifest: RunManifest) -> Iterator[Artifact]:
             if artifact is not None:
                 slash = "/" if artifact.files is not None else ""
                 yield msgspec.structs.replace(artifact, path=f"{at}/in/{name}{slash}")
-        for artifact in run_folder.produced(state.result) if state.result is not None else ():
+        for artifact in state.result.artifacts() if state.result is not None else ():
             yield msgspec.structs.replace(artifact, path=f"{at}/{artifact.path}")
 
 

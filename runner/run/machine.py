@@ -1,6 +1,6 @@
-"""What a run depends on outside its project: account, machine, interpreter and installed packages, at a look.
+"""What a run depends on outside its project: account, machine, interpreter and installed packages.
 
-Standard library only: the way back for unchanged runs compares it. `provenance` and `packages` record the same.
+Standard library only, as the fast path compares it. `provenance` and `packages` record the same.
 """
 
 from __future__ import annotations

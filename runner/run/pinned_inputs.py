@@ -46,8 +46,8 @@ def _approved(source: str, version: ModelVersion | None, store: Store) -> InputF
     if version is None:
         return sources.absent(source)
     for path, fact in facts_of(version.artifact).items():
-        if version.location and not store.here(fact):
-            store.point(fact, version.location + path)
+        if version.location and not store.has(fact):
+            store.note_address(fact, version.location + path)
         if file_fact(store.object(fact)) != fact:
             raise Refused(
                 f"The approved {version.label} was altered: object {fact.sha256[:12]} has other bytes. "

@@ -14,7 +14,7 @@ from pathlib import Path
 from runner.manifest import Environment, GitState
 from runner.notebook.source import code_cells
 from runner.run import packages
-from runner.run.checkout import Checkout, Question
+from runner.run.checkout import GitCommand, GitStatus
 
 # what can change a result and holds no secret
 VARIABLES = ("LANG", "LC_ALL", "TZ", "PYTHONHASHSEED", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
@@ -47,7 +47,7 @@ def environment() -> Environment:
 
 def git_state(root: Path, notebooks: Iterable[Path]) -> GitState | None:
     """The commit `root` is at, and the code cells of `notebooks` that differ from it; None outside a repository."""
-    answer = Checkout(str(root)).answer()
+    answer = GitStatus(str(root)).answer()
     if not answer:
         return None
     commit, branch, top, status = answer
@@ -73,7 +73,7 @@ def git_state(root: Path, notebooks: Iterable[Path]) -> GitState | None:
 
 def _changed_cells(root: Path, relative: str, notebook: Path) -> list[str]:
     """The code cells, as `[n]`, whose source is not in the committed notebook; outputs and prose do not count."""
-    code, before = Question(str(root), "show", f"HEAD:{relative}").answer()
+    code, before = GitCommand(str(root), "show", f"HEAD:{relative}").answer()
     if code != 0:
         return ["new"]
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -12,21 +11,15 @@ from runner.errors import Refused, Tampered
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.model.approval import check_files
 from runner.model.events import verify_chain
-from runner.model.versions import Claim, Event, ModelVersion, NewVersion
+from runner.model.versions import Claim, Event, NewVersion, Registry
 from runner.pipeline.registering import HOW_TO_REGISTER
 from runner.records import Artifact, FileFact, StepResult
-
-
-class Register(Protocol):
-    def register(self, new: NewVersion) -> ModelVersion: ...
-
-    def list(self, name: str | None = None) -> Sequence[ModelVersion]: ...
 
 
 def commit(
     manifest: RunManifest,
     result: StepResult,
-    registry: Register,
+    registry: Registry,
     *,
     content: Callable[[FileFact], Path] | None,
     from_run: str | None = None,

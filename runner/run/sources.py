@@ -38,7 +38,7 @@ class RemoteFile:
     version: str
 
 
-class Remote(Protocol):
+class RemoteSource(Protocol):
     """A remote store. Both raise RemoteError naming the address and what to do."""
 
     def listing(self, address: str) -> list[RemoteFile]:
@@ -73,7 +73,9 @@ def absent(source: str) -> InputFact:
     return InputFact(source=source, present=False)
 
 
-def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *, fetch: bool = True) -> InputFact:
+def remote(
+    spec: InputSpec, store: Store, remote_for: Callable[[str], RemoteSource], *, fetch: bool = True
+) -> InputFact:
     """An address: identified by a listing for `as = "uri"` or without `fetch`, otherwise downloaded where this version
     is not here yet."""
     address = spec.from_
@@ -104,7 +106,7 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *
     return InputFact(source=said, artifact=found, version=version)
 
 
-def recorded(pipeline: Pipeline) -> Pipeline:
+def without_credentials(pipeline: Pipeline) -> Pipeline:
     """The pipeline as it is written down: its addresses without what lets one in."""
     steps = {}
     for name, step in pipeline.steps.items():
@@ -116,7 +118,7 @@ def recorded(pipeline: Pipeline) -> Pipeline:
     return msgspec.structs.replace(pipeline, steps=steps)
 
 
-def recorded_values(values: Mapping[str, str]) -> dict[str, str]:
+def public_values(values: Mapping[str, str]) -> dict[str, str]:
     """-p's values as they are written down."""
     return {name: public(value) if is_address(value) else value for name, value in values.items()}
 
@@ -135,13 +137,13 @@ def changed_objects(before: str, now: str, store: Store) -> str | None:
 
 
 def name_only(fact: InputFact, name: str, *_: object) -> InputFact:
-    """As `place` for a step that runs elsewhere: its input's place, with nothing put there."""
+    """As `place_input` for a step that runs elsewhere: its input's place, with nothing put there."""
     if not fact.present or fact.as_ == "uri":
         return fact
     return msgspec.structs.replace(fact, value=f"in/{name}", stamp="")
 
 
-def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
+def place_input(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
     """Put the input where its step finds it, `in/<name>`: a link to the source, or links to objects."""
     if not fact.present or fact.as_ == "uri":
         return fact
@@ -158,7 +160,7 @@ def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
     return msgspec.structs.replace(fact, value=f"in/{name}", stamp=stamp(target))
 
 
-def _fetch(address: str, file: RemoteFile, store: Store, service: Remote) -> FileFact:
+def _fetch(address: str, file: RemoteFile, store: Store, service: RemoteSource) -> FileFact:
     said = public(address)  # an address that is signed anew is the same address
     key = hashlib.sha256(f"{said}\n{file.path}".encode()).hexdigest()
     index = store.root / FETCHED / f"{key}.json"

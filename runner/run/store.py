@@ -38,7 +38,7 @@ WAIT_S = 10.0  # for the garbage to be collected
 OWNED = "owned-elsewhere"  # in a run's folder: who works on it in another checkout, as far as was last heard
 
 
-class Remote(Protocol):
+class RemoteObjects(Protocol):
     """Where objects lie whose bytes have not come here. Both raise RemoteError."""
 
     def fetch(self, address: str, fact: FileFact, target: Path) -> None:
@@ -51,7 +51,7 @@ class Remote(Protocol):
 class Store:
     """The folder `runs/` beside a pipeline.toml."""
 
-    def __init__(self, root: Path, remote: Remote | None = None) -> None:
+    def __init__(self, root: Path, remote: RemoteObjects | None = None) -> None:
         self.root = root
         self.objects = root / OBJECTS
         self.remote = remote
@@ -262,7 +262,7 @@ class Store:
             raise Tampered(f"Object {path} has {size} bytes instead of {fact.size_bytes}.")
         return path
 
-    def here(self, fact: FileFact) -> bool:
+    def has(self, fact: FileFact) -> bool:
         """Whether the object's bytes are in this store."""
         return (self.objects / fact.sha256).exists()
 
@@ -273,13 +273,13 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def point(self, fact: FileFact, address: str) -> None:
+    def note_address(self, fact: FileFact, address: str) -> None:
         """Remember where the object's bytes lie."""
         place = self.root / ELSEWHERE / fact.sha256
         place.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(place, address.encode())
 
-    def _fetch(self, address: str, fact: FileFact, remote: Remote) -> None:
+    def _fetch(self, address: str, fact: FileFact, remote: RemoteObjects) -> None:
         beside = self.objects / f".fetch-{secrets.token_hex(4)}"
         self.objects.mkdir(parents=True, exist_ok=True)
         try:

@@ -21,8 +21,8 @@ from runner.pipeline.file import nearest
 from runner.pipeline.plan import Plan, plan
 from runner.records import Metric, StepResult
 from runner.run.orchestrate import run
-from runner.run.ports import Executor, Options, Watcher, World
-from runner.run.sources import recorded_values
+from runner.run.ports import Executor, Options, RunWatcher, World
+from runner.run.sources import public_values
 from runner.step.execute import Progress
 
 MOST = 1000  # combinations
@@ -75,7 +75,7 @@ def sweep(
     jobs: int,
     world: Callable[[], World],
     on_change: Callable[[Swept], None] = lambda _: None,
-    watcher: Watcher | None = None,
+    watcher: RunWatcher | None = None,
 ) -> Swept:
     """Run every combination, `jobs` at once, then for the winner all that needs no verdict.
 
@@ -88,7 +88,7 @@ def sweep(
             f"--metric {metric}: a sweep ranks by what {step} itself records, on validation rows. "
             "Choosing by what is measured on the test rows would leave nothing to measure the winner by."
         )
-    tried = [Tried(recorded_values(given), given) for given in combinations(grid)]
+    tried = [Tried(public_values(given), given) for given in combinations(grid)]
     # every mistake is said before the first kernel starts
     plans = [_plan(file, options, one.given, (step,)) for one in tried]
     state = Swept(step, metric, "higher", tuple(tried))

@@ -20,7 +20,7 @@ ONLY_GET = (403, 405, 501)  # the answer to HEAD where an address is signed for 
 
 
 class Web:
-    """Reads files by HTTP; implements `runner.run.sources.Remote`."""
+    """Reads files by HTTP; implements `runner.run.sources.RemoteSource`."""
 
     def listing(self, address: str) -> list[RemoteFile]:
         with _headers(address) as reply:

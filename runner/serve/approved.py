@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.content import folder_artifact
+from runner.content import bytes_fact, folder_artifact
 from runner.errors import Refused, RunnerError, Tampered
 from runner.model.approval import check_files, read_files
 from runner.model.signature import Signature, Unknown
 from runner.model.versions import ModelVersion
-from runner.records import FileFact, checked, decode
+from runner.records import checked, decode
 
 if TYPE_CHECKING:
     from runner.scoring.inference import Scorer
@@ -32,7 +31,7 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
         )
     try:
         files = read_files(folder)
-        facts = {name: FileFact(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)) for name, data in files.items()}  # fmt: skip
+        facts = {name: bytes_fact(content) for name, content in files.items()}
     except (RunnerError, OSError) as error:
         raise Tampered(f"The model folder of {label} cannot be read: {error}") from error
     if folder_artifact("", facts).sha256 != version.sha256:

@@ -233,7 +233,7 @@ class SageMakerExecutor:
         manifest = self._store.manifest_as_written(job.run)
         addresses, files = {}, {}
         for name, fact in job.inputs.items():
-            if not fact.present or fact.as_ == "uri":
+            if not fact.is_file:
                 continue
             addresses[name] = _address(fact, manifest, self._store, bucket, f"Input {name} of step {job.step}")
             files[name] = "" if addresses[name].endswith("/") else PurePosixPath(addresses[name]).name
@@ -372,7 +372,7 @@ def _address(fact: InputFact, manifest: RunManifest, store: Store, bucket: Bucke
     if fact.listed:
         return fact.source
     upstream, _, output = fact.source.partition(".")
-    state = next((state for state in manifest.steps if state.name == upstream), None)
+    state = manifest.find_step(upstream)
     made = state.result if state is not None else None
     if made is not None and made.remote is not None and output in made.outputs:
         return made.remote.at + made.outputs[output].path

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -130,7 +129,3 @@ class Conversation:
 
     def __exit__(self, *_: object) -> None:
         self.connection.close()
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -31,8 +31,8 @@ from runner import escape
 from runner.content import atomic_write
 from runner.errors import RunnerError, UsageError
 from runner.model.served import Deployment
-from runner.records import decode, encode
-from runner.serve.local.protocol import ALIVE, CONTROL, LOG, STATE, Address, Answer, Ask, Client, State, now
+from runner.records import decode, encode, utc_text
+from runner.serve.local.protocol import ALIVE, CONTROL, LOG, STATE, Address, Answer, Ask, Client, State
 from runner.serve.local.version_process import Generation, Start, Word
 
 LOG_BYTES = 64 * 2**20
@@ -180,7 +180,7 @@ class Supervisor:
 
     def _switch(self, candidate: Candidate) -> None:
         """The new version accepts: it is what is served, and the old one ends."""
-        at = candidate.change.at or now()  # brought back after this machine went down: it is the same deployment
+        at = candidate.change.at or utc_text()  # brought back after this machine went down: it is the same deployment
         change = msgspec.structs.replace(candidate.change, at=at, place=self.address.url)
         if not self._written(change, candidate.generation.start, candidate.client):
             self.candidate = None
@@ -268,7 +268,7 @@ class Supervisor:
         plain = msgspec.structs.replace(start, token=None) if start is not None else None
         needs_token = bool(start.token) if start is not None else self._needs_token()
         if change.kind == "removed":
-            change = msgspec.structs.replace(change, at=now(), place=self.address.url)
+            change = msgspec.structs.replace(change, at=utc_text(), place=self.address.url)
         try:
             state = State(change=change, start=plain, address=self.address, needs_token=needs_token)
             atomic_write(Path(STATE), encode(state))
@@ -385,7 +385,9 @@ def _said(said: str, why: str = "") -> int:
 
 def _log(said: str) -> None:
     with contextlib.suppress(OSError):  # the disk is full: what serves goes on
-        os.write(2, f'{{"at":"{now()}","supervisor":{escape.json(msgspec.json.encode(said).decode())}}}\n'.encode())
+        os.write(
+            2, f'{{"at":"{utc_text()}","supervisor":{escape.json(msgspec.json.encode(said).decode())}}}\n'.encode()
+        )
 
 
 if __name__ == "__main__":

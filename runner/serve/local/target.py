@@ -24,7 +24,7 @@ from runner.model.deployment import Health, locked
 from runner.model.served import Deployment
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
-from runner.records import Target, decode, encode, read
+from runner.records import Target, decode, encode, read, utc_text
 from runner.serve.local.protocol import (
     ALIVE,
     LOG,
@@ -34,7 +34,6 @@ from runner.serve.local.protocol import (
     Ask,
     Conversation,
     State,
-    now,
 )
 from runner.serve.local.version_process import Start, Word
 
@@ -95,7 +94,7 @@ class LocalTarget:
         else:
             state = self._state()
             assert state is not None
-            change = msgspec.structs.replace(change, at=now(), place=state.address.url)
+            change = msgspec.structs.replace(change, at=utc_text(), place=state.address.url)
             try:
                 atomic_write(self.folder / STATE, encode(msgspec.structs.replace(state, change=change, start=None)))
             except OSError as error:
