@@ -28,7 +28,7 @@ from runner.run import sources
 from runner.run.folder import PIPELINE
 from runner.run.ports import Executor, Runtime, RunWatcher, Silent, World
 from runner.run.sources import RemoteSource
-from runner.run.store import Store, facts_of, found_here
+from runner.run.store import Store, facts_of, is_fetched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -360,6 +360,6 @@ class _Elsewhere:
 def model_folder(store: Store, run: str, artifact: Artifact) -> Path:
     """The folder of a run's model, its bytes brought here where they never were."""
     folder = store.folder(run) / artifact.path
-    if not found_here(store.folder(run), artifact, store):
+    if not is_fetched(store.folder(run), artifact, store):
         store.link(artifact, folder)
     return folder

@@ -31,7 +31,7 @@ LOOKED_AT = (".ipynb_checkpoints", ".DS_Store")
 SEALED = ("succeeded", "cached")
 
 
-def strangers(manifest: RunManifest, store: Store) -> Iterator[Path]:
+def unknown_files(manifest: RunManifest, store: Store) -> Iterator[Path]:
     """Files in the run's folder that its manifest does not know, sorted; links and pipes among them.
 
     Of a step that has not succeeded, what it may have left in the middle is not known, but for its code.

@@ -155,7 +155,7 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Keep everybody from working in the store meanwhile. Raises Refused where somebody does."""
         with self._store_lock(fcntl.LOCK_EX):
             yield
@@ -349,7 +349,7 @@ def check(folder: Path, found: Artifact, store: Store) -> None:
 
     What lies elsewhere is checked by whoever fetches it.
     """
-    if not found_here(folder, found, store):
+    if not is_fetched(folder, found, store):
         return
     for path, fact in files_of(found):
         try:
@@ -362,7 +362,7 @@ def check(folder: Path, found: Artifact, store: Store) -> None:
         raise Tampered(f"{folder / found.path} has files that were not there when it was sealed.")
 
 
-def found_here(folder: Path, found: Artifact, store: Store) -> bool:
+def is_fetched(folder: Path, found: Artifact, store: Store) -> bool:
     """Whether the artifact is to be in the folder; not where a file of it is not, and its bytes came from elsewhere."""
     return not any(not (folder / path).exists() and store.address(fact) is not None for path, fact in files_of(found))
 
