@@ -321,12 +321,7 @@ def _data(before: RunManifest, after: RunManifest) -> Iterator[DataChange]:
                 key = f"{state.name}.{name}"
                 outside = key in before.sources or key in after.sources or "/" in name
                 yield DataChange(
-                    name=key,
-                    outside=outside,
-                    source_before=was[0],
-                    source_after=is_[0],
-                    before=was[1],
-                    after=is_[1],
+                    name=key, outside=outside, source_before=was[0], source_after=is_[0], before=was[1], after=is_[1]
                 )
 
 

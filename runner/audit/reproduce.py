@@ -131,11 +131,7 @@ def _input(manifest: RunManifest, state: StepState, name: str, fact: InputFact, 
 
 
 def _cause(
-    state: StepState,
-    again: StepResult,
-    twice: StepResult,
-    environment: tuple[str, ...],
-    tolerance: float,
+    state: StepState, again: StepResult, twice: StepResult, environment: tuple[str, ...], tolerance: float
 ) -> str:
     """The likely reason, from the environment and from whether a second try differs from the first."""
     if any(compare(again, twice, tolerance)):

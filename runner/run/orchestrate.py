@@ -289,9 +289,7 @@ class Steps:
         self.results[state.name] = result
         metrics, problems = recorded({state.name: result})
         self.manifest = replace(
-            self.manifest,
-            metrics={**self.manifest.metrics, **metrics},
-            problems={**self.manifest.problems, **problems},
+            self.manifest, metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems}
         )
         self._announce(replace(state, result=result))
 
