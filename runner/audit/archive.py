@@ -37,7 +37,7 @@ from runner.paths import FileName, RelativePath
 from runner.records import FORMAT, Artifact, FileFact, Record, decode, encode
 from runner.run import layout
 from runner.run.folder import PIPELINE
-from runner.run.inputs import copy, origin, recorded
+from runner.run.inputs import copy, origin, recorded_input
 from runner.run.registration import claimed
 from runner.run.store import MANIFEST, Store, facts_of
 
@@ -237,7 +237,7 @@ def _objects(manifest: RunManifest, store: Store, scratch: Path) -> dict[str, tu
     for state in manifest.steps:
         for name in state.job.inputs if state.job is not None else ():
             artifact, where = layout.given(manifest, state, name), f"Input {name} of step {state.name}"
-            if artifact is None or origin(given := recorded(manifest, state.name, name), where, store) is None:
+            if artifact is None or origin(given := recorded_input(manifest, state.name, name), where, store) is None:
                 continue
             copy(given, place := scratch / state.name / name, where, store)
             for relative, fact in facts_of(artifact).items():

@@ -18,7 +18,7 @@ from runner.notebook.source import read_notebook
 from runner.records import StepError, StepJob, Value
 from runner.run import folder as run_folder
 from runner.run.contents import copy_code
-from runner.run.inputs import copy, recorded
+from runner.run.inputs import copy, recorded_input
 from runner.run.store import Store
 
 DEBUG = "debug"
@@ -65,7 +65,7 @@ def _place(
             continue
         place = target / "in" / name
         place.parent.mkdir(exist_ok=True)
-        fact = recorded(manifest, state.name, name)
+        fact = recorded_input(manifest, state.name, name)
         copy(fact, place, f"Input {name} of step {state.name}", store)
         values[name] = str(place)
         checked[str(place)] = artifact(place, name=name).sha256

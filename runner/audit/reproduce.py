@@ -15,7 +15,7 @@ from runner.manifest import Environment, RunManifest, StepState
 from runner.records import InputFact, Metric, StepResult
 from runner.run import folder as run_folder
 from runner.run.contents import copy_code
-from runner.run.inputs import origin, recorded
+from runner.run.inputs import origin, recorded_input
 from runner.run.ports import Executor
 from runner.run.store import Store
 from runner.step.execute import Progress
@@ -122,7 +122,7 @@ def _execute(
 
 def _input(manifest: RunManifest, state: StepState, name: str, fact: InputFact, original: Store) -> InputFact:
     """The input as it was recorded, if its bytes are still to be had."""
-    pinned = recorded(manifest, state.name, name)
+    pinned = recorded_input(manifest, state.name, name)
     if pinned.artifact is None or pinned.as_ == "uri":
         return pinned
     if origin(pinned, f"Input {name} of step {state.name}", original) is not None:

@@ -85,7 +85,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     from runner.pipeline.file import nearest
     from runner.pipeline.plan import plan as make_plan
     from runner.project import Project
-    from runner.run.inputs import parameters, recorded
+    from runner.run.inputs import parameters, recorded_input
 
     plan = make_plan(pipeline)
     planned = next((candidate for candidate in plan.steps if candidate.name == step), None)
@@ -100,7 +100,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
             if state is None or state.job is None:
                 raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
             for name in state.job.inputs:
-                _copy_input(planned, name, recorded(manifest, step, name), store)
+                _copy_input(planned, name, recorded_input(manifest, step, name), store)
             _bring(planned.notebook, parameters(manifest, step, store))
     if no_open:
         say(planned.notebook.path)

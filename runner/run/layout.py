@@ -20,7 +20,7 @@ from runner.manifest import RunManifest, StepState
 from runner.records import Artifact
 from runner.run import folder as run_folder
 from runner.run.ids import RUN_ID
-from runner.run.inputs import recorded
+from runner.run.inputs import recorded_input
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.store import MANIFEST, files_of
 from runner.step.execute import EXECUTED
@@ -57,7 +57,7 @@ def placed(manifest: RunManifest) -> Iterator[Artifact]:
 def given(manifest: RunManifest, state: StepState, name: str) -> Artifact | None:
     """An input of the step by content; None for one that is absent, an address, or known by its listing alone."""
     assert state.job is not None
-    fact = recorded(manifest, state.name, name)
+    fact = recorded_input(manifest, state.name, name)
     if not state.job.inputs[name].present or fact.as_ == "uri" or fact.listed:
         return None
     return fact.artifact
