@@ -236,7 +236,7 @@ def _objects(manifest: RunManifest, store: Store, scratch: Path) -> dict[str, tu
     outside: dict[str, Path] = {}
     for state in manifest.steps:
         for name in state.job.inputs if state.job is not None else ():
-            artifact, where = layout.given(manifest, state, name), f"Input {name} of step {state.name}"
+            artifact, where = layout.input_artifact(manifest, state, name), f"Input {name} of step {state.name}"
             if artifact is None or origin(given := recorded_input(manifest, state.name, name), where, store) is None:
                 continue
             copy(given, place := scratch / state.name / name, where, store)

@@ -1,4 +1,4 @@
-"""What a run's model version is now: the run says what it was when it ended, and somebody may have decided since."""
+"""The status of a run's model version now: its manifest has the one at its end, and somebody may have decided since."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from runner.run.registration import model_artifact
 
 
 def as_of_now(manifests: Sequence[RunManifest], registry: Registry) -> list[RunManifest]:
-    """The runs with the state that their versions have now, for people and programs to look at; not to be stored.
-
-    A registry that cannot be read makes it "unknown", with the reason.
-    """
+    """The runs with their versions' status now, to show and not to store; "unknown" where the registry cannot be read."""
     known: dict[str, Sequence[ModelVersion] | RunnerError] = {}
     for name in {manifest.model_version.name for manifest in manifests if manifest.model_version}:
         try:
@@ -36,12 +33,12 @@ def as_of_now(manifests: Sequence[RunManifest], registry: Registry) -> list[RunM
 def _now(
     manifest: RunManifest, then: ModelVersionRef, known: dict[str, Sequence[ModelVersion] | RunnerError]
 ) -> ModelVersionRef:
-    found, made = known[then.name], model_artifact(manifest)
-    if isinstance(found, RunnerError):
-        why = f"what it is now cannot be read: {found}"
-        return msgspec.structs.replace(then, status="unknown", status_at_end=then.status, unknown=why)
-    for version in found:
-        if version.version == then.version and made is not None and version.sha256 == made.sha256:
+    versions, model = known[then.name], model_artifact(manifest)
+    why = "the registry here does not have it"
+    if isinstance(versions, RunnerError):
+        versions, why = [], f"what it is now cannot be read: {versions}"
+    for version in versions:
+        if version.version == then.version and model is not None and version.sha256 == model.sha256:
             return msgspec.structs.replace(
                 then,
                 status=version.status,
@@ -49,5 +46,4 @@ def _now(
                 decided_by=version.decided_by,
                 decided=version.decided,
             )
-    why = "the registry here does not have it"
     return msgspec.structs.replace(then, status="unknown", status_at_end=then.status, unknown=why)

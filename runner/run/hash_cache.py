@@ -1,4 +1,4 @@
-"""Hashes known from before, for files that were not touched since: by size, modification time and inode."""
+"""Hashes of files that were not touched since they were read, by size, modification time and inode."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from runner.content import atomic_write, file_fact, folder_artifact, walk
-from runner.records import Artifact, FileFact
+from runner.content import atomic_write, file_fact, stamp
+from runner.records import FileFact
 
-# a file changed twice within a clock tick of the file system has equal stamps, so a fresh one is read again
-FRESH_S = 2.0
+FRESH_S = 2.0  # a younger file is read again: two changes within a clock tick of the file system have equal stamps
 
 
 class HashCache:
@@ -27,24 +26,16 @@ class HashCache:
 
     def fact(self, path: Path) -> FileFact:
         """Hash and size of the file, read only where its stamp is new. Raises as `runner.content.file_fact`."""
-        status = path.stat()
-        stamp = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+        status, now = path.stat(), stamp(path)
         name = str(path.absolute())
-        known = self._known.get(name)
-        if known is not None and known[0] == stamp:
-            return FileFact(sha256=known[1], size_bytes=status.st_size)
+        known_stamp, sha256 = self._known.get(name, ("", ""))
+        if known_stamp == now:
+            return FileFact(sha256=sha256, size_bytes=status.st_size)
         fact = file_fact(path)
         if time.time() - status.st_mtime > FRESH_S:
-            self._known[name] = (stamp, fact.sha256)
+            self._known[name] = (now, fact.sha256)
             self._changed = True
         return fact
-
-    def artifact(self, path: Path, *, name: str) -> Artifact:
-        """As `runner.content.artifact`, with untouched files not read."""
-        if not path.is_dir():
-            fact = self.fact(path)
-            return Artifact(path=name, sha256=fact.sha256, size_bytes=fact.size_bytes)
-        return folder_artifact(name, {relative: self.fact(file) for relative, file in walk(path)})
 
     def save(self) -> None:
         if self._changed:
