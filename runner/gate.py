@@ -96,7 +96,9 @@ def _sentence(rule: Rule, metric: Metric, outcome: Outcome, end: float) -> str:
         assert metric.low is not None
         assert metric.high is not None
         interval = f"{show(metric.low)} to {show(metric.high)}"
-        return f"{subject}, but its interval, {interval}, has the limit {limit} in it: not enough test rows to judge it."
+        return (
+            f"{subject}, but its interval, {interval}, has the limit {limit} in it: not enough test rows to judge it."
+        )
     side = f"{_number(abs(end - threshold))} {'above' if end > threshold else 'below'}"
     if rule.confident:
         which = "low" if end == metric.low else "high"
