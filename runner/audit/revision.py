@@ -42,13 +42,12 @@ def check_out(root: Path, name: str, commit: str, scratch: Path) -> Path:
 
 
 def _write(root: Path, commit: str, paths: Sequence[str], scratch: Path) -> int:
-    """Write the files as they were at the commit, those that it has; how many."""
-    asked = "".join(f"{commit}:{path}\n" for path in paths if "\n" not in path)
-    answer = _git(root, "cat-file", "--batch", stdin=os.fsencode(asked)) or b""
+    """Write those of the files that the commit has; how many."""
+    paths = [path for path in paths if "\n" not in path]
+    objects = "".join(f"{commit}:{path}\n" for path in paths)
+    answer = _git(root, "cat-file", "--batch", stdin=os.fsencode(objects)) or b""
     written = 0
     for path in paths:
-        if "\n" in path:
-            continue
         head, _, answer = answer.partition(b"\n")
         if head.endswith(b" missing"):
             continue
