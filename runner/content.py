@@ -148,7 +148,7 @@ def make_read_only(path: Path) -> bool:
 
 
 def link_to(target: Path, source: Path) -> bool:
-    """Make `target` a symbolic link to the file or folder; False where it is a copy, as the file system has no links."""
+    """Make `target` a symbolic link to the file or folder; False where it is a copy, for lack of links."""
     target.unlink(missing_ok=True)
     try:
         target.symlink_to(source)

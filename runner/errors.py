@@ -8,7 +8,7 @@ RunnerError                  1  internal
 ├── GateUndecided            5  the gate is inconclusive or in error
 ├── KernelDied               6  the kernel died or ran out of time
 ├── RemoteError              7  a remote service did not give what was asked
-├── Detached               130  what was started elsewhere goes on without us
+├── Detached               130  what was started elsewhere keeps running
 └── Refused                  8  unapproved, tampered, already decided, locked
     ├── Tampered             8  bytes differ from their recorded hash, or are not a record
     ├── NewerStore           8  written by a newer version of this program

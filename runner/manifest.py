@@ -70,7 +70,7 @@ class Environment(Record, frozen=True, kw_only=True):
 
 
 class ModelVersionRef(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The version at the end of the run. `runner.run.current_version` adds its status now, which is not stored."""
+    """The version at the end of the run. `runner.run.registration` adds its status now, which is not stored."""
 
     name: FileName
     version: int

@@ -254,8 +254,8 @@ class Project:
         return manifest, version
 
     def as_of_now(self, manifests: Sequence[RunManifest]) -> list[RunManifest]:
-        """The runs with what has been decided on their versions since; see `runner.run.current_version`."""
-        from runner.run.current_version import as_of_now
+        """The runs with what has been decided on their versions since; see `runner.run.registration`."""
+        from runner.run.registration import as_of_now
 
         if not any(manifest.model_version for manifest in manifests):
             return [*manifests]

@@ -4,9 +4,9 @@
     run/…                the records of the run's folder, see `runner.run.layout`
     objects/<sha256>     every input, output and executed notebook
 
-Equal runs give equal files. An archive is untrusted: where anything in it is wrong, nothing is kept, and the run's folder
-appears in one rename. A name in it becomes a path only after it was compared with the manifest, whose names stay below
-their folder; objects are named by their content.
+Equal runs give equal files. An archive is untrusted: where anything in it is wrong, nothing is kept, and the run's
+folder appears in one rename. A name in it becomes a path only after it was compared with the manifest, whose names stay
+below their folder; objects are named by their content.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ImportedRun:
 
 
 def pack(manifest: RunManifest, store: Store, target: Path, evidence: Pack) -> int:
-    """Write the run to `target`; its size in bytes. Raises Refused where the run goes on, or an input is gone.
+    """Write the run to `target`; its size in bytes. Raises Refused where the run has not ended, or an input is gone.
 
     Hold `store.shared()` around it.
     """

@@ -29,8 +29,8 @@ def prepare(manifest: RunManifest, step: str, *, store: Store, project: Path) ->
     """Make the notebook to open; replaces what an earlier call made for this step.
 
     Run All in a fresh kernel does what the step did: in its working folder, on its inputs (the first cell checks their
-    hashes), with its parameters. Raises UsageError for a step that did not run, Refused where an input is gone, Tampered
-    where the run's own code was altered.
+    hashes), with its parameters. Raises UsageError for a step that did not run, Refused where an input is gone,
+    Tampered where the run's own code was altered.
     """
     state = manifest.find_step(step)
     if state is None or state.job is None:

@@ -54,7 +54,7 @@ class Change(Record, frozen=True, kw_only=True):
 
 
 class PackageChange(Record, frozen=True, kw_only=True):
-    """An installed package; `imported` where a step of either run stands on it."""
+    """An installed package; `imported` where a step of either run depends on it."""
 
     name: str
     before: str | None

@@ -123,7 +123,7 @@ def _divide(
 def _remove(store: Store, run: str, registry: Registry, versions: Iterable[ModelVersion], request: GcRequest) -> None:
     """Record the removal, rename the run's folder away, then delete it.
 
-    It is recorded in the histories of its versions too, where they are local and not shared with people who have the run.
+    It is recorded in the histories of its versions too, where these are local: others may still have the run.
     """
     record = _removal(store, run, versions, request)
     if record is not None:

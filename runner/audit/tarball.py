@@ -1,7 +1,7 @@
 """An untrusted gzipped tar file, read member by member.
 
-Python's own reader reads a header of any length into memory, and follows links, sparse files and chains of headers. Here
-a member is a regular file with at most one short extended header, and no more is unpacked than allowed.
+Python's own reader reads a header of any length into memory, and follows links, sparse files and chains of headers.
+Here a member is a regular file with at most one short extended header, and no more is unpacked than allowed.
 """
 
 from __future__ import annotations

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from runner.content import atomic_write, file_fact
+from runner.content import atomic_write, file_fact, stamp
 from runner.errors import RunnerError, Tampered, UsageError
 from runner.manifest import StepState
 from runner.paths import FileName, RelativePath
 from runner.pipeline.plan import PlannedStep
-from runner.records import Opened, Record, StepJob, StepKey, StepResult, encode, read
+from runner.records import FileFact, Opened, Record, StepJob, StepKey, StepResult, encode, read
 from runner.run import folder as run_folder
-from runner.run.hash_cache import HashCache
 from runner.run.keys import differences, digest
 from runner.run.sources import changed_objects
 from runner.run.store import MANIFEST, Store, facts_of, files_of
 
 CACHE, LATEST, INDEX, PACKAGES = "cache", "latest.json", "checked.json", "packages.json"
 NEVER, ALTERED = "never run", "an output was altered"
+FRESH_S = 2.0  # a younger file is read again: two changes within a clock tick of the file system have equal stamps
 KEPT = 20  # entries a key keeps: same code and inputs, other undeclared files
 
 
@@ -162,3 +163,33 @@ class Cache:
         with contextlib.suppress(OSError, RunnerError, msgspec.MsgspecError):
             return read(_Entries, self.folder / step / name).entries
         return []
+
+
+class HashCache:
+    """Hashes of files by size, time and inode, kept in runs/cache/checked.json. Losing it costs time, never truth."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, tuple[str, str]] = {}
+        self._changed = False
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            self._known = msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, str]])
+
+    def fact(self, path: Path) -> FileFact:
+        """Hash and size of the file, read only where its stamp is new. Raises as `runner.content.file_fact`."""
+        status, now = path.stat(), stamp(path)
+        name = str(path.absolute())
+        known_stamp, sha256 = self._known.get(name, ("", ""))
+        if known_stamp == now:
+            return FileFact(sha256=sha256, size_bytes=status.st_size)
+        fact = file_fact(path)
+        if time.time() - status.st_mtime > FRESH_S:
+            self._known[name] = (now, fact.sha256)
+            self._changed = True
+        return fact
+
+    def save(self) -> None:
+        if self._changed:
+            with contextlib.suppress(OSError):
+                atomic_write(self.path, msgspec.json.encode(self._known))
+            self._changed = False

@@ -1,7 +1,7 @@
 """What git knows of a project's folder: commit, branch, and which tracked files differ.
 
-A run records `GitStatus`. The fast path asks `GitFingerprint`: while its answer is equal, so is that of `GitStatus`, and
-it needs no filter to run. Both do without `subprocess`, whose import takes longer than git does.
+A run records `GitStatus`. The fast path asks `GitFingerprint`: while its answer is equal, so is that of `GitStatus`,
+and it needs no filter to run. Both do without `subprocess`, whose import takes longer than git does.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ SHOWN = 5  # packages or findings in a line
 
 @dataclass(frozen=True)
 class Check:
-    """One line: `said` is the result, `fix` the command or the line to write where it failed. `code` is an exit code."""
+    """One line: `said` is the result, `fix` the command or line to write where it failed, `code` an exit code."""
 
     name: str
     status: Literal["ok", "failed", "unknown"]

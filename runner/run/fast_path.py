@@ -254,7 +254,7 @@ def _stamp(status: os.stat_result) -> str:
 
 
 def _full_stamp(status: os.stat_result) -> str:
-    """With the time that nobody can set back; it is another after each link to the file, so not for sealed ones."""
+    """With the time that cannot be set; each link to the file changes it, so not for sealed files."""
     return f"{_stamp(status)}-{status.st_ctime_ns}"
 
 

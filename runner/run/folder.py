@@ -1,4 +1,4 @@
-"""A run's folder before and after its steps: the snapshot they run from, their jobs, and the sealing of their results."""
+"""A run's folder before and after its steps: their snapshot, their jobs, and the sealing of their results."""
 
 from __future__ import annotations
 

@@ -56,16 +56,16 @@ def origin(fact: InputFact, where: str, store: Store) -> Path | None:
         return None
     if is_address(fact.source):
         raise Refused(
-            f"{where} was fetched from {fact.source} (sha256 {fact.artifact.sha256[:12]}), and its bytes are not in the "
-            f"store any more. {_remedy(fact.source)}"
+            f"{where} was fetched from {fact.source} (sha256 {fact.artifact.sha256[:12]}), and its bytes are not in "
+            f"the store any more. {_remedy(fact.source)}"
         )
     source = Path(fact.source)
     with contextlib.suppress(OSError, RunnerError):
         if source.is_absolute() and artifact(source, name=source.name).sha256 == fact.artifact.sha256:
             return source
     raise Refused(
-        f"{where} was {fact.source} (sha256 {fact.artifact.sha256[:12]}), which has changed or is gone, and the run kept "
-        "no copy. Put it back, or write `keep = true` at that input for runs to come."
+        f"{where} was {fact.source} (sha256 {fact.artifact.sha256[:12]}), which has changed or is gone, and the run "
+        "kept no copy. Put it back, or write `keep = true` at that input for runs to come."
     )
 
 

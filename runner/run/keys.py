@@ -62,7 +62,7 @@ def step_key(
 
 
 def imports(step: PlannedStep) -> set[str]:
-    """Every module that the notebook and its project modules import, and the packages that these use indirectly."""
+    """Every module that the notebook and its project modules import, and the packages that these use."""
     sources = [python_source(cell) for cell in step.notebook.code]
     sources += [module_source(path) for path in step.modules.values()]
     names = set().union(*map(imported_names, sources))
@@ -101,7 +101,7 @@ def differences(
     sources: Mapping[str, str],
     objects: Callable[[str, str], str | None] = lambda *_: None,
 ) -> Iterator[str]:
-    """Why `now` is not `before`: "cell [7] changed", "max_depth 5 → 6", "input source changed", "numpy 2.4.6 → 2.5.0".
+    """Why `now` is not `before`: "cell [7] changed", "max_depth 5 → 6", "input source changed", "numpy 2.4 → 2.5".
 
     `sources` says where each input comes from, `objects` how two listings differ, by their hashes.
     """

@@ -125,7 +125,7 @@ class Steps:
                     self._collect()
             if self.detached:
                 raise Detached(
-                    f"Run {self.manifest.run} goes on without us: {', '.join(sorted(self.detached))}.",
+                    f"Steps of run {self.manifest.run} keep running: {', '.join(sorted(self.detached))}.",
                     run=self.manifest.run,
                 )
         except Exception as error:
@@ -256,7 +256,7 @@ class Steps:
                 error.add_note(f"Step {step.name}: {outcome}")
         if self.detached and not isinstance(error, Detached):
             error.add_note(
-                f"{', '.join(sorted(self.detached))} of run {self.manifest.run} goes on without us: "
+                f"Steps of run {self.manifest.run} keep running: {', '.join(sorted(self.detached))}. "
                 f"`runner resume {self.manifest.run}` follows it again, `runner stop {self.manifest.run}` ends it."
             )
 

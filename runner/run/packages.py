@@ -98,7 +98,7 @@ def _index_of(fingerprint: str, file: Path) -> _Index:
 
 
 def _required(lines: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What each package requires on this machine, by the lines of its metadata; only the extras that another asks for."""
+    """What each package requires on this machine, by its metadata; only the extras that another asks for."""
     required: dict[str, list[str]] = {}
     pending = list(lines)
     while pending:
@@ -111,7 +111,7 @@ def _required(lines: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _requirements(line: str, extra: str) -> list[str]:
-    """`name` and `name[extra]…` that a Requires-Dist line requires here, with this extra of its package ("" for none)."""
+    """`name` and `name[extra]…` that a Requires-Dist line requires here, with this extra ("" for none)."""
     if ";" not in line and (plain := _PLAIN.fullmatch(line)):
         return [] if extra else [_plain(plain[1])]
     if not extra and re.search(r"\bextra\s*==", line):
@@ -130,7 +130,7 @@ def _requirements(line: str, extra: str) -> list[str]:
 
 
 def _recorded(record: str) -> set[str]:
-    """The top-level modules among an installed package's files; importlib.metadata takes ten times as long."""
+    """The top-level modules among a package's files; importlib.metadata takes ten times as long."""
     paths = (line.partition(",")[0] for line in record.splitlines())
     return {path.partition("/")[0].removesuffix(".py") for path in paths if path.endswith(".py")}
 

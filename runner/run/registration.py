@@ -1,4 +1,4 @@
-"""Registering the model of a run that passed, once, by the run's owner."""
+"""Registering the model of a run that passed, once, by the run's owner; and the status of its version now."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from runner.errors import Refused, Tampered
+from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.model.approval import check_files
 from runner.model.events import verify_chain
-from runner.model.versions import Claim, Event, NewVersion, Registry
+from runner.model.versions import Claim, Event, ModelVersion, NewVersion, Registry
 from runner.pipeline.registering import HOW_TO_REGISTER
 from runner.records import Artifact, FileFact, StepResult
 from runner.run.store import facts_of
@@ -27,8 +27,8 @@ def commit(
 ) -> ModelVersionRef:
     """Register what the step asked for. Idempotent.
 
-    `content` gives a file of the model by its fact; None where the registry checks the files itself. For a cached result
-    the version that `from_run` registered is returned, unless the registry no longer has it.
+    `content` gives a file of the model by its fact; None where the registry checks the files itself. For a cached
+    result the version that `from_run` registered is returned, unless the registry no longer has it.
 
     Raises Refused as `new_version`, and where the files are not a model that can be approved.
     """
@@ -152,3 +152,35 @@ def model_artifact(manifest: RunManifest) -> Artifact | None:
         return None
     artifact = state.result.outputs[output]
     return replace(artifact, path=f"steps/{step}/{artifact.path.rstrip('/')}")
+
+
+def as_of_now(manifests: Sequence[RunManifest], registry: Registry) -> list[RunManifest]:
+    """The runs with their versions' status now, to show, not to store; "unknown" if the registry cannot be read."""
+    known: dict[str, Sequence[ModelVersion] | RunnerError] = {}
+    for name in {manifest.model_version.name for manifest in manifests if manifest.model_version}:
+        try:
+            known[name] = registry.list(name)
+        except UsageError:  # it has no such model
+            known[name] = []
+        except RunnerError as error:
+            known[name] = error
+    return [
+        replace(manifest, model_version=_with_status_now(manifest, manifest.model_version, known))
+        if manifest.model_version
+        else manifest
+        for manifest in manifests
+    ]
+
+
+def _with_status_now(
+    manifest: RunManifest, then: ModelVersionRef, known: dict[str, Sequence[ModelVersion] | RunnerError]
+) -> ModelVersionRef:
+    versions, model = known[then.name], model_artifact(manifest)
+    why = "the registry here does not have it"
+    if isinstance(versions, RunnerError):
+        versions, why = [], f"what it is now cannot be read: {versions}"
+    for version in versions:
+        if version.version == then.version and model is not None and version.sha256 == model.sha256:
+            decision = {"decided_by": version.decided_by, "decided": version.decided}
+            return replace(then, status=version.status, status_at_end=then.status, **decision)
+    return replace(then, status="unknown", status_at_end=then.status, unknown=why)

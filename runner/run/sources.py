@@ -1,7 +1,7 @@
 """Where a step's inputs come from: local paths, remote addresses, approved versions; each identified before use.
 
-A remote source is downloaded once per version and kept as an object. The service's version (ETag, VersionId) is recorded
-beside the hash of the bytes; credentials and signatures in an address never are.
+A remote source is downloaded once per version and kept as an object. The service's version (ETag, VersionId) is
+recorded beside the hash of the bytes; credentials and signatures in an address never are.
 """
 
 from __future__ import annotations
