@@ -22,7 +22,6 @@ from runner.errors import PipelineError, Refused, RunnerError, UsageError
 from runner.records import LOCK, StepJob, encode
 from runner.run.store import Store
 
-OLDEST = (3, 11)
 STUDIO = Path("/opt/ml/metadata/resource-metadata.json")  # of a space of SageMaker Studio
 STUDIO_LOG = ".runner-studio.log"  # infra/studio-lifecycle.sh
 LOW_BYTES = 2_000_000_000  # less free space is used up by a few runs
@@ -66,11 +65,7 @@ def machine(pipeline: Path, store: Store) -> Iterator[Check]:
 
 
 def python() -> Check:
-    where = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        return failed("python", where, f"make the environment with Python >= {oldest}: `make PYTHON=python{oldest}`")
-    return ok("python", where)
+    return ok("python", f"{platform.python_version()} at {sys.executable}")
 
 
 def packages(lock: Path) -> Check:

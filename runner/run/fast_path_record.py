@@ -7,7 +7,7 @@ the run, nothing is kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from runner.manifest import ModelVersionRef, RunManifest, StepState
 from runner.model.versions import Registry
 from runner.notebook.source import module_places, project_modules
 from runner.pipeline.file import APPROVED, is_address
-from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
+from runner.pipeline.plan import Plan, PlannedStep
 from runner.records import StepKey, StepResult, encode
 from runner.run import editable, fast_path, keys, provenance
 from runner.run.cache import Cache, Miss
@@ -85,7 +85,7 @@ def keep(plan: Plan, manifest: RunManifest, world: World, command: Invocation) -
             if provenance.environment() != manifest.environment:
                 raise Changed("environment")
             names = (*provenance.VARIABLES, *ACCOUNT, *command.variables, failpoint.VARIABLE)
-            secret = [name for step in plan.steps for name in _secrets(step)]
+            secret = [variable for step in plan.steps for variable in step.secrets.values()]
             repeatable = recorder.repeatable
             repeatable.environment(dict.fromkeys(names), present=dict.fromkeys(secret), git=command.git)
             fast_path.keep(str(store.root), command.arguments, repeatable)
@@ -216,10 +216,3 @@ class _Recorder:
 
     def _file(self, path: Path, sha256: str | None = fast_path.ANY) -> None:
         self.repeatable.file(str(path), sha256)
-
-
-def _secrets(step: PlannedStep) -> Iterator[str]:
-    """The variables that have the values of its secret parameters."""
-    for name, value in step.parameters.items():
-        if name in step.notebook.parameters and step.notebook.parameters[name].secret:
-            yield str(value).removeprefix(ENVIRONMENT)

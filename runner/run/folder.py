@@ -14,7 +14,7 @@ from runner.manifest import RunManifest
 from runner.notebook.source import read_notebook
 from runner.pipeline.addresses import public
 from runner.pipeline.file import is_address
-from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
+from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.registering import gated, needs_of
 from runner.records import Artifact, InputFact, StepJob, StepResult, encode
 from runner.run.sources import place_input
@@ -89,18 +89,12 @@ def job(
     place: Place = place_input,
 ) -> StepJob:
     """The step's job, written to its folder with its inputs put in place and its outputs cleared."""
-    declared = step.notebook.parameters
-    secrets = {
-        name: str(value).removeprefix(ENVIRONMENT)
-        for name, value in step.parameters.items()
-        if name in declared and declared[name].secret
-    }
     step_job = StepJob(
         run=run,
         step=step.name,
         notebook=step.spec.notebook,
-        parameters={name: value for name, value in step.parameters.items() if name not in secrets},
-        secrets=secrets,
+        parameters={name: value for name, value in step.parameters.items() if name not in step.secrets},
+        secrets=step.secrets,
         outputs=step.spec.outputs,
         timeout_s=step.spec.timeout_s,
         cell_timeout_s=step.spec.cell_timeout_s,

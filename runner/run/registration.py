@@ -35,10 +35,9 @@ def commit(
     new = new_version(manifest, result)
     if content is not None:
         _check_approvable(new.artifact, content)
-    for earlier in registry.list() if from_run is not None else ():
-        if (earlier.name, earlier.run, earlier.sha256) == (new.name, from_run, new.sha256):
-            return ModelVersionRef(name=earlier.name, version=earlier.version, status=earlier.status)
-    version = registry.register(new)
+    known = registry.list() if from_run is not None else ()
+    same = (v for v in known if (v.name, v.run, v.sha256) == (new.name, from_run, new.sha256))
+    version = next(same, None) or registry.register(new)
     return ModelVersionRef(name=version.name, version=version.version, status=version.status)
 
 
