@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runner.run.fast_path import Repeated
+    from runner.run.fast_path import Repetition
 
 
 def main() -> None:
@@ -26,27 +26,27 @@ def main() -> None:
     outlive_readers()
     check_stack()
     if sys.argv[1:2] == ["run"]:
-        from runner.run.fast_path import again
+        from runner.run.fast_path import repeat
 
-        made = again(sys.argv[2:])
-        if made is not None:
-            sys.exit(say(made))
+        repetition = repeat(sys.argv[2:])
+        if repetition is not None:
+            sys.exit(write(repetition))
     from runner.cli import entry
 
     sys.exit(entry(sys.argv[1:]))
 
 
-def say(made: Repeated) -> int:
-    """Say what the repeated run says; its exit code."""
+def write(repetition: Repetition) -> int:
+    """Write what the repeated run prints; its exit code."""
     try:
-        for stream, text in ((sys.stderr, made.err), (sys.stdout, made.out)):
+        for stream, text in ((sys.stderr, repetition.err), (sys.stdout, repetition.out)):
             stream.write(text)
             stream.flush()
     except OSError as error:
         from runner.cli import machine_trouble
 
         return machine_trouble(error, ["run"])
-    return made.code
+    return repetition.code
 
 
 def check_system() -> None:

@@ -1,6 +1,6 @@
-"""Files and folders by content: hashes, stamps, and writes that are there whole or not at all.
+"""Files and folders by content: hashes, stamps, and atomic writes.
 
-Also what not every file system has, said in a sentence or done without: locks, links, modes, names that are not UTF-8.
+Also what some file systems lack: locks (an error in words), links and modes (done without), names that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ def file_fact(path: Path) -> FileFact:
         return FileFact(sha256=digest, size_bytes=file.tell())
 
 
+def bytes_fact(content: bytes) -> FileFact:
+    """Hash and size of a file in memory."""
+    return FileFact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+
 def artifact(path: Path, *, name: str) -> Artifact:
     """The file or folder at `path` by content, under the path `name`.
 
     A folder's hash is over its sorted `sha256  size  path` lines. Raises UsageError where something in it is neither
-    file nor folder, is a loop of links, is a link that leaves the folder, or has a name that no record can hold.
+    file nor folder, is a link that leaves the folder or loops, or has a name that no record can hold.
     """
     if not stays_below(name):
-        raise _unfit(path)
+        raise _unrecordable(path)
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -65,7 +70,7 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
         folders.sort()
         for entry in [*folders, *files]:
             path = Path(folder) / entry
-            if path.is_symlink() and not _leads_inside(path, inside):
+            if path.is_symlink() and not _is_inside(path, inside):
                 raise UsageError(f"{path} is a link that leaves its folder, or leads nowhere.")
             if entry in folders and path.is_symlink():
                 raise UsageError(f"{path} is a link to a folder; put the folder itself there.")
@@ -73,7 +78,7 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
             path = Path(folder) / entry
             relative = path.relative_to(root).as_posix()
             if not stays_below(relative):
-                raise _unfit(path)
+                raise _unrecordable(path)
             yield relative, path
 
 
@@ -87,7 +92,7 @@ def stamp(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace the file at `path`: after a crash or on a full disk there is the old one or the new one."""
+    """Replace the file at `path`: after a crash or on a full disk it is the old one or the new one."""
     beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with beside.open("wb") as file:
@@ -104,13 +109,13 @@ def fsync_folder(folder: Path) -> None:
     """Make renames in the folder survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some file systems of networks cannot
+        with contextlib.suppress(OSError):  # some network file systems cannot
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _unfit(path: Path) -> UsageError:
+def _unrecordable(path: Path) -> UsageError:
     return UsageError(
         f"{str(path)!r} has a name that cannot be recorded: control characters, bytes that are not UTF-8, or a drive. "
         "Rename it."
@@ -118,7 +123,7 @@ def _unfit(path: Path) -> UsageError:
 
 
 def hold(file: IO[Any], kind: int) -> None:
-    """Hold the file, by flock and without waiting; the kernel lets go of it when the process ends.
+    """Lock the file, by flock and without waiting; the lock ends with the process.
 
     Raises BlockingIOError where another process holds it, Refused where the file system has no locks.
     """
@@ -134,7 +139,7 @@ def hold(file: IO[Any], kind: int) -> None:
 
 
 def make_read_only(path: Path) -> bool:
-    """Whether it is now. What is sealed is known by its hash, not by its mode, which not every file system has."""
+    """Whether that worked: not every file system has modes."""
     try:
         path.chmod(0o444)
     except OSError:
@@ -142,22 +147,22 @@ def make_read_only(path: Path) -> bool:
     return True
 
 
-def lead_to(target: Path, source: Path) -> bool:
-    """Put a symbolic link to the file or folder there; False where it is a copy, as the file system has no links."""
+def link_to(target: Path, source: Path) -> bool:
+    """Make `target` a symbolic link to the file or folder; False where it is a copy, for lack of links."""
     target.unlink(missing_ok=True)
     try:
         target.symlink_to(source)
     except OSError:
         for relative, file in walk(source) if source.is_dir() else [("", source)]:
-            place = target / relative if relative else target
+            place = target / relative
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
         return False
     return True
 
 
-def _leads_inside(path: Path, root: Path) -> bool:
+def _is_inside(path: Path, root: Path) -> bool:
     try:
         return path.resolve(strict=True).is_relative_to(root)
-    except (OSError, RuntimeError):  # nowhere, or round and round
+    except (OSError, RuntimeError):  # the target is missing, or a loop
         return False

@@ -1,7 +1,7 @@
-"""Places where the process can be made to die, as by kill -9, so that tests can show that nothing is lost there.
+"""Places where tests can kill the process, as by kill -9, to show that nothing is lost there.
 
 RUNNER_FAILPOINT=NAME in the environment kills the process when it reaches NAME; RUNNER_FAILPOINT=NAME:STEP only for
-that step. Costs a dictionary look-up otherwise.
+that step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAMES = (
     "version recorded",
     "before the end",
 )
-# of a registration or a decision in SageMaker's registry; a run with the local one does not come by here
+# of a registration or a decision in SageMaker's registry
 SAGEMAKER_NAMES = (
     "group made",
     "facts written",
@@ -45,7 +45,6 @@ GC_NAMES = ("removal recorded", "run moved away", "objects removed")
 
 
 def reach(name: str, step: str = "") -> None:
-    """Die here if the environment asks for it."""
-    wanted = os.environ.get(VARIABLE)
-    if wanted is not None and wanted in (name, f"{name}:{step}"):
+    """Kill this process if the environment asks for it."""
+    if os.environ.get(VARIABLE) in (name, f"{name}:{step}"):
         os.kill(os.getpid(), signal.SIGKILL)

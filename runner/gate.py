@@ -1,7 +1,7 @@
 """The gate: metrics and rules in, a verdict out. Pure: no files, no clock, no run.
 
-Owns what counts as passing. Absence never passes: a missing, repeated or non-finite metric is an
-error, a gate in which no rule was judged is an error, and only `pass` opens what needs the verdict.
+A missing, repeated or non-finite metric is an error, and so is a gate in which no rule was judged. Only `pass` lets the
+steps run that need the verdict.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from runner.records import Metric, Outcome, Rule, RuleResult, Verdict
+
+WORST_FIRST: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
 
 
 def judge(
@@ -21,19 +23,13 @@ def judge(
 ) -> Verdict:
     """The verdict on `metrics` (keyed `step.name`) under `rules`.
 
-    `problems` says why a recorded value is not a metric; `present` are the inputs (`step.input`) that
-    were there, for rules with `when`. The outcome is the worst of the judged rules in the order
-    error, fail, inconclusive, pass.
+    `problems` says why a recorded value is not a metric; `present` are the inputs (`step.input`) that were given, for
+    rules with `when`. The outcome is the worst of the judged rules in the order error, fail, inconclusive, pass.
     """
     results = [_judged(rule, metrics, problems or {}, present) for rule in rules]
-    judged = [result.outcome for result in results if result.outcome != "not judged"]
-    outcome: Outcome = "error" if not judged else "pass"
-    for candidate in ("error", "fail", "inconclusive"):
-        if candidate in judged:
-            outcome = candidate
-            break
-    named = {rule.metric: metrics[rule.metric] for rule in rules if _sound(metrics.get(rule.metric))}
-    return Verdict(outcome=outcome, rules=results, metrics=named)
+    outcomes = [result.outcome for result in results if result.outcome != "not judged"]
+    judged = {rule.metric: metrics[rule.metric] for rule in rules if _is_sound(metrics.get(rule.metric))}
+    return Verdict(outcome=min(outcomes, key=WORST_FIRST.index, default="error"), rules=results, metrics=judged)
 
 
 def describe(rule: Rule) -> str:
@@ -61,7 +57,7 @@ def _judged(
         return _error(rule, f"{rule.metric} is {metric.value!r}, which is not a finite number.")
     if rule.confident and (metric.low is None or metric.high is None):
         return _error(rule, f"{rule.metric} has no interval, which `confident` needs. Record it with low= and high=.")
-    if not _sound(metric):
+    if not _is_sound(metric):
         return _error(rule, f"{metric.low} to {metric.high}, recorded for {rule.metric}, is not an interval around it.")
     return _compared(rule, metric)
 
@@ -86,32 +82,34 @@ def _compared(rule: Rule, metric: Metric) -> RuleResult:
 
 
 def _sentence(rule: Rule, metric: Metric, outcome: Outcome, end: float) -> str:
-    """What was found, for a person. `end` is what decides: the value, or of a confident rule one end of its interval."""
+    """The result, for a person. `end` is what decides: the value, or for a confident rule one end of its interval."""
     sign, threshold = _threshold(rule)
     limit = f"{threshold + 0.0:,.12g}"  # -0.0 is 0
-    # a number that may well be negative is a difference: its sign says which way
+    # show the sign of a metric that can be negative
     signed = min(threshold, metric.value, metric.value if metric.low is None else metric.low) < 0
 
     def show(value: float) -> str:
         return limit if value == threshold else _number(value, signed=signed, beside=limit)
 
-    found = f"{rule.metric} is {show(metric.value)}"
+    subject = f"{rule.metric} is {show(metric.value)}"
     if outcome == "inconclusive":
         assert metric.low is not None
         assert metric.high is not None
         interval = f"{show(metric.low)} to {show(metric.high)}"
-        return f"{found}, but its interval, {interval}, has the limit {limit} in it: not enough test rows to judge it."
+        return (
+            f"{subject}, but its interval, {interval}, has the limit {limit} in it: not enough test rows to judge it."
+        )
     side = f"{_number(abs(end - threshold))} {'above' if end > threshold else 'below'}"
     if rule.confident:
         which = "low" if end == metric.low else "high"
         at = "exactly at" if end == threshold else side
-        return f"{found}; even its {which} end, {show(end)}, is {at} the limit {limit}."
+        return f"{subject}; even its {which} end, {show(end)}, is {at} the limit {limit}."
     kind = "required minimum" if sign == ">=" else "allowed maximum"
-    return f"{found}, {'exactly' if end == threshold else side} the {kind} {limit}."
+    return f"{subject}, {'exactly' if end == threshold else side} the {kind} {limit}."
 
 
 def _number(value: float, *, signed: bool = False, beside: str = "") -> str:
-    """`value` with four decimals, or all of them where it would look like `beside`, which it is not."""
+    """`value` with four decimals, or all of them where it would look equal to `beside`."""
     if abs(value) >= 1e9:
         text = f"{value:.6g}"
     elif abs(value) >= 1000:
@@ -139,7 +137,7 @@ def _threshold(rule: Rule) -> tuple[str, float]:
     return "<=", rule.max
 
 
-def _sound(metric: Metric | None) -> bool:
+def _is_sound(metric: Metric | None) -> bool:
     if metric is None or not _finite(metric.value):
         return False
     ends = (metric.low, metric.high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from runner.errors import UsageError
 from runner.paths import AnyPath, FileName, RelativePath, Sha256
 from runner.records import (
     FORMAT,
@@ -31,11 +32,16 @@ class StepState(Record, frozen=True, kw_only=True):
     snapshot: dict[RelativePath, Sha256] = {}  # sha256 of notebook.ipynb and each of modules/
     parameters: dict[str, Value] = {}  # as resolved; the cell's defaults stay in the cell
     registers: bool = False  # calls runner.model.register, as far as its code says
-    from_run: FileName | None = None  # the run it was taken from, when cached
+    from_run: FileName | None = None  # the run whose result was reused, when cached
     attempt: int = 0
     key: StepKey | None = None
     job: StepJob | None = None
     result: StepResult | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the step has succeeded, in this run or in the one whose result was reused."""
+        return self.status in ("succeeded", "cached")
 
 
 class Champion(Record, frozen=True, kw_only=True):
@@ -64,7 +70,7 @@ class Environment(Record, frozen=True, kw_only=True):
 
 
 class ModelVersionRef(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The version as the run left it; as it is now where somebody looks (`runner.run.current_version`), which is not written."""
+    """The version at the end of the run. `runner.run.registration` adds its status now, which is not stored."""
 
     name: FileName
     version: int
@@ -72,7 +78,7 @@ class ModelVersionRef(Record, frozen=True, kw_only=True, omit_defaults=True):
     status_at_end: Literal["pending", "approved", "rejected"] | None = None
     decided_by: str | None = None
     decided: str | None = None  # UTC
-    unknown: str = ""  # why it is not known what the version is now
+    unknown: str = ""  # why the status now is not known
 
     @property
     def label(self) -> str:
@@ -89,20 +95,20 @@ class ModelVersionRef(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Imported(Record, frozen=True, kw_only=True):
-    """Who took a run in that ran elsewhere, and when; what the run says of itself is that place's word."""
+    """Who imported a run from elsewhere, and when. What the run says of itself is not checked here."""
 
     who: str
     identity: str = ""  # the ARN, where AWS keeps the registry
     at: str  # UTC
 
 
-class Chosen(Record, frozen=True, kw_only=True):
-    """How the run was to be carried out, by the options of its command; `resume` goes on so."""
+class RunSettings(Record, frozen=True, kw_only=True):
+    """How to carry out the run, by the options of its command; `resume` uses the same."""
 
     jobs: int = 1
     kernel: str = USUAL_KERNEL
-    force: bool = False  # take nothing from earlier runs
-    report: bool = True  # write its pages
+    force: bool = False  # reuse no results of earlier runs
+    report: bool = True  # write the report's pages
 
 
 class RunManifest(Record, frozen=True, kw_only=True):
@@ -123,7 +129,7 @@ class RunManifest(Record, frozen=True, kw_only=True):
     ended: str | None = None
     on: str = "local"
     register: bool = True
-    chosen: Chosen = Chosen()
+    chosen: RunSettings = RunSettings()
     status: RunStatus
     steps: list[StepState]
     sources: dict[FileName, InputFact] = {}  # "step.input" -> what came from outside the run, as pinned when it started
@@ -137,6 +143,21 @@ class RunManifest(Record, frozen=True, kw_only=True):
     environment: Environment
     runner_version: str
 
+    def find_step(self, name: str) -> StepState | None:
+        return next((state for state in self.steps if state.name == name), None)
+
+    def step(self, name: str) -> StepState:
+        """Raises UsageError where the run has no step of that name."""
+        state = self.find_step(name)
+        if state is None:
+            raise UsageError(f"Run {self.run} has no step {name!r}; it has: {', '.join(s.name for s in self.steps)}.")
+        return state
+
+    def present_inputs(self) -> set[str]:
+        """The inputs that steps were given, as "step.input", without those that were absent."""
+        jobs = {state.name: state.job for state in self.steps if state.job is not None}
+        return {f"{step}.{name}" for step, job in jobs.items() for name, fact in job.inputs.items() if fact.present}
+
     @property
     def why_not_judged(self) -> str:
         """Why a run that has succeeded has no verdict."""
@@ -146,8 +167,8 @@ class RunManifest(Record, frozen=True, kw_only=True):
 
 
 def recorded(results: Mapping[str, StepResult]) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Metrics and problems as a manifest has them, of the results of steps by name."""
+    """Metrics and problems under the names that a manifest gives them, from the steps' results by name."""
     return (
         {f"{step}.{name}": metric for step, result in results.items() for name, metric in result.metrics.items()},
-        {f"{step}.{name}": said for step, result in results.items() for name, said in result.problems.items()},
+        {f"{step}.{name}": problem for step, result in results.items() for name, problem in result.problems.items()},
     )

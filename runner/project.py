@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +23,12 @@ from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, NewVersion, Registry
 from runner.pipeline.file import load, nearest
-from runner.records import USUAL_KERNEL, Artifact, LocalTargetSpec, Pipeline, SageMakerTargetSpec
+from runner.records import USUAL_KERNEL, Artifact, LocalTargetSpec, Pipeline, SageMakerTargetSpec, utc_text
 from runner.run import sources
 from runner.run.folder import PIPELINE
-from runner.run.ports import Executor, Runtime, Silent, Watcher, World
-from runner.run.sources import Remote
-from runner.run.store import Store, facts_of, found_here
+from runner.run.ports import Executor, Runtime, RunWatcher, Silent, World
+from runner.run.sources import RemoteSource
+from runner.run.store import Store, facts_of, is_fetched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +148,7 @@ class Project:
         on: str = LOCAL,
         kernel: str = USUAL_KERNEL,
         servers: ForkServers | None = None,
-        watcher: Watcher | None = None,
+        watcher: RunWatcher | None = None,
         stop: threading.Event | None = None,
     ) -> World:
         """What a run of `spec`, or of the file as it is, talks to, with its steps on this machine or in SageMaker.
@@ -183,7 +182,7 @@ class Project:
             watcher=watcher or Silent(),
             stop=stop or threading.Event(),
             runtime=elsewhere,
-            place=sources.place if elsewhere is None else sources.name_only,
+            place=sources.place_input if elsewhere is None else sources.name_only,
             shared=self.shared,
             identity=lambda: self.identity,
         )
@@ -226,8 +225,7 @@ class Project:
         from runner.run.provenance import who
 
         store, is_project = self.store_here, self.file.exists()
-        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        by = Imported(who=who(), identity=self.identity if is_project else "", at=at)
+        by = Imported(who=who(), identity=self.identity if is_project else "", at=utc_text())
         is_new = not store.root.exists()
         store.prepare()
         try:
@@ -256,8 +254,8 @@ class Project:
         return manifest, version
 
     def as_of_now(self, manifests: Sequence[RunManifest]) -> list[RunManifest]:
-        """The runs with what has been decided on their versions since; see `runner.run.current_version`."""
-        from runner.run.current_version import as_of_now
+        """The runs with what has been decided on their versions since; see `runner.run.registration`."""
+        from runner.run.registration import as_of_now
 
         if not any(manifest.model_version for manifest in manifests):
             return [*manifests]
@@ -280,8 +278,8 @@ class Project:
         if not version.location or store.folder(version.run).exists():
             return model_folder(store, version.run, version.artifact)
         for path, fact in facts_of(version.artifact).items():
-            if not store.here(fact):
-                store.point(fact, version.location + path)
+            if not store.has(fact):
+                store.note_address(fact, version.location + path)
         folder = store.root / "registry-cache" / "models" / version.sha256
         store.link(version.artifact, folder)
         return folder
@@ -333,7 +331,7 @@ def fork_servers() -> Iterator[ForkServers]:
         servers.close()
 
 
-def remote_for(address: str) -> Remote:
+def remote_for(address: str) -> RemoteSource:
     match urlsplit(address).scheme:
         case "s3":
             from runner.aws.s3 import S3  # boto3
@@ -346,7 +344,7 @@ def remote_for(address: str) -> Remote:
 
 
 class _Elsewhere:
-    """Implements `runner.run.store.Remote`; AWS is asked only where an object's bytes are wanted that are not here."""
+    """Implements `runner.run.store.RemoteSource`; AWS is asked only where an object's bytes are wanted that are not here."""
 
     def fetch(self, address: str, fact: FileFact, target: Path) -> None:
         from runner.aws.s3 import S3
@@ -362,6 +360,6 @@ class _Elsewhere:
 def model_folder(store: Store, run: str, artifact: Artifact) -> Path:
     """The folder of a run's model, its bytes brought here where they never were."""
     folder = store.folder(run) / artifact.path
-    if not found_here(store.folder(run), artifact, store):
+    if not is_fetched(store.folder(run), artifact, store):
         store.link(artifact, folder)
     return folder

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -261,6 +262,16 @@ class InputFact(Record, frozen=True, kw_only=True):
     value: OptionalPath = ""  # what the notebook's parameter is set to: relative to the step folder, an address, or ""
     listed: bool = False  # `artifact` is of a listing, as the bytes never came here
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the step reads a file or folder there: it is present, and not given as an address."""
+        return self.present and self.as_ == "path"
+
+    @property
+    def kept(self) -> Artifact | None:
+        """The artifact if its bytes stay with the run; None for a source outside, an address or a listing."""
+        return self.artifact if self.is_file and not (self.stamp or self.listed) else None
+
 
 class StepJob(Record, frozen=True, kw_only=True):
     """job.json: the whole contract of one step, readable by the remote side too. Paths are relative to its folder."""
@@ -354,6 +365,10 @@ class StepResult(Record, frozen=True, kw_only=True):
     redacted: list[str] = []  # "cell [4]: AWS access key id": what was taken out of the executed notebook
     remote: RemoteJob | None = None  # None where it ran on this machine
 
+    def artifacts(self) -> list[Artifact]:
+        """Everything the step leaves: its outputs and the executed notebook."""
+        return [*self.outputs.values(), *([self.executed] if self.executed else [])]
+
 
 class Registration(Record, frozen=True, kw_only=True):
     """registration.json: what a notebook asks the run's owner to register, once, after the step is sealed."""
@@ -407,6 +422,11 @@ def checked(record: S, *, where: str | Path, newest: int | None = None) -> S:
             "Update this program: `git pull` in its checkout, then `make run`."
         )
     return record
+
+
+def utc_text(moment: datetime | None = None) -> str:
+    """The moment, or now, as records have it: "2026-11-23T14:58:40.123Z"."""
+    return (moment or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Format(msgspec.Struct):

@@ -13,7 +13,7 @@ ALLOWED = {
     "escape": set[str](),
     "paths": {"errors"},
     "records": {"errors", "paths"},
-    "manifest": {"records", "paths"},
+    "manifest": {"records", "paths", "errors"},
     "content": {"records", "errors", "paths"},
     "import_blocking": set[str](),
     "loopback": set[str](),

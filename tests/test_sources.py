@@ -297,7 +297,7 @@ def test_what_signs_an_address_fetches_it_and_stands_in_no_file(project: Project
         path.unlink()
     lost = project.runner("reproduce", "latest")
     assert lost.code == 8
-    assert "stands in no record (***): start anew with `runner run` and the whole address" in lost.err
+    assert "Its credentials are in no record (***): start anew with `runner run` and the whole address" in lost.err
     shelf.files.clear()
     expired = project.runner("run", env=PAGES)
     assert expired.code == 7

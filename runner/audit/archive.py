@@ -1,12 +1,12 @@
-"""A run in one file, with all bytes it stands on: made by `pack`, taken in by `unpack` on another machine.
+"""A run in one file, with all bytes it depends on: made by `pack`, imported by `unpack` on another machine.
 
     pack.json            which run, every other member with its hash; for a version its registry's rows and events
     run/…                the records of the run's folder, see `runner.run.layout`
     objects/<sha256>     every input, output and executed notebook
 
-Equal runs give equal files. What is taken in is untrusted: where anything in it, or in its manifest, is not as it has
-to be, nothing is kept; the run's folder appears in one rename. No name in the archive is a path before it was compared
-with the manifest, whose names cannot lead out of their folder; objects are named by what they hold.
+Equal runs give equal files. An archive is untrusted: where anything in it is wrong, nothing is kept, and the run's
+folder appears in one rename. A name in it becomes a path only after it was compared with the manifest, whose names stay
+below their folder; objects are named by their content.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 
@@ -37,14 +37,14 @@ from runner.paths import FileName, RelativePath
 from runner.records import FORMAT, Artifact, FileFact, Record, decode, encode
 from runner.run import layout
 from runner.run.folder import PIPELINE
-from runner.run.inputs import copy, origin, recorded
+from runner.run.inputs import copy, origin, recorded_input
 from runner.run.registration import claimed
 from runner.run.store import MANIFEST, Store, facts_of
 
 PACK, RUN, OBJECTS = "pack.json", "run/", "objects/"
 NOTHING = "Nothing of it was kept."
-PARSED_RATIO, PARSED_FREE_BYTES = 4, 20_000_000  # as RATIO: for what is parsed, which takes many times that in memory
-# where an import can be made to die; see runner.failpoint
+PARSED_RATIO, PARSED_FREE_BYTES = 4, 20_000_000  # as RATIO, for records, which take many times their size in memory
+# of an import; see runner.failpoint
 FAILPOINTS = ("archive checked", "objects taken in", "run taken in", "version taken in")
 
 
@@ -59,15 +59,15 @@ class Pack(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A run as it is in the store now; `version` is to be registered, None where none came with the run."""
+class ImportedRun:
+    """A run as it is in the store now; `version` is to be registered, None where the archive has none."""
 
     manifest: RunManifest
     version: NewVersion | None
 
 
 def pack(manifest: RunManifest, store: Store, target: Path, evidence: Pack) -> int:
-    """Write the run to `target` and give its size in bytes. Raises Refused where it goes on, or an input is gone.
+    """Write the run to `target`; its size in bytes. Raises Refused where the run has not ended, or an input is gone.
 
     Hold `store.shared()` around it.
     """
@@ -96,12 +96,11 @@ def pack(manifest: RunManifest, store: Store, target: Path, evidence: Pack) -> i
     return target.stat().st_size
 
 
-def unpack(file: Path, store: Store, by: Imported) -> Taken:
-    """Take the run in `file` into the store, as taken in by `by`. One that is there already stays as it is.
+def unpack(file: Path, store: Store, by: Imported) -> ImportedRun:
+    """Import the run in `file`; one that the store already has stays as it is. Hold `store.shared()` around it.
 
-    Raises UsageError where the file cannot be read, Refused where it is not a pack of a run, another run of that id is
-    there or the disk is full, Tampered where anything in it is not what it says. Nothing of it is kept then. Hold
-    `store.shared()` around it.
+    Raises UsageError where the file cannot be read, Refused where it is not a pack of a run, the store has another run
+    of that id or the disk is full, Tampered where its content contradicts its records. Nothing of it is kept then.
     """
     scratch = Store(store.root / f".import-{secrets.token_hex(4)}")
     try:
@@ -109,10 +108,11 @@ def unpack(file: Path, store: Store, by: Imported) -> Taken:
             incoming = _Incoming(opened, str(file))
             mine = msgspec.structs.replace(incoming.manifest, imported=by, model_version=None)
             version = claimed(mine, incoming.pack.events) if incoming.pack.events else None
-            if (there := _there(mine, store)) is not None:
-                return Taken(there, version)
+            existing = _existing(mine, store)
+            if existing is not None:
+                return ImportedRun(existing, version)
             incoming.objects(scratch.objects)
-        folder = _laid_out(incoming, scratch)
+        folder = _write_folder(incoming, scratch)
         finding = next(iter(Verifier(scratch).run(incoming.manifest)), None)
         if finding is not None:
             raise Tampered(f"{file} is not sound, so nothing of it was kept: {finding}")
@@ -120,20 +120,20 @@ def unpack(file: Path, store: Store, by: Imported) -> Taken:
         reach("archive checked")
         _seal(mine, scratch, store)
         reach("objects taken in")
-        return Taken(_appear(mine, folder, store), version)
+        return ImportedRun(_move(mine, folder, store), version)
     except (RecursionError, MemoryError) as error:
         raise Tampered(f"{file} has a record that is nested too deep, or takes too much memory. {NOTHING}") from error
     except OSError as error:
         if error.filename == str(file):
             raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
-        what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        raise Refused(f"{file} cannot be taken in: {what}. {NOTHING}") from error
+        why = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        raise Refused(f"{file} cannot be taken in: {why}. {NOTHING}") from error
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
 
 
 class _Incoming:
-    """An archive as far as it was read: all of its records at first, checked against each other, in memory."""
+    """An archive that is being read: first all of its records, in memory, checked against each other."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         self._where, size = where, os.fstat(file.fileno()).st_size
@@ -192,7 +192,7 @@ class _Incoming:
             raise Tampered(f"{self._where}: {name} has other bytes than {PACK} says. {NOTHING}")
 
     def _check(self) -> None:
-        """Raises Tampered where the members are not exactly those of the run that the manifest tells of."""
+        """Raises Tampered where the members are not exactly the files of the run by its manifest."""
         layout.check(self.manifest)
         if self.manifest.run != self.pack.run:
             raise Tampered(
@@ -200,15 +200,15 @@ class _Incoming:
             )
         records = layout.records(self.manifest)
         needed = {fact.sha256: fact for fact in _facts(self.manifest)}
-        wanted = {RUN + path for path in records} | {OBJECTS + sha256 for sha256 in needed}
-        for name in sorted(wanted ^ self.pack.files.keys()):
-            said = "is missing" if name in wanted else "belongs to nothing that its manifest tells of"
-            raise Tampered(f"{self._where}: {name!r} {said}. {NOTHING}")
+        expected = {RUN + path for path in records} | {OBJECTS + sha256 for sha256 in needed}
+        for name in sorted(expected ^ self.pack.files.keys()):
+            problem = "is missing" if name in expected else "belongs to nothing that its manifest tells of"
+            raise Tampered(f"{self._where}: {name!r} {problem}. {NOTHING}")
         facts = {RUN + path: sha256 for path, sha256 in records.items() if sha256 is not None}
         for name, fact in self.pack.files.items():
             if fact.sha256 != facts.get(name, fact.sha256) or fact != needed.get(name.removeprefix(OBJECTS), fact):
                 raise Tampered(f"{self._where}: {name} is not what its manifest says. {NOTHING}")
-        try:  # may become a project's
+        try:  # an import into an empty folder makes it the project's
             tomllib.loads(self.records[PIPELINE].decode("utf-8-sig"))
         except ValueError as error:
             raise Tampered(f"{self._where}: {RUN}{PIPELINE} cannot be read: {error}. {NOTHING}") from error
@@ -221,44 +221,43 @@ class _Incoming:
 
 
 def _records(manifest: RunManifest, store: Store) -> dict[str, tuple[FileFact, Path]]:
-    """The run's records by member, as they lie in its folder."""
-    found = {}
+    """The run's records in its folder, by member."""
+    members = {}
     for relative in layout.records(manifest):
         path = store.folder(manifest.run) / relative
         if not path.is_file():
             raise Refused(f"{path} is missing, so the run cannot be packed whole. See `runner verify {manifest.run}`.")
-        found[RUN + relative] = (file_fact(path), path)
-    return found
+        members[RUN + relative] = (file_fact(path), path)
+    return members
 
 
 def _objects(manifest: RunManifest, store: Store, scratch: Path) -> dict[str, tuple[FileFact, Path]]:
-    """(what is in it, a file with those bytes) by member; inputs that only lie outside are copied, and checked."""
+    """(fact, a file with those bytes) by member; inputs that are only outside the store are copied, and checked."""
     outside: dict[str, Path] = {}
     for state in manifest.steps:
         for name in state.job.inputs if state.job is not None else ():
-            artifact, where = layout.given(manifest, state, name), f"Input {name} of step {state.name}"
-            if artifact is None or origin(given := recorded(manifest, state.name, name), where, store) is None:
-                continue
-            copy(given, place := scratch / state.name / name, where, store)
-            for relative, fact in facts_of(artifact).items():
-                outside[fact.sha256] = place / relative if relative else place
-    found = {}
+            artifact, where = layout.input_artifact(manifest, state, name), f"Input {name} of step {state.name}"
+            source, place = recorded_input(manifest, state.name, name), scratch / state.name / name
+            if artifact is not None and origin(source, where, store) is not None:
+                copy(source, place, where, store)
+                outside |= {fact.sha256: place / relative for relative, fact in facts_of(artifact).items()}
+    members = {}
     for fact in _facts(manifest):
         path = outside.get(fact.sha256) or store.object(fact)
-        if OBJECTS + fact.sha256 not in found and file_fact(path) != fact:
+        if OBJECTS + fact.sha256 not in members and file_fact(path) != fact:
             raise Tampered(f"{path} was altered, so the run cannot be packed. See `runner verify {manifest.run}`.")
-        found[OBJECTS + fact.sha256] = (fact, path)
-    return found
+        members[OBJECTS + fact.sha256] = (fact, path)
+    return members
 
 
 def _facts(manifest: RunManifest) -> Iterator[FileFact]:
-    """Of every object that the run stands on."""
+    """Every object that the run depends on."""
     for artifact in (*layout.placed(manifest), *layout.kept(manifest)):
         yield from facts_of(artifact).values()
 
 
-def _laid_out(incoming: _Incoming, scratch: Store) -> Path:
-    """The run's folder in the scratch store, as it was where it comes from."""
+def _write_folder(incoming: _Incoming, scratch: Store) -> Path:
+    """Write the run's folder in the scratch store."""
     folder = scratch.folder(incoming.manifest.run)
     for path, content in incoming.records.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +268,7 @@ def _laid_out(incoming: _Incoming, scratch: Store) -> Path:
 
 
 def _seal(manifest: RunManifest, scratch: Store, store: Store) -> None:
-    """Make the scratch store's objects the store's, to which the files of the run's folder are links."""
+    """Move the scratch store's objects to the store; the files of the run's folder stay links to them."""
     for artifact in layout.placed(manifest):
         store.seal(scratch.folder(manifest.run), artifact)
     for artifact in layout.kept(manifest):
@@ -277,39 +276,39 @@ def _seal(manifest: RunManifest, scratch: Store, store: Store) -> None:
             store.seal(scratch.objects, Artifact(path=fact.sha256, sha256=fact.sha256, size_bytes=fact.size_bytes))
 
 
-def _appear(manifest: RunManifest, folder: Path, store: Store) -> RunManifest:
-    """Put the folder where the store's runs are, whole; the run as it is there now."""
+def _move(manifest: RunManifest, folder: Path, store: Store) -> RunManifest:
+    """Rename the folder into the store; the run as it is there now."""
     try:
         folder.rename(store.folder(manifest.run))
     except OSError as error:
-        there = _there(manifest, store)  # unless another process took the same run in meanwhile
-        if there is None:
+        existing = _existing(manifest, store)  # another process may have imported the same run meanwhile
+        if existing is None:
             raise Refused(
                 f"{store.folder(manifest.run)} is in the way, and is not a run: {error.strerror}. {NOTHING}"
             ) from error
-        return there
+        return existing
     fsync_folder(store.root)
     reach("run taken in")
     return manifest
 
 
-def _there(manifest: RunManifest, store: Store) -> RunManifest | None:
-    """The run as the store has it already. Raises Refused where that is another of the same id."""
+def _existing(manifest: RunManifest, store: Store) -> RunManifest | None:
+    """The run in the store. Raises Refused where that is another run of the same id."""
     if not (store.folder(manifest.run) / MANIFEST).exists():
         return None
-    there = store.manifest_as_written(manifest.run)
-    if msgspec.structs.replace(there, imported=manifest.imported, model_version=None) != manifest:
+    existing = store.manifest_as_written(manifest.run)
+    if msgspec.structs.replace(existing, imported=manifest.imported, model_version=None) != manifest:
         raise Refused(f"Another run {manifest.run} is in {store.root} already; this one is not taken in.")
-    return there
+    return existing
 
 
 def _order(names: Iterable[str]) -> list[str]:
-    """As the members follow each other: records first, so that they are checked before any object comes."""
+    """The members' order: records first, so that they are checked before any object is read."""
     return sorted(names, key=lambda name: (name.startswith(OBJECTS), name))
 
 
 def _plain(name: str, size: int) -> tarfile.TarInfo:
     """A member without owner and time, so that equal content gives an equal file."""
-    made: Any = tarfile.TarInfo(name)
-    made.size, made.mode = size, 0o644
-    return made  # type: ignore[no-any-return]
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o644
+    return member

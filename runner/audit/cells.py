@@ -1,7 +1,6 @@
-"""What became of a notebook's cells between two states of it.
+"""How a notebook's cells changed between two states of it.
 
-Cells are matched by content, then by their id and how much they resemble each other. Prose is counted, never mixed
-with code.
+Cells are matched by content, then by id and resemblance. Prose is only counted.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class CellChange(Record, frozen=True, kw_only=True):
 
 
 def cell_changes(before: Sequence[tuple[Cell, str]], now: Sequence[tuple[Cell, str]]) -> list[CellChange]:
-    """What became of each code cell, given with its id ("" where it has none), in the order of `now`."""
+    """The change of each code cell, in the order of `now`. Each cell comes with its id, "" where it has none."""
     texts = [[cell.source.strip() for cell, _ in side] for side in (before, now)]
     blocks = difflib.SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_matching_blocks()
     old = sorted(set(range(len(before))) - {block.a + n for block in blocks for n in range(block.size)})
@@ -38,14 +37,14 @@ def cell_changes(before: Sequence[tuple[Cell, str]], now: Sequence[tuple[Cell, s
     scored = [
         (score, -abs(a - b), a, b) for a in old for b in new if (score := _resemblance(before[a], now[b])) >= RESEMBLES
     ]
-    found: list[CellChange] = []
+    changes: list[CellChange] = []
     for _, _, a, b in sorted(scored, reverse=True):
         if a in old and b in new:
             old.remove(a)
             new.remove(b)
-            found.append(_cell(before[a][0], now[b][0]))
-    found += [_cell(before[a][0], None) for a in old] + [_cell(None, now[b][0]) for b in new]
-    return sorted(found, key=lambda change: (change.after or change.before or 0, change.how))
+            changes.append(_cell(before[a][0], now[b][0]))
+    changes += [_cell(before[a][0], None) for a in old] + [_cell(None, now[b][0]) for b in new]
+    return sorted(changes, key=lambda change: (change.after or change.before or 0, change.how))
 
 
 def edits(before: Sequence[str], now: Sequence[str]) -> int:

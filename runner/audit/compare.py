@@ -29,7 +29,7 @@ class RunFacts(Record, frozen=True, kw_only=True):
 
 
 class ParameterRow(Record, frozen=True, kw_only=True):
-    """One parameter (`step.name`) as resolved; `there` says which runs have it, as None is a value too."""
+    """One parameter (`step.name`) as resolved; `there` says which runs have it, as None can be its value."""
 
     name: str
     values: list[Value]
@@ -40,7 +40,7 @@ class ParameterRow(Record, frozen=True, kw_only=True):
 class MetricRow(Record, frozen=True, kw_only=True):
     """One metric (`step.name`) in every run, None where it was not recorded.
 
-    `not_comparable` has, for each run, why its value cannot be held against the first one recorded; "" where it can.
+    `not_comparable` has, for each run, why its value cannot be compared with the first one recorded; "" where it can.
     """
 
     name: str
@@ -54,7 +54,7 @@ class MetricRow(Record, frozen=True, kw_only=True):
         return not any(self.not_comparable)
 
 
-class Comparison(Record, frozen=True, kw_only=True):
+class RunComparison(Record, frozen=True, kw_only=True):
     """Everything in the order of `runs`. `same` counts the parameters that are equal in all of them."""
 
     format: int = FORMAT
@@ -64,13 +64,13 @@ class Comparison(Record, frozen=True, kw_only=True):
     metrics: list[MetricRow]
 
 
-def compare(manifests: Sequence[RunManifest]) -> Comparison:
+def compare(manifests: Sequence[RunManifest]) -> RunComparison:
     """The runs side by side. Metrics that the gate judges come first, then by name."""
     rows = list(_parameters(manifests))
     differing = [row for row in rows if not row.same]
     judged = {rule.metric for manifest in manifests for rule in manifest.pipeline.gate}
     metrics = {name for manifest in manifests for name in manifest.metrics}
-    return Comparison(
+    return RunComparison(
         runs=[_facts(manifest) for manifest in manifests],
         parameters=differing,
         same=len(rows) - len(differing),
@@ -82,7 +82,7 @@ def compare(manifests: Sequence[RunManifest]) -> Comparison:
 
 
 def direction(before: Metric, now: Metric) -> Direction:
-    """Which way the value went, by the metric's own `better`."""
+    """Whether the value got better or worse, by the metric's own `better`."""
     if before.value == now.value:
         return "same"
     better = now.better or before.better
@@ -99,20 +99,20 @@ def overlap(before: Metric, now: Metric) -> bool | None:
 
 
 def equal(before: Value, now: Value) -> bool:
-    """1, 1.0 and True are three values."""
+    """By type too: 1, 1.0 and True are three values."""
     return type(before) is type(now) and before == now
 
 
 def step_packages(manifest: RunManifest) -> set[str]:
-    """The packages that the run's steps stand on."""
+    """The packages that the run's steps depend on."""
     return {name for state in manifest.steps if state.key for name in state.key.packages}
 
 
 def _parameters(manifests: Sequence[RunManifest]) -> Iterator[ParameterRow]:
-    """Every parameter of every step; a run that never came to the step has nothing to say about it."""
+    """Every parameter of every step, compared over the runs that reached the step."""
     states = [{state.name: state for state in manifest.steps if state.key} for manifest in manifests]
-    for step in dict.fromkeys(name for one in states for name in one):
-        keys = [one[step].key if step in one else None for one in states]
+    for step in dict.fromkeys(name for by_name in states for name in by_name):
+        keys = [by_name[step].key if step in by_name else None for by_name in states]
         for name in sorted({name for key in keys if key for name in key.parameters}):
             ran = [key.parameters for key in keys if key]
             yield ParameterRow(
@@ -154,7 +154,7 @@ def _row(name: str, manifests: Sequence[RunManifest], *, in_gate: bool) -> Metri
 
 
 def not_comparable(name: str, before: RunManifest, now: RunManifest) -> str:
-    """Why the metric's two values say nothing about each other: "test data differ"; "" where they do."""
+    """Why the metric's two values cannot be compared: "test data differ"; "" where they can."""
     return why_not(_data(name, before), _data(name, now))
 
 
@@ -172,27 +172,25 @@ def _data(metric: str, manifest: RunManifest) -> dict[str, str]:
     """
     step = metric.partition(".")[0]
     states = {state.name: state for state in manifest.steps}
-    found = _measured_on(step, states, manifest.pipeline)
+    hashes = _measured_on(step, states, manifest.pipeline)
     against = {rule.when for rule in manifest.pipeline.gate if rule.metric == metric}
-    for name, fact in _inputs(step, states).items():
-        if f"{step}.{name}" in against:
-            found[name] = _sha256(fact)
-    return found
+    inputs = _inputs(step, states).items()
+    return hashes | {name: _sha256(fact) for name, fact in inputs if f"{step}.{name}" in against}
 
 
 def _measured_on(step: str, states: Mapping[str, StepState], pipeline: Pipeline) -> dict[str, str]:
     """The step's inputs that are not models; for one computed with a model, what it was computed from."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for name, fact in _inputs(step, states).items():
         maker = fact.source.partition(".")[0]
         if _is_model(fact, pipeline):
             continue
         if is_output(fact.source) and _takes_model(maker, states, pipeline):
             for other, sha256 in _measured_on(maker, states, pipeline).items():
-                found.setdefault(other, sha256)
+                hashes.setdefault(other, sha256)
         else:
-            found[name] = _sha256(fact)
-    return found
+            hashes[name] = _sha256(fact)
+    return hashes
 
 
 def _takes_model(step: str, states: Mapping[str, StepState], pipeline: Pipeline) -> bool:

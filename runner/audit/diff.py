@@ -1,7 +1,4 @@
-"""What is different between two runs, or between a commit and the working tree.
-
-Reads snapshots and git objects; executes nothing, and leaves nothing behind.
-"""
+"""What differs between two runs, or between a commit and the working tree, by snapshots and git objects."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from runner.manifest import RunManifest, StepState
 from runner.notebook.source import Cell, Notebook, module_source, project_modules, read_notebook
 from runner.notebook.types import DoesNotFit, check
 from runner.pipeline.file import load
-from runner.records import FORMAT, Metric, Pipeline, Record, Rule, StepSpec, Value
+from runner.records import FORMAT, Metric, Pipeline, Record, Rule, StepJob, StepSpec, Value
 from runner.run import folder as run_folder
 from runner.run.store import Store
 
@@ -57,7 +54,7 @@ class Change(Record, frozen=True, kw_only=True):
 
 
 class PackageChange(Record, frozen=True, kw_only=True):
-    """An installed package; `imported` where a step of either run stands on it."""
+    """An installed package; `imported` where a step of either run depends on it."""
 
     name: str
     before: str | None
@@ -92,7 +89,7 @@ class MetricChange(Record, frozen=True, kw_only=True):
 
 
 class RuleChange(Record, frozen=True, kw_only=True):
-    """One rule of the gate with what became of it on each side; null where it was not asked."""
+    """One rule of the gate with its outcome on each side; null where the side does not have it."""
 
     rule: str
     before: str | None
@@ -107,7 +104,7 @@ class Side(Record, frozen=True, kw_only=True):
 
 
 class Difference(Record, frozen=True, kw_only=True):
-    """Only what differs, but for `metrics` and `rules`, which are complete. Between files all from `data` on is empty."""
+    """What differs; `metrics` and `rules` are complete. Between states of the files, all from `data` on is empty."""
 
     format: int = FORMAT
     before: Side
@@ -124,7 +121,7 @@ class Difference(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class _Code:
-    """A step's notebook (None where the file is not there) with the ids of its cells, and its modules' text."""
+    """A step's notebook (None where there is no file) with the ids of its cells, and its modules' text."""
 
     notebook: Notebook | None
     ids: tuple[str, ...]
@@ -143,7 +140,7 @@ class _Code:
 
 @dataclass(frozen=True)
 class _Files:
-    """One state of the files: what `runner run` would have taken, or took."""
+    """One state of the files that `runner run` uses."""
 
     pipeline: Pipeline
     code: dict[str, _Code]
@@ -180,7 +177,7 @@ def between_runs(before: RunManifest, after: RunManifest, store: Store) -> Diffe
 def since_commit(file: Path, name: str) -> Difference:
     """From a git revision to the working tree, for the pipeline in `file`.
 
-    Raises UsageError where git, the repository, the revision or the pipeline in it is not there.
+    Raises UsageError where git, the repository, the revision or the pipeline in it is missing.
     """
     root = file.absolute().parent
     commit = revision.commit(root, name)
@@ -220,12 +217,12 @@ def _steps(before: _Files, now: _Files) -> Iterator[StepChange]:
 
 
 def _changes(before: Mapping[str, Value], now: Mapping[str, Value]) -> list[Change]:
-    found: list[Change] = []
+    changes: list[Change] = []
     for name in sorted({*before, *now}):
         how: How = "added" if name not in before else "removed" if name not in now else "changed"
         if how != "changed" or not compare.equal(before[name], now[name]):
-            found.append(Change(name=name, how=how, before=before.get(name), after=now.get(name)))
-    return found
+            changes.append(Change(name=name, how=how, before=before.get(name), after=now.get(name)))
+    return changes
 
 
 def _flat(files: _Files, other: _Files) -> dict[str, Value]:
@@ -287,63 +284,59 @@ def _files(file: Path) -> _Files:
 def _code(path: Path, modules: Mapping[str, Path] | None = None) -> _Code:
     notebook = read_notebook(path)
     ids = tuple(str(cell.get("id") or "") for cell in json.loads(path.read_bytes())["cells"])
-    found = project_modules(notebook) if modules is None else modules
-    return _Code(notebook, ids, {name: module_source(file) for name, file in found.items()})
+    files = project_modules(notebook) if modules is None else modules
+    return _Code(notebook, ids, {name: module_source(file) for name, file in files.items()})
 
 
 def _resolved(
-    step: str, spec: StepSpec, notebook: Notebook | None, given: Mapping[str, Value]
+    step: str, spec: StepSpec, notebook: Notebook | None, parameters: Mapping[str, Value]
 ) -> Iterator[tuple[str, Value]]:
     """`step.name` with its value, of every declared parameter; a default that is not a literal is left to the code."""
     for name, declared in (notebook.parameters if notebook else {}).items():
         if name in spec.inputs or name in spec.outputs:
             continue
-        if name in given:
-            with contextlib.suppress(DoesNotFit):  # `runner check` says so; here it is still what is written
-                yield f"{step}.{name}", check(given[name], declared.type)
-                continue
-            yield f"{step}.{name}", given[name]
+        if name in parameters:
+            value = parameters[name]
+            with contextlib.suppress(DoesNotFit):  # `runner check` reports it; the value is shown as written
+                value = check(value, declared.type)
+            yield f"{step}.{name}", value
         elif declared.has_literal_default:
             yield f"{step}.{name}", declared.default
 
 
 def _data(before: RunManifest, after: RunManifest) -> Iterator[DataChange]:
     """Inputs of the steps that both runs have started."""
-    steps = {state.name: state for state in before.steps}
     for state in after.steps:
-        earlier = steps.get(state.name)
+        earlier = before.find_step(state.name)
         if earlier is None or earlier.job is None or state.job is None:
             continue
-        old, new = _read(earlier), _read(state)
-        for name in sorted({*old, *new}):
-            was, is_ = old.get(name, ("", None)), new.get(name, ("", None))
-            if was != is_:
+        inputs = [_data_read(earlier, earlier.job), _data_read(state, state.job)]
+        for name in sorted({*inputs[0], *inputs[1]}):
+            (source, sha256), (new_source, new_sha256) = (side.get(name, ("", None)) for side in inputs)
+            if (source, sha256) != (new_source, new_sha256):
                 key = f"{state.name}.{name}"
                 outside = key in before.sources or key in after.sources or "/" in name
                 yield DataChange(
                     name=key,
                     outside=outside,
-                    source_before=was[0],
-                    source_after=is_[0],
-                    before=was[1],
-                    after=is_[1],
+                    source_before=source,
+                    source_after=new_source,
+                    before=sha256,
+                    after=new_sha256,
                 )
 
 
-def _read(state: StepState) -> dict[str, tuple[str, str | None]]:
-    """Input, or undeclared file that was read -> (where from, sha256)."""
-    assert state.job is not None
-    found = {
-        name: (fact.source, fact.artifact.sha256 if fact.artifact else None) for name, fact in state.job.inputs.items()
-    }
+def _data_read(state: StepState, job: StepJob) -> dict[str, tuple[str, str | None]]:
+    """Input, or undeclared file that was read -> (its source, sha256)."""
+    inputs = {name: (fact.source, fact.artifact.sha256 if fact.artifact else None) for name, fact in job.inputs.items()}
     opened = state.result.opened if state.result else {}
-    return found | {f"./{name}": ("not declared as an input", fact.sha256) for name, fact in opened.items()}
+    return inputs | {f"./{name}": ("not declared as an input", fact.sha256) for name, fact in opened.items()}
 
 
 def _machine(manifest: RunManifest) -> dict[str, Value]:
-    made = manifest.environment
-    facts: dict[str, Value] = {name: getattr(made, name) for name in ("implementation", "python", "platform", "cpus")}
-    return facts | dict(made.variables)
+    environment = manifest.environment
+    names = ("implementation", "python", "platform", "cpus")
+    return {name: getattr(environment, name) for name in names} | dict(environment.variables)
 
 
 def _rules(before: RunManifest, after: RunManifest) -> Iterator[RuleChange]:

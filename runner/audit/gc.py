@@ -1,16 +1,15 @@
 """Removing what nothing needs: old runs, and objects that no kept run refers to.
 
-Kept for good: the runs of every version that was ever approved, and runs with a pinned tag. Who removed which run, when
-and how is written down before anything of it goes; see `runner.run.removal`.
+Runs of every version that was ever approved, and runs with a pinned tag, are kept for good. Each removal is recorded
+before anything is deleted; see `runner.run.removal`.
 """
 
 from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from runner.content import file_fact
@@ -19,7 +18,7 @@ from runner.failpoint import reach
 from runner.manifest import RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, Registry
-from runner.records import FileFact
+from runner.records import FileFact, utc_text
 from runner.run import removal
 from runner.run.cache import CACHE, Cache
 from runner.run.sources import FETCHED
@@ -29,75 +28,108 @@ PINNED = "pinned"
 
 
 @dataclass(frozen=True)
-class Freed:
+class GcRequest:
+    """Keep the newest `keep` runs and those with one of `tags`. `command` is what the removals are recorded by."""
+
+    keep: int
+    tags: tuple[str, ...]
+    who: str
+    command: str
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class GcReport:
     runs: tuple[str, ...]
     objects: int
     size_bytes: int
     kept: dict[str, str]  # run -> why
 
 
-def collect(
-    store: Store,
-    registry: Registry,
-    *,
-    keep: int,
-    tags: Iterable[str],
-    project: Path,
-    who: str,
-    command: str,
-    dry_run: bool = False,
-) -> Freed:
-    """Remove all but the newest `keep` runs, those ever approved, and those with one of `tags` (or `pinned`).
+def collect(store: Store, registry: Registry, project: Path, request: GcRequest) -> GcReport:
+    """Remove all runs but those asked for, those ever approved, and those tagged `pinned`; then unneeded objects.
 
-    A run whose manifest cannot be read is kept. `command` is what the removal is recorded by. With `dry_run`, says what
-    would go. Raises Refused while somebody else works in the store.
+    A run whose manifest cannot be read is kept. With `dry_run`, only reports. Raises Refused while somebody else works
+    in the store.
     """
-    pins = {*tags, PINNED}
-    with store.shared() if dry_run else store.alone():
-        versions = list(registry.list())  # while no run can add to it
-        wanted = {version.run for version in versions if version.status == "pending"}  # somebody may still approve it
-        for name in {version.name for version in versions}:
-            approved = {event.version for event in registry.events(name) if event.kind == "approved"}
-            wanted |= {version.run for version in versions if version.name == name and version.version in approved}
-        kept: dict[str, str] = {}
-        manifests: list[RunManifest] = []
-        gone: list[str] = []
-        for number, run in enumerate(store.runs()):
-            why = _why(store, run, number, keep, wanted, pins, manifests)
-            if why:
-                kept[run] = why
-            else:
-                gone.append(run)
+    with store.shared() if request.dry_run else store.exclusive():
+        versions = registry.list()  # while no run can add to it
+        kept, removed, manifests = _divide(store, request, _runs_of_versions(registry, versions))
         needed = {fact.sha256 for manifest in manifests for fact in _facts(manifest)}
         needed |= {
             fact.sha256 for version in versions for fact in facts_of(version.artifact).values() if version.run in kept
         }
-        unreadable = any(why == "cannot be read" for why in kept.values())
-        objects = [] if unreadable else [path for path in _objects(store) if path.name not in needed]
+        unreadable = len(manifests) < len(kept)  # what such a run needs is not known
+        objects = [] if unreadable else [path for path in store.objects.glob("?" * 64) if path.name not in needed]
         size = sum(path.stat().st_size for path in objects)
-        if not dry_run:
-            for run in gone:
-                _remove(store, run, registry, versions, who=who, command=command)
+        if not request.dry_run:
+            for run in removed:
+                _remove(store, run, registry, versions, request)
             for path in objects:
                 path.unlink()
             reach("objects removed")
             _tidy(store, needed)
-            _remember(store, manifests, project)
-        return Freed(tuple(gone), len(objects), size, kept)
+            _rebuild_cache(store, manifests, project)
+        return GcReport(tuple(removed), len(objects), size, kept)
 
 
-def _remove(
-    store: Store, run: str, registry: Registry, versions: Iterable[ModelVersion], *, who: str, command: str
-) -> None:
-    """Write down that the run goes, then take it away at once, then its files.
+def _runs_of_versions(registry: Registry, versions: Sequence[ModelVersion]) -> set[str]:
+    """The runs of versions that were ever approved, or still may be."""
+    approved = {
+        (name, event.version)
+        for name in {version.name for version in versions}
+        for event in registry.events(name)
+        if event.kind == "approved"
+    }
+    return {
+        version.run
+        for version in versions
+        if version.status == "pending" or (version.name, version.version) in approved
+    }
 
-    Also in the histories of its versions, where they are kept here and not shared with people who have the run.
+
+def _divide(
+    store: Store, request: GcRequest, of_versions: set[str]
+) -> tuple[dict[str, str], list[str], list[RunManifest]]:
+    """The runs to keep, each with its reason; those to remove; and the manifests of the former that can be read."""
+    kept: dict[str, str] = {}
+    removed: list[str] = []
+    manifests: list[RunManifest] = []
+    for number, run in enumerate(store.runs()):
+        try:
+            manifest = store.manifest(run)
+        except RunnerError:
+            if store.begun(run) or store.locked(run):
+                kept[run] = "cannot be read"
+            else:
+                removed.append(run)
+            continue
+        tags = {*request.tags, PINNED} & {*manifest.tags}
+        if store.locked(run):
+            kept[run] = "going on"
+        elif run in of_versions:
+            kept[run] = "approved"
+        elif tags:
+            kept[run] = f"tagged {', '.join(sorted(tags))}"
+        elif number < request.keep:
+            kept[run] = f"among the newest {request.keep}"
+        else:
+            removed.append(run)
+            continue
+        manifests.append(manifest)
+    return kept, removed, manifests
+
+
+def _remove(store: Store, run: str, registry: Registry, versions: Iterable[ModelVersion], request: GcRequest) -> None:
+    """Record the removal, rename the run's folder away, then delete it.
+
+    It is recorded in the histories of its versions too, where these are local: others may still have the run.
     """
-    record = _removal(store, run, versions, who=who, command=command)
+    record = _removal(store, run, versions, request)
     if record is not None:
         for label in record.versions if isinstance(registry, LocalRegistry) else ():
             name, _, number = label.partition("/")
-            registry.record(name, int(number), removal.EVENT, who=who, why=command, data={"run": run})
+            registry.record(name, int(number), removal.EVENT, who=request.who, why=request.command, data={"run": run})
         removal.write(store.root, record)
     reach("removal recorded")
     aside = store.root / removal.REMOVED / f".{run}-{secrets.token_hex(4)}"
@@ -107,19 +139,17 @@ def _remove(
     shutil.rmtree(aside)
 
 
-def _removal(
-    store: Store, run: str, versions: Iterable[ModelVersion], *, who: str, command: str
-) -> removal.Removal | None:
-    """None for a run that never began, which has nothing to tell."""
+def _removal(store: Store, run: str, versions: Iterable[ModelVersion], request: GcRequest) -> removal.Removal | None:
+    """None for a run that never began, of which nothing is known."""
     try:
         manifest = store.manifest(run)
     except RunnerError:
         return None
     return removal.Removal(
         run=run,
-        at=_now(),
-        who=who,
-        command=command,
+        at=utc_text(),
+        who=request.who,
+        command=request.command,
         started=manifest.started,
         started_by=manifest.started_by,
         status=manifest.status,
@@ -130,10 +160,10 @@ def _removal(
 
 
 def _tidy(store: Store, needed: set[str]) -> None:
-    """What killed writers left, the notes on downloads, and addresses of objects that nothing needs."""
+    """Remove what killed processes left, the index of downloads, and addresses of objects that nothing needs."""
     unfinished = (f"{removal.REMOVED}/.*", ".import-*", ".pack-*", ".registry.db-*")
     for leftover in (*store.objects.glob(".*"), *(path for form in unfinished for path in store.root.glob(form))):
-        # the probe of a run that is about to begin goes by itself
+        # the probe file of a run that is about to begin may vanish
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     shutil.rmtree(store.root / FETCHED, ignore_errors=True)
     for pointer in (store.root / ELSEWHERE).glob("*"):
@@ -141,63 +171,22 @@ def _tidy(store: Store, needed: set[str]) -> None:
             pointer.unlink()
 
 
-def _why(
-    store: Store,
-    run: str,
-    number: int,
-    keep: int,
-    approved: set[str],
-    pins: set[str],
-    manifests: list[RunManifest],
-) -> str:
-    try:
-        manifest = store.manifest(run)
-    except RunnerError:
-        return "cannot be read" if store.begun(run) or store.locked(run) else ""
-    why = ""
-    if store.locked(run):
-        why = "going on"
-    elif run in approved:
-        why = "approved"
-    elif pins & set(manifest.tags):
-        why = f"tagged {', '.join(sorted(pins & set(manifest.tags)))}"
-    elif number < keep:
-        why = f"among the newest {keep}"
-    if why:
-        manifests.append(manifest)
-    return why
+def _facts(manifest: RunManifest) -> Iterator[FileFact]:
+    """Every object that the run may need."""
+    jobs = [state.job for state in manifest.steps if state.job is not None]
+    inputs = [*manifest.sources.values(), *(fact for job in jobs for fact in job.inputs.values())]
+    artifacts = [fact.artifact for fact in inputs if fact.artifact and fact.as_ == "path" and not fact.listed]
+    artifacts += [artifact for state in manifest.steps if state.result for artifact in state.result.artifacts()]
+    for artifact in artifacts:
+        yield from facts_of(artifact).values()
 
 
-def _facts(manifest: RunManifest) -> Iterable[FileFact]:
-    for state in manifest.steps:
-        for fact in state.job.inputs.values() if state.job else ():
-            if fact.artifact is not None and fact.as_ == "path" and not fact.listed:
-                yield from facts_of(fact.artifact).values()
-        if state.result is not None:
-            for artifact in (
-                *state.result.outputs.values(),
-                *([state.result.executed] if state.result.executed else []),
-            ):
-                yield from facts_of(artifact).values()
-    for fact in manifest.sources.values():
-        if fact.artifact is not None and fact.as_ == "path" and not fact.listed:
-            yield from facts_of(fact.artifact).values()
-
-
-def _objects(store: Store) -> list[Path]:
-    return [path for path in store.objects.iterdir() if len(path.name) == 64] if store.objects.is_dir() else []
-
-
-def _remember(store: Store, manifests: list[RunManifest], project: Path) -> None:
-    """The cache anew, from the kept runs, oldest first. What ran elsewhere is nobody's result here."""
+def _rebuild_cache(store: Store, manifests: list[RunManifest], project: Path) -> None:
+    """Make the cache anew from the kept runs, oldest first. Imported runs do not count as results here."""
     for folder in (store.root / CACHE).glob("*/"):
         shutil.rmtree(folder)
     cache = Cache(store, project)
     for manifest in (manifest for manifest in reversed(manifests) if manifest.imported is None):
         for state in manifest.steps:
-            if state.status in ("succeeded", "cached") and state.key is not None and state.result is not None:
+            if state.complete:
                 cache.remember(manifest.run, state)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The environment a run recorded, built anew in a throw-away folder."""
+"""The environment that a run recorded, built again in a temporary folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from runner.errors import RemoteError
 from runner.manifest import Environment
 
-OWN = ("papermill-runner", "runner")  # runs from where it is now; what an index has of that name is not this program
+OWN = ("papermill-runner", "runner")  # this program: used as it is; an index has another package of that name
 
 
 def run_in_recorded_environment(environment: Environment, arguments: Sequence[str]) -> int:
     """Install the recorded packages with uv and run this program's command line there; its exit code.
 
-    Raises RemoteError where the interpreter or a package is not to be had.
+    Raises RemoteError where the interpreter or a package is not available.
     """
     with tempfile.TemporaryDirectory(prefix="recorded-") as folder:
         place = Path(folder) / "env"

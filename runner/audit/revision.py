@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import UsageError
 from runner.pipeline.file import load
+from runner.run.checkout import git
 
 
 def commit(root: Path, revision: str) -> str:
     """The full name of the commit that `revision` means in the repository of `root`. Raises UsageError."""
     if _git(root, "rev-parse", "--show-toplevel") is None:
         raise UsageError(f"{root} is in no git repository. Name two runs, or one revision inside a repository.")
-    found = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    if found is None:
+    name = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if name is None:
         raise UsageError(
             f"git knows no revision {revision!r} in {root}. See `git log --oneline`; to compare runs, name two."
         )
-    return found.decode().strip()
+    return name.decode().strip()
 
 
 def check_out(root: Path, name: str, commit: str, scratch: Path) -> Path:
@@ -42,13 +42,12 @@ def check_out(root: Path, name: str, commit: str, scratch: Path) -> Path:
 
 
 def _write(root: Path, commit: str, paths: Sequence[str], scratch: Path) -> int:
-    """Write the files as they were at the commit, those that it has; how many."""
-    asked = "".join(f"{commit}:{path}\n" for path in paths if "\n" not in path)
-    answer = _git(root, "cat-file", "--batch", stdin=os.fsencode(asked)) or b""
+    """Write those of the files that the commit has; how many."""
+    paths = [path for path in paths if "\n" not in path]
+    objects = "".join(f"{commit}:{path}\n" for path in paths)
+    answer = _git(root, "cat-file", "--batch", stdin=os.fsencode(objects)) or b""
     written = 0
     for path in paths:
-        if "\n" in path:
-            continue
         head, _, answer = answer.partition(b"\n")
         if head.endswith(b" missing"):
             continue
@@ -62,11 +61,6 @@ def _write(root: Path, commit: str, paths: Sequence[str], scratch: Path) -> int:
 
 
 def _git(root: Path, *arguments: str, stdin: bytes = b"") -> bytes | None:
-    """What git prints; None where it does not succeed. Raises UsageError where there is no git."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], input=stdin, capture_output=True, timeout=60, check=False
-        )
-    except FileNotFoundError as error:
-        raise UsageError("git is not installed here; name two runs instead.") from error
-    return done.stdout if done.returncode == 0 else None
+    """What git prints; None where it fails."""
+    ended = git(root, *arguments, stdin=stdin)
+    return ended.stdout if ended.returncode == 0 else None

@@ -11,22 +11,24 @@ import msgspec
 from runner.content import file_fact
 from runner.errors import RunnerError
 from runner.gate import judge
-from runner.manifest import RunManifest, StepState
+from runner.manifest import RunManifest, StepState, recorded
 from runner.model.events import verify_chain
 from runner.model.registry import LocalRegistry
 from runner.model.versions import Event, ModelVersion, Registry
 from runner.notebook.recorded import read_scraps
-from runner.records import FileFact, StepJob, StepResult, encode, read
+from runner.records import Artifact, FileFact, StepJob, StepResult, encode, read
 from runner.run import folder as run_folder
 from runner.run import removal
-from runner.run.contents import strangers
+from runner.run.contents import unknown_files
+from runner.run.orchestrate import VERDICT_FILE
 from runner.run.registration import model_artifact
-from runner.run.store import Store, facts_of, files_of, found_here
+from runner.run.store import Store, facts_of, files_of, is_fetched
+from runner.step.execute import EXECUTED
 
 
 @dataclass
-class Verified:
-    """`findings` are what is not as it was sealed; `notes` what could not be checked, and why that is in order."""
+class Verification:
+    """`findings` are what is not as it was sealed; `notes` what could not be checked for a good reason."""
 
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -38,69 +40,70 @@ class Verified:
         return not self.findings
 
 
-def verify(store: Store, registry: Registry, reference: str | None) -> Verified:
+def verify(store: Store, registry: Registry, reference: str | None) -> Verification:
     """One run or version, or every run, version and event where `reference` is None."""
-    made, verifier = Verified(), Verifier(store)
+    result, verifier = Verification(), Verifier(store)
     name, slash, number = (reference or "").partition("/")
+    versions: Sequence[ModelVersion] = []
     if slash and number.isdecimal():
-        chosen: Sequence[ModelVersion] = [registry.get(name, int(number))]
-        runs = [chosen[0].run] if store.folder(chosen[0].run).exists() else []
+        versions = [registry.get(name, int(number))]
+        runs = [version.run for version in versions if store.folder(version.run).exists()]
+    elif reference is not None:
+        runs = [store.find(reference)]
     else:
-        chosen = _versions(registry, made) if reference is None else []
-        runs = [run for run in store.runs() if store.begun(run)] if reference is None else [store.find(reference)]
+        runs = [run for run in store.runs() if store.begun(run)]
+        try:
+            versions = registry.list()
+        except RunnerError as error:
+            result.findings.append(str(error))
     for run in runs:
         try:
-            made.findings += verifier.run(store.manifest(run))
+            result.findings += verifier.run(store.manifest(run))
         except RunnerError as error:
-            made.findings.append(str(error))
-    histories = {model: registry.events(model) for model in sorted({version.name for version in chosen})}
+            result.findings.append(str(error))
+    histories = {model: registry.events(model) for model in sorted({version.name for version in versions})}
     for model, events in histories.items():
         broken = verify_chain(events)
         if broken is not None:
-            made.findings.append(f"{model}: {broken}")
-    for version in chosen:
-        label = version.label
+            result.findings.append(f"{model}: {broken}")
+    for version in versions:
         try:
             if store.folder(version.run).exists():
-                made.findings += verifier.version(version, store.manifest(version.run))
+                result.findings += verifier.version(version, store.manifest(version.run))
             else:
-                _gone(version, histories[version.name], registry, store, made)
+                _without_run(version, histories[version.name], registry, store, result)
         except RunnerError as error:
-            made.findings.append(f"{label}: {error}")
-    if isinstance(registry, LocalRegistry) and (chosen or reference is None):
-        made.findings += registry.differences(name if reference is not None else None)
-    made.files, made.size_bytes = verifier.files, verifier.size_bytes
-    return made
+            result.findings.append(f"{version.label}: {error}")
+    if isinstance(registry, LocalRegistry) and (versions or reference is None):
+        result.findings += registry.differences(name if reference is not None else None)
+    result.files, result.size_bytes = verifier.files, verifier.size_bytes
+    return result
 
 
-def _versions(registry: Registry, made: Verified) -> Sequence[ModelVersion]:
-    """All of them; none where the registry cannot be believed, which is a finding."""
-    try:
-        return registry.list()
-    except RunnerError as error:
-        made.findings.append(str(error))
-        return []
-
-
-def _gone(version: ModelVersion, events: Sequence[Event], registry: Registry, store: Store, made: Verified) -> None:
-    """A version whose run is not here: by whom it was removed, or that nobody says so."""
+def _without_run(
+    version: ModelVersion, events: Sequence[Event], registry: Registry, store: Store, result: Verification
+) -> None:
+    """Add who removed the version's run, or the finding that no record says so."""
     label, removed = version.label, removal.find(store.root, version.run)
     own = [event for event in events if event.version == version.version]
-    told = next((event for event in own if event.kind == removal.EVENT and event.data.get("run") == version.run), None)
+    recorded = next((e for e in own if e.kind == removal.EVENT and e.data.get("run") == version.run), None)
     approved = next((event for event in own if event.kind == "approved"), None)
     if not isinstance(registry, LocalRegistry):  # several people have it, and each only some of the runs
         why = f" It was {removed}." if removed is not None else ""
-        made.notes.append(f"{label} ({version.status}): its run {version.run} is not on this machine.{why}")
-    elif removed is None or told is None:
-        missing = (
-            f"the history of {version.name} does not say so" if removed is not None else "`runner gc` did not do it"
+        result.notes.append(f"{label} ({version.status}): its run {version.run} is not on this machine.{why}")
+    elif removed is None:
+        result.findings.append(
+            f"{label}: its run {version.run} was removed; `runner gc` did not do it. Put it back from a copy."
         )
-        said = f" {store.root / removal.REMOVED} has it that it was {removed}, but" if removed is not None else ""
-        made.findings.append(f"{label}: its run {version.run} was removed;{said} {missing}. Put it back from a copy.")
-    elif approved is not None and approved.seq < told.seq:
-        made.findings.append(f"{label}: its run {version.run} was {removed}, though it was approved before.")
+    elif recorded is None:
+        result.findings.append(
+            f"{label}: its run {version.run} was removed; {store.root / removal.REMOVED} has it that it was {removed}, "
+            f"but the history of {version.name} does not say so. Put it back from a copy."
+        )
+    elif approved is not None and approved.seq < recorded.seq:
+        result.findings.append(f"{label}: its run {version.run} was {removed}, though it was approved before.")
     else:
-        made.notes.append(
+        result.notes.append(
             f"{label} ({version.status}): its run {version.run} was {removed}; its files cannot be checked any more."
         )
 
@@ -116,38 +119,32 @@ class Verifier:
 
     def run(self, manifest: RunManifest) -> Iterator[str]:
         """A sentence about each thing in the run that is not as it was sealed."""
-        folder = self.store.folder(manifest.run)
         for state in manifest.steps:
             yield from self._step(manifest, state)
         for key, fact in manifest.sources.items():
-            if fact.present and not (fact.stamp or fact.listed) and fact.artifact is not None and fact.as_ == "path":
-                for part in facts_of(fact.artifact).values():
-                    yield from self._file(
-                        self.store.objects / part.sha256, part, f"{manifest.run}: the bytes kept of {key}"
-                    )
+            for part in facts_of(fact.kept).values() if fact.kept is not None else ():
+                where = f"{manifest.run}: the bytes kept of {key}"
+                yield from self._file(self.store.objects / part.sha256, part, where)
         if manifest.verdict is not None:
-            verdict_file = folder / "verdict.json"
+            verdict_file = self.store.folder(manifest.run) / VERDICT_FILE
             if not verdict_file.exists() or verdict_file.read_bytes() != encode(manifest.verdict):
                 yield f"{manifest.run}: verdict.json is not the verdict in run.json."
             yield from _judged_again(manifest)
-        for path in strangers(manifest, self.store):
+        for path in unknown_files(manifest, self.store):
             yield f"{manifest.run}: {path} was added; nothing that was recorded says what it is. Remove it."
 
     def version(self, version: ModelVersion, manifest: RunManifest) -> Iterator[str]:
         """A sentence about each way in which the version is not what its run made."""
         name = version.label
-        made = model_artifact(manifest)
-        if made is None or made.sha256 != version.sha256:
+        model = model_artifact(manifest)
+        if model is None or model.sha256 != version.sha256:
             yield f"{name}: run {manifest.run} made another model than the one registered."
         if version.metrics != manifest.metrics:
             yield f"{name}: its metrics are not those of run {manifest.run}."
         sources = {key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact}
         if version.sources != sources:
             yield f"{name}: the hashes of its data are not those of run {manifest.run}."
-        here = found_here(self.store.folder(version.run), version.artifact, self.store)
-        for relative, fact in files_of(version.artifact):
-            place = self.store.folder(version.run) / relative
-            yield from self._file(place, fact, name) if here else self._elsewhere(fact, name)
+        yield from self._artifact(self.store.folder(version.run), version.artifact, name)
 
     def _step(self, manifest: RunManifest, state: StepState) -> Iterator[str]:
         folder = run_folder.step_folder(self.store, manifest.run, state.name)
@@ -159,68 +156,70 @@ class Verifier:
                     yield f"{where}: {path} was altered."
             except (OSError, RunnerError):
                 yield f"{where}: {path} is missing."
-        if state.result is None:
-            return
-        sealed = [state.result]
-        if state.result.error is not None and state.result.error.kind == "refused":  # after it was sealed
-            sealed.append(msgspec.structs.replace(state.result, error=None))
-        yield from self._record(folder / run_folder.RESULT, sealed, where)
-        if state.job is not None:
+        if state.job is not None and state.result is not None:
             yield from self._record(folder / run_folder.JOB, [state.job], where)
-        executed = [state.result.executed] if state.result.executed else []
-        for artifact in (*state.result.outputs.values(), *executed):
-            here = found_here(folder, artifact, self.store)
-            for relative, fact in files_of(artifact):
-                yield from self._file(folder / relative, fact, where) if here else self._elsewhere(fact, where)
-        if state.result.executed is not None and (folder / "executed.ipynb").exists():
+        if state.result is not None:
+            yield from self._result(folder, state.result, where)
+            metrics = {name: metric for name, metric in manifest.metrics.items() if name.startswith(f"{state.name}.")}
+            if metrics != recorded({state.name: state.result})[0]:
+                yield f"{where}: its metrics in run.json are not those it recorded."
+
+    def _result(self, folder: Path, result: StepResult, where: str) -> Iterator[str]:
+        sealed = [result]
+        if result.error is not None and result.error.kind == "refused":  # after it was sealed
+            sealed.append(msgspec.structs.replace(result, error=None))
+        yield from self._record(folder / run_folder.RESULT, sealed, where)
+        for artifact in result.artifacts():
+            yield from self._artifact(folder, artifact, where)
+        if result.executed is not None and (folder / EXECUTED).exists():
             try:
-                scraps = read_scraps(folder / "executed.ipynb")
+                scraps = read_scraps(folder / EXECUTED)
             except RunnerError as error:
                 yield f"{where}: {error}"
-                return
-            if (scraps.metrics, scraps.problems) != (state.result.metrics, state.result.problems):
-                yield f"{where}: its metrics are not those in its executed notebook."
-        recorded = {
-            name.partition(".")[2]: m for name, m in manifest.metrics.items() if name.startswith(f"{state.name}.")
-        }
-        if recorded != state.result.metrics:
-            yield f"{where}: its metrics in run.json are not those it recorded."
+            else:
+                if (scraps.metrics, scraps.problems) != (result.metrics, result.problems):
+                    yield f"{where}: its metrics are not those in its executed notebook."
+
+    def _artifact(self, folder: Path, artifact: Artifact, where: str) -> Iterator[str]:
+        fetched = is_fetched(folder, artifact, self.store)
+        for relative, fact in files_of(artifact):
+            yield from self._file(folder / relative, fact, where) if fetched else self._elsewhere(fact, where)
 
     def _record(self, path: Path, expected: Sequence[StepJob] | Sequence[StepResult], where: str) -> Iterator[str]:
         try:
-            found = read(type(expected[0]), path)
+            record = read(type(expected[0]), path)
         except FileNotFoundError:
             yield f"{where}: {path} is missing."
         except RunnerError as error:
             yield f"{where}: {error}"
         else:
-            if found not in expected:
+            if record not in expected:
                 yield f"{where}: {path} does not say what run.json says."
 
     def _file(self, path: Path, fact: FileFact, where: str) -> Iterator[str]:
         try:
-            found = self._fact(path)
+            now = self._fact(path)
         except (OSError, RunnerError):
             yield f"{where}: {path} is missing."
             return
-        if found != fact:
-            yield f"{where}: {path} was altered: sha256 {found.sha256[:12]}, recorded {fact.sha256[:12]}."
+        if now != fact:
+            yield f"{where}: {path} was altered: sha256 {now.sha256[:12]}, recorded {fact.sha256[:12]}."
 
     def _elsewhere(self, fact: FileFact, where: str) -> Iterator[str]:
-        """Read where it lies; the bytes are not kept."""
+        """Read the object at its address; the bytes are not kept."""
         address = self.store.address(fact)
-        if self.store.here(fact) or address is None or self.store.remote is None:
+        if self.store.has(fact) or address is None or self.store.remote is None:
             yield from self._file(self.store.objects / fact.sha256, fact, where)
             return
         try:
-            found = self.store.remote.digest(address)
+            now = self.store.remote.digest(address)
         except RunnerError as error:
             yield f"{where}: {error}"
             return
         self.files += 1
-        self.size_bytes += found.size_bytes
-        if found != fact:
-            yield f"{where}: {address} was altered: sha256 {found.sha256[:12]}, recorded {fact.sha256[:12]}."
+        self.size_bytes += now.size_bytes
+        if now != fact:
+            yield f"{where}: {address} was altered: sha256 {now.sha256[:12]}, recorded {fact.sha256[:12]}."
 
     def _fact(self, path: Path) -> FileFact:
         status = path.stat()
@@ -234,13 +233,7 @@ class Verifier:
 
 def _judged_again(manifest: RunManifest) -> Iterator[str]:
     assert manifest.verdict is not None
-    present = {
-        f"{state.name}.{name}"
-        for state in manifest.steps
-        if state.job is not None
-        for name, fact in state.job.inputs.items()
-        if fact.present
-    }
+    present = manifest.present_inputs()
     again = judge(manifest.metrics, manifest.pipeline.gate, problems=manifest.problems, present=present)
     if again.outcome != manifest.verdict.outcome:
         yield f"{manifest.run}: its metrics give the verdict {again.outcome}, not {manifest.verdict.outcome}."

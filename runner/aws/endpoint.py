@@ -50,7 +50,7 @@ from runner.model.sample import check_answer, sample_body
 from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, write_events
 from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
-from runner.records import Pipeline, SageMakerTargetSpec
+from runner.records import Pipeline, SageMakerTargetSpec, utc_text
 
 BEGUN, FAILED = "deployment begun", "deployment failed"
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
@@ -107,7 +107,7 @@ class SageMakerTarget:
                 self._back(previous, config)
                 self._record(change, FAILED, f"{error}")
             else:
-                at = _utc(found["LastModifiedTime"])
+                at = utc_text(found["LastModifiedTime"])
                 made = msgspec.structs.replace(change, at=at, place=found["EndpointArn"])
                 write_events(self.registry, made)
 
@@ -141,7 +141,7 @@ class SageMakerTarget:
             goes_on = f" {change.replaced} goes on." if change.replaced else ""
             raise Refused(f"{self.name}: {error}{goes_on}") from error
         self._tidy({previous, wanted.config_name} - {""})
-        return msgspec.structs.replace(change, at=_now(), place=now["EndpointArn"])
+        return msgspec.structs.replace(change, at=utc_text(), place=now["EndpointArn"])
 
     def remove(self, change: Deployment) -> Deployment:
         found = self._describe()
@@ -149,7 +149,7 @@ class SageMakerTarget:
             self.scaling.end()
             self._back("", found["EndpointConfigName"])
         self._tidy(set())
-        return msgspec.structs.replace(change, at=_now(), place=found["EndpointArn"] if found is not None else "")
+        return msgspec.structs.replace(change, at=utc_text(), place=found["EndpointArn"] if found is not None else "")
 
     def restart(self, last: Deployment, version: ModelVersion) -> Deployment:
         del last, version
@@ -374,7 +374,7 @@ class SageMakerTarget:
             return False
         if found is not None and found["EndpointStatus"] in BUSY:
             return True
-        changed = _utc(found["LastModifiedTime"]) if found is not None else ""
+        changed = utc_text(found["LastModifiedTime"]) if found is not None else ""
         quiet = datetime.now(UTC) - datetime.fromisoformat(max(event.at, changed))
         return quiet.total_seconds() < self.quiet_s
 
@@ -384,11 +384,3 @@ class SageMakerTarget:
 
     def _call(self, action: str, about: str, **arguments: Any) -> dict[str, Any]:
         return self.session.call("sagemaker", action, about=about, **arguments)
-
-
-def _now() -> str:
-    return _utc(datetime.now(UTC))
-
-
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -27,8 +27,9 @@ from runner.escape import terminal
 from runner.failpoint import reach
 from runner.model import registry_rules
 from runner.model.events import state, verify_chain
-from runner.model.registry_rules import Draft, now, utc
+from runner.model.registry_rules import Draft
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion, StateChange, Status
+from runner.records import utc_text
 
 EVENT_OF: dict[Status, StateChange] = {
     "pending": "reopened",
@@ -294,7 +295,7 @@ class SageMakerRegistry:
             "archive": description["InferenceSpecification"]["Containers"][0]["ModelDataUrl"],
             "archive_sha256": properties.get("runner-archive", ""),
         }
-        at = utc(description["CreationTime"])
+        at = utc_text(description["CreationTime"])
         draft = Draft(name, number, "registered", who=facts.created_by, why="", data=data, at=at)
         return registry_rules.event_after(view.events, draft)
 
@@ -349,7 +350,7 @@ def _external(name: str, events: Sequence[Event], version: int, status: Status, 
     own = [event for event in events if event.version == version]
     if not why or why in {described(event) for event in own}:  # what an earlier decision left there
         why = "decided in SageMaker"
-    at = max(utc(description["LastModifiedTime"]) if "LastModifiedTime" in description else now(), own[-1].at)
+    at = max(utc_text(description["LastModifiedTime"]) if "LastModifiedTime" in description else utc_text(), own[-1].at)
     who = f"external ({person})" if person else "external"
     draft = Draft(name, version, EVENT_OF[status], who=who, why=why, data=STANDS, at=at)
     return registry_rules.event_after(events, draft)

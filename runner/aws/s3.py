@@ -15,7 +15,7 @@ from runner.run.sources import RemoteFile
 
 
 class S3:
-    """Reads objects; implements `runner.run.sources.Remote` and `runner.run.store.Remote`."""
+    """Reads objects; implements `runner.run.sources.RemoteSource` and `runner.run.store.Remote`."""
 
     def __init__(self, session: Session | None = None) -> None:
         self.session = session or Session(anonymous=True)

@@ -67,7 +67,7 @@ class _Seen(Record, frozen=True, kw_only=True):
 
 
 class SharedRuns:
-    """Implements `runner.run.ports.Shared`. Construction asks nothing."""
+    """Implements `runner.run.ports.RunSharing`. Construction asks nothing."""
 
     def __init__(self, address: str, store: Store, project: Path, session: Session) -> None:
         bucket, key = split(address)
@@ -94,7 +94,7 @@ class SharedRuns:
         for state in manifest.steps:
             for found in _of_step(manifest, state.name):
                 for fact in facts_of(found).values():
-                    if fact.sha256 not in self._there and self.store.here(fact):
+                    if fact.sha256 not in self._there and self.store.has(fact):
                         self.place.upload(f"objects/{fact.sha256}", self.store.object(fact))
                     self._there.add(fact.sha256)
         self.place.put(f"records/{manifest.run}.tar.gz", self._records(manifest))
@@ -193,11 +193,13 @@ class SharedRuns:
             for found in _of_step(manifest, state.name):
                 at = state.result.remote.at if state.result is not None and state.result.remote is not None else ""
                 for relative, fact in facts_of(found).items():
-                    kept = self.store.here(fact) or self.store.address(fact) is not None
+                    kept = self.store.has(fact) or self.store.address(fact) is not None
                     path = f"{found.path.rstrip('/')}/{relative}" if relative else found.path
                     if not kept:
                         elsewhere = at and found.path.partition("/")[0] != "in"
-                        self.store.point(fact, at + path if elsewhere else self.place.address(f"objects/{fact.sha256}"))
+                        self.store.note_address(
+                            fact, at + path if elsewhere else self.place.address(f"objects/{fact.sha256}")
+                        )
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / MANIFEST, content)
         cache = Cache(self.store, self.project)
@@ -246,12 +248,10 @@ class SharedRuns:
 
 def _of_step(manifest: RunManifest, name: str) -> Iterator[Artifact]:
     """What lies in a step's folder as objects: outputs, executed notebook, and inputs whose bytes were kept."""
-    state = next(state for state in manifest.steps if state.name == name)
-    if state.result is not None:
-        yield from state.result.outputs.values()
-        if state.result.executed is not None:
-            yield state.result.executed
+    result = manifest.step(name).result
+    if result is not None:
+        yield from result.artifacts()
     for key, fact in manifest.sources.items():
-        kept = fact.artifact is not None and not fact.stamp and not fact.listed and fact.as_ == "path"
-        if key.partition(".")[0] == name and kept and fact.artifact is not None:
-            yield msgspec.structs.replace(fact.artifact, path=f"in/{key.partition('.')[2]}")
+        step, _, input_name = key.partition(".")
+        if step == name and fact.kept is not None:
+            yield msgspec.structs.replace(fact.kept, path=f"in/{input_name}")

@@ -148,16 +148,14 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
     Example:
       runner gc --keep 50 --dry-run
     """
-    from runner.audit.gc import collect
+    from runner.audit.gc import GcRequest, collect
     from runner.project import Project
     from runner.run import provenance
 
     command = shlex.join(["runner", "gc", "--keep", str(keep), *(part for tag in tags for part in ("--keep-tag", tag))])
     project = Project(pipeline)
-    freed = collect(
-        project.store, project.registry, keep=keep, tags=tags, project=project.root, who=provenance.who(),
-        command=command, dry_run=dry_run,
-    )  # fmt: skip
+    request = GcRequest(keep, tags, provenance.who(), command, dry_run)
+    freed = collect(project.store, project.registry, project.root, request)
     if as_json:
         print_json(
             {"runs": list(freed.runs), "objects": freed.objects, "size_bytes": freed.size_bytes, "kept": freed.kept}

@@ -15,7 +15,7 @@ from runner.cli.terminal import say
 from runner.errors import Refused, UsageError, counted
 
 if TYPE_CHECKING:
-    from runner.audit.compare import Comparison, RunFacts
+    from runner.audit.compare import RunComparison, RunFacts
     from runner.audit.diff import Change, Difference, MetricChange, StepChange
     from runner.records import Metric
     from runner.run.store import Store
@@ -60,7 +60,7 @@ def diff_command(
     wanted = _wants_page(output, open_, as_markdown, as_json)
     project = Project(pipeline)
     store = project.store
-    comparison: Comparison | None = None
+    comparison: RunComparison | None = None
     if after is None:
         difference, page = diff.since_commit(pipeline, before), output
     else:
@@ -116,7 +116,7 @@ def _wants_page(output: Path | None, open_: bool, as_markdown: bool, as_json: bo
     return output is not None or open_ or not (as_markdown or as_json)
 
 
-def _write(page: Path, comparison: Comparison | None, difference: Difference | None, store: Store) -> None:
+def _write(page: Path, comparison: RunComparison | None, difference: Difference | None, store: Store) -> None:
     from runner.report.comparison import write_comparison  # jinja2
 
     try:
@@ -128,7 +128,7 @@ def _write(page: Path, comparison: Comparison | None, difference: Difference | N
 
 
 def _print(
-    made: Difference | Comparison,
+    made: Difference | RunComparison,
     page: Path | None,
     *,
     as_markdown: bool,
@@ -271,7 +271,7 @@ def _say_lines(lines: Iterable[str]) -> None:
         say(f"    {line}", colour=COLOURS.get(line[:1]))
 
 
-def _say_comparison(comparison: Comparison) -> None:
+def _say_comparison(comparison: RunComparison) -> None:
     from runner.report.comparison import alike, reasons, said, short_names, verdict_in_words
 
     rows: list[list[str]] = [

@@ -87,7 +87,7 @@ class PlainDisplay:
                 self._say(f"    {progress.step} {_cells(progress)}{where}")
 
     def changed(self, manifest: RunManifest, step: str) -> None:
-        state = next(state for state in manifest.steps if state.name == step)
+        state = manifest.step(step)
         with self._lock:
             self._say(step_line(state, None, started=None))
 

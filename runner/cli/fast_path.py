@@ -12,10 +12,11 @@ from runner.escape import terminal
 from runner.manifest import RunManifest
 from runner.pipeline.plan import Plan
 from runner.run import fast_path, fast_path_record
+from runner.run.fast_path_record import Invocation
 from runner.run.ports import World
 
 
-def leave(
+def keep(
     plan: Plan,
     manifest: RunManifest,
     world: World,
@@ -26,7 +27,7 @@ def leave(
     code: int,
     variables: Sequence[str],
 ) -> None:
-    """Leave for the next run of this command line what it does and says where nothing has changed."""
+    """Keep for the next run of this command line what it does and prints if nothing has changed."""
     template = fast_path_record.template(manifest)
     folder = world.store.folder(fast_path.RUN)
     words = summary(template, folder, pages=pages)
@@ -34,7 +35,6 @@ def leave(
     going = zip(template.steps, plan.steps, strict=True)  # of the steps that are not asked for nothing is said
     lines = [headline(template), *(step_line(state, None, started=None) for state, step in going if not step.skip)]
     lines += [*([words] if as_json else []), *hint(template)]
-    texts = {"out": out + "\n", "err": terminal("\n".join(lines)) + "\n"}
-    fast_path_record.leave(
-        plan, manifest, world, sys.argv[2:], git=git, texts=texts, code=code, pages=pages, variables=variables
-    )
+    err = terminal("\n".join(lines))
+    command = Invocation(sys.argv[2:], variables, git, out + "\n", err + "\n", code, pages)
+    fast_path_record.keep(plan, manifest, world, command)

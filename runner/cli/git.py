@@ -21,6 +21,7 @@ from runner.cli.terminal import say
 from runner.errors import UsageError
 from runner.notebook import strip_outputs
 from runner.notebook.strip_outputs import cleaned
+from runner.run.checkout import git
 
 NAME = "runner-notebook"  # of the filter and of both drivers
 ATTRIBUTES = ".gitattributes"
@@ -253,8 +254,9 @@ def uncleaned(top: Path) -> list[str]:
     for entry in _git(top, "ls-files", "--stage", "-z", "--", "*.ipynb").split("\0")[:-1]:
         fields, _, name = entry.partition("\t")
         _, blob, stage = fields.split()
-        content = subprocess.run(["git", "-C", top, "cat-file", "blob", blob], capture_output=True, check=True).stdout
-        if stage == "0" and cleaned(content) != content:
+        ended = git(top, "cat-file", "blob", blob)
+        ended.check_returncode()
+        if stage == "0" and cleaned(ended.stdout) != ended.stdout:
             found.append(name)
     return found
 
@@ -322,11 +324,8 @@ def _write(path: Path, lines: list[str], *, mode: int | None = None) -> None:
 
 def _git(folder: Path, *arguments: str, check: bool = True) -> str:
     """What git prints, without the last line end. Raises UsageError with git's own last line where it fails."""
-    try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, check=False)
-    except FileNotFoundError:
-        raise UsageError("git is not installed") from None
-    if check and done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UsageError(said[-1] if said else f"git {arguments[0]} failed")
-    return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+    ended = git(folder, *arguments)
+    if check and ended.returncode:
+        lines = ended.stderr.decode(errors="replace").strip().splitlines()
+        raise UsageError(lines[-1] if lines else f"git {arguments[0]} failed")
+    return ended.stdout.decode("utf-8", "surrogateescape").rstrip("\n")

@@ -14,7 +14,7 @@ from runner.errors import UsageError
 from runner.escape import json as escape_json
 from runner.escape import terminal
 from runner.manifest import ModelVersionRef, RunManifest
-from runner.records import Metric, StepError
+from runner.records import Metric, StepError, utc_text
 
 pipeline_option = click.option(
     "--pipeline",
@@ -81,8 +81,7 @@ def parse_time(text: str) -> str:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{text!r} is not a time; write it like 2027-03-03T12:00Z.") from None
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment)
 
 
 def metric_json(metric: Metric) -> dict[str, float | None]:

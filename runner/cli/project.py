@@ -85,7 +85,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     from runner.pipeline.file import nearest
     from runner.pipeline.plan import plan as make_plan
     from runner.project import Project
-    from runner.run.inputs import parameters, recorded
+    from runner.run.inputs import parameters, recorded_input
 
     plan = make_plan(pipeline)
     planned = next((candidate for candidate in plan.steps if candidate.name == step), None)
@@ -96,11 +96,11 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
         store = project.store
         with store.shared():
             manifest = project.run(run)
-            state = next((state for state in manifest.steps if state.name == step), None)
+            state = manifest.find_step(step)
             if state is None or state.job is None:
                 raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
             for name in state.job.inputs:
-                _copy_input(planned, name, recorded(manifest, step, name), store)
+                _copy_input(planned, name, recorded_input(manifest, step, name), store)
             _bring(planned.notebook, parameters(manifest, step, store))
     if no_open:
         say(planned.notebook.path)
@@ -139,7 +139,7 @@ def _copy_input(step: PlannedStep, name: str, fact: InputFact, store: Store) -> 
 
     beside = step.notebook.path.parent
     default = step.notebook.parameters[name].default
-    if not fact.present or fact.as_ == "uri":
+    if not fact.is_file:
         say(f"  {name}: nothing to copy ({'an address' if fact.present else 'absent in that run'})", err=True)
         return
     if not isinstance(default, str) or not default.startswith("work/"):

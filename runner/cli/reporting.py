@@ -11,7 +11,7 @@ from types import TracebackType
 from runner.cli.terminal import say
 from runner.manifest import RunManifest
 from runner.records import Verdict
-from runner.run.ports import Watcher
+from runner.run.ports import RunWatcher
 from runner.step.execute import Progress
 
 ENDED = ("succeeded", "cached", "failed", "interrupted")
@@ -24,7 +24,7 @@ class Reporter:
     that a repetition of the run will have.
     """
 
-    def __init__(self, shown: Watcher, *, pages: bool, again: bool = False) -> None:
+    def __init__(self, shown: RunWatcher, *, pages: bool, again: bool = False) -> None:
         self._shown = shown
         self._pages = pages
         self._options = ["--follow", *(["--again"] if again else [])]
@@ -68,7 +68,7 @@ class Reporter:
 
     def changed(self, manifest: RunManifest, step: str) -> None:
         self._shown.changed(manifest, step)
-        state = next(state for state in manifest.steps if state.name == step)
+        state = manifest.step(step)
         if state.status in ENDED and self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # said when the context ends
                 self._process.stdin.write(f"{step}\n")

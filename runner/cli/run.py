@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runner.aws.processing.estimate import Way
     from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
-    from runner.records import InputFact, Pipeline
+    from runner.records import Pipeline
     from runner.run.ports import Options, World
 
 no_report_option = click.option(
@@ -116,7 +116,7 @@ def run_command(
     )
     if dry_run:
         return _preview(plan, options, as_json)
-    from runner.run.checkout import standing
+    from runner.run.checkout import git_fingerprint
     from runner.run.orchestrate import run
 
     made: list[tuple[RunManifest, World]] = []
@@ -126,15 +126,15 @@ def run_command(
         return made[0][0]
 
     pages, repeatable = not no_report, not force and on == "local" and plan.pipeline.store.runs is None
-    git = standing(str(plan.root)) if repeatable else None
+    git = git_fingerprint(str(plan.root)) if repeatable else None
     code = carry_out(
         plan.file, plan.pipeline, start, on=on, kernel=kernel, as_json=as_json, pages=pages, again=repeatable
     )
     if repeatable:
-        from runner.cli.fast_path import leave
+        from runner.cli.fast_path import keep
 
         read = [option.envvar for option in run_command.params if isinstance(option.envvar, str)]
-        leave(plan, *made[0], git=git, as_json=as_json, pages=pages, code=code, variables=read)
+        keep(plan, *made[0], git=git, as_json=as_json, pages=pages, code=code, variables=read)
     return code
 
 
@@ -234,27 +234,26 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
 
     project = Project(plan.file).of(plan.pipeline)
     world = project.world(on=options.on)
-    sources: dict[str, InputFact] = {}
-    found = preview(plan, options, world, on_sources=sources)
+    found = preview(plan, options, world)
     made = None
     if options.on == "sagemaker":
         from runner.aws.processing.estimate import estimate
         from runner.run.cache import Cache
 
-        steps = [step.name for step in found if step.would in ("run", "maybe")]
+        steps = [step.name for step in found.steps if step.action in ("run", "maybe")]
         cache = Cache(project.store_here, plan.root)
         undeclared = {step: cache.undeclared(step) for step in steps}
-        made = estimate(project.session(), plan, steps, sources, undeclared=undeclared)
+        made = estimate(project.session(), plan, steps, found.sources, undeclared=undeclared)
     if as_json:
-        shown = [{"name": step.name, "would": step.would, "why": step.why} for step in found]
+        shown = [{"name": step.name, "would": step.action, "why": step.why} for step in found.steps]
         if made is None:
             print_json(shown)
             return 0
         figures = {"move_bytes": made.move_bytes, "ceiling_usd": made.ceiling_usd}
         print_json({"steps": shown, **figures, "ways": [asdict(way) for way in made.ways]})
         return 0
-    for step in found:
-        say(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
+    for step in found.steps:
+        say(f"  {step.name:<12} {step.action:<8} {step.why}".rstrip())
     if made is not None:
         ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
         say(f"moves {made.move_bytes / 1e6:.1f} MB to S3")

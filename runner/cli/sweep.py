@@ -19,7 +19,7 @@ from runner.errors import UsageError
 from runner.manifest import RunManifest
 
 if TYPE_CHECKING:
-    from runner.run.sweep import Swept
+    from runner.run.sweep import SweepResult
 
 JOBS_ELSEWHERE = 20
 SHOWN = 12  # rows of the leaderboard while it is live
@@ -74,7 +74,7 @@ def sweep_command(
     from runner.project import Project, fork_servers
     from runner.report.sweep import plot, write_sweep
     from runner.run.ports import Options, Silent
-    from runner.run.sweep import sweep
+    from runner.run.sweep import Sweep, sweep
 
     fixed, grid = _grid(parameters)
     spec = load(pipeline, profile)
@@ -96,19 +96,21 @@ def sweep_command(
         watcher.at(store.root)
         drawings: list[Future[tuple[str, str] | None]] = []
 
-        def changed(swept: Swept) -> None:
+        def changed(swept: SweepResult) -> None:
             board.show(swept)
             if swept.winner is None and all(tried.run or tried.why for tried in swept.tried):
                 drawings.append(beside.submit(plot, swept))
 
         swept = sweep(
-            pipeline,
-            step,
-            grid,
-            metric=metric,
-            options=Options(kernel=kernel, profile=profile, overrides=fixed, on=on),
-            jobs=jobs or (1 if on == "local" else JOBS_ELSEWHERE),
-            world=lambda: project.world(spec, on=on, kernel=kernel, servers=servers, stop=stop),
+            Sweep(
+                pipeline,
+                step,
+                grid,
+                metric,
+                options=Options(kernel=kernel, profile=profile, overrides=fixed, on=on),
+                jobs=jobs or (1 if on == "local" else JOBS_ELSEWHERE),
+            ),
+            lambda: project.world(spec, on=on, kernel=kernel, servers=servers, stop=stop),
             on_change=changed,
             watcher=watcher,
         )
@@ -152,7 +154,7 @@ def _grid(parameters: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str
     return fixed, grid
 
 
-def _rows(swept: Swept, count: int) -> list[str]:
+def _rows(swept: SweepResult, count: int) -> list[str]:
     """The leaderboard: place, values, metric, run."""
     names = list(swept.tried[0].values)
     lines = [["", *names, swept.metric or "metric", "run"]]
@@ -166,7 +168,7 @@ def _rows(swept: Swept, count: int) -> list[str]:
     return made + ([f"… and {left} more"] if left > 0 else [])
 
 
-def _json(swept: Swept, page: Path) -> dict[str, Any]:
+def _json(swept: SweepResult, page: Path) -> dict[str, Any]:
     return {
         "step": swept.step,
         "metric": swept.metric,
@@ -197,7 +199,7 @@ class _Board:
     def __init__(self) -> None:
         self._said = 0
         self._live: Any = None
-        self._swept: Swept | None = None
+        self._swept: SweepResult | None = None
 
     def __enter__(self) -> _Board:
         if sys.stderr.isatty():
@@ -213,7 +215,7 @@ class _Board:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, swept: Swept) -> None:
+    def show(self, swept: SweepResult) -> None:
         self._swept = swept
         done = sum(tried.run is not None or bool(tried.why) for tried in swept.tried)
         if self._live is None and done > self._said:

@@ -24,7 +24,7 @@ from runner.model.events import verify_chain
 from runner.model.registry_file import BUSY_S, REBUILD, RegistryFile
 from runner.model.registry_rules import Draft
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
-from runner.records import typed
+from runner.records import typed, utc_text
 
 COPIES = "registry-events"
 ADD_VERSION = "INSERT INTO versions VALUES (?, ?, ?, ?, ?)"
@@ -46,7 +46,7 @@ class LocalRegistry:
             number = registry_rules.registered_before(new, _events(connection, new.name))
             if number is not None:
                 return _get(connection, new.name, number)
-            number, now, facts = len(versions) + 1, registry_rules.now(), copies.facts_json(new)
+            number, now, facts = len(versions) + 1, utc_text(), copies.facts_json(new)
             connection.execute(ADD_VERSION, (new.name, number, new.run, now, facts.decode()))
             data = {"run": new.run, "sha256": new.sha256, "facts_sha256": hashlib.sha256(facts).hexdigest()}
             _add(connection, Draft(new.name, number, "registered", who=new.created_by, why="", data=data, at=now))

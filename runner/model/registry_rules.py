@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion
-from runner.records import ApprovalSpec
+from runner.records import ApprovalSpec, utc_text
 
 ANYBODY = ApprovalSpec()
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
@@ -134,7 +133,7 @@ def check_record(kind: str) -> None:
 def event_after(events: Sequence[Event], draft: Draft) -> Event:
     """The draft as the next event of its name, of which `events` has all."""
     seq, previous = (events[-1].seq + 1, events[-1].hash) if events else (1, FIRST)
-    at = draft.at or now()
+    at = draft.at or utc_text()
     return chained(Event(**{**vars(draft), "at": at}, seq=seq, previous=previous, hash=""))
 
 
@@ -164,15 +163,6 @@ def not_registered(name: str, version: int | None, highest: Mapping[str, int]) -
         return UsageError(f"There is no {name}/{version}; its versions are 1 to {highest[name]}.")
     names = ", ".join(sorted(highest)) or "none yet; `runner check` says whether a run registers one"
     return UsageError(f"There is no registered model {name!r}. Registered: {names}.")
-
-
-def now() -> str:
-    return utc(datetime.now(UTC))
-
-
-def utc(moment: datetime) -> str:
-    """As events have it."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _names_of(who: str, identity: str = "") -> set[str]:

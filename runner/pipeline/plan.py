@@ -44,6 +44,13 @@ class PlannedStep:
     registers: bool = False  # calls runner.model.register, as far as its code says
     skip: str = ""  # why it does not run this time
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Secret parameter -> the environment variable that has its value."""
+        declared = self.notebook.parameters
+        secret = {name: value for name, value in self.parameters.items() if name in declared and declared[name].secret}
+        return {name: str(value).removeprefix(ENVIRONMENT) for name, value in secret.items()}
+
 
 @dataclass(frozen=True)
 class Plan:

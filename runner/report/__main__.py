@@ -53,7 +53,7 @@ def _write(folder: Path, steps: list[str]) -> None:
 def write_step(folder: Path, name: str) -> None:
     """The page of one step, where it has an executed notebook."""
     manifest = read(RunManifest, folder / "run.json")
-    state = next((state for state in manifest.steps if state.name == name), None)
+    state = manifest.find_step(name)
     if state is not None and (folder / "steps" / name / "executed.ipynb").exists():
         write_notebook_page(folder / "steps" / name, manifest=manifest, state=state)
 

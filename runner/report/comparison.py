@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.audit.compare import Comparison, MetricRow, RunFacts
+from runner.audit.compare import MetricRow, RunComparison, RunFacts
 from runner.audit.diff import Difference, MetricChange
 from runner.content import atomic_write
 from runner.errors import counted
@@ -51,7 +51,7 @@ class Pair:
 
 
 def write_comparison(
-    path: Path, *, comparison: Comparison | None, difference: Difference | None, runs: Path | None
+    path: Path, *, comparison: RunComparison | None, difference: Difference | None, runs: Path | None
 ) -> Path:
     """Write the page of several runs, or of a difference, to `path`, and return it. `runs` is the folder of the runs."""
     labels = short_names(comparison) if comparison else []
@@ -86,14 +86,14 @@ def write_comparison(
     return path
 
 
-def short_names(comparison: Comparison) -> list[str]:
+def short_names(comparison: RunComparison) -> list[str]:
     """The ends of the runs' ids, or whole ids where these are not enough to tell them apart."""
     names = [facts.run for facts in comparison.runs]
     ends = [name.rpartition("-")[2] for name in names]
     return ends if len(set(ends)) == len(set(names)) else names
 
 
-def reasons(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
+def reasons(comparison: RunComparison) -> list[tuple[str, str, list[str]]]:
     """(run, why, metrics) of everything that cannot be held against the first run that has it."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in comparison.metrics:
@@ -103,7 +103,7 @@ def reasons(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
     return [(label, why, names) for (label, why), names in found.items()]
 
 
-def alike(comparison: Comparison) -> str:
+def alike(comparison: RunComparison) -> str:
     """How many parameters are the same in all runs, in a sentence; "" where none is."""
     many = comparison.same
     return f"{counted(many, 'parameter')} {'is' if many == 1 else 'are'} the same in all." if many else ""
@@ -133,7 +133,7 @@ def summary(difference: Difference) -> str:
     return f"Different: {', '.join(told)}." if told else "Nothing differs in code, parameters, data and environment."
 
 
-def headline(comparison: Comparison | None, difference: Difference | None) -> str:
+def headline(comparison: RunComparison | None, difference: Difference | None) -> str:
     """What came of it, first."""
     if difference is None:
         return f"{counted(len(comparison.runs) if comparison else 0, 'run')} side by side"
@@ -175,7 +175,7 @@ def metrics_in_words(difference: Difference) -> str:
     return f"metrics: {', '.join(told)}" if told else "no metric is better or worse"
 
 
-def panels(comparison: Comparison) -> list[Panel]:
+def panels(comparison: RunComparison) -> list[Panel]:
     """A small plot for each of the metrics that say most: judged ones first, then those with an interval."""
     rows = [row for row in comparison.metrics if _tells(row)]
     rows.sort(key=lambda row: (not row.in_gate, all(value is None or value.low is None for value in row.values)))
@@ -282,7 +282,7 @@ def _tone(difference: Difference | None) -> str:
     return {"pass": "good", "fail": "bad", "error": "bad", "inconclusive": "unsure", None: "plain"}[after]
 
 
-def _links(path: Path, comparison: Comparison | None, runs: Path | None) -> list[str]:
+def _links(path: Path, comparison: RunComparison | None, runs: Path | None) -> list[str]:
     """Each run's report, from where the page is; "" where there is none."""
     found = []
     for facts in comparison.runs if comparison else []:
@@ -294,7 +294,7 @@ def _links(path: Path, comparison: Comparison | None, runs: Path | None) -> list
     return found
 
 
-def _figures(comparison: Comparison, runs: Path) -> tuple[list[Pair], list[str]]:
+def _figures(comparison: RunComparison, runs: Path) -> tuple[list[Pair], list[str]]:
     """The named figures that differ, in pairs; and the names of those that are the same bytes on both sides."""
     sides = [_figures_of(runs / facts.run / "steps") for facts in comparison.runs]
     pairs, same = [], []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from runner.audit.compare import Comparison, RunFacts
+from runner.audit.compare import RunComparison, RunFacts
 from runner.audit.diff import Change, Difference, MetricChange, StepChange
 from runner.errors import counted
 from runner.escape import code, markdown, terminal
@@ -28,7 +28,7 @@ from runner.report.files import number
 LINES = 60  # of code for each cell or module; the page has all
 
 
-def pull_request(made: Difference | Comparison) -> str:
+def pull_request(made: Difference | RunComparison) -> str:
     lines = _difference(made) if isinstance(made, Difference) else _comparison(made)
     return "\n".join(lines) + "\n"
 
@@ -125,7 +125,7 @@ def _step(step: StepChange) -> Iterator[str]:
         yield ""
 
 
-def _comparison(comparison: Comparison) -> Iterator[str]:
+def _comparison(comparison: RunComparison) -> Iterator[str]:
     rows = [
         ["gate", *(verdict_in_words(run) for run in comparison.runs)],
         ["model", *(_version(run) for run in comparison.runs)],

@@ -16,14 +16,14 @@ from runner.escape import visible
 from runner.report import clean
 from runner.report.comparison import COLOURS
 from runner.report.files import environment, number, reason, style
-from runner.run.sweep import Swept
+from runner.run.sweep import SweepResult
 
 SWEEPS, PAGE, FACTS = "sweeps", "report.html", "sweep.json"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_LINES = len(MARKERS)
 
 
-def write_sweep(swept: Swept, runs: Path, *, drawn: tuple[str, str] | None) -> Path:
+def write_sweep(swept: SweepResult, runs: Path, *, drawn: tuple[str, str] | None) -> Path:
     """Write runs/sweeps/<first run>/report.html and sweep.json beside it; the page's path. `drawn` is its plot."""
     named = min((tried.run for tried in swept.tried if tried.run), default="none")
     folder = runs / SWEEPS / named
@@ -53,7 +53,7 @@ def write_sweep(swept: Swept, runs: Path, *, drawn: tuple[str, str] | None) -> P
     return folder / PAGE
 
 
-def plot(swept: Swept) -> tuple[str, str] | None:
+def plot(swept: SweepResult) -> tuple[str, str] | None:
     """(address for `img`, the same in words) of the metric over the first swept value, a line for each other one.
 
     ("", why) where it cannot be drawn.
@@ -64,7 +64,7 @@ def plot(swept: Swept) -> tuple[str, str] | None:
         return "", f"The plot cannot be drawn: {reason(error)}"
 
 
-def _plot(swept: Swept) -> tuple[str, str] | None:
+def _plot(swept: SweepResult) -> tuple[str, str] | None:
     points = [(tried, metric) for tried in swept.tried if (metric := swept.value(tried)) is not None]
     if len(points) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Results of earlier runs by what they depended on: found, checked by content, and put in place as links.
+"""Results of earlier runs by what they depended on: looked up, checked by content, and linked into the new run.
 
 runs/cache/<step>/<key>.json   the runs whose step had that key, with the other project files it read
 runs/cache/<step>/latest.json  the step's last success, to say in words what is different now
@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from runner.content import atomic_write, file_fact
+from runner.content import atomic_write, file_fact, stamp
 from runner.errors import RunnerError, Tampered, UsageError
 from runner.manifest import StepState
 from runner.paths import FileName, RelativePath
 from runner.pipeline.plan import PlannedStep
-from runner.records import Opened, Record, StepKey, encode, read
+from runner.records import FileFact, Opened, Record, StepJob, StepKey, StepResult, encode, read
 from runner.run import folder as run_folder
-from runner.run.hash_cache import Checked
 from runner.run.keys import differences, digest
 from runner.run.sources import changed_objects
 from runner.run.store import MANIFEST, Store, facts_of, files_of
 
 CACHE, LATEST, INDEX, PACKAGES = "cache", "latest.json", "checked.json", "packages.json"
 NEVER, ALTERED = "never run", "an output was altered"
+FRESH_S = 2.0  # a younger file is read again: two changes within a clock tick of the file system have equal stamps
 KEPT = 20  # entries a key keeps: same code and inputs, other undeclared files
 
 
@@ -43,12 +44,20 @@ class _Entries(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Found:
-    """A hit has `state`, the earlier step as it was; a miss has none. `why` is said either way."""
+class Hit:
+    """An earlier result of the step that can be used again, and the `run` that executed it."""
+
+    step: str
+    run: str
+    job: StepJob
+    result: StepResult
+
+
+@dataclass(frozen=True)
+class Miss:
+    """No earlier result can be used; `why` says what is different."""
 
     why: str
-    state: StepState | None = None
-    run: str | None = None
 
 
 class Cache:
@@ -58,34 +67,23 @@ class Cache:
         self.store, self.project = store, project
         self.folder = store.root / CACHE
         self.packages_file = self.folder / PACKAGES
-        self.checked = Checked(self.folder / INDEX)
+        self.hashes = HashCache(self.folder / INDEX)
 
-    def find(self, step: PlannedStep, key: StepKey) -> Found:
+    def find(self, step: PlannedStep, key: StepKey) -> Hit | Miss:
         """The earlier result that is good for this key, or why there is none."""
-        entries = self._read(step.name, f"{digest(key)}.json")
         why = ""
-        for entry in reversed(entries):
+        for entry in reversed(self._read(step.name, f"{digest(key)}.json")):
             changed = self._changed(entry.opened)
-            if changed is not None:
-                why = why or changed
-                continue
             try:
-                state = self._state(entry.run, step.name)
-                self._check(state)
-            except (RunnerError, OSError, StopIteration) as error:
-                there = (self.store.folder(entry.run) / MANIFEST).exists()
-                lost = f"run {entry.run} {'did not end well' if there else 'is gone'}"
-                why = ALTERED if isinstance(error, Tampered) else why or lost
-                continue
-            return Found(why="", state=state, run=state.from_run or entry.run)
-        if not why:
-            latest = self._read(step.name, LATEST)
-            if not latest:
-                return Found(why=NEVER)
-            sources = {name: spec.from_ for name, spec in step.spec.inputs.items()}
-            said = differences(latest[-1].key, key, sources, lambda old, new: changed_objects(old, new, self.store))
-            why = ", ".join(said) or self._changed(latest[-1].opened) or NEVER
-        return Found(why=why)
+                if not changed:
+                    return self._hit(entry.run, step.name)
+            except Tampered:
+                why = ALTERED
+            except (RunnerError, OSError):
+                has_manifest = (self.store.folder(entry.run) / MANIFEST).exists()
+                changed = f"run {entry.run} {'did not end well' if has_manifest else 'is gone'}"
+            why = why or changed
+        return Miss(why or self._difference(step, key))
 
     def undeclared(self, step: str) -> dict[str, Opened]:
         """Files of the project that the step's last success read without their being inputs."""
@@ -100,65 +98,98 @@ class Cache:
             yield from (self.project / name for name in entry.opened)
 
     def remember(self, run: str, state: StepState) -> None:
-        """Keep a success under its key."""
-        assert state.key is not None
-        assert state.result is not None
+        """Keep a success under its key; a step without key or result is not kept."""
+        if state.key is None or state.result is None:
+            return
         entry = _Entry(run=run, key=state.key, opened=state.result.opened)
         name = f"{digest(state.key)}.json"
         others = [other for other in self._read(state.name, name) if other.opened != entry.opened]
-        place = self.folder / state.name
-        place.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / state.name
+        folder.mkdir(parents=True, exist_ok=True)
         for file, entries in ((name, [*others[-KEPT:], entry]), (LATEST, [entry])):
-            atomic_write(place / file, encode(_Entries(entries=entries)))
+            atomic_write(folder / file, encode(_Entries(entries=entries)))
 
-    def link(self, found: Found, run: str) -> None:
+    def link(self, hit: Hit, run: str) -> None:
         """Put the earlier step's folder into the new run: records copied, outputs and executed notebook linked."""
-        assert found.state is not None
-        assert found.run is not None
-        source = run_folder.step_folder(self.store, found.run, found.state.name)
-        target = run_folder.step_folder(self.store, run, found.state.name)
-        result = found.state.result
-        assert result is not None
-        for artifact in run_folder.produced(result):
-            if all(self.store.here(fact) for fact in facts_of(artifact).values()):  # the rest is fetched when asked for
+        source = run_folder.step_folder(self.store, hit.run, hit.step)
+        target = run_folder.step_folder(self.store, run, hit.step)
+        for artifact in hit.result.artifacts():
+            if all(self.store.has(fact) for fact in facts_of(artifact).values()):  # the rest is fetched when needed
                 self.store.link(artifact, target / artifact.path.rstrip("/"))
-        for name, record in ((run_folder.JOB, found.state.job), (run_folder.RESULT, result)):
-            assert record is not None
-            atomic_write(target / name, encode(record))
+        atomic_write(target / run_folder.JOB, encode(hit.job))
+        atomic_write(target / run_folder.RESULT, encode(hit.result))
         for name in ("executed.html", "job.log"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(source / name, target / name)
 
-    def _check(self, state: StepState) -> None:
-        """Raises Tampered where an output or the executed notebook is not what it was. What lies elsewhere is checked
-        by whoever fetches it."""
-        assert state.result is not None
-        for artifact in run_folder.produced(state.result):
+    def _hit(self, run: str, step: str) -> Hit:
+        """The step's result in that run. Raises Tampered where an output or the executed notebook is not what it was.
+
+        What lies elsewhere is checked when it is fetched.
+        """
+        state = self.store.manifest(run).step(step)
+        if state.result is None or state.job is None or not state.complete:
+            raise UsageError(f"Step {step} of run {run} did not succeed.")
+        for artifact in state.result.artifacts():
             for _, fact in files_of(artifact):
-                if not self.store.here(fact) and self.store.address(fact) is not None:
+                if not self.store.has(fact) and self.store.address(fact) is not None:
                     continue
                 path = self.store.object(fact)
-                if self.checked.fact(path) != fact:
+                if self.hashes.fact(path) != fact:
                     raise Tampered(f"{path} was altered.")
+        return Hit(step, state.from_run or run, state.job, state.result)
 
-    def _state(self, run: str, step: str) -> StepState:
-        state = next(state for state in self.store.manifest(run).steps if state.name == step)
-        if state.result is None or state.status not in ("succeeded", "cached"):
-            raise UsageError(f"Step {step} of run {run} did not succeed.")
-        return state
+    def _difference(self, step: PlannedStep, key: StepKey) -> str:
+        """What is not as it was when the step last succeeded."""
+        latest = self._read(step.name, LATEST)
+        if not latest:
+            return NEVER
+        sources = {name: spec.from_ for name, spec in step.spec.inputs.items()}
+        changes = differences(latest[-1].key, key, sources, lambda old, new: changed_objects(old, new, self.store))
+        return ", ".join(changes) or self._changed(latest[-1].opened) or NEVER
 
-    def _changed(self, opened: Mapping[str, Opened]) -> str | None:
-        """A sentence about the first undeclared file that is not as it was when the step read it."""
-        for name, was in sorted(opened.items()):
-            where = f"{name}, read by cell [{was.cell}]," if was.cell is not None else f"{name}, read by the step,"
+    def _changed(self, opened: Mapping[str, Opened]) -> str:
+        """A sentence about the first undeclared file that is not as it was when the step read it; "" for none."""
+        for name, before in sorted(opened.items()):
+            reader = f"cell [{before.cell}]" if before.cell is not None else "the step"
             try:
-                if file_fact(self.project / name).sha256 != was.sha256:
-                    return f"{where} changed"
+                if file_fact(self.project / name).sha256 != before.sha256:
+                    return f"{name}, read by {reader}, changed"
             except (OSError, RunnerError):
-                return f"{where} is gone"
-        return None
+                return f"{name}, read by {reader}, is gone"
+        return ""
 
     def _read(self, step: str, name: str) -> list[_Entry]:
         with contextlib.suppress(OSError, RunnerError, msgspec.MsgspecError):
             return read(_Entries, self.folder / step / name).entries
         return []
+
+
+class HashCache:
+    """Hashes of files by size, time and inode, kept in runs/cache/checked.json. Losing it costs time, never truth."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, tuple[str, str]] = {}
+        self._changed = False
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            self._known = msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, str]])
+
+    def fact(self, path: Path) -> FileFact:
+        """Hash and size of the file, read only where its stamp is new. Raises as `runner.content.file_fact`."""
+        status, now = path.stat(), stamp(path)
+        name = str(path.absolute())
+        known_stamp, sha256 = self._known.get(name, ("", ""))
+        if known_stamp == now:
+            return FileFact(sha256=sha256, size_bytes=status.st_size)
+        fact = file_fact(path)
+        if time.time() - status.st_mtime > FRESH_S:
+            self._known[name] = (now, fact.sha256)
+            self._changed = True
+        return fact
+
+    def save(self) -> None:
+        if self._changed:
+            with contextlib.suppress(OSError):
+                atomic_write(self.path, msgspec.json.encode(self._known))
+            self._changed = False

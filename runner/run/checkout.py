@@ -1,8 +1,7 @@
-"""What git says of a project's folder: commit, branch, and which tracked files differ.
+"""What git knows of a project's folder: commit, branch, and which tracked files differ.
 
-`Checkout` is what a run records. The way back for an unchanged run asks `Standing`: while that gives the same answer, so
-does `Checkout`, and for it no filter has to run. Standard library only, and without `subprocess`, whose import takes
-longer than git does.
+A run records `GitStatus`. The fast path asks `GitFingerprint`: while its answer is equal, so is that of `GitStatus`,
+and it needs no filter to run. Both do without `subprocess`, whose import takes longer than git does.
 """
 
 from __future__ import annotations
@@ -16,18 +15,32 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+    from subprocess import CompletedProcess
 
 TIMEOUT_S = 10
 HEAD = ("rev-parse", "HEAD", "--symbolic-full-name", "HEAD", "--show-toplevel")
-ITSELF = ("-c", "core.fsmonitor=false")  # ours would have filters run
+ITSELF = ("-c", "core.fsmonitor=false")  # a monitor of ours would run filters
 STAGED = (*ITSELF, "diff-index", "--cached", "--raw", "-z", "HEAD")
 TOUCHED = (*ITSELF, "diff-files", "--raw", "-z")  # whose size or times are not those in the index
 MOST_TOUCHED = 200
 STATUS = ("status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
 
 
-class Question:
-    """A git command under way in a folder; `answer` waits for it."""
+def git(folder: Path, *arguments: str, stdin: bytes = b"") -> CompletedProcess[bytes]:
+    """A git command off the fast path, ended. Raises UsageError where git is not installed."""
+    import subprocess
+
+    from runner.errors import UsageError
+
+    try:
+        return subprocess.run(["git", "-C", folder, *arguments], input=stdin, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise UsageError("git is not installed.") from None
+
+
+class GitCommand:
+    """A git command that is running in a folder; `answer` waits for it."""
 
     def __init__(self, folder: str, *arguments: str) -> None:
         self._ends, write = os.pipe()
@@ -52,15 +65,15 @@ class Question:
         if not self._process:
             os.close(self._ends)
             return -1, b""
-        said, look = [b""], select.poll()
-        look.register(self._ends)
+        parts, poll = [b""], select.poll()
+        poll.register(self._ends)
         try:
-            while look.poll(TIMEOUT_S * 1000):
+            while poll.poll(TIMEOUT_S * 1000):
                 if not (part := os.read(self._ends, 1 << 16)):
-                    return self._code(), b"".join(said)
-                said.append(part)
+                    return self._code(), b"".join(parts)
+                parts.append(part)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process, signal.SIGTERM)  # so that it takes its lock on the index away
+                os.kill(self._process, signal.SIGTERM)  # so that it removes its lock on the index
             self._code()
             return -1, b""
         finally:
@@ -69,15 +82,15 @@ class Question:
     def _code(self) -> int:
         try:
             return os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
-        except ChildProcessError:  # whoever started us ignores its children's ends, and nobody is told of ours
+        except ChildProcessError:  # the parent process ignores SIGCHLD, so the exit code is lost
             return 0
 
 
-class Checkout:
-    """The two questions that say at which commit and branch a folder is, and what differs; git works meanwhile."""
+class GitStatus:
+    """The commit and branch of a folder, and what differs from them; git works until `answer` is called."""
 
     def __init__(self, folder: str) -> None:
-        self._head, self._status = Question(folder, *HEAD), Question(folder, *STATUS)
+        self._head, self._status = GitCommand(folder, *HEAD), GitCommand(folder, *STATUS)
 
     def answer(self) -> list[str | None]:
         """[commit, branch, top folder, status]; [] outside a repository and before its first commit.
@@ -89,17 +102,17 @@ class Checkout:
         return [*head, os.fsdecode(status) if code == 0 else None] if head else []
 
 
-class Standing:
-    """Everything that decides what `Checkout` answers: HEAD, what is staged, which files git would have to read, the state
-    of these (`names`, from an earlier answer) and the rules by which it would read them. git works meanwhile."""
+class GitFingerprint:
+    """Everything that decides the answer of `GitStatus`: HEAD, what is staged, which files git would have to read, the
+    state of these (`names`, from an earlier answer) and the rules by which it would read them."""
 
     def __init__(self, folder: str, names: Sequence[str] = ()) -> None:
-        self._head, self._staged, self._touched = (Question(folder, *words) for words in (HEAD, STAGED, TOUCHED))
+        self._head, self._staged, self._touched = (GitCommand(folder, *words) for words in (HEAD, STAGED, TOUCHED))
         rules = [("config", "--list", "-z"), (*ITSELF, "check-attr", "-z", "-a", "--", *names)] if names else []
-        self._rules = [Question(folder, *words) for words in rules]
+        self._rules = [GitCommand(folder, *words) for words in rules]
 
     def answer(self) -> dict[str, object]:
-        """Equal to another answer exactly where nothing has changed for git."""
+        """Equal to another answer exactly if nothing has changed for git."""
         head, staged, touched = _head(self._head), self._staged.answer(), self._touched.answer()
         rules = [question.answer() for question in self._rules]
         top = head[2] or "" if head else ""
@@ -114,19 +127,19 @@ class Standing:
         }
 
 
-def standing(folder: str) -> dict[str, object] | None:
-    """What `Standing` answers now; None where that may not be told apart from another state later: too much is touched,
-    or was just now."""
-    found = Standing(folder).answer()
-    names = found["names"]
+def git_fingerprint(folder: str) -> dict[str, object] | None:
+    """What `GitFingerprint` answers now; None where a later state could have the same answer: too many files are
+    touched, or one was a moment ago."""
+    answer = GitFingerprint(folder).answer()
+    names = answer["names"]
     assert isinstance(names, list)
     if not names:
-        return found
+        return answer
     settled = len(names) <= MOST_TOUCHED and all(map(_settled, names))
-    return Standing(folder, names).answer() if settled else None
+    return GitFingerprint(folder, names).answer() if settled else None
 
 
-def _head(question: Question) -> list[str | None]:
+def _head(question: GitCommand) -> list[str | None]:
     """[commit, branch, top folder] from the answer to HEAD; [] without a commit."""
     commit, _, rest = question.answer()[1].partition(b"\n")
     name, _, top = rest.partition(b"\n")

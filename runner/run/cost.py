@@ -1,4 +1,4 @@
-"""What the jobs of a run took and cost."""
+"""The billed time and the price of a run's jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cost:
 
 
 def cost(manifest: RunManifest) -> Cost | None:
-    """Of the jobs that this run itself had; None where it ran here."""
+    """The cost of this run's own jobs; None where it ran here."""
     jobs = [job for state in manifest.steps if (job := job_of(state)) is not None]
     if not jobs:
         return None
@@ -37,5 +37,5 @@ def cost(manifest: RunManifest) -> Cost | None:
 
 
 def job_of(state: StepState) -> RemoteJob | None:
-    """The job in which the step ran; None for one that ran here, or was taken from an earlier run."""
+    """The job that ran the step; None where it ran here, or the result is an earlier run's."""
     return state.result.remote if state.result is not None and state.status != "cached" else None

@@ -1,7 +1,4 @@
-"""What has to hold before anything is run, as checks of one line each: this machine's part.
-
-What has to hold in AWS is `runner.aws.doctor`'s.
-"""
+"""What this machine needs before anything is run, as checks of one line each. `runner.aws.doctor` checks AWS."""
 
 from __future__ import annotations
 
@@ -25,16 +22,15 @@ from runner.errors import PipelineError, Refused, RunnerError, UsageError
 from runner.records import LOCK, StepJob, encode
 from runner.run.store import Store
 
-OLDEST = (3, 11)
 STUDIO = Path("/opt/ml/metadata/resource-metadata.json")  # of a space of SageMaker Studio
 STUDIO_LOG = ".runner-studio.log"  # infra/studio-lifecycle.sh
-LOW_BYTES = 2_000_000_000  # free space below this fills up within a few runs
+LOW_BYTES = 2_000_000_000  # less free space is used up by a few runs
 SHOWN = 5  # packages or findings in a line
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was found, and where it failed the command or the line to write. `code` is its exit code."""
+    """One line: `said` is the result, `fix` the command or line to write where it failed, `code` an exit code."""
 
     name: str
     status: Literal["ok", "failed", "unknown"]
@@ -57,7 +53,7 @@ def unknown(name: str, said: str) -> Check:
 
 
 def machine(pipeline: Path, store: Store) -> Iterator[Check]:
-    """The checks of this machine, each made when it is asked for. Nothing is left behind."""
+    """The checks of this machine, each made when it is iterated to. No files are left."""
     yield python()
     yield packages(pipeline.parent / LOCK)
     yield kernel()
@@ -69,11 +65,7 @@ def machine(pipeline: Path, store: Store) -> Iterator[Check]:
 
 
 def python() -> Check:
-    where = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
-        return failed("python", where, f"make the environment with Python >= {wanted}: `make PYTHON=python{wanted}`")
-    return ok("python", where)
+    return ok("python", f"{platform.python_version()} at {sys.executable}")
 
 
 def packages(lock: Path) -> Check:
@@ -83,9 +75,9 @@ def packages(lock: Path) -> Check:
     pins = _pins(lock)
     different = []
     for name, version in sorted(pins.items()):
-        found = _installed(name)
-        if found != version:
-            different.append(f"{name} {found or 'missing'} (lock: {version})")
+        installed = _installed(name)
+        if installed != version:
+            different.append(f"{name} {installed or 'missing'} (lock: {version})")
     if different:
         more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         return failed(
@@ -97,7 +89,7 @@ def packages(lock: Path) -> Check:
 
 
 def studio(log: Path) -> Check:
-    """What the lifecycle script has left, in a space of Studio."""
+    """Whether the lifecycle script of this Studio space has worked, by its log."""
     by_hand = "`make studio` in the project does the same"
     if not log.is_file():
         return unknown("studio", f"no lifecycle script has run in this space ({log}); {by_hand}")
@@ -112,14 +104,8 @@ def kernel() -> Check:
     """Execute a notebook of one cell, as a step is."""
     from runner.step.execute import JOB, SOURCE, execute  # papermill
 
-    cell: dict[str, object] = {
-        "cell_type": "code",
-        "id": "a",
-        "metadata": {},
-        "source": "6 * 7",
-        "outputs": [],
-        "execution_count": None,
-    }
+    cell: dict[str, object] = {"cell_type": "code", "id": "a", "metadata": {}, "source": "6 * 7"}
+    cell |= {"outputs": [], "execution_count": None}
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}
     began = time.monotonic()
@@ -141,7 +127,7 @@ def runs(store: Store) -> Check:
     """Whether runs can be kept: written, linked and locked, with some space left."""
     import fcntl
 
-    there = store.root.exists()
+    existed = store.root.exists()
     try:
         store.prepare()
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=store.root) as scratch:
@@ -154,7 +140,7 @@ def runs(store: Store) -> Check:
     except (Refused, OSError) as error:
         return failed("runs", _line(error), "move the project to a disk of your own that has links and locks")
     finally:
-        if not there:
+        if not existed:
             shutil.rmtree(store.root, ignore_errors=True)
     if free < LOW_BYTES:
         return failed(
@@ -164,31 +150,31 @@ def runs(store: Store) -> Check:
 
 
 def sound(pipeline: Path) -> Check:
-    """What `runner check` says, in a line."""
+    """The result of `runner check`, in a line."""
     from runner.pipeline.plan import plan
 
     try:
-        found = plan(pipeline)
+        summary = plan(pipeline).summary
     except PipelineError as error:
         more = f" (and {len(error.findings) - 1} more)" if len(error.findings) > 1 else ""
-        said = f"{' '.join(error.findings[0].split())}{more}"
-        return failed("pipeline", said, "change that; `runner check` lists everything", code=error.exit_code)
-    return ok("pipeline", found.summary)
+        first = f"{' '.join(error.findings[0].split())}{more}"
+        return failed("pipeline", first, "change that; `runner check` lists everything", code=error.exit_code)
+    return ok("pipeline", summary)
 
 
 def kernels(pipeline: Path) -> Iterator[Check]:
-    """The kernels of notebooks in other languages than Python, where one is missing."""
+    """The missing kernels of notebooks in other languages than Python."""
     from runner.kernel.kernelspec import kernel_for
     from runner.pipeline.plan import plan
 
-    with contextlib.suppress(PipelineError):  # `sound` has said so
+    with contextlib.suppress(PipelineError):  # `sound` reports it
         for step in plan(pipeline).steps:
             if step.notebook.language != "python":
                 try:
                     kernel_for(step.notebook.language, step.notebook.kernel_name)
                 except PipelineError as error:
-                    said, _, fix = str(error).rstrip(".").partition(": ")
-                    yield failed("kernel", f"{step.spec.notebook}: {said}", fix)
+                    problem, _, fix = str(error).rstrip(".").partition(": ")
+                    yield failed("kernel", f"{step.spec.notebook}: {problem}", fix)
 
 
 def _pins(lock: Path) -> dict[str, str]:
@@ -196,20 +182,20 @@ def _pins(lock: Path) -> dict[str, str]:
     from packaging.requirements import InvalidRequirement, Requirement
 
     text = re.sub(r"\\\r?\n", " ", lock.read_text(encoding="utf-8"))
-    found = {}
+    pins = {}
     for line in text.splitlines():
         try:
-            wanted = Requirement(re.sub(r"\s(#|--hash).*", "", line).strip())
+            requirement = Requirement(re.sub(r"\s(#|--hash).*", "", line).strip())
         except InvalidRequirement:  # a comment, an option of the installer, a blank line
             continue
-        exact = [part.version for part in wanted.specifier if part.operator == "=="]
-        if exact and (wanted.marker is None or wanted.marker.evaluate()):
-            found[wanted.name] = exact[0]
-    return found
+        exact = [part.version for part in requirement.specifier if part.operator == "=="]
+        if exact and (requirement.marker is None or requirement.marker.evaluate()):
+            pins[requirement.name] = exact[0]
+    return pins
 
 
 def _installed(name: str) -> str:
-    """The installed version; "" where there is none. A full build stands for the one without its accelerator."""
+    """The installed version; "" where there is none. For NAME-cpu, the full build NAME counts too."""
     for candidate in (name, name.removesuffix("-cpu")):
         try:
             return importlib.metadata.version(candidate)

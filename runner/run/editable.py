@@ -1,7 +1,7 @@
-"""Packages that are imported from where they are written: installed as editable, by a .pth file, or in PYTHONPATH.
+"""Packages imported from their source folder: installed as editable, by a .pth file, or in PYTHONPATH.
 
-Their code changes without a new version, so a step that imports one depends on the code itself. The project modules
-beside a notebook are not among them: a run has copies of those.
+Their code changes without a new version, so a step that imports one depends on the code itself. Project modules beside
+a notebook are not among them: a run has copies of those.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ _IMPORT = re.compile(r"^[ \t]*import[ \t]+([^\n#;]+)|^[ \t]*from[ \t]+([A-Za-z_]
 
 
 def places(imports: Iterable[str], *, known: Collection[str]) -> dict[str, Path | None]:
-    """Top-level name -> file or folder of each such package that `imports` (dotted names) reach, through others too.
+    """Top-level name -> file or folder of each such package that `imports` (dotted names) lead to, also indirectly.
 
-    None where nothing of that name is found now. `known` are names with another meaning: the project's own modules and
-    what installed packages provide.
+    None where no module of that name exists. `known` are the names of project modules and of installed packages.
     """
-    found: dict[str, Path | None] = {}
+    packages: dict[str, Path | None] = {}
     seen = {OURS, *sys.stdlib_module_names, *known}
     pending = {name.partition(".")[0] for name in imports}
     while pending := pending - seen:
         name = pending.pop()
         seen.add(name)
-        place = found[name] = _place(name)
+        place = packages[name] = _place(name)
         for file in code_files(str(place)) if place is not None else ():
             if file.endswith(".py"):
                 pending |= _imports(file)
-    return dict(sorted(found.items()))
+    return dict(sorted(packages.items()))
 
 
 def candidates(name: str) -> Iterator[Path]:
-    """Every file in the places of sys.path that would be the name's module, whether it is there or not."""
+    """Every file in the folders of sys.path that would be the name's module, whether it exists or not."""
     for place in map(Path, kernel_path()):
         yield from (place / f"{name}.py", place / name / "__init__.py")
 
@@ -60,7 +59,7 @@ def _place(name: str) -> Path | None:
             continue
         try:
             spec = finder.find_spec(name, path if finder is PathFinder else None)
-        except Exception:  # whatever an editable package's own finder raises, the notebook's import will say it
+        except Exception:  # of an editable package's own finder; the notebook's import reports it
             continue
         if spec is not None and spec.origin is not None:
             return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
@@ -73,5 +72,5 @@ def _imports(file: str) -> set[str]:
         text = Path(file).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return set()
-    named = (part.strip() for several, one in _IMPORT.findall(text) for part in (one or several).split(","))
-    return {found[0] for part in named if (found := re.match(r"[A-Za-z_]\w*", part))}
+    modules = (part.strip() for names, name in _IMPORT.findall(text) for part in (name or names).split(","))
+    return {match[0] for module in modules if (match := re.match(r"[A-Za-z_]\w*", module))}

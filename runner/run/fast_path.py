@@ -1,8 +1,8 @@
-"""The way back for a run of which nothing has changed: standard library only, so that it takes no longer than a look.
+"""The fast path: repeats a run of which nothing has changed. Standard library only, so that it costs milliseconds.
 
-After each complete run its owner leaves `runs/unchanged.json`: the command line, every file and fact the run depended
-on, and the new run's records ready to be filled in. `again` compares, and either makes the next run from links to the
-earlier one, or gives None, and the ordinary way is gone. Losing the file costs time, never truth.
+After each complete run, `runs/unchanged.json` holds the command line, every file and fact the run depended on, and the
+next run's records with placeholders. `repeat` compares, and makes the next run from links to the earlier one, or gives
+None for the ordinary path. Losing the file costs time, never truth.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ import os
 import stat
 import time
 
-from runner.run.checkout import Standing
+from runner.run.checkout import GitFingerprint
 from runner.run.ids import make_folder
 from runner.run.machine import code_files, facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing takes as long as comparing everything
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 FILE, FORMAT, PAGES = "unchanged.json", 2, "repeated"
 KEPT = 5  # command lines
-# in what is kept, for what differs from run to run; no text of anybody's has them in it by chance
+# placeholders for what differs from run to run; no text contains them by chance
 SHORT = "7c1e90b2@"  # the run's id, after its last `-`
 RUN = f"@run-{SHORT}"
 STARTED, ENDED = "8571-03-14T15:09:26.535Z", "8571-03-14T15:09:27.897Z"
-FRESH_S = 2.0  # younger than this, a file may change again without a new time
-ANY = ""  # a file may have whatever content it has when the run ends
+FRESH_S = 2.0  # a younger file may change again without a new time
+ANY = ""  # any content
 
 
 class Changed(Exception):
     """Something is not as the run found it."""
 
 
-class Repeated:
-    """What `again` has made, still to be said."""
+class Repetition:
+    """What the repeated run has to print, and its exit code."""
 
     def __init__(self, out: str, err: str, code: int) -> None:
         self.out, self.err, self.code = out, err, code
 
 
-def again(arguments: Sequence[str]) -> Repeated | None:
-    """Make the run that `runner run ARGUMENTS` would make, if all is as it was."""
+def repeat(arguments: Sequence[str]) -> Repetition | None:
+    """Make the run that `runner run ARGUMENTS` would make, if nothing has changed."""
     root = os.path.dirname(_pipeline(arguments))
     runs = os.path.join(root, "runs")
     try:
@@ -55,7 +55,7 @@ def again(arguments: Sequence[str]) -> Repeated | None:
             return None
         with open(os.path.join(runs, "lock"), "a", encoding="utf-8") as shared:
             fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an OSError while garbage is collected
-            git = Standing(root, entry["git"]["names"])  # it looks while we do
+            git = GitFingerprint(root, entry["git"]["names"])  # git works meanwhile
             before = json.dumps([entry["marks"], entry["sealed"]])
             same = _same(entry)
             if git.answer() != entry["git"] or not same:
@@ -68,33 +68,43 @@ def again(arguments: Sequence[str]) -> Repeated | None:
 
 
 def command(arguments: Sequence[str]) -> str:
-    """By what a command line is known: its words and where it was given."""
+    """The key of a command line: its words and the folder where it was given."""
     return json.dumps([os.getcwd(), *arguments])
 
 
-class Dependencies:
-    """What a run depended on. Each method notes something as it is now; raises Changed where the run found another."""
+class Repeatable:
+    """What a run depended on and what its repetition consists of, as `entry`, which is kept as JSON.
 
-    def __init__(self) -> None:
+    Each method notes something as it is now; those that are given a hash or a stamp raise Changed where it is another.
+    """
+
+    def __init__(self, *, manifest: str, out: str, err: str, code: int) -> None:
+        """The texts have the placeholders RUN, SHORT, STARTED and ENDED in them."""
         self.entry: dict[str, Any] = {
             "marks": {},
             "sealed": {},
             "real": {},
             "stamps": {},
             "written": {},
-            "names": {},
-            "present": [],
+            "folders": [],
+            "links": {},
+            "pages": {},
+            "machine": facts(),
+            "manifest": manifest,
+            "out": out,
+            "err": err,
+            "code": code,
         }
 
     def file(self, path: str, sha256: str | None = ANY) -> None:
-        """A file with this content; None where it must not be there."""
+        """A file with this content; None where it must not exist."""
         mark = _mark(path, _full_stamp)
         if sha256 not in (ANY, mark[1]):
             raise Changed(path)
         self.entry["marks"][path] = mark
 
     def sealed(self, path: str, sha256: str = ANY) -> None:
-        """A file in the store, which is linked from run to run; of an object its hash is known."""
+        """A file in the store, which is linked from run to run; an object's hash is known."""
         mark = _mark(path, _stamp, sha256)
         if mark[1] is None:
             raise Changed(path)
@@ -114,37 +124,29 @@ class Dependencies:
         for path in self.entry["written"][place]:
             self.file(path)
 
-    def environment(self, names: Iterable[str], *, present: Iterable[str]) -> None:
-        """Variables by value, and those of which it only counts that they are there: they are secret."""
+    def environment(self, names: Iterable[str], *, present: Iterable[str], git: dict[str, object]) -> None:
+        """Variables by value; secret ones, of which it only counts that they are set; and git's answers."""
         self.entry["names"] = {name: os.environ.get(name) for name in names}
         self.entry["present"] = list(present)
+        self.entry["git"] = git
+
+    def folder(self, name: str) -> None:
+        """A folder of the new run, beside those of what lies in it."""
+        self.entry["folders"].append(name)
+
+    def link(self, name: str, source: str, sha256: str = ANY) -> None:
+        """A file of the new run that is a link to a sealed one."""
+        self.sealed(source, sha256)
+        self.entry["links"][name] = source
+
+    def page(self, name: str, source: str, run: str) -> None:
+        """A page to copy; `run` is the id that it has in its head, "" for a page with placeholders."""
+        self.sealed(source)
+        self.entry["pages"][name] = [source, run]
 
 
-def remember(
-    runs: str,
-    arguments: Sequence[str],
-    depends: Dependencies,
-    *,
-    machine: list[object],
-    git: dict[str, object],
-    code: int,
-    texts: Mapping[str, str],
-    folders: Sequence[str],
-    links: Mapping[str, str],
-    pages: Mapping[str, tuple[str, str]],
-) -> None:
-    """Keep what `again` needs.
-
-    `texts` are "manifest", "out" and "err", with the placeholders RUN, SHORT, STARTED, ENDED in them. The new run's
-    folder has these `folders` (beside those of what lies in it), these `links` (its path -> the file), and these `pages`
-    (its path -> the page to copy, and the run's id that this has in its head, or "" for one with placeholders).
-    """
-    entry = {**depends.entry, "machine": machine, "git": git, "code": code, **texts}
-    entry |= {
-        "folders": list(folders),
-        "links": dict(links),
-        "pages": {name: list(page) for name, page in pages.items()},
-    }
+def keep(runs: str, arguments: Sequence[str], repeatable: Repeatable) -> None:
+    """Write what `repeat` needs for this command line; the oldest of KEPT others is dropped."""
     path = os.path.join(runs, FILE)
     commands: dict[str, Any] = {}
     try:
@@ -153,12 +155,11 @@ def remember(
         commands = kept["commands"] if kept["format"] == FORMAT else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         commands = {}
-    mine = command(arguments)
-    commands.pop(mine, None)
-    commands = {**dict(list(commands.items())[1 - KEPT :]), mine: entry}
+    commands.pop(command(arguments), None)
+    commands = {**dict(list(commands.items())[1 - KEPT :]), command(arguments): repeatable.entry}
     _write(path, json.dumps({"format": FORMAT, "commands": commands}))
     waiting = {os.path.basename(page) for entry in commands.values() for page, _ in entry["pages"].values()}
-    for other in os.scandir(os.path.join(runs, PAGES)) if pages else ():
+    for other in os.scandir(os.path.join(runs, PAGES)) if repeatable.entry["pages"] else ():
         if other.name not in waiting:
             os.unlink(other.path)
 
@@ -179,7 +180,7 @@ def _same(entry: dict[str, Any]) -> bool:
         return False
 
 
-def _repeat(entry: dict[str, Any], runs: str) -> Repeated:
+def _repeat(entry: dict[str, Any], runs: str) -> Repetition:
     now, run = time.time(), make_folder(runs)
     folder = os.path.join(runs, run)
 
@@ -203,12 +204,12 @@ def _repeat(entry: dict[str, Any], runs: str) -> Repeated:
                 with open(os.path.join(folder, name), "w", encoding="utf-8", newline="") as page:
                     page.write(text)
             _write(os.path.join(folder, "run.json"), filled(entry["manifest"]))
-    except BaseException:  # a full disk among them: the ordinary way says so
+    except BaseException:  # also a full disk, which the ordinary path reports
         import shutil
 
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Repeated(filled(entry["out"]), filled(entry["err"]), int(entry["code"]))
+    return Repetition(filled(entry["out"]), filled(entry["err"]), int(entry["code"]))
 
 
 def _in_words(page: str, started: float) -> str:
@@ -253,7 +254,7 @@ def _stamp(status: os.stat_result) -> str:
 
 
 def _full_stamp(status: os.stat_result) -> str:
-    """With the time that nobody can set back; it is another after each link to the file, so not for sealed ones."""
+    """With the time that cannot be set; each link to the file changes it, so not for sealed files."""
     return f"{_stamp(status)}-{status.st_ctime_ns}"
 
 

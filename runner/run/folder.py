@@ -1,4 +1,4 @@
-"""A run's folder before and after its steps: the snapshot they run from, the job of each, the sealing of what came out."""
+"""A run's folder before and after its steps: their snapshot, their jobs, and the sealing of their results."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from runner.manifest import RunManifest
 from runner.notebook.source import read_notebook
 from runner.pipeline.addresses import public
 from runner.pipeline.file import is_address
-from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
+from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.registering import gated, needs_of
 from runner.records import Artifact, InputFact, StepJob, StepResult, encode
-from runner.run.sources import place
+from runner.run.sources import place_input
 from runner.run.store import Store, facts_of, files_of
 
 Place = Callable[[InputFact, str, Path, Store], InputFact]
@@ -33,10 +33,12 @@ def step_folder(store: Store, run: str, step: str) -> Path:
 
 
 def snapshot(plan: Plan, store: Store, run: str) -> dict[str, dict[str, str]]:
-    """Copy every notebook of the plan, the project modules it imports, and pipeline.toml: what runs, whatever
-    happens to the working tree meanwhile. Gives the hashes of the copies, by step and path."""
+    """Copy every notebook of the plan, its project modules, and pipeline.toml. The run uses these copies only.
+
+    Gives their hashes, by step and path.
+    """
     text = plan.file.read_bytes().decode("utf-8", "surrogateescape")
-    text = _ADDRESS.sub(lambda found: public(found[0]), text)
+    text = _ADDRESS.sub(lambda match: public(match[0]), text)
     (store.folder(run) / PIPELINE).write_bytes(text.encode("utf-8", "surrogateescape"))
     hashes: dict[str, dict[str, str]] = {}
     for step in plan.steps:
@@ -52,7 +54,7 @@ def snapshot(plan: Plan, store: Store, run: str) -> dict[str, dict[str, str]]:
 
 
 def plan_again(manifest: RunManifest, store: Store, file: Path) -> Plan:
-    """The plan of an earlier run, from its own snapshot: later edits of the working tree do not reach it."""
+    """The plan of an earlier run, from its snapshot."""
     pipeline = manifest.pipeline
     waiting = gated(pipeline, [state.name for state in manifest.steps if state.registers])
     steps = []
@@ -84,21 +86,15 @@ def job(
     kernel: str,
     threads: int,
     attempt: int,
-    place: Place = place,
+    place: Place = place_input,
 ) -> StepJob:
     """The step's job, written to its folder with its inputs put in place and its outputs cleared."""
-    declared = step.notebook.parameters
-    secrets = {
-        name: str(value).removeprefix(ENVIRONMENT)
-        for name, value in step.parameters.items()
-        if name in declared and declared[name].secret
-    }
-    wanted = StepJob(
+    step_job = StepJob(
         run=run,
         step=step.name,
         notebook=step.spec.notebook,
-        parameters={name: value for name, value in step.parameters.items() if name not in secrets},
-        secrets=secrets,
+        parameters={name: value for name, value in step.parameters.items() if name not in step.secrets},
+        secrets=step.secrets,
         outputs=step.spec.outputs,
         timeout_s=step.spec.timeout_s,
         cell_timeout_s=step.spec.cell_timeout_s,
@@ -106,59 +102,56 @@ def job(
         threads=threads,
         attempt=attempt,
     )
-    return write_job(wanted, inputs, folder=step_folder(store, run, step.name), store=store, place=place)
+    return write_job(step_job, inputs, folder=step_folder(store, run, step.name), store=store, place=place)
 
 
 def write_job(
-    wanted: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store, place: Place = place
+    step_job: StepJob, inputs: Mapping[str, InputFact], *, folder: Path, store: Store, place: Place = place_input
 ) -> StepJob:
-    """The job with `inputs` put in place in its folder, as job.json there; what an earlier try left is removed."""
+    """Put `inputs` into the folder and write the job there, as job.json; what an earlier attempt left is removed."""
     for leftover in ("in", OUT):
         shutil.rmtree(folder / leftover, ignore_errors=True)
-    made = msgspec.structs.replace(
-        wanted, inputs={name: place(fact, name, folder, store) for name, fact in inputs.items()}
-    )
-    atomic_write(folder / JOB, encode(made))
-    return made
+    placed = {name: place(fact, name, folder, store) for name, fact in inputs.items()}
+    step_job = msgspec.structs.replace(step_job, inputs=placed)
+    atomic_write(folder / JOB, encode(step_job))
+    return step_job
 
 
 def seal(result: StepResult, *, store: Store, run: str, step: str) -> None:
-    """Turn the step's outputs and its executed notebook into objects; of what stayed with a job elsewhere, note the
-    address. Calling twice is safe."""
+    """Turn the step's outputs and executed notebook into objects; record the addresses of what a job elsewhere keeps.
+
+    Idempotent.
+    """
     folder = step_folder(store, run, step)
-    for given in result.inputs.values() if result.remote is not None else ():
-        if given.artifact is not None and given.as_ == "path" and not given.listed and is_address(given.source):
-            for relative, part in facts_of(given.artifact).items():
-                store.point(part, given.source + relative)
-    for found in produced(result):
+    for source in result.inputs.values() if result.remote is not None else ():
+        if source.artifact is not None and source.as_ == "path" and not source.listed and is_address(source.source):
+            for relative, part in facts_of(source.artifact).items():
+                store.note_address(part, source.source + relative)
+    for artifact in result.artifacts():
         if result.remote is None:
-            store.seal(folder, found)
+            store.seal(folder, artifact)
             continue
-        for path, fact in files_of(found):
-            store.point(fact, result.remote.at + path)
+        for path, fact in files_of(artifact):
+            store.note_address(fact, result.remote.at + path)
             if (folder / path).exists():
                 store.seal(folder, Artifact(path=path, sha256=fact.sha256, size_bytes=fact.size_bytes))
 
 
-def produced(result: StepResult) -> list[Artifact]:
-    """Everything a step leaves: its outputs and the executed notebook."""
-    return [*result.outputs.values(), *([result.executed] if result.executed else [])]
-
-
 def fetch(manifest: RunManifest, store: Store, *, steps: Collection[str] = ()) -> int:
-    """Bring outputs that lie elsewhere into the run's folder (of these steps, or all); the bytes that came."""
-    came = 0
+    """Fetch outputs that are elsewhere into the run's folder (of these steps, or all); the number of bytes."""
+    fetched_bytes = 0
     for state in manifest.steps:
         if state.result is None or (steps and state.name not in steps):
             continue
         folder = step_folder(store, manifest.run, state.name)
-        for found in produced(state.result):
-            came += sum(fact.size_bytes for _, fact in files_of(found) if not store.here(fact))
-            if not all((folder / path).exists() for path, _ in files_of(found)):
-                store.link(found, folder / found.path.rstrip("/"))
-    return came
+        for artifact in state.result.artifacts():
+            fetched_bytes += sum(fact.size_bytes for _, fact in files_of(artifact) if not store.has(fact))
+            if not all((folder / path).exists() for path, _ in files_of(artifact)):
+                store.link(artifact, folder / artifact.path.rstrip("/"))
+    return fetched_bytes
 
 
-def as_input(result: StepResult, output: str, source: str) -> InputFact:
-    """An upstream step's output, for the step that reads it."""
-    return InputFact(source=source, artifact=msgspec.structs.replace(result.outputs[output]))
+def upstream_input(source: str, results: Mapping[str, StepResult]) -> InputFact:
+    """The output `step.output` of a step before, for the step that reads it."""
+    step, _, output = source.partition(".")
+    return InputFact(source=source, artifact=results[step].outputs[output])

@@ -1,4 +1,4 @@
-"""Names of runs, in the order in which they began. Standard library only: the way back for unchanged runs needs it."""
+"""Ids of runs, which sort by when they began. Standard library only, as the fast path needs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _after(latest: str, now: str) -> str:
     number = int(latest[16:], 16) + 1 + _random(64)
     if number <= LAST:
         return f"{latest[:15]}-{number:04x}"
-    import calendar  # with datetime, which nearly no run needs here
+    import calendar  # imports datetime, which nearly no run needs
 
     moment = time.gmtime(calendar.timegm(time.strptime(latest[:15], "%Y%m%d-%H%M%S")) + 1)
     return f"{time.strftime('%Y%m%d-%H%M%S', moment)}-{_random(LAST // 2):04x}"

@@ -1,4 +1,4 @@
-"""What a step's result depends on, and in words why two such keys differ. Pure but for the reading of modules."""
+"""What a step's result depends on, and in words why two such keys differ. Reads only modules."""
 
 from __future__ import annotations
 
@@ -23,25 +23,30 @@ from runner.run import editable
 from runner.run.packages import closure, provided
 from runner.run.ports import Runtime
 
-# by what a notebook imports of ours: the packages that do the work there (all that we require would be too much)
+# what the modules of this package that a notebook imports stand on; all that this package requires would be too much
 OURS = {"runner.scraps": {"scrapbook"}, "runner.model": {"xgboost", "pandas"}}
-MOST_PACKAGES, NAMED_PACKAGES = 5, 3  # as many that differ are named one by one; of more, the first
+MOST_PACKAGES, NAMED_PACKAGES = 5, 3  # up to 5 that differ are all named; of more, the first 3
 SINGLE = {"installed": "was installed", "removed": "was removed", "changed": "changed"}
-CODE = "code"  # in a package's version: it is imported from where it is written, and this is what its code is
-# what pandas imports only when it is asked for such a file
+CODE = "code"  # in the version of an editable package: the hash of its code follows
+# packages that pandas imports only for such a file
 PANDAS = re.compile(r"\b(?:read|to)_(parquet|feather|orc|excel|hdf|sql|html|xml|markdown)")
 READERS = {
-    "parquet": {"pyarrow"}, "feather": {"pyarrow"}, "orc": {"pyarrow"}, "hdf": {"tables"},
-    "excel": {"openpyxl", "xlsxwriter", "python_calamine"}, "sql": {"sqlalchemy"}, "xml": {"lxml"},
-    "html": {"lxml", "bs4"}, "markdown": {"tabulate"},
-}  # fmt: skip
+    "parquet": {"pyarrow"},
+    "feather": {"pyarrow"},
+    "orc": {"pyarrow"},
+    "excel": {"openpyxl", "xlsxwriter", "python_calamine"},
+    "hdf": {"tables"},
+    "html": {"lxml", "bs4"},
+    "markdown": {"tabulate"},
+    "sql": {"sqlalchemy"},
+    "xml": {"lxml"},
+}
 
 
 def step_key(
     step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: Path, runtime: Runtime | None = None
 ) -> StepKey:
-    """The key of a step with these inputs, here or on `runtime`. Prose, outputs, metadata and thread counts are not in
-    it."""
+    """The key of a step with these inputs, here or on `runtime`; without prose, outputs, metadata and thread counts."""
     if runtime is None:
         packages = packages_of(step, index_file=index_file)
         runtime = Runtime(f"{platform.python_implementation()} {platform.python_version()}", packages)
@@ -57,7 +62,7 @@ def step_key(
 
 
 def imports(step: PlannedStep) -> set[str]:
-    """Every module name the notebook and its project modules import, what ours stand on, and what pandas reads by."""
+    """Every module that the notebook and its project modules import, and the packages that these use."""
     sources = [python_source(cell) for cell in step.notebook.code]
     sources += [module_source(path) for path in step.modules.values()]
     names = set().union(*map(imported_names, sources))
@@ -72,21 +77,21 @@ def _readers(source: str) -> frozenset[str]:
 
 def packages_of(step: PlannedStep, *, index_file: Path) -> dict[str, str]:
     """The versions of the packages that the step imports with all they require, and the code of those without one."""
-    found = closure(imports(step), index_file=index_file)
+    versions = closure(imports(step), index_file=index_file)
     for name, place in written(step, index_file=index_file).items():
         if place is not None:
-            found[name] = f"{found.get(name, '')} {CODE} {editable.digest(place)}".strip()
-    return found
+            versions[name] = f"{versions.get(name, '')} {CODE} {editable.digest(place)}".strip()
+    return versions
 
 
 def written(step: PlannedStep, *, index_file: Path) -> dict[str, Path | None]:
-    """The names among the step's imports that no installed package provides, and where such code is written."""
+    """The step's imports that no installed package provides, with the place of their code."""
     own = {relative.partition("/")[0].removesuffix(".py") for relative in step.modules}
     return editable.places(imports(step), known=own | provided(index_file=index_file))
 
 
 def digest(key: StepKey) -> str:
-    """The key as a name for a file."""
+    """The key's hash, as a file name."""
     return hashlib.sha256(msgspec.json.encode(key, order="sorted")).hexdigest()
 
 
@@ -96,7 +101,7 @@ def differences(
     sources: Mapping[str, str],
     objects: Callable[[str, str], str | None] = lambda *_: None,
 ) -> Iterator[str]:
-    """Why `now` is not `before`: "cell [7] changed", "max_depth 5 → 6", "input source changed", "numpy 2.4.6 → 2.5.0".
+    """Why `now` is not `before`: "cell [7] changed", "max_depth 5 → 6", "input source changed", "numpy 2.4 → 2.5".
 
     `sources` says where each input comes from, `objects` how two listings differ, by their hashes.
     """
@@ -109,9 +114,9 @@ def differences(
                 yield "an approved model now exists to compare with"
                 continue
             how = "is there now" if not old else "is gone" if not new else "changed"
-            counted = objects(old, new) if old and new else None
-            if counted is not None:
-                yield f"input {name}: {counted}"
+            changed_objects = objects(old, new) if old and new else None
+            if changed_objects is not None:
+                yield f"input {name}: {changed_objects}"
                 continue
             where = sources.get(name, "")
             yield f"input {name} {how}" + (f" ({where})" if "." in where and "/" not in where else "")
@@ -124,7 +129,7 @@ def differences(
 
 
 def _packages(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each package that is another now; for many, one with their number and the first three."""
+    """A sentence for each package that differs; for many, one with their number and the first three."""
     groups = {
         "installed": [f"{name} {now[name]}" for name in sorted({*now} - {*before})],
         "removed": sorted({*before} - {*now}),
@@ -137,12 +142,12 @@ def _packages(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str
         ],
     }
     many = sum(map(len, groups.values())) > MOST_PACKAGES
-    for what, names in groups.items():
+    for change, names in groups.items():
         if many and len(names) > NAMED_PACKAGES:
             first = ", ".join(names[:NAMED_PACKAGES])
-            yield f"{len(names)} packages were {what} since the last run: {first} …"
+            yield f"{len(names)} packages were {change} since the last run: {first} …"
         else:
-            yield from (name if "→" in name else f"{name} {SINGLE[what]}" for name in names)
+            yield from (name if "→" in name else f"{name} {SINGLE[change]}" for name in names)
 
 
 def _cells(before: StepKey, now: StepKey) -> Iterator[str]:
@@ -181,17 +186,17 @@ def _files(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
 
 def _resolved(step: PlannedStep) -> dict[str, Value]:
     """Declared parameters that are neither inputs nor outputs, with the values they will have."""
-    found: dict[str, Any] = dict(step.parameters)  # those too that a cell in another language does not show
+    values: dict[str, Any] = dict(step.parameters)  # also those that a cell in another language does not declare
     for name, declared in step.notebook.parameters.items():
         if name in step.spec.inputs or name in step.spec.outputs:
             continue
         literal = declared.default if declared.has_literal_default else declared.expression
-        found[name] = step.parameters.get(name, literal)
-    return dict(sorted(found.items()))
+        values[name] = step.parameters.get(name, literal)
+    return dict(sorted(values.items()))
 
 
 def _code(cell: Cell, notebook: Notebook) -> CellFact:
-    """What the cell's code counts by; of the parameters cell only what is not a parameter, as those count by value."""
+    """The cell's code; of the parameters cell only what is not a parameter, as parameters count by value."""
     if PARAMETERS not in cell.tags:
         return CellFact(sha256=_digest(cell.source), first_line=cell.first_line)
     return CellFact(sha256=_digest(notebook.rest) if notebook.rest else "", first_line="")

@@ -1,10 +1,10 @@
-"""What lies in a run's folder, as its manifest says: records, and the places of objects; and whether that can be.
+"""What is in a run's folder by its manifest: records, and the paths of objects; and whether the manifest is possible.
 
     run.json  pipeline.toml  verdict.json                                       of the run
     steps/<step>/notebook.ipynb  modules/…  job.json  result.json               of each step, as far as it came
     steps/<step>/in/<name>  out/…  executed.ipynb                               objects
 
-Whatever else is there, pages, logs and locks, was made from these or is of the moment: it is not carried elsewhere.
+Everything else there, pages, logs and locks, is made from these or temporary, and is not copied elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runner.manifest import RunManifest, StepState
 from runner.records import Artifact
 from runner.run import folder as run_folder
 from runner.run.ids import RUN_ID
-from runner.run.inputs import recorded
+from runner.run.inputs import recorded_input
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.store import MANIFEST, files_of
 from runner.step.execute import EXECUTED
@@ -28,66 +28,68 @@ from runner.step.execute import EXECUTED
 
 def records(manifest: RunManifest) -> dict[str, str | None]:
     """The run's files that are not objects, by path in its folder; the hash where the manifest has it."""
-    found: dict[str, str | None] = {MANIFEST: None, run_folder.PIPELINE: None}
+    hashes: dict[str, str | None] = {MANIFEST: None, run_folder.PIPELINE: None}
     if manifest.verdict is not None:
-        found[VERDICT_FILE] = None
+        hashes[VERDICT_FILE] = None
     for state in manifest.steps:
         at = f"{run_folder.STEPS}/{state.name}"
-        found |= {f"{at}/{name}": sha256 for name, sha256 in state.snapshot.items()}
+        hashes |= {f"{at}/{name}": sha256 for name, sha256 in state.snapshot.items()}
         if state.job is not None:
-            found[f"{at}/{run_folder.JOB}"] = None
+            hashes[f"{at}/{run_folder.JOB}"] = None
         if state.result is not None:
-            found[f"{at}/{run_folder.RESULT}"] = None
-    return found
+            hashes[f"{at}/{run_folder.RESULT}"] = None
+    return hashes
 
 
 def placed(manifest: RunManifest) -> Iterator[Artifact]:
-    """What lies in the run's folder as objects, under its path there."""
+    """The objects in the run's folder, each under its path there."""
     for state in manifest.steps:
         at = f"{run_folder.STEPS}/{state.name}"
         for name in state.job.inputs if state.job is not None else ():
-            artifact = given(manifest, state, name)
+            artifact = input_artifact(manifest, state, name)
             if artifact is not None:
                 slash = "/" if artifact.files is not None else ""
                 yield msgspec.structs.replace(artifact, path=f"{at}/in/{name}{slash}")
-        for artifact in run_folder.produced(state.result) if state.result is not None else ():
+        for artifact in state.result.artifacts() if state.result is not None else ():
             yield msgspec.structs.replace(artifact, path=f"{at}/{artifact.path}")
 
 
-def given(manifest: RunManifest, state: StepState, name: str) -> Artifact | None:
+def input_artifact(manifest: RunManifest, state: StepState, name: str) -> Artifact | None:
     """An input of the step by content; None for one that is absent, an address, or known by its listing alone."""
     assert state.job is not None
-    fact = recorded(manifest, state.name, name)
+    fact = recorded_input(manifest, state.name, name)
     if not state.job.inputs[name].present or fact.as_ == "uri" or fact.listed:
         return None
     return fact.artifact
 
 
 def kept(manifest: RunManifest) -> Iterator[Artifact]:
-    """Sources whose bytes stay with the run, also where no step has read them."""
+    """Sources whose bytes stay with the run, also those that no step has read."""
     for fact in manifest.sources.values():
-        if fact.present and fact.artifact is not None and fact.as_ == "path" and not (fact.stamp or fact.listed):
-            yield fact.artifact
+        if fact.kept is not None:
+            yield fact.kept
 
 
 def check(manifest: RunManifest) -> None:
-    """Raises Tampered where the manifest contradicts itself, or tells of files that no run has or two at one place."""
+    """Raises Tampered where the manifest contradicts itself, or names impossible files or two at one path."""
     if RUN_ID.match(manifest.run) is None:
         raise Tampered(f"{manifest.run!r} is not the id of a run.")
     names = [state.name for state in manifest.steps]
     if len(set(names)) < len(names) or not set(names) <= set(manifest.pipeline.steps):
         raise Tampered(f"The steps of run {manifest.run} are not those of its pipeline.")
     for state in manifest.steps:
-        said = _contradiction(manifest, state)
-        if said:
-            raise Tampered(f"{manifest.run} {state.name}: {said}.")
+        contradiction = _contradiction(manifest, state)
+        if contradiction:
+            raise Tampered(f"{manifest.run} {state.name}: {contradiction}.")
     for artifact in (*placed(manifest), *kept(manifest)):
-        _of_its_files(artifact)
-    _apart(manifest)
+        again = artifact if artifact.files is None else folder_artifact(artifact.path, artifact.files)
+        if (again.sha256, again.size_bytes) != (artifact.sha256, artifact.size_bytes):
+            raise Tampered(f"{artifact.path} has another hash than its files give.")
+    _check_paths(manifest)
 
 
 def _contradiction(manifest: RunManifest, state: StepState) -> str:
-    """What of a step's record cannot be, in words; "" for nothing."""
+    """What is impossible in a step's record, in words; "" for nothing."""
     spec = manifest.pipeline.steps[state.name]
     for name in state.snapshot:
         if name != run_folder.SOURCE and not name.startswith(f"{run_folder.MODULES}/"):
@@ -95,7 +97,7 @@ def _contradiction(manifest: RunManifest, state: StepState) -> str:
     if state.job is not None and (state.job.step != state.name or state.job.outputs != spec.outputs):
         return f"its {run_folder.JOB} is another step's"
     for name, fact in state.job.inputs.items() if state.job is not None else ():
-        if fact.present and fact.as_ == "path" and fact.value != f"in/{name}":
+        if fact.is_file and fact.value != f"in/{name}":
             return f"input {name} lies at {fact.value!r}"
     if state.result is not None:
         for name, output in state.result.outputs.items():
@@ -106,17 +108,8 @@ def _contradiction(manifest: RunManifest, state: StepState) -> str:
     return ""
 
 
-def _of_its_files(artifact: Artifact) -> None:
-    """Raises Tampered where a folder's hash is not the one of its files."""
-    if artifact.files is None:
-        return
-    made = folder_artifact(artifact.path, artifact.files)
-    if (made.sha256, made.size_bytes) != (artifact.sha256, artifact.size_bytes):
-        raise Tampered(f"{artifact.path} has another hash than its files give.")
-
-
-def _apart(manifest: RunManifest) -> None:
-    """Raises Tampered where two files would lie at one place, or one in the place of another's folder."""
+def _check_paths(manifest: RunManifest) -> None:
+    """Raises Tampered where two files would have one path, or a file the path of another's folder."""
     paths = [*records(manifest), *(path for artifact in placed(manifest) for path, _ in files_of(artifact))]
     files = {PurePosixPath(path).as_posix() for path in paths}
     folders: set[str] = set()

@@ -1,6 +1,6 @@
-"""What a run depends on outside its project: account, machine, interpreter and installed packages, at a look.
+"""What a run depends on outside its project: account, machine, interpreter and installed packages.
 
-Standard library only: the way back for unchanged runs compares it. `provenance` and `packages` record the same.
+Standard library only, as the fast path compares it. `provenance` and `packages` record the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def facts() -> list[object]:
         sys.prefix,
         __version__,
         kernel_path(),
-        [found for place in sys.path if (found := [*dist_infos(place), *_path_files(place)])],
+        [names for place in sys.path if (names := [*dist_infos(place), *_path_files(place)])],
     ]
 
 
@@ -40,10 +40,10 @@ def account() -> str:
 
 
 def kernel_path() -> list[str]:
-    """The places a kernel imports from: this interpreter's, without the working folder and the command's own."""
-    apart = {os.getcwd(), os.path.dirname(os.path.abspath(sys.argv[0]))}
-    apart -= set(os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    return [place for place in sys.path if place and place not in apart]
+    """Where a kernel imports from: this interpreter's sys.path without the working folder and the command's own."""
+    own = {os.getcwd(), os.path.dirname(os.path.abspath(sys.argv[0]))}
+    own -= set(os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return [place for place in sys.path if place and place not in own]
 
 
 def dist_infos(place: str) -> list[str]:
@@ -55,21 +55,21 @@ def dist_infos(place: str) -> list[str]:
 
 
 def _path_files(place: str) -> list[str]:
-    """What adds further places when Python starts: .pth files, and the finders of editable packages."""
-    found = []
+    """What extends sys.path when Python starts: .pth files, and the finders of editable packages."""
+    files = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(place or "."):
             if entry.name.endswith(".pth") or entry.name.startswith("__editable__"):
-                found.append(f"{entry.name} {entry.stat().st_size} {entry.stat().st_mtime_ns}")
-    return sorted(found)
+                files.append(f"{entry.name} {entry.stat().st_size} {entry.stat().st_mtime_ns}")
+    return sorted(files)
 
 
 def code_files(place: str) -> list[str]:
     """The modules in a package's folder and below, sorted; of a module that is a file, that file."""
     if not os.path.isdir(place):
         return [place]
-    found = []
+    modules = []
     for folder, folders, files in os.walk(place):
         folders[:] = [name for name in folders if name.isidentifier() and name != "__pycache__"]
-        found += [os.path.join(folder, name) for name in files if name.endswith((".py", ".so"))]
-    return sorted(found)
+        modules += [os.path.join(folder, name) for name in files if name.endswith((".py", ".so"))]
+    return sorted(modules)

@@ -1,7 +1,6 @@
-"""Runs a plan: pins what it depends on, executes its steps in order, judges, and has the model registered.
+"""Runs a plan: pins its sources, executes its steps in order, judges, and registers the model.
 
-Sees the machine its steps run on, the registry and remote stores through protocols only. Everything that
-happens is in run.json before the next thing starts.
+It reaches executor, registry and remote stores through protocols only. run.json is written before each next action.
 """
 
 from __future__ import annotations
@@ -9,28 +8,28 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from runner import __version__
 from runner.content import atomic_write, file_fact
 from runner.errors import Detached, RemoteError, RunnerError
 from runner.failpoint import reach
 from runner.gate import judge
-from runner.manifest import Chosen, RunManifest, StepState
+from runner.manifest import RunManifest, RunSettings, StepState, recorded
 from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import Artifact, InputFact, InputSpec, StepError, StepResult, Verdict, encode
+from runner.records import Artifact, InputFact, InputSpec, StepError, StepResult, Verdict, encode, utc_text
 from runner.run import folder as run_folder
 from runner.run import provenance, registration
-from runner.run.cache import Cache, Found
+from runner.run.cache import Cache, Miss
 from runner.run.keys import step_key
 from runner.run.pinned_inputs import pinned
 from runner.run.ports import Options, World
 from runner.run.retries import retries
-from runner.run.sources import recorded, recorded_values
+from runner.run.sources import public_values, without_credentials
 
 VERDICT_FILE = "verdict.json"
 
@@ -38,15 +37,13 @@ VERDICT_FILE = "verdict.json"
 def run(plan: Plan, options: Options, world: World) -> RunManifest:
     """Execute the plan as a new run and return its final manifest.
 
-    Steps that fail leave a failed run; RunnerError is raised only where nothing could be started, or where the
-    registration was refused.
+    Steps that fail leave a failed run. Raises RunnerError only if nothing could start, or the registration was refused.
     """
-    store = world.store
-    store.prepare()
+    world.store.prepare()
     first = next((step for step in plan.steps if not step.skip), None)
     if first is not None and options.beside == 1:
         world.executor.expect(first.notebook.path, threads=_cores(options))
-    with store.shared():  # from the first byte that is kept for it, `gc` leaves everything alone
+    with world.store.shared():  # keeps `gc` out from the first byte of the run
         return _begun(plan, options, world)
 
 
@@ -61,18 +58,18 @@ def _begun(plan: Plan, options: Options, world: World) -> RunManifest:
         manifest = RunManifest(
             run=run_id,
             pipeline_file=plan.file.name,
-            pipeline=recorded(plan.pipeline),
+            pipeline=without_credentials(plan.pipeline),
             targets=list(options.targets),
-            overrides=recorded_values(options.overrides),
+            overrides=public_values(options.overrides),
             profile=options.profile,
             note=options.note,
             tags=list(options.tags),
             started_by=provenance.who(),
             identity=world.identity() if options.register and plan.pipeline.model is not None else "",
-            started=_now(),
+            started=utc_text(),
             on=options.on,
             register=options.register,
-            chosen=Chosen(jobs=options.jobs, kernel=options.kernel, force=options.force, report=options.report),
+            chosen=RunSettings(jobs=options.jobs, kernel=options.kernel, force=options.force, report=options.report),
             status="running",
             steps=[_state(step, hashes[step.name]) for step in plan.steps],
             sources=sources,
@@ -99,54 +96,54 @@ def _state(step: PlannedStep, hashes: dict[str, str]) -> StepState:
 
 
 class Steps:
-    """The steps of one run on their way; `manifest` is always what run.json holds."""
+    """Executes the steps of one run; `manifest` is always what run.json holds."""
 
     def __init__(self, plan: Plan, options: Options, world: World, manifest: RunManifest) -> None:
         self.plan, self.options, self.world, self.manifest = plan, options, world, manifest
-        self.done: queue.Queue[tuple[PlannedStep, StepResult | BaseException]] = queue.Queue()
+        self.outcomes: queue.Queue[tuple[PlannedStep, StepResult | BaseException]] = queue.Queue()
         self.results = {state.name: state.result for state in manifest.steps if state.result is not None}
-        ended = {state.name for state in manifest.steps if state.status in ("succeeded", "cached", "skipped")}
+        ended = {state.name for state in manifest.steps if state.complete or state.status == "skipped"}
         self.waiting = [step for step in plan.steps if step.name not in ended]
-        self.going: set[str] = set()
-        self.left: set[str] = set()  # steps that go on elsewhere while we leave
+        self.running: set[str] = set()
+        self.detached: set[str] = set()  # steps that keep running elsewhere after this process
         self.registered = {state.name for state in manifest.steps if manifest.model_version is not None}
         self.cache = Cache(world.store, plan.root)
-        self.threads = _cores(options) if world.runtime is None else 0  # elsewhere a step has a machine for itself
-        # attempts number a step's executions over all resumptions; `retries` counts from this owner's first
-        self.first = {state.name: state.attempt for state in manifest.steps}
+        self.threads = _cores(options) if world.runtime is None else 0  # elsewhere each step has its own machine
+        # attempts number a step's executions over all resumptions; `retries` counts from this process's first
+        self.first = {state.name: max(1, state.attempt) for state in manifest.steps}
 
     def finish(self) -> RunManifest:
         self.world.watcher.started(self.manifest)
         if self.world.shared is not None:
             self.world.shared.claim(self.manifest, take_over=self.options.take_over)
-            self._share()  # from now on the others see it, and can go on with it should we not
-        self._register_asked()  # a run that was killed before it could
+            self._share()  # from now on others see the run, and can resume it if this process dies
+        self._register_pending()  # of a run that was killed before it registered
         self._prepare_next()
         try:
             while self._start_ready():
-                if self.going:
+                if self.running:
                     self._collect()
-            if self.left:
+            if self.detached:
                 raise Detached(
-                    f"Run {self.manifest.run} goes on without us: {', '.join(sorted(self.left))}.",
+                    f"Steps of run {self.manifest.run} keep running: {', '.join(sorted(self.detached))}.",
                     run=self.manifest.run,
                 )
         except Exception as error:
-            self._let_go(error)
+            self._wind_down(error)
             raise
         finally:
             self.world.executor.close()
-            self.cache.checked.save()
+            self.cache.hashes.save()
         statuses = {step.status for step in self.manifest.steps}
         interrupted = self.world.stop.is_set() or "interrupted" in statuses
         status = "interrupted" if interrupted else "failed" if "failed" in statuses else "succeeded"
         reach("before the end")
-        self._write(status=status, ended=_now())
+        self._save(replace(self.manifest, status=status, ended=utc_text()))
         self._share(ended=True)
         return self.manifest
 
     def _share(self, *, ended: bool = False) -> None:
-        """Let others see how far the run is. What fails on the way is made up for at its end."""
+        """Let others see the run as it is now. A failure before the end is ignored: the end shares everything."""
         if self.world.shared is None:
             return
         try:
@@ -159,26 +156,32 @@ class Steps:
                 ) from error
 
     def _start_ready(self) -> bool:
-        """Start what can start; False once nothing goes on and nothing ever will."""
+        """Start what can start; False once nothing runs and nothing can start any more."""
         before = len(self.waiting)
         failed = any(step.status == "failed" for step in self.manifest.steps)
         for step in list(self.waiting):
-            if self.world.stop.is_set() or failed or len(self.going) >= self.options.jobs:
+            if self.world.stop.is_set() or failed or len(self.running) >= self.options.jobs:
                 break
-            if all(self._status(need) in ("succeeded", "cached") for need in step.needs):
+            if self._are_complete(step.needs):
                 self.waiting.remove(step)
-                if step.needs_verdict and self._verdict().outcome != "pass":
-                    self._skip(step)
+                if step.needs_verdict and (outcome := self._verdict().outcome) != "pass":
+                    state = self.manifest.step(step.name)
+                    self._announce(replace(state, status="skipped", why=f"the gate's verdict is {outcome}"))
                 else:
                     self._start(step)
-        self._judge_when_ready()
-        # a step taken from an earlier run or skipped may have made others ready
-        return bool(self.going) or len(self.waiting) < before
+        if self.plan.judges and self._are_complete(rule.metric.partition(".")[0] for rule in self.plan.pipeline.gate):
+            self._verdict()
+        self._register_pending()
+        # a step that was cached or skipped may have made others ready
+        return bool(self.running) or len(self.waiting) < before
+
+    def _are_complete(self, steps: Iterable[str]) -> bool:
+        states = [self.manifest.find_step(name) for name in steps]
+        return all(state is not None and state.complete for state in states)
 
     def _start(self, step: PlannedStep, retry: int = 0) -> None:
-        attempt = max(1, self.first[step.name]) + retry
         inputs = {name: self._input(step, name, spec) for name, spec in step.spec.inputs.items()}
-        if not retry and not self._look_up(step, inputs):
+        if not retry and self._use_cached(step, inputs):
             return
         job = run_folder.job(
             step,
@@ -187,213 +190,176 @@ class Steps:
             run=self.manifest.run,
             kernel=self.options.kernel,
             threads=self.threads,
-            attempt=attempt,
+            attempt=self.first[step.name] + retry,
             place=self.world.place,
         )
-        self._set(step.name, status="running", attempt=attempt, job=job)
+        self._announce(replace(self.manifest.step(step.name), status="running", attempt=job.attempt, job=job))
         self._share()
         reach("step about to run", step.name)
-        self.going.add(step.name)
-        threading.Thread(target=self._work, args=(step,), name=f"step-{step.name}").start()
+        self.running.add(step.name)
+        threading.Thread(target=self._execute, args=(step,), name=f"step-{step.name}").start()
         self._prepare_next()
 
-    def _look_up(self, step: PlannedStep, inputs: dict[str, InputFact]) -> bool:
-        """Note the step's key and why it has to run; False where an earlier result was put in place instead."""
+    def _use_cached(self, step: PlannedStep, inputs: dict[str, InputFact]) -> bool:
+        """Whether an earlier result was put in place; if not, the step's key and why it has to run are recorded."""
         key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=self.world.runtime)
-        found = Found(why="forced") if self.options.force else self.cache.find(step, key)
-        if found.state is None:
-            self._note(step.name, key=key, why=found.why)
-            return True
-        self.cache.link(found, self.manifest.run)
-        earlier = found.state
-        self._take(step, earlier.result, status="cached", key=key, from_run=found.run, job=earlier.job)
-        return False
+        match = Miss("forced") if self.options.force else self.cache.find(step, key)
+        state = replace(self.manifest.step(step.name), key=key)
+        if isinstance(match, Miss):
+            self._save_step(replace(state, why=match.why))
+            return False
+        self.cache.link(match, self.manifest.run)
+        self._complete(replace(state, status="cached", from_run=match.run, job=match.job), match.result)
+        return True
 
-    def _work(self, step: PlannedStep) -> None:
-        """In a thread of its own: execute, and hand the outcome to the thread that owns the manifest."""
+    def _execute(self, step: PlannedStep) -> None:
+        """In a thread of its own: execute, and pass the outcome to the thread that owns the manifest."""
         folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
         try:
             result = self.world.executor.run(
                 folder, cwd=self._cwd(step), stop=self.world.stop, on_progress=self.world.watcher.progress
             )
-            self.done.put((step, result))
+            self.outcomes.put((step, result))
         except BaseException as error:  # must reach the owner, whatever it is
-            self.done.put((step, error))
+            self.outcomes.put((step, error))
 
     def _cwd(self, step: PlannedStep) -> Path:
         return (self.plan.root / step.spec.notebook).parent
 
     def _prepare_next(self) -> None:
-        """The kernel of the next step starts beside the current one; one ahead is enough for two cores."""
+        """Start the next step's kernel beside the current one; one in advance is enough for two cores."""
         if self.waiting and self.options.beside == 1 and not self.world.stop.is_set():
             step = self.waiting[0]
             folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
             self.world.executor.prepare(folder, cwd=self._cwd(step), threads=self.threads)
 
-    def _next_done(self) -> tuple[PlannedStep, StepResult | BaseException]:
+    def _next_outcome(self) -> tuple[PlannedStep, StepResult | BaseException]:
         while True:
             try:
-                step, outcome = self.done.get(timeout=0.2)  # a signal's handler runs between two waits
+                step, outcome = self.outcomes.get(timeout=0.2)  # a signal's handler runs between two waits
                 break
             except queue.Empty:
                 continue
-        self.going.discard(step.name)
+        self.running.discard(step.name)
         if isinstance(outcome, Detached):
-            self.left.add(step.name)
+            self.detached.add(step.name)
         return step, outcome
 
-    def _let_go(self, error: Exception) -> None:
-        """After an error the other steps end, or go on without us; what ended is recorded, and nothing is started."""
+    def _wind_down(self, error: Exception) -> None:
+        """After an error start nothing more, record what ends, and name in `error` what keeps running elsewhere."""
         self.world.stop.set()
-        for step, outcome in [self._next_done() for _ in range(len(self.going))]:
+        for step, outcome in [self._next_outcome() for _ in range(len(self.running))]:
             if isinstance(outcome, StepResult):
                 run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
-                self._record(step, outcome, status=outcome.status)
+                self._record(replace(self.manifest.step(step.name), status=outcome.status), outcome)
             elif not isinstance(outcome, Detached):
                 error.add_note(f"Step {step.name}: {outcome}")
-        if self.left and not isinstance(error, Detached):
+        if self.detached and not isinstance(error, Detached):
             error.add_note(
-                f"{', '.join(sorted(self.left))} of run {self.manifest.run} goes on without us: "
+                f"Steps of run {self.manifest.run} keep running: {', '.join(sorted(self.detached))}. "
                 f"`runner resume {self.manifest.run}` follows it again, `runner stop {self.manifest.run}` ends it."
             )
 
     def _collect(self) -> None:
-        """Wait for one step to end and take in what came of it."""
-        step, outcome = self._next_done()
+        """Wait for one step to end, then retry it or take in its result."""
+        step, outcome = self._next_outcome()
         if isinstance(outcome, Detached):
             return
         if isinstance(outcome, BaseException):
             raise outcome
-        state = self._state(step.name)
-        tried = state.attempt - max(1, self.first[step.name])
-        if tried < retries(outcome.error, step) and not self.world.stop.is_set():
-            self._start(step, tried + 1)
+        state = self.manifest.step(step.name)
+        retry = state.attempt - self.first[step.name]
+        if retry < retries(outcome.error, step) and not self.world.stop.is_set():
+            self._start(step, retry + 1)
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
         reach("step sealed", step.name)
-        self._take(step, outcome, status=outcome.status)
+        self._complete(replace(state, status=outcome.status), outcome)
 
-    def _take(self, step: PlannedStep, result: StepResult | None, **state: object) -> None:
-        """Take in a result, made now or earlier: metrics, state, and the registration it asks for."""
-        assert result is not None
-        self._record(step, result, **state)
-        reach("step recorded", step.name)
-        ended = self._state(step.name)
-        self._register_asked()
-        if ended.status == "succeeded":
-            self.cache.remember(self.manifest.run, self._state(step.name))
+    def _complete(self, state: StepState, result: StepResult) -> None:
+        """Take in a new or an earlier result, and the registration it asks for."""
+        self._record(state, result)
+        reach("step recorded", state.name)
+        self._register_pending()
+        if state.status == "succeeded":
+            self.cache.remember(self.manifest.run, self.manifest.step(state.name))
         self._share()
 
-    def _record(self, step: PlannedStep, result: StepResult, **state: object) -> None:
-        self.results[step.name] = result
-        metrics = {f"{step.name}.{name}": metric for name, metric in result.metrics.items()}
-        problems = {f"{step.name}.{name}": problem for name, problem in result.problems.items()}
-        self._write(metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems})
-        self._set(step.name, result=result, **state)
+    def _record(self, state: StepState, result: StepResult) -> None:
+        self.results[state.name] = result
+        metrics, problems = recorded({state.name: result})
+        self.manifest = replace(
+            self.manifest, metrics={**self.manifest.metrics, **metrics}, problems={**self.manifest.problems, **problems}
+        )
+        self._announce(replace(state, result=result))
 
-    def _register_asked(self) -> None:
-        """Register what steps ask for, once the gate has passed; where it says no, that is the run's last word."""
+    def _register_pending(self) -> None:
+        """Register what steps ask for, once the gate has passed. A refusal ends the run."""
         verdict = self.manifest.verdict
         if not self.options.register or (self.plan.pipeline.gate and (verdict is None or verdict.outcome != "pass")):
             return
         for state in self.manifest.steps:
-            asked = state.status in ("succeeded", "cached") and state.result is not None and state.result.registration
-            if asked and state.name not in self.registered:
+            if state.complete and state.result and state.result.registration and state.name not in self.registered:
                 self.registered.add(state.name)
-                self._register(state)
+                self._register(state, state.result)
 
-    def _register(self, state: StepState) -> None:
-        assert state.result is not None
-        registry, content = self.world.registry, self.world.store.object
+    def _register(self, state: StepState, result: StepResult) -> None:
         reach("before registering")
         try:
             version = registration.commit(
-                self.manifest, state.result, registry, content=content, from_run=state.from_run
+                self.manifest, result, self.world.registry, content=self.world.store.object, from_run=state.from_run
             )
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
-            self._set(state.name, status="failed", result=msgspec.structs.replace(state.result, error=refused))
-            self._write(status="failed", ended=_now())
+            self._announce(replace(state, status="failed", result=replace(result, error=refused)))
+            self._save(replace(self.manifest, status="failed", ended=utc_text()))
             raise
         reach("registered")
-        self._write(model_version=version)
+        self._save(replace(self.manifest, model_version=version))
         reach("version recorded")
 
-    def _skip(self, step: PlannedStep) -> None:
-        verdict = self._verdict()
-        self._set(step.name, status="skipped", why=f"the gate's verdict is {verdict.outcome}")
-
-    def _judge_when_ready(self) -> None:
-        needed = {rule.metric.partition(".")[0] for rule in self.plan.pipeline.gate}
-        ready = all(self._status(name) in ("succeeded", "cached") for name in needed)
-        if self.plan.judges and self.manifest.verdict is None and ready:
-            self._verdict()
-        self._register_asked()
-
     def _verdict(self) -> Verdict:
-        if self.manifest.verdict is None:
-            verdict = judge(
-                self.manifest.metrics,
-                self.plan.pipeline.gate,
-                problems=self.manifest.problems,
-                present=_present(self.manifest),
-            )
-            atomic_write(self.world.store.folder(self.manifest.run) / VERDICT_FILE, encode(verdict))
-            reach("verdict written")
-            self._write(verdict=verdict)
-            self.world.watcher.judged(verdict)
-            return verdict
-        return self.manifest.verdict
+        """The gate's verdict; judged and written when it is first needed."""
+        if self.manifest.verdict is not None:
+            return self.manifest.verdict
+        verdict = judge(
+            self.manifest.metrics,
+            self.plan.pipeline.gate,
+            problems=self.manifest.problems,
+            present=self.manifest.present_inputs(),
+        )
+        atomic_write(self.world.store.folder(self.manifest.run) / VERDICT_FILE, encode(verdict))
+        reach("verdict written")
+        self._save(replace(self.manifest, verdict=verdict))
+        self.world.watcher.judged(verdict)
+        return verdict
 
     def _input(self, step: PlannedStep, name: str, spec: InputSpec) -> InputFact:
-        source = spec.from_
-        if f"{step.name}.{name}" in self.manifest.sources:
-            return self.manifest.sources[f"{step.name}.{name}"]
-        if source == VERDICT:
-            path = self.world.store.folder(self.manifest.run) / VERDICT_FILE
-            fact = file_fact(path)
-            found = Artifact(path=VERDICT_FILE, sha256=fact.sha256, size_bytes=fact.size_bytes)
-            self.world.store.seal(path.parent, found)
-            return InputFact(source=VERDICT, artifact=found)
-        upstream, _, output = source.partition(".")
-        return run_folder.as_input(self.results[upstream], output, source)
+        source = self.manifest.sources.get(f"{step.name}.{name}")
+        if source is not None:
+            return source
+        if spec.from_ == VERDICT:
+            folder = self.world.store.folder(self.manifest.run)
+            fact = file_fact(folder / VERDICT_FILE)
+            artifact = Artifact(path=VERDICT_FILE, sha256=fact.sha256, size_bytes=fact.size_bytes)
+            self.world.store.seal(folder, artifact)
+            return InputFact(source=VERDICT, artifact=artifact)
+        return run_folder.upstream_input(spec.from_, self.results)
 
-    def _state(self, name: str) -> StepState:
-        return next(state for state in self.manifest.steps if state.name == name)
+    def _announce(self, state: StepState) -> None:
+        """Write the step's new state and tell the watcher."""
+        self._save_step(state)
+        self.world.watcher.changed(self.manifest, state.name)
 
-    def _status(self, name: str) -> str | None:
-        return next((state.status for state in self.manifest.steps if state.name == name), None)
+    def _save_step(self, state: StepState) -> None:
+        steps = [state if other.name == state.name else other for other in self.manifest.steps]
+        self._save(replace(self.manifest, steps=steps))
 
-    def _set(self, name: str, **changes: object) -> None:
-        self._note(name, **changes)
-        self.world.watcher.changed(self.manifest, name)
-
-    def _note(self, name: str, **changes: object) -> None:
-        """Write the step's state without telling anybody."""
-        steps = [
-            msgspec.structs.replace(state, **changes) if state.name == name else state for state in self.manifest.steps
-        ]
-        self._write(steps=steps)
-
-    def _write(self, **changes: object) -> None:
-        self.manifest = msgspec.structs.replace(self.manifest, **changes)
-        self.world.store.write(self.manifest)
+    def _save(self, manifest: RunManifest) -> None:
+        self.manifest = manifest
+        self.world.store.write(manifest)
 
 
 def _cores(options: Options) -> int:
     """This machine's cores for each step that runs at once."""
     return max(1, (os.cpu_count() or 1) // max(1, options.jobs * options.beside))
-
-
-def _present(manifest: RunManifest) -> set[str]:
-    return {
-        f"{state.name}.{name}"
-        for state in manifest.steps
-        if state.job is not None
-        for name, fact in state.job.inputs.items()
-        if fact.present
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Which installed packages a notebook stands on: those it imports and all that they require, with versions."""
+"""The installed packages that a notebook depends on: those it imports and all that they require, with versions."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class _Index(Record, frozen=True, kw_only=True):
     fingerprint: str
     providers: dict[str, list[str]]  # importable top-level name -> packages
     requires: dict[str, list[str]]  # package, or package[extra] where some package asks for the extra
-    editable: list[str]  # packages that are imported from where they are written
+    editable: list[str]  # packages that are installed as editable
 
 
 def versions() -> dict[str, str]:
-    """Every installed package, by the names of their metadata folders; reading the metadata takes a second."""
-    found: dict[str, str] = {}
+    """Every installed package, by the names of metadata folders; reading all metadata would take a second."""
+    packages: dict[str, str] = {}
     for place in sys.path:
         with contextlib.suppress(OSError):
             for name, version in _in(place or ".", Path(place or ".").stat().st_mtime_ns):
-                found.setdefault(name, version)
-    return dict(sorted(found.items()))
+                packages.setdefault(name, version)
+    return dict(sorted(packages.items()))
 
 
 @functools.lru_cache(maxsize=64)
 def _in(place: str, _changed_ns: int) -> list[tuple[str, str]]:
-    """A folder's packages; what is installed or removed changes the folder."""
+    """A folder's packages; installing or removing one changes the folder's time."""
     names = (entry.removesuffix(".dist-info") for entry in dist_infos(place))
     return [(_plain(name), version) for name, _, version in (name.rpartition("-") for name in names)]
 
@@ -48,8 +48,8 @@ def _in(place: str, _changed_ns: int) -> list[tuple[str, str]]:
 def closure(imports: Iterable[str], *, index_file: Path) -> dict[str, str]:
     """Versions of the packages that provide `imports` (dotted names), and of everything these require here.
 
-    What a package can use and does not require counts only where it is imported too. `index_file` keeps what importing
-    which name means, for as long as the same packages are installed.
+    An optional dependency counts only if it is imported too. `index_file` keeps which package provides which name, for
+    as long as the same packages are installed.
     """
     installed = versions()
     index = _index(installed, index_file)
@@ -87,8 +87,10 @@ def _index_of(fingerprint: str, file: Path) -> _Index:
             providers.setdefault(top, set()).add(name)
         if '"editable": true' in _read(entry / "direct_url.json").replace('":true', '": true'):
             editable.add(name)
-    found = {top: sorted(names) for top, names in providers.items()}
-    index = _Index(fingerprint=fingerprint, providers=found, requires=_required(lines), editable=sorted(editable))
+    sorted_providers = {top: sorted(names) for top, names in providers.items()}
+    index = _Index(
+        fingerprint=fingerprint, providers=sorted_providers, requires=_required(lines), editable=sorted(editable)
+    )
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, msgspec.json.encode(index))
@@ -96,20 +98,20 @@ def _index_of(fingerprint: str, file: Path) -> _Index:
 
 
 def _required(lines: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What each package requires on this machine, from the lines of its metadata; of its extras those asked for."""
-    found: dict[str, list[str]] = {}
+    """What each package requires on this machine, by its metadata; only the extras that another asks for."""
+    required: dict[str, list[str]] = {}
     pending = list(lines)
     while pending:
-        wanted = pending.pop()
-        name, _, extra = wanted.rstrip("]").partition("[")
-        if wanted not in found and name in lines:
-            found[wanted] = sorted({part for line in lines[name] for part in _asks_for(line, extra)} - {name})
-            pending += [part for part in found[wanted] if "[" in part]
-    return found
+        package = pending.pop()
+        name, _, extra = package.rstrip("]").partition("[")
+        if package not in required and name in lines:
+            required[package] = sorted({part for line in lines[name] for part in _requirements(line, extra)} - {name})
+            pending += [part for part in required[package] if "[" in part]
+    return required
 
 
-def _asks_for(line: str, extra: str) -> list[str]:
-    """`name` and `name[extra]…` that a Requires-Dist line adds here with this extra of its package, "" for none."""
+def _requirements(line: str, extra: str) -> list[str]:
+    """`name` and `name[extra]…` that a Requires-Dist line requires here, with this extra ("" for none)."""
     if ";" not in line and (plain := _PLAIN.fullmatch(line)):
         return [] if extra else [_plain(plain[1])]
     if not extra and re.search(r"\bextra\s*==", line):
@@ -117,18 +119,18 @@ def _asks_for(line: str, extra: str) -> list[str]:
     from packaging.requirements import InvalidRequirement, Requirement  # 0.02 s, where packages have changed
 
     try:
-        asked = Requirement(line)
+        requirement = Requirement(line)
     except InvalidRequirement:
         return []
-    here = asked.marker is None or asked.marker.evaluate({"extra": extra})
-    if not here or (extra and "extra" not in str(asked.marker)):
+    applies = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+    if not applies or (extra and "extra" not in str(requirement.marker)):
         return []
-    name = _plain(asked.name)
-    return [name, *(f"{name}[{_plain(wanted)}]" for wanted in asked.extras)]
+    name = _plain(requirement.name)
+    return [name, *(f"{name}[{_plain(other)}]" for other in requirement.extras)]
 
 
 def _recorded(record: str) -> set[str]:
-    """The top-level modules among an installed package's files, as importlib.metadata infers them, in a tenth of its time."""
+    """The top-level modules among a package's files; importlib.metadata takes ten times as long."""
     paths = (line.partition(",")[0] for line in record.splitlines())
     return {path.partition("/")[0].removesuffix(".py") for path in paths if path.endswith(".py")}
 

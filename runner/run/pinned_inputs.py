@@ -1,4 +1,4 @@
-"""What a run depends on from outside, identified before its first kernel starts, and held to from then on."""
+"""What a run reads from outside, identified before its first kernel starts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from runner.run.store import Store, facts_of
 
 
 def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | None]:
-    """Everything the plan reads from outside, identified (and fetched) before the first kernel starts."""
-    found: dict[str, InputFact] = {}
+    """Every input from outside, as "step.input", fetched where needed; and the approved version to compare with."""
+    facts: dict[str, InputFact] = {}
     champion: Champion | None = None
     for step in plan.steps:
         for name, spec in step.spec.inputs.items():
@@ -24,30 +24,30 @@ def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | N
                 continue
             key = f"{step.name}.{name}"
             if not spec.from_:
-                found[key] = sources.absent("")
+                facts[key] = sources.absent("")
             elif is_path(spec.from_):
-                found[key] = sources.local(spec, plan.root, world.store)
+                facts[key] = sources.local(spec, plan.root, world.store)
             elif is_address(spec.from_):
-                # a job is given what lies in S3; anything else comes here first
+                # a job reads from S3 itself; anything else is fetched first
                 fetch = world.runtime is None or not spec.from_.startswith("s3://")
-                found[key] = sources.remote(spec, world.store, world.remote_for, fetch=fetch)
+                facts[key] = sources.remote(spec, world.store, world.remote_for, fetch=fetch)
             elif spec.from_.startswith(APPROVED):
                 version = world.registry.approved(spec.from_.removeprefix(APPROVED))
-                found[key] = _approved(spec.from_, version, world.store)
+                facts[key] = _approved(spec.from_, version, world.store)
                 if version is not None:
                     champion = Champion(
                         name=version.name, version=version.version, run=version.run, sha256=version.sha256
                     )
-    return found, champion
+    return facts, champion
 
 
 def _approved(source: str, version: ModelVersion | None, store: Store) -> InputFact:
-    """The approved version's folder; its bytes must still be those that were approved."""
+    """The approved version's folder. Raises Refused where its bytes are not those that were approved."""
     if version is None:
         return sources.absent(source)
     for path, fact in facts_of(version.artifact).items():
-        if version.location and not store.here(fact):
-            store.point(fact, version.location + path)
+        if version.location and not store.has(fact):
+            store.note_address(fact, version.location + path)
         if file_fact(store.object(fact)) != fact:
             raise Refused(
                 f"The approved {version.label} was altered: object {fact.sha256[:12]} has other bytes. "

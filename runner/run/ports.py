@@ -1,17 +1,17 @@
-"""What a run talks to, as protocols, and what its owner may choose."""
+"""What a run uses from outside, as protocols, and its options."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from runner.manifest import RunManifest
-from runner.model.versions import ModelVersion, NewVersion
+from runner.model.versions import Registry
 from runner.records import USUAL_KERNEL, InputFact, StepResult, Verdict
-from runner.run.sources import Remote, place
+from runner.run.sources import RemoteSource, place_input
 from runner.run.store import Store
 from runner.step.execute import Progress
 
@@ -20,32 +20,22 @@ class Executor(Protocol):
     """Where steps run."""
 
     def expect(self, notebook: Path, *, threads: int) -> None:
-        """The notebook is going to run first, as soon as its step folder is there."""
+        """The notebook runs first, as soon as its step folder exists."""
 
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
-        """The step in `folder` is going to run soon."""
+        """The step in `folder` runs soon."""
 
     def run(
         self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
     ) -> StepResult:
-        """Execute the step folder; returns once its result.json is there. Raises Detached where it goes on without us."""
+        """Execute the step folder and return its result. Raises Detached where it keeps running elsewhere."""
 
     def close(self) -> None:
-        """Let go of everything prepared."""
+        """End everything prepared."""
 
 
-class Registry(Protocol):
-    """What a run asks of a model registry."""
-
-    def register(self, new: NewVersion) -> ModelVersion: ...
-
-    def approved(self, name: str) -> ModelVersion | None: ...
-
-    def list(self, name: str | None = None) -> Sequence[ModelVersion]: ...
-
-
-class Watcher(Protocol):
-    """Told what happens, as it happens; called from one thread at a time."""
+class RunWatcher(Protocol):
+    """Is called when something happens, from one thread at a time."""
 
     def started(self, manifest: RunManifest) -> None: ...
 
@@ -56,30 +46,30 @@ class Watcher(Protocol):
     def judged(self, verdict: Verdict) -> None: ...
 
 
-class Shared(Protocol):
-    """Runs that other machines see too. All raise RemoteError where they cannot be reached."""
+class RunSharing(Protocol):
+    """Runs that other machines see too. Both raise RemoteError where these cannot be reached."""
 
     def claim(self, manifest: RunManifest, *, take_over: bool = False) -> None:
-        """Own the run, also against other machines. Raises Refused naming who does."""
+        """Own the run, also for other machines. Raises Refused naming who owns it."""
 
     def push(self, manifest: RunManifest, *, ended: bool) -> None:
-        """Let the others see the run as it stands. Calling twice is safe."""
+        """Let the others see the run as it is now. Idempotent."""
 
 
 class Silent:
-    """A watcher that tells nobody."""
+    """A watcher that does nothing."""
 
     def started(self, manifest: RunManifest) -> None:
-        """Nothing to tell."""
+        """Nothing."""
 
     def progress(self, progress: Progress) -> None:
-        """Nothing to tell."""
+        """Nothing."""
 
     def changed(self, manifest: RunManifest, step: str) -> None:
-        """Nothing to tell."""
+        """Nothing."""
 
     def judged(self, verdict: Verdict) -> None:
-        """Nothing to tell."""
+        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +79,19 @@ class Options:
     note: str = ""
     tags: tuple[str, ...] = ()
     register: bool = True
-    force: bool = False  # take nothing from earlier runs
-    report: bool = True  # its pages are wanted, for whoever shows the run
+    force: bool = False  # reuse no results of earlier runs
+    report: bool = True  # write the report's pages
     profile: str | None = None
     targets: tuple[str, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)
     on: str = "local"
     take_over: bool = False  # a run that another machine owned
-    beside: int = 1  # how many runs share this machine
+    beside: int = 1  # runs that share this machine, this one included
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a step elsewhere runs on, as far as its result may depend on it."""
+    """What a step elsewhere runs on and its result may depend on."""
 
     python: str
     packages: Mapping[str, str]
@@ -109,15 +99,15 @@ class Runtime:
 
 @dataclass(frozen=True)
 class World:
-    """Everything outside a run that it talks to. With a `runtime`, steps run elsewhere, and no input comes here."""
+    """Everything outside a run that it uses. With a `runtime`, steps run elsewhere, and inputs are not brought here."""
 
     store: Store
     executor: Executor
     registry: Registry
-    remote_for: Callable[[str], Remote]
-    watcher: Watcher
+    remote_for: Callable[[str], RemoteSource]
+    watcher: RunWatcher
     stop: threading.Event
     runtime: Runtime | None = None
-    place: Callable[[InputFact, str, Path, Store], InputFact] = place
-    shared: Shared | None = None
+    place: Callable[[InputFact, str, Path, Store], InputFact] = place_input
+    shared: RunSharing | None = None
     identity: Callable[[], str] = str  # the caller's ARN, where AWS keeps the registry; ""

@@ -2,106 +2,93 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from runner.content import bytes_fact
 from runner.gate import judge
+from runner.manifest import recorded
 from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import Artifact, InputFact, Metric, StepResult, Verdict, encode
+from runner.records import Artifact, InputFact, InputSpec, StepResult, Verdict, encode
 from runner.run import folder as run_folder
-from runner.run.cache import Cache
+from runner.run.cache import Cache, Miss
 from runner.run.keys import step_key
+from runner.run.orchestrate import VERDICT_FILE
 from runner.run.pinned_inputs import pinned
 from runner.run.ports import Options, Runtime, World
 
 
 @dataclass(frozen=True)
-class Expected:
-    """`would` is run, cached, skip, or maybe: whether it runs depends on what steps before it give."""
+class StepPreview:
+    """`action` is run, cached, skip, or maybe: whether it runs depends on the results of steps before it."""
 
     name: str
-    would: str
+    action: str
     why: str
 
 
-def preview(
-    plan: Plan, options: Options, world: World, *, on_sources: dict[str, InputFact] | None = None
-) -> list[Expected]:
-    """What each step would do, in order. Remote sources are fetched for it; nothing is executed.
+@dataclass(frozen=True)
+class Preview:
+    """The steps in order, and `sources`, what comes from outside the run, by "step.input"."""
 
-    `on_sources` is filled with what comes from outside the run, by "step.input".
-    """
+    steps: list[StepPreview]
+    sources: dict[str, InputFact]
+
+
+def preview(plan: Plan, options: Options, world: World) -> Preview:
+    """What each step would do. Remote sources are fetched for it; nothing is executed."""
     world.store.prepare()
     with world.store.shared():
-        return _previewed(plan, options, world, on_sources)
-
-
-def _previewed(plan: Plan, options: Options, world: World, on_sources: dict[str, InputFact] | None) -> list[Expected]:
-    sources, _ = pinned(plan, world)
-    cache = Cache(world.store, plan.root)
-    results: dict[str, StepResult] = {}
-    expected: list[Expected] = []
-    if on_sources is not None:
-        on_sources.update(sources)
-    for step in plan.steps:
+        sources, _ = pinned(plan, world)
         if options.force:
-            expected.append(Expected(step.name, "skip" if step.skip else "run", step.skip or "forced"))
-            continue
-        expected.append(_expect(step, plan, sources, cache, results, world.runtime))
-    cache.checked.save()
-    return expected
+            steps = [
+                StepPreview(step.name, "skip" if step.skip else "run", step.skip or "forced") for step in plan.steps
+            ]
+            return Preview(steps, sources)
+        previewed = _Previewed(plan, sources, Cache(world.store, plan.root), world.runtime)
+        steps = [previewed.step(step) for step in plan.steps]
+        previewed.cache.hashes.save()
+        return Preview(steps, sources)
 
 
-def _expect(
-    step: PlannedStep,
-    plan: Plan,
-    sources: dict[str, InputFact],
-    cache: Cache,
-    results: dict[str, StepResult],
-    runtime: Runtime | None,
-) -> Expected:
-    if step.skip:
-        return Expected(step.name, "skip", step.skip)
-    waiting = [need for need in step.needs if need not in results]
-    if waiting:
-        return Expected(step.name, "maybe", f"depends on what {', '.join(waiting)} gives")
-    verdict = _verdict(plan, sources, results) if step.needs_verdict else None
-    if verdict is not None and verdict.outcome != "pass":
-        return Expected(step.name, "skip", f"the gate's verdict is {verdict.outcome}")
-    inputs: dict[str, InputFact] = {}
-    for name, spec in step.spec.inputs.items():
-        if f"{step.name}.{name}" in sources:
-            inputs[name] = sources[f"{step.name}.{name}"]
-        elif spec.from_ == VERDICT and verdict is not None:
-            inputs[name] = _fact(encode(verdict))
-        else:
-            upstream, _, output = spec.from_.partition(".")
-            inputs[name] = run_folder.as_input(results[upstream], output, spec.from_)
-    found = cache.find(step, step_key(step, inputs, index_file=cache.packages_file, runtime=runtime))
-    if found.state is None or found.state.result is None:
-        return Expected(step.name, "run", found.why)
-    results[step.name] = found.state.result
-    return Expected(step.name, "cached", f"from {found.run}")
+@dataclass
+class _Previewed:
+    """The steps looked at so far; `results` has those of steps that would be cached."""
 
+    plan: Plan
+    sources: dict[str, InputFact]
+    cache: Cache
+    runtime: Runtime | None
+    results: dict[str, StepResult] = field(default_factory=dict)
 
-def _verdict(plan: Plan, sources: dict[str, InputFact], results: dict[str, StepResult]) -> Verdict:
-    metrics: dict[str, Metric] = {}
-    problems: dict[str, str] = {}
-    for name, result in results.items():
-        metrics |= {f"{name}.{key}": metric for key, metric in result.metrics.items()}
-        problems |= {f"{name}.{key}": problem for key, problem in result.problems.items()}
-    present = {key for key, fact in sources.items() if fact.present}
-    present |= {
-        f"{step.name}.{name}"
-        for step in plan.steps
-        for name in step.spec.inputs
-        if f"{step.name}.{name}" not in sources
-    }
-    return judge(metrics, plan.pipeline.gate, problems=problems, present=present)
+    def step(self, step: PlannedStep) -> StepPreview:
+        if step.skip:
+            return StepPreview(step.name, "skip", step.skip)
+        waiting = [need for need in step.needs if need not in self.results]
+        if waiting:
+            return StepPreview(step.name, "maybe", f"depends on what {', '.join(waiting)} gives")
+        verdict = self._verdict() if step.needs_verdict else None
+        if verdict is not None and verdict.outcome != "pass":
+            return StepPreview(step.name, "skip", f"the gate's verdict is {verdict.outcome}")
+        inputs = {name: self._input(f"{step.name}.{name}", spec, verdict) for name, spec in step.spec.inputs.items()}
+        key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=self.runtime)
+        match = self.cache.find(step, key)
+        if isinstance(match, Miss):
+            return StepPreview(step.name, "run", match.why)
+        self.results[step.name] = match.result
+        return StepPreview(step.name, "cached", f"from {match.run}")
 
+    def _input(self, key: str, spec: InputSpec, verdict: Verdict | None) -> InputFact:
+        if key in self.sources:
+            return self.sources[key]
+        if spec.from_ == VERDICT and verdict is not None:
+            fact = bytes_fact(encode(verdict))
+            artifact = Artifact(path=VERDICT_FILE, sha256=fact.sha256, size_bytes=fact.size_bytes)
+            return InputFact(source=VERDICT, artifact=artifact)
+        return run_folder.upstream_input(spec.from_, self.results)
 
-def _fact(data: bytes) -> InputFact:
-    import hashlib
-
-    found = Artifact(path="verdict.json", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
-    return InputFact(source=VERDICT, artifact=found)
+    def _verdict(self) -> Verdict:
+        metrics, problems = recorded(self.results)
+        inputs = {f"{step.name}.{name}" for step in self.plan.steps for name in step.spec.inputs}
+        present = {key for key in inputs if key not in self.sources or self.sources[key].present}
+        return judge(metrics, self.plan.pipeline.gate, problems=problems, present=present)

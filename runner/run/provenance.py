@@ -1,4 +1,4 @@
-"""What a run was made of besides its inputs: the commit and what differs from it, the interpreter and its packages."""
+"""What a run depends on besides its inputs: the commit and what differs from it, the interpreter and its packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import pwd
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,20 +13,19 @@ from pathlib import Path
 from runner.manifest import Environment, GitState
 from runner.notebook.source import code_cells
 from runner.run import packages
-from runner.run.checkout import Checkout, Question
+from runner.run.checkout import GitCommand, GitStatus
+from runner.run.machine import account
 
 # what can change a result and holds no secret
-VARIABLES = ("LANG", "LC_ALL", "TZ", "PYTHONHASHSEED", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-             "OPENBLAS_CORETYPE", "CUDA_VISIBLE_DEVICES")  # fmt: skip
+VARIABLES = (
+    *("LANG", "LC_ALL", "TZ", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"),
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE"),
+)
 
 
 def who() -> str:
-    """`account@host`: the account that this process runs as. LOGNAME, USER and SUDO_USER can be set to anything."""
-    try:
-        account = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user without a name
-        account = str(os.getuid())
-    return f"{account}@{socket.gethostname()}"
+    """`account@host` of this process; by its user id, as LOGNAME, USER and SUDO_USER can be set to anything."""
+    return f"{account() or os.getuid()}@{socket.gethostname()}"
 
 
 def environment() -> Environment:
@@ -47,7 +45,7 @@ def environment() -> Environment:
 
 def git_state(root: Path, notebooks: Iterable[Path]) -> GitState | None:
     """The commit `root` is at, and the code cells of `notebooks` that differ from it; None outside a repository."""
-    answer = Checkout(str(root)).answer()
+    answer = GitStatus(str(root)).answer()
     if not answer:
         return None
     commit, branch, top, status = answer
@@ -73,13 +71,13 @@ def git_state(root: Path, notebooks: Iterable[Path]) -> GitState | None:
 
 def _changed_cells(root: Path, relative: str, notebook: Path) -> list[str]:
     """The code cells, as `[n]`, whose source is not in the committed notebook; outputs and prose do not count."""
-    code, before = Question(str(root), "show", f"HEAD:{relative}").answer()
+    code, before = GitCommand(str(root), "show", f"HEAD:{relative}").answer()
     if code != 0:
         return ["new"]
     try:
         committed = code_cells(json.loads(before))
     except (ValueError, RecursionError):
-        return ["new"]  # what was committed is not a notebook
+        return ["new"]  # the committed file is not a notebook
     now = code_cells(json.loads(notebook.read_bytes()))
     if now == committed:
         return []

@@ -1,120 +1,110 @@
-"""The step from a run that passed to a registered version, made once by the run's owner."""
+"""Registering the model of a run that passed, once, by the run's owner; and the status of its version now."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
-import msgspec
+from msgspec.structs import replace
 
-from runner.errors import Refused, Tampered
+from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.model.events import verify_chain
 from runner.model.files import check_files
-from runner.model.versions import Claim, Event, ModelVersion, NewVersion
+from runner.model.versions import Claim, Event, ModelVersion, NewVersion, Registry
 from runner.pipeline.registering import HOW_TO_REGISTER
 from runner.records import Artifact, FileFact, StepResult
-
-
-class Register(Protocol):
-    def register(self, new: NewVersion) -> ModelVersion: ...
-
-    def list(self, name: str | None = None) -> Sequence[ModelVersion]: ...
+from runner.run.store import facts_of
 
 
 def commit(
     manifest: RunManifest,
     result: StepResult,
-    registry: Register,
+    registry: Registry,
     *,
     content: Callable[[FileFact], Path] | None,
     from_run: str | None = None,
 ) -> ModelVersionRef:
-    """Register what the step asked for; a second call gives the same version. `content` gives a file of the model by its
-    fact, None where the registry looks at the files itself.
+    """Register what the step asked for. Idempotent.
 
-    A result taken `from_run` was registered by that run: that version is given, unless the registry no longer has it.
+    `content` gives a file of the model by its fact; None where the registry checks the files itself. For a cached
+    result the version that `from_run` registered is returned, unless the registry no longer has it.
 
     Raises Refused as `new_version`, and where the files are not a model that can be approved.
     """
     new = new_version(manifest, result)
     if content is not None:
-        _can_be_approved(new.artifact, content)
-    known = registry.list() if from_run is not None else []
-    for earlier in known:
-        if (earlier.name, earlier.run, earlier.sha256) == (new.name, from_run, new.sha256):
-            return ModelVersionRef(name=earlier.name, version=earlier.version, status=earlier.status)
-    version = registry.register(new)
+        _check_approvable(new.artifact, content)
+    known = registry.list() if from_run is not None else ()
+    same = (v for v in known if (v.name, v.run, v.sha256) == (new.name, from_run, new.sha256))
+    version = next(same, None) or registry.register(new)
     return ModelVersionRef(name=version.name, version=version.version, status=version.status)
 
 
 def new_version(manifest: RunManifest, result: StepResult) -> NewVersion:
-    """What the step asks to register. Of an imported run it is whoever took it in who registers it here.
+    """What the step asks to register. The version of an imported run is created by whoever imported it.
 
     Raises Refused where the run did not pass, has no [model], or the notebook registered other bytes than
     [model] from names.
     """
-    model, asked = manifest.pipeline.model, result.registration
-    assert asked is not None
+    model, request = manifest.pipeline.model, result.registration
+    assert request is not None
     if model is None:
         raise Refused("A notebook called runner.model.register, but pipeline.toml has no [model] to say its name.")
     if manifest.verdict is None or manifest.verdict.outcome != "pass":
-        said = manifest.verdict.outcome if manifest.verdict else "none"
-        why = (
-            ""
-            if manifest.pipeline.gate
-            else " There is no [[gate]] in pipeline.toml; write what the model has to reach."
-        )
+        outcome = manifest.verdict.outcome if manifest.verdict else "none"
+        remedy = "There is no [[gate]] in pipeline.toml; write what the model has to reach."
         raise Refused(
-            f"Only a run that passed its gate registers a model; the verdict of {manifest.run} is {said}.{why}"
+            f"Only a run that passed its gate registers a model; the verdict of {manifest.run} is {outcome}."
+            + ("" if manifest.pipeline.gate else f" {remedy}")
         )
-    found = model_artifact(manifest)
-    if found is None or found.sha256 != asked.model_sha256:
+    artifact = model_artifact(manifest)
+    if artifact is None or artifact.sha256 != request.model_sha256:
         raise Refused(
             f"The folder handed to runner.model.register is not the one that [model] from = {model.from_!r} names. "
             "Pass the input that comes from it."
         )
-    here = manifest.imported
+    imported = manifest.imported
     claim = Claim(project=manifest.pipeline.name, started_by=manifest.started_by, identity=manifest.identity)
     return NewVersion(
         name=model.name,
         run=manifest.run,
-        sha256=found.sha256,
-        artifact=found,
+        sha256=artifact.sha256,
+        artifact=artifact,
         metrics=manifest.metrics,
-        created_by=manifest.started_by if here is None else here.who,
-        identity=manifest.identity if here is None else here.identity,
+        created_by=manifest.started_by if imported is None else imported.who,
+        identity=manifest.identity if imported is None else imported.identity,
         commit=manifest.git.commit if manifest.git else None,
         sources={key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
-        description=asked.description,
-        card=asked.card,
-        imported=None if here is None else claim,
+        description=request.description,
+        card=request.card,
+        imported=None if imported is None else claim,
     )
 
 
 def claimed(manifest: RunManifest, events: Sequence[Event]) -> NewVersion:
-    """The version that an imported run was where it comes from, with what `events`, its name's history, say of it.
+    """The version of an imported run, with its history elsewhere: those of `events`, its name's, that are about it.
 
-    Raises Tampered where the history is not whole or not the run's, Refused as `new_version`.
+    Raises Tampered where the history is broken or not the run's, Refused as `new_version`.
     """
     broken = verify_chain(events)
     if broken is not None:
         raise Tampered(f"The history of {events[0].name} was altered: {broken}")
-    made = next(
-        (event for event in events if event.kind == "registered" and event.data.get("run") == manifest.run), None
-    )
-    asked = next((state.result for state in manifest.steps if state.result and state.result.registration), None)
-    if made is None or asked is None or any(event.name != made.name for event in events):
+    registered = [event for event in events if event.kind == "registered" and event.data.get("run") == manifest.run]
+    result = registering_result(manifest)
+    if not registered or result is None or any(event.name != registered[0].name for event in events):
         raise Tampered(f"The history of {events[0].name} that came with run {manifest.run} does not know that run.")
-    new = new_version(manifest, asked)
-    if (new.name, new.sha256) != (made.name, made.data.get("sha256")):
-        raise Tampered(f"{made.name}/{made.version} is not the model that run {manifest.run} made.")
-    own = [event for event in events if event.version == made.version]
+    new, event = new_version(manifest, result), registered[0]
+    if (new.name, new.sha256) != (event.name, event.data.get("sha256")):
+        raise Tampered(f"{event.name}/{event.version} is not the model that run {manifest.run} made.")
+    own = [other for other in events if other.version == event.version]
     assert new.imported is not None
-    return msgspec.structs.replace(
-        new, imported=msgspec.structs.replace(new.imported, version=made.version, events=own)
-    )
+    return replace(new, imported=replace(new.imported, version=event.version, events=own))
+
+
+def registering_result(manifest: RunManifest) -> StepResult | None:
+    """The result of the step that called runner.model.register."""
+    return next((state.result for state in manifest.steps if state.result and state.result.registration), None)
 
 
 def not_registered(manifest: RunManifest) -> str:
@@ -124,12 +114,12 @@ def not_registered(manifest: RunManifest) -> str:
         return ""
     afterwards = f"`runner register {manifest.run}` does it now."
     registering = [state for state in manifest.steps if state.registers]
-    asked = any(state.result is not None and state.result.registration is not None for state in manifest.steps)
+    asked = registering_result(manifest) is not None
     left_out = [state for state in registering if state.status == "skipped"]
     if not registering and not asked:
         return f"No model was registered: no step called runner.model.register. {HOW_TO_REGISTER}"
     if manifest.imported is not None:
-        return f"No model was registered here: the run was taken in without a version. {afterwards}"
+        return f"No model was registered here: the run was imported without a version. {afterwards}"
     if asked or (left_out and not manifest.register):
         return f"No model was registered, as --no-register says. {afterwards}"
     if left_out:
@@ -138,10 +128,11 @@ def not_registered(manifest: RunManifest) -> str:
     return f"No model was registered: step {name} ended without having called runner.model.register."
 
 
-def _can_be_approved(found: Artifact, content: Callable[[FileFact], Path]) -> None:
-    facts = found.files or {Path(found.path).name: FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}
+def _check_approvable(artifact: Artifact, content: Callable[[FileFact], Path]) -> None:
+    path = Path(artifact.path)
     try:
-        check_files({name: content(fact).read_bytes() for name, fact in facts.items()}, Path(found.path))
+        files = {name or path.name: content(fact).read_bytes() for name, fact in facts_of(artifact).items()}
+        check_files(files, path)
     except Refused as error:
         raise Refused(
             f"{error} Nobody could approve it, so it is not registered. Write the folder with runner.model.save alone, "
@@ -155,9 +146,40 @@ def model_artifact(manifest: RunManifest) -> Artifact | None:
     if manifest.pipeline.model is None:
         return None
     step, _, output = manifest.pipeline.model.from_.partition(".")
-    for state in manifest.steps:
-        if state.name == step and state.result is not None and output in state.result.outputs:
-            found = state.result.outputs[output]
-            path = f"steps/{step}/{found.path.rstrip('/')}"
-            return Artifact(path=path, sha256=found.sha256, size_bytes=found.size_bytes, files=found.files)
-    return None
+    state = manifest.find_step(step)
+    if state is None or state.result is None or output not in state.result.outputs:
+        return None
+    artifact = state.result.outputs[output]
+    return replace(artifact, path=f"steps/{step}/{artifact.path.rstrip('/')}")
+
+
+def as_of_now(manifests: Sequence[RunManifest], registry: Registry) -> list[RunManifest]:
+    """The runs with their versions' status now, to show, not to store; "unknown" if the registry cannot be read."""
+    known: dict[str, Sequence[ModelVersion] | RunnerError] = {}
+    for name in {manifest.model_version.name for manifest in manifests if manifest.model_version}:
+        try:
+            known[name] = registry.list(name)
+        except UsageError:  # it has no such model
+            known[name] = []
+        except RunnerError as error:
+            known[name] = error
+    return [
+        replace(manifest, model_version=_with_status_now(manifest, manifest.model_version, known))
+        if manifest.model_version
+        else manifest
+        for manifest in manifests
+    ]
+
+
+def _with_status_now(
+    manifest: RunManifest, then: ModelVersionRef, known: dict[str, Sequence[ModelVersion] | RunnerError]
+) -> ModelVersionRef:
+    versions, model = known[then.name], model_artifact(manifest)
+    why = "the registry here does not have it"
+    if isinstance(versions, RunnerError):
+        versions, why = [], f"what it is now cannot be read: {versions}"
+    for version in versions:
+        if version.version == then.version and model is not None and version.sha256 == model.sha256:
+            decision = {"decided_by": version.decided_by, "decided": version.decided}
+            return replace(then, status=version.status, status_at_end=then.status, **decision)
+    return replace(then, status="unknown", status_at_end=then.status, unknown=why)

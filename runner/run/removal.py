@@ -1,4 +1,4 @@
-"""What `gc` has removed: a record for each run, from which is known why it is not there any more.
+"""What `gc` has removed: a record for each run.
 
 runs/removed/<run>.json
 """
@@ -17,7 +17,7 @@ EVENT = "run removed"  # in the history of a version that the run made
 
 
 class Removal(Record, frozen=True, kw_only=True):
-    """Written before the run's folder goes. `versions` are those it had registered, as NAME/VERSION."""
+    """Written before the run's folder is removed. `versions` are those that it registered, as NAME/VERSION."""
 
     format: int = FORMAT
     run: FileName
@@ -37,7 +37,7 @@ class Removal(Record, frozen=True, kw_only=True):
 
 
 def write(root: Path, removal: Removal) -> None:
-    """Note the removal in the store at `root`; one of the same run, which was taken in again since, is replaced."""
+    """Record the removal in the store at `root`; replaces one of the same run, which was imported again since."""
     file = _file(root, removal.run)
     file.parent.mkdir(exist_ok=True)
     atomic_write(file, encode(removal))
@@ -52,7 +52,7 @@ def find(root: Path, run: str) -> Removal | None:
 
 
 def matching(root: Path, reference: str) -> Iterator[Removal]:
-    """Those whose id begins or ends as `reference` says."""
+    """The removals of runs whose id begins or ends with `reference`."""
     for file in sorted((root / REMOVED).glob("*.json")):
         if file.stem.startswith(reference) or file.stem.endswith(f"-{reference}"):
             yield read(Removal, file)

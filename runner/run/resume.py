@@ -1,15 +1,15 @@
-"""Going on with a run that has ended, from its own snapshot of code and parameters."""
+"""Continuing a run that has ended, from its own snapshot of code and parameters."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from runner.content import artifact
 from runner.errors import Refused, RunnerError
@@ -24,17 +24,15 @@ from runner.run.orchestrate import Steps
 from runner.run.ports import Options, World
 from runner.run.store import OWNED, Store, check
 
-SEALED = ("succeeded", "cached", "skipped")
-
 
 def resume(run_id: str, file: Path, options: Options, world: World) -> RunManifest:
-    """Continue an interrupted or failed run from its first unsealed step. A run that succeeded is given as it is.
+    """Continue an interrupted or failed run from its first unsealed step. A run that succeeded is returned unchanged.
 
     Raises Refused where another process works on it, or a source it still needs has changed; Tampered where a sealed
-    file was altered, or code that is still to run was, or was added.
+    file was altered, or code that is still to run was altered or added.
     """
     store = world.store
-    store.prepare()  # it may be the first run that goes on in this checkout
+    store.prepare()  # the run may be the first in this checkout
     if options.take_over:
         (store.folder(run_id) / OWNED).unlink(missing_ok=True)
     with store.lock(run_id):
@@ -45,28 +43,26 @@ def resume(run_id: str, file: Path, options: Options, world: World) -> RunManife
             return manifest
         plan = run_folder.plan_again(manifest, store, file)
         for state in manifest.steps:
-            if state.status in ("succeeded", "cached") and state.result is not None:
-                for found in (
-                    *state.result.outputs.values(),
-                    *([state.result.executed] if state.result.executed else []),
-                ):
-                    check(run_folder.step_folder(store, run_id, state.name), found, store)
-        steps = [state if state.status in SEALED else _open_again(state) for state in manifest.steps]
+            for sealed in state.result.artifacts() if state.complete and state.result is not None else ():
+                check(run_folder.step_folder(store, run_id, state.name), sealed, store)
+        steps = [state if state.complete or state.status == "skipped" else _reopen(state) for state in manifest.steps]
         open_steps = {state.name for state in steps if state.status is None}
         for name in open_steps:
             check_code(manifest, name, store)
         for key, fact in manifest.sources.items():
             if key.partition(".")[0] in open_steps:
-                _same(key, fact)
-        manifest = msgspec.structs.replace(manifest, steps=steps, status="running", ended=None)
-        options = replace(options, register=manifest.register, profile=manifest.profile, force=manifest.chosen.force)
+                _check_source(key, fact)
+        manifest = replace(manifest, steps=steps, status="running", ended=None)
+        options = dataclasses.replace(
+            options, register=manifest.register, profile=manifest.profile, force=manifest.chosen.force
+        )
         return Steps(plan, options, world, manifest).finish()
 
 
 def register(run_id: str, file: Path, options: Options, world: World) -> RunManifest:
-    """Register the model of a run that passed and did not register; steps that were left out for it run now.
+    """Register the model of a run that passed and did not register; steps that wait for the verdict run now.
 
-    Raises Refused where the run did not pass. A run that has registered is returned as it is.
+    Raises Refused where the run did not pass. A run that has registered is returned unchanged.
     """
     store = world.store
     with store.lock(run_id):
@@ -79,21 +75,18 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
                 f"Run {run_id} cannot be registered: its status is {manifest.status}, its verdict {verdict}. "
                 "Only a run that passed its gate registers a model."
             )
-        asked = next((state.result for state in manifest.steps if state.result and state.result.registration), None)
-        if asked is not None:
-            version = registration.commit(manifest, asked, world.registry, content=store.object)
-            manifest = msgspec.structs.replace(manifest, model_version=version, register=True)
+        result = registration.registering_result(manifest)
+        if result is not None:
+            version = registration.commit(manifest, result, world.registry, content=store.object)
+            manifest = replace(manifest, model_version=version, register=True)
             store.write(manifest)
             return manifest
         plan = run_folder.plan_again(manifest, store, file)
         left_out = {step.name for step in plan.steps if step.needs_verdict}
         for name in left_out:
             check_code(manifest, name, store)
-        steps = [
-            msgspec.structs.replace(state, status=None, why="") if state.name in left_out else state
-            for state in manifest.steps
-        ]
-        manifest = msgspec.structs.replace(manifest, steps=steps, register=True, status="running", ended=None)
+        steps = [replace(state, status=None, why="") if state.name in left_out else state for state in manifest.steps]
+        manifest = replace(manifest, steps=steps, register=True, status="running", ended=None)
         manifest = Steps(plan, options, world, manifest).finish()
     if manifest.model_version is None:
         raise Refused(
@@ -117,18 +110,16 @@ def working_tree_differs(manifest: RunManifest, store: Store, root: Path) -> Ite
 
 
 def stop(manifest: RunManifest, store: Store) -> list[str]:
-    """Tell the process that works on the run to stop, or note that nobody does; what was told, in words."""
+    """Stop the process that works on the run, and name it; without one, mark the run as interrupted."""
     try:
         with store.lock(manifest.run):
             manifest = store.manifest_as_written(manifest.run)
             steps = [
-                msgspec.structs.replace(state, status="interrupted", attempt=state.attempt + 1)
-                if state.status == "running"
-                else state
+                replace(state, status="interrupted", attempt=state.attempt + 1) if state.status == "running" else state
                 for state in manifest.steps
             ]
             if manifest.status == "running":
-                store.write(msgspec.structs.replace(manifest, status="interrupted", steps=steps))
+                store.write(replace(manifest, status="interrupted", steps=steps))
             return []
     except Refused:
         if (store.folder(manifest.run) / OWNED).exists():
@@ -140,17 +131,15 @@ def stop(manifest: RunManifest, store: Store) -> list[str]:
         return [f"process {pid}"]
 
 
-def _open_again(state: StepState) -> StepState:
-    """A step that is to run: one that had ended gets a new attempt, one whose end nobody saw is taken up again."""
+def _reopen(state: StepState) -> StepState:
+    """A step that is to run: a new attempt if it had ended, otherwise the same one, which may still be running."""
     attempt = state.attempt + (state.result is not None)
-    return msgspec.structs.replace(state, status=None, why="", result=None, attempt=attempt)
+    return replace(state, status=None, why="", result=None, attempt=attempt)
 
 
-def _same(key: str, fact: InputFact) -> None:
+def _check_source(key: str, fact: InputFact) -> None:
     """Raises Refused where a source outside the store is not what the run was started with."""
-    if fact.artifact is None or fact.as_ == "uri":
-        return
-    if not fact.stamp:  # the store's own objects, checked when they are linked
+    if fact.artifact is None or fact.as_ == "uri" or not fact.stamp:  # objects are checked when they are linked
         return
     try:
         now = artifact(Path(fact.source), name="source").sha256

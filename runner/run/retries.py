@@ -5,11 +5,11 @@ from __future__ import annotations
 from runner.pipeline.plan import PlannedStep
 from runner.records import StepError
 
-# what a second try can cure; a notebook that left early or wrote no output will do so again
+# errors that a second try can cure; a notebook that stopped early or wrote no output will do so again
 RETRIED = ("exception", "kernel died", "timeout")
-# of a job that its service ended: tried again whatever `retries` says, as the step has no part in it
+# jobs that the service ended: tried again whatever `retries` says, as the step did not cause it
 TRANSIENT, TRANSIENT_RETRIES = ("InternalServerError", "CapacityError"), 2
-# the error's name where a step was told to stop before this process came: whoever resumes its run wants it executed
+# the error's name where a step was stopped before this process started: resuming its run executes it
 STOPPED_BEFORE = "StoppedBefore"
 
 

@@ -1,7 +1,7 @@
 """Where a step's inputs come from: local paths, remote addresses, approved versions; each identified before use.
 
-A remote source is downloaded once per version of it and kept as an object. What a store calls its version (ETag,
-VersionId) is recorded beside the hash of the bytes; of its address, what signs it or lets one in never is.
+A remote source is downloaded once per version and kept as an object. The service's version (ETag, VersionId) is
+recorded beside the hash of the bytes; credentials and signatures in an address never are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import IO, Protocol
 
 import msgspec
 
-from runner.content import artifact, atomic_write, file_fact, folder_artifact, lead_to, stamp
+from runner.content import artifact, atomic_write, file_fact, folder_artifact, link_to, stamp
 from runner.errors import RemoteError, Tampered, UsageError, counted
 from runner.paths import inside, stays_below
 from runner.pipeline.addresses import public
@@ -38,11 +38,11 @@ class RemoteFile:
     version: str
 
 
-class Remote(Protocol):
+class RemoteSource(Protocol):
     """A remote store. Both raise RemoteError naming the address and what to do."""
 
     def listing(self, address: str) -> list[RemoteFile]:
-        """The one file at `address`, or all below it where it ends in `/`; sorted by path, never empty."""
+        """The file at `address`, or all below it where it ends in `/`; sorted by path, never empty."""
 
     def download(self, address: str, file: RemoteFile, target: IO[bytes]) -> None:
         """Write the file's bytes to `target`; a file cut short is an error."""
@@ -56,36 +56,38 @@ class _Fetched(Record, frozen=True, kw_only=True):
 
 
 def local(spec: InputSpec, root: Path, store: Store) -> InputFact:
-    """A file or folder outside the store; with `keep` its bytes become objects too. Absent and optional: absent."""
+    """A file or folder outside the store; with `keep` its bytes become objects too."""
     path = (root / Path(spec.from_).expanduser()).resolve()
     if spec.optional and not path.exists():
         return absent(spec.from_)
     before = stamp(path)
-    found = artifact(path, name=path.name)
+    content = artifact(path, name=path.name)
     if not spec.keep:
-        return InputFact(source=str(path), artifact=found, stamp=before)
-    for relative, fact in facts_of(found).items():
-        store.add(path / relative if relative else path, fact)
-    return InputFact(source=str(path), artifact=found)
+        return InputFact(source=str(path), artifact=content, stamp=before)
+    for relative, fact in facts_of(content).items():
+        store.add(path / relative, fact)
+    return InputFact(source=str(path), artifact=content)
 
 
 def absent(source: str) -> InputFact:
     return InputFact(source=source, present=False)
 
 
-def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *, fetch: bool = True) -> InputFact:
-    """An address: identified by a listing for `as = "uri"` or without `fetch`, otherwise downloaded where this version
-    is not here yet."""
+def remote(
+    spec: InputSpec, store: Store, remote_for: Callable[[str], RemoteSource], *, fetch: bool = True
+) -> InputFact:
+    """An address: identified by a listing for `as = "uri"` or without `fetch`, otherwise by its bytes, which are
+    downloaded if the store does not have this version."""
     address = spec.from_
     if not stays_below(address):
         raise UsageError(f"The address {address!r} cannot be recorded; write it without `..` and control characters.")
     service = remote_for(address)
-    said = public(address)
+    public_address = public(address)
     try:
         files = service.listing(address)
     except RemoteError:
         if spec.optional:
-            return absent(said)
+            return absent(public_address)
         raise
     for file in files:
         if file.path:
@@ -93,19 +95,21 @@ def remote(spec: InputSpec, store: Store, remote_for: Callable[[str], Remote], *
     version = files[0].version if len(files) == 1 and not files[0].path else listing_digest(files)
     if spec.as_ == "uri" or not fetch:
         size = sum(file.size_bytes or 0 for file in files)
-        found = Artifact(path=said, sha256=_keep_listing(files, store), size_bytes=size)
-        value = said if spec.as_ == "uri" else ""
-        return InputFact(source=said, as_=spec.as_, artifact=found, version=version, value=value, listed=True)
+        content = Artifact(path=public_address, sha256=_keep_listing(files, store), size_bytes=size)
+        value = public_address if spec.as_ == "uri" else ""
+        return InputFact(
+            source=public_address, as_=spec.as_, artifact=content, version=version, value=value, listed=True
+        )
     facts = {file.path: _fetch(address, file, store, service) for file in files}
     if list(facts) == [""]:
-        found = Artifact(path=said, sha256=facts[""].sha256, size_bytes=facts[""].size_bytes)
+        content = Artifact(path=public_address, sha256=facts[""].sha256, size_bytes=facts[""].size_bytes)
     else:
-        found = folder_artifact(said, facts)
-    return InputFact(source=said, artifact=found, version=version)
+        content = folder_artifact(public_address, facts)
+    return InputFact(source=public_address, artifact=content, version=version)
 
 
-def recorded(pipeline: Pipeline) -> Pipeline:
-    """The pipeline as it is written down: its addresses without what lets one in."""
+def without_credentials(pipeline: Pipeline) -> Pipeline:
+    """The pipeline as it is recorded: without the credentials in its addresses."""
     steps = {}
     for name, step in pipeline.steps.items():
         inputs = {
@@ -116,51 +120,53 @@ def recorded(pipeline: Pipeline) -> Pipeline:
     return msgspec.structs.replace(pipeline, steps=steps)
 
 
-def recorded_values(values: Mapping[str, str]) -> dict[str, str]:
-    """-p's values as they are written down."""
+def public_values(values: Mapping[str, str]) -> dict[str, str]:
+    """The values of -p as they are recorded: without the credentials in addresses."""
     return {name: public(value) if is_address(value) else value for name, value in values.items()}
 
 
 def changed_objects(before: str, now: str, store: Store) -> str | None:
-    """ "1 of 100,000 objects changed": how two listings with these hashes differ; None where one was not kept."""
+    """How two listings with these hashes differ: "1 of 100,000 objects changed"; None where one was not kept."""
     try:
         old, new = (_listing(sha256, store) for sha256 in (before, now))
     except (OSError, ValueError):
         return None
     changed = sum(old[path] != line for path, line in new.items() if path in old)
-    said = [f"{changed:,} of {counted(len(new), 'object')} changed"] if changed else []
-    said += [f"{count:,} added"] if (count := len(new.keys() - old.keys())) else []
-    said += [f"{count:,} removed"] if (count := len(old.keys() - new.keys())) else []
-    return ", ".join(said)
+    counts = {
+        f"{changed:,} of {counted(len(new), 'object')} changed": changed,
+        f"{len(new.keys() - old.keys()):,} added": len(new.keys() - old.keys()),
+        f"{len(old.keys() - new.keys()):,} removed": len(old.keys() - new.keys()),
+    }
+    return ", ".join(words for words, count in counts.items() if count)
 
 
 def name_only(fact: InputFact, name: str, *_: object) -> InputFact:
-    """As `place` for a step that runs elsewhere: its input's place, with nothing put there."""
-    if not fact.present or fact.as_ == "uri":
+    """As `place_input` for a step that runs elsewhere: the input's path, with nothing put there."""
+    if not fact.is_file:
         return fact
     return msgspec.structs.replace(fact, value=f"in/{name}", stamp="")
 
 
-def place(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
-    """Put the input where its step finds it, `in/<name>`: a link to the source, or links to objects."""
-    if not fact.present or fact.as_ == "uri":
+def place_input(fact: InputFact, name: str, folder: Path, store: Store) -> InputFact:
+    """Put the input where its step reads it, `in/<name>`: a link to the source, or links to objects."""
+    if not fact.is_file:
         return fact
     assert fact.artifact is not None
     target = folder / "in" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if fact.stamp:
         source = Path(fact.source)
-        led = lead_to(target, source)
-        # a copy of what had changed by then keeps the source's stamp, by which the step's end notices it
-        now = fact.stamp if led or stamp(source) != fact.stamp else stamp(target)
+        is_link = link_to(target, source)
+        # where the source has changed, its old stamp stays, so that the end of the step notices the change
+        now = fact.stamp if is_link or stamp(source) != fact.stamp else stamp(target)
         return msgspec.structs.replace(fact, value=f"in/{name}", stamp=now)
     store.link(fact.artifact, target)
     return msgspec.structs.replace(fact, value=f"in/{name}", stamp=stamp(target))
 
 
-def _fetch(address: str, file: RemoteFile, store: Store, service: Remote) -> FileFact:
-    said = public(address)  # an address that is signed anew is the same address
-    key = hashlib.sha256(f"{said}\n{file.path}".encode()).hexdigest()
+def _fetch(address: str, file: RemoteFile, store: Store, service: RemoteSource) -> FileFact:
+    public_address = public(address)  # the same whenever it is signed again
+    key = hashlib.sha256(f"{public_address}\n{file.path}".encode()).hexdigest()
     index = store.root / FETCHED / f"{key}.json"
     if index.exists() and file.version:
         known = read(_Fetched, index)
@@ -173,31 +179,34 @@ def _fetch(address: str, file: RemoteFile, store: Store, service: Remote) -> Fil
             service.download(address, file, target)
         fact = file_fact(beside)
         if file.size_bytes is not None and fact.size_bytes != file.size_bytes:
-            raise RemoteError(f"{said}{file.path}: {fact.size_bytes} of {file.size_bytes} bytes arrived. Run again.")
+            raise RemoteError(
+                f"{public_address}{file.path}: {fact.size_bytes} of {file.size_bytes} bytes arrived. Run again."
+            )
         store.seal(store.objects, Artifact(path=beside.name, sha256=fact.sha256, size_bytes=fact.size_bytes))
     finally:
         beside.unlink(missing_ok=True)
     index.parent.mkdir(exist_ok=True)
-    atomic_write(index, encode(_Fetched(address=said + file.path, version=file.version, fact=fact)))
+    atomic_write(index, encode(_Fetched(address=public_address + file.path, version=file.version, fact=fact)))
     return fact
 
 
 def listing_lines(files: list[RemoteFile]) -> str:
-    """The listing as text, a line a file; equal while every file has its size and version."""
+    """The listing as text, a line for each file; equal while all sizes and versions are."""
     return "".join(f"{file.version}  {file.size_bytes}  {file.path}\n" for file in files)
 
 
 def listing_digest(files: list[RemoteFile]) -> str:
-    """The hash by which a listing is known."""
+    """The hash of `listing_lines`."""
     return hashlib.sha256(listing_lines(files).encode()).hexdigest()
 
 
 def _keep_listing(files: list[RemoteFile], store: Store) -> str:
-    """Write the listing beside the objects, so that a later one can be told apart from it; its hash."""
-    place = store.root / LISTINGS / f"{(sha256 := listing_digest(files))}.gz"
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(place, gzip.compress(listing_lines(files).encode(), 6, mtime=0))
+    """Keep the listing, so that a later one can be compared with it; its hash."""
+    sha256 = listing_digest(files)
+    path = store.root / LISTINGS / f"{sha256}.gz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, gzip.compress(listing_lines(files).encode(), 6, mtime=0))
     return sha256
 
 

@@ -1,13 +1,13 @@
 """The runs on disk: folders, manifests, locks, and the objects that outputs are sealed into.
 
     runs/<run>/run.json     the manifest
-    runs/<run>/lock         held by flock while the run's owner lives; the kernel releases it
-    runs/lock               shared by all that work in it, held alone while garbage is collected
-    runs/removed/<run>.json who removed a run that is gone, and when
+    runs/<run>/lock         held by flock while the run's owner lives
+    runs/lock               shared by all that work in the store, exclusive while garbage is collected
+    runs/removed/<run>.json who removed a run, and when
     runs/objects/<sha256>   read-only, by content
-    runs/elsewhere/<sha256> the address of an object whose bytes have not come here; they come when they are asked for
+    runs/elsewhere/<sha256> the address of an object that was not fetched yet
 
-Every file that counts is written beside its place, flushed to disk and renamed there.
+Every file that counts is written to a temporary file, flushed to disk and renamed.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ from runner.run import removal
 from runner.run.ids import RUN_ID, make_folder
 
 MANIFEST, LOCK, OBJECTS, QUARANTINE, ELSEWHERE = "run.json", "lock", "objects", "quarantine", "elsewhere"
-WAIT_S = 10.0  # for the garbage to be collected
-OWNED = "owned-elsewhere"  # in a run's folder: who works on it in another checkout, as far as was last heard
+WAIT_S = 10.0  # for garbage collection to end
+OWNED = "owned-elsewhere"  # in a run's folder: who works on it in another checkout, as far as is known
 
 
-class Remote(Protocol):
-    """Where objects lie whose bytes have not come here. Both raise RemoteError."""
+class RemoteObjects(Protocol):
+    """Where objects are stored that were not fetched yet. Both raise RemoteError."""
 
     def fetch(self, address: str, fact: FileFact, target: Path) -> None:
-        """Write the bytes at the address to the file; others than `fact` says are an error."""
+        """Write the bytes at the address to the file; bytes other than those of `fact` are an error."""
 
     def digest(self, address: str) -> FileFact:
-        """Hash and size of the bytes at the address, read without being kept."""
+        """Hash and size of the bytes at the address, which are not kept."""
 
 
 class Store:
     """The folder `runs/` beside a pipeline.toml."""
 
-    def __init__(self, root: Path, remote: Remote | None = None) -> None:
+    def __init__(self, root: Path, remote: RemoteObjects | None = None) -> None:
         self.root = root
         self.objects = root / OBJECTS
         self.remote = remote
 
     def prepare(self) -> None:
-        """Make it ready to write to. Raises Refused where it cannot be, before anything is computed."""
+        """Create the folders. Raises Refused where the store cannot be written to."""
         try:
             self.objects.mkdir(parents=True, exist_ok=True)
             probe = self.objects / f".probe-{secrets.token_hex(4)}"
             probe.touch()
-            probe.unlink(missing_ok=True)  # as garbage is what it looks like
+            probe.unlink(missing_ok=True)  # `gc` may have removed it as garbage
         except OSError as error:
             raise Refused(
                 f"Cannot write to {self.root}: {error.strerror}. Make it writable, or free space, and run again."
             ) from error
 
     def abandon(self) -> None:
-        """Take the store away again where it was made for something that did not come; not where anything is in it."""
+        """Remove the store if it is empty, after a failed import into a new project."""
         with contextlib.suppress(OSError):
             self.objects.rmdir()
             if [entry.name for entry in self.root.iterdir()] == [LOCK]:
@@ -90,7 +90,7 @@ class Store:
         return sorted((entry.name for entry in os.scandir(self.root) if RUN_ID.match(entry.name)), reverse=True)
 
     def begun(self, run: str) -> bool:
-        """Whether anything was done in it; one killed before its manifest was written has nothing to lose."""
+        """Whether anything was done in it: it was not killed before its manifest was written."""
         folder = self.folder(run)
         return (folder / MANIFEST).exists() or any(folder.glob("steps/*/result.json"))
 
@@ -98,20 +98,20 @@ class Store:
         """The run id for an id, a unique beginning or end of one, or `latest`. Raises UsageError."""
         runs = self.runs()
         if reference == "latest":
-            begun = next((run for run in runs if (self.folder(run) / MANIFEST).exists()), None)
-            if begun is not None:
-                return begun
+            latest = next((run for run in runs if (self.folder(run) / MANIFEST).exists()), None)
+            if latest is not None:
+                return latest
             raise UsageError(f"There are no runs in {self.root} yet. Start one with `runner run`.")
-        found = [run for run in runs if run.startswith(reference) or run.endswith(f"-{reference}")]
-        if len(found) == 1 or reference in found:
-            return reference if reference in found else found[0]
-        if found:
-            raise UsageError(f"{reference!r} could be {', '.join(found[:5])}. Write more of it.")
-        said = "".join(f" Run {gone.run} was {gone}." for gone in removal.matching(self.root, reference))
-        raise UsageError(f"There is no run {reference!r} in {self.root}.{said} See `runner runs`.")
+        matches = [run for run in runs if run.startswith(reference) or run.endswith(f"-{reference}")]
+        if len(matches) == 1 or reference in matches:
+            return reference if reference in matches else matches[0]
+        if matches:
+            raise UsageError(f"{reference!r} could be {', '.join(matches[:5])}. Write more of it.")
+        removed = "".join(f" Run {record.run} was {record}." for record in removal.matching(self.root, reference))
+        raise UsageError(f"There is no run {reference!r} in {self.root}.{removed} See `runner runs`.")
 
     def manifest_as_written(self, run: str) -> RunManifest:
-        """The run's manifest as it stands in the file; for the owner of its lock."""
+        """The run's manifest as it is in the file; for the owner of its lock."""
         try:
             return read(RunManifest, self.folder(run) / MANIFEST)
         except FileNotFoundError:
@@ -129,7 +129,7 @@ class Store:
         return f"Run {run} is not in {self.root}."
 
     def manifest(self, run: str) -> RunManifest:
-        """The run's manifest; one that says `running` though nobody holds its lock reads as interrupted."""
+        """The run's manifest; a run that says `running` while nobody holds its lock reads as interrupted."""
         manifest = self.manifest_as_written(run)
         if manifest.status == "running" and not self.locked(run):
             steps = [
@@ -144,10 +144,10 @@ class Store:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Keep garbage from being collected meanwhile. Raises Refused where it is, and takes long.
+        """Prevent garbage collection meanwhile. Raises Refused where one is running for longer than WAIT_S.
 
-        Who may not write here, or finds nothing yet, goes without; so does everybody where there are no locks, as garbage
-        is not collected there.
+        Does nothing where the store cannot be written to, does not exist yet, or its file system has no locks: garbage
+        cannot be collected there.
         """
         with contextlib.ExitStack() as held:
             if self.root.is_dir() and os.access(self.root, os.W_OK):
@@ -155,8 +155,8 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep everybody from working in the store meanwhile. Raises Refused where somebody does."""
+    def exclusive(self) -> Iterator[None]:
+        """Prevent any other work in the store meanwhile. Raises Refused where somebody is working in it."""
         with self._store_lock(fcntl.LOCK_EX):
             yield
 
@@ -173,10 +173,8 @@ class Store:
                     if time.monotonic() < until:
                         time.sleep(0.02)
                         continue
-                    others = (
-                        "a run or another command is at work" if kind == fcntl.LOCK_EX else "`runner gc` is at work"
-                    )
-                    raise Refused(f"{self.root} is in use: {others}. Try again when it has ended.") from None
+                    user = "a run or another command is" if kind == fcntl.LOCK_EX else "`runner gc` is"
+                    raise Refused(f"{self.root} is in use: {user} at work. Try again when it has ended.") from None
                 except Refused:
                     if kind == fcntl.LOCK_SH:
                         break
@@ -187,9 +185,9 @@ class Store:
     def lock(self, run: str) -> Iterator[None]:
         """Own the run. Raises Refused naming the process that does, UsageError where the run is gone."""
         if (self.folder(run) / OWNED).exists():
-            other = (self.folder(run) / OWNED).read_text(encoding="utf-8")
+            owner = (self.folder(run) / OWNED).read_text(encoding="utf-8")
             raise Refused(
-                f"Run {run} is being worked on by {other}, in another checkout. "
+                f"Run {run} is being worked on by {owner}, in another checkout. "
                 f"If that machine is gone: `runner resume {run} --take-over`."
             )
         with self.shared(), self._lock_file(run) as file:
@@ -210,11 +208,11 @@ class Store:
             raise UsageError(self._absent(run)) from None
 
     def owner(self, run: str) -> tuple[int, str]:
-        """(process id, host) of who holds the run's lock. Raises Refused where that cannot be told."""
-        said = (self.folder(run) / LOCK).read_text(encoding="utf-8").split()
-        if len(said) != 4 or not said[1].isdecimal():
+        """(process id, host) of who holds the run's lock. Raises Refused where the lock does not say it."""
+        words = (self.folder(run) / LOCK).read_text(encoding="utf-8").split()  # process PID on HOST
+        if len(words) != 4 or not words[1].isdecimal():
             raise Refused(f"Run {run} is being worked on by another process.")
-        return int(said[1]), said[3]
+        return int(words[1]), words[3]
 
     def locked(self, run: str) -> bool:
         if (self.folder(run) / OWNED).exists():
@@ -228,27 +226,26 @@ class Store:
             return False
         return False
 
-    def seal(self, folder: Path, found: Artifact) -> None:
+    def seal(self, folder: Path, sealed: Artifact) -> None:
         """Make the artifact's files in `folder` read-only objects, linked from where they are.
 
-        An object that is there already is read again; one whose bytes are not those of its name is put into
-        quarantine and replaced.
+        An existing object is read again; one whose bytes do not have its hash is moved to quarantine and replaced.
         """
-        for path, fact in files_of(found):
+        for path, fact in files_of(sealed):
             self._adopt(folder / path, fact)
 
-    def link(self, found: Artifact, target: Path) -> None:
+    def link(self, content: Artifact, target: Path) -> None:
         """Put the artifact's content at `target`, as links to objects. Raises Tampered where one is gone or altered."""
-        if found.files is not None:
+        if content.files is not None:
             target.mkdir(parents=True, exist_ok=True)
-        for relative, fact in facts_of(found).items():
-            place = target / relative if relative else target
+        for relative, fact in facts_of(content).items():
+            place = target / relative
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
             link_or_copy(self.object(fact), place)
 
     def object(self, fact: FileFact) -> Path:
-        """The object's file, its size checked; one that lies elsewhere is fetched."""
+        """The object's file, its size checked; fetched first where it is elsewhere."""
         path = self.objects / fact.sha256
         try:
             size = path.stat().st_size
@@ -262,24 +259,24 @@ class Store:
             raise Tampered(f"Object {path} has {size} bytes instead of {fact.size_bytes}.")
         return path
 
-    def here(self, fact: FileFact) -> bool:
+    def has(self, fact: FileFact) -> bool:
         """Whether the object's bytes are in this store."""
         return (self.objects / fact.sha256).exists()
 
     def address(self, fact: FileFact) -> str | None:
-        """Where the object lies elsewhere, as far as is known."""
+        """The recorded address of the object's bytes elsewhere."""
         try:
             return (self.root / ELSEWHERE / fact.sha256).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
-    def point(self, fact: FileFact, address: str) -> None:
-        """Remember where the object's bytes lie."""
+    def note_address(self, fact: FileFact, address: str) -> None:
+        """Record where the object's bytes are."""
         place = self.root / ELSEWHERE / fact.sha256
         place.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(place, address.encode())
 
-    def _fetch(self, address: str, fact: FileFact, remote: Remote) -> None:
+    def _fetch(self, address: str, fact: FileFact, remote: RemoteObjects) -> None:
         beside = self.objects / f".fetch-{secrets.token_hex(4)}"
         self.objects.mkdir(parents=True, exist_ok=True)
         try:
@@ -291,7 +288,7 @@ class Store:
             beside.unlink(missing_ok=True)
 
     def add(self, path: Path, fact: FileFact) -> None:
-        """Keep a copy of a file that belongs to somebody else as an object. Raises Tampered where it is another now."""
+        """Keep a copy of a file outside the store as an object. Raises Tampered where it has changed."""
         if (self.objects / fact.sha256).exists() and file_fact(self.objects / fact.sha256) == fact:
             return
         beside = self.objects / f".add-{secrets.token_hex(4)}"
@@ -306,7 +303,7 @@ class Store:
     def _adopt(self, path: Path, fact: FileFact) -> None:
         target = self.objects / fact.sha256
         if not make_read_only(path) and path.stat().st_uid != os.getuid():
-            # of somebody else, whose run this goes on with: a copy of our own takes its place
+            # another account's file, of a run that is resumed here: replace it with a copy of our own
             beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
             shutil.copyfile(path, beside)
             make_read_only(beside)
@@ -332,39 +329,39 @@ class Store:
         fsync_folder(self.objects)
 
 
-def facts_of(found: Artifact) -> dict[str, FileFact]:
+def facts_of(content: Artifact) -> dict[str, FileFact]:
     """The artifact's files by path relative to it; "" is the artifact itself."""
-    if found.files is None:
-        return {"": FileFact(sha256=found.sha256, size_bytes=found.size_bytes)}
-    return found.files
+    if content.files is None:
+        return {"": FileFact(sha256=content.sha256, size_bytes=content.size_bytes)}
+    return content.files
 
 
-def files_of(found: Artifact) -> list[tuple[str, FileFact]]:
+def files_of(content: Artifact) -> list[tuple[str, FileFact]]:
     """(path relative to the step folder, fact) of each file of the artifact."""
-    return [(str(PurePosixPath(found.path) / relative), fact) for relative, fact in facts_of(found).items()]
+    return [(str(PurePosixPath(content.path) / relative), fact) for relative, fact in facts_of(content).items()]
 
 
-def check(folder: Path, found: Artifact, store: Store) -> None:
+def check(folder: Path, sealed: Artifact, store: Store) -> None:
     """Read the artifact's files in `folder` again. Raises Tampered naming the first that differs.
 
-    What lies elsewhere is checked by whoever fetches it.
+    Files elsewhere are checked when they are fetched.
     """
-    if not found_here(folder, found, store):
+    if not is_fetched(folder, sealed, store):
         return
-    for path, fact in files_of(found):
+    for path, fact in files_of(sealed):
         try:
             now = file_fact(folder / path)
         except FileNotFoundError:
             raise Tampered(f"{folder / path} is missing.") from None
         if now != fact:
             raise Tampered(f"{folder / path} was altered: its hash is {now.sha256[:12]}, recorded {fact.sha256[:12]}.")
-    if found.files is not None and artifact(folder / found.path, name=found.path).sha256 != found.sha256:
-        raise Tampered(f"{folder / found.path} has files that were not there when it was sealed.")
+    if sealed.files is not None and artifact(folder / sealed.path, name=sealed.path).sha256 != sealed.sha256:
+        raise Tampered(f"{folder / sealed.path} has files that were not there when it was sealed.")
 
 
-def found_here(folder: Path, found: Artifact, store: Store) -> bool:
-    """Whether the artifact is to be in the folder; not where a file of it is not, and its bytes came from elsewhere."""
-    return not any(not (folder / path).exists() and store.address(fact) is not None for path, fact in files_of(found))
+def is_fetched(folder: Path, sealed: Artifact, store: Store) -> bool:
+    """False where a file of the artifact is not in the folder because its bytes are elsewhere."""
+    return not any(not (folder / path).exists() and store.address(fact) is not None for path, fact in files_of(sealed))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

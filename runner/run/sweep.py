@@ -1,8 +1,8 @@
 """One step with many values: a run for each combination of them, ranked by a metric that the step itself records.
 
-What comes before the step is run once; only the winner goes on to what comes after, so that the test rows are looked at
-once. Nothing registers. Each combination is a run of its own, so a sweep that was stopped goes on where it was when it
-is started again, and `runner run` with the winner's values finds everything done.
+Steps before it run once; only the winner goes on to the steps after it, so that the test rows are used once. Nothing
+registers. As each combination is a run, a sweep that was stopped continues when it is started again, and `runner run`
+with the winner's values finds everything cached.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 from runner.errors import StepFailed, UsageError
 from runner.manifest import RunManifest
 from runner.pipeline.file import nearest
-from runner.pipeline.plan import Plan, plan
+from runner.pipeline.plan import Plan
+from runner.pipeline.plan import plan as make_plan
 from runner.records import Metric, StepResult
 from runner.run.orchestrate import run
-from runner.run.ports import Executor, Options, Watcher, World
-from runner.run.sources import recorded_values
+from runner.run.ports import Executor, Options, RunWatcher, World
+from runner.run.sources import public_values
 from runner.step.execute import Progress
 
 MOST = 1000  # combinations
@@ -30,110 +31,128 @@ TAG = "sweep"
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One combination; `run` is None until it has one. `metrics` are the step's, as "step.name"; `why` there are none.
+class Combination:
+    """Values of the swept parameters; `run` is None before it has run. `metrics` are the step's, as "step.name".
 
-    `given` is what the notebooks get, `values` what may be written down of it.
+    `parameters` are what the notebooks get, `values` the same without credentials. `why` says why there are no metrics.
     """
 
     values: Mapping[str, str]
-    given: Mapping[str, str]
+    parameters: Mapping[str, str]
     run: str | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     why: str = ""
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """`tried` has the best first, those without a value last. `metric` is None until it is known what to rank by."""
 
     step: str
     metric: str | None
     better: str
-    tried: tuple[Tried, ...]
+    tried: tuple[Combination, ...]
     winner: RunManifest | None = None
 
-    def value(self, tried: Tried) -> Metric | None:
-        return tried.metrics.get(self.metric) if self.metric is not None else None
+    def value(self, combination: Combination) -> Metric | None:
+        return combination.metrics.get(self.metric) if self.metric is not None else None
 
 
-def combinations(grid: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Every combination of the values, the last name's changing fastest. Raises UsageError for too many."""
-    count = math.prod(len(values) for values in grid.values())
-    if count > MOST:
-        raise UsageError(f"These are {count:,} combinations; {MOST:,} is the most. Leave values out.")
-    return [dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values())]
+@dataclass(frozen=True)
+class Sweep:
+    """What to try: all combinations of `grid`, `jobs` at once. `options.overrides` hold for all of them."""
+
+    file: Path
+    step: str
+    grid: Mapping[str, Sequence[str]]
+    metric: str | None
+    options: Options
+    jobs: int
+
+    def combinations(self) -> list[Combination]:
+        """Every combination, the last name's value changing fastest. Raises UsageError for too many."""
+        count = math.prod(len(values) for values in self.grid.values())
+        if count > MOST:
+            raise UsageError(f"These are {count:,} combinations; {MOST:,} is the most. Leave values out.")
+        products = (dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
+        return [Combination(public_values(parameters), parameters) for parameters in products]
+
+    def plan(self, parameters: Mapping[str, str], targets: Sequence[str]) -> Plan:
+        options = self.run_options(parameters, targets)
+        return make_plan(
+            self.file,
+            profile=options.profile,
+            overrides=options.overrides,
+            targets=targets,
+            secrets_here=options.on == "local",
+        )
+
+    def run_options(self, parameters: Mapping[str, str], targets: Sequence[str]) -> Options:
+        overrides, tags = {**self.options.overrides, **parameters}, (*self.options.tags, TAG)
+        return replace(self.options, register=False, tags=tags, targets=tuple(targets), overrides=overrides)
+
+    def run(self, parameters: Mapping[str, str], targets: Sequence[str], world: World) -> RunManifest:
+        return run(self.plan(parameters, targets), self.run_options(parameters, targets), world)
 
 
 def sweep(
-    file: Path,
-    step: str,
-    grid: Mapping[str, Sequence[str]],
+    task: Sweep,
+    new_world: Callable[[], World],
     *,
-    metric: str | None,
-    options: Options,
-    jobs: int,
-    world: Callable[[], World],
-    on_change: Callable[[Swept], None] = lambda _: None,
-    watcher: Watcher | None = None,
-) -> Swept:
-    """Run every combination, `jobs` at once, then for the winner all that needs no verdict.
+    on_change: Callable[[SweepResult], None] = lambda _: None,
+    watcher: RunWatcher | None = None,
+) -> SweepResult:
+    """Run every combination, then for the winner all steps that need no verdict.
 
-    `options.overrides` hold for all of them; `world` gives each run a world of its own; `watcher` is told of the
-    winner's. Raises UsageError for what cannot be ranked, as soon as that is known, and StepFailed where no combination
-    gave a value.
+    `new_world` gives each run its own world; `watcher` is told of the winner's. Raises UsageError for what cannot be
+    ranked, as soon as that is known, and StepFailed where no combination gave a value.
     """
+    step, metric = task.step, task.metric
     if metric is not None and metric.partition(".")[0] != step:
         raise UsageError(
             f"--metric {metric}: a sweep ranks by what {step} itself records, on validation rows. "
             "Choosing by what is measured on the test rows would leave nothing to measure the winner by."
         )
-    tried = [Tried(recorded_values(given), given) for given in combinations(grid)]
-    # every mistake is said before the first kernel starts
-    plans = [_plan(file, options, one.given, (step,)) for one in tried]
-    state = Swept(step, metric, "higher", tuple(tried))
-    on_change(state)
-    _what_comes_before(file, options, plans, tried, step, world)
+    combinations = task.combinations()
+    # every mistake is reported before the first kernel starts
+    plans = [task.plan(combination.parameters, (step,)) for combination in combinations]
+    result = SweepResult(step, metric, "higher", tuple(combinations))
+    on_change(result)
+    _run_earlier_steps(task, plans, combinations, new_world)
 
-    turns = threading.Semaphore(jobs)
+    turns = threading.Semaphore(task.jobs)
 
-    def try_(number: int) -> Tried:
-        here = world()
-        here = replace(here, executor=_InTurn(here.executor, turns))
-        if here.stop.is_set():
-            return replace(tried[number], why="not started")
-        chosen = replace(_chosen(options, tried[number].given, (step,)), beside=jobs)
-        return _tried(tried[number], run(plans[number], chosen, here), step)
+    def try_one(number: int) -> Combination:
+        world, combination = new_world(), combinations[number]
+        if world.stop.is_set():
+            return replace(combination, why="not started")
+        options = replace(task.run_options(combination.parameters, (step,)), beside=task.jobs)
+        world = replace(world, executor=_InTurn(world.executor, turns))
+        return _tried(combination, run(plans[number], options, world), step)
 
-    with ThreadPoolExecutor(jobs + 1) as pool:  # one run more than steps, so that sealing one keeps no core waiting
-        pending = {pool.submit(try_, number): number for number in range(len(tried))}
+    # one run more than steps, so that a core does not wait while a run is sealed
+    with ThreadPoolExecutor(task.jobs + 1) as pool:
+        pending = {pool.submit(try_one, number): number for number in range(len(combinations))}
         try:
             for future in as_completed(pending):
-                tried[pending[future]] = ended = future.result()
-                if state.metric is None and ended.metrics:
-                    state = replace(state, metric=_ranked_by(step, ended.metrics))
-                if state.metric is not None and ended.metrics:
-                    state = replace(state, better=_direction(state.metric, ended))
-                state = replace(state, tried=tuple(_ranked(state, tried)))
-                on_change(state)
+                combinations[pending[future]] = tried = future.result()
+                result = _ranked(result, tried, combinations)
+                on_change(result)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never will
+            pool.shutdown(wait=False, cancel_futures=True)  # start nothing more
             raise
-    here = world()
-    here = here if watcher is None else replace(here, watcher=watcher)
-    if here.stop.is_set():
-        return state
-    best = state.tried[0]
-    if state.value(best) is None:
+    world = new_world() if watcher is None else replace(new_world(), watcher=watcher)
+    if world.stop.is_set():
+        return result
+    best = result.tried[0]
+    if result.value(best) is None:
         raise StepFailed(
             f"No combination of the sweep gave a value to rank by. The first: {best.why or 'it has none'}."
         )
-    whole = _plan(file, options, best.given, ())
-    targets = tuple(planned.name for planned in whole.steps if not planned.needs_verdict)
-    made = run(_plan(file, options, best.given, targets), _chosen(options, best.given, targets), here)
-    state = replace(state, winner=made)
-    on_change(state)
-    return state
+    targets = [planned.name for planned in task.plan(best.parameters, ()).steps if not planned.needs_verdict]
+    result = replace(result, winner=task.run(best.parameters, targets, world))
+    on_change(result)
+    return result
 
 
 @dataclass(frozen=True)
@@ -144,10 +163,10 @@ class _InTurn:
     turns: threading.Semaphore
 
     def expect(self, notebook: Path, *, threads: int) -> None:
-        """Others are executing already."""
+        """Other runs are executing already."""
 
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
-        """Others are executing already."""
+        """Other runs are executing already."""
 
     def run(
         self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
@@ -159,68 +178,66 @@ class _InTurn:
         self.inner.close()
 
 
-def _plan(file: Path, options: Options, values: Mapping[str, str], targets: Sequence[str]) -> Plan:
-    overrides = {**options.overrides, **values}
-    return plan(file, profile=options.profile, overrides=overrides, targets=targets, secrets_here=options.on == "local")
-
-
-def _chosen(options: Options, values: Mapping[str, str], targets: tuple[str, ...]) -> Options:
-    overrides = {**options.overrides, **values}
-    return replace(options, register=False, tags=(*options.tags, TAG), targets=targets, overrides=overrides)
-
-
-def _what_comes_before(
-    file: Path, options: Options, plans: Sequence[Plan], tried: Sequence[Tried], step: str, world: Callable[[], World]
+def _run_earlier_steps(
+    task: Sweep, plans: Sequence[Plan], combinations: Sequence[Combination], new_world: Callable[[], World]
 ) -> None:
-    """Run what the step needs once for each set of values that differs there, so that no two combinations do it at once."""
+    """Run what the step needs, once for each set of values that differs there: two combinations would do it at once."""
     done: set[str] = set()
-    for made, one in zip(plans, tried, strict=True):
-        earlier = [planned for planned in made.steps if planned.name != step and not planned.skip]
-        given = repr([(planned.name, planned.parameters, planned.spec.inputs) for planned in earlier])
-        here = world()
-        if not earlier or given in done or here.stop.is_set():
+    for plan, combination in zip(plans, combinations, strict=True):
+        earlier = [planned for planned in plan.steps if planned.name != task.step and not planned.skip]
+        work = repr([(planned.name, planned.parameters, planned.spec.inputs) for planned in earlier])
+        world = new_world()
+        if not earlier or work in done or world.stop.is_set():
             continue
-        done.add(given)
-        targets = tuple(planned.name for planned in earlier)
-        values = {name: value for name, value in one.given.items() if not name.startswith(f"{step}.")}
-        ended = run(_plan(file, options, values, targets), _chosen(options, values, targets), here)
-        if ended.status == "failed":
-            failed = next(state for state in ended.steps if state.status == "failed")
-            said = failed.result.error.evalue if failed.result and failed.result.error else "it failed"
-            raise StepFailed(f"Step {failed.name}, which {step} needs, failed: {said}. See `runner show {ended.run}`.")
+        done.add(work)
+        parameters = {
+            name: value for name, value in combination.parameters.items() if not name.startswith(f"{task.step}.")
+        }
+        manifest = task.run(parameters, [planned.name for planned in earlier], world)
+        if manifest.status == "failed":
+            failed = next(state for state in manifest.steps if state.status == "failed")
+            why = failed.result.error.evalue if failed.result and failed.result.error else "it failed"
+            raise StepFailed(
+                f"Step {failed.name}, which {task.step} needs, failed: {why}. See `runner show {manifest.run}`."
+            )
 
 
-def _tried(one: Tried, ended: RunManifest, step: str) -> Tried:
-    state = next(state for state in ended.steps if state.name == step)
-    own = {name: metric for name, metric in ended.metrics.items() if name.partition(".")[0] == step}
-    if state.status in ("succeeded", "cached"):
-        return replace(one, run=ended.run, metrics=own)
+def _tried(combination: Combination, manifest: RunManifest, step: str) -> Combination:
+    state = manifest.step(step)
+    if state.complete:
+        own = {name: metric for name, metric in manifest.metrics.items() if name.partition(".")[0] == step}
+        return replace(combination, run=manifest.run, metrics=own)
     error = state.result.error if state.result is not None else None
-    said = f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}" if error else state.status or ""
-    return replace(one, run=ended.run, why=said)
+    why = f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}" if error else state.status or ""
+    return replace(combination, run=manifest.run, why=why)
 
 
-def _ranked_by(step: str, recorded: Mapping[str, Metric]) -> str:
+def _ranked(result: SweepResult, tried: Combination, combinations: Sequence[Combination]) -> SweepResult:
+    """The result with one more combination: the best first, equal ones in the order of the grid.
+
+    Raises UsageError where it is not known by which metric, or this was not recorded.
+    """
+    metric, better = result.metric, result.better
+    if tried.metrics:
+        if metric is None:
+            metric = _metric_with_direction(result.step, tried.metrics)
+        if metric not in tried.metrics:
+            raise UsageError(f"--metric {metric}: that was not recorded{nearest(metric, tried.metrics)}")
+        better = tried.metrics[metric].better or "higher"
+    result = replace(result, metric=metric, better=better)
+    sign = -1.0 if better == "higher" else 1.0
+
+    def rank(combination: Combination) -> tuple[bool, float]:
+        value = result.value(combination)
+        return (value is None, 0.0 if value is None else sign * value.value)
+
+    return replace(result, tried=tuple(sorted(combinations, key=rank)))
+
+
+def _metric_with_direction(step: str, recorded: Mapping[str, Metric]) -> str:
     """The one metric that says which way is better. Raises UsageError where there is none, or several."""
     directed = [name for name, metric in recorded.items() if metric.better is not None]
     if len(directed) == 1:
         return directed[0]
-    some = ", ".join(directed or recorded)
-    raise UsageError(f"Which metric ranks the sweep? {step} records {some or 'none'}: say --metric {step}.NAME.")
-
-
-def _direction(metric: str, ended: Tried) -> str:
-    if metric not in ended.metrics:
-        raise UsageError(f"--metric {metric}: that was not recorded{nearest(metric, ended.metrics)}")
-    return ended.metrics[metric].better or "higher"
-
-
-def _ranked(state: Swept, tried: Sequence[Tried]) -> list[Tried]:
-    """The best first; equal ones in the order of the grid, which a repetition keeps."""
-    sign = -1.0 if state.better == "higher" else 1.0
-
-    def key(one: Tried) -> tuple[bool, float]:
-        found = state.value(one)
-        return (found is None, 0.0 if found is None else sign * found.value)
-
-    return sorted(tried, key=key)
+    names = ", ".join(directed or recorded)
+    raise UsageError(f"Which metric ranks the sweep? {step} records {names or 'none'}: say --metric {step}.NAME.")

@@ -1,4 +1,4 @@
-"""Sources behind https (and http on this machine): one file per address, identified by its ETag."""
+"""Sources at https addresses (and http on this machine): one file per address, identified by its ETag."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from runner.pipeline.file import is_address
 from runner.run.sources import RemoteFile
 
 TIMEOUT_S = 60
-ONLY_GET = (403, 405, 501)  # the answer to HEAD where an address is signed for GET, or the server knows no HEAD
+ONLY_GET = (403, 405, 501)  # answers to HEAD where an address is signed for GET, or the server has no HEAD
 
 
 class Web:
-    """Reads files by HTTP; implements `runner.run.sources.Remote`."""
+    """Reads files by HTTP; implements `runner.run.sources.RemoteSource`."""
 
     def listing(self, address: str) -> list[RemoteFile]:
         with _headers(address) as reply:
             length = reply.headers.get("Content-Length")
             modified = reply.headers.get("Last-Modified")
-            # without either, what is there now cannot be told from what was there before
+            # without either, a change cannot be noticed
             version = reply.headers.get("ETag") or (f"{modified} {length}" if modified else "")
         return [RemoteFile(path="", size_bytes=int(length) if length else None, version=version)]
 
@@ -40,7 +40,7 @@ class Web:
 
 
 class _Redirected(urllib.request.HTTPRedirectHandler):
-    """Follows to where a source may be named too: not from https, or from this machine, to plain http elsewhere."""
+    """Follows only to addresses that are allowed as sources: https, or this machine."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -63,13 +63,13 @@ def _open(address: str, method: str) -> HTTPResponse:
     try:
         parts = urlsplit(address)
         user, at, host = parts.netloc.rpartition("@")
-        # identity: a compressed transfer would have another length and hash than the file
+        # identity: a compressed transfer has another length and hash than the file
         headers = {"Accept-Encoding": "identity"}
         request = urllib.request.Request(parts._replace(netloc=host).geturl(), method=method, headers=headers)
-        if at:  # not for where the server may send us
+        if at:  # not for redirections
             packed = base64.b64encode(unquote(user).encode()).decode()
             request.add_unredirected_header("Authorization", f"Basic {packed}")
-        # a proxy would look for "this machine" on its own
+        # for a proxy, localhost would be itself
         proxies = urllib.request.ProxyHandler({} if address.startswith("http://") else None)
         reply: HTTPResponse = urllib.request.build_opener(_Redirected, proxies).open(request, timeout=TIMEOUT_S)
     except (OSError, ValueError, HTTPException) as error:

@@ -49,6 +49,7 @@ from runner.records import (
     Value,
     encode,
     read,
+    utc_text,
 )
 from runner.step.outcome import cells_run, out_of_memory_count, why_ended
 
@@ -131,8 +132,8 @@ def execute(
     status: StepStatus = "succeeded" if error is None else "interrupted" if error.kind == "interrupted" else "failed"
     result = StepResult(
         status=status,
-        started=_utc(began),
-        ended=_utc(datetime.now(UTC)),
+        started=utc_text(began),
+        ended=utc_text(),
         seconds=round(time.monotonic() - clock, 3),
         cells=len(notebook.code),
         cells_run=cells_run(execution, cells),
@@ -190,15 +191,10 @@ def _forget_bytecode(folder: Path) -> None:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _utc(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _values(job: StepJob, folder: Path) -> dict[str, Value]:
     """The values of the injected-parameters cell: inputs and outputs as absolute paths."""
     inputs: dict[str, Value] = {
-        name: str(folder / fact.value) if fact.present and fact.as_ == "path" else fact.value
-        for name, fact in job.inputs.items()
+        name: str(folder / fact.value) if fact.is_file else fact.value for name, fact in job.inputs.items()
     }
     outputs: dict[str, Value] = {name: str(folder / "out" / path) for name, path in job.outputs.items()}
     # the engine replaces these by code that reads the variable

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ from runner.records import (
     Verdict,
     decode,
     encode,
+    utc_text,
 )
 from runner.run import folder as run_folder
 from runner.run import layout, provenance
 from runner.run.orchestrate import VERDICT_FILE
-from runner.run.sources import recorded_values
+from runner.run.sources import public_values
 from runner.run.store import MANIFEST, Store, facts_of, files_of
 
 STATUS: dict[str, StepStatus] = {"Succeeded": "succeeded", "Failed": "failed", "Stopped": "interrupted"}
@@ -118,13 +119,13 @@ class _Execution:
             run=self.run,
             pipeline_file=self.pushed.file,
             pipeline=self.pushed.pipeline,
-            overrides=recorded_values({key: value for key, value in given.items() if value != defaults[key]}),
+            overrides=public_values({key: value for key, value in given.items() if value != defaults[key]}),
             profile=self.pushed.profile,
             note=" ".join(filter(None, [self.seen.note, f"({self.seen.arn})"])),
             started_by=self.pins.started_by if self.pins is not None else f"pipeline {self.pushed.pipeline.name}",
             identity=self.pins.identity if self.pins is not None else "",
-            started=_utc(self.seen.started),
-            ended=_utc(self.seen.ended or self.seen.started),
+            started=utc_text(self.seen.started),
+            ended=utc_text(self.seen.ended or self.seen.started),
             on="sagemaker",
             status=self._status(states),
             steps=states,
@@ -281,7 +282,7 @@ class _Execution:
         if not fact.source.startswith(APPROVED) or fact.artifact is None:
             return
         for path, part in facts_of(fact.artifact).items():
-            self.store.point(part, self.bucket.address(f"models/{fact.artifact.sha256}/files/{path}"))
+            self.store.note_address(part, self.bucket.address(f"models/{fact.artifact.sha256}/files/{path}"))
             self.store.object(part)
 
     def _status(self, states: list[StepState]) -> RunStatus:
@@ -323,14 +324,10 @@ def _without_result(seen: StepSeen, described: Mapping[str, Any]) -> StepResult:
     )
     return StepResult(
         status="interrupted" if stopped else "failed",
-        started=_utc(start) if isinstance(start, datetime) else "",
-        ended=_utc(end) if isinstance(end, datetime) else "",
+        started=utc_text(start) if isinstance(start, datetime) else "",
+        ended=utc_text(end) if isinstance(end, datetime) else "",
         seconds=seen.seconds or 0.0,
         cells=0,
         cells_run=0,
         error=error,
     )
-
-
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -40,7 +40,7 @@ from runner.notebook.strip_outputs import cleaned
 from runner.paths import FileName
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import APPROVED, is_address, is_path
-from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
+from runner.pipeline.plan import Plan, PlannedStep
 from runner.records import FORMAT, InputFact, InputSpec, Pipeline, Record, Rule, StepJob, encode
 from runner.run import provenance
 from runner.run.cache import Cache
@@ -303,18 +303,14 @@ def _sources(plan: Plan, bucket: Bucket) -> dict[str, str]:
 
 
 def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> Task:
-    declared = step.notebook.parameters
-    secrets = {
-        name: str(value).removeprefix(ENVIRONMENT) for name, value in step.parameters.items() if declared[name].secret
-    }
-    fixed = {name: value for name, value in step.parameters.items() if name not in secrets and name not in taken}
+    fixed = {name: value for name, value in step.parameters.items() if name not in {*step.secrets, *taken}}
     return Task(
         job=StepJob(
             run="",
             step=step.name,
             notebook=step.spec.notebook,
             parameters=fixed,
-            secrets=secrets,
+            secrets=step.secrets,
             outputs=step.spec.outputs,
             timeout_s=step.spec.timeout_s,
             cell_timeout_s=step.spec.cell_timeout_s,

@@ -41,7 +41,7 @@ from runner.notebook.source import read_notebook
 from runner.notebook.types import DoesNotFit, read_text
 from runner.pipeline.file import VERDICT
 from runner.records import InputFact, InputSpec, Rule, StepJob, StepResult, Value, Verdict, decode, encode, read
-from runner.run.folder import as_input
+from runner.run.folder import upstream_input
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.retries import RETRIED
 from runner.run.sources import name_only
@@ -252,10 +252,9 @@ class _Step:
             path = inside.work() / VERDICT_FILE
             atomic_write(path, encode(self.sequence.verdict))
             return InputFact(source=VERDICT, artifact=artifact(path, name=VERDICT_FILE))
-        step, _, output = spec.from_.partition(".")
-        fact = as_input(self.sequence.results[step], output, spec.from_)
+        fact = upstream_input(spec.from_, self.sequence.results)
         assert fact.artifact is not None
-        self.addresses[name] = f"{self.sequence.folders[step]}/{fact.artifact.path}"
+        self.addresses[name] = f"{self.sequence.folders[spec.from_.partition('.')[0]]}/{fact.artifact.path}"
         return fact
 
     def _arrived(self, name: str) -> Path:

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -34,7 +33,7 @@ from runner.aws.session import Session
 from runner.content import artifact
 from runner.errors import RunnerError, Tampered
 from runner.escape import terminal
-from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, decode, encode, read
+from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, decode, encode, read, utc_text
 from runner.run.packages import versions
 from runner.run.store import files_of
 from runner.step.__main__ import exit_code
@@ -237,7 +236,7 @@ def _inputs(job: StepJob, arrived: Mapping[str, Path]) -> tuple[dict[str, InputF
     """Put each input where the step reads it. Gives what was not known by content before, and what is not as it was."""
     came: dict[str, InputFact] = {}
     for name, fact in job.inputs.items():
-        if not fact.present or fact.as_ == "uri" or fact.artifact is None:
+        if not fact.is_file or fact.artifact is None:
             continue
         try:
             found = artifact(arrived[name], name=fact.artifact.path)
@@ -306,7 +305,7 @@ def _job(place: Place) -> RemoteJob:
 
 
 def not_executed(job: StepJob, error: StepError) -> StepResult:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now = utc_text()
     return StepResult(
         status="failed", started=now, ended=now, seconds=0.0, cells=0, cells_run=0, inputs=dict(job.inputs), error=error
     )

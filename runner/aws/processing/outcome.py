@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.processing.jobs import END, Ended, read_progress
 from runner.notebook.redaction import Redactor
-from runner.records import Artifact, StepError, StepJob, StepResult
+from runner.records import Artifact, StepError, StepJob, StepResult, utc_text
 from runner.run.retries import STOPPED_BEFORE
 from runner.run.store import files_of
 from runner.step.execute import Progress
@@ -30,7 +29,7 @@ def bring(found: Artifact, folder: Path, at: Bucket) -> None:
 
 def without_result(job: StepJob, ended: Ended, name: str, log: Log) -> StepResult:
     """The failure of a job that has left no result."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now = utc_text()
     said = " ".join(filter(None, [ended.reason, ended.message])) or "it left no result"
     if ended.status == "Stopped":
         error = StepError(kind="interrupted", ename="Stopped", evalue=f"the job {name} was stopped")

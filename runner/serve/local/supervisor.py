@@ -30,9 +30,8 @@ import msgspec
 from runner import escape
 from runner.content import atomic_write
 from runner.errors import RunnerError, UsageError
-from runner.model.registry_rules import now
 from runner.model.served import Deployment
-from runner.records import decode, encode
+from runner.records import decode, encode, utc_text
 from runner.serve.local.protocol import (
     ALIVE,
     CONTROL,
@@ -192,7 +191,7 @@ class TargetSupervisor:
 
     def _switch(self, candidate: Candidate) -> None:
         """The new version accepts: it is what is served, and the old one ends."""
-        at = candidate.change.at or now()  # brought back after this machine went down: it is the same deployment
+        at = candidate.change.at or utc_text()  # brought back after this machine went down: it is the same deployment
         change = msgspec.structs.replace(candidate.change, at=at, place=self.address.url)
         if not self._written(change, candidate.child.start, candidate.client):
             self.candidate = None
@@ -280,7 +279,7 @@ class TargetSupervisor:
         plain = msgspec.structs.replace(start, token=None) if start is not None else None
         needs_token = bool(start.token) if start is not None else self._needs_token()
         if change.kind == "removed":
-            change = msgspec.structs.replace(change, at=now(), place=self.address.url)
+            change = msgspec.structs.replace(change, at=utc_text(), place=self.address.url)
         try:
             state = State(change=change, start=plain, address=self.address, needs_token=needs_token)
             atomic_write(Path(STATE), encode(state))
@@ -390,7 +389,9 @@ def _report(status: str, why: str = "") -> int:
 
 def _log(sentence: str) -> None:
     with contextlib.suppress(OSError):  # the disk is full: what serves goes on
-        os.write(2, f'{{"at":"{now()}","supervisor":{escape.json(msgspec.json.encode(sentence).decode())}}}\n'.encode())
+        os.write(
+            2, f'{{"at":"{utc_text()}","supervisor":{escape.json(msgspec.json.encode(sentence).decode())}}}\n'.encode()
+        )
 
 
 if __name__ == "__main__":

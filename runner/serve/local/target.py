@@ -21,11 +21,10 @@ from runner.loopback import is_loopback
 from runner.model.compatibility import signature_in
 from runner.model.deployment import Health, locked
 from runner.model.files import check_bytes
-from runner.model.registry_rules import now
 from runner.model.served import Deployment
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
-from runner.records import LocalTargetSpec, decode, encode, read
+from runner.records import LocalTargetSpec, decode, encode, read, utc_text
 from runner.serve.local.protocol import (
     ALIVE,
     LOG,
@@ -95,7 +94,7 @@ class LocalTarget:
         else:
             state = self._state()
             assert state is not None
-            change = msgspec.structs.replace(change, at=now(), place=state.address.url)
+            change = msgspec.structs.replace(change, at=utc_text(), place=state.address.url)
             try:
                 atomic_write(self.folder / STATE, encode(msgspec.structs.replace(state, change=change, start=None)))
             except OSError as error:
