@@ -294,17 +294,17 @@ def _json(name: str, kind: str, made: Deployment | None, health: Health | None) 
         "since": made.at if made else None,
         "by": made.who if made else None,
         "why": made.why if made else None,
-        "how": made.kind if made else None,
+        "event": made.kind if made else None,
         "place": made.place if made else None,
         "process": health.process if health else None,
         "health": health.status if health else None,
-        "said": health.said if health else None,
+        "message": health.said if health else None,
     }
 
 
 def _print_plan(said: str, steps: Any, as_json: bool) -> None:
     if as_json:
-        print_json({"said": said, "steps": list(steps)})
+        print_json({"message": said, "steps": list(steps)})
         return
     say(f"{said}; nothing was done:")
     for step in steps:

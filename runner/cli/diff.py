@@ -219,7 +219,7 @@ def _say_changes(changes: Iterable[Change], *, by_step: bool) -> None:
             "changed": f"{said(change.before)} → {said(change.after)}",
             "added": f"added, {said(change.after)}",
             "removed": f"removed, was {said(change.before)}",
-        }[change.how]
+        }[change.kind]
         told.setdefault(f"{name}  {values}", []).append(step)
     for line, steps in told.items():
         say(f"  {line}" + (f"   ({', '.join(steps)})" if by_step else ""))
@@ -248,19 +248,19 @@ def _say_data_and_packages(difference: Difference) -> None:
 
 
 def _say_step(step: StepChange) -> None:
-    if step.how != "changed":
-        say(f"step {step.step} {step.how}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
+    if step.kind != "changed":
+        say(f"step {step.step} {step.kind}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
         return
     say(f"code of {step.step}, {step.notebook}")
     for cell in step.cells:
         where = f"[{cell.after or cell.before}]"
         if cell.before and cell.after and cell.before != cell.after:
             where = f"[{cell.before}] → [{cell.after}]"
-        first_line = f": {cell.first_line}" if cell.how == "moved" else ""
-        say(f"  cell {where} {cell.how}{first_line}")
+        first_line = f": {cell.first_line}" if cell.kind == "moved" else ""
+        say(f"  cell {where} {cell.kind}{first_line}")
         _say_lines(cell.diff)
     for module in step.modules:
-        say(f"  module {module.name} {module.how}")
+        say(f"  module {module.name} {module.kind}")
         _say_lines(module.diff)
     if step.text_cells:
         say(f"  {counted(step.text_cells, 'text cell')} changed")

@@ -50,7 +50,7 @@ def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
             {
                 "ok": not any(check.status == "failed" for check in made),
                 "checks": [
-                    {"name": check.name, "status": check.status, "said": check.said, "fix": check.fix or None}
+                    {"name": check.name, "status": check.status, "message": check.said, "remedy": check.fix or None}
                     for check in made
                 ],
             }

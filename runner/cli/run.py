@@ -246,7 +246,7 @@ def _preview(plan: Plan, options: Options, as_json: bool) -> int:
         undeclared = {step: cache.undeclared(step) for step in steps}
         made = estimate(project.session(), plan, steps, sources, undeclared=undeclared)
     if as_json:
-        shown = [{"name": step.name, "would": step.would, "why": step.why} for step in found]
+        shown = [{"name": step.name, "action": step.would, "why": step.why} for step in found]
         if made is None:
             print_json(shown)
             return 0

@@ -117,9 +117,9 @@ def said(value: Value) -> str:
 
 def summary(difference: Difference) -> str:
     """How much differs, in one line."""
-    edited = [step for step in difference.steps if step.how == "changed"]
+    edited = [step for step in difference.steps if step.kind == "changed"]
     counts = [
-        (sum(step.how != "changed" for step in difference.steps), "step"),
+        (sum(step.kind != "changed" for step in difference.steps), "step"),
         (sum(len(step.cells) for step in edited), "code cell"),
         (sum(step.text_cells for step in edited), "text cell"),
         (sum(len(step.modules) for step in edited), "module"),

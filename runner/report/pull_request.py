@@ -102,8 +102,8 @@ def _data(difference: Difference) -> Iterator[str]:
 
 
 def _step(step: StepChange) -> Iterator[str]:
-    if step.how != "changed":
-        yield f"#### Step {code(step.step)} {step.how}: {code(step.notebook)}, {counted(len(step.cells), 'code cell')}"
+    if step.kind != "changed":
+        yield f"#### Step {code(step.step)} {step.kind}: {code(step.notebook)}, {counted(len(step.cells), 'code cell')}"
         yield ""
         return
     yield f"#### {code(step.step)}, {code(step.notebook)}"
@@ -112,12 +112,12 @@ def _step(step: StepChange) -> Iterator[str]:
         where = f"[{cell.after or cell.before}]"
         if cell.before and cell.after and cell.before != cell.after:
             where = f"[{cell.before}] → [{cell.after}]"
-        yield f"Cell {where} {cell.how}" + (f": {code(cell.first_line)}" if cell.how == "moved" else "")
+        yield f"Cell {where} {cell.kind}" + (f": {code(cell.first_line)}" if cell.kind == "moved" else "")
         if cell.diff:
             yield from fence(cell.diff)
         yield ""
     for module in step.modules:
-        yield f"Module {code(module.name)} {module.how}"
+        yield f"Module {code(module.name)} {module.kind}"
         yield from fence(module.diff)
         yield ""
     if step.text_cells:
@@ -166,8 +166,8 @@ def _metric_row(metric: MetricChange) -> list[str]:
 def _change_row(change: Change) -> list[str]:
     return [
         code(change.name),
-        "–" if change.how == "added" else code(said(change.before)),
-        "–" if change.how == "removed" else code(said(change.after)),
+        "–" if change.kind == "added" else code(said(change.before)),
+        "–" if change.kind == "removed" else code(said(change.after)),
     ]
 
 
