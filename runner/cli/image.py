@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import json_option, print_json, project_option
 from runner.cli.terminal import say
+
+if TYPE_CHECKING:
+    from runner.project import Project
 
 
 @click.group("image")
@@ -24,8 +27,8 @@ def image_command() -> None:
 @click.option("--dry-run", is_flag=True, help="Say whether it would be built; start nothing.")
 @click.option("--no-wait", is_flag=True, help="Leave once the build is started; the same command follows it later.")
 @json_option
-@pipeline_option
-def push_command(dry_run: bool, no_wait: bool, as_json: bool, pipeline: Path) -> None:
+@project_option
+def push_command(dry_run: bool, no_wait: bool, as_json: bool, project: Project) -> None:
     """Build the image of the lock in CodeBuild and wait for it; one that is there is not built again.
 
     infra/image.yaml makes the repository and the CodeBuild project. A build takes some minutes, which AWS bills.
@@ -36,9 +39,7 @@ def push_command(dry_run: bool, no_wait: bool, as_json: bool, pipeline: Path) ->
       runner image push
     """
     from runner.aws.image_build import push_all
-    from runner.project import Project
 
-    project = Project(pipeline)
     found = push_all(
         project.session(), project.spec, project.root, wait=not no_wait, dry_run=dry_run,
         say=lambda line: say(f"  … {line}", err=True),

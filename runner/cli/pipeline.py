@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, print_table
+from runner.cli.options import json_option, parse_overrides, print_json, print_table, project_option
 from runner.cli.terminal import say
 
 if TYPE_CHECKING:
     from runner.aws.pipelines.executions import Seen
+    from runner.project import Project
 
 profile_option = click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
 
@@ -34,8 +34,8 @@ def pipeline_command() -> None:
 @click.option("--text", "as_text", is_flag=True, help="List parameters and steps instead of the JSON.")
 @profile_option
 @json_option
-@pipeline_option
-def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Path) -> None:
+@project_option
+def show_command(as_text: bool, profile: str | None, as_json: bool, project: Project) -> None:
     """Print the definition that a push would make. Nothing is uploaded and nobody is asked.
 
     \b
@@ -45,9 +45,8 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Pa
     """
     from runner.aws.pipelines.push import show
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
 
-    made = show(make_plan(pipeline, profile=profile), Project(pipeline).store_here, profile=profile)
+    made = show(make_plan(project.file, profile=profile), project.store_here, profile=profile)
     if as_json or not as_text:
         print_json(made)
         return
@@ -60,8 +59,8 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Pa
 @click.option("--dry-run", is_flag=True, help="Say whether it would change; upload nothing, change nothing.")
 @profile_option
 @json_option
-@pipeline_option
-def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Path) -> None:
+@project_option
+def push_command(dry_run: bool, profile: str | None, as_json: bool, project: Project) -> None:
     """Create or update the Pipeline in SageMaker. Steps whose notebook did not change stay cached.
 
     \b
@@ -71,10 +70,9 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
     """
     from runner.aws.pipelines.push import push
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
 
-    plan = make_plan(pipeline, profile=profile)
-    found = push(plan, Project(pipeline).store_here, profile=profile, dry_run=dry_run)
+    plan = make_plan(project.file, profile=profile)
+    found = push(plan, project.store_here, profile=profile, dry_run=dry_run)
     if as_json:
         print_json({"pipeline": found.name, "outcome": found.what, "arn": found.arn or None, "dry_run": dry_run})
         return
@@ -100,9 +98,9 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
 )
 @profile_option
 @json_option
-@pipeline_option
+@project_option
 def start_command(
-    parameters: tuple[str, ...], note: str, once: str, profile: str | None, as_json: bool, pipeline: Path
+    parameters: tuple[str, ...], note: str, once: str, profile: str | None, as_json: bool, project: Project
 ) -> None:
     """Start an execution of the Pipeline as it was pushed. Its jobs cost money.
 
@@ -116,7 +114,7 @@ def start_command(
     from runner.pipeline.plan import plan as make_plan
 
     overrides = parse_overrides(parameters)
-    plan = make_plan(pipeline, profile=profile, overrides=to_check(overrides))
+    plan = make_plan(project.file, profile=profile, overrides=to_check(overrides))
     arn = start(plan, overrides, note=note, once=once)
     execution = arn.rpartition("/")[2]
     if as_json:
@@ -129,8 +127,8 @@ def start_command(
 @pipeline_command.command("status")
 @click.argument("execution", required=False)
 @json_option
-@pipeline_option
-def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None:
+@project_option
+def status_command(execution: str | None, as_json: bool, project: Project) -> None:
     """Show an execution's steps: the one of this ARN or id, or the latest, whoever started it.
 
     \b
@@ -139,9 +137,7 @@ def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None
       runner pipeline status abcd1234efgh --json
     """
     from runner.aws.pipelines.executions import look
-    from runner.project import Project
 
-    project = Project(pipeline)
     found = look(project.session(), project.spec.name, execution)
     if as_json:
         print_json(_seen_json(found))

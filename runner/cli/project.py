@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json
+from runner.cli.options import json_option, parse_overrides, print_json, project_option
 from runner.cli.terminal import say
 from runner.errors import PipelineError, UsageError
 from runner.notebook.source import Notebook
@@ -18,13 +19,16 @@ from runner.run.store import Store
 
 KERNEL = "runner"
 
+if TYPE_CHECKING:
+    from runner.project import Project
+
 
 @click.command("check")
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="As for `run`.")
 @click.option("--profile", metavar="NAME", help="As for `run`.")
 @json_option
-@pipeline_option
-def check_command(parameters: tuple[str, ...], profile: str | None, as_json: bool, pipeline: Path) -> int:
+@project_option
+def check_command(parameters: tuple[str, ...], profile: str | None, as_json: bool, project: Project) -> int:
     """Say what is wrong with pipeline.toml and its notebooks; start nothing.
 
     \b
@@ -32,17 +36,16 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
       runner check --profile smoke
     """
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
     from runner.run.cache import Cache
 
     try:
-        plan = make_plan(pipeline, profile=profile, overrides=parse_overrides(parameters))
+        plan = make_plan(project.file, profile=profile, overrides=parse_overrides(parameters))
     except PipelineError as error:
         if not as_json:
             raise
         print_json({"errors": list(error.findings), "warnings": []})
         return error.exit_code
-    cache = Cache(Project(pipeline).store, plan.root)
+    cache = Cache(project.store, plan.root)
     warnings = [
         *plan.warnings,
         *(
@@ -70,8 +73,8 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
     "--run", "run", metavar="RUN", help="Bring this run's inputs and parameters to where the notebook has them."
 )
 @click.option("--no-open", is_flag=True, help="Print the notebook's path instead of opening Jupyter.")
-@pipeline_option
-def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> int:
+@project_option
+def open_command(step: str, run: str | None, no_open: bool, project: Project) -> int:
     """Open a step's notebook in Jupyter, with a run's inputs and parameters, so that Run All does what the run did.
 
     Copies of the inputs go to the notebook's default paths below its work/ folder; nothing sealed can be changed
@@ -84,15 +87,13 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     """
     from runner.pipeline.file import nearest
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
     from runner.run.inputs import parameters, recorded
 
-    plan = make_plan(pipeline)
+    plan = make_plan(project.file)
     planned = next((candidate for candidate in plan.steps if candidate.name == step), None)
     if planned is None:
         raise UsageError(f"There is no step {step!r}{nearest(step, [other.name for other in plan.steps])}")
     if run is not None:
-        project = Project(pipeline)
         store = project.store
         with store.shared():
             manifest = project.run(run)

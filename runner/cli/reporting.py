@@ -76,15 +76,3 @@ class Reporter:
 
     def judged(self, verdict: Verdict) -> None:
         self._shown.judged(verdict)
-
-
-def write_all(folder: Path, manifest: RunManifest) -> Path:
-    """Write the run's pages and report now; the report's path."""
-    from runner.report.notebook import write_notebook_page  # half a second to import
-    from runner.report.page import write_report
-
-    for state in manifest.steps:
-        step_folder = folder / "steps" / state.name
-        if (step_folder / "executed.ipynb").exists():
-            write_notebook_page(step_folder, manifest=manifest, state=state)
-    return write_report(folder, manifest)

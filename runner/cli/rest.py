@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import json_option, print_json, project_option
 from runner.cli.terminal import say
 
 if TYPE_CHECKING:
+    from runner.project import Project
     from runner.serve.openapi import Authentication
 
 SCHEMA, OPENAPI = "record.schema.json", "openapi.json"
@@ -28,9 +29,9 @@ SCHEMA, OPENAPI = "record.schema.json", "openapi.json"
 )
 @click.option("--authentication", type=click.Choice(["api-key", "iam", "none"]), default="api-key", show_default=True)
 @json_option
-@pipeline_option
+@project_option
 def rest_command(
-    model: str, output: Path, url: str, authentication: Authentication, as_json: bool, pipeline: Path
+    model: str, output: Path, url: str, authentication: Authentication, as_json: bool, project: Project
 ) -> None:
     """Write the files of a REST API in front of an approved model version: nothing is deployed.
 
@@ -45,10 +46,8 @@ def rest_command(
     import json
 
     from runner.model.folder import load
-    from runner.project import Project
     from runner.serve.openapi import openapi, record_schema
 
-    project = Project(pipeline)
     version = project.version(model)
     folder = project.version_folder(version)
     signature = load(folder, sha256=version.sha256).signature

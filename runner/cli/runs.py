@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import webbrowser
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from runner.cli.display import headline, step_line
-from runner.cli.options import json_option, metric_text, pipeline_option, print_json, print_table, run_json
+from runner.cli.options import json_option, metric_text, print_json, print_table, project_option, run_json
 from runner.cli.summary import hint, summary
 from runner.cli.terminal import say
 from runner.manifest import RunManifest
 
 if TYPE_CHECKING:
+    from runner.project import Project
     from runner.run.store import Store
 
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @click.option("--best", metavar="METRIC", help="The best by this metric first, of all runs that recorded it.")
 @click.option("--tag", metavar="TAG", help="Only runs with this tag.")
 @json_option
-@pipeline_option
-def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, pipeline: Path) -> None:
+@project_option
+def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, project: Project) -> None:
     """List runs, the newest first, with the metrics that the gate judges.
 
     \b
@@ -34,9 +34,6 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
       runner runs -n 5
       runner runs --best evaluate.auc --tag nightly
     """
-    from runner.project import Project
-
-    project = Project(pipeline)
     store = project.store
     manifests = _manifests(store, tag)
     if best is None:
@@ -99,8 +96,8 @@ def _ranked(manifests: list[RunManifest], metric: str) -> list[RunManifest]:
 @click.argument("run")
 @click.option("--md", "as_markdown", is_flag=True, help="Print Markdown, for the page of a CI job.")
 @json_option
-@pipeline_option
-def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> None:
+@project_option
+def show_command(run: str, as_markdown: bool, as_json: bool, project: Project) -> None:
     """Show one run: steps, metrics, verdict, provenance.
 
     RUN is an id, a unique part of one, `latest`, or NAME/VERSION.
@@ -110,9 +107,6 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
       runner show latest
       runner show latest --md >> "$GITHUB_STEP_SUMMARY"
     """
-    from runner.project import Project
-
-    project = Project(pipeline)
     (manifest,) = project.as_of_now([project.run(run)])
     folder = project.store.folder(manifest.run)
     if as_json:
@@ -140,18 +134,16 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
 @click.command("report")
 @click.argument("run")
 @click.option("--open", "open_", is_flag=True, help="Open it in the browser.")
-@pipeline_option
-def report_command(run: str, open_: bool, pipeline: Path) -> None:
+@project_option
+def report_command(run: str, open_: bool, project: Project) -> None:
     """Write a run's report anew, with what was decided on its model since, and print where it is.
 
     \b
     Example:
       runner report latest --open
     """
-    from runner.cli.reporting import write_all
-    from runner.project import Project
+    from runner.report.page import write_all
 
-    project = Project(pipeline)
     (manifest,) = project.as_of_now([project.run(run)])
     path = write_all(project.store.folder(manifest.run), manifest)
     say(path)

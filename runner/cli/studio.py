@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import json_option, print_json, project_option
 from runner.cli.terminal import say
+
+if TYPE_CHECKING:
+    from runner.project import Project
 
 
 @click.group("studio")
@@ -24,8 +27,8 @@ def studio_command() -> None:
 @click.option("--bucket", metavar="NAME", help="Instead of [sagemaker] bucket.")
 @click.option("--dry-run", is_flag=True, help="Say what would go where, and what to do then; upload nothing.")
 @json_option
-@pipeline_option
-def publish_command(bucket: str | None, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+@project_option
+def publish_command(bucket: str | None, dry_run: bool, as_json: bool, project: Project) -> None:
     """Put infra/project.yaml, with all that it nests, where Studio finds it as a project template.
 
     Prints what to do next, in Studio and before it. Publishing again replaces the template; projects that are there
@@ -37,9 +40,8 @@ def publish_command(bucket: str | None, dry_run: bool, as_json: bool, pipeline: 
       runner studio publish --bucket my-templates
     """
     from runner.aws.studio import publish
-    from runner.pipeline.file import load
 
-    found = publish(load(pipeline), pipeline.parent, bucket=bucket, dry_run=dry_run)
+    found = publish(project.spec, project.root, bucket=bucket, dry_run=dry_run)
     if as_json:
         print_json(
             {

@@ -8,28 +8,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from runner.audit.compare import Comparison, RunFacts
+from runner.audit.compare import Comparison
 from runner.audit.diff import Change, Difference, MetricChange, StepChange
 from runner.errors import counted
 from runner.escape import code, markdown, terminal
-from runner.records import Metric
 from runner.report.comparison import (
     alike,
+    cell_place,
     headline,
     metric_in_words,
+    metric_text,
     reasons,
-    said,
+    rows_of,
     short_names,
     summary,
-    verdict_in_words,
+    value_text,
 )
-from runner.report.files import number
 
 LINES = 60  # of code for each cell or module; the page has all
 
 
-def pull_request(made: Difference | Comparison) -> str:
-    lines = _difference(made) if isinstance(made, Difference) else _comparison(made)
+def pull_request(result: Difference | Comparison) -> str:
+    lines = _difference(result) if isinstance(result, Difference) else _comparison(result)
     return "\n".join(lines) + "\n"
 
 
@@ -64,7 +64,7 @@ def _difference(difference: Difference) -> Iterator[str]:
     yield ""
     moved = [rule for rule in difference.rules if rule.before != rule.after]
     if moved:
-        rows = [[code(rule.rule), *(markdown(said or "–") for said in (rule.before, rule.after))] for rule in moved]
+        rows = [[code(rule.rule), markdown(rule.before or "–"), markdown(rule.after or "–")] for rule in moved]
         yield from table(["rule", "before", "after"], rows)
     changed = [metric for metric in difference.metrics if metric.direction != "same"]
     if changed:
@@ -96,7 +96,8 @@ def _data(difference: Difference) -> Iterator[str]:
     imported = [package for package in difference.packages if package.imported]
     if imported:
         rows = [
-            [code(one.name), *(code(there) if there else "–" for there in (one.before, one.after))] for one in imported
+            [code(package.name), *(code(version) if version else "–" for version in (package.before, package.after))]
+            for package in imported
         ]
         yield from table(["package", "before", "after"], rows)
 
@@ -109,10 +110,7 @@ def _step(step: StepChange) -> Iterator[str]:
     yield f"#### {code(step.step)}, {code(step.notebook)}"
     yield ""
     for cell in step.cells:
-        where = f"[{cell.after or cell.before}]"
-        if cell.before and cell.after and cell.before != cell.after:
-            where = f"[{cell.before}] → [{cell.after}]"
-        yield f"Cell {where} {cell.kind}" + (f": {code(cell.first_line)}" if cell.kind == "moved" else "")
+        yield f"Cell {cell_place(cell)} {cell.kind}" + (f": {code(cell.first_line)}" if cell.kind == "moved" else "")
         if cell.diff:
             yield from fence(cell.diff)
         yield ""
@@ -126,24 +124,7 @@ def _step(step: StepChange) -> Iterator[str]:
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
-    rows = [
-        ["gate", *(verdict_in_words(run) for run in comparison.runs)],
-        ["model", *(_version(run) for run in comparison.runs)],
-    ]
-    rows += [
-        [code(row.name), *(code(said(v)) if there else "–" for v, there in zip(row.values, row.there, strict=True))]
-        for row in comparison.parameters
-    ]
-    rows += [
-        [
-            code(row.name),
-            *(
-                _metric(metric) + (" ≠" if why else "")
-                for metric, why in zip(row.values, row.not_comparable, strict=True)
-            ),
-        ]
-        for row in comparison.metrics
-    ]
+    rows = rows_of(comparison, name=code, value=code, metric=metric_text)
     yield from table(["", *(code(name) for name in short_names(comparison))], rows)
     yield from filter(None, [alike(comparison)])
     for run, why, names in reasons(comparison):
@@ -154,29 +135,13 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
 def _metric_row(metric: MetricChange) -> list[str]:
     known = metric.difference is not None and not metric.not_comparable
     difference = f"{metric.difference:+.4g}" if known else "–"
-    return [
-        code(metric.name),
-        _metric(metric.before),
-        _metric(metric.after),
-        difference,
-        markdown(metric_in_words(metric)),
-    ]
+    values = [metric_text(value) if value else "–" for value in (metric.before, metric.after)]
+    return [code(metric.name), *values, difference, markdown(metric_in_words(metric))]
 
 
 def _change_row(change: Change) -> list[str]:
     return [
         code(change.name),
-        "–" if change.kind == "added" else code(said(change.before)),
-        "–" if change.kind == "removed" else code(said(change.after)),
+        "–" if change.kind == "added" else code(value_text(change.before)),
+        "–" if change.kind == "removed" else code(value_text(change.after)),
     ]
-
-
-def _metric(metric: Metric | None) -> str:
-    if metric is None:
-        return "–"
-    interval = "" if metric.low is None else f" ({number(metric.low)} to {number(metric.high)})"
-    return f"{number(metric.value)}{interval}"
-
-
-def _version(run: RunFacts) -> str:
-    return f"{code(run.model_version.label)} {run.model_version.status}" if run.model_version else "–"
