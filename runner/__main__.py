@@ -27,29 +27,29 @@ def main() -> None:
     if sys.argv[1:2] == ["run"]:
         from runner.run.fast_path import again
 
-        made = again(sys.argv[2:])
-        if made is not None:
-            sys.exit(say(made))
+        repeated = again(sys.argv[2:])
+        if repeated is not None:
+            sys.exit(print_repeated(repeated))
     from runner.cli import entry
 
     sys.exit(entry(sys.argv[1:]))
 
 
-def say(made: Repeated) -> int:
-    """Say what the repeated run says; its exit code."""
+def print_repeated(repeated: Repeated) -> int:
+    """Print what the repeated run prints; its exit code."""
     try:
-        for stream, text in ((sys.stderr, made.err), (sys.stdout, made.out)):
+        for stream, text in ((sys.stderr, repeated.err), (sys.stdout, repeated.out)):
             stream.write(text)
             stream.flush()
     except OSError as error:
         from runner.cli import machine_trouble
 
         return machine_trouble(error, ["run"])
-    return made.code
+    return repeated.code
 
 
 def check_stack() -> None:
-    """End with a sentence where the stack is too small: what is missing of it would be a crash anywhere."""
+    """Exit with a sentence where the stack is too small, which could crash Python at any point."""
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
@@ -62,26 +62,26 @@ def check_stack() -> None:
 
 
 class _Pipe(io.FileIO):
-    """A pipe whose reader may go away: from then on nothing is said, and the work goes on."""
+    """A pipe whose reader may go away: from then on its output is dropped, and the command continues."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
             return memoryview(data).nbytes
 
 
 def outlive_readers() -> None:
-    """`runner run | head -3` is one run, and it ends as without `head`; so does every command that does something.
+    """Let every command end normally where its reader goes away, as in `runner run | head -3`.
 
-    Where a stream was closed, nothing else may come to be opened in its place.
+    Also fills closed standard descriptors, so that no other file is opened as one of them.
     """
-    while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
-    os.close(place)
+    os.close(descriptor)
     for number, name in enumerate(("stdout", "stderr"), 1):
         stream = getattr(sys, name) or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         mode = os.fstat(stream.fileno()).st_mode

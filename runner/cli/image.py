@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, print_json, project_option
+from runner.cli.options import fields, json_option, print_json, project_option
 from runner.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -40,20 +40,24 @@ def push_command(dry_run: bool, no_wait: bool, as_json: bool, project: Project) 
     """
     from runner.aws.image_build import push_all
 
-    found = push_all(
-        project.session(), project.spec, project.root, wait=not no_wait, dry_run=dry_run,
+    images = push_all(
+        project.session(),
+        project.spec,
+        project.root,
+        wait=not no_wait,
+        dry_run=dry_run,
         say=lambda line: say(f"  … {line}", err=True),
-    )  # fmt: skip
+    )
     if as_json:
-        images = [
-            {"addresses": one.addresses, "outcome": one.what, "build": one.build or None, "size_bytes": one.size_bytes}
-            for one in found
+        rows = [
+            {**fields(image, "addresses", "size_bytes"), "outcome": image.what, "build": image.build or None}
+            for image in images
         ]
-        print_json({"images": images, "dry_run": dry_run})
+        print_json({"images": rows, "dry_run": dry_run})
         return
-    for one in found:
-        size = f"   {one.size_bytes / 1e6:,.0f} MB" if one.size_bytes else ""
-        for address in one.addresses:
-            say(f"{address}   {one.what}{size}")
-        if one.what == "building":
-            say(f"  {one.build}; `runner image push` follows it", err=True)
+    for image in images:
+        size = f"   {image.size_bytes / 1e6:,.0f} MB" if image.size_bytes else ""
+        for address in image.addresses:
+            say(f"{address}   {image.what}{size}")
+        if image.what == "building":
+            say(f"  {image.build}; `runner image push` follows it", err=True)

@@ -1,4 +1,4 @@
-"""`rest`: what infra/rest.yaml and front-end developers need of a model."""
+"""`rest`: the files of a model that infra/rest.yaml and front-end developers need."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def rest_command(
     from runner.serve.openapi import openapi, record_schema
 
     version = project.version(model)
-    folder = project.version_folder(version)
-    signature = load(folder, sha256=version.sha256).signature
+    signature = load(project.version_folder(version), sha256=version.sha256).signature
     output.mkdir(parents=True, exist_ok=True)
     files = {
         SCHEMA: record_schema(signature),
@@ -58,9 +57,8 @@ def rest_command(
     }
     for name, content in files.items():
         (output / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    label = version.label
     if as_json:
-        print_json({"model": label, "files": [str(output / name) for name in files]})
+        print_json({"model": version.label, "files": [str(output / name) for name in files]})
         return
     for name in files:
-        say(f"{output / name}  of {label}")
+        say(f"{output / name}  of {version.label}")

@@ -5,14 +5,25 @@ from __future__ import annotations
 import itertools
 import webbrowser
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from runner.cli.display import headline, step_line
-from runner.cli.options import json_option, metric_text, print_json, print_table, project_option, run_json
+from runner.cli.options import (
+    fields,
+    json_option,
+    metric_text,
+    print_json,
+    print_table,
+    project_option,
+    run_json,
+    time_text,
+)
 from runner.cli.summary import hint, summary
 from runner.cli.terminal import say
+from runner.errors import RunnerError, UsageError
 from runner.manifest import RunManifest
 
 if TYPE_CHECKING:
@@ -38,14 +49,13 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
     manifests = _manifests(store, tag)
     if best is None:
         manifests = itertools.islice(manifests, count)
-    chosen = list(manifests)
+    listed = list(manifests)
     if best is not None:
-        chosen = _ranked(chosen, best)[:count]
-    judged = dict.fromkeys(([best] if best else []) + [rule.metric for rule in project.spec.gate])
-    shown = [name for name in judged if any(name in manifest.metrics for manifest in chosen)]
+        listed = _ranked(listed, best)[:count]
+    metrics = dict.fromkeys(([best] if best else []) + [rule.metric for rule in project.spec.gate])
+    shown = [name for name in metrics if any(name in manifest.metrics for manifest in listed)]
     if as_json:
-        chosen = project.as_of_now(chosen)
-        print_json([{**run_json(manifest, store.folder(manifest.run)), **_extras(manifest)} for manifest in chosen])
+        print_json([_full_json(manifest, store.folder(manifest.run)) for manifest in project.as_of_now(listed)])
         return
     print_table(
         ["run", "status", "verdict", *shown, "model", "started (UTC)", "profile", "note"],
@@ -53,22 +63,20 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
             [
                 manifest.run,
                 manifest.status,
-                manifest.verdict.outcome if manifest.verdict else "–",
-                *(metric_text(manifest.metrics[name]) if name in manifest.metrics else "–" for name in shown),
-                manifest.model_version.label if manifest.model_version else "–",
-                manifest.started[:19].replace("T", " "),
-                manifest.profile or "–",
+                manifest.verdict.outcome if manifest.verdict else None,
+                *(metric_text(manifest.metrics[name]) if name in manifest.metrics else None for name in shown),
+                manifest.model_version.label if manifest.model_version else None,
+                time_text(manifest.started),
+                manifest.profile or None,
                 " ".join([manifest.note, *(f"#{tag}" for tag in manifest.tags)]).strip(),
             ]
-            for manifest in chosen
+            for manifest in listed
         ],
     )
 
 
 def _manifests(store: Store, tag: str | None) -> Iterator[RunManifest]:
-    """The newest first; what cannot be read is named, what never began is left out."""
-    from runner.errors import RunnerError
-
+    """The newest first; names those that cannot be read, leaves out those that never began."""
     for run in store.runs():
         try:
             if store.begun(run):
@@ -81,15 +89,14 @@ def _manifests(store: Store, tag: str | None) -> Iterator[RunManifest]:
 
 def _ranked(manifests: list[RunManifest], metric: str) -> list[RunManifest]:
     """Those that recorded the metric, the best first by the direction that was recorded with it."""
-    from runner.errors import UsageError
     from runner.pipeline.file import nearest
 
-    found = [manifest for manifest in manifests if metric in manifest.metrics]
-    if not found:
+    ranked = [manifest for manifest in manifests if metric in manifest.metrics]
+    if not ranked:
         known = {name for manifest in manifests for name in manifest.metrics}
         raise UsageError(f"No run recorded {metric!r}{nearest(metric, known)}")
-    lower = found[0].metrics[metric].better == "lower"
-    return sorted(found, key=lambda manifest: manifest.metrics[metric].value, reverse=not lower)
+    lower = ranked[0].metrics[metric].better == "lower"
+    return sorted(ranked, key=lambda manifest: manifest.metrics[metric].value, reverse=not lower)
 
 
 @click.command("show")
@@ -110,7 +117,7 @@ def show_command(run: str, as_markdown: bool, as_json: bool, project: Project) -
     (manifest,) = project.as_of_now([project.run(run)])
     folder = project.store.folder(manifest.run)
     if as_json:
-        print_json({**run_json(manifest, folder), **_extras(manifest)})
+        print_json(_full_json(manifest, folder))
         return
     if as_markdown:
         from runner.report.run_markdown import run_markdown
@@ -151,15 +158,11 @@ def report_command(run: str, open_: bool, project: Project) -> None:
         webbrowser.open(path.absolute().as_uri())
 
 
-def _extras(manifest: RunManifest) -> dict[str, Any]:
-    """What a list of runs shows beyond the result of one."""
+def _full_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
+    """A run's result, and what was recorded when it started."""
     return {
-        "started": manifest.started,
-        "ended": manifest.ended,
-        "started_by": manifest.started_by,
-        "profile": manifest.profile,
-        "note": manifest.note,
-        "tags": manifest.tags,
+        **run_json(manifest, folder),
+        **fields(manifest, "started", "ended", "started_by", "profile", "note", "tags"),
         "commit": manifest.git.commit if manifest.git else None,
         "sources": {key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
     }

@@ -58,7 +58,7 @@ def predict_command(
     from runner.serve.predict import format_of, predict, writing
 
     if as_json and output is None:
-        raise UsageError("--json says what was done; with it, name the file of the rows: -o FILE.")
+        raise UsageError("--json prints the result; with it, name the file of the rows: -o FILE.")
     if output is not None and output.exists() and output.samefile(file):
         raise UsageError(f"{output} is the file that is read; name another with -o.")
     for path in (file, *([output] if output else [])):
@@ -139,8 +139,7 @@ def serve_command(
     from runner.serve.server import bind, serve
 
     version = project.version(model)
-    folder = project.version_folder(version)
-    scorer = load(version, folder, unknown=unknown)
+    scorer = load(version, project.version_folder(version), unknown=unknown)
     processes = workers or _cores()
     limits = Limits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)
     application = Application(scorer, version, limits=limits, metrics=Metrics(processes), token=token or None)

@@ -41,22 +41,16 @@ def publish_command(bucket: str | None, dry_run: bool, as_json: bool, project: P
     """
     from runner.aws.studio import publish
 
-    found = publish(project.spec, project.root, bucket=bucket, dry_run=dry_run)
+    published = publish(project.spec, project.root, bucket=bucket, dry_run=dry_run)
     if as_json:
-        print_json(
-            {
-                "template": found.template,
-                "parts": [found.parts + name for name in found.nested],
-                "cors_changed": not found.allowed,
-                "dry_run": dry_run,
-                "next": found.steps,
-            }
-        )
+        parts = [published.parts + name for name in published.nested]
+        facts = {"cors_changed": not published.allowed, "dry_run": dry_run, "next": published.steps}
+        print_json({"template": published.template, "parts": parts, **facts})
         return
-    say(found.template)
+    say(published.template)
     verb = "would be" if dry_run else "is"
-    say(f"  {verb} a template of Studio, with {', '.join(found.nested)} in {found.parts}", err=True)
-    if not found.allowed:
+    say(f"  {verb} a template of Studio, with {', '.join(published.nested)} in {published.parts}", err=True)
+    if not published.allowed:
         say(f"  pages of Studio {'would be' if dry_run else 'are'} allowed to read the bucket (CORS)", err=True)
-    for line in found.steps:
+    for line in published.steps:
         say(line)

@@ -27,7 +27,7 @@ from runner.cli.options import (
 )
 from runner.cli.run import kernel_option, signals
 from runner.cli.summary import summary
-from runner.cli.terminal import drawn, say
+from runner.cli.terminal import drawn, live, say
 from runner.errors import StepFailed, UsageError
 from runner.manifest import RunManifest
 
@@ -193,11 +193,7 @@ class _Board:
 
     def __enter__(self) -> _Board:
         if sys.stderr.isatty():
-            from rich.console import Console  # 0.1 s, and a log needs none of it
-            from rich.live import Live
-
-            console = Console(stderr=True, highlight=False)
-            self._live = Live(console=console, get_renderable=self._drawn, refresh_per_second=4, transient=True)
+            self._live = live(self._drawn, per_s=4, transient=True)
             self._live.start()
         return self
 
