@@ -52,7 +52,7 @@ def nbconvert(project: Path) -> list[str]:
 
 
 def dvc(project: Path) -> list[str]:
-    """A stage a notebook, executed by papermill, with its inputs as dependencies and its outputs kept in dvc's cache."""
+    """A stage for each notebook, executed by papermill; its inputs are dependencies, dvc's cache keeps its outputs."""
     planned = plan(project / "pipeline.toml")
     stages = {}
     for step in planned.steps:
@@ -73,7 +73,7 @@ def dvc(project: Path) -> list[str]:
 
 
 def ploomber(project: Path) -> list[str]:
-    """A task a notebook; its parameters cell says what is upstream, as ploomber wants it."""
+    """A task for each notebook, whose parameters cell names what is upstream, as ploomber needs."""
     planned = plan(project / "pipeline.toml")
     tasks = []
     for step in planned.steps:

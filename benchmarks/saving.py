@@ -1,7 +1,7 @@
 """`python -m benchmarks.saving`: what `runner.model.save` takes beside the learning whose model it saves.
 
-Processor time, medians of 5, for 80 % of the churn table and for 80 % of 100,000 rows drawn from it with noise, with the
-settings of 02_train. Processor time, so that what else the machine does counts little.
+Medians of 5, for 80 % of the churn table and for 80 % of 100,000 rows drawn from it with noise, with the settings of
+02_train. Processor time, on which other work of the machine has little influence.
 """
 
 from __future__ import annotations

@@ -194,8 +194,8 @@ def request(server: str, case: Case, table: np.ndarray) -> bytes | None:
         body = json.dumps([dict(zip(NAMES, row, strict=True)) for row in rows])
     else:
         body = json.dumps({"instances": rows})
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\naccept: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
-    return (head + body).encode()
+    headers = f"host: x\r\ncontent-type: {kind}\r\naccept: {kind}\r\ncontent-length: {len(body)}"
+    return f"POST {path} HTTP/1.1\r\n{headers}\r\n\r\n{body}".encode()
 
 
 class Client(asyncio.Protocol):
@@ -284,7 +284,7 @@ def least_us(call: Callable[[], object]) -> float:
 
 
 def report(servers: list[Running], least: dict[str, float], memory_mb: float, *, write: bool) -> None:
-    """Print the results and exit: 1 where a goal is missed, 2 where a peer is absent; `write` puts them into the page."""
+    """Print the results, with `write` also into the page; exit 1 where a goal is missed, 2 where a peer is absent."""
     ours = servers[0]
     lines, missed = [], []
     for case in CASES:

@@ -55,8 +55,8 @@ def check_stack() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
     if limit != resource.RLIM_INFINITY and limit < STACK_KB * 1024:
         sys.stderr.write(
-            f"cannot run as asked:\n  The stack is limited to {limit // 1024} kB, and Python needs {STACK_KB} kB to work "
-            "with notebooks. Raise the limit: ulimit -s 8192\n"
+            f"cannot run as asked:\n  The stack is limited to {limit // 1024} kB, and Python needs {STACK_KB} kB to "
+            "work with notebooks. Raise the limit: ulimit -s 8192\n"
         )
         sys.exit(2)
 

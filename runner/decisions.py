@@ -11,6 +11,7 @@ from typing import Any
 from runner.errors import RunnerError
 from runner.model import approval, deployment
 from runner.model.compatibility import Callers, Comparison, compare
+from runner.model.deployment import Deployer
 from runner.model.release import Step
 from runner.model.served import Deployment, recorded, serves
 from runner.model.versions import ModelVersion
@@ -86,24 +87,21 @@ def carry_out(
     project: Project, step: Step, name: str, version: int, *, why: str, allow_schema_change: bool, say: Say
 ) -> Deployment | None:
     """One step of a release; the deployment where it is one."""
-    permission: dict[str, Any] = {"why": why, "allow_schema_change": allow_schema_change, "say": say}
+    options: dict[str, Any] = {"why": why, "allow_schema_change": allow_schema_change, "say": say}
     match step.what, step.target:
         case "approve", _:
-            approve(project, name, version, **permission)
+            approve(project, name, version, **options)
         case "approve for", str(target):
-            approve_for(project, name, version, target=target, **permission)
+            approve_for(project, name, version, target=target, **options)
         case "deploy", str(target):
-            return deployment.deploy(
-                project.registry,
-                project.deployer(target),
-                name,
-                version,
-                target=target,
-                targets=project.spec.targets,
-                who=provenance.who(),
-                **permission,
-            )
+            return deploy(project, project.deployer(target), name, version, target=target, **options)
     return None
+
+
+def deploy(project: Project, deployer: Deployer, name: str, version: int, *, target: str, **options: Any) -> Deployment:
+    """See `runner.model.deployment.deploy`, which takes the `options`."""
+    registry, targets, who = project.registry, project.spec.targets, provenance.who()
+    return deployment.deploy(registry, deployer, name, version, target=target, targets=targets, who=who, **options)
 
 
 def check(
@@ -134,8 +132,8 @@ def beside_others(project: Project, version: ModelVersion, target: str | None = 
 
 
 def older_rest(project: Project, name: str, version: int, target: str | None = None) -> list[str]:
-    """A sentence about each schema of a REST front that is not the version's: the one in build/rest, and those that stand
-    before the endpoint of the target, or of any."""
+    """A sentence about each schema of a REST front that differs from the version's: the one in build/rest, and those in
+    front of the endpoint of the target, or of any."""
     try:
         signature = project.signature(project.registry.get(name, version))
     except RunnerError:  # the command that follows says so

@@ -219,8 +219,8 @@ class Project:
         return stopped + stop(manifest, self.store)
 
     def import_pack(self, file: Path) -> tuple[RunManifest, ModelVersion | None]:
-        """The run taken in from a pack. The version that came with it is registered here, pending, as the next of its
-        name; None where none came, or where the project's versions are in SageMaker. An empty folder becomes a project."""
+        """Import the run of a pack. Its version is registered here, pending, as the next of its name; None where it has
+        none, or where the project's versions are in SageMaker. An empty folder becomes a project."""
         from runner.audit.archive import unpack
         from runner.run.provenance import who
 

@@ -64,30 +64,17 @@ def deploy_command(
     """
     from runner import decisions
     from runner.model import deployment
-    from runner.run.provenance import who
 
     name, number = parse_version(version)
     deployer, registry = project.deployer(target, no_token=no_token), project.registry
     note(*decisions.older_rest(project, name, number, target))
-    targets = project.spec.targets
     if dry_run:
-        candidate = deployment.deployable(registry, name, number, target=target, targets=targets)
+        candidate = deployment.deployable(registry, name, number, target=target, targets=project.spec.targets)
         deployment.comparison(registry, deployer, candidate).permitted(allow=allow_schema_change, say=note)
         _print_plan(f"{version} would be deployed to {target}", deployer.plan(candidate), as_json)
         return
-    deployed = deployment.deploy(
-        registry,
-        deployer,
-        name,
-        number,
-        target=target,
-        targets=targets,
-        who=who(),
-        why=reason,
-        allow_schema_change=allow_schema_change,
-        say=note,
-    )
-    _print_deployment(deployed, as_json)
+    options: dict[str, Any] = {"why": reason, "allow_schema_change": allow_schema_change, "say": note}
+    _print_deployment(decisions.deploy(project, deployer, name, number, target=target, **options), as_json)
 
 
 @click.command("rollback")
@@ -107,7 +94,6 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
     from runner import decisions
     from runner.model import deployment
     from runner.model.served import before
-    from runner.run.provenance import who
 
     deployer, registry = project.deployer(target, no_token=no_token), project.registry
     if dry_run:
@@ -248,7 +234,7 @@ def release_command(
 
 
 def _target_row(project: Project, target: str, *, restart: bool, no_token: bool) -> dict[str, Any]:
-    """What a target serves, and whether it answers and may; with `restart`, once it was started again where it is down."""
+    """What a target serves, and whether it answers and may; with `restart`, a target that is down is started first."""
     from runner.model import deployment
     from runner.model.served import way_out
     from runner.run.provenance import who

@@ -113,8 +113,10 @@ def register_command(run: str, as_json: bool, project: Project) -> None:
 def approve_command(
     version: str, reason: str, target: str | None, allow_schema_change: bool, as_json: bool, project: Project
 ) -> None:
-    """Approve a pending model version: its run must have passed, its bytes must match, and it must answer what is sent to
-    those that serve and to the approved one, or --allow-schema-change say that it need not.
+    """Approve a pending model version.
+
+    Its run must have passed and its bytes must match. It must answer what is sent to the versions that serve and to the
+    approved one, unless --allow-schema-change is given.
 
     \b
     Example:

@@ -76,7 +76,11 @@ def hint(manifest: RunManifest) -> Iterator[str]:
     elif manifest.status == "interrupted":
         yield f"  stopped; `runner resume {short}` goes on from the first unfinished step"
     elif manifest.model_version is not None and manifest.model_version.status == "pending":
-        yield f'  next: runner approve {manifest.model_version.label} --reason "…"   (look first: runner report {short})'
+        yield approval_hint(manifest.model_version.label, short)
+
+
+def approval_hint(version: str, run: str) -> str:
+    return f'  next: runner approve {version} --reason "…"   (look first: runner report {run})'
 
 
 def exit_code(manifest: RunManifest, signals: Sequence[int] = ()) -> int:

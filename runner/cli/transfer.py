@@ -10,6 +10,7 @@ import click
 
 from runner.cli.options import json_option, no_open_option, no_report_option, print_json, project_option
 from runner.cli.project import open_in_jupyter
+from runner.cli.summary import approval_hint
 from runner.cli.terminal import say
 from runner.errors import UsageError
 
@@ -116,8 +117,7 @@ def _import_pack(file: Path, as_json: bool, project: Project) -> None:
     if version is not None:
         say(f"model {version.label} {version.status}{f'; {decided_elsewhere}' if decided_elsewhere else ''}")
         if version.status == "pending":
-            label, short = version.label, manifest.run.rpartition("-")[2]
-            say(f'  next: runner approve {label} --reason "…"   (look first: runner report {short})', err=True)
+            say(approval_hint(version.label, manifest.run.rpartition("-")[2]), err=True)
     if is_new:
         say(f"  {project.file} came with the run; read it before you run anything.", err=True)
 

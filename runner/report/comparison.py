@@ -51,7 +51,7 @@ class Pair:
 def write_comparison(
     path: Path, *, comparison: Comparison | None, difference: Difference | None, runs: Path | None
 ) -> Path:
-    """Write the page of several runs, or of a difference, to `path`, and return it. `runs` is the folder of the runs."""
+    """Write the page of several runs, or of a difference; its path. `runs` is the folder of the runs."""
     labels = short_names(comparison) if comparison else []
     pairs, same = _figures(comparison, runs) if comparison and difference and runs else ([], [])
     return write_page(

@@ -25,7 +25,7 @@ STATES = {"succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "
 def write_report(run_folder: Path, manifest: RunManifest | None = None, path: Path | None = None) -> Path:
     """Write `report.html` of the run in the folder, in whatever state it is, or the page at `path`; its path.
 
-    `manifest` is the run's, with the present status of its model version, or another run's whose files are in the folder;
+    `manifest` is the run's with the present status of its model version, or another run's with files in the folder;
     without it, what run.json holds.
     """
     manifest = manifest or read(RunManifest, run_folder / "run.json")
