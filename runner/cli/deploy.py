@@ -94,6 +94,7 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
     from runner import decisions
     from runner.model import deployment
     from runner.model.served import before
+    from runner.run.provenance import who
 
     deployer, registry = project.deployer(target, no_token=no_token), project.registry
     if dry_run:
