@@ -1,4 +1,4 @@
-"""Deciding on versions: approving and rejecting them, beside what those who call a model would notice."""
+"""Deciding on versions: approving, rejecting and deploying them, beside what those who call a model would notice."""
 
 from __future__ import annotations
 

@@ -171,8 +171,8 @@ def _leaderboard(swept: Swept, count: int) -> list[str]:
 
 def _sweep_json(swept: Swept, page: Path) -> dict[str, Any]:
     tried = [
-        {**fields(one, "values", "run"), "metrics": metrics_json(one.metrics), "why": one.why or None}
-        for one in swept.tried
+        {**fields(entry, "values", "run"), "metrics": metrics_json(entry.metrics), "why": entry.why or None}
+        for entry in swept.tried
     ]
     winner = swept.winner and {
         "run": swept.winner.run,

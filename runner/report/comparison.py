@@ -37,23 +37,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class Pair:
-    """One named figure of a step on both sides; an address is None where that side has none."""
+    """One named figure of a step on both sides; None where that side has none."""
 
     step: str
     name: str
-    caption: str
-    before: str | None
-    after: str | None
-    alt_before: str
-    alt_after: str
+    before: Figure | None
+    after: Figure | None
 
 
-def write_comparison(
-    path: Path, *, comparison: Comparison | None, difference: Difference | None, runs: Path | None
-) -> Path:
+def write_comparison(path: Path, *, comparison: Comparison | None, difference: Difference | None, runs: Path) -> Path:
     """Write the page of several runs, or of a difference; its path. `runs` is the folder of the runs."""
     labels = short_names(comparison) if comparison else []
-    pairs, same = _figures(comparison, runs) if comparison and difference and runs else ([], [])
+    pairs, same = _figures(comparison, runs) if comparison and difference else ([], [])
     return write_page(
         path,
         "comparison.html.j2",
@@ -69,6 +64,7 @@ def write_comparison(
         reasons=reasons(comparison) if comparison else [],
         pairs=pairs,
         same=same,
+        image=clean.image,
         alike=alike,
         value_text=value_text,
         words=WORDS,
@@ -299,14 +295,11 @@ def _tone(difference: Difference | None) -> str:
     return {"pass": "good", "fail": "bad", "error": "bad", "inconclusive": "unsure", None: "plain"}[after]
 
 
-def _links(path: Path, comparison: Comparison | None, runs: Path | None) -> list[str]:
-    """Each run's report, from where the page is; "" where there is none."""
-    links = []
-    for facts in comparison.runs if comparison else []:
-        report = runs / facts.run / "report.html" if runs else None
-        relative = os.path.relpath(report.absolute(), path.absolute().parent) if report and report.exists() else ""
-        links.append(Path(relative).as_posix() if relative else "")
-    return links
+def _links(path: Path, comparison: Comparison | None, runs: Path) -> list[str]:
+    """Each run's report, relative to the page; "" where there is none."""
+    reports = [runs.absolute() / facts.run / "report.html" for facts in comparison.runs] if comparison else []
+    page_folder = path.absolute().parent
+    return [Path(os.path.relpath(report, page_folder)).as_posix() if report.exists() else "" for report in reports]
 
 
 def _figures(comparison: Comparison, runs: Path) -> tuple[list[Pair], list[str]]:
@@ -314,24 +307,12 @@ def _figures(comparison: Comparison, runs: Path) -> tuple[list[Pair], list[str]]
     sides = [_figures_of(runs / facts.run / "steps") for facts in comparison.runs]
     pairs, same = [], []
     for key in dict.fromkeys([*sides[1], *sides[0]]):
-        old, new = sides[0].get(key), sides[1].get(key)
-        shown = new or old
-        assert shown is not None
+        before, after = sides[0].get(key), sides[1].get(key)
         step, name, _ = key
-        if old is not None and new is not None and (old.mime, old.data) == (new.mime, new.data):
+        if before is not None and after is not None and (before.mime, before.data) == (after.mime, after.data):
             same.append(f"{step}: {name}")
-            continue
-        pairs.append(
-            Pair(
-                step=step,
-                name=name,
-                caption=shown.caption,
-                before=clean.image(old.mime, old.data) if old else None,
-                after=clean.image(new.mime, new.data) if new else None,
-                alt_before=old.alt if old else "",
-                alt_after=new.alt if new else "",
-            )
-        )
+        else:
+            pairs.append(Pair(step, name, before, after))
     return pairs, same
 
 
