@@ -1,4 +1,4 @@
-"""The servers beside which `runner serve` is measured; run by the peers' own Python, so nothing of ours is imported.
+"""The servers beside which `runner serve` is measured; run by the peers' own Python, so nothing of this project is imported.
 
 floor     uvicorn that reads the body and answers a constant: what HTTP alone costs
 flask     gunicorn, gevent and Flask as in AWS' xgboost container, without the nginx before them there:

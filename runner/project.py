@@ -203,7 +203,7 @@ class Project:
         return self.store.manifest(self.find_run(reference))
 
     def stop(self, reference: str) -> list[str]:
-        """Stop a run's process or its jobs; what was told to stop, in words."""
+        """Stop a run's process or its jobs; the names of what is stopped."""
         from runner.run.resume import stop
 
         manifest = self.store.manifest_as_written(self.find_run(reference))
@@ -263,7 +263,7 @@ class Project:
         return as_of_now(manifests, self.registry_within(LOOK_S))
 
     def version(self, reference: str) -> ModelVersion:
-        """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if there is none."""
+        """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if no version is approved."""
         name, slash, number = reference.partition("/")
         if slash and not number.isdecimal():
             raise UsageError(f"{reference!r} is not a model version; write {name} or {name}/1.")

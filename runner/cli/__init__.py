@@ -105,7 +105,7 @@ def group() -> None:
     \b
     Example:
       runner run                 execute pipeline.toml in this folder
-      runner show latest         what came of it
+      runner show latest         its result
       runner approve NAME/1 --reason "reviewed"
     """
 

@@ -54,7 +54,8 @@ def deploy_command(
     """Serve an approved model version at a target.
 
     The new version is brought up beside the old one, has to answer its sample record as recorded, and only then takes
-    the requests. Where it does not, the old one goes on. The command may be ended at any time; nothing stays half done.
+    the requests. Where it does not, the old one keeps serving. The command may be stopped at any time; a later one
+    completes or undoes what was begun.
     A version that refuses requests which the old one answers is not deployed without --allow-schema-change.
 
     \b
@@ -85,7 +86,7 @@ def deploy_command(
 @json_option
 @project_option
 def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as_json: bool, project: Project) -> None:
-    """Serve again what the target served before, in the same way as a deployment; again goes one further back.
+    """Serve again what the target served before, in the same way as a deployment; a second call goes one version further back.
 
     \b
     Example:
@@ -192,8 +193,8 @@ def release_command(
 ) -> None:
     """Walk a version through approval and the targets that require each other, asking before each step.
 
-    What was done before is not done again, so the same command goes on where it stopped: after a no, a failure, or
-    where somebody else has to approve.
+    Steps that are done are not repeated, so the same command continues where it stopped: after a no, a failure, or
+    where another person has to approve.
 
     \b
     Example:

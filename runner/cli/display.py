@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: live lines on a terminal, plain ones elsewhere. All on stderr."""
+"""A run's progress for a person: live lines on a terminal, plain ones elsewhere. All on stderr."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.step.execute import Progress
 
 MARKS = {"running": "▸", "succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", None: " "}
 COLOURS = {"succeeded": "green", "cached": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
-PLAIN_EVERY_S = 5.0  # a line of progress in a log that nobody watches
+PLAIN_EVERY_S = 5.0  # between lines of progress in a log
 
 
 def display() -> PlainDisplay | LiveDisplay:

@@ -27,7 +27,7 @@ WIDTH = 11  # of the longest name, credentials
 def doctor_command(on: str, probe: bool, as_json: bool, project: Project) -> int:
     """Say what would keep a run from working, here or in SageMaker, before it is started.
 
-    A line for each check: ✓ holds, ✗ does not, with what to do, ? cannot be told from here, and why. Leaves with 0
+    A line for each check: ✓ holds, ✗ does not, with what to do, ? cannot be checked from here, and why. Leaves with 0
     where nothing fails, with 2 where something here is wrong, with 7 where AWS is in the way.
 
     \b

@@ -41,7 +41,7 @@ GIT_INDEX_FILE="$copy/index" git -c core.fsmonitor=false -c core.hooksPath=/dev/
 printf 'content\0'
 cat "$copy/changed"
 """
-# The filter and both drivers. They go on without the environment, with any Python or as git does by itself: whoever
+# The filter and both drivers. They work without the environment too, with any Python or as git does by itself: whoever
 # removes it must be able to add a notebook still, and to take all this out again.
 DRIVERS = r"""#!/bin/sh
 # By `runner setup-git`; `sh .git/hooks/NAME undo` takes it out again.

@@ -50,7 +50,7 @@ schema_option = click.option(
 
 
 def note(*sentences: str) -> None:
-    """What somebody should know, beside the result."""
+    """Print sentences that a person should know, beside the result."""
     for sentence in sentences:
         say(f"note: {sentence}", err=True)
 

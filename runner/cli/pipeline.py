@@ -41,7 +41,7 @@ def pipeline_command() -> None:
 @json_option
 @project_option
 def show_command(as_text: bool, profile: str | None, as_json: bool, project: Project) -> None:
-    """Print the definition that a push would make. Nothing is uploaded and nobody is asked.
+    """Print the definition that a push would make. Nothing is uploaded, and AWS is not asked.
 
     \b
     Example:

@@ -213,7 +213,7 @@ def carry_out(
     folder = world.store.folder(manifest.run)
     if as_json:
         print_json(run_json(manifest, folder))
-    say(summary(manifest, folder, pages=pages), err=as_json)  # a person reading a CI log wants the words too
+    say(summary(manifest, folder, pages=pages), err=as_json)  # for a person who reads a CI log
     for line in hint(manifest):
         say(line, err=True)
     return exit_code(manifest, received)
@@ -263,7 +263,7 @@ def _way_line(way: Way) -> str:
 @click.argument("run")
 @project_option
 def stop_command(run: str, project: Project) -> None:
-    """Stop a run: its jobs in SageMaker, or the process that works on it here. `runner resume` goes on later.
+    """Stop a run: its jobs in SageMaker, or the process that works on it here. `runner resume` continues it.
 
     \b
     Example:

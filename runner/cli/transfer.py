@@ -1,4 +1,4 @@
-"""A run in somebody's hands: `debug` one of its steps, `pack` it into a file, `import` such a file."""
+"""A run's files: `debug` one of its steps, `pack` it into a file, `import` such a file, `fetch` its outputs."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def main() -> int:
 
 def _write(folder: Path, steps: list[str]) -> None:
     if "--follow" in sys.argv:
-        os.nice(5)  # somebody waits for the step that is running now
+        os.nice(5)  # a person waits for the running step, not for pages
         load()
         names: Iterable[str] = map(str.strip, sys.stdin)
     else:
