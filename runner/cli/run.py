@@ -70,7 +70,7 @@ kernel_option = click.option(
 @no_report_option
 @json_option
 @project_option
-def run_command(
+def run_command(  # noqa: PLR0913 - click passes each option by its name
     steps: tuple[str, ...],
     parameters: tuple[str, ...],
     profile: str | None,

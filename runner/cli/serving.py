@@ -103,7 +103,7 @@ def predict_command(
     help="Better in the variable RUNNER_TOKEN, which `ps` does not show.",
 )
 @project_option
-def serve_command(
+def serve_command(  # noqa: PLR0913 - click passes each option by its name
     model: str,
     host: str,
     port: int,

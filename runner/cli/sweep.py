@@ -62,7 +62,7 @@ SHOWN = 12  # rows of the leaderboard while it is live
 @no_report_option
 @json_option
 @project_option
-def sweep_command(
+def sweep_command(  # noqa: PLR0913 - click passes each option by its name
     step: str,
     parameters: tuple[str, ...],
     metric: str | None,
