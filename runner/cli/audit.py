@@ -5,23 +5,19 @@ from __future__ import annotations
 import shlex
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import fields, json_option, print_json, project_option
+from runner.cli.options import fields, print_json, result_options
 from runner.cli.terminal import say
 from runner.errors import AnswerIsNo, UsageError, counted
-
-if TYPE_CHECKING:
-    from runner.project import Project
+from runner.project import Project
 
 
 @click.command("verify")
 @click.argument("reference", metavar="RUN|NAME/VERSION", required=False)
 @click.option("--all", "all_", is_flag=True, help="Every run, every version, every event.")
-@json_option
-@project_option
+@result_options
 def verify_command(reference: str | None, all_: bool, as_json: bool, project: Project) -> int:
     """Check every sealed file, registry row and event against its hash. Leaves with 4 where something differs.
 
@@ -60,8 +56,7 @@ def verify_command(reference: str | None, all_: bool, as_json: bool, project: Pr
     default="current",
     help="`recorded` builds the run's own environment in a throw-away folder first.",
 )
-@json_option
-@project_option
+@result_options
 def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, project: Project) -> int:
     """Execute a run again from its snapshot on its recorded inputs, and compare outputs byte for byte.
 
@@ -115,8 +110,7 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, proje
 )
 @click.option("--keep-tag", "tags", multiple=True, metavar="TAG", help="Keep runs with this tag (`pinned` always).")
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
-@json_option
-@project_option
+@result_options
 def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, project: Project) -> None:
     """Remove runs that nothing needs any more: not new, not pinned, and of no version that was ever approved.
 

@@ -9,21 +9,20 @@ import click
 
 from runner.cli.options import (
     fields,
-    json_option,
     note,
     parse_version,
     print_json,
     print_table,
-    project_option,
+    result_options,
     schema_option,
     time_text,
 )
 from runner.cli.terminal import confirm, say
 from runner.errors import AnswerIsNo, UsageError
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.model.served import Deployment
-    from runner.project import Project
 
 why_option = click.option("--reason", default="", metavar="TEXT", help="Why; kept for good.")
 no_token_option = click.option(
@@ -39,8 +38,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 @schema_option
 @no_token_option
 @dry_run_option
-@json_option
-@project_option
+@result_options
 def deploy_command(
     version: str,
     target: str,
@@ -83,8 +81,7 @@ def deploy_command(
 @why_option
 @no_token_option
 @dry_run_option
-@json_option
-@project_option
+@result_options
 def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as_json: bool, project: Project) -> None:
     """Serve again what the target served before, in the same way as a deployment; a second call goes one version further back.
 
@@ -112,8 +109,7 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
 @click.argument("target")
 @why_option
 @dry_run_option
-@json_option
-@project_option
+@result_options
 def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, project: Project) -> None:
     """Serve nothing at the target any more: requests under way are answered, then it ends.
 
@@ -137,8 +133,7 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pro
 @click.argument("target", required=False)
 @click.option("--restart", is_flag=True, help="Serve again what was served where a target is down.")
 @no_token_option
-@json_option
-@project_option
+@result_options
 def deployments_command(target: str | None, restart: bool, no_token: bool, as_json: bool, project: Project) -> None:
     """Show what each target serves, since when and by whom, and whether it answers now.
 
@@ -179,8 +174,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
 @click.option("--yes", is_flag=True, help="Ask nothing, for CI.")
 @schema_option
 @click.option("--dry-run", is_flag=True, help="Say which steps are left; do nothing.")
-@json_option
-@project_option
+@result_options
 def release_command(
     version: str,
     target: str | None,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, metric_text, print_json, print_table, project_option
+from runner.cli.options import metric_text, print_json, print_table, result_options
 from runner.cli.terminal import say
 from runner.errors import Refused, UsageError, counted
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.audit.compare import Comparison, RunFacts
     from runner.audit.diff import Change, Difference, MetricChange, StepChange
-    from runner.project import Project
     from runner.run.store import Store
 
 PAGES = "comparisons"  # beside the runs, as these are sealed
@@ -40,8 +40,7 @@ open_option = click.option("--open", "open_", is_flag=True, help="Open the page 
 @output_option
 @open_option
 @markdown_option
-@json_option
-@project_option
+@result_options
 def diff_command(
     before: str, after: str | None, output: Path | None, open_: bool, as_markdown: bool, as_json: bool, project: Project
 ) -> None:
@@ -76,8 +75,7 @@ def diff_command(
 @output_option
 @open_option
 @markdown_option
-@json_option
-@project_option
+@result_options
 def compare_command(
     runs: tuple[str, ...], output: Path | None, open_: bool, as_markdown: bool, as_json: bool, project: Project
 ) -> None:

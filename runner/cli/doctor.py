@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import fields, json_option, on_option, print_json, project_option
+from runner.cli.options import fields, on_option, print_json, result_options
 from runner.cli.terminal import say
+from runner.project import Project
 
 if TYPE_CHECKING:
-    from runner.project import Project
     from runner.run.doctor import Check
 
 MARKS = {"ok": "✓", "failed": "✗", "unknown": "?"}
@@ -22,8 +22,7 @@ WIDTH = 11  # of the longest name, credentials
 @click.command("doctor")
 @on_option
 @click.option("--probe", is_flag=True, help="With --on sagemaker: start one ml.t3.medium for 10 minutes at most.")
-@json_option
-@project_option
+@result_options
 def doctor_command(on: str, probe: bool, as_json: bool, project: Project) -> int:
     """Say what would keep a run from working, here or in SageMaker, before it is started.
 
@@ -81,8 +80,7 @@ def _account_checks(project: Project, probe: bool) -> Iterator[Check]:
 )
 @click.option("--replace", is_flag=True, help="With --to or --as: overwrite other content that is there.")
 @click.option("--dry-run", is_flag=True, help="Say where it would go and what would move; move nothing.")
-@json_option
-@project_option
+@result_options
 def upload_command(
     file: Path, to: str | None, as_: str | None, replace: bool, dry_run: bool, as_json: bool, project: Project
 ) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from runner.cli.options import fields, json_option, print_json, project_option
+from runner.cli.options import fields, print_json, result_options
 from runner.cli.terminal import say
-
-if TYPE_CHECKING:
-    from runner.project import Project
+from runner.project import Project
 
 
 @click.group("image")
@@ -26,8 +22,7 @@ def image_command() -> None:
 @image_command.command("push")
 @click.option("--dry-run", is_flag=True, help="Say whether it would be built; start nothing.")
 @click.option("--no-wait", is_flag=True, help="Leave once the build is started; the same command follows it later.")
-@json_option
-@project_option
+@result_options
 def push_command(dry_run: bool, no_wait: bool, as_json: bool, project: Project) -> None:
     """Build the image of the lock in CodeBuild and wait for it; one that is there is not built again.
 

@@ -9,7 +9,6 @@ import click
 
 from runner.cli.options import (
     fields,
-    json_option,
     metric_text,
     metrics_json,
     note,
@@ -17,15 +16,15 @@ from runner.cli.options import (
     parse_version,
     print_json,
     print_table,
-    project_option,
+    result_options,
     schema_option,
     time_text,
 )
 from runner.cli.terminal import say
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.model.versions import Event, ModelVersion, Registry
-    from runner.project import Project
 
 reason_option = click.option("--reason", required=True, metavar="TEXT", help="Why; kept for good.")
 
@@ -34,8 +33,7 @@ reason_option = click.option("--reason", required=True, metavar="TEXT", help="Wh
 @click.argument("name", required=False)
 @click.option("--profile", metavar="NAME", help="Of the registry that [profiles.NAME] of the pipeline file has.")
 @click.option("--rebuild", is_flag=True, help="Make a damaged or lost registry anew from the copies of its events.")
-@json_option
-@project_option
+@result_options
 def models_command(name: str | None, profile: str | None, rebuild: bool, as_json: bool, project: Project) -> None:
     """List registered model versions, of NAME or of all names.
 
@@ -76,8 +74,7 @@ def models_command(name: str | None, profile: str | None, rebuild: bool, as_json
 
 @click.command("register")
 @click.argument("run")
-@json_option
-@project_option
+@result_options
 def register_command(run: str, as_json: bool, project: Project) -> None:
     """Register the model of a run that passed and did not register; again gives the same version.
 
@@ -108,8 +105,7 @@ def register_command(run: str, as_json: bool, project: Project) -> None:
 @reason_option
 @click.option("--to", "target", metavar="TARGET", help="Give the second approval that this target asks for.")
 @schema_option
-@json_option
-@project_option
+@result_options
 def approve_command(
     version: str, reason: str, target: str | None, allow_schema_change: bool, as_json: bool, project: Project
 ) -> None:
@@ -137,8 +133,7 @@ def approve_command(
 @click.command("reject")
 @click.argument("version", metavar="NAME/VERSION")
 @reason_option
-@json_option
-@project_option
+@result_options
 def reject_command(version: str, reason: str, as_json: bool, project: Project) -> None:
     """Reject a pending version, or revoke an approved one; says which targets serve it still, and how to end that.
 
@@ -165,8 +160,7 @@ def reject_command(version: str, reason: str, as_json: bool, project: Project) -
 @click.option("--at", metavar="TIME", help="What held then: ISO 8601, UTC where no zone is written.")
 @click.option("--target", metavar="TARGET", help="What this target served; with --at, then, otherwise ever.")
 @click.option("--head", is_flag=True, help="Print the last event's hash, to keep somewhere else.")
-@json_option
-@project_option
+@result_options
 def history_command(name: str, at: str | None, target: str | None, head: bool, as_json: bool, project: Project) -> None:
     """Show everything that happened to a model's versions, oldest first, and whether the chain is whole.
 

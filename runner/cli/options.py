@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,24 +14,16 @@ from runner.errors import UsageError
 from runner.escape import json as escape_json
 from runner.escape import terminal
 from runner.manifest import ModelVersionRef, RunManifest, StepState
+from runner.project import Project
 from runner.records import Metric
 
-if TYPE_CHECKING:
-    from runner.project import Project
-
-
-def _opened(_: click.Context, __: click.Parameter, file: Path) -> Project:
-    from runner.project import Project  # what shows help needs none of it
-
-    return Project(file)
-
-
+F = TypeVar("F", bound=Callable[..., Any])
 project_option = click.option(
     "--pipeline",
     "project",
     type=click.Path(path_type=Path),
     default="pipeline.toml",
-    callback=_opened,
+    callback=lambda _context, _option, file: Project(file),
     metavar="FILE",
     help="The pipeline file; runs land beside it.  [default: pipeline.toml]",
 )
@@ -47,6 +39,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 schema_option = click.option(
     "--allow-schema-change", is_flag=True, help="Also where requests that are answered now would be refused."
 )
+
+
+def result_options(command: F) -> F:
+    """--json and --pipeline, of every command with a result."""
+    return json_option(project_option(command))
 
 
 def note(*sentences: str) -> None:

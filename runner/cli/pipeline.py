@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from runner.cli.options import (
     fields,
-    json_option,
     parse_overrides,
     print_json,
     print_table,
     profile_option,
-    project_option,
+    result_options,
 )
 from runner.cli.terminal import say
-
-if TYPE_CHECKING:
-    from runner.project import Project
+from runner.project import Project
 
 
 @click.group("pipeline")
@@ -38,8 +35,7 @@ def pipeline_command() -> None:
 @pipeline_command.command("show")
 @click.option("--text", "as_text", is_flag=True, help="List parameters and steps instead of the JSON.")
 @profile_option
-@json_option
-@project_option
+@result_options
 def show_command(as_text: bool, profile: str | None, as_json: bool, project: Project) -> None:
     """Print the definition that a push would make. Nothing is uploaded, and AWS is not asked.
 
@@ -63,8 +59,7 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, project: Pro
 @pipeline_command.command("push")
 @click.option("--dry-run", is_flag=True, help="Say whether it would change; upload nothing, change nothing.")
 @profile_option
-@json_option
-@project_option
+@result_options
 def push_command(dry_run: bool, profile: str | None, as_json: bool, project: Project) -> None:
     """Create or update the Pipeline in SageMaker. Steps whose notebook did not change stay cached.
 
@@ -102,8 +97,7 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, project: Pro
     help="Start nothing where this was started for KEY, such as a commit, before; print that execution.",
 )
 @profile_option
-@json_option
-@project_option
+@result_options
 def start_command(
     parameters: tuple[str, ...], note: str, once: str, profile: str | None, as_json: bool, project: Project
 ) -> None:
@@ -131,8 +125,7 @@ def start_command(
 
 @pipeline_command.command("status")
 @click.argument("execution", required=False)
-@json_option
-@project_option
+@result_options
 def status_command(execution: str | None, as_json: bool, project: Project) -> None:
     """Show an execution's steps: the one of this ARN or id, or the latest, whoever started it.
 

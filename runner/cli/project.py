@@ -5,29 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, no_open_option, parse_overrides, print_json, project_option
+from runner.cli.options import no_open_option, parse_overrides, print_json, project_option, result_options
 from runner.cli.terminal import say
 from runner.errors import PipelineError, UsageError
 from runner.notebook.source import Notebook
 from runner.pipeline.plan import PlannedStep
+from runner.project import Project
 from runner.records import InputFact, Value
 from runner.run.store import Store
 
 KERNEL = "runner"
 
-if TYPE_CHECKING:
-    from runner.project import Project
-
 
 @click.command("check")
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="As for `run`.")
 @click.option("--profile", metavar="NAME", help="As for `run`.")
-@json_option
-@project_option
+@result_options
 def check_command(parameters: tuple[str, ...], profile: str | None, as_json: bool, project: Project) -> int:
     """Say what is wrong with pipeline.toml and its notebooks; start nothing.
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, print_json, project_option
+from runner.cli.options import print_json, result_options
 from runner.cli.terminal import say
+from runner.project import Project
 
 if TYPE_CHECKING:
-    from runner.project import Project
     from runner.serve.openapi import Authentication
 
 SCHEMA, OPENAPI = "record.schema.json", "openapi.json"
@@ -28,8 +28,7 @@ SCHEMA, OPENAPI = "record.schema.json", "openapi.json"
     help="The API's address: the stack's output Url.",
 )
 @click.option("--authentication", type=click.Choice(["api-key", "iam", "none"]), default="api-key", show_default=True)
-@json_option
-@project_option
+@result_options
 def rest_command(
     model: str, output: Path, url: str, authentication: Authentication, as_json: bool, project: Project
 ) -> None:

@@ -14,25 +14,25 @@ import click
 
 from runner.cli.options import (
     fields,
-    json_option,
     no_report_option,
     on_option,
     parse_overrides,
     print_json,
     profile_option,
     project_option,
+    result_options,
     run_json,
 )
 from runner.cli.summary import exit_code, hint, summary
 from runner.cli.terminal import say
 from runner.errors import Detached, counted
+from runner.project import Project
 from runner.records import FORKED, STANDARD, USUAL_KERNEL
 
 if TYPE_CHECKING:
     from runner.aws.processing.estimate import Estimate, Way
     from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
-    from runner.project import Project
     from runner.records import InputFact
     from runner.run.ports import Options, World
 
@@ -68,8 +68,7 @@ kernel_option = click.option(
 @click.option("--dry-run", is_flag=True, help="Say what would run, and why; start nothing.")
 @click.option("--no-register", is_flag=True, help="Register nothing, whatever the verdict.")
 @no_report_option
-@json_option
-@project_option
+@result_options
 def run_command(  # noqa: PLR0913 - click passes each option by its name
     steps: tuple[str, ...],
     parameters: tuple[str, ...],
@@ -146,8 +145,7 @@ def run_command(  # noqa: PLR0913 - click passes each option by its name
 @click.option("--kernel", type=click.Choice(KERNELS), envvar="RUNNER_KERNEL", help="[default: as it was started]")
 @click.option("--take-over", is_flag=True, help="Also a run of another machine, which is gone.")
 @no_report_option
-@json_option
-@project_option
+@result_options
 def resume_command(
     run: str, jobs: int | None, kernel: str | None, take_over: bool, no_report: bool, as_json: bool, project: Project
 ) -> int:

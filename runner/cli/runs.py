@@ -13,11 +13,11 @@ import click
 from runner.cli.display import headline, step_line
 from runner.cli.options import (
     fields,
-    json_option,
     metric_text,
     print_json,
     print_table,
     project_option,
+    result_options,
     run_json,
     time_text,
 )
@@ -25,9 +25,9 @@ from runner.cli.summary import hint, summary
 from runner.cli.terminal import say
 from runner.errors import RunnerError, UsageError
 from runner.manifest import RunManifest
+from runner.project import Project
 
 if TYPE_CHECKING:
-    from runner.project import Project
     from runner.run.store import Store
 
 
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 @click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many.")
 @click.option("--best", metavar="METRIC", help="The best by this metric first, of all runs that recorded it.")
 @click.option("--tag", metavar="TAG", help="Only runs with this tag.")
-@json_option
-@project_option
+@result_options
 def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, project: Project) -> None:
     """List runs, the newest first, with the metrics that the gate judges.
 
@@ -102,8 +101,7 @@ def _ranked(manifests: list[RunManifest], metric: str) -> list[RunManifest]:
 @click.command("show")
 @click.argument("run")
 @click.option("--md", "as_markdown", is_flag=True, help="Print Markdown, for the page of a CI job.")
-@json_option
-@project_option
+@result_options
 def show_command(run: str, as_markdown: bool, as_json: bool, project: Project) -> None:
     """Show one run: steps, metrics, verdict, provenance.
 

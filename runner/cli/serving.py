@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, print_json, project_option
+from runner.cli.options import print_json, project_option, result_options
 from runner.cli.terminal import say
 from runner.errors import UsageError, counted
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.model.signature import Unknown
-    from runner.project import Project
 
 unknown_option = click.option(
     "--unknown",
@@ -36,8 +36,7 @@ unknown_option = click.option(
 )
 @unknown_option
 @click.option("--raw", is_flag=True, help="CSV for programs alone: cells that a spreadsheet would compute stay so.")
-@json_option
-@project_option
+@result_options
 def predict_command(
     model: str, file: Path, output: Path | None, unknown: Unknown, raw: bool, as_json: bool, project: Project
 ) -> None:

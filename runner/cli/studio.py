@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from runner.cli.options import json_option, print_json, project_option
+from runner.cli.options import print_json, result_options
 from runner.cli.terminal import say
-
-if TYPE_CHECKING:
-    from runner.project import Project
+from runner.project import Project
 
 
 @click.group("studio")
@@ -26,8 +22,7 @@ def studio_command() -> None:
 @studio_command.command("publish")
 @click.option("--bucket", metavar="NAME", help="Instead of [sagemaker] bucket.")
 @click.option("--dry-run", is_flag=True, help="Say what would go where, and what to do then; upload nothing.")
-@json_option
-@project_option
+@result_options
 def publish_command(bucket: str | None, dry_run: bool, as_json: bool, project: Project) -> None:
     """Put infra/project.yaml, with all that it nests, where Studio finds it as a project template.
 

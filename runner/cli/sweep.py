@@ -14,7 +14,6 @@ import click
 
 from runner.cli.options import (
     fields,
-    json_option,
     metric_text,
     metrics_json,
     no_report_option,
@@ -22,7 +21,7 @@ from runner.cli.options import (
     parse_overrides,
     print_json,
     profile_option,
-    project_option,
+    result_options,
     table_lines,
 )
 from runner.cli.run import kernel_option, signals
@@ -30,9 +29,9 @@ from runner.cli.summary import summary
 from runner.cli.terminal import drawn, live, say
 from runner.errors import StepFailed, UsageError
 from runner.manifest import RunManifest
+from runner.project import Project
 
 if TYPE_CHECKING:
-    from runner.project import Project
     from runner.run.sweep import Swept
 
 JOBS_ELSEWHERE = 20
@@ -60,8 +59,7 @@ SHOWN = 12  # rows of the leaderboard while it is live
 @kernel_option
 @profile_option
 @no_report_option
-@json_option
-@project_option
+@result_options
 def sweep_command(  # noqa: PLR0913 - click passes each option by its name
     step: str,
     parameters: tuple[str, ...],

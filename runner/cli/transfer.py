@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, no_open_option, no_report_option, print_json, project_option
+from runner.cli.options import no_open_option, no_report_option, print_json, project_option, result_options
 from runner.cli.project import open_in_jupyter
 from runner.cli.summary import approval_hint
 from runner.cli.terminal import say
 from runner.errors import UsageError
+from runner.project import Project
 
 EXECUTION = re.compile(r"arn:aws[\w-]*:sagemaker:.*/execution/[a-z0-9]{12}\Z|[a-z0-9]{12}\Z")
-
-if TYPE_CHECKING:
-    from runner.project import Project
 
 
 @click.command("debug")
@@ -82,8 +79,7 @@ def pack_command(run: str, output: Path | None, project: Project) -> None:
 @click.command("import")
 @click.argument("file", metavar="FILE|EXECUTION")
 @no_report_option
-@json_option
-@project_option
+@result_options
 def import_command(file: str, no_report: bool, as_json: bool, project: Project) -> None:
     """Take in a packed run, or an execution of the pipeline in SageMaker by its ARN or id.
 
