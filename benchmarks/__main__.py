@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import figure, overhead, sweep
-from benchmarks.measuring import Sample, machine, measure, median_cpu_s, median_s, paired, peak_mb, table
+from benchmarks.measuring import Sample, machine, measure, median_cpu_s, median_s, paired, peak_mb, table, write_between
 from benchmarks.paths import ROOT, copy_project, papermill_api, papermill_cli, plain_script, runner
 from benchmarks.peers import nbconvert, ploomber, ploomber_engine
 
@@ -18,7 +18,7 @@ PLAIN, OURS, API, ENGINE = "plain script", "`runner run`, with report", "papermi
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- end -->\n"
 DRAWN = "plain script that draws the figures"
-PATHS: dict[str, Callable[[Path], list[str]]] = {
+WAYS: dict[str, Callable[[Path], list[str]]] = {
     PLAIN: plain_script,
     DRAWN: lambda project: plain_script(project, drawn=True),
     OURS: runner,
@@ -30,7 +30,7 @@ PATHS: dict[str, Callable[[Path], list[str]]] = {
     "ploomber build": ploomber,
 }
 QUICK = (PLAIN, OURS, ENGINE, API)
-SLOW = list(PATHS)[list(PATHS).index(API) :]  # fewer rounds of these
+SLOW = list(WAYS)[list(WAYS).index(API) :]  # fewer rounds of these
 CELLS = (1, 200)
 LIMIT, LIMIT_DRAWN, SWEEP = "import once, fork, plain code", "the same, drawing the figures", "`runner sweep`"
 SWEEPS: dict[str, Callable[[Path], list[str]]] = {
@@ -47,9 +47,9 @@ class Rounds:
     memory: int
     trivial: int
     sweep: int
-    warm_up: int = 1  # not counted
 
 
+WARM_UP = 1  # rounds that are not counted
 FEW = Rounds(whole=3, slow=1, memory=1, trivial=3, sweep=2)
 
 
@@ -62,32 +62,37 @@ def main() -> None:
     rounds = FEW if quick else Rounds(most, slow=most // 2, memory=most // 2, trivial=most // 2 + 1, sweep=most)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        paths = {name: PATHS[name] for name in QUICK} if quick else PATHS
-        parts = [whole(place, paths, rounds), memory(place, paths, rounds), trivial(place, rounds, quick=quick)]
+        ways = {name: WAYS[name] for name in QUICK} if quick else WAYS
+        parts = [whole(place, ways, rounds), memory(place, ways, rounds), trivial(place, rounds, quick=quick)]
         parts.append(many(place, rounds))
     if not quick:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        text = "\n\n".join([machine(), *("\n".join(part) for part in parts)])
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
+        write_between(PAGE, BEGIN, END, "\n\n".join([machine(), *("\n".join(part) for part in parts)]))
 
 
-def whole(place: Path, paths: Mapping[str, Callable[[Path], list[str]]], rounds: Rounds) -> list[str]:
-    samples: dict[str, list[Sample]] = {name: [] for name in paths}
-    for round_ in range(-rounds.warm_up, rounds.whole):
-        for number, (name, command) in enumerate(paths.items()):
-            if name in SLOW and not 0 <= round_ < rounds.slow:
+def sampled(
+    place: Path, ways: Mapping[str, Callable[[Path], list[str]]], rounds: int, *, slow_rounds: int
+) -> dict[str, list[Sample]]:
+    """Each way to run a project, in a fresh copy of it; the first round of the fast ones is not counted."""
+    samples: dict[str, list[Sample]] = {name: [] for name in ways}
+    for round_ in range(-WARM_UP, rounds):
+        for number, (name, command) in enumerate(ways.items()):
+            if name in SLOW and not 0 <= round_ < slow_rounds:
                 continue
-            project = copy_project(place / f"whole-{round_}-{number}")
+            project = copy_project(place / f"{round_}-{number}")
             sample = measure(command(project), project if command is ploomber else project / "notebooks")
             if round_ >= 0:
                 samples[name].append(sample)
+    return samples
+
+
+def whole(place: Path, ways: Mapping[str, Callable[[Path], list[str]]], rounds: Rounds) -> list[str]:
+    samples = sampled(place / "whole", ways, rounds.whole, slow_rounds=rounds.slow)
     lines = ["**Four notebooks, cold, the whole process**", ""]
     rows = []
-    for name, found in samples.items():
+    for name, runs in samples.items():
         wall, cpu = paired(samples, name, PLAIN)
-        seconds = (f"{median_s(found):.2f}", f"{wall:.2f}", f"{median_cpu_s(found):.2f}", f"{cpu:.2f}")
-        rows.append([name, *seconds, str(len(found))])
+        seconds = (f"{median_s(runs):.2f}", f"{wall:.2f}", f"{median_cpu_s(runs):.2f}", f"{cpu:.2f}")
+        rows.append([name, *seconds, str(len(runs))])
     lines += table(["", "wall s", "× plain", "CPU s", "× plain", "rounds"], rows)
     wall, cpu = paired(samples, OURS, PLAIN)
     goals = [
@@ -96,30 +101,30 @@ def whole(place: Path, paths: Mapping[str, Callable[[Path], list[str]]], rounds:
         goal("wall, against papermill's API", paired(samples, OURS, API)[0], 0.30, 0.25),
         goal("wall, against ploomber-engine", paired(samples, OURS, ENGINE)[0], 0.75, 0.65),
     ]
-    if len(paths) == len(PATHS):
-        figure.draw({name: paired(samples, name, PLAIN)[0] for name in paths}, ROOT / "docs" / "performance.svg")
+    if len(ways) == len(WAYS):
+        figure.draw({name: paired(samples, name, PLAIN)[0] for name in ways}, ROOT / "docs" / "performance.svg")
     return say([*lines, "", *table(GOALS, goals)])
 
 
-def memory(place: Path, paths: Mapping[str, Callable[[Path], list[str]]], rounds: Rounds) -> list[str]:
-    found: dict[str, list[float]] = {name: [] for name in paths if name != DRAWN}
+def memory(place: Path, ways: Mapping[str, Callable[[Path], list[str]]], rounds: Rounds) -> list[str]:
+    peaks_mb: dict[str, list[float]] = {name: [] for name in ways if name != DRAWN}
     for round_ in range(rounds.memory):
-        for number, name in enumerate(found):
+        for number, (name, peaks) in enumerate(peaks_mb.items()):
             if name in SLOW and name != API and round_:
                 continue
             project = copy_project(place / f"memory-{round_}-{number}")
-            command = paths[name]
-            found[name].append(peak_mb(command(project), project if command is ploomber else project / "notebooks"))
+            command = ways[name]
+            peaks.append(peak_mb(command(project), project if command is ploomber else project / "notebooks"))
     lines = ["**Peak memory, all processes together (PSS)**", ""]
-    lines += table(["", "MB"], [[name, f"{statistics.median(peaks):.0f}"] for name, peaks in found.items()])
-    ratio = statistics.median(one / other for one, other in zip(found[OURS], found[API], strict=True))
+    lines += table(["", "MB"], [[name, f"{statistics.median(peaks):.0f}"] for name, peaks in peaks_mb.items()])
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(peaks_mb[OURS], peaks_mb[API], strict=True))
     return say([*lines, "", *table(GOALS, [goal("PSS, against papermill's API", ratio, 1.2, 1.0)])])
 
 
 def trivial(place: Path, rounds: Rounds, *, quick: bool) -> list[str]:
     ways = {name: way for name, way in overhead.WAYS.items() if not quick or name in overhead.QUICK}
     samples: dict[tuple[str, int], list[Sample]] = {(name, cells): [] for name in ways for cells in CELLS}
-    for round_ in range(-rounds.warm_up, rounds.trivial):
+    for round_ in range(-WARM_UP, rounds.trivial):
         for number, (name, way) in enumerate(ways.items()):
             for cells in CELLS:
                 folder = overhead.trivial(place / f"trivial-{round_}-{number}-{cells}", cells)
@@ -138,17 +143,11 @@ def trivial(place: Path, rounds: Rounds, *, quick: bool) -> list[str]:
 
 
 def many(place: Path, rounds: Rounds) -> list[str]:
-    samples: dict[str, list[Sample]] = {name: [] for name in SWEEPS}
-    for round_ in range(-rounds.warm_up, rounds.sweep):
-        for number, (name, command) in enumerate(SWEEPS.items()):
-            project = copy_project(place / f"sweep-{round_}-{number}")
-            sample = measure(command(project), project / "notebooks")
-            if round_ >= 0:
-                samples[name].append(sample)
+    samples = sampled(place / "sweep", SWEEPS, rounds.sweep, slow_rounds=rounds.sweep)
     lines = [f"**Sixteen trainings, {sweep.JOBS} at once, and the winner's evaluation** ({rounds.sweep} rounds)", ""]
     rows = [
-        [name, f"{median_s(found):.2f}", f"{paired(samples, name, LIMIT)[0]:.2f}", f"{median_cpu_s(found):.2f}"]
-        for name, found in samples.items()
+        [name, f"{median_s(runs):.2f}", f"{paired(samples, name, LIMIT)[0]:.2f}", f"{median_cpu_s(runs):.2f}"]
+        for name, runs in samples.items()
     ]
     lines += table(["", "wall s", "× plain", "CPU s"], rows)
     ours = goal("wall, against its plain limit", paired(samples, SWEEP, LIMIT)[0], 1.25, 1.15)
@@ -158,9 +157,9 @@ def many(place: Path, rounds: Rounds) -> list[str]:
 GOALS = ["", "found", "goal", "stretch", ""]
 
 
-def goal(what: str, found: float, most: float, hoped: float) -> list[str]:
-    said = "met, and the stretch" if found <= hoped else "met" if found <= most else "**missed**"
-    return [what, f"{found:.2f}", f"{most:.2f}", f"{hoped:.2f}", said]
+def goal(name: str, measured: float, most: float, stretch: float) -> list[str]:
+    outcome = "met, and the stretch" if measured <= stretch else "met" if measured <= most else "**missed**"
+    return [name, f"{measured:.2f}", f"{most:.2f}", f"{stretch:.2f}", outcome]
 
 
 def say(lines: list[str]) -> list[str]:

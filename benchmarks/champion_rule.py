@@ -41,7 +41,7 @@ REQUIRED = {"equally good": (0.95, 1.0), "clearly worse": (0.0, 0.05)}  # least 
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """One challenger against one champion: the test AUC gained, with its interval, and the rule's word on it."""
+    """One challenger against one champion: the test AUC gained, with its interval, and the rule's outcome."""
 
     champion_auc: float
     gain: float
@@ -64,9 +64,9 @@ def main() -> None:
     for table in tables:
         pairs = [compared_pair(table, number, rule) for number in range(options.pairs)]
         for name in CHALLENGERS:
-            found = [pair[name] for pair in pairs]
-            print(summary(table.name, name, found), flush=True)
-            met = met and as_required(name, found)
+            comparisons = [pair[name] for pair in pairs]
+            print(summary(table.name, name, comparisons), flush=True)
+            met = met and as_required(name, comparisons)
     sys.exit(0 if met else 1)
 
 
@@ -85,27 +85,26 @@ def compared_pair(table: Path, number: int, rule: Rule) -> dict[str, Compared]:
         sides = {side: str(folder / f"{side}.parquet") for side in ("train", "validation", "test")}
         cells("01_data", {"source": str(table.resolve()), "split_seed": number, **sides})
         champion = trained(folder / "champion", sides, split_seed=number, seed=10 * number)
-        found = {}
+        comparisons = {}
         for place, (name, recipe) in enumerate(CHALLENGERS.items(), start=1):
-            model = trained(
-                folder / f"challenger-{place}", sides, split_seed=number, seed=10 * number + place, **recipe
-            )
-            given = {"test": sides["test"], "model": model, "champion": champion, "seed": number}
-            evaluated = cells("03_evaluate", {**given, "predictions": str(folder / "predictions.parquet")})
-            value, low, high = (evaluated["gain"][part] for part in ("value", "low", "high"))
-            verdict = judge({METRIC: Metric(value=value, low=low, high=high)}, [rule], present=[CHAMPION])
-            auc = evaluated["measured"]["auc"]["value"] - value
-            found[name] = Compared(champion_auc=auc, gain=value, low=low, high=high, outcome=verdict.outcome)
-    return found
+            target, seed = folder / f"challenger-{place}", 10 * number + place
+            model = trained(target, sides, split_seed=number, seed=seed, **recipe)
+            parameters = {"test": sides["test"], "model": model, "champion": champion, "seed": number}
+            evaluated = cells("03_evaluate", {**parameters, "predictions": str(folder / "predictions.parquet")})
+            gain, low, high = (evaluated["gain"][part] for part in ("value", "low", "high"))
+            verdict = judge({METRIC: Metric(value=gain, low=low, high=high)}, [rule], present=[CHAMPION])
+            auc = evaluated["measured"]["auc"]["value"] - gain
+            comparisons[name] = Compared(champion_auc=auc, gain=gain, low=low, high=high, outcome=verdict.outcome)
+    return comparisons
 
 
 def trained(model: Path, sides: Mapping[str, str], *, split_seed: int, seed: int, **recipe: Any) -> str:
     """The folder of a model trained by 02_train on a bootstrap of the training side, drawn with `seed`."""
-    learnt = pd.read_parquet(sides["train"])
-    drawn = model.with_name(f"{model.name}.parquet")
-    learnt.sample(frac=1, replace=True, random_state=seed).to_parquet(drawn, index=False)
-    places = {"train": str(drawn), "validation": sides["validation"], "model": str(model)}
-    cells("02_train", {**places, "split_seed": split_seed, "seed": seed, **recipe})
+    rows = pd.read_parquet(sides["train"])
+    bootstrap = model.with_name(f"{model.name}.parquet")
+    rows.sample(frac=1, replace=True, random_state=seed).to_parquet(bootstrap, index=False)
+    paths = {"train": str(bootstrap), "validation": sides["validation"], "model": str(model)}
+    cells("02_train", {**paths, "split_seed": split_seed, "seed": seed, **recipe})
     return str(model)
 
 
@@ -125,30 +124,24 @@ def cells(notebook: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
-def summary(table: str, challenger: str, found: list[Compared]) -> str:
+def summary(table: str, challenger: str, comparisons: list[Compared]) -> str:
     """A line of the Markdown table: pairs by outcome; a gain is the challenger's test AUC minus the champion's."""
-    outcomes = Counter(pair.outcome for pair in found)
+    outcomes = Counter(pair.outcome for pair in comparisons)
     counts = " | ".join(f"{outcomes[outcome]}" for outcome in ("pass", "inconclusive", "fail"))
-    champion = statistics.fmean(pair.champion_auc for pair in found)
-    gain = statistics.fmean(pair.gain for pair in found)
-    half = statistics.fmean((pair.high - pair.low) / 2 for pair in found)
-    return (
-        f"| {table} | {challenger} | {champion:.4f} | {gain:+.4f} | ± {half:.4f} | {counts} | "
-        f"{_required(challenger, found)} |"
-    )
+    champion = statistics.fmean(pair.champion_auc for pair in comparisons)
+    gain = statistics.fmean(pair.gain for pair in comparisons)
+    half = statistics.fmean((pair.high - pair.low) / 2 for pair in comparisons)
+    required = ""
+    if challenger in REQUIRED:
+        least, most = REQUIRED[challenger]
+        limit = f"at least {least:.0%}" if least else f"at most {most:.0%}"
+        required = f"{limit} pass: {'met' if as_required(challenger, comparisons) else 'NOT met'}"
+    return f"| {table} | {challenger} | {champion:.4f} | {gain:+.4f} | ± {half:.4f} | {counts} | {required} |"
 
 
-def _required(challenger: str, found: list[Compared]) -> str:
-    if challenger not in REQUIRED:
-        return ""
-    least, most = REQUIRED[challenger]
-    asked = f"at least {least:.0%}" if least else f"at most {most:.0%}"
-    return f"{asked} pass: {'met' if as_required(challenger, found) else 'NOT met'}"
-
-
-def as_required(challenger: str, found: list[Compared]) -> bool:
+def as_required(challenger: str, comparisons: list[Compared]) -> bool:
     least, most = REQUIRED.get(challenger, (0.0, 1.0))
-    return least <= sum(pair.outcome == "pass" for pair in found) / len(found) <= most
+    return least <= sum(pair.outcome == "pass" for pair in comparisons) / len(comparisons) <= most
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -13,6 +12,8 @@ import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from benchmarks.paths import code_cell, notebook
 
 LIMIT_S, READS = 0.5, 0.8
 ASKED = (["runs"], ["show", "latest"], ["run"])
@@ -24,6 +25,14 @@ outputs = { data = "data.bin" }
 [steps.count]
 notebook = "count.ipynb"
 inputs = { data = "make.data" }
+"""
+
+
+WRITE = """
+import os
+with open(data, "wb") as file:
+    for _ in range({megabytes}):
+        file.write(os.urandom(1_000_000))
 """
 
 
@@ -46,19 +55,9 @@ def main() -> None:
 
 def write_project(project: Path, megabytes: int) -> None:
     (project / "pipeline.toml").write_text(TOML)
-    write = f"import os\nwith open(data, 'wb') as file:\n    for _ in range({megabytes}):\n        file.write(os.urandom(1_000_000))"
-    for name, parameters, cell in (("make", 'data: str = ""', write), ("count", 'data: str = ""', "size = len(data)")):
-        cells = [
-            {"id": "p", "cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": parameters},
-            {"id": "c", "cell_type": "code", "metadata": {}, "source": cell},
-        ]
-        document = {
-            "cells": [{**cell, "outputs": [], "execution_count": None} for cell in cells],
-            "metadata": {"kernelspec": {"name": "runner", "display_name": "runner", "language": "python"}},
-            "nbformat": 4,
-            "nbformat_minor": 5,
-        }
-        (project / f"{name}.ipynb").write_text(json.dumps(document))
+    for name, source in (("make", WRITE.format(megabytes=megabytes)), ("count", "size = len(data)")):
+        cells = [code_cell("p", 'data: str = ""', "parameters"), code_cell("c", source)]
+        (project / f"{name}.ipynb").write_text(notebook(cells, "runner"))
 
 
 def multiply(project: Path, count: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.paths import ROOT
 
-LOOK_EVERY_S = 0.03
+EVERY_S = 0.03  # memory is read
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,29 @@ def measure(command: list[str], cwd: Path) -> Sample:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     clock = time.perf_counter()
     process = start(command, cwd)
-    said = process.communicate()
+    output = process.communicate()
     wall = time.perf_counter() - clock
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    check(process, said)
+    check(process, output)
     return Sample(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def peak_mb(command: list[str], cwd: Path) -> float:
     """The most memory at any time of all processes together, each page shared among those that have it (PSS)."""
     process = start(command, cwd)
-    found = [0.0]
+    sums = [0.0]
 
-    def look() -> None:
+    def watch() -> None:
         while process.poll() is None:
-            found.append(sum(map(pss_mb, tree(process.pid))))
-            time.sleep(LOOK_EVERY_S)
+            sums.append(sum(map(pss_mb, tree(process.pid))))
+            time.sleep(EVERY_S)
 
-    looking = threading.Thread(target=look)
-    looking.start()
-    said = process.communicate()
-    looking.join()
-    check(process, said)
-    return max(found)
+    watching = threading.Thread(target=watch)
+    watching.start()
+    output = process.communicate()
+    watching.join()
+    check(process, output)
+    return max(sums)
 
 
 def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
@@ -62,9 +62,16 @@ def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def check(process: subprocess.Popen[str], said: tuple[str, str]) -> None:
+def check(process: subprocess.Popen[str], output: tuple[str, str]) -> None:
     if process.returncode:
-        raise SystemExit(f"{process.args!r} left with {process.returncode}:\n{said[0][-2000:]}\n{said[1][-4000:]}")
+        out, err = output
+        raise SystemExit(f"{process.args!r} left with {process.returncode}:\n{out[-2000:]}\n{err[-4000:]}")
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Put the text between the two markers in the page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(f"{before}{begin}\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def tree(pid: int) -> Iterator[int]:
@@ -88,10 +95,10 @@ def pss_mb(pid: int) -> float:
 
 
 def paired(samples: Mapping[str, Sequence[Sample]], name: str, base: str) -> tuple[float, float]:
-    """The medians over the rounds that both have of wall and processor time beside the base's in the same round."""
+    """Medians of the ratios to the base in the same round, of wall and of processor time."""
     pairs = list(zip(samples[name], samples[base], strict=False))
-    wall = statistics.median(one.wall_s / other.wall_s for one, other in pairs)
-    return wall, statistics.median(one.cpu_s / other.cpu_s for one, other in pairs)
+    wall = statistics.median(sample.wall_s / reference.wall_s for sample, reference in pairs)
+    return wall, statistics.median(sample.cpu_s / reference.cpu_s for sample, reference in pairs)
 
 
 def median_s(samples: Iterable[Sample]) -> float:
@@ -106,25 +113,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """In Markdown, readable as text too; numbers to the right."""
     widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
     right = [at > 0 and all(row[at][:1].isdigit() or row[at][:1] == "-" for row in rows) for at in range(len(head))]
+    rule = ["-" * (width - 1) + (":" if to else "-") for width, to in zip(widths, right, strict=True)]
 
     def line(row: Sequence[str]) -> str:
-        cells = (
-            cell.rjust(width) if to else cell.ljust(width) for cell, width, to in zip(row, widths, right, strict=True)
-        )
-        return f"| {' | '.join(cells)} |"
+        cells = zip(row, widths, right, strict=True)
+        return f"| {' | '.join(cell.rjust(width) if to else cell.ljust(width) for cell, width, to in cells)} |"
 
-    rule = ["-" * (width - 1) + (":" if to else "-") for width, to in zip(widths, right, strict=True)]
-    return [line(head), line(rule), *map(line, rows)]
+    return [line(row) for row in (head, rule, *rows)]
 
 
 def machine() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    processor = next(names, platform.machine())
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {names[0] if names else platform.machine()}, {os.cpu_count()} cores, "
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {processor}, {os.cpu_count()} cores, "
         f"{memory_gb:.0f} GiB, {platform.system()} {platform.release()}, Python {platform.python_version()}."
     )

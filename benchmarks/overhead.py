@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.paths import code_cell, notebook
 from benchmarks.peers import PEERS
 
 API = "import papermill; papermill.execute_notebook('nb.ipynb', 'out.ipynb', kernel_name='python3', progress_bar=False)"
@@ -20,23 +20,7 @@ PAPERMILL = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "pyth
 def trivial(folder: Path, cells: int) -> Path:
     """A pipeline of one notebook with that many cells, for every way to run it."""
     folder.mkdir(parents=True)
-    document = {
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell-{at}",
-                "metadata": {},
-                "source": f"x = {at}",
-                "outputs": [],
-                "execution_count": None,
-            }
-            for at in range(cells)
-        ],
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    (folder / "nb.ipynb").write_text(json.dumps(document))
+    (folder / "nb.ipynb").write_text(notebook([code_cell(f"cell-{at}", f"x = {at}") for at in range(cells)], "python3"))
     (folder / "pipeline.toml").write_text('name = "trivial"\n[steps.only]\nnotebook = "nb.ipynb"\n')
     return folder
 

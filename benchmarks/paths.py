@@ -6,8 +6,9 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from runner.pipeline.plan import Plan, plan
+from runner.pipeline.plan import plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,11 +41,30 @@ def copy_project(target: Path) -> Path:
     return target
 
 
+def code_cell(id_: str, source: str, *tags: str) -> dict[str, Any]:
+    """A cell of a notebook file."""
+    metadata = {"tags": list(tags)} if tags else {}
+    return {
+        "id": id_,
+        "cell_type": "code",
+        "metadata": metadata,
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
+
+
+def notebook(cells: list[dict[str, Any]], kernel: str) -> str:
+    """The text of a notebook file."""
+    kernelspec = {"name": kernel, "display_name": kernel, "language": "python"}
+    return json.dumps({"cells": cells, "metadata": {"kernelspec": kernelspec}, "nbformat": 4, "nbformat_minor": 5})
+
+
 def plain_script(project: Path, *, drawn: bool = False) -> list[str]:
     """All code cells of all notebooks, one after the other in one process, on the notebooks' own default paths."""
-    made = plan(project / "pipeline.toml")
+    planned = plan(project / "pipeline.toml")
     lines = ["import matplotlib; matplotlib.use('agg')", *([DRAWING] if drawn else [])]
-    for step in made.steps:
+    for step in planned.steps:
         for cell in step.notebook.code:
             lines.append(cell.source)
             if "parameters" in cell.tags:
@@ -60,26 +80,19 @@ def runner(project: Path, *more: str) -> list[str]:
 
 def papermill_api(project: Path) -> list[str]:
     """papermill's own function on stock settings, four times in one process."""
-    made = plan(project / "pipeline.toml")
+    planned = plan(project / "pipeline.toml")
     script = project / "stock.py"
-    steps = [(str(step.notebook.path), step.parameters) for step in made.steps]
+    steps = [(str(step.notebook.path), step.parameters) for step in planned.steps]
     script.write_text(STOCK.format(steps=steps, cwd=str(project / "notebooks")))
     return [sys.executable, "-P", str(script)]
 
 
 def papermill_cli(project: Path) -> list[str]:
     """The papermill command, once a notebook."""
-    made = plan(project / "pipeline.toml")
-    commands = " && ".join(_papermill(project, made, index) for index in range(len(made.steps)))
-    return ["sh", "-c", commands]
-
-
-def _papermill(project: Path, made: Plan, index: int) -> str:
-    step = made.steps[index]
-    file = project / f"{step.name}.json"
-    file.write_text(json.dumps(step.parameters))
-    notebook = step.notebook.path
-    return (
-        f"{sys.executable} -m papermill --no-progress-bar -k python3 -f {file} --cwd {notebook.parent} "
-        f"{notebook} {notebook}.out.ipynb"
-    )
+    commands = []
+    for step in plan(project / "pipeline.toml").steps:
+        file, path = project / f"{step.name}.json", step.notebook.path
+        file.write_text(json.dumps(step.parameters))
+        options = f"--no-progress-bar -k python3 -f {file} --cwd {path.parent}"
+        commands.append(f"{sys.executable} -m papermill {options} {path} {path}.out.ipynb")
+    return ["sh", "-c", " && ".join(commands)]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paths import ROOT
+from benchmarks.paths import ROOT, code_cell
 from runner.pipeline.plan import Plan, PlannedStep, plan
 
 KERNEL = "bench"
@@ -26,38 +26,37 @@ for notebook, parameters in {steps!r}:
 
 def ploomber_engine(project: Path) -> list[str]:
     """Four times in one process, which is how it is fast: the second notebook finds what the first has imported."""
-    made = plan(project / "pipeline.toml")
+    planned = plan(project / "pipeline.toml")
     script = project / "engine.py"
     (packages,) = PEERS.glob("lib/python*/site-packages")
-    steps = [(str(step.notebook.path), step.parameters) for step in made.steps]
+    steps = [(str(step.notebook.path), step.parameters) for step in planned.steps]
     script.write_text(IN_PROCESS.format(packages=str(packages), steps=steps, cwd=str(project / "notebooks")))
     return [sys.executable, "-P", str(script)]
 
 
 def nbconvert(project: Path) -> list[str]:
     """`jupyter nbconvert --execute`, once a notebook; it takes no parameters, so they are written in."""
-    made = plan(project / "pipeline.toml")
-    for step in made.steps:
+    planned = plan(project / "pipeline.toml")
+    for step in planned.steps:
         document = json.loads(step.notebook.path.read_text())
-        cell = next(one for one in document["cells"] if "parameters" in one["metadata"].get("tags", []))
-        cell["source"] = "".join(cell["source"]) + "".join(
-            f"\n{name} = {value!r}" for name, value in step.parameters.items()
-        )
+        cell = document["cells"][_parameters_at(document)]
+        lines = [f"\n{name} = {value!r}" for name, value in step.parameters.items()]
+        cell["source"] = "".join([*cell["source"], *lines])
         document["metadata"]["kernelspec"]["name"] = "python3"
         step.notebook.path.write_text(json.dumps(document))
     commands = (
         f"{sys.executable} -m nbconvert --execute --to notebook --output {step.name}.out.ipynb {step.notebook.path}"
-        for step in made.steps
+        for step in planned.steps
     )
     return ["sh", "-c", " && ".join(commands)]
 
 
 def dvc(project: Path) -> list[str]:
-    """A stage a notebook, executed by papermill, with its inputs as dependencies and its outputs kept in dvc's cache."""
-    made = plan(project / "pipeline.toml")
+    """A stage for each notebook, executed by papermill; its inputs are dependencies, dvc's cache keeps its outputs."""
+    planned = plan(project / "pipeline.toml")
     stages = {}
-    for step in made.steps:
-        values = {**step.parameters, **_paths(made, step, "out")}
+    for step in planned.steps:
+        values = {**step.parameters, **_paths(planned, step, "out")}
         (project / f"{step.name}.json").write_text(json.dumps(values))
         inputs = [str(value) for name, value in values.items() if name in step.spec.inputs and value]
         stages[step.name] = {
@@ -74,13 +73,13 @@ def dvc(project: Path) -> list[str]:
 
 
 def ploomber(project: Path) -> list[str]:
-    """A task a notebook; its parameters cell says what is upstream, as ploomber wants it."""
-    made = plan(project / "pipeline.toml")
+    """A task for each notebook, whose parameters cell names what is upstream, as ploomber needs."""
+    planned = plan(project / "pipeline.toml")
     tasks = []
-    for step in made.steps:
+    for step in planned.steps:
         source = project / "ploomber" / f"{step.name}.ipynb"
         source.parent.mkdir(exist_ok=True)
-        source.write_text(json.dumps(_for_ploomber(made, step)))
+        source.write_text(json.dumps(_for_ploomber(planned, step)))
         product = {"nb": f"ploomber/out/{step.name}.ipynb"}
         product |= {name: f"ploomber/out/{step.name}-{place.rstrip('/')}" for name, place in step.spec.outputs.items()}
         tasks.append({"source": str(source.relative_to(project)), "name": step.name, "product": product})
@@ -95,40 +94,35 @@ def ploomber(project: Path) -> list[str]:
     return ["env", *variables, str(PEERS / "bin/ploomber"), "build"]
 
 
-def _for_ploomber(made: Plan, step: PlannedStep) -> dict[str, Any]:
+def _for_ploomber(planned: Plan, step: PlannedStep) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(step.notebook.path.read_text(encoding="utf-8"))
-    at = next(i for i, cell in enumerate(document["cells"]) if "parameters" in cell["metadata"].get("tags", []))
-    upstream = sorted(step.needs) or None
+    at = _parameters_at(document)
     cell = document["cells"][at]
-    cell["source"] = "".join(cell["source"]) + f"\nupstream = {upstream!r}\nproduct = None"
-    lines = [f"{name} = {value!r}" for name, value in {**step.parameters, **_paths(made, step, "")}.items()]
+    cell["source"] = "".join([*cell["source"], f"\nupstream = {sorted(step.needs) or None!r}\nproduct = None"])
+    lines = [f"{name} = {value!r}" for name, value in {**step.parameters, **_paths(planned, step, "")}.items()]
     for name, spec in step.spec.inputs.items():
         producer, _, output = spec.from_.partition(".")
         if producer in step.needs:
             lines.append(f"{name} = str(upstream[{producer!r}][{output!r}])")
     lines += [f"{name} = str(product[{name!r}])" for name in step.spec.outputs]
-    glue = {
-        "id": "glue",
-        "cell_type": "code",
-        "metadata": {},
-        "source": "\n".join(lines),
-        "outputs": [],
-        "execution_count": None,
-    }
-    document["cells"].insert(at + 1, glue)
+    document["cells"].insert(at + 1, code_cell("glue", "\n".join(lines)))
     document["metadata"]["kernelspec"] = {"name": KERNEL, "display_name": KERNEL, "language": "python"}
     return document
 
 
-def _paths(made: Plan, step: PlannedStep, folder: str) -> dict[str, str]:
-    """Inputs and outputs as absolute paths; what only a run of ours has (champion, verdict) is absent."""
-    root = made.root
-    found = {name: str(root / folder / f"{step.name}-{place.rstrip('/')}") for name, place in step.spec.outputs.items()}
+def _parameters_at(document: dict[str, Any]) -> int:
+    return next(at for at, cell in enumerate(document["cells"]) if "parameters" in cell["metadata"].get("tags", []))
+
+
+def _paths(planned: Plan, step: PlannedStep, folder: str) -> dict[str, str]:
+    """Inputs and outputs as absolute paths; "" for inputs that only our runs have (champion, verdict)."""
+    root = planned.root
+    paths = {name: str(root / folder / f"{step.name}-{file.rstrip('/')}") for name, file in step.spec.outputs.items()}
     for name, spec in step.spec.inputs.items():
         producer, _, output = spec.from_.partition(".")
-        if producer in made.pipeline.steps:
-            place = made.pipeline.steps[producer].outputs[output].rstrip("/")
-            found[name] = str(root / folder / f"{producer}-{place}")
+        if producer in planned.pipeline.steps:
+            file = planned.pipeline.steps[producer].outputs[output].rstrip("/")
+            paths[name] = str(root / folder / f"{producer}-{file}")
         else:
-            found[name] = str((root / spec.from_).resolve()) if spec.from_.startswith(("./", "/")) else ""
-    return found
+            paths[name] = str((root / spec.from_).resolve()) if spec.from_.startswith(("./", "/")) else ""
+    return paths

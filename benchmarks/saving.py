@@ -1,7 +1,7 @@
 """`python -m benchmarks.saving`: what `runner.model.save` takes beside the learning whose model it saves.
 
-Processor time, medians of 5, for 80 % of the churn table and for 80 % of 100,000 rows drawn from it with noise, with the
-settings of 02_train. Processor time, so that what else the machine does counts little.
+Medians of 5, for 80 % of the churn table and for 80 % of 100,000 rows drawn from it with noise, with the settings of
+02_train. Processor time, on which other work of the machine has little influence.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def records(table: Path, rows: int | None) -> tuple[pd.DataFrame, pd.Series]:
     """Records and answers; `rows` draws so many, their numbers a little apart."""
     frame = pd.read_csv(table, dtype=str, keep_default_na=False)
     left = frame[TARGET].isin(["True.", "1"]).astype("int8")
-    made = frame.drop(columns=[KEY, TARGET])
-    for name in made.columns:
-        text = runner.model.as_category(made[name])
-        made[name] = text.astype("category") if name in CATEGORIES else pd.to_numeric(text)
+    whole = frame.drop(columns=[KEY, TARGET])
+    for name in whole.columns:
+        text = runner.model.as_category(whole[name])
+        whole[name] = text.astype("category") if name in CATEGORIES else pd.to_numeric(text)
     if rows is None:
-        return made, left
+        return whole, left
     chance = np.random.default_rng(0)
-    drawn = chance.integers(0, len(made), rows)
-    made, left = made.iloc[drawn].reset_index(drop=True), left.iloc[drawn].reset_index(drop=True)
-    for name in made.columns.drop(CATEGORIES):
-        made[name] = (made[name] * chance.normal(1, 0.01, rows)).round(3)
-    return made, left
+    drawn = chance.integers(0, len(whole), rows)
+    records, left = whole.iloc[drawn].reset_index(drop=True), left.iloc[drawn].reset_index(drop=True)
+    for name in records.columns.drop(CATEGORIES):
+        records[name] = (records[name] * chance.normal(1, 0.01, rows)).round(3)
+    return records, left
 
 
 def measure(frame: pd.DataFrame, left: pd.Series, folder: Path) -> tuple[float, float, int]:
@@ -66,9 +66,10 @@ def main() -> None:
     for rows in (None, 100_000):
         frame, left = records(table, rows)
         with tempfile.TemporaryDirectory() as folder:
-            found = [measure(frame, left, Path(folder)) for _ in range(5)]
-        learning, saving = (statistics.median(one[at] for one in found) for at in (0, 1))
-        print(f"{int(0.8 * len(frame)):,} rows, {found[0][2]} trees: learning {learning:.2f} s, save {saving:.2f} s")
+            measured = [measure(frame, left, Path(folder)) for _ in range(5)]
+        learning, saving = (statistics.median(column) for column in list(zip(*measured, strict=True))[:2])
+        trees = measured[0][2]
+        print(f"{int(0.8 * len(frame)):,} rows, {trees} trees: learning {learning:.2f} s, save {saving:.2f} s")
 
 
 if __name__ == "__main__":

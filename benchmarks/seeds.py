@@ -33,7 +33,7 @@ VARIANTS = {"first": {}, "again": {}, "1 thread": {"train.nthread": "1"}, "2 thr
 
 
 class Printed(msgspec.Struct, frozen=True):
-    """What is needed of `runner run --json`."""
+    """The part of `runner run --json` that is used here."""
 
     run: str
     metrics: dict[str, Metric]
@@ -63,18 +63,18 @@ def seed_lines(table: Path, seeds: Iterable[int]) -> Iterator[str]:
     """A Markdown table, a line for each seed as soon as it has run; then the means beside what is required of them."""
     yield "| seed | test rows | AUC | interval | accuracy | F1 |"
     yield "|---:|---:|---:|---|---:|---:|"
-    found: list[dict[str, Metric]] = []
+    rows: list[dict[str, Metric]] = []
     with tempfile.TemporaryDirectory() as scratch:
         project = copy_project(Path(scratch) / "project")
         for seed in seeds:
             metrics = run(project, table, seed=seed).metrics
-            found.append({name: metrics[f"evaluate.{name}"] for name in SHOWN})
-            auc, accuracy, f1 = found[-1].values()
+            rows.append({name: metrics[f"evaluate.{name}"] for name in SHOWN})
+            auc, accuracy, f1 = rows[-1].values()
             yield (
                 f"| {seed} | {metrics['evaluate.test_rows'].value:.0f} | {auc.value:.4f} | "
                 f"{auc.low:.4f} to {auc.high:.4f} | {accuracy.value:.4f} | {f1.value:.4f} |"
             )
-    values = {name: [metrics[name].value for metrics in found] for name in SHOWN}
+    values = {name: [metrics[name].value for metrics in rows] for name in SHOWN}
     mean = {name: statistics.fmean(numbers) for name, numbers in values.items()}
     yield f"| **mean** | | **{mean['auc']:.4f}** | | **{mean['accuracy']:.4f}** | **{mean['f1']:.4f}** |"
     ends = {name: f"{min(numbers):.4f} to {max(numbers):.4f}" for name, numbers in values.items()}
@@ -87,12 +87,12 @@ def seed_lines(table: Path, seeds: Iterable[int]) -> Iterator[str]:
 def identical(table: Path, *, seed: int) -> bool:
     """Whether runs with the same seed, twice and on one and two threads, left the same numbers and bytes."""
     print(f"{table.name}, seed {seed}: {', '.join(VARIANTS)}, each with --force in a folder of its own\n")
-    evidence = {name: _evidence(table, seed=seed, parameters=given) for name, given in VARIANTS.items()}
-    names = sorted({name for found in evidence.values() for name in found})
+    evidence = {name: _evidence(table, seed=seed, parameters=parameters) for name, parameters in VARIANTS.items()}
+    names = sorted({name for facts in evidence.values() for name in facts})
     print("| compared | first | equal in |\n|---|---|---|")
     same = True
     for name in names:
-        values = [found.get(name, "missing") for found in evidence.values()]
+        values = [facts.get(name, "missing") for facts in evidence.values()]
         equal = sum(value == values[0] for value in values)
         same = same and equal == len(values)
         print(f"| {name} | `{values[0][:16]}` | {equal} of {len(values)} |", flush=True)
@@ -101,7 +101,7 @@ def identical(table: Path, *, seed: int) -> bool:
 
 
 def _evidence(table: Path, *, seed: int, parameters: dict[str, str]) -> dict[str, str]:
-    """What a run left behind: name -> number or sha256."""
+    """A run's numbers and hashes by name."""
     with tempfile.TemporaryDirectory() as scratch:
         project = copy_project(Path(scratch) / "project")
         folder = project / "runs" / run(project, table, seed=seed, parameters=parameters).run
@@ -129,9 +129,9 @@ def _metrics(manifest: RunManifest) -> dict[str, float]:
 
 def run(project: Path, table: Path, *, seed: int, parameters: dict[str, str] | None = None) -> Printed:
     """One run up to the evaluation; registers nothing. Raises SystemExit with its messages where a step failed."""
-    given = {"seed": str(seed), "split_seed": str(seed), "data.source": str(table.resolve()), **(parameters or {})}
+    values = {"seed": str(seed), "split_seed": str(seed), "data.source": str(table.resolve()), **(parameters or {})}
     command = [sys.executable, "-m", "runner", "run", "evaluate", "--json", "--no-register", "--force"]
-    command += [part for name, value in given.items() for part in ("-p", f"{name}={value}")]
+    command += [part for name, value in values.items() for part in ("-p", f"{name}={value}")]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin while they wait crawl on busy cores
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in JUDGED:

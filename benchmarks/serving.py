@@ -27,7 +27,7 @@ import pandas as pd
 import xgboost as xgb
 
 import runner.model
-from benchmarks.measuring import machine, table
+from benchmarks.measuring import machine, pss_mb, table, tree, write_between
 from benchmarks.paths import ROOT
 from runner.content import artifact
 from runner.model.registry import LocalRegistry
@@ -74,7 +74,7 @@ class Running:
     process: subprocess.Popen[bytes]
     port: int
     start_s: float
-    found: dict[str, list[Load]] = field(default_factory=dict)
+    loads: dict[str, list[Load]] = field(default_factory=dict)  # by case
 
 
 def main() -> None:
@@ -94,10 +94,10 @@ def main() -> None:
                         body = request(server.name, case, table)
                         if body is not None:
                             load = asyncio.run(put_load(server, body, case.clients, options.seconds))
-                            server.found.setdefault(case.name, []).extend([load] if round_ else [])
-            memory = {server.name: memory_mb(server.process.pid) for server in servers}
+                            server.loads.setdefault(case.name, []).extend([load] if round_ else [])
+            memory_mb = max(map(pss_mb, tree(servers[0].process.pid)))  # of the largest process: the worker
         least = {case.name: limit_us(case, model, table) for case in CASES}
-    report(servers, least, memory, write=options.write)
+    report(servers, least, memory_mb, write=options.write)
 
 
 def make(folder: Path) -> tuple[Path, Path, np.ndarray]:
@@ -112,9 +112,9 @@ def make(folder: Path) -> tuple[Path, Path, np.ndarray]:
     place.parent.mkdir(parents=True)
     runner.model.save(place, booster, frame, target="y", positive="1")
     (folder / "pipeline.toml").write_text('name = "bench"\n[steps.train]\nnotebook = "train.ipynb"\n')
-    made = artifact(place, name="steps/train/out/model")
+    saved = artifact(place, name="steps/train/out/model")
     registry = LocalRegistry(folder / "runs/registry.db")
-    registry.register(NewVersion(name="bench", run=run, sha256=made.sha256, artifact=made, created_by="benchmark"))
+    registry.register(NewVersion(name="bench", run=run, sha256=saved.sha256, artifact=saved, created_by="benchmark"))
     registry.decide("bench", 1, "approved", who="benchmark", why="benchmark")
     booster.save_model(folder / "model.json")
     return folder, folder / "model.json", table[:1000]
@@ -194,12 +194,12 @@ def request(server: str, case: Case, table: np.ndarray) -> bytes | None:
         body = json.dumps([dict(zip(NAMES, row, strict=True)) for row in rows])
     else:
         body = json.dumps({"instances": rows})
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\naccept: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
-    return (head + body).encode()
+    headers = f"host: x\r\ncontent-type: {kind}\r\naccept: {kind}\r\ncontent-length: {len(body)}"
+    return f"POST {path} HTTP/1.1\r\n{headers}\r\n\r\n{body}".encode()
 
 
-class Asking(asyncio.Protocol):
-    """One connection that asks again as soon as it was answered."""
+class Client(asyncio.Protocol):
+    """One connection that sends the request again as soon as it has the answer."""
 
     def __init__(self, body: bytes, until: float, times: list[float], done: asyncio.Future[None]) -> None:
         self.body, self.until, self.times, self.done = body, until, times, done
@@ -207,16 +207,16 @@ class Asking(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.ask()
+        self.send()
 
-    def ask(self) -> None:
+    def send(self) -> None:
         self.began = time.perf_counter()
         self.transport.write(self.body)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        head, found, content = self.buffer.partition(b"\r\n\r\n")
-        if not found:
+        head, separator, content = self.buffer.partition(b"\r\n\r\n")
+        if not separator:
             return
         length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
         if len(content) < length:
@@ -227,7 +227,7 @@ class Asking(asyncio.Protocol):
         now = time.perf_counter()
         self.times.append(now - self.began)
         if now < self.until:
-            self.ask()
+            self.send()
         else:
             self.transport.close()
             self.done.set_result(None)
@@ -241,39 +241,22 @@ async def put_load(server: Running, body: bytes, clients: int, seconds: float) -
     for _ in range(clients):
         done: asyncio.Future[None] = loop.create_future()
         waiting.append(done)
-        made = Asking(body, began + seconds, times, done)
-        await loop.create_connection(lambda made=made: made, "127.0.0.1", server.port)  # type: ignore[misc]
+        client = Client(body, began + seconds, times, done)
+        await loop.create_connection(lambda client=client: client, "127.0.0.1", server.port)  # type: ignore[misc]
     await asyncio.gather(*waiting)
     took, cpu = time.perf_counter() - began, cpu_s(server.process.pid) - cpu
     p99 = sorted(times)[int(len(times) * 0.99)] * 1e3
     return Load(len(times) / took, cpu / len(times) * 1e6, p99)
 
 
-def tree(pid: int) -> list[int]:
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-    return [pid, *(one for child in listed for one in tree(int(child)))]
-
-
 def cpu_s(pid: int) -> float:
     """Of the process and all its living descendants."""
-    total = 0
-    for one in tree(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mb(pid: int) -> float:
-    """Of the largest process, in proportion to what it shares."""
-    found = []
-    for one in tree(pid):
-        lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-        found.append(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024)
-    return max(found)
+    stats = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split() for process in tree(pid)]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def limit_us(case: Case, model: Path, table: np.ndarray) -> float:
-    """The least that scoring takes in a process: XGBoost's own call, and reading the numbers by the fastest means."""
+    """The least time of scoring in a process: XGBoost's own call, and reading the numbers by the fastest means."""
     import msgspec
 
     from runner.scoring.inference import Booster
@@ -290,7 +273,7 @@ def limit_us(case: Case, model: Path, table: np.ndarray) -> float:
 
 
 def least_us(call: Callable[[], object]) -> float:
-    """The median of the calls' times, of those that nothing interrupted much."""
+    """The median time of the calls within a second."""
     times = []
     until = time.perf_counter() + 1.0
     while time.perf_counter() < until:
@@ -300,41 +283,17 @@ def least_us(call: Callable[[], object]) -> float:
     return statistics.median(times) * 1e6
 
 
-def report(servers: list[Running], least: dict[str, float], memory: dict[str, float], *, write: bool) -> None:
-    """Print what was found and leave: 1 where a figure is missed, 2 where a peer was not there; `write` it into the page."""
-    ours, floor = servers[0], servers[1]
+def report(servers: list[Running], least: dict[str, float], memory_mb: float, *, write: bool) -> None:
+    """Print the results, with `write` also into the page; exit 1 where a goal is missed, 2 where a peer is absent."""
+    ours = servers[0]
     lines, missed = [], []
     for case in CASES:
-        base = ours.found[case.name]
-        rows = []
-        for server in servers:
-            loads = server.found.get(case.name)
-            if not loads:
-                continue
-            per_s, cpu, p99 = (statistics.median(getattr(one, name) for one in loads) for name in ("per_s", "cpu_us", "p99_ms"))  # fmt: skip
-            faster = statistics.median(us.per_s / them.per_s for us, them in zip(base, loads, strict=True))
-            cheaper = statistics.median(them.cpu_us / us.cpu_us for us, them in zip(base, loads, strict=True))
-            rows.append([server.name, f"{per_s:,.0f}", f"{cpu:,.0f}", f"{p99:.1f}", f"{faster:.1f}", f"{cheaper:.1f}"])
-            needed = LEAST.get((case.rows, server.name), 2 if case.rows > 1 and server not in (ours, floor) else 0)
-            missed += [f"{case.name}: {faster:.1f} × {server.name}, not {needed} ×"] if faster < needed else []
-        physical = statistics.median(one.cpu_us for one in floor.found[case.name]) + least[case.name]
-        part = physical / statistics.median(one.cpu_us for one in base)
-        missed += [f"{case.name}: {part:.0%} of the physical limit, not 40 %"] if part < 0.4 else []
-        p99 = statistics.median(one.p99_ms for one in base)
-        if case.clients == 16 and p99 >= 15:
-            missed.append(f"{case.name}: p99 {p99:.1f} ms, not under 15")
-        head = ["", "requests/s", "CPU µs", "p99 ms", "runner serve is × by rate", "by CPU"]
-        lines += [f"**{case.name}, {case.clients} clients**", "", *table(head, rows), ""]
-        lines += [
-            f"HTTP, XGBoost's call and reading take {physical:,.0f} µs at least: runner serve is at {part:.0%} of that.",
-            "",
-        ]
-    lines += [
-        f"Start {ours.start_s:.1f} s (at most 3 wanted), memory {memory[OURS]:.0f} MB a worker (at most 220).",
-        "",
-    ]
+        case_lines, case_missed = case_report(case, servers, least[case.name])
+        lines += case_lines
+        missed += case_missed
+    lines += [f"Start {ours.start_s:.1f} s (at most 3 wanted), memory {memory_mb:.0f} MB a worker (at most 220).", ""]
     missed += ["the start took more than 3 s"] if ours.start_s > 3 else []
-    missed += ["a worker takes more than 220 MB"] if memory[OURS] > 220 else []
+    missed += ["a worker takes more than 220 MB"] if memory_mb > 220 else []
     absent = [name for name in (FLASK, FASTAPI, MLSERVER) if name not in {server.name for server in servers}]
     lines.append(
         f"Missed: {'; '.join(missed)}." if missed else "Nothing missed." if absent else "All that was wanted is met."
@@ -343,10 +302,35 @@ def report(servers: list[Running], least: dict[str, float], memory: dict[str, fl
         lines.append(f"Not judged: {', '.join(absent)} was not measured.")
     print("\n".join(lines))
     if write and not absent:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        text = "\n".join([machine(), "", *lines])
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_between(PAGE, BEGIN, END, "\n".join([machine(), "", *lines]))
     sys.exit(1 if missed else 2 if absent else 0)
+
+
+def case_report(case: Case, servers: list[Running], least: float) -> tuple[list[str], list[str]]:
+    """The lines of one case, and the goals it misses. `least` is the processor time of scoring alone, in µs."""
+    ours, floor = servers[:2]
+    base, rows, missed = ours.loads[case.name], [], []
+    for server in servers:
+        loads = server.loads.get(case.name)
+        if not loads:
+            continue
+        per_s, cpu, p99 = (median(loads, name) for name in ("per_s", "cpu_us", "p99_ms"))
+        faster = statistics.median(us.per_s / them.per_s for us, them in zip(base, loads, strict=True))
+        cheaper = statistics.median(them.cpu_us / us.cpu_us for us, them in zip(base, loads, strict=True))
+        rows.append([server.name, f"{per_s:,.0f}", f"{cpu:,.0f}", f"{p99:.1f}", f"{faster:.1f}", f"{cheaper:.1f}"])
+        needed = LEAST.get((case.rows, server.name), 2 if case.rows > 1 and server not in (ours, floor) else 0)
+        missed += [f"{case.name}: {faster:.1f} × {server.name}, not {needed} ×"] if faster < needed else []
+    physical = median(floor.loads[case.name], "cpu_us") + least
+    part, p99 = physical / median(base, "cpu_us"), median(base, "p99_ms")
+    missed += [f"{case.name}: {part:.0%} of the physical limit, not 40 %"] if part < 0.4 else []
+    missed += [f"{case.name}: p99 {p99:.1f} ms, not under 15"] if case.clients == 16 and p99 >= 15 else []
+    head = ["", "requests/s", "CPU µs", "p99 ms", "runner serve is × by rate", "by CPU"]
+    limit = f"HTTP, XGBoost's call and reading take {physical:,.0f} µs at least: runner serve is at {part:.0%} of that."
+    return [f"**{case.name}, {case.clients} clients**", "", *table(head, rows), "", limit, ""], missed
+
+
+def median(loads: list[Load], name: str) -> float:
+    return statistics.median(getattr(load, name) for load in loads)
 
 
 if __name__ == "__main__":

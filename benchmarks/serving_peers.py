@@ -1,4 +1,4 @@
-"""The servers beside which `runner serve` is measured; run by the peers' own Python, so nothing of ours is imported.
+"""The servers beside which `runner serve` is measured; run by the peers' own Python, so nothing of this project is imported.
 
 floor     uvicorn that reads the body and answers a constant: what HTTP alone costs
 flask     gunicorn, gevent and Flask as in AWS' xgboost container, without the nginx before them there:
@@ -78,8 +78,8 @@ def fastapi_app(model: str) -> Any:
             rows = np.loadtxt(io.BytesIO(await request.body()), delimiter=",", ndmin=2)
             scores = booster.inplace_predict(rows)
             return fastapi.Response("\n".join(map(str, scores.tolist())) + "\n", media_type="text/csv")
-        given = await request.json()
-        rows = given["instances"] if isinstance(given, dict) else [list(record.values()) for record in given]
+        body = await request.json()
+        rows = body["instances"] if isinstance(body, dict) else [list(record.values()) for record in body]
         return {"predictions": booster.inplace_predict(np.array(rows)).tolist()}
 
     return app
@@ -88,7 +88,8 @@ def fastapi_app(model: str) -> Any:
 def mlserver_folder(folder: Path, model: str, port: int) -> Path:
     """What `mlserver start` reads."""
     folder.mkdir()
-    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "parallel_workers": 0, "debug": False}  # fmt: skip
+    ports = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2}
+    settings = {"host": "127.0.0.1", **ports, "parallel_workers": 0, "debug": False}
     (folder / "settings.json").write_text(json.dumps(settings))
     implementation = {"name": "m", "implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"uri": model}}
     (folder / "model-settings.json").write_text(json.dumps(implementation))
@@ -97,32 +98,18 @@ def mlserver_folder(folder: Path, model: str, port: int) -> Path:
 
 if __name__ == "__main__":
     kind, port, model = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    here = Path(sys.executable).parent
+    scripts = Path(sys.executable).parent
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(Path(__file__).parent))
-    if kind == "floor":
+    if kind in ("floor", "fastapi"):
         import uvicorn
 
-        uvicorn.run(floor_app(), port=port, access_log=False, lifespan="off", ws="none", log_level="critical")
-    elif kind == "fastapi":
-        import uvicorn
-
-        uvicorn.run(fastapi_app(model), port=port, access_log=False, lifespan="off", ws="none", log_level="critical")
+        app = floor_app() if kind == "floor" else fastapi_app(model)
+        uvicorn.run(app, port=port, access_log=False, lifespan="off", ws="none", log_level="critical")
     elif kind == "flask":
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-        options = [
-            "-k",
-            "gevent",
-            "-w",
-            "1",
-            "--keep-alive",
-            "60",
-            "-b",
-            f"127.0.0.1:{port}",
-            "--log-level",
-            "critical",
-        ]
-        os.execv(here / "gunicorn", ["gunicorn", *options, f"serving_peers:flask_app({model!r})"])
+        options = f"-k gevent -w 1 --keep-alive 60 -b 127.0.0.1:{port} --log-level critical".split()
+        os.execv(scripts / "gunicorn", ["gunicorn", *options, f"serving_peers:flask_app({model!r})"])
     else:
         folder = mlserver_folder(Path(model).parent / f"mlserver-{port}", model, port)
-        os.execv(here / "mlserver", ["mlserver", "start", str(folder)])
+        os.execv(scripts / "mlserver", ["mlserver", "start", str(folder)])

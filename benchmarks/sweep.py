@@ -50,13 +50,13 @@ def limit(project: Path, *, drawn: bool = False) -> list[str]:
     """The plain limit: data once, the step's imports once, a process a core, the winner's evaluation."""
     from runner.kernel.choose import Imports
 
-    made = plan(project / "pipeline.toml")
-    steps = {step.name: step for step in made.steps}
+    planned = plan(project / "pipeline.toml")
+    steps = {step.name: step for step in planned.steps}
     script = project / "notebooks" / "limit.py"
     script.write_text(
         (DRAWING if drawn else "")
         + LIMIT.format(
-            data=_cells(made, "data"), train=_cells(made, "train"), evaluate=_cells(made, "evaluate"),
+            data=_cells(planned, "data"), train=_cells(planned, "train"), evaluate=_cells(planned, "evaluate"),
             data_values=steps["data"].parameters, train_values=steps["train"].parameters,
             evaluate_values=steps["evaluate"].parameters, imports=Imports(steps["train"].notebook).ahead,
             grid=combinations(), jobs=JOBS,
@@ -73,6 +73,6 @@ def ours(project: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _cells(made: Plan, name: str) -> list[tuple[str, bool]]:
-    step = next(step for step in made.steps if step.name == name)
+def _cells(planned: Plan, name: str) -> list[tuple[str, bool]]:
+    step = next(step for step in planned.steps if step.name == name)
     return [(cell.source, "parameters" in cell.tags) for cell in step.notebook.code]

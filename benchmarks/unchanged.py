@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as scratch:
-        projects = {name: copy_project(Path(scratch) / name.split()[0]) for name in MADE}
-        commands = {name: made(projects[name]) for name, made in MADE.items()}
+        projects = {name: copy_project(Path(scratch) / name.split()[0]) for name in COMMANDS}
+        commands = {name: command(projects[name]) for name, command in COMMANDS.items()}
         scripts = [
             measure(plain_script(project), project / "notebooks").wall_s
             for project in (copy_project(Path(scratch) / f"plain-{number}") for number in range(4))
@@ -34,24 +34,25 @@ def main() -> None:
         for name, command in commands.items():
             measure(command, projects[name])  # the one that does the work
             measure(command, projects[name])  # ploomber reads its own products once more
-        found: dict[str, list[float]] = {name: [] for name in commands}
+        seconds_by_tool: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(rounds):
             for name, command in commands.items():
-                found[name].append(measure(command, projects[name]).wall_s)
-    ours = statistics.median(found["runner run"])
+                seconds_by_tool[name].append(measure(command, projects[name]).wall_s)
+    medians = {name: statistics.median(seconds) for name, seconds in seconds_by_tool.items()}
+    ours = medians["runner run"]
     print(f"{'nothing changed':<18} {'median s':>9} {'min s':>7} {'max s':>7}   runner run is")
     print(f"{'plain script':<18} {plain:9.3f} {min(scripts):7.3f} {max(scripts):7.3f}   {ours / plain:.3f} of it")
-    for name, seconds in found.items():
-        median = statistics.median(seconds)
-        print(f"{name:<18} {median:9.3f} {min(seconds):7.3f} {max(seconds):7.3f}   {ours / median:.3f} of it")
-    medians = {"plain script": plain, **{name: statistics.median(seconds) for name, seconds in found.items()}}
+    for name, seconds in seconds_by_tool.items():
+        line = f"{name:<18} {medians[name]:9.3f} {min(seconds):7.3f} {max(seconds):7.3f}"
+        print(f"{line}   {ours / medians[name]:.3f} of it")
+    medians["plain script"] = plain
     missed = [name for name, most in REQUIRED.items() if ours / medians[name] > most]
     print("required: " + ", ".join(f"<= {most} of {name}" for name, most in REQUIRED.items()))
     print(f"missed: {', '.join(missed)}" if missed else "all met")
     sys.exit(1 if missed else 0)
 
 
-MADE = {"runner run": lambda project: runner(project)[:-1], "dvc repro": dvc, "ploomber build": ploomber}
+COMMANDS = {"runner run": lambda project: runner(project)[:-1], "dvc repro": dvc, "ploomber build": ploomber}
 
 if __name__ == "__main__":
     main()

@@ -62,39 +62,39 @@ def check_system() -> None:
 
 
 def check_stack() -> None:
-    """End with a sentence where the stack is too small: what is missing of it would be a crash anywhere."""
+    """Exit with a sentence where the stack is too small, which could crash Python at any point."""
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
     if limit != resource.RLIM_INFINITY and limit < STACK_KB * 1024:
         sys.stderr.write(
-            f"cannot run as asked:\n  The stack is limited to {limit // 1024} kB, and Python needs {STACK_KB} kB to work "
-            "with notebooks. Raise the limit: ulimit -s 8192\n"
+            f"cannot run as asked:\n  The stack is limited to {limit // 1024} kB, and Python needs {STACK_KB} kB to "
+            "work with notebooks. Raise the limit: ulimit -s 8192\n"
         )
         sys.exit(2)
 
 
 class _Pipe(io.FileIO):
-    """A pipe whose reader may go away: from then on nothing is said, and the work goes on."""
+    """A pipe whose reader may go away: from then on its output is dropped, and the command continues."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
             return memoryview(data).nbytes
 
 
 def outlive_readers() -> None:
-    """`runner run | head -3` is one run, and it ends as without `head`; so does every command that does something.
+    """Let every command end normally where its reader goes away, as in `runner run | head -3`.
 
-    Where a stream was closed, nothing else may come to be opened in its place.
+    Also fills closed standard descriptors, so that no other file is opened as one of them.
     """
-    while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
-    os.close(place)
+    os.close(descriptor)
     for number, name in enumerate(("stdout", "stderr"), 1):
         stream = getattr(sys, name) or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         mode = os.fstat(stream.fileno()).st_mode

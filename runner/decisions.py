@@ -1,4 +1,4 @@
-"""Deciding on versions: approving and rejecting them, beside what those who call a model would notice."""
+"""Deciding on versions: approving, rejecting and deploying them, beside what those who call a model would notice."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError
-from runner.model import approval
+from runner.model import approval, deployment
 from runner.model.compatibility import Callers, SchemaComparison, compare
+from runner.model.deployment import Deployer
 from runner.model.registry_rules import Decider
-from runner.model.served import recorded, serves
+from runner.model.release import ReleaseStep
+from runner.model.served import Deployment, recorded, serves
 from runner.model.versions import ModelVersion
-from runner.project import LOCAL, SAGEMAKER, Project, model_folder
+from runner.project import Project, model_folder
 from runner.records import SageMakerTargetSpec
 from runner.run import provenance
 from runner.serve.openapi import outdated
@@ -27,8 +29,8 @@ def approve(
     project: Project, name: str, version: int, *, why: str, allow_schema_change: bool = False, say: Say = lambda _: None
 ) -> ModelVersion:
     """See `runner.model.approval.approve`; beside what serves and what is approved now."""
-    spec, store, registered = project.spec, project.store, project.registry.get(name, version)
-    if spec.model is not None and spec.model.registry != LOCAL:
+    store, registered = project.store, project.registry.get(name, version)
+    if project.registry_is_remote:
         from runner.aws.registered_archive import check_registered
 
         check_registered(project.registry, registered)  # what an endpoint would load, beside what the run has made
@@ -77,45 +79,65 @@ def _decider(project: Project) -> Decider:
     return Decider(provenance.who(), project.identity, project.spec.approval)
 
 
+def carry_out(
+    project: Project, step: ReleaseStep, name: str, version: int, *, why: str, allow_schema_change: bool, say: Say
+) -> Deployment | None:
+    """One step of a release; the deployment where it is one."""
+    options: dict[str, Any] = {"why": why, "allow_schema_change": allow_schema_change, "say": say}
+    match step.what, step.target:
+        case "approve", _:
+            approve(project, name, version, **options)
+        case "approve for", str(target):
+            approve_for(project, name, version, target=target, **options)
+        case "deploy", str(target):
+            return deploy(project, project.deployer(target), name, version, **options)
+    return None
+
+
+def deploy(project: Project, deployer: Deployer, name: str, version: int, **options: Any) -> Deployment:
+    """See `runner.model.deployment.deploy`, which takes the `options`."""
+    return deployment.deploy(project.registry, deployer, name, version, who=provenance.who(), **options)
+
+
 def check(
     project: Project, name: str, version: int, *, target: str | None, allow_schema_change: bool, say: Say
 ) -> None:
     """Raises Refused where approving the version, or deploying it to the target, would for what callers lose."""
-    found = project.registry.get(name, version)
-    beside_others(project, found, target).permitted(allow=allow_schema_change, say=say)
+    candidate = project.registry.get(name, version)
+    beside_others(project, candidate, target).permitted(allow=allow_schema_change, say=say)
 
 
-def beside_others(project: Project, found: ModelVersion, target: str | None = None) -> SchemaComparison:
+def beside_others(project: Project, version: ModelVersion, target: str | None = None) -> SchemaComparison:
     """The version beside those of its name that serve now, at one target or anywhere, and the approved one."""
-    spec, versions = project.spec, project.registry
+    targets, registry = project.spec.targets, project.registry
     if target is not None:
-        last = recorded(versions, target)
+        last = recorded(registry, target)
         served = {target: (last.name, last.version)} if last is not None and last.kind != "removed" else {}
         champion = None
     else:
-        served = {at: (found.name, number) for at, number in serves(versions.events(found.name)).items()}
-        champion = versions.approved(found.name)
+        served = {at: (version.name, number) for at, number in serves(registry.events(version.name)).items()}
+        champion = registry.approved(version.name)
     callers = [
-        Callers(versions.get(*one), f"serves at {at}", spec.targets[at].unknown if at in spec.targets else "error")
-        for at, one in served.items()
+        Callers(registry.get(*served_version), f"serves at {at}", targets[at].unknown if at in targets else "error")
+        for at, served_version in served.items()
     ]
     if champion is not None:
         callers.append(Callers(champion, "is the approved version"))
-    return compare(found, callers, project.signature)
+    return compare(version, callers, project.signature)
 
 
 def older_rest(project: Project, name: str, version: int, target: str | None = None) -> list[str]:
-    """A sentence about each schema of a REST front that is not the version's: the one in build/rest, and those that stand
-    before the endpoint of the target, or of any."""
+    """A sentence about each schema of a REST front that differs from the version's: the one in build/rest, and those in
+    front of the endpoint of the target, or of any."""
     try:
         signature = project.signature(project.registry.get(name, version))
-    except RunnerError:  # whoever goes on says so
+    except RunnerError:  # the command that follows says so
         return []
-    again = f"`runner rest {name}/{version}`, package and deploy the stack again (docs/rest.md)."
+    remedy = f"`runner rest {name}/{version}`, package and deploy the stack again (docs/rest.md)."
     return [
-        f"{where} has another schema than {name}/{version}: {said}. {again}"
+        f"{where} has another schema than {name}/{version}: {differences}. {remedy}"
         for where, schema in _rest_schemas(project, target)
-        if isinstance(schema, dict) and (said := outdated(schema, signature))
+        if isinstance(schema, dict) and (differences := outdated(schema, signature))
     ]
 
 
@@ -123,12 +145,12 @@ def _rest_schemas(project: Project, target: str | None) -> Iterator[tuple[str, A
     with contextlib.suppress(OSError, ValueError):
         yield str(REST_SCHEMA), json.loads((project.root / REST_SCHEMA).read_bytes())
     spec = project.spec
-    asks_aws = target is not None or (spec.model is not None and spec.model.registry == SAGEMAKER)
-    for at, one in spec.targets.items():
-        if isinstance(one, SageMakerTargetSpec) and target in (None, at) and asks_aws:
+    asks_aws = target is not None or project.registry_is_remote
+    for name, endpoint in spec.targets.items():
+        if isinstance(endpoint, SageMakerTargetSpec) and target in (None, name) and asks_aws:
             from runner.aws.endpoint_request import endpoint_name
             from runner.aws.rest_stack import record_schemas
 
             with contextlib.suppress(RunnerError):  # nobody is logged in
-                for api, schema in record_schemas(project.session(), endpoint_name(spec.name, at, one)):
-                    yield f"The REST API {api} before {at}", schema
+                for api, schema in record_schemas(project.session(), endpoint_name(spec.name, name, endpoint)):
+                    yield f"The REST API {api} before {name}", schema

@@ -1,7 +1,8 @@
 """Text from notebooks, tables and records, made inert for where it is shown: one function for each medium.
 
-Names, values, errors, captions, tags, authors and cell outputs hold anything. On a terminal they must not move the
-cursor or set its title, in a page not become elements, in a pull request mention nobody, in a spreadsheet not compute.
+Names, values, errors, captions, tags, authors and cell outputs may hold anything. On a terminal they must not move the
+cursor or set its title, in a page not become elements, in a pull request not mention anybody, in a spreadsheet not
+compute.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Callable
 
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
-# control characters but tab and newline; what turns the direction of text, or has no width; halves of a pair
+# control characters but tab and newline; characters that change the text's direction, or have no width; surrogates
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f\ud800-\udfff]"
@@ -31,8 +32,8 @@ _NUMBER = r"[+-]+ *|[+-][\d.,' %$€£]+(?:[eE][+-]?\d+)?|[+-](?:inf|nan)"
 
 
 def visible(text: str) -> str:
-    """Control characters and those that turn text round as their escapes, `\\x1b`; tab and newline stay."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Control characters and those that change the text's direction as their escapes, `\\x1b`; tab and newline stay."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def terminal(text: str) -> str:
@@ -42,7 +43,7 @@ def terminal(text: str) -> str:
 
 def json(text: str) -> str:
     """JSON for a terminal: the same document, with what a terminal would obey as JSON's own escapes."""
-    return _UNSEEN.sub(lambda found: _json_escape(found[0]), text)
+    return _UNSEEN.sub(lambda match: _json_escape(match[0]), text)
 
 
 def html(text: str) -> str:
@@ -53,7 +54,7 @@ def html(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """For a line of prose; where it holds what would be acted on all the same, as a code span."""
+    """For a line of prose; as a code span where it holds something that escapes do not disable."""
     flat = _flat(text)
     if re.search(_LIVE, flat) or flat != visible(flat):
         return code(flat)
@@ -71,30 +72,30 @@ def code(text: object) -> str:
 def csv_cell(text: str) -> str:
     """For a file that people open in a spreadsheet: an apostrophe before what it would compute; numbers stay.
 
-    A cell with `;` or a tab is several cells where those separate them, so each part is looked at.
+    `;` or a tab in a cell may separate cells, so each part is escaped.
     """
-    may, is_number = _looks()
-    if not may(text) or is_number(text):
+    may_change, is_number = _patterns()
+    if not may_change(text) or is_number(text):
         return text
-    made = "".join(map(_guarded, re.split(_CELLS, text)))
-    return text if made == text else made
+    escaped = "".join(map(_guarded, re.split(_CELLS, text)))
+    return text if escaped == text else escaped  # the same object, by which callers count changes
 
 
 def may_compute(text: str) -> bool:
-    """Whether `csv_cell` may change any cell of this CSV text; looking costs a fraction of writing it."""
+    """Whether `csv_cell` may change any cell of this CSV text; takes a fraction of the time of writing it."""
     if text[:1] not in ("+", "-") and not any(mark in text for mark in _MARKS):
         return False
     return any(mark in text for mark in '";\t') or re.search(_SIGNED, text) is not None
 
 
 @functools.cache
-def _looks() -> tuple[Callable[[str], re.Match[str] | None], Callable[[str], re.Match[str] | None]]:
-    """Whether a cell may be changed at all, and whether it is a number; made when a CSV file is written."""
+def _patterns() -> tuple[Callable[[str], re.Match[str] | None], Callable[[str], re.Match[str] | None]]:
+    """Whether a cell may be changed at all, and whether it is a number; compiled when a CSV file is written."""
     return re.compile(_MAY).search, re.compile(_NUMBER).fullmatch
 
 
 def _guarded(part: str) -> str:
-    return f"'{part}" if part and part[0] in _FORMULA and not _looks()[1](part) else part
+    return f"'{part}" if part and part[0] in _FORMULA and not _patterns()[1](part) else part
 
 
 def _flat(text: str) -> str:

@@ -23,7 +23,7 @@ from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, NewVersion, Registry
 from runner.pipeline.file import load, nearest
-from runner.records import USUAL_KERNEL, Artifact, LocalTargetSpec, Pipeline, SageMakerTargetSpec, utc_text
+from runner.records import USUAL_KERNEL, Artifact, Pipeline, SageMakerTargetSpec, utc_text
 from runner.run import sources
 from runner.run.folder import PIPELINE
 from runner.run.ports import Executor, Runtime, RunWatcher, Silent, World
@@ -42,14 +42,13 @@ if TYPE_CHECKING:
 
 RUNS, REGISTRY = "runs", "registry.db"
 LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run, and where versions are registered
-LOOK_S = 5.0  # for what is said beside a run; without an answer the run is shown all the same
+LOOK_S = 5.0  # for a version's present status; without an answer the run is shown as it ended
 
 
 class Project:
     """The pipeline in `file`, with `profile` over it; its runs lie beside the file.
 
-    Nothing is read before it is asked for. Every part raises PipelineError where there is no such file, or a wrong one;
-    but for `store_here`, which asks for none.
+    Nothing is read before it is needed. Every part but `store_here` raises PipelineError for a missing or wrong file.
     """
 
     def __init__(self, file: Path, *, profile: str | None = None) -> None:
@@ -68,7 +67,7 @@ class Project:
     @cached_property
     def store_here(self) -> Store:
         """The runs as they lie on this machine."""
-        return Store(self.root / RUNS, _Elsewhere())
+        return Store(self.root / RUNS, _RemoteObjects())
 
     @cached_property
     def shared(self) -> SharedRuns | None:
@@ -93,49 +92,55 @@ class Project:
         """By [model] registry, wherever the steps run."""
         return self.registry_within(None)
 
-    def registry_within(self, patience_s: float | None) -> Registry:
-        """`patience_s` is how long a registry elsewhere is asked again where it does not answer."""
-        match self.spec.model.registry if self.spec.model else LOCAL:
-            case "sagemaker":
-                from runner.aws import own_image
-                from runner.aws.bucket import Bucket
-                from runner.aws.registry import SageMakerRegistry
-                from runner.aws.settings import settings
+    @property
+    def registry_is_remote(self) -> bool:
+        return self.spec.model is not None and self.spec.model.registry != LOCAL
 
-                chosen, store = settings(self.spec), self.store_here
-                bucket = Bucket(self.session(patience_s), chosen.bucket, chosen.prefix)
-                image = "[sagemaker] serving_image"
-                return SageMakerRegistry(
-                    bucket.session,
-                    bucket,
-                    model_folder=lambda new: model_folder(store, new.run, new.artifact),
-                    run_address=lambda run: bucket.address(f"runs/{run}/"),
-                    image=lambda: own_image.serving(
-                        bucket.session, self.spec.name, chosen, self.root, chosen.serving_image, what=image
-                    ),
-                    tags=chosen.tags,
-                    cache=self.root / RUNS / "registry-cache",
-                )
-            case _:
-                return LocalRegistry(self.root / RUNS / REGISTRY)
+    @property
+    def local_registry(self) -> LocalRegistry:
+        return LocalRegistry(self.root / RUNS / REGISTRY)
+
+    def registry_within(self, patience_s: float | None) -> Registry:
+        """`patience_s` is how long requests to a remote registry are repeated while it does not answer."""
+        if not self.registry_is_remote:
+            return self.local_registry
+        from runner.aws import own_image
+        from runner.aws.bucket import Bucket
+        from runner.aws.registry import SageMakerRegistry
+        from runner.aws.settings import settings
+
+        aws, store = settings(self.spec), self.store_here
+        bucket = Bucket(self.session(patience_s), aws.bucket, aws.prefix)
+        key = "[sagemaker] serving_image"
+        return SageMakerRegistry(
+            bucket.session,
+            bucket,
+            model_folder=lambda new: model_folder(store, new.run, new.artifact),
+            run_address=lambda run: bucket.address(f"runs/{run}/"),
+            image=lambda: own_image.serving(
+                bucket.session, self.spec.name, aws, self.root, aws.serving_image, what=key
+            ),
+            tags=aws.tags,
+            cache=self.root / RUNS / "registry-cache",
+        )
 
     def rebuild_registry(self) -> None:
         """Make the local registry anew from its events' copies; see `LocalRegistry.rebuild`."""
         load(self.file, self.profile)
-        LocalRegistry(self.root / RUNS / REGISTRY).rebuild()
+        self.local_registry.rebuild()
 
     def session(self, patience_s: float | None = None) -> Session:
         from runner.aws.session import PATIENCE_S, Session
         from runner.aws.settings import settings
 
-        chosen = settings(self.spec)
+        aws = settings(self.spec)
         patience_s = PATIENCE_S if patience_s is None else patience_s
-        return Session(chosen.region, patience_s=patience_s, kms_key=chosen.kms_key)
+        return Session(aws.region, patience_s=patience_s, kms_key=aws.kms_key)
 
     @property
     def identity(self) -> str:
-        """Whom AWS takes the caller for, where it keeps the registry; otherwise ""."""
-        if self.spec.model is None or self.spec.model.registry == LOCAL:
+        """The caller's ARN where AWS keeps the registry; otherwise ""."""
+        if not self.registry_is_remote:
             return ""
         from runner.aws.registry import caller
 
@@ -143,7 +148,6 @@ class Project:
 
     def world(
         self,
-        spec: Pipeline | None = None,
         *,
         on: str = LOCAL,
         kernel: str = USUAL_KERNEL,
@@ -151,29 +155,26 @@ class Project:
         watcher: RunWatcher | None = None,
         stop: threading.Event | None = None,
     ) -> World:
-        """What a run of `spec`, or of the file as it is, talks to, with its steps on this machine or in SageMaker.
+        """What a run talks to, with its steps on this machine or in SageMaker.
 
         Runs that share `servers`, see `fork_servers`, share what their kernels import.
         """
-        if spec is not None:
-            return self.of(spec).world(on=on, kernel=kernel, servers=servers, watcher=watcher, stop=stop)
         store = self.store
         executor: Executor
-        match on:
-            case "sagemaker":
-                from runner.aws.processing.executor import SageMakerExecutor, runtime
-                from runner.run.cache import Cache
+        runtime: Runtime | None = None
+        if on == SAGEMAKER:
+            from runner.aws.processing import executor as remote
+            from runner.run.cache import Cache
 
-                elsewhere: Runtime | None = runtime(self.spec, self.root)
-                undeclared = Cache(store, self.root).undeclared
-                executor = SageMakerExecutor(
-                    self.session(), self.spec, root=self.root, store=store, undeclared=undeclared
-                )
-            case _:
-                from runner.step.local import LocalExecutor
+            runtime = remote.runtime(self.spec, self.root)
+            undeclared = Cache(store, self.root).undeclared
+            executor = remote.SageMakerExecutor(
+                self.session(), self.spec, root=self.root, store=store, undeclared=undeclared
+            )
+        else:
+            from runner.step.local import LocalExecutor
 
-                elsewhere = None
-                executor = LocalExecutor(self.root, kernel=kernel, servers=servers)
+            executor = LocalExecutor(self.root, kernel=kernel, servers=servers)
         return World(
             store=store,
             executor=executor,
@@ -181,8 +182,8 @@ class Project:
             remote_for=remote_for,
             watcher=watcher or Silent(),
             stop=stop or threading.Event(),
-            runtime=elsewhere,
-            place=sources.place_input if elsewhere is None else sources.name_only,
+            runtime=runtime,
+            place=sources.place_input if runtime is None else sources.name_only,
             shared=self.shared,
             identity=lambda: self.identity,
         )
@@ -201,7 +202,7 @@ class Project:
         return self.store.manifest(self.find_run(reference))
 
     def stop(self, reference: str) -> list[str]:
-        """End what a run has going on, here or elsewhere; what was told to stop, in words."""
+        """Stop a run's process or its jobs; the names of what is stopped."""
         from runner.run.resume import stop
 
         manifest = self.store.manifest_as_written(self.find_run(reference))
@@ -211,16 +212,14 @@ class Project:
             from runner.aws.processing.jobs import Jobs
 
             session = self.of(manifest.pipeline).session()
-            for state in manifest.steps:
-                if state.status == "running":
-                    kind, name = job_of(manifest, state, self.store, session)
-                    if Jobs(session, poll_s=0, kind=kind).stop(name):
-                        stopped.append(f"job {name}")
+            running = [state for state in manifest.steps if state.status == "running"]
+            jobs = [job_of(manifest, state, self.store, session) for state in running]
+            stopped = [f"job {name}" for kind, name in jobs if Jobs(session, poll_s=0, kind=kind).stop(name)]
         return stopped + stop(manifest, self.store)
 
     def import_pack(self, file: Path) -> tuple[RunManifest, ModelVersion | None]:
-        """The run taken in from a pack. The version that came with it is registered here, pending, as the next of its
-        name; None where none came, or where the project's versions are in SageMaker. An empty folder becomes a project."""
+        """Import the run of a pack. Its version is registered here, pending, as the next of its name; None where it has
+        none, or where the project's versions are in SageMaker. An empty folder becomes a project."""
         from runner.audit.archive import unpack
         from runner.run.provenance import who
 
@@ -230,13 +229,13 @@ class Project:
         store.prepare()
         try:
             with store.shared():
-                taken = unpack(file, store, by)
-                if not is_project:  # so that the run can be looked at
-                    atomic_write(self.file, (store.folder(taken.manifest.run) / PIPELINE).read_bytes())
-                model = (self.spec if is_project else taken.manifest.pipeline).model
-                if taken.version is None or (model is not None and model.registry != LOCAL):
-                    return taken.manifest, None
-                return self._registered(taken.manifest, taken.version)
+                pack = unpack(file, store, by)
+                if not is_project:  # commands need a pipeline file to look at the run
+                    atomic_write(self.file, (store.folder(pack.manifest.run) / PIPELINE).read_bytes())
+                spec = self.spec if is_project else pack.manifest.pipeline
+                if pack.version is None or self.of(spec).registry_is_remote:
+                    return pack.manifest, None
+                return self._registered(pack.manifest, pack.version)
         finally:
             if is_new:
                 store.abandon()
@@ -245,7 +244,7 @@ class Project:
         """The run with its version, as the local registry has it now."""
         from runner.audit.archive import FAILPOINTS
 
-        version = LocalRegistry(self.root / RUNS / REGISTRY).register(new)
+        version = self.local_registry.register(new)
         reach(FAILPOINTS[-1])
         if manifest.model_version is None:
             ref = ModelVersionRef(name=version.name, version=version.version, status="pending")
@@ -262,7 +261,7 @@ class Project:
         return as_of_now(manifests, self.registry_within(LOOK_S))
 
     def version(self, reference: str) -> ModelVersion:
-        """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if there is none."""
+        """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if no version is approved."""
         name, slash, number = reference.partition("/")
         if slash and not number.isdecimal():
             raise UsageError(f"{reference!r} is not a model version; write {name} or {name}/1.")
@@ -295,28 +294,35 @@ class Project:
         return signature_in(model_folder(self.store, version.run, version.artifact), version)
 
     def deployer(self, target: str, *, no_token: bool = False) -> Deployer:
-        """Of one of [targets]; with `no_token` requests need none from now on. UsageError names those there are."""
-        chosen = self.spec.targets.get(target)
-        if chosen is None:
+        """Of one of [targets]; with `no_token` requests need none from now on. UsageError names the nearest target."""
+        spec = self.spec.targets.get(target)
+        if spec is None:
             raise UsageError(f"There is no target {target!r} in {self.file.name}{nearest(target, self.spec.targets)}")
         folder = self.root / RUNS / "targets" / target
-        match chosen:
-            case SageMakerTargetSpec():
-                from runner.aws.endpoint import SageMakerTarget
+        if isinstance(spec, SageMakerTargetSpec):
+            from runner.aws.endpoint import SageMakerTarget
 
-                return SageMakerTarget(
-                    target, chosen, self.session(), self.spec, registry=self.registry,
-                    model_folder=self.version_folder, root=self.root, folder=folder,
-                )  # fmt: skip
-            case LocalTargetSpec():
-                from runner.model.served import recorded
-                from runner.serve.local.target import LocalTarget
+            return SageMakerTarget(
+                target,
+                spec,
+                self.session(),
+                self.spec,
+                registry=self.registry,
+                model_folder=self.version_folder,
+                root=self.root,
+                folder=folder,
+            )
+        from runner.model.served import recorded
+        from runner.serve.local.target import LocalTarget
 
-                return LocalTarget(
-                    target, chosen, folder, model_folder=self.version_folder,
-                    recorded=lambda: recorded(self.registry, target),
-                    token="" if no_token else os.environ.get("RUNNER_TOKEN") or None,
-                )  # fmt: skip
+        return LocalTarget(
+            target,
+            spec,
+            folder,
+            model_folder=self.version_folder,
+            recorded=lambda: recorded(self.registry, target),
+            token="" if no_token else os.environ.get("RUNNER_TOKEN") or None,
+        )
 
 
 @contextmanager
@@ -332,19 +338,17 @@ def fork_servers() -> Iterator[ForkServers]:
 
 
 def remote_for(address: str) -> RemoteSource:
-    match urlsplit(address).scheme:
-        case "s3":
-            from runner.aws.s3 import S3  # boto3
+    if urlsplit(address).scheme == "s3":
+        from runner.aws.s3 import S3  # boto3
 
-            return S3()
-        case _:
-            from runner.run.web import Web
+        return S3()
+    from runner.run.web import Web
 
-            return Web()
+    return Web()
 
 
-class _Elsewhere:
-    """Implements `runner.run.store.RemoteSource`; AWS is asked only where an object's bytes are wanted that are not here."""
+class _RemoteObjects:
+    """Implements `runner.run.store.RemoteObjects`; imports boto3 only once an object's bytes are needed that are not here."""
 
     def fetch(self, address: str, fact: FileFact, target: Path) -> None:
         from runner.aws.s3 import S3
@@ -358,7 +362,7 @@ class _Elsewhere:
 
 
 def model_folder(store: Store, run: str, artifact: Artifact) -> Path:
-    """The folder of a run's model, its bytes brought here where they never were."""
+    """The folder of a run's model; fetches its bytes where they are not here."""
     folder = store.folder(run) / artifact.path
     if not is_fetched(store.folder(run), artifact, store):
         store.link(artifact, folder)

@@ -486,7 +486,7 @@ def test_what_ran_elsewhere_is_nobody_s_result_here(packed: Path, laptop: Projec
     write_notebooks(laptop)
     assert laptop.runner("gc", "--keep", "9").code == 0
     planned = laptop.runner("run", "--dry-run", "--json").json
-    assert (planned[0]["would"], "cached" in {step["would"] for step in planned}) == ("run", False)
+    assert (planned[0]["action"], "cached" in {step["action"] for step in planned}) == ("run", False)
 
 
 def test_a_source_that_no_step_came_to_read_goes_along(laptop: Project, tmp_path: Path) -> None:

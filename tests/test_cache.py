@@ -70,7 +70,7 @@ def plan(project: Project, *arguments: str) -> dict[str, tuple[str, str]]:
     """Step -> (what it would do, why)."""
     done: Done = project.runner("run", "--dry-run", "--json", *arguments)
     assert done.code == 0, done.err
-    return {step["name"]: (step["would"], step["why"]) for step in done.json}
+    return {step["name"]: (step["action"], step["why"]) for step in done.json}
 
 
 def test_nothing_changed_takes_everything_from_the_earlier_run(project: Project) -> None:
@@ -238,7 +238,7 @@ def test_packages_that_no_step_imports_are_no_reason_to_run_again(project: Proje
         installed(later, name, "99.0")
     plan(project)  # which packages there are is known by now
     done = project.runner("run", "--dry-run", "--json", env={"PYTHONPATH": str(later)})
-    assert {step["would"] for step in done.json} == {"cached"}, done.json
+    assert {step["action"] for step in done.json} == {"cached"}, done.json
 
 
 def test_many_packages_that_are_others_are_one_line_with_their_number_and_the_first(project: Project) -> None:

@@ -441,7 +441,7 @@ def test_a_target_whose_process_was_killed_is_down_until_it_is_restarted(place: 
     os.kill(place.supervisor(), signal.SIGKILL)
     done = place.runner("deployments", "staging", "--json")
     assert done.code == 4
-    assert (done.json[0]["health"], "runner deployments --restart" in done.json[0]["said"]) == ("down", True)
+    assert (done.json[0]["health"], "runner deployments --restart" in done.json[0]["message"]) == ("down", True)
     after = place.deployments("staging", "--restart")[0]
     assert {key: after[key] for key in ("model", "since", "by", "health")} == {
         key: before[key] for key in ("model", "since", "by", "health")

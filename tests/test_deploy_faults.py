@@ -211,7 +211,7 @@ def test_a_project_that_is_moved_while_it_serves_goes_on(place: Place, tmp_path:
     place.folder.rename(moved.folder)
     os.kill(moved.deployments("staging")[0]["process"], signal.SIGKILL)  # is started again, from where it is now
     wait_for(lambda: "started again" in moved.log() and moved.runner("deployments", "staging").code == 0)
-    assert "started again once" in moved.deployments("staging")[0]["said"]
+    assert "started again once" in moved.deployments("staging")[0]["message"]
     assert moved.scored() == "tiny/1"
     assert moved.runner("undeploy", "staging").code == 0
     assert moved.told == [(1, "deployed"), (2, "deployed"), (1, "rolled back"), (1, "removed")]

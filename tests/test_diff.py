@@ -148,13 +148,13 @@ def difference(compared: Compared) -> dict[str, Any]:
 
 def test_code_is_told_by_cell_and_prose_apart(difference: dict[str, Any]) -> None:
     (step,) = difference["steps"]
-    assert (step["step"], step["notebook"], step["how"], step["text_cells"]) == (
+    assert (step["step"], step["notebook"], step["kind"], step["text_cells"]) == (
         "score",
         "nb/score.ipynb",
         "changed",
         1,
     )
-    assert [(cell["how"], cell["before"], cell["after"]) for cell in step["cells"]] == [
+    assert [(cell["kind"], cell["before"], cell["after"]) for cell in step["cells"]] == [
         ("added", None, 3),
         ("removed", 5, None),
         ("changed", 7, 7),
@@ -164,11 +164,11 @@ def test_code_is_told_by_cell_and_prose_apart(difference: dict[str, Any]) -> Non
         "-metric('loss', 1 - auc, better='lower')",
         "+metric('loss', 1.0 - auc, better='lower')  # \x1b[2J",
     ]
-    assert step["modules"] == [{"name": "helper.py", "how": "changed", "diff": ["-SHIFT = 0", "+SHIFT = 1"]}]
+    assert step["modules"] == [{"name": "helper.py", "kind": "changed", "diff": ["-SHIFT = 0", "+SHIFT = 1"]}]
 
 
 def test_parameters_are_told_with_both_values(difference: dict[str, Any]) -> None:
-    assert [(p["name"], p["how"], p["before"], p["after"]) for p in difference["parameters"]] == [
+    assert [(p["name"], p["kind"], p["before"], p["after"]) for p in difference["parameters"]] == [
         ("train.depth", "changed", 5, 6),
         ("train.label", "changed", "plain", HOSTILE),
     ]
@@ -304,7 +304,7 @@ def test_a_revision_is_compared_with_the_working_tree_without_a_run(compared: Co
         ("gate.score.auc", "score.auc >= 0.855", "score.auc >= 0.9")
     ]
     (step,) = made["steps"]
-    assert [(cell["how"], cell["after"], cell["diff"]) for cell in step["cells"]] == [
+    assert [(cell["kind"], cell["after"], cell["diff"]) for cell in step["cells"]] == [
         ("changed", 5, ["-print('scored')", "+print('scored: ', auc)"])
     ]
     assert [module["diff"] for module in step["modules"]] == [["-SHIFT = 0", "+SHIFT = 2"]]
@@ -370,7 +370,7 @@ def cells(*sources: str, ids: str = "") -> list[tuple[Cell, str]]:
 
 
 def told(before: list[tuple[Cell, str]], now: list[tuple[Cell, str]]) -> list[tuple[str, int | None, int | None]]:
-    return [(change.how, change.before, change.after) for change in cell_changes(before, now)]
+    return [(change.kind, change.before, change.after) for change in cell_changes(before, now)]
 
 
 def test_a_cell_rewritten_in_place_is_known_by_its_id() -> None:
@@ -398,8 +398,8 @@ def test_every_cell_is_accounted_for_once(before: list[str], now: list[str]) -> 
     for numbers in ([c.before for c in changes], [c.after for c in changes]):
         there = [number for number in numbers if number is not None]
         assert len(there) == len(set(there))
-    hows = [change.how for change in changes]
-    assert len(before) - hows.count("removed") == len(now) - hows.count("added")
+    kinds = [change.kind for change in changes]
+    assert len(before) - kinds.count("removed") == len(now) - kinds.count("added")
     assert (not changes) == (before == now)
 
 

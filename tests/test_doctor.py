@@ -146,7 +146,7 @@ class Examined(RemoteProject):
         found = {check["name"]: check for check in done.json["checks"]}
         failed = [check for check in found.values() if check["status"] == "failed"]
         assert done.json["ok"] == (not failed)
-        assert all(check["fix"] for check in failed), failed
+        assert all(check["remedy"] for check in failed), failed
         return {**found, "exit": {"code": done.code}}
 
     def set(self, *, toml: str = "", **settings: str) -> None:
@@ -214,7 +214,9 @@ def test_a_project_without_a_lock_cannot_be_compared_with_it(project: Project) -
     project.toml(ONE)
     done = project.runner("doctor", "--json")
     assert (done.code, by_name(done)["packages"]["status"]) == (0, "unknown")
-    assert by_name(done)["packages"]["said"] == "there is no requirements.lock beside the pipeline file to compare with"
+    assert (
+        by_name(done)["packages"]["message"] == "there is no requirements.lock beside the pipeline file to compare with"
+    )
 
 
 def test_a_kernel_that_is_not_installed_is_named_with_its_notebook(project: Project) -> None:
@@ -268,9 +270,9 @@ def test_an_account_that_is_ready_has_no_failing_line(far: Examined, account: tu
     }
     assert (
         "--probe` starts one ml.t3.medium for 10 minutes at most; it costs 0.0083 USD at most"
-        in found["versions"]["said"]
+        in found["versions"]["message"]
     )
-    assert found["quota"]["said"] == "4 ml.m5.xlarge at once for processing jobs"
+    assert found["quota"]["message"] == "4 ml.m5.xlarge at once for processing jobs"
     simulated = next(form for action, form in account[0].asked if "iam:PassRole" in form.values())
     assert simulated["ResourceArns.member.1"] == ROLE
     assert simulated["ContextEntries.member.1.ContextKeyValues.member.1"] == "sagemaker.amazonaws.com"
@@ -296,7 +298,7 @@ def test_what_is_not_set_is_said_with_what_it_is_for_and_the_rest_is_still_asked
     found = far.doctor(bucket="", role="", image="")
     assert found["exit"]["code"] == 2
     for key in ("bucket", "role", "image"):
-        assert found[key]["said"] == f"[sagemaker] {key} is not set"
+        assert found[key]["message"] == f"[sagemaker] {key} is not set"
     assert found["credentials"]["status"] == found["quota"]["status"] == "ok"
 
 
@@ -316,7 +318,7 @@ def test_without_a_way_in_nothing_else_is_asked(
     found = by_name(done)
     assert done.code in (2, 7)
     assert found[name]["status"] == "failed"
-    assert fix in found[name]["fix"]
+    assert fix in found[name]["remedy"]
     assert found["the rest"]["status"] == "unknown"
     assert "bucket" not in found
 
@@ -325,19 +327,19 @@ def test_expired_credentials_are_said_to_be(far: Examined, cloud: SmallSageMaker
     cloud.faults.add("GetCallerIdentity", "ExpiredToken", message="The security token is expired", status=403)
     found = far.doctor()
     assert found["exit"]["code"] == 7
-    assert "log in again" in found["credentials"]["said"]
+    assert "log in again" in found["credentials"]["message"]
 
 
 def test_a_region_that_is_none_is_said(far: Examined) -> None:
     found = far.doctor(region="eu-west-9")
     assert found["region"]["status"] == "failed"
-    assert "eu-west-9" in found["region"]["said"]
+    assert "eu-west-9" in found["region"]["message"]
 
 
 def test_a_bucket_that_is_not_there_has_the_command_that_makes_it(far: Examined) -> None:
     found = far.doctor(bucket="nobody-has-this-one")
     assert found["exit"]["code"] == 2
-    assert found["bucket"]["fix"] == "`aws s3 mb s3://nobody-has-this-one --region eu-west-1`"
+    assert found["bucket"]["remedy"] == "`aws s3 mb s3://nobody-has-this-one --region eu-west-1`"
 
 
 def test_a_bucket_in_another_region_is_said(far: Examined, cloud: SmallSageMaker) -> None:
@@ -347,8 +349,8 @@ def test_a_bucket_in_another_region_is_said(far: Examined, cloud: SmallSageMaker
     )
     s3.create_bucket(Bucket="far-away", CreateBucketConfiguration=place)
     found = far.doctor(bucket="far-away")
-    assert found["bucket"]["said"] == "s3://far-away is in eu-central-1, jobs would run in eu-west-1"
-    assert 'region = "eu-central-1"' in found["bucket"]["fix"]
+    assert found["bucket"]["message"] == "s3://far-away is in eu-central-1, jobs would run in eu-west-1"
+    assert 'region = "eu-central-1"' in found["bucket"]["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -366,8 +368,8 @@ def test_a_bucket_that_may_not_be_used_names_the_right(
     cloud.faults.add("HeadObject", "AccessDenied", times=None, status=403)  # what is not there, to who may not list all
     found = far.doctor()
     assert found["exit"]["code"] == 7
-    assert said in found["bucket"]["said"]
-    assert "infra/policies.yaml" in found["bucket"]["fix"]
+    assert said in found["bucket"]["message"]
+    assert "infra/policies.yaml" in found["bucket"]["remedy"]
 
 
 def test_a_bucket_that_overwrites_what_is_to_be_written_once_is_refused(far: Examined, cloud: SmallSageMaker) -> None:
@@ -380,14 +382,14 @@ def test_an_object_that_may_not_be_removed_is_named_and_is_no_failure(far: Exami
     cloud.faults.add("DeleteObject", "AccessDenied", status=403)
     found = far.doctor()
     assert found["bucket"]["status"] == "ok"
-    assert re.search(rf"s3://{BUCKET}/tiny/doctor/\w+ stays", found["bucket"]["said"])
+    assert re.search(rf"s3://{BUCKET}/tiny/doctor/\w+ stays", found["bucket"]["message"])
 
 
 def test_a_role_that_is_not_there_or_not_one_is_said(far: Examined) -> None:
     found = far.doctor(role=f"arn:aws:iam::{ACCOUNT}:role/nobody")
-    assert found["role"]["said"] == "there is no role nobody"
-    assert "is not a role's ARN" in far.doctor(role="jobs")["role"]["said"]
-    assert "another account" in far.doctor(role="arn:aws:iam::999999999999:role/tiny-jobs")["role"]["said"]
+    assert found["role"]["message"] == "there is no role nobody"
+    assert "is not a role's ARN" in far.doctor(role="jobs")["role"]["message"]
+    assert "another account" in far.doctor(role="arn:aws:iam::999999999999:role/tiny-jobs")["role"]["message"]
 
 
 def test_a_role_that_sagemaker_may_not_assume_is_said(far: Examined, account: tuple[Account, str]) -> None:
@@ -395,7 +397,7 @@ def test_a_role_that_sagemaker_may_not_assume_is_said(far: Examined, account: tu
         "Statement": {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     }
     found = far.doctor()
-    assert found["role"]["said"] == "tiny-jobs may not be assumed by sagemaker.amazonaws.com"
+    assert found["role"]["message"] == "tiny-jobs may not be assumed by sagemaker.amazonaws.com"
 
 
 def test_what_the_caller_may_not_ask_is_unknown_with_the_reason(
@@ -413,36 +415,36 @@ def test_what_the_caller_may_not_ask_is_unknown_with_the_reason(
         "quota": "servicequotas:ListServiceQuotas",
     }.items():
         assert found[name]["status"] == "unknown"
-        assert right in found[name]["said"]
+        assert right in found[name]["message"]
 
 
 def test_a_caller_who_may_not_pass_the_role_is_told_so(far: Examined, account: tuple[Account, str]) -> None:
     account[0].denied = {"iam:PassRole", "sagemaker:CreateProcessingJob"}
     found = far.doctor()
     assert found["exit"]["code"] == 7
-    assert f"may not iam:PassRole on {ROLE}" in found["passrole"]["said"]
-    assert "may not sagemaker:CreateProcessingJob on" in found["jobs"]["said"]
+    assert f"may not iam:PassRole on {ROLE}" in found["passrole"]["message"]
+    assert "may not sagemaker:CreateProcessingJob on" in found["jobs"]["message"]
 
 
 def test_an_image_that_is_elsewhere_or_nowhere_is_said(far: Examined, cloud: SmallSageMaker) -> None:
     at = f"{ACCOUNT}.dkr.ecr.eu-west-1.amazonaws.com"
-    assert f"there is no {at}/own:2" in far.doctor(image=f"{at}/own:2")["image"]["said"]
-    assert f"there is no {at}/other:1" in far.doctor(image=f"{at}/other:1")["image"]["said"]
+    assert f"there is no {at}/own:2" in far.doctor(image=f"{at}/own:2")["image"]["message"]
+    assert f"there is no {at}/other:1" in far.doctor(image=f"{at}/other:1")["image"]["message"]
     elsewhere = far.doctor(image=f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/own:1")["image"]
-    assert elsewhere["said"].endswith("is in us-east-1, jobs would run in eu-west-1")
-    assert "no private registry" in far.doctor(image="public.ecr.aws/docker/library/python:3.12")["image"]["said"]
+    assert elsewhere["message"].endswith("is in us-east-1, jobs would run in eu-west-1")
+    assert "no private registry" in far.doctor(image="public.ecr.aws/docker/library/python:3.12")["image"]["message"]
     cloud.faults.add("DescribeImages", "AccessDeniedException")
     foreign = far.doctor(image="819792524951.dkr.ecr.eu-west-1.amazonaws.com/sagemaker-distribution-prod:4.4-cpu")
     assert foreign["image"]["status"] == "unknown"
-    assert "account 819792524951 tells nobody" in foreign["image"]["said"]
+    assert "account 819792524951 tells nobody" in foreign["image"]["message"]
 
 
 def test_a_quota_of_nothing_has_the_command_that_asks_for_more(far: Examined, account: tuple[Account, str]) -> None:
     account[0].quotas = {"ml.m5.xlarge": 0}
     found = far.doctor()
     assert found["exit"]["code"] == 7
-    assert found["quota"]["said"] == "0 ml.m5.xlarge for processing jobs"
-    assert "--quota-code L-1 --desired-value 1" in found["quota"]["fix"]
+    assert found["quota"]["message"] == "0 ml.m5.xlarge for processing jobs"
+    assert "--quota-code L-1 --desired-value 1" in found["quota"]["remedy"]
     account[0].quotas = {}
     assert far.doctor()["quota"]["status"] == "unknown"
 
@@ -487,10 +489,11 @@ def test_the_registry_is_asked_where_versions_are_kept_there(
     far: Examined, cloud: SmallSageMaker, account: tuple[Account, str]
 ) -> None:
     found = far.doctor(toml=OUTPUT + MODEL.format("nobody"))
-    assert "there is no group nobody yet" in found["registry"]["said"]
+    assert "there is no group nobody yet" in found["registry"]["message"]
     cloud.client("sagemaker").create_model_package_group(ModelPackageGroupName="some")
     assert (
-        "group some is there and has no version" in far.doctor(toml=OUTPUT + MODEL.format("some"))["registry"]["said"]
+        "group some is there and has no version"
+        in far.doctor(toml=OUTPUT + MODEL.format("some"))["registry"]["message"]
     )
     event, content = "tiny/registry/some/events/000001.json", b'{"seq": 1}'
     s3 = cloud.client("s3")
@@ -499,7 +502,7 @@ def test_the_registry_is_asked_where_versions_are_kept_there(
     assert s3.get_object(Bucket=BUCKET, Key=event)["Body"].read() == content
     cloud.faults.add("PutObject", "AccessDeniedException", match={"Key": event})
     refused = far.doctor(toml=OUTPUT + MODEL.format("some"))["events"]
-    assert (refused["status"], "s3:if-none-match" in refused["fix"]) == ("failed", True)
+    assert (refused["status"], "s3:if-none-match" in refused["remedy"]) == ("failed", True)
     account[0].denied = {"sagemaker:CreateModelPackage"}
     denied = far.doctor(toml=OUTPUT + MODEL.format("some"))
     assert denied["registry"]["status"] == "failed"
@@ -510,26 +513,26 @@ def test_the_registry_is_asked_where_versions_are_kept_there(
     cloud.faults.add("ListModelPackages", "AccessDeniedException", times=None)
     denied = far.doctor(toml=OUTPUT + MODEL.format("some"))
     assert denied["exit"]["code"] == 7
-    assert "ListModelPackages" in denied["registry"]["said"]
+    assert "ListModelPackages" in denied["registry"]["message"]
 
 
 def test_a_log_that_may_not_be_read_fails_and_says_that_runs_go_on(far: Examined, cloud: SmallSageMaker) -> None:
     cloud.faults.add("DescribeLogStreams", "AccessDeniedException", times=None)
     found = far.doctor()
     assert found["logs"]["status"] == "failed"
-    assert "runs go on without" in found["logs"]["said"]
+    assert "runs go on without" in found["logs"]["message"]
 
 
 def test_an_instance_without_a_price_is_unknown(far: Examined, account: tuple[Account, str]) -> None:
     account[0].quotas = {"ml.x9.huge": 1}
     found = far.doctor(instance="ml.x9.huge")
     assert found["price"]["status"] == "unknown"
-    assert "prices.toml" in found["price"]["said"]
+    assert "prices.toml" in found["price"]["message"]
 
 
 def test_a_step_that_may_be_tried_again_costs_that_much_more(far: Examined) -> None:
     def ceiling(toml: str) -> float:
-        return float(re.search(r"time limit, each attempt, ([\d.]+) USD", far.doctor(toml=toml)["price"]["said"])[1])  # type: ignore[index]
+        return float(re.search(r"time limit, each attempt, ([\d.]+) USD", far.doctor(toml=toml)["price"]["message"])[1])  # type: ignore[index]
 
     # 2.30 USD with a quarter of an hour around the step; what the service itself ends is tried three times in any case
     assert ceiling("timeout_s = 35100\n") == pytest.approx(3 * 2.3)
@@ -539,7 +542,7 @@ def test_a_step_that_may_be_tried_again_costs_that_much_more(far: Examined) -> N
 def test_a_lock_that_is_not_there_is_said(far: Examined) -> None:
     found = far.doctor(lock="other.lock")
     assert found["exit"]["code"] == 2
-    assert "other.lock" in found["packages"]["said"]
+    assert "other.lock" in found["packages"]["message"]
 
 
 def test_the_locks_wheels_are_there_for_the_image_and_what_uploads_is_counted(far: Examined) -> None:
@@ -550,13 +553,15 @@ def test_the_locks_wheels_are_there_for_the_image_and_what_uploads_is_counted(fa
     done = far.here("doctor", "--on", "sagemaker", "--json")
     packages = by_name(done)["packages"]
     assert packages["status"] == "ok", packages
-    assert packages["said"].startswith("a wheel for each of the 1 of six.lock for Python 3.12 on manylinux_2_28_x86_64")
-    assert "0 MB of them go up" in packages["said"]
+    assert packages["message"].startswith(
+        "a wheel for each of the 1 of six.lock for Python 3.12 on manylinux_2_28_x86_64"
+    )
+    assert "0 MB of them go up" in packages["message"]
 
 
 def test_what_is_wrong_in_the_file_is_said_first(far: Examined) -> None:
     found = far.doctor(toml="[steps.only.sagemaker]\nvolume_gb = 0\n")
-    assert "volume_gb" in found["settings"]["said"]
+    assert "volume_gb" in found["settings"]["message"]
     far.toml("name = \n")
     done = far.here("doctor", "--on", "sagemaker")
     assert done.code == 2
@@ -593,14 +598,14 @@ def test_an_image_that_differs_from_the_lock_is_told_by_the_probe(far: Examined)
     versions = by_name(done)["versions"]
     assert (done.code, versions["status"]) == (7, "failed")
     assert re.search(
-        r"ended Failed: The image differs from the lock in 1 package: click 8\S+ \(lock: 0.1\)", versions["said"]
+        r"ended Failed: The image differs from the lock in 1 package: click 8\S+ \(lock: 0.1\)", versions["message"]
     )
 
 
 def test_the_probe_is_not_started_where_what_it_needs_has_failed(far: Examined, cloud: SmallSageMaker) -> None:
     before = jobs(cloud)
     found = far.doctor("--probe", role=f"arn:aws:iam::{ACCOUNT}:role/nobody")
-    assert "was not started" in found["versions"]["said"]
+    assert "was not started" in found["versions"]["message"]
     assert jobs(cloud) == before
 
 

@@ -255,8 +255,8 @@ def markdown_of(draw: Draw, count: int) -> str:
     for number in range(count):
         said = draw.markup((*RAW, *PROSE))
         lines += [f"## {escape.code(said)}", "", f"**{escape.markdown(said)}**", ""]
-        lines += [*table([escape.code(said), escape.markdown(said)], [[escape.markdown(said), escape.code(said)]])]
-        lines += [*fence(said.splitlines(), language=said if number % 2 else "python"), ""]
+        lines += [table([escape.code(said), escape.markdown(said)], [[escape.markdown(said), escape.code(said)]]), ""]
+        lines += [fence(said.splitlines(), language=said if number % 2 else "python"), ""]
     return "\n".join(lines)
 
 

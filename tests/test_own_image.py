@@ -231,8 +231,8 @@ def test_what_is_missing_is_told_in_one_sentence_with_what_to_do(place: Place) -
     assert place.as_("caller", "pipeline", "show").code == 0  # asks nobody
     checks = {one["name"]: one for one in place.as_("caller", "doctor", "--on", "sagemaker", "--json").json["checks"]}
     assert checks["image"]["status"] == "failed"
-    assert checks["image"]["said"] == f"{asks}tiny-image has no image yet"
-    assert checks["image"]["fix"] == "`runner image push` builds it."
+    assert checks["image"]["message"] == f"{asks}tiny-image has no image yet"
+    assert checks["image"]["remedy"] == "`runner image push` builds it."
     file = place.folder / "pipeline.toml"
     file.write_text(file.read_text().replace('image = "own"', 'image = "own:1"'))
     unasked = place.push()

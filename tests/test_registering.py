@@ -539,7 +539,7 @@ def test_a_dry_run_a_profile_and_a_part_of_the_steps_know_that_a_step_registers(
     done = project.runner("run", "judge", "--no-register")
     assert (done.code, "as --no-register says. `runner register" in done.out) == (0, True), done.out
     planned = project.runner("run", "--dry-run", "--json", "-p", "depth=2").json
-    assert [(step["name"], step["would"]) for step in planned] == [
+    assert [(step["name"], step["action"]) for step in planned] == [
         ("fit", "run"),
         ("judge", "maybe"),
         ("enter", "maybe"),
@@ -548,7 +548,7 @@ def test_a_dry_run_a_profile_and_a_part_of_the_steps_know_that_a_step_registers(
     assert (done.code, done.json["model_version"]["version"]) == (0, 1), done.err
     assert project.runner("run", "-p", "depth=2").code == 4
     planned = project.runner("run", "--dry-run", "--json", "-p", "depth=2").json
-    assert [step["would"] for step in planned] == ["cached", "cached", "skip"]
+    assert [step["action"] for step in planned] == ["cached", "cached", "skip"]
 
 
 def test_a_refused_registration_is_no_finding_of_verify_and_is_said_again_by_the_next_run(

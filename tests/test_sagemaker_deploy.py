@@ -299,7 +299,7 @@ def test_a_version_is_deployed_updated_rolled_back_and_removed(make: Callable[..
     assert place.scored() == place.label(1)
     assert place.found()["EndpointConfigName"] == config  # type: ignore[index]
     (row,) = place.here("deployments", "--json").json
-    assert (row["model"], row["health"], row["how"]) == (place.label(1), "serving", "rolled back")
+    assert (row["model"], row["health"], row["event"]) == (place.label(1), "serving", "rolled back")
     served = place.here("history", place.name, "--at", row["since"], "--target", "staging", "--json").json
     assert served["served"]["version"] == 1
 
@@ -589,7 +589,7 @@ def test_a_swapped_archive_is_refused_before_anything_is_made(make: Callable[...
         check_archive(place.registry, place.registry.get(place.name, 2))
     swap(place, 1, archive_of(place, 3))
     (row,) = place.here("deployments", "--json").json
-    assert (row["health"], "was altered" in row["said"]) == ("unhealthy", True)
+    assert (row["health"], "was altered" in row["message"]) == ("unhealthy", True)
 
 
 def test_a_version_that_refuses_what_is_sent_is_deployed_only_where_that_is_allowed(

@@ -315,7 +315,7 @@ def test_reproduce_names_the_package_that_changed_the_result_and_the_cache_notic
     assert "tinypkg 1.5 → 2.5" in other.json["environment"]
     assert other.json["cause"].startswith("package versions: tinypkg 1.5 → 2.5")
     planned = project.runner("run", "--dry-run", "--json", env=after).json
-    assert (planned[0]["would"], planned[0]["why"]) == ("run", "tinypkg 1.5 → 2.5")
+    assert (planned[0]["action"], planned[0]["why"]) == ("run", "tinypkg 1.5 → 2.5")
 
 
 @pytest.mark.soak

@@ -545,7 +545,7 @@ def test_a_dry_run_counts_what_goes_up_once_and_nothing_that_is_there(
         return json.loads(out.getvalue())
 
     said, planned = ask(), plan(file)
-    assert [step["would"] for step in said["steps"]] == ["run", "run"]
+    assert [step["action"] for step in said["steps"]] == ["run", "run"]
     whole = sum(wheel.size_bytes for wheel in arrived) + 3_000_000
     assert whole < said["move_bytes"] < whole + 1_000_000  # and the runner, and the notebook
     chosen = settings(planned.pipeline)

@@ -15,13 +15,13 @@ from runner.records import Record
 
 RESEMBLES = 0.6  # of 1: below it, two cells without a common id are one removed and one added
 
-How = Literal["changed", "added", "removed", "moved"]
+ChangeKind = Literal["changed", "added", "removed", "moved"]
 
 
 class CellChange(Record, frozen=True, kw_only=True):
     """One code cell. `before` and `after` are the n of [n]; `diff` has unified lines, without file names."""
 
-    how: How
+    kind: ChangeKind
     before: int | None
     after: int | None
     first_line: str
@@ -44,7 +44,7 @@ def cell_changes(before: Sequence[tuple[Cell, str]], now: Sequence[tuple[Cell, s
             new.remove(b)
             changes.append(_cell(before[a][0], now[b][0]))
     changes += [_cell(before[a][0], None) for a in old] + [_cell(None, now[b][0]) for b in new]
-    return sorted(changes, key=lambda change: (change.after or change.before or 0, change.how))
+    return sorted(changes, key=lambda change: (change.after or change.before or 0, change.kind))
 
 
 def edits(before: Sequence[str], now: Sequence[str]) -> int:
@@ -67,9 +67,9 @@ def _resemblance(before: tuple[Cell, str], now: tuple[Cell, str]) -> float:
 
 def _cell(before: Cell | None, now: Cell | None) -> CellChange:
     sources = [cell.source.strip() if cell else "" for cell in (before, now)]
-    how: How = "added" if before is None else "removed" if now is None else "changed"
+    kind: ChangeKind = "added" if before is None else "removed" if now is None else "changed"
     return CellChange(
-        how="moved" if sources[0] == sources[1] else how,
+        kind="moved" if sources[0] == sources[1] else kind,
         before=before.number if before else None,
         after=now.number if now else None,
         first_line=(now or before or Cell("code", "")).first_line,

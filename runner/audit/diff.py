@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from runner.audit import compare, revision
-from runner.audit.cells import CellChange, How, cell_changes, edits, unified
+from runner.audit.cells import CellChange, ChangeKind, cell_changes, edits, unified
 from runner.errors import PipelineError, UsageError
 from runner.gate import describe
 from runner.manifest import RunManifest, StepState
@@ -29,7 +29,7 @@ class ModuleChange(Record, frozen=True, kw_only=True):
     """One project module, by its path relative to the notebook's folder."""
 
     name: str
-    how: How
+    kind: ChangeKind
     diff: list[str]
 
 
@@ -38,7 +38,7 @@ class StepChange(Record, frozen=True, kw_only=True):
 
     step: str
     notebook: str
-    how: How
+    kind: ChangeKind
     cells: list[CellChange]
     text_cells: int
     modules: list[ModuleChange]
@@ -48,7 +48,7 @@ class Change(Record, frozen=True, kw_only=True):
     """A named value; `before` is null where it was added, `after` where it was removed."""
 
     name: str
-    how: How
+    kind: ChangeKind
     before: Value
     after: Value
 
@@ -201,27 +201,27 @@ def _steps(before: _Files, now: _Files) -> Iterator[StepChange]:
     nothing = _Code(None, (), {})
     for name in dict.fromkeys([*now.code, *before.code]):
         old, new = before.code.get(name, nothing), now.code.get(name, nothing)
-        how: How = "added" if name not in before.code else "removed" if name not in now.code else "changed"
+        kind: ChangeKind = "added" if name not in before.code else "removed" if name not in now.code else "changed"
         cells, text_cells = cell_changes(old.cells, new.cells), edits(old.prose, new.prose)
         modules = [
             ModuleChange(
-                name=change.name, how=change.how, diff=unified(_text(change.before) or "", _text(change.after) or "")
+                name=change.name, kind=change.kind, diff=unified(_text(change.before) or "", _text(change.after) or "")
             )
             for change in _changes(old.modules, new.modules)
         ]
-        if cells or text_cells or modules or how != "changed":
+        if cells or text_cells or modules or kind != "changed":
             spec = (now if name in now.code else before).pipeline.steps[name]
             yield StepChange(
-                step=name, notebook=spec.notebook, how=how, cells=cells, text_cells=text_cells, modules=modules
+                step=name, notebook=spec.notebook, kind=kind, cells=cells, text_cells=text_cells, modules=modules
             )
 
 
 def _changes(before: Mapping[str, Value], now: Mapping[str, Value]) -> list[Change]:
     changes: list[Change] = []
     for name in sorted({*before, *now}):
-        how: How = "added" if name not in before else "removed" if name not in now else "changed"
-        if how != "changed" or not compare.equal(before[name], now[name]):
-            changes.append(Change(name=name, how=how, before=before.get(name), after=now.get(name)))
+        kind: ChangeKind = "added" if name not in before else "removed" if name not in now else "changed"
+        if kind != "changed" or not compare.equal(before[name], now[name]):
+            changes.append(Change(name=name, kind=kind, before=before.get(name), after=now.get(name)))
     return changes
 
 

@@ -18,7 +18,7 @@ from runner import __version__
 from runner.cli.terminal import say
 from runner.errors import Refused, RunnerError, UsageError
 
-HIDDEN = ""  # instead of a first line: programs call it, people need not see it
+HIDDEN = ""  # instead of a first line: only programs call it
 COMMANDS = {
     "run": ("run", "Run the pipeline's notebooks, judge, and register the model."),
     "resume": ("run", "Continue an interrupted or failed run with its own code and parameters."),
@@ -62,7 +62,7 @@ COMMANDS = {
 }
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# what a machine or a file system does not give; anything else is a fault of ours, and its trace is wanted
+# what a machine or a file system refuses; any other OSError is a fault in the runner, shown with its traceback
 MACHINE_TROUBLE = (
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO, errno.ESTALE,
     errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
@@ -105,22 +105,22 @@ def group() -> None:
     \b
     Example:
       runner run                 execute pipeline.toml in this folder
-      runner show latest         what came of it
+      runner show latest         its result
       runner approve NAME/1 --reason "reviewed"
     """
 
 
 def entry(arguments: Sequence[str]) -> int:
-    """Run one command line; the exit code. Errors of ours print as a sentence, never as a traceback."""
+    """Run one command line; the exit code. RunnerErrors print as a sentence, never as a traceback."""
     try:
         check_text(arguments)
         code = group.main(args=list(arguments), prog_name="runner", standalone_mode=False)
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        say(shown.getvalue(), err=True, nl=False)
+        text = io.StringIO()
+        error.show(text)
+        say(text.getvalue(), err=True, nl=False)
         return error.exit_code
     except RunnerError as error:
         return _failed(error)
@@ -128,9 +128,7 @@ def entry(arguments: Sequence[str]) -> int:
         say("interrupted", err=True)
         return 130
     except RecursionError:
-        return _failed(
-            UsageError("Something that was read, a notebook, a table or pipeline.toml, is nested too deeply.")
-        )
+        return _failed(UsageError("A file that was read, a notebook, a table or pipeline.toml, is nested too deeply."))
     except OSError as error:
         return machine_trouble(error, arguments)
     except Exception:
@@ -139,29 +137,31 @@ def entry(arguments: Sequence[str]) -> int:
 
 
 def machine_trouble(error: OSError, arguments: Sequence[str]) -> int:
-    """Say what the machine did not give, and what to do; the exit code."""
+    """Print what the machine refused, and what to do; the exit code."""
     if error.errno in MACHINE_TROUBLE:
         where = f": {error.filename}" if error.filename else ""
-        said = f"This machine did not allow what was needed: {error.strerror}{where}."
+        sentence = f"This machine did not allow what was needed: {error.strerror}{where}."
         if isinstance(error, PermissionError):
-            said += " Accounts that share a folder need one group and a umask of 0002: see SECURITY.md."
-        return _failed(Refused(said))
+            sentence += " Accounts that share a folder need one group and a umask of 0002: see SECURITY.md."
+        return _failed(Refused(sentence))
     if error.errno not in DISK_TROUBLE:
         return _fault()
     say(f"{error.strerror}: {error.filename or 'while writing'}", err=True)
-    what = "`runner resume latest`" if arguments[:1] in (["run"], ["resume"], ["sweep"]) else "give the command again"
-    say(f"  Nothing was sealed or switched half. Make space, then {what}.", err=True)
+    remedy = "`runner resume latest`" if arguments[:1] in (["run"], ["resume"], ["sweep"]) else "give the command again"
+    say(f"  Nothing was sealed or switched half. Make space, then {remedy}.", err=True)
     return Refused.exit_code
 
 
 def check_text(arguments: Sequence[str]) -> None:
     """Raises UsageError for an argument or a working folder that is not UTF-8: no record could hold it."""
     for text in arguments:
-        if (shown := _escaped(text)) is not None:
-            raise UsageError(f"The argument {shown} is not UTF-8. Give it as UTF-8, or rename the file it names.")
+        if (escaped := _escaped(text)) is not None:
+            raise UsageError(f"The argument {escaped} is not UTF-8. Give it as UTF-8, or rename the file it names.")
     with contextlib.suppress(FileNotFoundError):
-        if (shown := _escaped(os.getcwd())) is not None:  # noqa: PTH109 - pathlib is a tenth of a start
-            raise UsageError(f"The name of this folder, {shown}, is not UTF-8, so no record could name it. Rename it.")
+        if (escaped := _escaped(os.getcwd())) is not None:  # noqa: PTH109 - pathlib is a tenth of a start
+            raise UsageError(
+                f"The name of this folder, {escaped}, is not UTF-8, so no record could name it. Rename it."
+            )
 
 
 def _escaped(text: str) -> str | None:
@@ -174,7 +174,7 @@ def _escaped(text: str) -> str | None:
 
 
 def _fault() -> int:
-    """Show where a fault of ours is; what its message has in it may be a notebook's."""
+    """Print the traceback of a fault in the runner; it may quote a notebook."""
     import traceback
 
     say(traceback.format_exc(), err=True, nl=False)
@@ -182,10 +182,6 @@ def _fault() -> int:
 
 
 def _failed(error: RunnerError) -> int:
-    said = "\n".join([str(error), *getattr(error, "__notes__", [])])
-    say(f"{error.headline}:\n{_indented(said)}", err=True)
+    lines = "\n".join([str(error), *getattr(error, "__notes__", [])]).splitlines()
+    say("\n".join([f"{error.headline}:", *(f"  {line}" for line in lines)]), err=True)
     return error.exit_code
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import fields, print_json, result_options
 from runner.cli.terminal import say
-from runner.errors import UsageError, counted
+from runner.errors import AnswerIsNo, UsageError, counted
+from runner.project import Project
 
 
 @click.command("verify")
 @click.argument("reference", metavar="RUN|NAME/VERSION", required=False)
 @click.option("--all", "all_", is_flag=True, help="Every run, every version, every event.")
-@json_option
-@pipeline_option
-def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: Path) -> int:
+@result_options
+def verify_command(reference: str | None, all_: bool, as_json: bool, project: Project) -> int:
     """Check every sealed file, registry row and event against its hash. Leaves with 4 where something differs.
 
     Files that were added to a run are named too; what `gc` removed is said with who removed it.
@@ -30,33 +30,21 @@ def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: P
       runner verify --all
     """
     from runner.audit.verify import verify
-    from runner.project import Project
 
     if all_ == (reference is not None):
         raise UsageError("Name one RUN or NAME/VERSION, or write --all.")
-    project = Project(pipeline)
-    store, registry = project.store, project.registry
-    with store.shared():
-        found = verify(store, registry, reference)
+    with project.store.shared():
+        report = verify(project.store, project.registry, reference)
     if as_json:
-        print_json(
-            {
-                "sound": found.sound,
-                "findings": found.findings,
-                "notes": found.notes,
-                "files": found.files,
-                "size_bytes": found.size_bytes,
-            }
-        )
+        print_json(fields(report, "sound", "findings", "notes", "files", "size_bytes"))
     else:
-        for sentence in found.findings:
+        for sentence in report.findings:
             say(f"  ✗ {sentence}")
-        for sentence in found.notes:
+        for sentence in report.notes:
             say(f"  – {sentence}")
-        say(
-            f"{'sound' if found.sound else 'not sound'}: {counted(found.files, 'file')}, {counted(found.size_bytes, 'byte')} read"
-        )
-    return 0 if found.sound else 4
+        verdict = "sound" if report.sound else "not sound"
+        say(f"{verdict}: {counted(report.files, 'file')}, {counted(report.size_bytes, 'byte')} read")
+    return 0 if report.sound else AnswerIsNo.exit_code
 
 
 @click.command("reproduce")
@@ -64,14 +52,12 @@ def verify_command(reference: str | None, all_: bool, as_json: bool, pipeline: P
 @click.option("--tolerance", type=click.FloatRange(0), default=0.0, show_default=True, help="For metrics.")
 @click.option(
     "--env",
-    "env",
     type=click.Choice(["current", "recorded"]),
     default="current",
     help="`recorded` builds the run's own environment in a throw-away folder first.",
 )
-@json_option
-@pipeline_option
-def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipeline: Path) -> int:
+@result_options
+def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, project: Project) -> int:
     """Execute a run again from its snapshot on its recorded inputs, and compare outputs byte for byte.
 
     Leaves with 0 only where all is the same, with 4 otherwise, naming the first step that differs.
@@ -83,19 +69,17 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipel
     """
     from runner.audit.recorded_environment import run_in_recorded_environment
     from runner.audit.reproduce import reproduce
-    from runner.project import Project
     from runner.run import provenance
     from runner.run.store import Store
     from runner.step.local import LocalExecutor
 
-    project = Project(pipeline)
     if env == "recorded":
         manifest = project.run(run)
         options = ["--tolerance", str(tolerance), *(["--json"] if as_json else [])]
-        again = ["reproduce", manifest.run, "--pipeline", str(pipeline.absolute()), *options]
+        again = ["reproduce", manifest.run, "--pipeline", str(project.file.absolute()), *options]
         return run_in_recorded_environment(manifest.environment, again)
     with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch, project.store.shared():
-        found = reproduce(
+        reproduction = reproduce(
             project.run(run),
             original=project.store,
             scratch=Store(Path(scratch)),
@@ -106,29 +90,18 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipel
             on_step=lambda step: say(f"  ▸ {step}", err=True),
         )
     if as_json:
-        print_json(
-            {
-                "run": found.run,
-                "reproduced": found.step is None,
-                "environment": list(found.environment),
-                "same": list(found.steps),
-                "step": found.step,
-                "differences": list(found.differences),
-                "cause": found.cause,
-            }
-        )
+        facts = fields(reproduction, "run", "environment", "step", "differences", "cause")
+        print_json({**facts, "reproduced": reproduction.step is None, "same": reproduction.steps})
     else:
-        for line in found.environment:
+        for line in reproduction.environment:
             say(f"  environment: {line}")
-        for step in found.steps:
+        for step in reproduction.steps:
             say(f"  ✓ {step}: the same, byte for byte")
-        if found.step is None:
-            say(f"run {found.run} is reproduced")
-        else:
-            for line in found.differences:
-                say(f"  ✗ {found.step}: {line}")
-            say(f"run {found.run} is not reproduced; likely cause: {found.cause}")
-    return 0 if found.step is None else 4
+        for line in reproduction.differences:
+            say(f"  ✗ {reproduction.step}: {line}")
+        cause = "reproduced" if reproduction.step is None else f"not reproduced; likely cause: {reproduction.cause}"
+        say(f"run {reproduction.run} is {cause}")
+    return 0 if reproduction.step is None else AnswerIsNo.exit_code
 
 
 @click.command("gc")
@@ -137,9 +110,8 @@ def reproduce_command(run: str, tolerance: float, env: str, as_json: bool, pipel
 )
 @click.option("--keep-tag", "tags", multiple=True, metavar="TAG", help="Keep runs with this tag (`pinned` always).")
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
-@json_option
-@pipeline_option
-def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, pipeline: Path) -> None:
+@result_options
+def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, project: Project) -> None:
     """Remove runs that nothing needs any more: not new, not pinned, and of no version that was ever approved.
 
     Each removed run is recorded in runs/removed/ with who removed it, when and how; `verify` and `show` say so.
@@ -149,17 +121,13 @@ def gc_command(keep: int, tags: tuple[str, ...], dry_run: bool, as_json: bool, p
       runner gc --keep 50 --dry-run
     """
     from runner.audit.gc import GcRequest, collect
-    from runner.project import Project
     from runner.run import provenance
 
     command = shlex.join(["runner", "gc", "--keep", str(keep), *(part for tag in tags for part in ("--keep-tag", tag))])
-    project = Project(pipeline)
     request = GcRequest(keep, tags, provenance.who(), command, dry_run)
     freed = collect(project.store, project.registry, project.root, request)
     if as_json:
-        print_json(
-            {"runs": list(freed.runs), "objects": freed.objects, "size_bytes": freed.size_bytes, "kept": freed.kept}
-        )
+        print_json(fields(freed, "runs", "objects", "size_bytes", "kept"))
         return
     for run in freed.runs:
         say(f"  {run}")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.options import json_option, note, parse_version, pipeline_option, print_json, print_table, schema_option
+from runner.cli.options import (
+    fields,
+    note,
+    parse_version,
+    print_json,
+    print_table,
+    result_options,
+    schema_option,
+    time_text,
+)
 from runner.cli.terminal import confirm, say
 from runner.errors import AnswerIsNo, UsageError
+from runner.project import Project
 
 if TYPE_CHECKING:
-    from runner.model.deployment import Health
     from runner.model.served import Deployment
 
 why_option = click.option("--reason", default="", metavar="TEXT", help="Why; kept for good.")
@@ -29,8 +38,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 @schema_option
 @no_token_option
 @dry_run_option
-@json_option
-@pipeline_option
+@result_options
 def deploy_command(
     version: str,
     target: str,
@@ -39,12 +47,13 @@ def deploy_command(
     no_token: bool,
     dry_run: bool,
     as_json: bool,
-    pipeline: Path,
+    project: Project,
 ) -> None:
     """Serve an approved model version at a target.
 
     The new version is brought up beside the old one, has to answer its sample record as recorded, and only then takes
-    the requests. Where it does not, the old one goes on. The command may be ended at any time; nothing stays half done.
+    the requests. Where it does not, the old one keeps serving. The command may be stopped at any time; a later one
+    completes or undoes what was begun.
     A version that refuses requests which the old one answers is not deployed without --allow-schema-change.
 
     \b
@@ -54,23 +63,17 @@ def deploy_command(
     """
     from runner import decisions
     from runner.model import deployment
-    from runner.project import Project
-    from runner.run.provenance import who
 
     name, number = parse_version(version)
-    project = Project(pipeline)
     deployer, registry = project.deployer(target, no_token=no_token), project.registry
-    for said in decisions.older_rest(project, name, number, target):
-        note(said)
+    note(*decisions.older_rest(project, name, number, target))
     if dry_run:
-        found = deployment.deployable(registry, deployer, name, number)
-        deployment.comparison(registry, deployer, found).permitted(allow=allow_schema_change, say=note)
-        _print_plan(f"{version} would be deployed to {target}", deployer.plan(found), as_json)
+        candidate = deployment.deployable(registry, deployer, name, number)
+        deployment.comparison(registry, deployer, candidate).permitted(allow=allow_schema_change, say=note)
+        _print_plan(f"{version} would be deployed to {target}", deployer.plan(candidate), as_json)
         return
-    made = deployment.deploy(
-        registry, deployer, name, number, who=who(), why=reason, allow_schema_change=allow_schema_change, say=note
-    )
-    _print_made(made, as_json)
+    options: dict[str, Any] = {"why": reason, "allow_schema_change": allow_schema_change, "say": note}
+    _print_deployment(decisions.deploy(project, deployer, name, number, **options), as_json)
 
 
 @click.command("rollback")
@@ -78,10 +81,9 @@ def deploy_command(
 @why_option
 @no_token_option
 @dry_run_option
-@json_option
-@pipeline_option
-def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as_json: bool, pipeline: Path) -> None:
-    """Serve again what the target served before, in the same way as a deployment; again goes one further back.
+@result_options
+def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as_json: bool, project: Project) -> None:
+    """Serve again what the target served before, in the same way as a deployment; a second call goes one version further back.
 
     \b
     Example:
@@ -90,30 +92,25 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
     from runner import decisions
     from runner.model import deployment
     from runner.model.served import before
-    from runner.project import Project
     from runner.run.provenance import who
 
-    project = Project(pipeline)
     deployer, registry = project.deployer(target, no_token=no_token), project.registry
     if dry_run:
-        found = before(registry, target)
-        deployment.comparison(registry, deployer, found).permitted(allow=True, say=note)
-        said = f"{target} would go back to {found.label}"
-        _print_plan(said, deployer.plan(found), as_json)
+        earlier = before(registry, target)
+        deployment.comparison(registry, deployer, earlier).permitted(allow=True, say=note)
+        _print_plan(f"{target} would go back to {earlier.label}", deployer.plan(earlier), as_json)
         return
-    made = deployment.rollback(registry, deployer, who=who(), why=reason, say=note)
-    for said in decisions.older_rest(project, made.name, made.version, target):
-        note(said)
-    _print_made(made, as_json)
+    deployed = deployment.rollback(registry, deployer, who=who(), why=reason, say=note)
+    note(*decisions.older_rest(project, deployed.name, deployed.version, target))
+    _print_deployment(deployed, as_json)
 
 
 @click.command("undeploy")
 @click.argument("target")
 @why_option
 @dry_run_option
-@json_option
-@pipeline_option
-def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+@result_options
+def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, project: Project) -> None:
     """Serve nothing at the target any more: requests under way are answered, then it ends.
 
     \b
@@ -121,26 +118,23 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pip
       runner undeploy staging --reason "not needed any more"
     """
     from runner.model import deployment
-    from runner.project import Project
     from runner.run.provenance import who
 
-    project = Project(pipeline)
     deployer, registry = project.deployer(target), project.registry
     if dry_run:
         last = deployer.last()
         served = last.label if last is not None and last.kind != "removed" else "nothing"
         _print_plan(f"{target} serves {served}", [f"end it at {last.place}"] if last and last.place else [], as_json)
         return
-    _print_made(deployment.remove(registry, deployer, who=who(), why=reason), as_json)
+    _print_deployment(deployment.remove(registry, deployer, who=who(), why=reason), as_json)
 
 
 @click.command("deployments")
 @click.argument("target", required=False)
 @click.option("--restart", is_flag=True, help="Serve again what was served where a target is down.")
 @no_token_option
-@json_option
-@pipeline_option
-def deployments_command(target: str | None, restart: bool, no_token: bool, as_json: bool, pipeline: Path) -> None:
+@result_options
+def deployments_command(target: str | None, restart: bool, no_token: bool, as_json: bool, project: Project) -> None:
     """Show what each target serves, since when and by whom, and whether it answers now.
 
     \b
@@ -148,52 +142,28 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
       runner deployments
       runner deployments staging --restart      after this machine was started anew
     """
-    from runner.model import deployment
-    from runner.model.served import command_to_end
-    from runner.project import Project
-    from runner.run.provenance import who
-
-    project = Project(pipeline)
-    targets, registry = project.spec.targets, project.registry
+    targets = project.spec.targets
     if not targets:
         raise UsageError('There are no targets. Write [targets.NAME] with kind = "local" or "sagemaker".')
-    rows: list[tuple[str, str, Deployment | None, Health | None]] = []
-    for name in [target] if target is not None else targets:
-        deployer = project.deployer(name, no_token=no_token)
-        deployment.catch_up(registry, deployer, who())
-        last = deployer.last()
-        serves = last is not None and last.kind != "removed"
-        health = deployer.health() if serves else None
-        if restart and health is not None and health.status == "down":
-            last = deployment.restart(registry, deployer, who=who())
-            health = deployer.health()
-        if health is not None and last is not None:
-            status = registry.get(last.name, last.version).status
-            if status != "approved":
-                said = f"{last.label} is {status} since it was deployed: {command_to_end(registry, name)}"
-                health = deployment.Health(status="unhealthy", detail=said, process=health.process)
-        rows.append((name, targets[name].kind, last if serves else None, health))
+    names = [target] if target is not None else [*targets]
+    rows = [_target_row(project, name, restart=restart, no_token=no_token) for name in names]
     if as_json:
-        print_json([_json(*row) for row in rows])
+        print_json(rows)
     else:
         print_table(
             ["target", "kind", "model", "since (UTC)", "by", "place", "process", "health"],
             [
                 [
-                    name,
-                    kind,
-                    made.label if made else "–",
-                    made.at[:19].replace("T", " ") if made else "–",
-                    made.who if made else "–",
-                    made.place if made else "–",
-                    str(health.process) if health and health.process else "–",
-                    f"{health.status}{f' ({health.detail})' if health.detail else ''}" if health else "–",
+                    *(row[key] for key in ("target", "kind", "model")),
+                    row["since"] and time_text(row["since"]),
+                    *(row[key] for key in ("by", "place")),
+                    str(row["process"]) if row["process"] else None,
+                    f"{row['health']} ({row['message']})" if row["message"] else row["health"],
                 ]
-                for name, kind, made, health in rows
+                for row in rows
             ],
         )
-    down = [name for name, _, _, health in rows if health is not None and health.status in ("down", "unhealthy")]
-    if down:
+    if down := [row["target"] for row in rows if row["health"] in ("down", "unhealthy")]:
         raise AnswerIsNo(f"{', '.join(down)}: not as it should be, see above.")
 
 
@@ -204,8 +174,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
 @click.option("--yes", is_flag=True, help="Ask nothing, for CI.")
 @schema_option
 @click.option("--dry-run", is_flag=True, help="Say which steps are left; do nothing.")
-@json_option
-@pipeline_option
+@result_options
 def release_command(
     version: str,
     target: str | None,
@@ -214,12 +183,12 @@ def release_command(
     allow_schema_change: bool,
     dry_run: bool,
     as_json: bool,
-    pipeline: Path,
+    project: Project,
 ) -> None:
     """Walk a version through approval and the targets that require each other, asking before each step.
 
-    What was done before is not done again, so the same command goes on where it stopped: after a no, a failure, or
-    where somebody else has to approve.
+    Steps that are done are not repeated, so the same command continues where it stopped: after a no, a failure, or
+    where another person has to approve.
 
     \b
     Example:
@@ -227,31 +196,19 @@ def release_command(
       runner release NAME/3 --reason "nightly" --to staging --yes
     """
     from runner import decisions
-    from runner.model import deployment
     from runner.model.release import ReleaseStep, release, steps
-    from runner.project import Project
-    from runner.run.provenance import who
 
     name, number = parse_version(version)
-    project = Project(pipeline)
     registry, targets = project.registry, project.spec.targets
-    for said in decisions.older_rest(project, name, number):
-        note(said)
-    allowed: dict[str, Any] = {"allow_schema_change": allow_schema_change, "say": note}
+    note(*decisions.older_rest(project, name, number))
     if dry_run:
         left = list(steps(registry, name, number, targets=targets, to=target))
         notes: dict[str, None] = {}  # the same of several steps once
         for step in left:
             decisions.check(
-                project,
-                name,
-                number,
-                target=step.target,
-                allow_schema_change=allow_schema_change,
-                say=notes.setdefault,
+                project, name, number, target=step.target, allow_schema_change=allow_schema_change, say=notes.setdefault
             )
-        for said in notes:
-            note(said)
+        note(*notes)
         _print_plan(f"{version} would be released", [step.sentence(version) for step in left], as_json)
         return
 
@@ -259,62 +216,68 @@ def release_command(
         return yes or confirm(f"{step.sentence(version)}?")
 
     def do(step: ReleaseStep) -> Deployment | None:
-        match step.what, step.target:
-            case "approve", _:
-                decisions.approve(project, name, number, why=reason, **allowed)
-            case "approve for", str(at):
-                decisions.approve_for(project, name, number, target=at, why=reason, **allowed)
-            case "deploy", str(at):
-                deployer = project.deployer(at)
-                return deployment.deploy(registry, deployer, name, number, who=who(), why=reason, **allowed)
-        return None
+        deployed = decisions.carry_out(
+            project, step, name, number, why=reason, allow_schema_change=allow_schema_change, say=note
+        )
+        say(f"✓ {step.sentence(version)}{f' at {deployed.place}' if deployed else ''}", err=as_json)
+        return deployed
 
-    def done(step: ReleaseStep) -> Deployment | None:
-        made = do(step)
-        where = f" at {made.place}" if made is not None else ""
-        say(f"✓ {step.sentence(version)}{where}", err=as_json)
-        return made
-
-    taken = release(registry, name, number, targets=targets, to=target, may=may, do=done)
+    done = release(registry, name, number, targets=targets, to=target, may=may, do=do)
     if as_json:
-        print_json({"model": version, "steps": [{"what": step.what, "target": step.target} for step in taken]})
-    elif not taken:
+        print_json({"model": version, "steps": [fields(step, "what", "target") for step in done]})
+    elif not done:
         say(f"{version} is released already")
 
 
-def _json(name: str, kind: str, made: Deployment | None, health: Health | None) -> dict[str, Any]:
+def _target_row(project: Project, target: str, *, restart: bool, no_token: bool) -> dict[str, Any]:
+    """What a target serves, and whether it answers and may; with `restart`, a target that is down is started first."""
+    from runner.model import deployment
+    from runner.model.served import command_to_end
+    from runner.run.provenance import who
+
+    registry, deployer = project.registry, project.deployer(target, no_token=no_token)
+    deployment.catch_up(registry, deployer, who())
+    deployed, health = deployer.last(), None
+    if deployed is not None and deployed.kind == "removed":
+        deployed = None
+    if deployed is not None:
+        health = deployer.health()
+        if restart and health.status == "down":
+            deployed = deployment.restart(registry, deployer, who=who())
+            health = deployer.health()
+        status = registry.get(deployed.name, deployed.version).status
+        if status != "approved":
+            message = f"{deployed.label} is {status} since it was deployed: {command_to_end(registry, target)}"
+            health = deployment.Health(status="unhealthy", detail=message, process=health.process)
     return {
-        "target": name,
-        "kind": kind,
-        "model": made.label if made else None,
-        "since": made.at if made else None,
-        "by": made.who if made else None,
-        "why": made.why if made else None,
-        "how": made.kind if made else None,
-        "place": made.place if made else None,
-        "process": health.process if health else None,
-        "health": health.status if health else None,
-        "said": health.detail if health else None,
+        "target": target,
+        "kind": project.spec.targets[target].kind,
+        "model": deployed and deployed.label,
+        "since": deployed and deployed.at,
+        "by": deployed and deployed.who,
+        "why": deployed and deployed.why,
+        "event": deployed and deployed.kind,
+        "place": deployed and deployed.place,
+        "process": health and health.process,
+        "health": health and health.status,
+        "message": health and health.detail,
     }
 
 
-def _print_plan(said: str, steps: Any, as_json: bool) -> None:
+def _print_plan(message: str, steps: Iterable[str], as_json: bool) -> None:
     if as_json:
-        print_json({"said": said, "steps": list(steps)})
+        print_json({"message": message, "steps": list(steps)})
         return
-    say(f"{said}; nothing was done:")
+    say(f"{message}; nothing was done:")
     for step in steps:
         say(f"  {step}")
 
 
-def _print_made(made: Deployment, as_json: bool) -> None:
+def _print_deployment(deployed: Deployment, as_json: bool) -> None:
     if as_json:
-        import msgspec
-
-        fields = msgspec.structs.asdict(made)
-        print_json({key: value for key, value in fields.items() if key != "format"})
-    elif made.kind == "removed":
-        say(f"{made.label} is not served at {made.target} any more")
+        print_json(fields(deployed, *(name for name in deployed.__struct_fields__ if name != "format")))
+    elif deployed.kind == "removed":
+        say(f"{deployed.label} is not served at {deployed.target} any more")
     else:
-        replaced = f", instead of {made.replaced}" if made.replaced and made.replaced != made.label else ""
-        say(f"{made.target} serves {made.label} at {made.place}{replaced}")
+        replaced = f", instead of {deployed.replaced}" if deployed.replaced not in ("", deployed.label) else ""
+        say(f"{deployed.target} serves {deployed.label} at {deployed.place}{replaced}")

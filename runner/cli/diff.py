@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import webbrowser
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, metric_text, pipeline_option, print_json, print_table
+from runner.cli.options import metric_text, print_json, print_table, result_options
 from runner.cli.terminal import say
 from runner.errors import Refused, UsageError, counted
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.audit.compare import RunComparison, RunFacts
     from runner.audit.diff import Change, Difference, MetricChange, StepChange
-    from runner.records import Metric
     from runner.run.store import Store
 
 PAGES = "comparisons"  # beside the runs, as these are sealed
@@ -40,10 +40,9 @@ open_option = click.option("--open", "open_", is_flag=True, help="Open the page 
 @output_option
 @open_option
 @markdown_option
-@json_option
-@pipeline_option
+@result_options
 def diff_command(
-    before: str, after: str | None, output: Path | None, open_: bool, as_markdown: bool, as_json: bool, pipeline: Path
+    before: str, after: str | None, output: Path | None, open_: bool, as_markdown: bool, as_json: bool, project: Project
 ) -> None:
     """Show what differs between two runs, or from a git revision to the working tree: code by cell.
 
@@ -55,21 +54,19 @@ def diff_command(
       runner diff main --md
     """
     from runner.audit import compare, diff
-    from runner.project import Project
 
-    wanted = _wants_page(output, open_, as_markdown, as_json)
-    project = Project(pipeline)
+    wants_page = _wants_page(output, open_, as_markdown, as_json)
     store = project.store
     comparison: RunComparison | None = None
     if after is None:
-        difference, page = diff.since_commit(pipeline, before), output
+        difference, page = diff.since_commit(project.file, before), output
     else:
         manifests = project.as_of_now([project.run(reference) for reference in (before, after)])
         difference, comparison = diff.between_runs(manifests[0], manifests[1], store), compare.compare(manifests)
-        page = output or (store.root / PAGES / f"{manifests[0].run}-{manifests[1].run}.html" if wanted else None)
+        page = output or (store.root / PAGES / f"{manifests[0].run}-{manifests[1].run}.html" if wants_page else None)
     if page is not None:
         _write(page, comparison, difference, store)
-    _print(difference, page, as_markdown=as_markdown, as_json=as_json, in_words=lambda: _say_difference(difference))
+    _print(difference, page, as_markdown=as_markdown, as_json=as_json)
     _open(page, open_)
 
 
@@ -78,10 +75,9 @@ def diff_command(
 @output_option
 @open_option
 @markdown_option
-@json_option
-@pipeline_option
+@result_options
 def compare_command(
-    runs: tuple[str, ...], output: Path | None, open_: bool, as_markdown: bool, as_json: bool, pipeline: Path
+    runs: tuple[str, ...], output: Path | None, open_: bool, as_markdown: bool, as_json: bool, project: Project
 ) -> None:
     """Show runs in one table: the parameters that differ, metrics with their intervals, verdicts, model versions.
 
@@ -92,25 +88,23 @@ def compare_command(
       runner compare 7f3a 2b1c latest
     """
     from runner.audit import compare
-    from runner.project import Project
 
     if len(runs) < 2:
         raise UsageError("Name two runs or more; `runner runs` lists them.")
-    wanted = _wants_page(output, open_, as_markdown, as_json)
-    project = Project(pipeline)
+    wants_page = _wants_page(output, open_, as_markdown, as_json)
     store = project.store
     comparison = compare.compare(project.as_of_now([project.run(reference) for reference in runs]))
     names = " ".join(facts.run for facts in comparison.runs)
     name = f"compare-{hashlib.sha256(names.encode()).hexdigest()[:12]}.html"
-    page = output or (store.root / PAGES / name if wanted else None)
+    page = output or (store.root / PAGES / name if wants_page else None)
     if page is not None:
         _write(page, comparison, None, store)
-    _print(comparison, page, as_markdown=as_markdown, as_json=as_json, in_words=lambda: _say_comparison(comparison))
+    _print(comparison, page, as_markdown=as_markdown, as_json=as_json)
     _open(page, open_)
 
 
 def _wants_page(output: Path | None, open_: bool, as_markdown: bool, as_json: bool) -> bool:
-    """For a person always; for a program, drawing it would take longer than all else. Raises UsageError."""
+    """For a person always; for a program only if asked, as drawing takes most of the time. Raises UsageError."""
     if as_markdown and as_json:
         raise UsageError("Write --md or --json, not both.")
     return output is not None or open_ or not (as_markdown or as_json)
@@ -127,26 +121,23 @@ def _write(page: Path, comparison: RunComparison | None, difference: Difference 
         ) from error
 
 
-def _print(
-    made: Difference | RunComparison,
-    page: Path | None,
-    *,
-    as_markdown: bool,
-    as_json: bool,
-    in_words: Callable[[], None],
-) -> None:
-    """The result on stdout in the form asked for; with Markdown, where the page is goes to stderr."""
+def _print(result: Difference | RunComparison, page: Path | None, *, as_markdown: bool, as_json: bool) -> None:
+    """The result on stdout in the form asked for; with Markdown, the page's path goes to stderr."""
+    from runner.audit.diff import Difference
+
     if as_json:
         import msgspec
 
-        print_json({**msgspec.to_builtins(made), "page": str(page.absolute()) if page else None})
+        print_json({**msgspec.to_builtins(result), "page": str(page.absolute()) if page else None})
         return
     if as_markdown:
         from runner.report.pull_request import pull_request
 
-        say(pull_request(made), nl=False)
+        say(pull_request(result), nl=False)
+    elif isinstance(result, Difference):
+        _say_difference(result)
     else:
-        in_words()
+        _say_comparison(result)
     if page is not None:
         say(f"page {page}", err=as_markdown)
 
@@ -198,8 +189,7 @@ def _say_metrics(metrics: Iterable[MetricChange]) -> None:
         [
             [
                 f"  {metric.name}",
-                _metric(metric.before),
-                _metric(metric.after),
+                *(metric_text(value) if value else "–" for value in (metric.before, metric.after)),
                 "" if metric.difference is None or metric.not_comparable else f"{metric.difference:+.4g}",
                 metric_in_words(metric),
             ]
@@ -209,34 +199,30 @@ def _say_metrics(metrics: Iterable[MetricChange]) -> None:
 
 
 def _say_changes(changes: Iterable[Change], *, by_step: bool) -> None:
-    """One line for each; a parameter that changed alike in several steps is told once."""
-    from runner.report.comparison import said
+    """One line for each; a parameter with the same change in several steps has one line."""
+    from runner.report.comparison import value_text
 
-    told: dict[str, list[str]] = {}
+    lines: dict[str, list[str]] = {}
     for change in changes:
         step, _, name = change.name.partition(".") if by_step else ("", "", change.name)
-        values = {
-            "changed": f"{said(change.before)} → {said(change.after)}",
-            "added": f"added, {said(change.after)}",
-            "removed": f"removed, was {said(change.before)}",
-        }[change.how]
-        told.setdefault(f"{name}  {values}", []).append(step)
-    for line, steps in told.items():
+        before, after = value_text(change.before), value_text(change.after)
+        text = {"changed": f"{before} → {after}", "added": f"added, {after}", "removed": f"removed, was {before}"}
+        lines.setdefault(f"{name}  {text[change.kind]}", []).append(step)
+    for line, steps in lines.items():
         say(f"  {line}" + (f"   ({', '.join(steps)})" if by_step else ""))
 
 
 def _say_data_and_packages(difference: Difference) -> None:
-    outside = [data for data in difference.data if data.outside]
-    made = [data.name for data in difference.data if not data.outside]
+    outputs = [data.name for data in difference.data if not data.outside]
     if difference.data:
         say("data")
-    for data in outside:
+    for data in (data for data in difference.data if data.outside):
         hashes = " → ".join(sha256[:12] if sha256 else "absent" for sha256 in (data.before, data.after))
         same = "the same bytes" if data.before == data.after else hashes
         place = " → ".join(dict.fromkeys(place or "–" for place in (data.source_before, data.source_after)))
         say(f"  {data.name}  {place}  {same}")
-    if made:
-        say(f"  made by the run and different: {', '.join(made)}")
+    if outputs:
+        say(f"  made by the run and different: {', '.join(outputs)}")
     imported = [package for package in difference.packages if package.imported]
     others = len(difference.packages) - len(imported)
     if difference.packages:
@@ -248,19 +234,18 @@ def _say_data_and_packages(difference: Difference) -> None:
 
 
 def _say_step(step: StepChange) -> None:
-    if step.how != "changed":
-        say(f"step {step.step} {step.how}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
+    from runner.report.comparison import cell_place
+
+    if step.kind != "changed":
+        say(f"step {step.step} {step.kind}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
         return
     say(f"code of {step.step}, {step.notebook}")
     for cell in step.cells:
-        where = f"[{cell.after or cell.before}]"
-        if cell.before and cell.after and cell.before != cell.after:
-            where = f"[{cell.before}] → [{cell.after}]"
-        first_line = f": {cell.first_line}" if cell.how == "moved" else ""
-        say(f"  cell {where} {cell.how}{first_line}")
+        first_line = f": {cell.first_line}" if cell.kind == "moved" else ""
+        say(f"  cell {cell_place(cell)} {cell.kind}{first_line}")
         _say_lines(cell.diff)
     for module in step.modules:
-        say(f"  module {module.name} {module.how}")
+        say(f"  module {module.name} {module.kind}")
         _say_lines(module.diff)
     if step.text_cells:
         say(f"  {counted(step.text_cells, 'text cell')} changed")
@@ -272,37 +257,12 @@ def _say_lines(lines: Iterable[str]) -> None:
 
 
 def _say_comparison(comparison: RunComparison) -> None:
-    from runner.report.comparison import alike, reasons, said, short_names, verdict_in_words
+    from runner.report.comparison import alike, reasons, rows_of, short_names
 
-    rows: list[list[str]] = [
-        ["gate", *(verdict_in_words(run) for run in comparison.runs)],
-        ["model", *(_version(run) for run in comparison.runs)],
-        ["note", *(run.note or "–" for run in comparison.runs)],
-    ]
-    rows += [
-        [row.name, *(said(v) if there else "–" for v, there in zip(row.values, row.there, strict=True))]
-        for row in comparison.parameters
-    ]
-    rows += [
-        [
-            row.name,
-            *(
-                _metric(metric) + (" ≠" if why else "")
-                for metric, why in zip(row.values, row.not_comparable, strict=True)
-            ),
-        ]
-        for row in comparison.metrics
-    ]
+    rows = list(rows_of(comparison, name=str, value=str, metric=metric_text))
+    rows.insert(2, ["note", *(run.note or "–" for run in comparison.runs)])
     print_table(["run", *short_names(comparison)], rows)
     if same := alike(comparison):
         say(same)
     for run, why, names in reasons(comparison):
         say(f"≠ not comparable: {why} ({run}: {', '.join(names)})")
-
-
-def _version(run: RunFacts) -> str:
-    return f"{run.model_version.label} {run.model_version.status}" if run.model_version else "–"
-
-
-def _metric(metric: Metric | None) -> str:
-    return metric_text(metric) if metric else "–"

@@ -1,36 +1,24 @@
-"""What a person sees while a run goes on: live lines on a terminal, plain ones elsewhere. All on stderr."""
+"""A run's progress for a person: live lines on a terminal, plain ones elsewhere. All on stderr."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
-from runner.cli.terminal import drawn, say
+from runner.cli.terminal import drawn, live, say
 from runner.errors import counted
 from runner.manifest import RunManifest, StepState
-from runner.records import Verdict
+from runner.run.ports import Silent
 from runner.step.execute import Progress
 
 MARKS = {"running": "▸", "succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", None: " "}
 COLOURS = {"succeeded": "green", "cached": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
-PLAIN_EVERY_S = 5.0  # a line of progress in a log that nobody watches
+PLAIN_EVERY_S = 5.0  # between lines of progress in a log
 
 
-class Display(Protocol):
-    def started(self, manifest: RunManifest) -> None: ...
-
-    def progress(self, progress: Progress) -> None: ...
-
-    def changed(self, manifest: RunManifest, step: str) -> None: ...
-
-    def judged(self, verdict: Verdict) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def display() -> Display:
+def display() -> PlainDisplay | LiveDisplay:
     return LiveDisplay() if sys.stderr.isatty() else PlainDisplay()
 
 
@@ -41,9 +29,8 @@ def headline(manifest: RunManifest) -> str:
         where += f"   imported by {manifest.imported.who} on {manifest.imported.at[:10]}"
     if git is None:
         return f"run {manifest.run}{where}"
-    count = len(git.modified)
-    changed = f" ({counted(count, 'notebook')} modified)" if count else ""
-    return f"run {manifest.run}   {git.branch or 'detached'}@{git.commit[:6]}{changed}{where}"
+    modified = f" ({counted(len(git.modified), 'notebook')} modified)" if git.modified else ""
+    return f"run {manifest.run}   {git.branch or 'detached'}@{git.commit[:6]}{modified}{where}"
 
 
 def step_line(step: StepState, progress: Progress | None, *, started: float | None) -> str:
@@ -63,18 +50,20 @@ def step_line(step: StepState, progress: Progress | None, *, started: float | No
         return line
     if result.error is None:
         why = f"   why: {step.why}" if step.why else ""
-        return f"{line}{result.cells_run} cell{' ' if result.cells_run == 1 else 's'}   {result.seconds:.1f} s{why}"
+        cells = counted(result.cells_run, "cell")
+        return f"{line}{cells}{' ' if result.cells_run == 1 else ''}   {result.seconds:.1f} s{why}"
     error = result.error
-    # a terminal cuts the end off, so what went wrong comes first
+    # a terminal cuts the end off, so the error comes first
     where = f"   cell [{error.cell}] {error.first_line} …" if error.cell is not None else ""
-    return f"{line}{error.ename}: {_first_line(error.evalue)}{where}"
+    first_line = next(iter(error.evalue.strip().splitlines()), "")
+    return f"{line}{error.ename}: {first_line}{where}"
 
 
-class PlainDisplay:
-    """A line when a step starts and ends, and now and then between."""
+class PlainDisplay(Silent):
+    """A line when a step starts and ends, and now and then between. The verdict is printed with the result."""
 
     def __init__(self) -> None:
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
         self._lock = threading.Lock()
 
     def started(self, manifest: RunManifest) -> None:
@@ -82,43 +71,35 @@ class PlainDisplay:
 
     def progress(self, progress: Progress) -> None:
         with self._lock:
-            if time.monotonic() - self._said >= PLAIN_EVERY_S:
+            if time.monotonic() - self._printed_at >= PLAIN_EVERY_S:
                 where = f"  [{progress.cell}] {progress.first_line}" if progress.cell else ""
-                self._say(f"    {progress.step} {_cells(progress)}{where}")
+                self._print(f"    {progress.step} {_cells(progress)}{where}")
 
     def changed(self, manifest: RunManifest, step: str) -> None:
         state = manifest.step(step)
         with self._lock:
-            self._say(step_line(state, None, started=None))
-
-    def judged(self, verdict: Verdict) -> None:
-        """The verdict is printed with the result."""
+            self._print(step_line(state, None, started=None))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
-    def _say(self, line: str) -> None:
-        self._said = time.monotonic()
+    def _print(self, line: str) -> None:
+        self._printed_at = time.monotonic()
         say(line, err=True)
 
 
-class LiveDisplay:
-    """All steps on the screen, redrawn as cells end."""
+class LiveDisplay(Silent):
+    """All steps on the screen, redrawn as cells end. The verdict is printed with the result."""
 
     def __init__(self) -> None:
-        # rich takes 0.1 s to import, and a log needs none of it
-        from rich.console import Console
-        from rich.live import Live
-
         self._manifest: RunManifest | None = None
         self._progress: dict[str, Progress] = {}
         self._started: dict[str, float] = {}
-        self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, get_renderable=self._lines, refresh_per_second=8, transient=False)
+        self._live = live(self._lines, per_s=8)
 
     def started(self, manifest: RunManifest) -> None:
         self._manifest = manifest
-        self._console.print(drawn(headline(manifest)))
+        self._live.console.print(drawn(headline(manifest)))
         self._live.start()
 
     def progress(self, progress: Progress) -> None:
@@ -129,12 +110,8 @@ class LiveDisplay:
         if any(state.name == step and state.status == "running" for state in manifest.steps):
             self._started[step] = time.monotonic()
 
-    def judged(self, verdict: Verdict) -> None:
-        """The verdict is printed with the result."""
-
     def close(self) -> None:
-        if self._live.is_started:
-            self._live.stop()
+        self._live.stop()
 
     def _lines(self) -> Any:
         text = drawn("", no_wrap=True, overflow="ellipsis")
@@ -154,7 +131,3 @@ def _cells(progress: Progress | None) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import fields, on_option, print_json, result_options
 from runner.cli.terminal import say
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.run.doctor import Check
@@ -19,20 +20,13 @@ WIDTH = 11  # of the longest name, credentials
 
 
 @click.command("doctor")
-@click.option(
-    "--on",
-    type=click.Choice(["local", "sagemaker"]),
-    default="local",
-    show_default=True,
-    help="Where runs are to work.",
-)
+@on_option
 @click.option("--probe", is_flag=True, help="With --on sagemaker: start one ml.t3.medium for 10 minutes at most.")
-@json_option
-@pipeline_option
-def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
+@result_options
+def doctor_command(on: str, probe: bool, as_json: bool, project: Project) -> int:
     """Say what would keep a run from working, here or in SageMaker, before it is started.
 
-    A line for each check: ✓ holds, ✗ does not, with what to do, ? cannot be told from here, and why. Leaves with 0
+    A line for each check: ✓ holds, ✗ does not, with what to do, ? cannot be checked from here, and why. Leaves with 0
     where nothing fails, with 2 where something here is wrong, with 7 where AWS is in the way.
 
     \b
@@ -41,49 +35,36 @@ def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
       runner doctor --on sagemaker
       runner doctor --on sagemaker --probe
     """
-    if probe and on != "sagemaker":
-        raise click.UsageError("--probe starts a job, so it needs --on sagemaker.")
-    checks = _of_account(pipeline, probe) if on == "sagemaker" else _of_machine(pipeline)
-    made = list(checks) if as_json else list(_printed(checks))
-    if as_json:
-        print_json(
-            {
-                "ok": not any(check.status == "failed" for check in made),
-                "checks": [
-                    {"name": check.name, "status": check.status, "said": check.said, "fix": check.fix or None}
-                    for check in made
-                ],
-            }
-        )
-    return min((check.code for check in made if check.status == "failed"), default=0)
-
-
-def _of_machine(pipeline: Path) -> Iterator[Check]:
-    from runner.project import Project
     from runner.run.doctor import machine
 
-    yield from machine(pipeline, Project(pipeline).store_here)
+    if probe and on != "sagemaker":
+        raise click.UsageError("--probe starts a job, so it needs --on sagemaker.")
+    checks: list[Check] = []
+    for check in _account_checks(project, probe) if on == "sagemaker" else machine(project.file, project.store_here):
+        checks.append(check)
+        if not as_json:
+            remedy = f": {check.fix}" if check.fix else ""
+            say(f"{MARKS[check.status]} {check.name:<{WIDTH}}  {check.said}{remedy}")
+    failed = [check for check in checks if check.status == "failed"]
+    if as_json:
+        rows = [
+            {**fields(check, "name", "status"), "message": check.said, "remedy": check.fix or None} for check in checks
+        ]
+        print_json({"ok": not failed, "checks": rows})
+    return min((check.code for check in failed), default=0)
 
 
-def _of_account(pipeline: Path, probe: bool) -> Iterator[Check]:
+def _account_checks(project: Project, probe: bool) -> Iterator[Check]:
     from runner.aws.doctor import account
     from runner.errors import PipelineError
-    from runner.pipeline.file import load
     from runner.run.doctor import sound
 
-    yield sound(pipeline)
+    yield sound(project.file)
     try:
-        spec = load(pipeline)
-    except PipelineError:  # as the line above says
+        spec = project.spec
+    except PipelineError:  # as the check above says
         return
-    yield from account(spec, pipeline.parent, run_probe=probe, say=lambda line: say(f"  … {line}", err=True))
-
-
-def _printed(checks: Iterable[Check]) -> Iterable[Check]:
-    for check in checks:
-        fix = f": {check.fix}" if check.fix else ""
-        say(f"{MARKS[check.status]} {check.name:<{WIDTH}}  {check.said}{fix}")
-        yield check
+    yield from account(spec, project.root, run_probe=probe, say=lambda line: say(f"  … {line}", err=True))
 
 
 @click.command("upload")
@@ -99,10 +80,9 @@ def _printed(checks: Iterable[Check]) -> Iterable[Check]:
 )
 @click.option("--replace", is_flag=True, help="With --to or --as: overwrite other content that is there.")
 @click.option("--dry-run", is_flag=True, help="Say where it would go and what would move; move nothing.")
-@json_option
-@pipeline_option
+@result_options
 def upload_command(
-    file: Path, to: str | None, as_: str | None, replace: bool, dry_run: bool, as_json: bool, pipeline: Path
+    file: Path, to: str | None, as_: str | None, replace: bool, dry_run: bool, as_json: bool, project: Project
 ) -> None:
     """Put a table into [sagemaker] bucket, from where jobs read it; the same bytes move once.
 
@@ -114,31 +94,22 @@ def upload_command(
       runner upload data/table.csv --to june/ --dry-run
       runner upload data/table.csv --as sagemaker/guide/data/RawData.csv
     """
-    from runner.aws import upload as moving
-    from runner.pipeline.file import load
+    from runner.aws.upload import commands, lines, upload
 
     if to is not None and as_ is not None:
         raise click.UsageError("--to is a key among the project's data, --as one of the bucket: give one of them.")
-    spec = load(pipeline)
-    found = moving.upload(spec, file, to=to, as_=as_, replace=replace, dry_run=dry_run)
-    lines = (moving.lines if as_ is None else moving.commands)(spec, pipeline.parent, file, found)
+    spec = project.spec
+    uploaded = upload(spec, file, to=to, as_=as_, replace=replace, dry_run=dry_run)
+    next_lines = (lines if as_ is None else commands)(spec, project.root, file, uploaded)
     if as_json:
-        print_json(
-            {
-                "address": found.address,
-                "sha256": found.sha256,
-                "size_bytes": found.size_bytes,
-                "moved_bytes": found.moved_bytes,
-                "dry_run": dry_run,
-                "lines": lines,
-            }
-        )
+        facts = fields(uploaded, "address", "sha256", "size_bytes", "moved_bytes")
+        print_json({**facts, "dry_run": dry_run, "lines": next_lines})
         return
-    say(found.address)
-    if found.default_bucket is not None:
-        say(f"  in the account's default bucket, as [sagemaker] bucket is not set in {pipeline.name}", err=True)
+    say(uploaded.address)
+    if uploaded.default_bucket is not None:
+        say(f"  in the account's default bucket, as [sagemaker] bucket is not set in {project.file.name}", err=True)
     verb = "would move" if dry_run else "moved"
-    where = f", in {pipeline.name}" if as_ is None else ""
-    say(f"  {verb} {found.moved_bytes:,} of {found.size_bytes:,} bytes; to read it{where}:", err=True)
-    for line in lines:
+    where = f", in {project.file.name}" if as_ is None else ""
+    say(f"  {verb} {uploaded.moved_bytes:,} of {uploaded.size_bytes:,} bytes; to read it{where}:", err=True)
+    for line in next_lines:
         say(f"  {line}")

@@ -1,4 +1,4 @@
-"""What a run would say that repeats this one, kept with what it would do."""
+"""The output of a run that repeats this one, recorded beside what that run would do."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def keep(
     code: int,
     variables: Sequence[str],
 ) -> None:
-    """Keep for the next run of this command line what it does and prints if nothing has changed."""
+    """Record what the next run of this command line does and prints where nothing has changed."""
     template = fast_path_record.template(manifest)
     folder = world.store.folder(fast_path.RUN)
-    words = summary(template, folder, pages=pages)
-    out = json_text(run_json(template, folder)) if as_json else terminal(words)
-    going = zip(template.steps, plan.steps, strict=True)  # of the steps that are not asked for nothing is said
-    lines = [headline(template), *(step_line(state, None, started=None) for state, step in going if not step.skip)]
-    lines += [*([words] if as_json else []), *hint(template)]
+    summary_text = summary(template, folder, pages=pages)
+    out = json_text(run_json(template, folder)) if as_json else terminal(summary_text)
+    states = [state for state, step in zip(template.steps, plan.steps, strict=True) if not step.skip]
+    lines = [headline(template), *(step_line(state, None, started=None) for state in states)]
+    lines += [*([summary_text] if as_json else []), *hint(template)]
     err = terminal("\n".join(lines))
     command = Invocation(sys.argv[2:], variables, git, out + "\n", err + "\n", code, pages)
     fast_path_record.keep(plan, manifest, world, command)

@@ -1,8 +1,8 @@
 """Working together with git: `setup-git`, and `clean-notebook`, the filter that it installs.
 
-The filter alone would not do: git takes another size for a change before it asks the filter, so a notebook that was
-only executed would show as modified and stand in the way of every pull. git can be told to ask somebody else which
-files changed (core.fsmonitor); we answer with `git diff`, which compares what the filter leaves.
+The filter alone is not enough: git takes another size for a change before it asks the filter, so a notebook that was
+only executed would show as modified and prevent every pull. git can ask a program which files changed
+(core.fsmonitor); ours answers with `git diff`, which compares what the filter leaves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -21,7 +22,6 @@ from runner.cli.terminal import say
 from runner.errors import UsageError
 from runner.notebook import strip_outputs
 from runner.notebook.strip_outputs import cleaned
-from runner.run.checkout import git
 
 NAME = "runner-notebook"  # of the filter and of both drivers
 ATTRIBUTES = ".gitattributes"
@@ -41,7 +41,7 @@ GIT_INDEX_FILE="$copy/index" git -c core.fsmonitor=false -c core.hooksPath=/dev/
 printf 'content\0'
 cat "$copy/changed"
 """
-# The filter and both drivers. They go on without the environment, with any Python or as git does by itself: whoever
+# The filter and both drivers. They work without the environment too, with any Python or as git does by itself: whoever
 # removes it must be able to add a notebook still, and to take all this out again.
 DRIVERS = r"""#!/bin/sh
 # By `runner setup-git`; `sh .git/hooks/NAME undo` takes it out again.
@@ -101,7 +101,7 @@ undo)
     rm -f "$rest" "$hooks/SCRIPT" "$hooks/NAME.py" "$hooks/NAME" ;;
 esac
 """
-# git asks only about what it once saw unchanged: let it look after each checkout and commit, before anybody executes
+# git asks only about files that it once saw unchanged: refresh after each checkout and commit, before any execution
 HOOKS = ("post-index-change", "post-commit")
 REFRESH = f"git -c core.hooksPath=/dev/null update-index -q --refresh >/dev/null 2>&1 || :  # {NAME}\n"
 SHELL = "#!/bin/sh\n"
@@ -162,18 +162,18 @@ def repository(folder: Path) -> Path:
 def settings() -> dict[str, str]:
     """git's filter and drivers. Without nbdime, git merges and shows cleaned JSON as text."""
     driver = f'sh "$(git rev-parse --git-common-dir)/hooks/{NAME}"'  # also where the clone was moved
-    found = {
+    config = {
         f"filter.{NAME}.clean": f"{driver} clean",
         f"filter.{NAME}.smudge": "cat",
-        f"filter.{NAME}.required": "true",  # nothing is added by halves
+        f"filter.{NAME}.required": "true",  # a notebook that cannot be cleaned is not added
     }
     if _has_nbdime():
-        found |= {
+        config |= {
             f"merge.{NAME}.name": "notebooks, cell by cell",
             f"merge.{NAME}.driver": f"{driver} merge %O %A %B %L %P",
             f"diff.{NAME}.command": f"{driver} diff",
         }
-    return found
+    return config
 
 
 def drivers() -> str:
@@ -183,11 +183,11 @@ def drivers() -> str:
         "DIFF": _nbdime("diffdriver"), "SECTIONS": " ".join(SECTIONS), "HOOKS": " ".join(HOOKS), "SCRIPT": SCRIPT,
         "ATTRIBUTES": ATTRIBUTES, "RULE": re.sub(r"[*.]", r"\\\g<0>", RULE), "NAME": NAME,
     }  # fmt: skip
-    return re.sub(rf"\b({'|'.join(words)})\b", lambda found: words[found[0]], DRIVERS)
+    return re.sub(rf"\b({'|'.join(words)})\b", lambda match: words[match[0]], DRIVERS)
 
 
 def watching(top: Path) -> dict[str, str]:
-    """git's settings for asking us what changed; {} where this clone has settings or hooks that do not go with them."""
+    """git's settings for asking what changed; {} where this clone has settings or hooks that conflict with them."""
     ours = _watch(top)
     taken = any(_config(top, name) not in ("", value) for name, value in ours.items())
     foreign = any(not _takes_a_line(_hook(top, name)) for name in HOOKS)
@@ -215,54 +215,48 @@ def install(top: Path) -> bool:
 
 
 def remove(top: Path) -> None:
-    """Take out the rule, the settings and the hooks, whichever are there, and files that have nothing else in them; one
-    that git tracks stays, be it empty."""
+    """Remove the rule, the settings and the hooks, and files that are empty then, unless git tracks them."""
     script = _hook(top, NAME)
     _write(script, [drivers()], mode=0o755)
     subprocess.run(["sh", script, "undo"], cwd=top, check=True, capture_output=True)
 
 
-def notes(top: Path) -> list[str]:
+def notes(top: Path) -> Iterator[str]:
     """What is left to do or to know: a sentence for each."""
-    found = []
     if not _has_nbdime():
-        found.append("nbdime is not installed, so notebooks merge as text; `pip install nbdime`, then this once more.")
+        yield "nbdime is not installed, so notebooks merge as text; `pip install nbdime`, then this once more."
     if not watching(top):
-        found.append(
+        yield (
             "this clone has its own core.fsmonitor, core.untrackedCache, core.hooksPath or a hook that is not a shell "
             "script, which stay. A notebook that was only executed then shows as modified; `git add -u` says it is not."
         )
     effective = _git(top, "check-attr", "filter", "--", "notebook.ipynb").split(": ")[-1]
     if effective != NAME:
-        found.append(
+        yield (
             f"another rule wins for notebooks: filter is {effective}. Look in .git/info/attributes and further down in "
             f"{ATTRIBUTES}."
         )
     if _git(top, "status", "--porcelain", "--", ATTRIBUTES):
-        found.append(f"commit {ATTRIBUTES}; whoever clones the repository calls `runner setup-git` once.")
-    if dirty := uncleaned(top):
-        found.append(
-            f"committed with outputs or in another layout: {', '.join(dirty)}. Bring them in line with "
+        yield f"commit {ATTRIBUTES}; whoever clones the repository calls `runner setup-git` once."
+    if dirty := ", ".join(uncleaned(top)):
+        yield (
+            f"committed with outputs or in another layout: {dirty}. Bring them in line with "
             "`git add --renormalize '*.ipynb'` and commit."
         )
-    return found
 
 
-def uncleaned(top: Path) -> list[str]:
+def uncleaned(top: Path) -> Iterator[str]:
     """The notebooks in git's index, relative to `top`, that the filter would change; unmerged ones are left out."""
-    found = []
     for entry in _git(top, "ls-files", "--stage", "-z", "--", "*.ipynb").split("\0")[:-1]:
         fields, _, name = entry.partition("\t")
         _, blob, stage = fields.split()
-        ended = git(top, "cat-file", "blob", blob)
-        ended.check_returncode()
-        if stage == "0" and cleaned(ended.stdout) != ended.stdout:
-            found.append(name)
-    return found
+        content = subprocess.run(["git", "-C", top, "cat-file", "blob", blob], capture_output=True, check=True).stdout
+        if stage == "0" and cleaned(content) != content:
+            yield name
 
 
 def _accept_outputs(top: Path) -> None:
-    """Have git see that notebooks executed before this are the ones it has; nothing is staged by that."""
+    """Make git see notebooks that were executed before as unchanged; stages nothing."""
     other_size = _git(top, "diff-files", "--name-only", "-z", "--", "*.ipynb").split("\0")[:-1]
     changed = _git(top, "diff", "--name-only", "--no-relative", "--no-ext-diff", "-z").split("\0")
     if same := [name for name in other_size if name not in changed]:
@@ -324,8 +318,11 @@ def _write(path: Path, lines: list[str], *, mode: int | None = None) -> None:
 
 def _git(folder: Path, *arguments: str, check: bool = True) -> str:
     """What git prints, without the last line end. Raises UsageError with git's own last line where it fails."""
-    ended = git(folder, *arguments)
-    if check and ended.returncode:
-        lines = ended.stderr.decode(errors="replace").strip().splitlines()
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, check=False)
+    except FileNotFoundError:
+        raise UsageError("git is not installed") from None
+    if check and done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise UsageError(lines[-1] if lines else f"git {arguments[0]} failed")
-    return ended.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+    return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")

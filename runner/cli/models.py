@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from runner.cli.options import (
-    json_option,
-    metric_json,
+    fields,
     metric_text,
+    metrics_json,
     note,
     parse_time,
     parse_version,
-    pipeline_option,
     print_json,
     print_table,
+    result_options,
     schema_option,
+    time_text,
 )
 from runner.cli.terminal import say
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.model.versions import Event, ModelVersion, Registry
@@ -32,9 +33,8 @@ reason_option = click.option("--reason", required=True, metavar="TEXT", help="Wh
 @click.argument("name", required=False)
 @click.option("--profile", metavar="NAME", help="Of the registry that [profiles.NAME] of the pipeline file has.")
 @click.option("--rebuild", is_flag=True, help="Make a damaged or lost registry anew from the copies of its events.")
-@json_option
-@pipeline_option
-def models_command(name: str | None, profile: str | None, rebuild: bool, as_json: bool, pipeline: Path) -> None:
+@result_options
+def models_command(name: str | None, profile: str | None, rebuild: bool, as_json: bool, project: Project) -> None:
     """List registered model versions, of NAME or of all names.
 
     \b
@@ -42,9 +42,8 @@ def models_command(name: str | None, profile: str | None, rebuild: bool, as_json
       runner models
     """
     from runner.model.events import claim
-    from runner.project import Project
 
-    project = Project(pipeline, profile=profile)
+    project.profile = profile
     if rebuild:
         project.rebuild_registry()
     versions = project.registry.list(name)
@@ -63,10 +62,10 @@ def models_command(name: str | None, profile: str | None, rebuild: bool, as_json
                 version.label,
                 version.status,
                 version.run,
-                version.created[:19].replace("T", " "),
-                *(f"{version.metrics[metric].value:.4g}" if metric in version.metrics else "–" for metric in shown),
-                version.decided_by or "–",
-                version.reason or claim(version) or "–",
+                time_text(version.created),
+                *(f"{version.metrics[metric].value:.4g}" if metric in version.metrics else None for metric in shown),
+                version.decided_by or None,
+                version.reason or claim(version) or None,
             ]
             for version in versions
         ],
@@ -75,9 +74,8 @@ def models_command(name: str | None, profile: str | None, rebuild: bool, as_json
 
 @click.command("register")
 @click.argument("run")
-@json_option
-@pipeline_option
-def register_command(run: str, as_json: bool, pipeline: Path) -> None:
+@result_options
+def register_command(run: str, as_json: bool, project: Project) -> None:
     """Register the model of a run that passed and did not register; again gives the same version.
 
     \b
@@ -85,16 +83,14 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
       runner register latest
     """
     from runner.cli.display import PlainDisplay
-    from runner.cli.reporting import write_all
-    from runner.project import Project
+    from runner.report.page import write_all
     from runner.run.ports import Options
     from runner.run.resume import register
 
-    project = Project(pipeline)
     manifest = project.run(run)
     options = Options(jobs=manifest.chosen.jobs, kernel=manifest.chosen.kernel)
-    world = project.world(manifest.pipeline, on=manifest.on, kernel=options.kernel, watcher=PlainDisplay())
-    manifest = register(manifest.run, pipeline, options, world)
+    world = project.of(manifest.pipeline).world(on=manifest.on, kernel=options.kernel, watcher=PlainDisplay())
+    manifest = register(manifest.run, project.file, options, world)
     assert manifest.model_version is not None
     write_all(project.store.folder(manifest.run), manifest)
     version = project.registry.get(manifest.model_version.name, manifest.model_version.version)
@@ -109,13 +105,14 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
 @reason_option
 @click.option("--to", "target", metavar="TARGET", help="Give the second approval that this target asks for.")
 @schema_option
-@json_option
-@pipeline_option
+@result_options
 def approve_command(
-    version: str, reason: str, target: str | None, allow_schema_change: bool, as_json: bool, pipeline: Path
+    version: str, reason: str, target: str | None, allow_schema_change: bool, as_json: bool, project: Project
 ) -> None:
-    """Approve a pending model version: its run must have passed, its bytes must match, and it must answer what is sent to
-    those that serve and to the approved one, or --allow-schema-change say that it need not.
+    """Approve a pending model version.
+
+    Its run must have passed and its bytes must match. It must answer what is sent to the versions that serve and to the
+    approved one, unless --allow-schema-change is given.
 
     \b
     Example:
@@ -123,25 +120,21 @@ def approve_command(
       runner approve NAME/3 --to production --reason "as good in staging"
     """
     from runner import decisions
-    from runner.project import Project
 
-    project = Project(pipeline)
-    for said in decisions.older_rest(project, *parse_version(version), target):
-        note(said)
-    allowed: dict[str, Any] = {"allow_schema_change": allow_schema_change, "say": note}
+    note(*decisions.older_rest(project, *parse_version(version), target))
+    options: dict[str, Any] = {"why": reason, "allow_schema_change": allow_schema_change, "say": note}
     if target is None:
-        found = decisions.approve(project, *parse_version(version), why=reason, **allowed)
+        approved = decisions.approve(project, *parse_version(version), **options)
     else:
-        found = decisions.approve_for(project, *parse_version(version), target=target, why=reason, **allowed)
-    _print_decision(found, as_json, f" for {target}" if target else "")
+        approved = decisions.approve_for(project, *parse_version(version), target=target, **options)
+    _print_decision(approved, as_json, f" for {target}" if target else "")
 
 
 @click.command("reject")
 @click.argument("version", metavar="NAME/VERSION")
 @reason_option
-@json_option
-@pipeline_option
-def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> None:
+@result_options
+def reject_command(version: str, reason: str, as_json: bool, project: Project) -> None:
     """Reject a pending version, or revoke an approved one; says which targets serve it still, and how to end that.
 
     \b
@@ -150,28 +143,25 @@ def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> 
     """
     from runner import decisions
     from runner.model.served import still_served
-    from runner.project import Project
 
-    project = Project(pipeline)
     name, number = parse_version(version)
-    found = decisions.reject(project, name, number, why=reason)
+    rejected = decisions.reject(project, name, number, why=reason)
     served = still_served(project.registry, name, number)
     if as_json:
-        print_json({**version_json(found), "served_at": served})
+        print_json({**version_json(rejected), "served_at": served})
         return
-    _print_decision(found, as_json)
+    _print_decision(rejected, as_json)
     for target, command in served.items():
         say(f"  {target} serves it still: {command}")
 
 
 @click.command("history")
 @click.argument("name")
-@click.option("--at", "at", metavar="TIME", help="What held then: ISO 8601, UTC where no zone is written.")
+@click.option("--at", metavar="TIME", help="What held then: ISO 8601, UTC where no zone is written.")
 @click.option("--target", metavar="TARGET", help="What this target served; with --at, then, otherwise ever.")
 @click.option("--head", is_flag=True, help="Print the last event's hash, to keep somewhere else.")
-@json_option
-@pipeline_option
-def history_command(name: str, at: str | None, target: str | None, head: bool, as_json: bool, pipeline: Path) -> None:
+@result_options
+def history_command(name: str, at: str | None, target: str | None, head: bool, as_json: bool, project: Project) -> None:
     """Show everything that happened to a model's versions, oldest first, and whether the chain is whole.
 
     \b
@@ -182,10 +172,9 @@ def history_command(name: str, at: str | None, target: str | None, head: bool, a
     """
     from runner.errors import Tampered
     from runner.model.events import claim, state_at, verify_chain
-    from runner.project import Project
 
-    versions = Project(pipeline).registry
-    events = versions.events(name)
+    registry = project.registry
+    events = registry.events(name)
     broken = verify_chain(events)
     if head:
         last = events[-1]
@@ -194,149 +183,134 @@ def history_command(name: str, at: str | None, target: str | None, head: bool, a
         else:
             say(f"{name} {last.seq} {last.hash}")
     elif at is not None and target is not None:
-        _print_served(versions, events, target, parse_time(at), as_json)
+        _print_served(registry, events, target, parse_time(at), as_json)
     elif at is not None:
         moment = parse_time(at)
-        held = state_at(events, moment)
-        found = [(versions.get(name, version), *then) for version, then in held.items()]
-        _print_state(name, moment, found, as_json)
-    elif as_json:
-        print_json([_event_json(event) for event in events if target in (None, event.data.get("target"))])
+        states = [(registry.get(name, version), *state) for version, state in state_at(events, moment).items()]
+        _print_states(name, moment, states, as_json)
     else:
-        claims = {} if broken else {version.version: claim(version) for version in versions.list(name)}
-        print_table(
-            ["when (UTC)", "model", "what", "who", "why"],
-            [
+        shown = [event for event in events if target in (None, event.data.get("target"))]
+        if as_json:
+            import msgspec
+
+            print_json(msgspec.to_builtins(shown))
+        else:
+            claims = {} if broken else {version.version: claim(version) for version in registry.list(name)}
+            print_table(
+                ["when (UTC)", "model", "what", "who", "why"],
                 [
-                    e.at[:19].replace("T", " "),
-                    f"{e.name}/{e.version}",
-                    _what(e),
-                    e.who,
-                    e.why or _said(e, claims) or "–",
-                ]
-                for e in events
-                if target in (None, e.data.get("target"))
-            ],
-        )
+                    [
+                        time_text(event.at),
+                        f"{event.name}/{event.version}",
+                        _event_text(event),
+                        event.who,
+                        event.why or (event.kind == "registered" and claims.get(event.version)) or None,
+                    ]
+                    for event in shown
+                ],
+            )
     if broken is not None:
         raise Tampered(f"The history of {name} was altered: {broken}")
 
 
-def _print_state(
-    name: str, moment: str, found: Sequence[tuple[ModelVersion, str, Event | None]], as_json: bool
+def _print_states(
+    name: str, moment: str, states: Sequence[tuple[ModelVersion, str, Event | None]], as_json: bool
 ) -> None:
     """Which version was the approved one at that moment, by whose decision, and what it leads back to."""
-    approved = max((version.version for version, status, _ in found if status == "approved"), default=None)
+    approved = max((version.version for version, status, _ in states if status == "approved"), default=None)
     if as_json:
         rows = [
-            {**version_json(version), "status": status, "decided_by": e.who if e else None, "reason": e.why if e else None,
-             "decided": e.at if e else None}
-            for version, status, e in found
-        ]  # fmt: skip
+            {**_version_then(version, status, decision), "decided": decision and decision.at}
+            for version, status, decision in states
+        ]
         print_json({"name": name, "at": moment, "approved": approved, "versions": rows})
         return
-    said = "no version was approved" if approved is None else f"{name}/{approved} was the approved version"
-    say(f"at {moment[:19].replace('T', ' ')} UTC {said}")
+    sentence = "no version was approved" if approved is None else f"{name}/{approved} was the approved version"
+    say(f"at {time_text(moment)} UTC {sentence}")
     print_table(
         ["model", "status then", "run", "commit", "decided (UTC)", "by", "reason"],
         [
             [
-                f"{name}/{version.version}",
+                version.label,
                 status,
                 version.run,
-                (version.commit or "–")[:8],
-                e.at[:19].replace("T", " ") if e else "–",
-                e.who if e else "–",
-                e.why if e else "–",
+                version.commit[:8] if version.commit else None,
+                time_text(decision.at) if decision else None,
+                decision.who if decision else None,
+                decision.why if decision else None,
             ]
-            for version, status, e in found
+            for version, status, decision in states
         ],
     )
 
 
-def _print_served(versions: Registry, events: Sequence[Event], target: str, moment: str, as_json: bool) -> None:
+def _print_served(registry: Registry, events: Sequence[Event], target: str, moment: str, as_json: bool) -> None:
     """What the target served at that moment, by whose decision and deployment, and what it leads back to."""
     from runner.model.events import state_at
     from runner.model.served import served_at, since
 
     name = events[0].name
-    found = served_at(events, target, moment)
-    if found is None:
+    deployed = served_at(events, target, moment)
+    if deployed is None:
         if as_json:
             print_json({"name": name, "at": moment, "target": target, "served": None})
         else:
-            say(f"at {moment[:19].replace('T', ' ')} UTC no version of {name} was served at {target}")
+            say(f"at {time_text(moment)} UTC no version of {name} was served at {target}")
         return
-    version = versions.get(name, found.version)
-    status, decision = state_at(events, moment)[found.version]
+    version = registry.get(name, deployed.version)
+    status, decision = state_at(events, moment)[deployed.version]
     if as_json:
-        decided = {"status": status, "decided_by": decision.who if decision else None, "reason": decision.why if decision else None}  # fmt: skip
         print_json(
             {
                 "name": name,
                 "at": moment,
                 "target": target,
-                "served": {**version_json(version), **decided},
-                "since": since(found),
-                "deployed_by": found.who,
-                "why": found.why,
-                "kind": found.kind,
-                "place": found.data.get("place", ""),
+                "served": _version_then(version, status, decision),
+                "since": since(deployed),
+                "deployed_by": deployed.who,
+                **fields(deployed, "why", "kind"),
+                "place": deployed.data.get("place", ""),
             }
         )
         return
-    approval = f"{decision.who} at {decision.at[:19].replace('T', ' ')}: {decision.why}" if decision else "–"
-    rows = {
-        "served since": f"{since(found)[:19].replace('T', ' ')} UTC",
-        found.kind: f"by {found.who}{f': {found.why}' if found.why else ''}",
+    approval = f"{decision.who} at {time_text(decision.at)}: {decision.why}" if decision else "–"
+    facts = {
+        "served since": f"{time_text(since(deployed))} UTC",
+        deployed.kind: f"by {deployed.who}{f': {deployed.why}' if deployed.why else ''}",
         status: f"by {approval}",
-        "place": str(found.data.get("place") or "–"),
+        "place": deployed.data.get("place") or "–",
         "run": version.run,
         "commit": version.commit or "–",
         "data": ", ".join(f"{source} {digest[:12]}" for source, digest in version.sources.items()) or "–",
         "bytes": f"sha256 {version.sha256}",
     }
-    say(f"at {moment[:19].replace('T', ' ')} UTC {target} served {name}/{found.version}")
-    for what, said in rows.items():
-        say(f"  {what:<12}  {said}")
+    say(f"at {time_text(moment)} UTC {target} served {version.label}")
+    for label, fact in facts.items():
+        say(f"  {label:<12}  {fact}")
 
 
-def _what(event: Event) -> str:
-    at = event.data.get("target")
-    said = event.kind if at is None or at in event.kind else f"{event.kind} ({at})"
-    return f"{said}, schema change" if event.data.get("schema_change") else said
-
-
-def _said(event: Event, claims: dict[int, str]) -> str:
-    """What came with an imported version of the place it comes from, at the event that took it in."""
-    return claims.get(event.version, "") if event.kind == "registered" else ""
+def _event_text(event: Event) -> str:
+    target = event.data.get("target")
+    text = event.kind if target is None or target in event.kind else f"{event.kind} ({target})"
+    return f"{text}, schema change" if event.data.get("schema_change") else text
 
 
 def version_json(version: ModelVersion) -> dict[str, Any]:
+    """With what was decided on an imported version where it comes from, as its `claim`."""
     from runner.model.events import claim
 
-    said = claim(version)
     return {
-        "name": version.name,
-        "version": version.version,
-        "status": version.status,
-        "run": version.run,
-        "sha256": version.sha256,
-        "metrics": {name: metric_json(metric) for name, metric in version.metrics.items()},
-        "created": version.created,
-        "decided_by": version.decided_by,
-        "reason": version.reason,
-        "commit": version.commit,
-        "sources": version.sources,
-        **({"claim": said} if said else {}),  # of an imported one
+        **fields(version, "name", "version", "status", "run", "sha256"),
+        "metrics": metrics_json(version.metrics),
+        **fields(version, "created", "decided_by", "reason", "commit", "sources"),
+        **({"claim": decided_elsewhere} if (decided_elsewhere := claim(version)) else {}),
     }
 
 
-def _event_json(event: Any) -> dict[str, Any]:
-    import msgspec
-
-    made: dict[str, Any] = msgspec.to_builtins(event)
-    return made
+def _version_then(version: ModelVersion, status: str, decision: Event | None) -> dict[str, Any]:
+    """The version as it was after that decision."""
+    now = version_json(version)
+    return {**now, "status": status, "decided_by": decision and decision.who, "reason": decision and decision.why}
 
 
 def _print_decision(version: ModelVersion, as_json: bool, more: str = "") -> None:

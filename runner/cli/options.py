@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,16 +13,27 @@ from runner.cli.terminal import say
 from runner.errors import UsageError
 from runner.escape import json as escape_json
 from runner.escape import terminal
-from runner.manifest import ModelVersionRef, RunManifest
-from runner.records import Metric, StepError, utc_text
+from runner.manifest import ModelVersionRef, RunManifest, StepState
+from runner.project import Project
+from runner.records import Metric, utc_text
 
-pipeline_option = click.option(
+F = TypeVar("F", bound=Callable[..., Any])
+project_option = click.option(
     "--pipeline",
-    "pipeline",
+    "project",
     type=click.Path(path_type=Path),
     default="pipeline.toml",
+    callback=lambda _context, _option, file: Project(file),
     metavar="FILE",
     help="The pipeline file; runs land beside it.  [default: pipeline.toml]",
+)
+profile_option = click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
+on_option = click.option(
+    "--on", type=click.Choice(["local", "sagemaker"]), default="local", show_default=True, help="Where the steps run."
+)
+no_open_option = click.option("--no-open", is_flag=True, help="Print the notebook's path instead of opening Jupyter.")
+no_report_option = click.option(
+    "--no-report", is_flag=True, envvar="RUNNER_NO_REPORT", help="Write no pages; `runner report` does it later."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 schema_option = click.option(
@@ -30,9 +41,15 @@ schema_option = click.option(
 )
 
 
-def note(said: str) -> None:
-    """What somebody should know, beside the result."""
-    say(f"note: {said}", err=True)
+def result_options(command: F) -> F:
+    """--json and --pipeline, of every command with a result."""
+    return json_option(project_option(command))
+
+
+def note(*sentences: str) -> None:
+    """Print sentences that a person should know, beside the result."""
+    for sentence in sentences:
+        say(f"note: {sentence}", err=True)
 
 
 def json_text(value: Any) -> str:
@@ -44,25 +61,34 @@ def print_json(value: Any) -> None:
     click.echo(json_text(value))  # escaped already, as JSON has it
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell, two spaces apart."""
-    lines = [[terminal(cell) for cell in line] for line in (headers, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    for line in lines:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def fields(record: Any, *names: str) -> dict[str, Any]:
+    """These attributes of a record, as JSON has them."""
+    return {name: getattr(record, name) for name in names}
+
+
+def table_lines(rows: Iterable[Sequence[str | None]]) -> list[str]:
+    """Columns as wide as their widest cell, two spaces apart; a dash for None."""
+    lines = [[terminal("–" if cell is None else cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str | None]]) -> None:
+    for line in table_lines([headers, *rows]):
+        say(line)
 
 
 def parse_overrides(values: Sequence[str]) -> dict[str, str]:
     """`name=value` texts of -p. Raises UsageError for one without `=`, or given twice."""
-    found: dict[str, str] = {}
+    overrides: dict[str, str] = {}
     for text in values:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise UsageError(f"-p {text!r}: write -p name=value, or -p step.name=value.")
-        if name.strip() in found:
+        if name.strip() in overrides:
             raise UsageError(f"-p {name.strip()}: given twice.")
-        found[name.strip()] = value
-    return found
+        overrides[name.strip()] = value
+    return overrides
 
 
 def parse_version(text: str) -> tuple[str, int]:
@@ -84,17 +110,18 @@ def parse_time(text: str) -> str:
     return utc_text(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment)
 
 
-def metric_json(metric: Metric) -> dict[str, float | None]:
-    return {"value": metric.value, "low": metric.low, "high": metric.high}
+def time_text(moment: str) -> str:
+    """A recorded time to the second, as tables show it."""
+    return moment[:19].replace("T", " ")
+
+
+def metrics_json(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | None]]:
+    return {name: fields(metric, "value", "low", "high") for name, metric in metrics.items()}
 
 
 def metric_text(metric: Metric) -> str:
     interval = "" if metric.low is None else f" [{metric.low:.4g}, {metric.high:.4g}]"
     return f"{metric.value:.4g}{interval}"
-
-
-def _error_json(error: StepError) -> dict[str, Any]:
-    return {name: getattr(error, name) for name in ("kind", "ename", "evalue", "cell", "first_line")}
 
 
 def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
@@ -103,31 +130,29 @@ def run_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
 
     folder, missing = folder.absolute(), not_registered(manifest)
     return {
-        "run": manifest.run,
-        "status": manifest.status,
+        **fields(manifest, "run", "status"),
         "verdict": manifest.verdict.outcome if manifest.verdict else None,
-        "steps": [
-            {
-                "name": step.name,
-                "status": step.status,
-                "seconds": step.result.seconds if step.result else None,
-                "executed": str(folder / "steps" / step.name / "executed.ipynb")
-                if step.result and step.result.executed
-                else None,
-                **({"error": _error_json(step.result.error)} if step.result and step.result.error else {}),
-            }
-            for step in manifest.steps
-        ],
-        "metrics": {name: metric_json(metric) for name, metric in manifest.metrics.items()},
+        "steps": [_step_json(step, folder) for step in manifest.steps],
+        "metrics": metrics_json(manifest.metrics),
         "model_version": None if manifest.model_version is None else _version_json(manifest.model_version),
         **({"not_registered": missing} if missing else {}),
         "report": str(folder / "report.html"),
     }
 
 
+def _step_json(step: StepState, folder: Path) -> dict[str, Any]:
+    result = step.result
+    executed = str(folder / "steps" / step.name / "executed.ipynb") if result and result.executed else None
+    error = result.error if result else None
+    return {
+        **fields(step, "name", "status"),
+        "seconds": result.seconds if result else None,
+        "executed": executed,
+        **({"error": fields(error, "kind", "ename", "evalue", "cell", "first_line")} if error else {}),
+    }
+
+
 def _version_json(version: ModelVersionRef) -> dict[str, Any]:
-    """As the run left it; where what it is now was looked up, that and both."""
-    made: dict[str, Any] = {"name": version.name, "version": version.version, "status": version.status}
-    if version.status_at_end is not None:
-        made |= {name: getattr(version, name) for name in ("status_at_end", "decided_by", "decided")}
-    return made
+    """As the run left it; where its present status was looked up, both."""
+    now = () if version.status_at_end is None else ("status_at_end", "decided_by", "decided")
+    return fields(version, "name", "version", "status", *now)

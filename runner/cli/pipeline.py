@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, print_table
+from runner.cli.options import (
+    fields,
+    parse_overrides,
+    print_json,
+    print_table,
+    profile_option,
+    result_options,
+)
 from runner.cli.terminal import say
-
-if TYPE_CHECKING:
-    from runner.aws.pipelines.executions import Seen
-
-profile_option = click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
+from runner.project import Project
 
 
 @click.group("pipeline")
@@ -33,10 +35,9 @@ def pipeline_command() -> None:
 @pipeline_command.command("show")
 @click.option("--text", "as_text", is_flag=True, help="List parameters and steps instead of the JSON.")
 @profile_option
-@json_option
-@pipeline_option
-def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Path) -> None:
-    """Print the definition that a push would make. Nothing is uploaded and nobody is asked.
+@result_options
+def show_command(as_text: bool, profile: str | None, as_json: bool, project: Project) -> None:
+    """Print the definition that a push would make. Nothing is uploaded, and AWS is not asked.
 
     \b
     Example:
@@ -45,23 +46,21 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Pa
     """
     from runner.aws.pipelines.push import show
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
 
-    made = show(make_plan(pipeline, profile=profile), Project(pipeline).store_here, profile=profile)
+    definition = show(make_plan(project.file, profile=profile), project.store_here, profile=profile)
     if as_json or not as_text:
-        print_json(made)
+        print_json(definition)
         return
-    print_table(["parameter", "default"], [[item["Name"], item["DefaultValue"]] for item in made["Parameters"]])
+    print_table(["parameter", "default"], [[item["Name"], item["DefaultValue"]] for item in definition["Parameters"]])
     say()
-    print_table(["step", "kind", "cached", "after"], [_row(step, when) for step, when in _flat(made["Steps"])])
+    print_table(["step", "kind", "cached", "after"], [_row(step, when) for step, when in _flat(definition["Steps"])])
 
 
 @pipeline_command.command("push")
 @click.option("--dry-run", is_flag=True, help="Say whether it would change; upload nothing, change nothing.")
 @profile_option
-@json_option
-@pipeline_option
-def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Path) -> None:
+@result_options
+def push_command(dry_run: bool, profile: str | None, as_json: bool, project: Project) -> None:
     """Create or update the Pipeline in SageMaker. Steps whose notebook did not change stay cached.
 
     \b
@@ -71,14 +70,13 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
     """
     from runner.aws.pipelines.push import push
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
 
-    plan = make_plan(pipeline, profile=profile)
-    found = push(plan, Project(pipeline).store_here, profile=profile, dry_run=dry_run)
+    plan = make_plan(project.file, profile=profile)
+    pushed = push(plan, project.store_here, profile=profile, dry_run=dry_run)
     if as_json:
-        print_json({"pipeline": found.name, "outcome": found.what, "arn": found.arn or None, "dry_run": dry_run})
+        print_json({"pipeline": pushed.name, "outcome": pushed.what, "arn": pushed.arn or None, "dry_run": dry_run})
         return
-    say(f"pipeline {found.name} {'would be ' if dry_run else ''}{found.what}   {found.arn}".rstrip())
+    say(f"pipeline {pushed.name} {'would be ' if dry_run else ''}{pushed.what}   {pushed.arn}".rstrip())
     if not dry_run:
         say("  next: runner pipeline start", err=True)
 
@@ -99,10 +97,9 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
     help="Start nothing where this was started for KEY, such as a commit, before; print that execution.",
 )
 @profile_option
-@json_option
-@pipeline_option
+@result_options
 def start_command(
-    parameters: tuple[str, ...], note: str, once: str, profile: str | None, as_json: bool, pipeline: Path
+    parameters: tuple[str, ...], note: str, once: str, profile: str | None, as_json: bool, project: Project
 ) -> None:
     """Start an execution of the Pipeline as it was pushed. Its jobs cost money.
 
@@ -116,7 +113,7 @@ def start_command(
     from runner.pipeline.plan import plan as make_plan
 
     overrides = parse_overrides(parameters)
-    plan = make_plan(pipeline, profile=profile, overrides=to_check(overrides))
+    plan = make_plan(project.file, profile=profile, overrides=to_check(overrides))
     arn = start(plan, overrides, note=note, once=once)
     execution = arn.rpartition("/")[2]
     if as_json:
@@ -128,9 +125,8 @@ def start_command(
 
 @pipeline_command.command("status")
 @click.argument("execution", required=False)
-@json_option
-@pipeline_option
-def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None:
+@result_options
+def status_command(execution: str | None, as_json: bool, project: Project) -> None:
     """Show an execution's steps: the one of this ARN or id, or the latest, whoever started it.
 
     \b
@@ -139,63 +135,46 @@ def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None
       runner pipeline status abcd1234efgh --json
     """
     from runner.aws.pipelines.executions import look
-    from runner.project import Project
 
-    project = Project(pipeline)
-    found = look(project.session(), project.spec.name, execution)
+    seen = look(project.session(), project.spec.name, execution)
     if as_json:
-        print_json(_seen_json(found))
+        steps = [
+            {
+                **fields(step, "name", "status", "seconds", "reason"),
+                "cached_from": step.cached_from or None,
+                "job": step.job or None,
+            }
+            for step in seen.steps
+        ]
+        times = {"started": seen.started.isoformat(), "ended": seen.ended.isoformat() if seen.ended else None}
+        print_json({"execution": seen.id, **fields(seen, "arn", "status", "reason"), **times, "steps": steps})
         return
-    say(f"execution {found.id}   {found.status}   started {found.started:%Y-%m-%d %H:%M:%S} UTC")
-    if found.reason:
-        say(f"  {found.reason}")
+    say(f"execution {seen.id}   {seen.status}   started {seen.started:%Y-%m-%d %H:%M:%S} UTC")
+    if seen.reason:
+        say(f"  {seen.reason}")
     print_table(
         ["step", "status", "seconds", "cached from", "reason"],
         [
             [
                 step.name,
                 step.status,
-                "–" if step.seconds is None else f"{step.seconds:.0f}",
-                step.cached_from or "–",
-                " ".join(step.reason.split()) or "–",
+                None if step.seconds is None else f"{step.seconds:.0f}",
+                step.cached_from or None,
+                " ".join(step.reason.split()) or None,
             ]
-            for step in found.steps
+            for step in seen.steps
         ],
     )
-    if found.ended is not None:
-        say(f"  next: runner import {found.id}", err=True)
+    if seen.ended is not None:
+        say(f"  next: runner import {seen.id}", err=True)
 
 
-def _seen_json(found: Seen) -> dict[str, Any]:
-    return {
-        "execution": found.id,
-        "arn": found.arn,
-        "status": found.status,
-        "reason": found.reason,
-        "started": found.started.isoformat(),
-        "ended": found.ended.isoformat() if found.ended else None,
-        "steps": [
-            {
-                "name": step.name,
-                "status": step.status,
-                "seconds": step.seconds,
-                "cached_from": step.cached_from or None,
-                "reason": step.reason,
-                "job": step.job or None,
-            }
-            for step in found.steps
-        ],
-    }
-
-
-def _flat(steps: list[dict[str, Any]], when: str = "") -> list[tuple[dict[str, Any], str]]:
-    """Every step, those in the branches of a condition after it with the condition they are under."""
-    found = []
+def _flat(steps: list[dict[str, Any]], when: str = "") -> Iterator[tuple[dict[str, Any], str]]:
+    """Every step with the condition it is under; those in the branches of a condition after it."""
     for step in steps:
-        found.append((step, when))
-        for branch, said in (("IfSteps", "if"), ("ElseSteps", "unless")):
-            found += _flat(step["Arguments"].get(branch, []), f"{said} {step['Name']}")
-    return found
+        yield step, when
+        for branch, word in (("IfSteps", "if"), ("ElseSteps", "unless")):
+            yield from _flat(step["Arguments"].get(branch, []), f"{word} {step['Name']}")
 
 
 def _row(step: dict[str, Any], when: str) -> list[str]:

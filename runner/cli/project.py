@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json
+from runner.cli.options import no_open_option, parse_overrides, print_json, project_option, result_options
 from runner.cli.terminal import say
 from runner.errors import PipelineError, UsageError
 from runner.notebook.source import Notebook
 from runner.pipeline.plan import PlannedStep
+from runner.project import Project
 from runner.records import InputFact, Value
 from runner.run.store import Store
 
@@ -22,9 +23,8 @@ KERNEL = "runner"
 @click.command("check")
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="As for `run`.")
 @click.option("--profile", metavar="NAME", help="As for `run`.")
-@json_option
-@pipeline_option
-def check_command(parameters: tuple[str, ...], profile: str | None, as_json: bool, pipeline: Path) -> int:
+@result_options
+def check_command(parameters: tuple[str, ...], profile: str | None, as_json: bool, project: Project) -> int:
     """Say what is wrong with pipeline.toml and its notebooks; start nothing.
 
     \b
@@ -32,26 +32,21 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
       runner check --profile smoke
     """
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
     from runner.run.cache import Cache
 
     try:
-        plan = make_plan(pipeline, profile=profile, overrides=parse_overrides(parameters))
+        plan = make_plan(project.file, profile=profile, overrides=parse_overrides(parameters))
     except PipelineError as error:
         if not as_json:
             raise
         print_json({"errors": list(error.findings), "warnings": []})
         return error.exit_code
-    cache = Cache(Project(pipeline).store, plan.root)
-    warnings = [
-        *plan.warnings,
-        *(
-            f"{step.spec.notebook}: cell [{opened.cell}] reads {name}, which is not an input; declare it, or keep in mind that "
-            "a remote run does not have it."
-            for step in plan.steps
-            for name, opened in cache.undeclared(step.name).items()
-        ),
-    ]
+    cache = Cache(project.store, plan.root)
+    warnings = list(plan.warnings)
+    for step in plan.steps:
+        for name, opened in cache.undeclared(step.name).items():
+            where = f"{step.spec.notebook}: cell [{opened.cell}] reads {name}, which is not an input"
+            warnings.append(f"{where}; declare it, or keep in mind that a remote run does not have it.")
     if as_json:
         print_json({"errors": [], "warnings": warnings})
         return 0
@@ -69,14 +64,14 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
 @click.option(
     "--run", "run", metavar="RUN", help="Bring this run's inputs and parameters to where the notebook has them."
 )
-@click.option("--no-open", is_flag=True, help="Print the notebook's path instead of opening Jupyter.")
-@pipeline_option
-def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> int:
+@no_open_option
+@project_option
+def open_command(step: str, run: str | None, no_open: bool, project: Project) -> int:
     """Open a step's notebook in Jupyter, with a run's inputs and parameters, so that Run All does what the run did.
 
     Copies of the inputs go to the notebook's default paths below its work/ folder; nothing sealed can be changed
-    through them. Where the run had other parameters, they become the defaults in the parameters cell; what was there is
-    said.
+    through them. Where the run had other parameters, they become the defaults in the parameters cell; the values before
+    are printed.
 
     \b
     Example:
@@ -84,15 +79,13 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     """
     from runner.pipeline.file import nearest
     from runner.pipeline.plan import plan as make_plan
-    from runner.project import Project
     from runner.run.inputs import parameters, recorded_input
 
-    plan = make_plan(pipeline)
-    planned = next((candidate for candidate in plan.steps if candidate.name == step), None)
+    plan = make_plan(project.file)
+    planned = next((planned for planned in plan.steps if planned.name == step), None)
     if planned is None:
         raise UsageError(f"There is no step {step!r}{nearest(step, [other.name for other in plan.steps])}")
     if run is not None:
-        project = Project(pipeline)
         store = project.store
         with store.shared():
             manifest = project.run(run)
@@ -101,7 +94,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
                 raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
             for name in state.job.inputs:
                 _copy_input(planned, name, recorded_input(manifest, step, name), store)
-            _bring(planned.notebook, parameters(manifest, step, store))
+            _copy_parameters(planned.notebook, parameters(manifest, step, store))
     if no_open:
         say(planned.notebook.path)
         return 0
@@ -110,7 +103,7 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
 
 def open_in_jupyter(notebook: Path) -> int:
     """Start Jupyter on the notebook and wait for its end; its exit code."""
-    # a container's only account is root, whom Jupyter refuses otherwise; for others the option means nothing
+    # a container's only account is root, which Jupyter refuses without the option; it changes nothing for others
     line = [sys.executable, "-m", "jupyter", "lab", "--allow-root", str(notebook)]
     try:
         return subprocess.run(line, check=False).returncode
@@ -118,19 +111,19 @@ def open_in_jupyter(notebook: Path) -> int:
         return 0
 
 
-def _bring(notebook: Notebook, values: dict[str, Value]) -> None:
-    """Make a run's values the defaults in the notebook's parameters cell where they are others, and say so."""
+def _copy_parameters(notebook: Notebook, values: dict[str, Value]) -> None:
+    """Make a run's values the defaults in the notebook's parameters cell where they differ, and print them."""
     from runner.notebook.defaults import write_defaults
 
-    now = notebook.parameters
-    other = {name: value for name, value in values.items() if name in now and now[name].default != value}
+    declared = notebook.parameters
+    other = {name: value for name, value in values.items() if name in declared and declared[name].default != value}
     if other and notebook.language == "python":
         write_defaults(notebook.path, other)
         say(f"  parameters of the run, in the parameters cell of {notebook.path.name} now:", err=True)
     elif other:
         say(f"  the run had other parameters than {notebook.path.name}; set them in its parameters cell:", err=True)
     for name, value in other.items():
-        say(f"    {name} = {value!r}   (was {now[name].expression or repr(now[name].default)})", err=True)
+        say(f"    {name} = {value!r}   (was {declared[name].expression or repr(declared[name].default)})", err=True)
 
 
 def _copy_input(step: PlannedStep, name: str, fact: InputFact, store: Store) -> None:
@@ -143,7 +136,7 @@ def _copy_input(step: PlannedStep, name: str, fact: InputFact, store: Store) -> 
         say(f"  {name}: nothing to copy ({'an address' if fact.present else 'absent in that run'})", err=True)
         return
     if not isinstance(default, str) or not default.startswith("work/"):
-        # a default elsewhere is somebody's own file, such as the table in data/
+        # a default outside work/ is a person's own file, such as the table in data/
         target = beside / "work" / step.name / name
         say(f"  {name}: copied to {target}; set `{name}` to it in the parameters cell to use it", err=True)
     else:
@@ -164,10 +157,6 @@ def kernel_command(name: str, prefix: Path | None) -> None:
     """
     from ipykernel.kernelspec import install  # 0.3 s
 
-    place = install(
-        user=prefix is None,
-        prefix=str(prefix) if prefix else None,
-        kernel_name=name,
-        display_name=f"Python ({name})",
-    )
-    say(f"kernel {name} in {place}")
+    target = str(prefix) if prefix else None
+    folder = install(user=prefix is None, prefix=target, kernel_name=name, display_name=f"Python ({name})")
+    say(f"kernel {name} in {folder}")

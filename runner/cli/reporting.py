@@ -1,4 +1,4 @@
-"""Pages are made in a process of their own, beside the next step, so that they cost no waiting."""
+"""A run's pages, written by a process of their own beside the next step, so that the run does not wait for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from runner.cli.terminal import say
 from runner.manifest import RunManifest
@@ -18,10 +17,10 @@ ENDED = ("succeeded", "cached", "failed", "interrupted")
 
 
 class Reporter:
-    """Passes everything on to whoever shows it, and has each step's page made as soon as it has ended.
+    """Passes every event on to `shown`, and has each step's page written as soon as it has ended.
 
-    Leaving the context waits for the pages and for the run's report. With `again` there is also the report
-    that a repetition of the run will have.
+    Leaving the context waits for the pages and the run's report. With `again` the report that a repetition of the run
+    will have is written too.
     """
 
     def __init__(self, shown: RunWatcher, *, pages: bool, again: bool = False) -> None:
@@ -39,9 +38,7 @@ class Reporter:
     def __enter__(self) -> Reporter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -59,7 +56,7 @@ class Reporter:
                 [sys.executable, "-P", "-m", "runner.report", *self._options, str(self._folder)],
                 stdin=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for the run; its report is still wanted
+                start_new_session=True,  # Ctrl-C must end the run, not its report
             )
         self._shown.started(manifest)
 
@@ -70,21 +67,9 @@ class Reporter:
         self._shown.changed(manifest, step)
         state = manifest.step(step)
         if state.status in ENDED and self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # said when the context ends
+            with contextlib.suppress(BrokenPipeError):  # reported when the context ends
                 self._process.stdin.write(f"{step}\n")
                 self._process.stdin.flush()
 
     def judged(self, verdict: Verdict) -> None:
         self._shown.judged(verdict)
-
-
-def write_all(folder: Path, manifest: RunManifest) -> Path:
-    """Write the run's pages and report now; the report's path."""
-    from runner.report.notebook import write_notebook_page  # half a second to import
-    from runner.report.page import write_report
-
-    for state in manifest.steps:
-        step_folder = folder / "steps" / state.name
-        if (step_folder / "executed.ipynb").exists():
-            write_notebook_page(step_folder, manifest=manifest, state=state)
-    return write_report(folder, manifest)

@@ -1,4 +1,4 @@
-"""`rest`: what infra/rest.yaml and front-end developers need of a model."""
+"""`rest`: the files of a model that infra/rest.yaml and front-end developers need."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import print_json, result_options
 from runner.cli.terminal import say
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.serve.openapi import Authentication
@@ -31,17 +32,10 @@ SCHEMA, OPENAPI = "record.schema.json", "openapi.json"
     default="https://API.execute-api.REGION.amazonaws.com/v1",
     help="The API's address: the stack's output Url.",
 )
-@click.option(
-    "--authentication",
-    type=click.Choice(["api-key", "iam", "none"]),
-    default="api-key",
-    show_default=True,
-    help="What the OpenAPI file asks of callers; as the stack was deployed.",
-)
-@json_option
-@pipeline_option
+@click.option("--authentication", type=click.Choice(["api-key", "iam", "none"]), default="api-key", show_default=True)
+@result_options
 def rest_command(
-    model: str, output: Path, url: str, authentication: Authentication, as_json: bool, pipeline: Path
+    model: str, output: Path, url: str, authentication: Authentication, as_json: bool, project: Project
 ) -> None:
     """Write the files of a REST API in front of an approved model version: nothing is deployed.
 
@@ -56,13 +50,10 @@ def rest_command(
     import json
 
     from runner.model.folder import load
-    from runner.project import Project
     from runner.serve.openapi import openapi, record_schema
 
-    project = Project(pipeline)
     version = project.version(model)
-    folder = project.version_folder(version)
-    signature = load(folder, sha256=version.sha256).signature
+    signature = load(project.version_folder(version), sha256=version.sha256).signature
     output.mkdir(parents=True, exist_ok=True)
     files = {
         SCHEMA: record_schema(signature),
@@ -70,9 +61,8 @@ def rest_command(
     }
     for name, content in files.items():
         (output / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    label = version.label
     if as_json:
-        print_json({"model": label, "files": [str(output / name) for name in files]})
+        print_json({"model": version.label, "files": [str(output / name) for name in files]})
         return
     for name in files:
-        say(f"{output / name}  of {label}")
+        say(f"{output / name}  of {version.label}")

@@ -7,32 +7,33 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
+from runner.cli.options import (
+    fields,
+    no_report_option,
+    on_option,
+    parse_overrides,
+    print_json,
+    profile_option,
+    project_option,
+    result_options,
+    run_json,
+)
 from runner.cli.summary import exit_code, hint, summary
 from runner.cli.terminal import say
 from runner.errors import Detached, counted
+from runner.project import Project
 from runner.records import FORKED, STANDARD, USUAL_KERNEL
 
 if TYPE_CHECKING:
-    from runner.aws.processing.estimate import Way
+    from runner.aws.processing.estimate import Estimate, Way
     from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
-    from runner.records import Pipeline
     from runner.run.ports import Options, World
-
-no_report_option = click.option(
-    "--no-report",
-    is_flag=True,
-    envvar="RUNNER_NO_REPORT",
-    help="Write no pages; `runner report` does it later.",
-)
-
 
 KERNELS = [FORKED, STANDARD]
 kernel_option = click.option(
@@ -54,13 +55,11 @@ kernel_option = click.option(
     metavar="NAME=VALUE",
     help="Set a parameter, or STEP.NAME=VALUE for one step's parameter or input.",
 )
-@click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
+@profile_option
 @click.option(
     "-j", "jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Independent steps at once."
 )
-@click.option(
-    "--on", type=click.Choice(["local", "sagemaker"]), default="local", show_default=True, help="Where the steps run."
-)
+@on_option
 @kernel_option
 @click.option("-m", "note", default="", metavar="NOTE", help="A note kept with the run.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag kept with the run.")
@@ -68,9 +67,8 @@ kernel_option = click.option(
 @click.option("--dry-run", is_flag=True, help="Say what would run, and why; start nothing.")
 @click.option("--no-register", is_flag=True, help="Register nothing, whatever the verdict.")
 @no_report_option
-@json_option
-@pipeline_option
-def run_command(
+@result_options
+def run_command(  # noqa: PLR0913 - click passes each option by its name
     steps: tuple[str, ...],
     parameters: tuple[str, ...],
     profile: str | None,
@@ -84,7 +82,7 @@ def run_command(
     no_register: bool,
     no_report: bool,
     as_json: bool,
-    pipeline: Path,
+    project: Project,
 ) -> int:
     """Run the pipeline's notebooks, judge, and register the model.
 
@@ -100,7 +98,7 @@ def run_command(
     from runner.run.ports import Options
 
     overrides = parse_overrides(parameters)
-    plan = make_plan(pipeline, profile=profile, overrides=overrides, targets=steps, secrets_here=on == "local")
+    plan = make_plan(project.file, profile=profile, overrides=overrides, targets=steps, secrets_here=on == "local")
     options = Options(
         jobs=jobs,
         kernel=kernel,
@@ -115,26 +113,26 @@ def run_command(
         on=on,
     )
     if dry_run:
-        return _preview(plan, options, as_json)
+        return _preview(project.of(plan.pipeline), plan, options, as_json)
     from runner.run.checkout import git_fingerprint
     from runner.run.orchestrate import run
 
-    made: list[tuple[RunManifest, World]] = []
+    finished: list[tuple[RunManifest, World]] = []
 
     def start(world: World) -> RunManifest:
-        made.append((run(plan, options, world), world))
-        return made[0][0]
+        finished.append((run(plan, options, world), world))
+        return finished[0][0]
 
     pages, repeatable = not no_report, not force and on == "local" and plan.pipeline.store.runs is None
     git = git_fingerprint(str(plan.root)) if repeatable else None
     code = carry_out(
-        plan.file, plan.pipeline, start, on=on, kernel=kernel, as_json=as_json, pages=pages, again=repeatable
+        project.of(plan.pipeline), start, on=on, kernel=kernel, as_json=as_json, pages=pages, again=repeatable
     )
     if repeatable:
         from runner.cli.fast_path import keep
 
-        read = [option.envvar for option in run_command.params if isinstance(option.envvar, str)]
-        keep(plan, *made[0], git=git, as_json=as_json, pages=pages, code=code, variables=read)
+        variables = [option.envvar for option in run_command.params if isinstance(option.envvar, str)]
+        keep(plan, *finished[0], git=git, as_json=as_json, pages=pages, code=code, variables=variables)
     return code
 
 
@@ -146,10 +144,9 @@ def run_command(
 @click.option("--kernel", type=click.Choice(KERNELS), envvar="RUNNER_KERNEL", help="[default: as it was started]")
 @click.option("--take-over", is_flag=True, help="Also a run of another machine, which is gone.")
 @no_report_option
-@json_option
-@pipeline_option
+@result_options
 def resume_command(
-    run: str, jobs: int | None, kernel: str | None, take_over: bool, no_report: bool, as_json: bool, pipeline: Path
+    run: str, jobs: int | None, kernel: str | None, take_over: bool, no_report: bool, as_json: bool, project: Project
 ) -> int:
     """Continue an interrupted or failed run from its first unsealed step, with its own code, parameters and options.
 
@@ -157,37 +154,29 @@ def resume_command(
     Example:
       runner resume latest
     """
-    from runner.project import Project
     from runner.run.ports import Options
     from runner.run.resume import resume, working_tree_differs
 
-    project = Project(pipeline)
     store, manifest = project.store, project.run(run)
     run_id = manifest.run
     if manifest.status == "succeeded":
         say(f"run {run_id} has succeeded; there is nothing to continue", err=True)
-    for notebook in working_tree_differs(manifest, store, pipeline.parent):
+    for notebook in working_tree_differs(manifest, store, project.root):
         say(f"  note: {notebook} has changed since; this continues with the run's own copy", err=True)
     options = Options(jobs=jobs or manifest.chosen.jobs, kernel=kernel or manifest.chosen.kernel, take_over=take_over)
 
     def go_on(world: World) -> RunManifest:
-        made = resume(run_id, pipeline, options, world)
-        return project.as_of_now([made])[0] if manifest.status == "succeeded" else made
+        resumed = resume(run_id, project.file, options, world)
+        return project.as_of_now([resumed])[0] if manifest.status == "succeeded" else resumed
 
+    pages = manifest.chosen.report and not no_report
     return carry_out(
-        pipeline,
-        manifest.pipeline,
-        go_on,
-        on=manifest.on,
-        kernel=options.kernel,
-        as_json=as_json,
-        pages=manifest.chosen.report and not no_report,
+        project.of(manifest.pipeline), go_on, on=manifest.on, kernel=options.kernel, as_json=as_json, pages=pages
     )
 
 
 def carry_out(
-    file: Path,
-    spec: Pipeline,
+    project: Project,
     start: Callable[[World], RunManifest],
     *,
     on: str,
@@ -196,18 +185,17 @@ def carry_out(
     pages: bool,
     again: bool = False,
 ) -> int:
-    """Do what makes or continues a run, show it as it goes on, print what came of it; the exit code.
+    """Start or continue a run, show its progress, print its result; the exit code.
 
     With `again` the report that a repetition of the run will have is made too.
     """
     from runner.cli.display import display
     from runner.cli.reporting import Reporter
-    from runner.project import Project
 
     stop = threading.Event()
     shown = display()
     with signals(stop) as received, Reporter(shown, pages=pages, again=again) as watcher:
-        world = Project(file).world(spec, on=on, kernel=kernel, watcher=watcher, stop=stop)
+        world = project.world(on=on, kernel=kernel, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:
             manifest = start(world)
@@ -222,72 +210,64 @@ def carry_out(
     folder = world.store.folder(manifest.run)
     if as_json:
         print_json(run_json(manifest, folder))
-    say(summary(manifest, folder, pages=pages), err=as_json)  # a person reading a CI log wants the words too
+    say(summary(manifest, folder, pages=pages), err=as_json)  # for a person who reads a CI log
     for line in hint(manifest):
         say(line, err=True)
     return exit_code(manifest, received)
 
 
-def _preview(plan: Plan, options: Options, as_json: bool) -> int:
-    from runner.project import Project
+def _preview(project: Project, plan: Plan, options: Options, as_json: bool) -> int:
     from runner.run.preview import preview
 
-    project = Project(plan.file).of(plan.pipeline)
-    world = project.world(on=options.on)
-    found = preview(plan, options, world)
-    made = None
+    expected = preview(plan, options, project.world(on=options.on))
+    bill: Estimate | None = None
     if options.on == "sagemaker":
         from runner.aws.processing.estimate import estimate
         from runner.run.cache import Cache
 
-        steps = [step.name for step in found.steps if step.action in ("run", "maybe")]
+        steps = [step.name for step in expected.steps if step.action in ("run", "maybe")]
         cache = Cache(project.store_here, plan.root)
         undeclared = {step: cache.undeclared(step) for step in steps}
-        made = estimate(project.session(), plan, steps, found.sources, undeclared=undeclared)
+        bill = estimate(project.session(), plan, steps, expected.sources, undeclared=undeclared)
     if as_json:
-        shown = [{"name": step.name, "would": step.action, "why": step.why} for step in found.steps]
-        if made is None:
-            print_json(shown)
-            return 0
-        figures = {"move_bytes": made.move_bytes, "ceiling_usd": made.ceiling_usd}
-        print_json({"steps": shown, **figures, "ways": [asdict(way) for way in made.ways]})
+        rows = [{"name": step.name, "action": step.action, "why": step.why} for step in expected.steps]
+        ways = [asdict(way) for way in bill.ways] if bill else []
+        print_json({"steps": rows, **fields(bill, "move_bytes", "ceiling_usd"), "ways": ways} if bill else rows)
         return 0
-    for step in found.steps:
+    for step in expected.steps:
         say(f"  {step.name:<12} {step.action:<8} {step.why}".rstrip())
-    if made is not None:
-        ceiling = "not known" if made.ceiling_usd is None else f"{made.ceiling_usd:.2f} USD"
-        say(f"moves {made.move_bytes / 1e6:.1f} MB to S3")
-        say(f"costs at most {ceiling}: each step, and each attempt at it, for as long as it may ({made.prices})")
-        kinds = {kind for way in made.ways for kind in way.jobs}
-        for way in made.ways if len(made.ways) > 1 or any(" " in kind for kind in kinds) else ():
-            say(_way(way))
+    if bill is not None:
+        ceiling = "not known" if bill.ceiling_usd is None else f"{bill.ceiling_usd:.2f} USD"
+        say(f"moves {bill.move_bytes / 1e6:.1f} MB to S3")
+        say(f"costs at most {ceiling}: each step, and each attempt at it, for as long as it may ({bill.prices})")
+        kinds = {kind for way in bill.ways for kind in way.jobs}
+        for way in bill.ways if len(bill.ways) > 1 or any(" " in kind for kind in kinds) else ():
+            say(_way_line(way))
     return 0
 
 
-def _way(way: Way) -> str:
-    """A way to put the steps into jobs, in a line."""
-    counts = way.jobs.items() if len(way.jobs) > 1 else [(kind, 1) for kind in way.jobs]  # of one kind it is all jobs
+def _way_line(way: Way) -> str:
+    """A way to put the steps into jobs, and the setting that chooses it where it is not chosen."""
+    counts = way.jobs.items() if len(way.jobs) > 1 else [(kind, 1) for kind in way.jobs]  # one kind: all jobs
     kinds = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts)
     price = "price not known" if way.ceiling_usd is None else f"at most {way.ceiling_usd:.2f} USD"
-    how = {"apart": "together = false", "together": "[sagemaker] together = true"}.get(way.name, "")
-    said = f"  {way.name:<9} {counted(sum(way.jobs.values()), 'job')} ({kinds}), {price}"
-    return said if way.chosen or not how else f"{said}   {how}"
+    setting = {"apart": "together = false", "together": "[sagemaker] together = true"}.get(way.name, "")
+    line = f"  {way.name:<9} {counted(sum(way.jobs.values()), 'job')} ({kinds}), {price}"
+    return line if way.chosen or not setting else f"{line}   {setting}"
 
 
 @click.command("stop")
 @click.argument("run")
-@pipeline_option
-def stop_command(run: str, pipeline: Path) -> None:
-    """Stop a run: its jobs in SageMaker, or the process that works on it here. `runner resume` goes on later.
+@project_option
+def stop_command(run: str, project: Project) -> None:
+    """Stop a run: its jobs in SageMaker, or the process that works on it here. `runner resume` continues it.
 
     \b
     Example:
       runner stop latest
     """
-    from runner.project import Project
-
-    for what in Project(pipeline).stop(run) or ["nothing: nobody works on it"]:
-        say(f"stopped {what}")
+    for stopped in project.stop(run) or ["nothing: nobody works on it"]:
+        say(f"stopped {stopped}")
 
 
 @contextmanager

@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.display import headline, step_line
-from runner.cli.options import json_option, metric_text, pipeline_option, print_json, print_table, run_json
+from runner.cli.options import (
+    fields,
+    metric_text,
+    print_json,
+    print_table,
+    project_option,
+    result_options,
+    run_json,
+    time_text,
+)
 from runner.cli.summary import hint, summary
 from runner.cli.terminal import say
+from runner.errors import RunnerError, UsageError
 from runner.manifest import RunManifest
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.run.store import Store
@@ -24,9 +35,8 @@ if TYPE_CHECKING:
 @click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many.")
 @click.option("--best", metavar="METRIC", help="The best by this metric first, of all runs that recorded it.")
 @click.option("--tag", metavar="TAG", help="Only runs with this tag.")
-@json_option
-@pipeline_option
-def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, pipeline: Path) -> None:
+@result_options
+def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, project: Project) -> None:
     """List runs, the newest first, with the metrics that the gate judges.
 
     \b
@@ -34,21 +44,17 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
       runner runs -n 5
       runner runs --best evaluate.auc --tag nightly
     """
-    from runner.project import Project
-
-    project = Project(pipeline)
     store = project.store
     manifests = _manifests(store, tag)
     if best is None:
         manifests = itertools.islice(manifests, count)
-    chosen = list(manifests)
+    listed = list(manifests)
     if best is not None:
-        chosen = _ranked(chosen, best)[:count]
-    judged = dict.fromkeys(([best] if best else []) + [rule.metric for rule in project.spec.gate])
-    shown = [name for name in judged if any(name in manifest.metrics for manifest in chosen)]
+        listed = _ranked(listed, best)[:count]
+    metrics = dict.fromkeys(([best] if best else []) + [rule.metric for rule in project.spec.gate])
+    shown = [name for name in metrics if any(name in manifest.metrics for manifest in listed)]
     if as_json:
-        chosen = project.as_of_now(chosen)
-        print_json([{**run_json(manifest, store.folder(manifest.run)), **_extras(manifest)} for manifest in chosen])
+        print_json([_full_json(manifest, store.folder(manifest.run)) for manifest in project.as_of_now(listed)])
         return
     print_table(
         ["run", "status", "verdict", *shown, "model", "started (UTC)", "profile", "note"],
@@ -56,22 +62,20 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
             [
                 manifest.run,
                 manifest.status,
-                manifest.verdict.outcome if manifest.verdict else "–",
-                *(metric_text(manifest.metrics[name]) if name in manifest.metrics else "–" for name in shown),
-                manifest.model_version.label if manifest.model_version else "–",
-                manifest.started[:19].replace("T", " "),
-                manifest.profile or "–",
+                manifest.verdict.outcome if manifest.verdict else None,
+                *(metric_text(manifest.metrics[name]) if name in manifest.metrics else None for name in shown),
+                manifest.model_version.label if manifest.model_version else None,
+                time_text(manifest.started),
+                manifest.profile or None,
                 " ".join([manifest.note, *(f"#{tag}" for tag in manifest.tags)]).strip(),
             ]
-            for manifest in chosen
+            for manifest in listed
         ],
     )
 
 
 def _manifests(store: Store, tag: str | None) -> Iterator[RunManifest]:
-    """The newest first; what cannot be read is named, what never began is left out."""
-    from runner.errors import RunnerError
-
+    """The newest first; names those that cannot be read, leaves out those that never began."""
     for run in store.runs():
         try:
             if store.begun(run):
@@ -84,23 +88,21 @@ def _manifests(store: Store, tag: str | None) -> Iterator[RunManifest]:
 
 def _ranked(manifests: list[RunManifest], metric: str) -> list[RunManifest]:
     """Those that recorded the metric, the best first by the direction that was recorded with it."""
-    from runner.errors import UsageError
     from runner.pipeline.file import nearest
 
-    found = [manifest for manifest in manifests if metric in manifest.metrics]
-    if not found:
+    ranked = [manifest for manifest in manifests if metric in manifest.metrics]
+    if not ranked:
         known = {name for manifest in manifests for name in manifest.metrics}
         raise UsageError(f"No run recorded {metric!r}{nearest(metric, known)}")
-    lower = found[0].metrics[metric].better == "lower"
-    return sorted(found, key=lambda manifest: manifest.metrics[metric].value, reverse=not lower)
+    lower = ranked[0].metrics[metric].better == "lower"
+    return sorted(ranked, key=lambda manifest: manifest.metrics[metric].value, reverse=not lower)
 
 
 @click.command("show")
 @click.argument("run")
 @click.option("--md", "as_markdown", is_flag=True, help="Print Markdown, for the page of a CI job.")
-@json_option
-@pipeline_option
-def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> None:
+@result_options
+def show_command(run: str, as_markdown: bool, as_json: bool, project: Project) -> None:
     """Show one run: steps, metrics, verdict, provenance.
 
     RUN is an id, a unique part of one, `latest`, or NAME/VERSION.
@@ -110,13 +112,10 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
       runner show latest
       runner show latest --md >> "$GITHUB_STEP_SUMMARY"
     """
-    from runner.project import Project
-
-    project = Project(pipeline)
     (manifest,) = project.as_of_now([project.run(run)])
     folder = project.store.folder(manifest.run)
     if as_json:
-        print_json({**run_json(manifest, folder), **_extras(manifest)})
+        print_json(_full_json(manifest, folder))
         return
     if as_markdown:
         from runner.report.run_markdown import run_markdown
@@ -140,18 +139,16 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
 @click.command("report")
 @click.argument("run")
 @click.option("--open", "open_", is_flag=True, help="Open it in the browser.")
-@pipeline_option
-def report_command(run: str, open_: bool, pipeline: Path) -> None:
+@project_option
+def report_command(run: str, open_: bool, project: Project) -> None:
     """Write a run's report anew, with what was decided on its model since, and print where it is.
 
     \b
     Example:
       runner report latest --open
     """
-    from runner.cli.reporting import write_all
-    from runner.project import Project
+    from runner.report.page import write_all
 
-    project = Project(pipeline)
     (manifest,) = project.as_of_now([project.run(run)])
     path = write_all(project.store.folder(manifest.run), manifest)
     say(path)
@@ -159,15 +156,11 @@ def report_command(run: str, open_: bool, pipeline: Path) -> None:
         webbrowser.open(path.absolute().as_uri())
 
 
-def _extras(manifest: RunManifest) -> dict[str, Any]:
-    """What a list of runs shows beyond the result of one."""
+def _full_json(manifest: RunManifest, folder: Path) -> dict[str, Any]:
+    """A run's result, and what was recorded when it started."""
     return {
-        "started": manifest.started,
-        "ended": manifest.ended,
-        "started_by": manifest.started_by,
-        "profile": manifest.profile,
-        "note": manifest.note,
-        "tags": manifest.tags,
+        **run_json(manifest, folder),
+        **fields(manifest, "started", "ended", "started_by", "profile", "note", "tags"),
         "commit": manifest.git.commit if manifest.git else None,
         "sources": {key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
     }

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import print_json, project_option, result_options
 from runner.cli.terminal import say
 from runner.errors import UsageError, counted
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.model.signature import Unknown
@@ -35,10 +36,9 @@ unknown_option = click.option(
 )
 @unknown_option
 @click.option("--raw", is_flag=True, help="CSV for programs alone: cells that a spreadsheet would compute stay so.")
-@json_option
-@pipeline_option
+@result_options
 def predict_command(
-    model: str, file: Path, output: Path | None, unknown: Unknown, raw: bool, as_json: bool, pipeline: Path
+    model: str, file: Path, output: Path | None, unknown: Unknown, raw: bool, as_json: bool, project: Project
 ) -> None:
     """Score a file of raw records (.csv, .jsonl or .parquet) by an approved model version.
 
@@ -53,23 +53,21 @@ def predict_command(
       runner predict NAME customers.csv -o scored.csv
       runner predict NAME/3 customers.parquet | head
     """
-    from runner.project import Project
     from runner.serve.approved import load
     from runner.serve.predict import format_of, predict, writing
 
     if as_json and output is None:
-        raise UsageError("--json says what was done; with it, name the file of the rows: -o FILE.")
+        raise UsageError("--json prints the result; with it, name the file of the rows: -o FILE.")
     if output is not None and output.exists() and output.samefile(file):
         raise UsageError(f"{output} is the file that is read; name another with -o.")
     for path in (file, *([output] if output else [])):
         format_of(path)
-    project = Project(pipeline)
     version = project.version(model)
     folder = project.version_folder(version)
     began = time.monotonic()
     scorer = load(version, folder, unknown=unknown, threads=_cores())
     try:
-        # the original stream tells that its reader is gone
+        # unlike main's, the original stream raises where its reader is gone
         with writing(output, sys.__stdout__ or sys.stdout, raw=raw) as writer:
             rows = predict(scorer, file, writer, on_rows=_progress(began))
     except BrokenPipeError:  # `| head` has seen enough; click would call that a failure
@@ -80,15 +78,8 @@ def predict_command(
         some = "1 cell has" if writer.guarded == 1 else f"{writer.guarded:,} cells have"
         say(f"{some} an apostrophe before what a spreadsheet would compute; --raw leaves it out", err=True)
     if as_json:
-        print_json(
-            {
-                "model": scorer.model,
-                "run": version.run,
-                "rows": rows,
-                "output": str(output),
-                "seconds": round(seconds, 3),
-            }
-        )
+        facts = {"rows": rows, "output": str(output), "seconds": round(seconds, 3)}
+        print_json({"model": scorer.model, "run": version.run, **facts})
     else:
         say(f"{counted(rows, 'row')} scored by {scorer.model} in {seconds:.1f} s", err=True)
 
@@ -116,8 +107,8 @@ def predict_command(
     metavar="TEXT",
     help="Better in the variable RUNNER_TOKEN, which `ps` does not show.",
 )
-@pipeline_option
-def serve_command(
+@project_option
+def serve_command(  # noqa: PLR0913 - click passes each option by its name
     model: str,
     host: str,
     port: int,
@@ -127,7 +118,7 @@ def serve_command(
     timeout_s: float,
     max_connections: int,
     token: str | None,
-    pipeline: Path,
+    project: Project,
 ) -> None:
     """Serve an approved model version over HTTP, as SageMaker asks of a container: GET /ping, POST /invocations.
 
@@ -147,16 +138,13 @@ def serve_command(
             "RUNNER_TOKEN=… runner serve …; clients send `Authorization: Bearer …`."
         )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core, and forked ones
-    from runner.project import Project
     from runner.serve.app import Application, RequestLimits
     from runner.serve.approved import load
     from runner.serve.metrics import Metrics
     from runner.serve.server import bind, serve
 
-    project = Project(pipeline)
     version = project.version(model)
-    folder = project.version_folder(version)
-    scorer = load(version, folder, unknown=unknown)
+    scorer = load(version, project.version_folder(version), unknown=unknown)
     processes = workers or _cores()
     limits = RequestLimits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)
     application = Application(scorer, version, limits=limits, metrics=Metrics(processes), token=token or None)
@@ -166,8 +154,8 @@ def serve_command(
         raise UsageError(f"{error} Choose another with --port.") from error
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
-    said = f"serving {scorer.model} of run {version.run} at {address} ({counted(processes, 'worker')})"
-    serve(application, listening, workers=processes, on_ready=lambda: say(said, err=True))
+    ready = f"serving {scorer.model} of run {version.run} at {address} ({counted(processes, 'worker')})"
+    serve(application, listening, workers=processes, on_ready=lambda: say(ready, err=True))
 
 
 def _cores() -> int:

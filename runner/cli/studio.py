@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from runner.cli.options import json_option, pipeline_option, print_json
+from runner.cli.options import print_json, result_options
 from runner.cli.terminal import say
+from runner.project import Project
 
 
 @click.group("studio")
@@ -23,9 +22,8 @@ def studio_command() -> None:
 @studio_command.command("publish")
 @click.option("--bucket", metavar="NAME", help="Instead of [sagemaker] bucket.")
 @click.option("--dry-run", is_flag=True, help="Say what would go where, and what to do then; upload nothing.")
-@json_option
-@pipeline_option
-def publish_command(bucket: str | None, dry_run: bool, as_json: bool, pipeline: Path) -> None:
+@result_options
+def publish_command(bucket: str | None, dry_run: bool, as_json: bool, project: Project) -> None:
     """Put infra/project.yaml, with all that it nests, where Studio finds it as a project template.
 
     Prints what to do next, in Studio and before it. Publishing again replaces the template; projects that are there
@@ -37,24 +35,17 @@ def publish_command(bucket: str | None, dry_run: bool, as_json: bool, pipeline: 
       runner studio publish --bucket my-templates
     """
     from runner.aws.studio import publish
-    from runner.pipeline.file import load
 
-    found = publish(load(pipeline), pipeline.parent, bucket=bucket, dry_run=dry_run)
+    published = publish(project.spec, project.root, bucket=bucket, dry_run=dry_run)
     if as_json:
-        print_json(
-            {
-                "template": found.template,
-                "parts": [found.parts + name for name in found.nested],
-                "cors_changed": not found.allowed,
-                "dry_run": dry_run,
-                "next": found.steps,
-            }
-        )
+        parts = [published.parts + name for name in published.nested]
+        facts = {"cors_changed": not published.allowed, "dry_run": dry_run, "next": published.steps}
+        print_json({"template": published.template, "parts": parts, **facts})
         return
-    say(found.template)
+    say(published.template)
     verb = "would be" if dry_run else "is"
-    say(f"  {verb} a template of Studio, with {', '.join(found.nested)} in {found.parts}", err=True)
-    if not found.allowed:
+    say(f"  {verb} a template of Studio, with {', '.join(published.nested)} in {published.parts}", err=True)
+    if not published.allowed:
         say(f"  pages of Studio {'would be' if dry_run else 'are'} allowed to read the bucket (CORS)", err=True)
-    for line in found.steps:
+    for line in published.steps:
         say(line)

@@ -13,6 +13,11 @@ from runner.run.cost import cost
 from runner.run.registration import not_registered
 
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
+CODES = {  # by the kind of the error that ended a step
+    **dict.fromkeys(("kernel died", "timeout", "out of memory"), KernelDied.exit_code),
+    "remote": RemoteError.exit_code,
+    "refused": Refused.exit_code,
+}
 MESSAGE_LINES = 20
 RULE_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
 
@@ -33,24 +38,23 @@ def summary(manifest: RunManifest, folder: Path, *, pages: bool = True) -> str:
         lines.append(f"model {manifest.model_version.label} {manifest.model_version.words}")
     if missing := not_registered(manifest):
         lines.append(missing)
-    paid = cost(manifest)
-    if paid is not None:
+    if (paid := cost(manifest)) is not None:
         lines.append(f"SageMaker: {paid}")
     lines.append(f"report {_near(folder / 'report.html')}" if pages else f"report: runner report {manifest.run}")
     return "\n".join(lines)
 
 
 def failures(manifest: RunManifest) -> Iterator[str]:
-    """What went wrong in each step that did not succeed: the exception with its whole message, then where it was."""
+    """The exception of each step that failed, with its whole message, then its cell."""
     for step in manifest.steps:
         error = step.result.error if step.result else None
         if error is None:
             continue
-        said = f"{error.ename}: {error.evalue}".strip().splitlines()
-        yield f"  ✗ {step.name}: {said[0]}"
-        yield from (f"      {line}" for line in said[1:MESSAGE_LINES])
-        if len(said) > MESSAGE_LINES:
-            yield f"      and {counted(len(said) - MESSAGE_LINES, 'more line')}, in the report"
+        lines = f"{error.ename}: {error.evalue}".strip().splitlines()
+        yield f"  ✗ {step.name}: {lines[0]}"
+        yield from (f"      {line}" for line in lines[1:MESSAGE_LINES])
+        if len(lines) > MESSAGE_LINES:
+            yield f"      and {counted(len(lines) - MESSAGE_LINES, 'more line')}, in the report"
         if error.cell is not None:
             yield f"    in cell [{error.cell}] of {step.notebook}: {error.first_line}"
 
@@ -59,9 +63,9 @@ def hint(manifest: RunManifest) -> Iterator[str]:
     """The next command, by cause."""
     short = manifest.run.rpartition("-")[2]
     for step in manifest.steps:
-        for what in step.result.redacted if step.result and step.status != "cached" else ():
-            yield f"  redacted in {step.notebook}, {what}; change that credential if it was real"
-    failed = next((step for step in manifest.steps if step.status == "failed"), None)
+        for place in step.result.redacted if step.result and step.status != "cached" else ():
+            yield f"  redacted in {step.notebook}, {place}; change that credential if it was real"
+    failed = _failed_step(manifest)
     if failed is not None and failed.result is not None and failed.result.error is not None:
         kind = failed.result.error.kind
         page = f"runs/{manifest.run}/steps/{failed.name}/executed.html"
@@ -72,29 +76,28 @@ def hint(manifest: RunManifest) -> Iterator[str]:
     elif manifest.status == "interrupted":
         yield f"  stopped; `runner resume {short}` goes on from the first unfinished step"
     elif manifest.model_version is not None and manifest.model_version.status == "pending":
-        yield f'  next: runner approve {manifest.model_version.label} --reason "…"   (look first: runner report {short})'
+        yield approval_hint(manifest.model_version.label, short)
+
+
+def approval_hint(version: str, run: str) -> str:
+    return f'  next: runner approve {version} --reason "…"   (look first: runner report {run})'
 
 
 def exit_code(manifest: RunManifest, signals: Sequence[int] = ()) -> int:
     """The exit code of a command that ended with this run."""
     if manifest.status == "interrupted":
         return 143 if signals and signals[0] == signal.SIGTERM else 130
-    failed = next((step for step in manifest.steps if step.status == "failed"), None)
-    if failed is not None:
-        return _failed_code(failed)
+    if (failed := _failed_step(manifest)) is not None:
+        kind = failed.result.error.kind if failed.result and failed.result.error else "exception"
+        return CODES.get(kind, StepFailed.exit_code)
     outcome = manifest.verdict.outcome if manifest.verdict else None
     if outcome == "fail":
         return AnswerIsNo.exit_code
     return GateUndecided.exit_code if outcome in ("inconclusive", "error") else 0
 
 
-def _failed_code(step: StepState) -> int:
-    kind = step.result.error.kind if step.result and step.result.error else "exception"
-    if kind in ("kernel died", "timeout", "out of memory"):
-        return KernelDied.exit_code
-    if kind == "remote":
-        return RemoteError.exit_code
-    return Refused.exit_code if kind == "refused" else StepFailed.exit_code
+def _failed_step(manifest: RunManifest) -> StepState | None:
+    return next((step for step in manifest.steps if step.status == "failed"), None)
 
 
 def _near(path: Path) -> Path:

@@ -12,11 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.options import json_option, metric_json, metric_text, parse_overrides, pipeline_option, print_json
-from runner.cli.run import kernel_option, no_report_option, signals
-from runner.cli.terminal import drawn, say
-from runner.errors import UsageError
+from runner.cli.options import (
+    fields,
+    metric_text,
+    metrics_json,
+    no_report_option,
+    on_option,
+    parse_overrides,
+    print_json,
+    profile_option,
+    result_options,
+    table_lines,
+)
+from runner.cli.run import kernel_option, signals
+from runner.cli.summary import summary
+from runner.cli.terminal import drawn, live, say
+from runner.errors import StepFailed, UsageError
 from runner.manifest import RunManifest
+from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.run.sweep import SweepResult
@@ -42,15 +55,12 @@ SHOWN = 12  # rows of the leaderboard while it is live
     type=click.IntRange(1, 256),
     help="Combinations at once; 1 here, and up to 20 jobs in SageMaker, unless it is given.",
 )
-@click.option(
-    "--on", type=click.Choice(["local", "sagemaker"]), default="local", show_default=True, help="Where the steps run."
-)
+@on_option
 @kernel_option
-@click.option("--profile", metavar="NAME", help="Apply [profiles.NAME] of the pipeline file.")
+@profile_option
 @no_report_option
-@json_option
-@pipeline_option
-def sweep_command(
+@result_options
+def sweep_command(  # noqa: PLR0913 - click passes each option by its name
     step: str,
     parameters: tuple[str, ...],
     metric: str | None,
@@ -60,7 +70,7 @@ def sweep_command(
     profile: str | None,
     no_report: bool,
     as_json: bool,
-    pipeline: Path,
+    project: Project,
 ) -> int:
     """Try every combination of values for STEP, rank them on validation rows, evaluate the winner. Registers nothing.
 
@@ -69,21 +79,17 @@ def sweep_command(
       runner sweep train -p train.max_depth=3,5,7 -p train.eta=0.1,0.3 -j 2 --metric train.validation_auc
     """
     from runner.cli.reporting import Reporter
-    from runner.cli.summary import summary
-    from runner.pipeline.file import load
-    from runner.project import Project, fork_servers
+    from runner.pipeline.file import nearest
+    from runner.project import fork_servers
     from runner.report.sweep import plot, write_sweep
     from runner.run.ports import Options, Silent
     from runner.run.sweep import Sweep, sweep
 
     fixed, grid = _grid(parameters)
-    spec = load(pipeline, profile)
-    if step not in spec.steps:
-        from runner.pipeline.file import nearest
-
-        raise UsageError(f"There is no step {step!r}{nearest(step, spec.steps)}")
+    project.profile = profile
+    if step not in project.spec.steps:
+        raise UsageError(f"There is no step {step!r}{nearest(step, project.spec.steps)}")
     stop = threading.Event()
-    project = Project(pipeline)
     store = project.store
     board = _Board()
     with (
@@ -103,38 +109,36 @@ def sweep_command(
 
         swept = sweep(
             Sweep(
-                pipeline,
+                project.file,
                 step,
                 grid,
                 metric,
                 options=Options(kernel=kernel, profile=profile, overrides=fixed, on=on),
                 jobs=jobs or (1 if on == "local" else JOBS_ELSEWHERE),
             ),
-            lambda: project.world(spec, on=on, kernel=kernel, servers=servers, stop=stop),
+            lambda: project.of(project.spec).world(on=on, kernel=kernel, servers=servers, stop=stop),
             on_change=changed,
             watcher=watcher,
         )
     page = write_sweep(swept, store.root, drawn=drawings[-1].result() if drawings else None)
     if as_json:
-        print_json(_json(swept, page))
+        print_json(_sweep_json(swept, page))
     else:
-        for line in _rows(swept, len(swept.tried)):
+        for line in _leaderboard(swept, len(swept.tried)):
             say(line)
     say(f"sweep {page}", err=as_json)
     if received:
         say("  stopped; the same command goes on with what is missing", err=True)
         return 128 + received[0]
-    if swept.winner is not None:
-        say(f"the winner, {swept.winner.run}:", err=True)
-        say(summary(swept.winner, store.folder(swept.winner.run), pages=not no_report), err=True)
-        chosen = {**fixed, **swept.tried[0].values}
-        arguments = [
-            *(["--profile", profile] if profile else []),
-            *(word for name in chosen for word in ("-p", f"{name}={chosen[name]}")),
-        ]
-        say(f"  next: runner run {shlex.join(arguments)}   ({_what_remains(swept.winner)})", err=True)
-        return 0 if swept.winner.status == "succeeded" else 3
-    return 0
+    if swept.winner is None:
+        return 0
+    arguments = ["--profile", profile] if profile else []
+    for name, value in {**fixed, **swept.tried[0].values}.items():
+        arguments += ["-p", f"{name}={value}"]
+    say(f"the winner, {swept.winner.run}:", err=True)
+    say(summary(swept.winner, store.folder(swept.winner.run), pages=not no_report), err=True)
+    say(f"  next: runner run {shlex.join(arguments)}   ({_remaining_steps(swept.winner)})", err=True)
+    return 0 if swept.winner.status == "succeeded" else StepFailed.exit_code
 
 
 def _grid(parameters: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -154,60 +158,42 @@ def _grid(parameters: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str
     return fixed, grid
 
 
-def _rows(swept: SweepResult, count: int) -> list[str]:
-    """The leaderboard: place, values, metric, run."""
-    names = list(swept.tried[0].values)
-    lines = [["", *names, swept.metric or "metric", "run"]]
+def _leaderboard(swept: SweepResult, count: int) -> list[str]:
+    """Lines of the best `count`: place, values, metric, run."""
+    rows = [["", *swept.tried[0].values, swept.metric or "metric", "run"]]
     for place, tried in enumerate(swept.tried[:count], 1):
-        found = swept.value(tried)
-        said = metric_text(found) if found is not None else tried.why or ("running" if tried.run is None else "–")
-        lines.append([f"{place}." if found else "", *tried.values.values(), said, tried.run or ""])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    made = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        metric = swept.value(tried)
+        result = metric_text(metric) if metric is not None else tried.why or ("running" if tried.run is None else "–")
+        rows.append([f"{place}." if metric else "", *tried.values.values(), result, tried.run or ""])
     left = len(swept.tried) - count
-    return made + ([f"… and {left} more"] if left > 0 else [])
+    return table_lines(rows) + ([f"… and {left} more"] if left > 0 else [])
 
 
-def _json(swept: SweepResult, page: Path) -> dict[str, Any]:
-    return {
-        "step": swept.step,
-        "metric": swept.metric,
-        "better": swept.better,
-        "tried": [
-            {
-                "values": dict(tried.values),
-                "run": tried.run,
-                "metrics": {name: metric_json(metric) for name, metric in tried.metrics.items()},
-                "why": tried.why or None,
-            }
-            for tried in swept.tried
-        ],
-        "winner": None
-        if swept.winner is None
-        else {
-            "run": swept.winner.run,
-            "verdict": swept.winner.verdict.outcome if swept.winner.verdict else None,
-            "metrics": {name: metric_json(metric) for name, metric in swept.winner.metrics.items()},
-        },
-        "report": str(page.absolute()),
+def _sweep_json(swept: SweepResult, page: Path) -> dict[str, Any]:
+    tried = [
+        {**fields(entry, "values", "run"), "metrics": metrics_json(entry.metrics), "why": entry.why or None}
+        for entry in swept.tried
+    ]
+    winner = swept.winner and {
+        "run": swept.winner.run,
+        "verdict": swept.winner.verdict.outcome if swept.winner.verdict else None,
+        "metrics": metrics_json(swept.winner.metrics),
     }
+    facts = fields(swept, "step", "metric", "better")
+    return {**facts, "tried": tried, "winner": winner, "report": str(page.absolute())}
 
 
 class _Board:
     """The leaderboard, redrawn on a terminal; elsewhere a line for each combination that has ended."""
 
     def __init__(self) -> None:
-        self._said = 0
+        self._shown_done = 0
         self._live: Any = None
         self._swept: SweepResult | None = None
 
     def __enter__(self) -> _Board:
         if sys.stderr.isatty():
-            from rich.console import Console  # 0.1 s, and a log needs none of it
-            from rich.live import Live
-
-            console = Console(stderr=True, highlight=False)
-            self._live = Live(console=console, get_renderable=self._drawn, refresh_per_second=4, transient=True)
+            self._live = live(self._drawn, per_s=4, transient=True)
             self._live.start()
         return self
 
@@ -218,26 +204,26 @@ class _Board:
     def show(self, swept: SweepResult) -> None:
         self._swept = swept
         done = sum(tried.run is not None or bool(tried.why) for tried in swept.tried)
-        if self._live is None and done > self._said:
-            self._said = done
+        if self._live is None and done > self._shown_done:
+            self._shown_done = done
             best = swept.tried[0]
-            found = swept.value(best)
+            metric = swept.value(best)
             values = ", ".join(f"{name}={value}" for name, value in best.values.items())
-            told = f"best {metric_text(found)} with {values}" if found is not None else "no value yet"
-            say(f"  {done}/{len(swept.tried)}   {told}", err=True)
+            state = f"best {metric_text(metric)} with {values}" if metric is not None else "no value yet"
+            say(f"  {done}/{len(swept.tried)}   {state}", err=True)
 
     def _drawn(self) -> Any:
         if self._swept is None:
             return drawn("")
         done = sum(tried.run is not None for tried in self._swept.tried)
-        lines = [f"sweep of {self._swept.step}: {done} of {len(self._swept.tried)} done", *_rows(self._swept, SHOWN)]
-        return drawn("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        title = f"sweep of {self._swept.step}: {done} of {len(self._swept.tried)} done"
+        return drawn("\n".join([title, *_leaderboard(self._swept, SHOWN)]), no_wrap=True, overflow="ellipsis")
 
 
-def _what_remains(winner: RunManifest) -> str:
-    """What is left to a run with the winner's values: the steps that wait for the verdict."""
-    left = [one for one in winner.steps if one.status == "skipped" and one.name not in winner.pipeline.skip]
+def _remaining_steps(winner: RunManifest) -> str:
+    """What a run with the winner's values still executes: the steps that wait for the verdict."""
+    left = [step for step in winner.steps if step.status == "skipped" and step.name not in winner.pipeline.skip]
     if not left:
         return "all of it is cached"
-    names = ["registration"] if all(one.registers for one in left) else [one.name for one in left]
+    names = ["registration"] if all(step.registers for step in left) else [step.name for step in left]
     return f"cached up to the gate; only {', '.join(names)} remain{'s' * (len(names) == 1)}"

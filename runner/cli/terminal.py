@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -25,3 +26,12 @@ def drawn(text: str, **style: Any) -> Any:
     from rich.text import Text  # 0.1 s, and a log needs none of it
 
     return Text(terminal(text), **style)
+
+
+def live(lines: Callable[[], Any], *, per_s: float, transient: bool = False) -> Any:
+    """rich's live display of the lines on stderr, not yet started; with `transient` it is cleared at its end."""
+    from rich.console import Console  # 0.1 s, and a log needs none of it
+    from rich.live import Live
+
+    console = Console(stderr=True, highlight=False)
+    return Live(console=console, get_renderable=lines, refresh_per_second=per_s, transient=transient)

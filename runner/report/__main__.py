@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from runner.escape import terminal
 from runner.manifest import RunManifest
 from runner.records import read
 from runner.report.markup import load
-from runner.report.notebook import write_notebook_page
-from runner.report.page import write_report
+from runner.report.page import write_report, write_step
 from runner.run.fast_path_record import page_of, template
 from runner.run.store import Store
 
@@ -28,7 +28,7 @@ def main() -> int:
         return 2
     try:
         _write(Path(arguments[0]), arguments[1:])
-    except OSError as error:  # a full disk, a folder that is gone: the command says how to try again
+    except OSError as error:  # such as a full disk; the command says how to try again
         sys.stderr.write(terminal(f"{error.strerror}: {error.filename or arguments[0]}") + "\n")
         return 1
     return 0
@@ -36,26 +36,24 @@ def main() -> int:
 
 def _write(folder: Path, steps: list[str]) -> None:
     if "--follow" in sys.argv:
-        os.nice(5)  # the step that is running now is what somebody waits for
+        os.nice(5)  # a person waits for the running step, not for pages
         load()
-        for line in sys.stdin:
-            write_step(folder, line.strip())
+        names: Iterable[str] = map(str.strip, sys.stdin)
     else:
-        for name in steps or [state.name for state in read(RunManifest, folder / "run.json").steps]:
-            write_step(folder, name)
-    write_report(folder)
-    if "--again" in sys.argv:
-        manifest = read(RunManifest, folder / "run.json")
-        if manifest.status == "succeeded":
-            write_report(folder, template(manifest), page_of(Store(folder.parent), manifest.run))
+        names = steps or [state.name for state in _manifest(folder).steps]
+    for name in names:
+        manifest = _manifest(folder)
+        for state in manifest.steps:
+            if state.name == name:
+                write_step(folder, manifest, state)
+    manifest = _manifest(folder)
+    write_report(folder, manifest)
+    if "--again" in sys.argv and manifest.status == "succeeded":
+        write_report(folder, template(manifest), page_of(Store(folder.parent), manifest.run))
 
 
-def write_step(folder: Path, name: str) -> None:
-    """The page of one step, where it has an executed notebook."""
-    manifest = read(RunManifest, folder / "run.json")
-    state = manifest.find_step(name)
-    if state is not None and (folder / "steps" / name / "executed.ipynb").exists():
-        write_notebook_page(folder / "steps" / name, manifest=manifest, state=state)
+def _manifest(folder: Path) -> RunManifest:
+    return read(RunManifest, folder / "run.json")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What may stand in a page: everything that comes from a notebook passes through here.
 
-Notebooks hold whatever their cells printed, customer data among it; a stored report must not run any of it, fetch
-anything for it, or let it look like the page's own words.
+Notebooks hold whatever their cells printed, also customer data; a stored report must not execute any of it, fetch
+anything for it, or let it look like the page's own text.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 TAGS = {
-    "a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "del", "details", "div", "dl", "dt",
-    "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "kbd", "li", "ol", "p", "pre", "s", "small", "span",
+    "a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "del", "details", "div", "dl",
+    "dt", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "kbd", "li", "ol", "p", "pre", "s", "small", "span",
     "strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "u", "ul",
 }  # fmt: skip
 WITH_CONTENT = {"iframe", "noscript", "object", "script", "style", "template", "title"}  # dropped whole
@@ -41,7 +41,7 @@ LONGEST_ADDRESS = 2000  # of a link: its element may be opened again in every bl
 SMALL, WORK = 100_000, 1_000_000
 LIMIT_S, LIMIT_BYTES = 3, 2 << 30  # of processor time; several times that on the clock, where others take turns
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=]{200,}")
-_HELD = "data:image/held,"
+_PLACEHOLDER = "data:image/held,"
 _FLAT = {"td", "th", "tr", "br", "li", "p", "dd", "dt", "img", "hr", "col", "option"}  # these end one another
 _OPENED = re.compile(r"<([a-zA-Z]+)")
 _UNSEEN = re.compile(r"[\x00-\x20\x7f-\xa0]+")
@@ -58,28 +58,28 @@ def html(markup: str, *, classes: frozenset[str] = frozenset()) -> tuple[str, st
 
     Of classes, those on span and pre stay. Takes a few seconds at most. Raises TooMuch.
     """
-    held: list[str] = []
+    pictures: list[str] = []
 
-    def hold(found: re.Match[str]) -> str:
-        held.append(found[0])
-        return f"{_HELD}{len(held) - 1}"
+    def take_out(match: re.Match[str]) -> str:
+        pictures.append(match[0])
+        return f"{_PLACEHOLDER}{len(pictures) - 1}"
 
-    def put_back(found: re.Match[str]) -> str:
-        at = int(found[1])
-        if at >= len(held):
+    def put_back(match: re.Match[str]) -> str:
+        number = int(match[1])
+        if number >= len(pictures):
             return ""
-        made, held[at] = held[at], ""  # once, so that nothing grows by being named again
-        return made
+        picture, pictures[number] = pictures[number], ""  # once: a repeated placeholder must not multiply its bytes
+        return picture
 
-    # pictures are most of what is long, and nothing that a parser needs to see
-    kept, note = _cut(_PICTURE.sub(hold, markup))
+    # pictures are most of a long output's bytes, and a parser need not read them
+    kept, note = _cut(_PICTURE.sub(take_out, markup))
     small = len(kept) <= SMALL and _work(kept) <= WORK
-    made = _cleaner(classes).clean(kept) if small else _cleaned_apart(kept)
-    return re.sub(rf'(?<=src="){_HELD}(\d{{1,9}})(?=")', put_back, made), note
+    cleaned = _cleaner(classes).clean(kept) if small else _cleaned_apart(kept)
+    return re.sub(rf'(?<=src="){_PLACEHOLDER}(\d{{1,9}})(?=")', put_back, cleaned), note
 
 
 def image(mime: str, data: Any) -> str | None:
-    """A `data:` address for an image output, or None where it is none. An SVG as an image runs no scripts."""
+    """A `data:` address for an image output, None for other data. An SVG as an image runs no scripts."""
     text = joined(data)
     if mime not in IMAGES or not text.strip():
         return None
@@ -90,7 +90,7 @@ def image(mime: str, data: Any) -> str | None:
 
 
 def pixels(value: Any) -> int | None:
-    """A size from an output's metadata, if it is one."""
+    """A size from an output's metadata; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10_000 else None
 
 
@@ -115,7 +115,7 @@ def _cut(markup: str) -> tuple[str, str]:
 
 
 def _work(markup: str) -> int:
-    """At most so many steps take the elements in the markup, were none of them ever closed."""
+    """A limit of the steps that the elements in the markup take, also if none of them is ever closed."""
     names = _OPENED.findall(markup)
     deep = sum(name.lower() not in _FLAT for name in names)
     links = LONGEST_ADDRESS // 8 if any(name in ("a", "A") for name in names) else 0
@@ -124,10 +124,9 @@ def _work(markup: str) -> int:
 
 def _cleaned_apart(markup: str) -> str:
     """As `html`, in a process with limits of its own."""
-    given = markup.encode("utf-8", "replace")
-    command = [sys.executable, "-P", "-m", "runner.report.clean"]
+    command, content = [sys.executable, "-P", "-m", "runner.report.clean"], markup.encode("utf-8", "replace")
     try:
-        done = subprocess.run(command, input=given, capture_output=True, timeout=5 * LIMIT_S, check=True)
+        done = subprocess.run(command, input=content, capture_output=True, timeout=5 * LIMIT_S, check=True)
     except (subprocess.SubprocessError, OSError) as error:
         raise TooMuch(f"This output of {len(markup):,} characters would take too long to lay out.") from error
     return done.stdout.decode()
@@ -140,7 +139,7 @@ def _main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
         resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S))
-    except (ImportError, ValueError, OSError):  # no such limits on this system; the parent has a clock
+    except (ImportError, ValueError, OSError):  # no such limits on this system; the parent has a time limit
         pass
     cleaned = _cleaner(frozenset()).clean(sys.stdin.buffer.read().decode())
     if len(cleaned) > 4 * MOST_CHARACTERS:
@@ -164,7 +163,7 @@ def _cleaner(classes: frozenset[str]) -> nh3.Cleaner:
 
 
 def _attribute(_: str, name: str, value: str) -> str | None:
-    """The attribute's value, or None where it must go; read as a browser reads it."""
+    """The attribute's value, or None where it must be removed; read as a browser reads it."""
     if name == "src":
         return value if value.startswith("data:image/") else None
     if name == "href":

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.audit.cells import CellChange
 from runner.audit.compare import MetricRow, RunComparison, RunFacts
 from runner.audit.diff import Difference, MetricChange
-from runner.content import atomic_write
 from runner.errors import counted
 from runner.escape import visible
 from runner.notebook.recorded import Figure, read_figures
 from runner.records import Metric, Value
 from runner.report import clean
-from runner.report.files import environment, number, reason, style
+from runner.report.files import number, reason, svg_address, write_page
 from runner.report.page import WORDS
 
 # Okabe and Ito, Color Universal Design, 2008; without the yellow, which is faint on white
@@ -39,51 +37,42 @@ class Panel:
 
 @dataclass(frozen=True)
 class Pair:
-    """One named figure of a step on both sides; an address is None where that side has none."""
+    """One named figure of a step on both sides; None where that side has none."""
 
     step: str
     name: str
-    caption: str
-    before: str | None
-    after: str | None
-    alt_before: str
-    alt_after: str
+    before: Figure | None
+    after: Figure | None
 
 
 def write_comparison(
-    path: Path, *, comparison: RunComparison | None, difference: Difference | None, runs: Path | None
+    path: Path, *, comparison: RunComparison | None, difference: Difference | None, runs: Path
 ) -> Path:
-    """Write the page of several runs, or of a difference, to `path`, and return it. `runs` is the folder of the runs."""
+    """Write the page of several runs, or of a difference; its path. `runs` is the folder of the runs."""
     labels = short_names(comparison) if comparison else []
-    pairs, same = _figures(comparison, runs) if comparison and difference and runs else ([], [])
-    page = (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(
-            style=style(),
-            policy=clean.POLICY,
-            comparison=comparison,
-            difference=difference,
-            labels=labels,
-            links=_links(path, comparison, runs),
-            headline=headline(comparison, difference),
-            summary=summary(difference) if difference else "",
-            tone=_tone(difference),
-            panels=panels(comparison) if comparison else [],
-            best=[_best(row) for row in comparison.metrics] if comparison else [],
-            reasons=reasons(comparison) if comparison else [],
-            pairs=pairs,
-            same=same,
-            alike=alike,
-            said=said,
-            words=WORDS,
-            verdict_in_words=verdict_in_words,
-            metric_in_words=metric_in_words,
-        )
+    pairs, same = _figures(comparison, runs) if comparison and difference else ([], [])
+    return write_page(
+        path,
+        "comparison.html.j2",
+        comparison=comparison,
+        difference=difference,
+        labels=labels,
+        links=_links(path, comparison, runs),
+        headline=headline(comparison, difference),
+        summary=summary(difference) if difference else "",
+        tone=_tone(difference),
+        panels=panels(comparison) if comparison else [],
+        best=[_best(row) for row in comparison.metrics] if comparison else [],
+        reasons=reasons(comparison) if comparison else [],
+        pairs=pairs,
+        same=same,
+        image=clean.image,
+        alike=alike,
+        value_text=value_text,
+        words=WORDS,
+        verdict_in_words=verdict_in_words,
+        metric_in_words=metric_in_words,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, page.encode())
-    return path
 
 
 def short_names(comparison: RunComparison) -> list[str]:
@@ -94,13 +83,13 @@ def short_names(comparison: RunComparison) -> list[str]:
 
 
 def reasons(comparison: RunComparison) -> list[tuple[str, str, list[str]]]:
-    """(run, why, metrics) of everything that cannot be held against the first run that has it."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """(run, why, metrics) of everything that cannot be compared with the first run that has it."""
+    metrics: dict[tuple[str, str], list[str]] = {}
     for row in comparison.metrics:
         for label, why in zip(short_names(comparison), row.not_comparable, strict=True):
             if why:
-                found.setdefault((label, why), []).append(row.name)
-    return [(label, why, names) for (label, why), names in found.items()]
+                metrics.setdefault((label, why), []).append(row.name)
+    return [(label, why, names) for (label, why), names in metrics.items()]
 
 
 def alike(comparison: RunComparison) -> str:
@@ -109,7 +98,36 @@ def alike(comparison: RunComparison) -> str:
     return f"{counted(many, 'parameter')} {'is' if many == 1 else 'are'} the same in all." if many else ""
 
 
-def said(value: Value) -> str:
+def rows_of(
+    comparison: RunComparison,
+    *,
+    name: Callable[[str], str],
+    value: Callable[[str], str],
+    metric: Callable[[Metric], str],
+) -> Iterator[list[str]]:
+    """The table of a comparison as text: gate, model, parameters and metrics by run. The callables write their part."""
+    versions = [run.model_version for run in comparison.runs]
+    yield ["gate", *(verdict_in_words(run) for run in comparison.runs)]
+    yield ["model", *(f"{name(version.label)} {version.status}" if version else "–" for version in versions)]
+    for row in comparison.parameters:
+        values = zip(row.values, row.there, strict=True)
+        yield [name(row.name), *(value(value_text(item)) if there else "–" for item, there in values)]
+    for measured in comparison.metrics:
+        cells = zip(measured.values, measured.not_comparable, strict=True)
+        yield [
+            name(measured.name),
+            *((metric(item) if item else "–") + (" ≠" if why else "") for item, why in cells),
+        ]
+
+
+def cell_place(cell: CellChange) -> str:
+    """Where the cell is, `[7]`, or where it was and is."""
+    if cell.before and cell.after and cell.before != cell.after:
+        return f"[{cell.before}] → [{cell.after}]"
+    return f"[{cell.after or cell.before}]"
+
+
+def value_text(value: Value) -> str:
     """A value as Python writes it, shortened."""
     text = repr(value)
     return text if len(text) <= 120 else text[:119] + "…"
@@ -117,9 +135,9 @@ def said(value: Value) -> str:
 
 def summary(difference: Difference) -> str:
     """How much differs, in one line."""
-    edited = [step for step in difference.steps if step.how == "changed"]
+    edited = [step for step in difference.steps if step.kind == "changed"]
     counts = [
-        (sum(step.how != "changed" for step in difference.steps), "step"),
+        (sum(step.kind != "changed" for step in difference.steps), "step"),
         (sum(len(step.cells) for step in edited), "code cell"),
         (sum(step.text_cells for step in edited), "text cell"),
         (sum(len(step.modules) for step in edited), "module"),
@@ -129,12 +147,12 @@ def summary(difference: Difference) -> str:
         (len(difference.packages), "package"),
         (len(difference.environment), "machine setting"),
     ]
-    told = [counted(count, name) for count, name in counts if count]
-    return f"Different: {', '.join(told)}." if told else "Nothing differs in code, parameters, data and environment."
+    parts = [counted(count, name) for count, name in counts if count]
+    return f"Different: {', '.join(parts)}." if parts else "Nothing differs in code, parameters, data and environment."
 
 
 def headline(comparison: RunComparison | None, difference: Difference | None) -> str:
-    """What came of it, first."""
+    """The result in one line."""
     if difference is None:
         return f"{counted(len(comparison.runs) if comparison else 0, 'run')} side by side"
     if difference.after.run is None or difference.before.run is None:
@@ -145,14 +163,14 @@ def headline(comparison: RunComparison | None, difference: Difference | None) ->
 
 
 def verdict_in_words(run: RunFacts) -> str:
-    """What the gate said, or why it said nothing."""
+    """The gate's verdict, or why there is none."""
     if run.verdict is not None:
         return WORDS[run.verdict]
     return "no verdict" if run.status == "succeeded" else f"run {run.status}"
 
 
 def metric_in_words(metric: MetricChange) -> str:
-    """Which way it went and how sure that is; "" where nothing can be said."""
+    """Whether it is better or worse, and how sure that is; "" where that is unknown."""
     if metric.not_comparable:
         return f"not comparable: {metric.not_comparable}"
     if metric.before is None or metric.after is None:
@@ -162,32 +180,32 @@ def metric_in_words(metric: MetricChange) -> str:
 
 
 def metrics_in_words(difference: Difference) -> str:
-    """How many metrics went which way, and how many of these with intervals that overlap."""
-    told = []
-    for way in ("better", "worse"):
-        went = [metric for metric in difference.metrics if metric.direction == way]
-        near = sum(bool(metric.overlap) for metric in went)
-        if went:
-            told.append(f"{len(went)} {way}" + (f" ({near} with overlapping intervals)" if near else ""))
-    apart = sum(bool(metric.not_comparable) for metric in difference.metrics)
-    if apart:
-        told.append(f"{apart} not comparable")
-    return f"metrics: {', '.join(told)}" if told else "no metric is better or worse"
+    """How many metrics are better or worse, and how many of these with intervals that overlap."""
+    parts = []
+    for direction in ("better", "worse"):
+        changed = [metric for metric in difference.metrics if metric.direction == direction]
+        overlapping = sum(bool(metric.overlap) for metric in changed)
+        if changed:
+            near = f" ({overlapping} with overlapping intervals)" if overlapping else ""
+            parts.append(f"{len(changed)} {direction}{near}")
+    if not_comparable := sum(bool(metric.not_comparable) for metric in difference.metrics):
+        parts.append(f"{not_comparable} not comparable")
+    return f"metrics: {', '.join(parts)}" if parts else "no metric is better or worse"
 
 
 def panels(comparison: RunComparison) -> list[Panel]:
-    """A small plot for each of the metrics that say most: judged ones first, then those with an interval."""
-    rows = [row for row in comparison.metrics if _tells(row)]
+    """A small plot for each of the first metrics that differ: judged ones first, then those with an interval."""
+    rows = [row for row in comparison.metrics if _worth_plotting(row)]
     rows.sort(key=lambda row: (not row.in_gate, all(value is None or value.low is None for value in row.values)))
     labels = short_names(comparison)
     if len(comparison.parameters) == 1:
         only = comparison.parameters[0]
         name = only.name.partition(".")[2]
-        labels = [f"{label}  {name}={said(v)}"[:34] for label, v in zip(labels, only.values, strict=True)]
+        labels = [f"{label}  {name}={value_text(v)}"[:34] for label, v in zip(labels, only.values, strict=True)]
     return [_panel_or_why(row, list(map(visible, labels))) for row in rows[:PANELS]]
 
 
-def _tells(row: MetricRow) -> bool:
+def _worth_plotting(row: MetricRow) -> bool:
     """Whether a plot of it shows more than the same number again."""
     values = {value.value for value in row.values if value is not None}
     return len(values) > 1 or (row.in_gate and sum(value is not None for value in row.values) > 1)
@@ -196,7 +214,7 @@ def _tells(row: MetricRow) -> bool:
 def _panel_or_why(row: MetricRow, labels: Sequence[str]) -> Panel:
     try:
         return _panel(row, labels)
-    except Exception as error:  # what a notebook records as a number need not fit an axis
+    except Exception as error:  # a notebook's number may not fit an axis
         return Panel("", f"{row.name} cannot be drawn: {reason(error)}.")
 
 
@@ -204,7 +222,7 @@ def _panel(row: MetricRow, labels: Sequence[str]) -> Panel:
     import matplotlib as mpl  # takes 0.3 s
     from matplotlib.figure import Figure as Canvas
 
-    way = f", {row.better} is better" if row.better else ""
+    better = f", {row.better} is better" if row.better else ""
     height = TITLE_IN + ROW_IN * len(labels) + TICKS_IN
     # a notebook may name a metric anything: names are never read as formulas, and need not have a glyph here
     with mpl.rc_context({"svg.hashsalt": "comparison", "font.size": 9}), warnings.catch_warnings():
@@ -216,7 +234,7 @@ def _panel(row: MetricRow, labels: Sequence[str]) -> Panel:
         for place, (value, why) in enumerate(zip(row.values, row.not_comparable, strict=True)):
             if value is not None:
                 _point(axes, place, value, comparable=not why)
-        axes.set_title(visible(f"{row.name}{way}"), loc="left", x=0, fontsize=10, parse_math=False)
+        axes.set_title(visible(f"{row.name}{better}"), loc="left", x=0, fontsize=10, parse_math=False)
         axes.set_yticks(range(len(labels)), labels=labels, parse_math=False)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.margins(x=0.08)
@@ -226,18 +244,16 @@ def _panel(row: MetricRow, labels: Sequence[str]) -> Panel:
         axes.set_facecolor("none")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        made = io.BytesIO()
-        figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None})
-    address = f"data:image/svg+xml;base64,{base64.b64encode(made.getvalue()).decode()}"
-    return Panel(address, f"{row.name}{way}: {_in_words(row, labels)}")
+        address = svg_address(figure)
+    return Panel(address, f"{row.name}{better}: {_in_words(row, labels)}")
 
 
 def _point(axes: Any, place: int, value: Metric, *, comparable: bool) -> None:
     """The value with its interval as a bar; hollow where it cannot be compared."""
     colour = COLOURS[place % len(COLOURS)]
-    reach = None if value.low is None or value.high is None else [[value.value - value.low], [value.high - value.value]]
-    if reach is not None:
-        reach = [[max(0.0, end) for end in side] for side in reach]  # an interval need not hold its value
+    reach = None
+    if value.low is not None and value.high is not None:  # an interval may not contain its value
+        reach = [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
     axes.errorbar(
         [value.value],
         [place],
@@ -253,13 +269,16 @@ def _point(axes: Any, place: int, value: Metric, *, comparable: bool) -> None:
 
 
 def _in_words(row: MetricRow, labels: Sequence[str]) -> str:
-    told = []
+    parts = []
     for label, value, why in zip(labels, row.values, row.not_comparable, strict=True):
-        text = "not recorded" if value is None else number(value.value)
-        if value is not None and value.low is not None:
-            text += f" ({number(value.low)} to {number(value.high)})"
-        told.append(f"{label} {text}" + (f", not comparable: {why}" if why else ""))
-    return "; ".join(told)
+        text = "not recorded" if value is None else metric_text(value)
+        parts.append(f"{label} {text}" + (f", not comparable: {why}" if why else ""))
+    return "; ".join(parts)
+
+
+def metric_text(metric: Metric) -> str:
+    interval = "" if metric.low is None else f" ({number(metric.low)} to {number(metric.high)})"
+    return f"{number(metric.value)}{interval}"
 
 
 def _best(row: MetricRow) -> list[bool]:
@@ -282,16 +301,11 @@ def _tone(difference: Difference | None) -> str:
     return {"pass": "good", "fail": "bad", "error": "bad", "inconclusive": "unsure", None: "plain"}[after]
 
 
-def _links(path: Path, comparison: RunComparison | None, runs: Path | None) -> list[str]:
-    """Each run's report, from where the page is; "" where there is none."""
-    found = []
-    for facts in comparison.runs if comparison else []:
-        report = runs / facts.run / "report.html" if runs else None
-        there = report is not None and report.exists()
-        found.append(
-            Path(os.path.relpath(report.absolute(), path.absolute().parent)).as_posix() if report and there else ""
-        )
-    return found
+def _links(path: Path, comparison: RunComparison | None, runs: Path) -> list[str]:
+    """Each run's report, relative to the page; "" where there is none."""
+    reports = [runs.absolute() / facts.run / "report.html" for facts in comparison.runs] if comparison else []
+    page_folder = path.absolute().parent
+    return [Path(os.path.relpath(report, page_folder)).as_posix() if report.exists() else "" for report in reports]
 
 
 def _figures(comparison: RunComparison, runs: Path) -> tuple[list[Pair], list[str]]:
@@ -299,35 +313,21 @@ def _figures(comparison: RunComparison, runs: Path) -> tuple[list[Pair], list[st
     sides = [_figures_of(runs / facts.run / "steps") for facts in comparison.runs]
     pairs, same = [], []
     for key in dict.fromkeys([*sides[1], *sides[0]]):
-        old, new = sides[0].get(key), sides[1].get(key)
-        shown = new or old
-        assert shown is not None
+        before, after = sides[0].get(key), sides[1].get(key)
         step, name, _ = key
-        if old is not None and new is not None and (old.mime, old.data) == (new.mime, new.data):
+        if before is not None and after is not None and (before.mime, before.data) == (after.mime, after.data):
             same.append(f"{step}: {name}")
-            continue
-        pairs.append(
-            Pair(
-                step=step,
-                name=name,
-                caption=shown.caption,
-                before=clean.image(old.mime, old.data) if old else None,
-                after=clean.image(new.mime, new.data) if new else None,
-                alt_before=old.alt if old else "",
-                alt_after=new.alt if new else "",
-            )
-        )
+        else:
+            pairs.append(Pair(step, name, before, after))
     return pairs, same
 
 
 def _figures_of(steps: Path) -> dict[tuple[str, str, int], Figure]:
     """(step, name, how many of that name before it) -> figure, in the notebooks' order."""
-    found: dict[tuple[str, str, int], Figure] = {}
+    figures: dict[tuple[str, str, int], Figure] = {}
     for folder in sorted(steps.glob("*/"), key=lambda folder: folder.name):
-        with contextlib.suppress(
-            Exception
-        ):  # a step that never ran has none; a notebook holds what its cells put there
+        with contextlib.suppress(Exception):  # no notebook where a step never ran; and a notebook may hold anything
             for figure in read_figures(folder / "executed.ipynb")[0]:
-                count = sum(key[:2] == (folder.name, figure.name) for key in found)
-                found[folder.name, figure.name, count] = figure
-    return found
+                count = sum(key[:2] == (folder.name, figure.name) for key in figures)
+                figures[folder.name, figure.name, count] = figure
+    return figures

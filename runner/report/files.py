@@ -1,42 +1,58 @@
-"""The templates and the style sheet, and the environment they are filled in with."""
+"""The templates and the style sheet, how a page is made of them, and how values look in it."""
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.content import atomic_write
 from runner.escape import visible
+from runner.report.clean import POLICY
 
 if TYPE_CHECKING:
     import jinja2
+    from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-@functools.cache
-def style() -> str:
-    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Fill in the template and write it to `path`, whose folder is made; the path."""
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    page = _environment().get_template(template).render(style=style, policy=POLICY, **values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, page.encode("utf-8", "backslashreplace"))
+    return path
 
 
 @functools.cache
-def environment() -> jinja2.Environment:
-    """Everything that is filled in is escaped, and what has no look of its own is made visible."""
+def _environment() -> jinja2.Environment:
+    """Escapes every value, with escapes for control characters too."""
     import jinja2
 
     def shown(value: Any) -> Any:
         return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
-    made = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=shown,
     )
-    made.filters.update(number=number, when=when, size=size, short=lambda text: str(text)[:12])
-    return made
+    environment.filters.update(number=number, when=when, size=size, short=lambda text: str(text)[:12])
+    return environment
+
+
+def svg_address(figure: Figure) -> str:
+    """A matplotlib figure as an address for `img`, the same bytes for the same figure."""
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def number(value: Any) -> str:
@@ -52,7 +68,7 @@ def number(value: Any) -> str:
 
 
 def when(text: str | None) -> str:
-    """A UTC time to the second; what is not a time as it stands."""
+    """A UTC time to the second; other text unchanged."""
     if not text:
         return ""
     try:
@@ -71,7 +87,7 @@ def size(count: int) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a person makes of an error in laying something out."""
+    """An error in a page's layout, for a person."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return f"{type(error).__name__}: {str(error)[:200]}" if str(error) else type(error).__name__

@@ -1,6 +1,6 @@
-"""Markdown and source code as HTML for a page; what Markdown says in HTML passes through `runner.report.clean`.
+"""Markdown and source code as HTML for a page; HTML in Markdown passes through `runner.report.clean`.
 
-Both parsers are linear in what notebooks hold, but slow on what was written to be slow: longer text stays text.
+Both parsers are linear for usual notebooks, but slow for text that was written to be slow: longer text stays text.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ def markdown(text: str, attachments: Mapping[str, Any] | None = None) -> str:
     """
     if len(text) > LONGEST_MARKDOWN or ("]:" in text and len(text) * text.count("[") > MOST_REPEATED):
         raise clean.TooMuch(f"This Markdown of {len(text):,} characters is too long to be laid out.")
-    made = str(_parser().render(text))
-    made = _ATTACHMENT.sub(functools.partial(_picture, attachments=attachments or {}), made)
-    return clean.html(made, classes=_classes())[0]
+    page = str(_parser().render(text))
+    page = _ATTACHMENT.sub(functools.partial(_picture, attachments=attachments or {}), page)
+    return clean.html(page, classes=_classes())[0]
 
 
 def highlighted(source: str, language: str) -> str:
     """The source as HTML, its words marked with Pygments' classes; as it stands where that would take long."""
     source, lexer = visible(source), _lexer(language)
     if lexer is None or len(source) > LONGEST_SOURCE or max(map(len, source.split("\n"))) > LONGEST_LINE:
-        made = html.escape(source)
+        marked = html.escape(source)
     else:
         from pygments import highlight
         from pygments.formatters.html import HtmlFormatter
 
-        made = highlight(source, lexer, HtmlFormatter(nowrap=True))
-    return f'<pre class="highlight">{made}</pre>'
+        marked = highlight(source, lexer, HtmlFormatter(nowrap=True))
+    return f'<pre class="highlight">{marked}</pre>'
 
 
 def load() -> None:
@@ -62,27 +62,27 @@ def load() -> None:
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt  # 0.1 s
 
-    made = MarkdownIt("commonmark", {"html": True, "highlight": lambda code, name, _: highlighted(code, name)})
-    made.enable(["table", "strikethrough"])
-    made.inline.ruler.before("escape", "math", _math)
-    # addresses of pasted pictures stay; what may be linked to is for `clean` to say
-    made.validateLink = lambda _: True  # type: ignore[assignment,method-assign]
-    return made
+    parser = MarkdownIt("commonmark", {"html": True, "highlight": lambda code, name, _: highlighted(code, name)})
+    parser.enable(["table", "strikethrough"])
+    parser.inline.ruler.before("escape", "math", _math)
+    # addresses of pasted pictures stay; `clean` decides which links may stay
+    parser.validateLink = lambda _: True  # type: ignore[assignment,method-assign]
+    return parser
 
 
 def _math(state: StateInline, silent: bool) -> bool:
-    """A formula stays as it was typed: its `_`, `*` and `\\\\` are not markup. There is no script here to draw it."""
-    found = _MATH.match(state.src, state.pos)
-    if found is None:
+    """A formula stays as it was typed: its `_`, `*` and `\\\\` are not markup. A page has no script to draw it."""
+    match = _MATH.match(state.src, state.pos)
+    if match is None:
         return False
     if not silent:
-        state.push("text", "", 0).content = found[0]
-    state.pos = found.end()
+        state.push("text", "", 0).content = match[0]
+    state.pos = match.end()
     return True
 
 
-def _picture(found: re.Match[str], attachments: Mapping[str, Any]) -> str:
-    name = unquote(html.unescape(found[2]))
+def _picture(match: re.Match[str], attachments: Mapping[str, Any]) -> str:
+    name = unquote(html.unescape(match[2]))
     bundle = attachments.get(name)
     for mime, data in bundle.items() if isinstance(bundle, dict) else ():
         if address := clean.image(mime, data):

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from runner.content import atomic_write
 from runner.manifest import RunManifest, StepState
 from runner.report import clean, markup
-from runner.report.files import environment, reason, style
+from runner.report.files import reason, write_page
 
 EXECUTED, PAGE = "executed.ipynb", "executed.html"
 PAGE_S = 20.0  # of processor time for laying out one page; what is left then stays text
@@ -31,65 +30,59 @@ def write_notebook_page(step_folder: Path, *, manifest: RunManifest, state: Step
         cells = list(_cells(document, state, _Layout()))
     except Exception as error:
         problem = f"This notebook cannot be shown: {reason(error)}."
-    page = (
-        environment()
-        .get_template("notebook.html.j2")
-        .render(
-            cells=cells,
-            problem=problem,
-            manifest=manifest,
-            state=state,
-            style=style(),
-            policy=clean.POLICY,
-            highlighted=lambda source: markup.highlighted(source, language),
-        )
+    return write_page(
+        step_folder / PAGE,
+        "notebook.html.j2",
+        cells=cells,
+        problem=problem,
+        manifest=manifest,
+        state=state,
+        highlighted=lambda source: markup.highlighted(source, language),
     )
-    path = step_folder / PAGE
-    atomic_write(path, page.encode("utf-8", "backslashreplace"))
-    return path
 
 
 class _Layout:
     """Lays out parts of a page until its time is over. Each is a dictionary for the template."""
 
     def __init__(self) -> None:
-        self._ends = _spent_s() + PAGE_S
+        self._deadline = _processor_s() + PAGE_S
 
     def prose(self, text: str, attachments: Any = None) -> dict[str, Any]:
-        held = attachments if isinstance(attachments, dict) else None
-        return self._made("prose", lambda: (markup.markdown(text, held), ""), text)
+        pictures = attachments if isinstance(attachments, dict) else None
+        return self._part("prose", lambda: (markup.markdown(text, pictures), ""), text)
 
     def html(self, text: str, instead: str) -> dict[str, Any]:
-        """`instead` is the output as text, for when nothing of the markup can be seen."""
-        made = self._made("html", lambda: clean.html(text), instead)
-        if made["kind"] == "html" and "<img" not in made["html"] and not re.sub(r"<[^>]*>", "", made["html"]).strip():
-            scripted = "is shown by JavaScript, which a report does not run"
-            said = f"This output {scripted if '<script' in text.lower() else 'has no text and no picture'}; executed.ipynb has it."
-            return _text("result", instead) if instead else {"kind": "note", "note": said}
-        return made
+        """`instead` is the output as text, for markup without visible content."""
+        part = self._part("html", lambda: clean.html(text), instead)
+        if part["kind"] == "html" and "<img" not in part["html"] and not re.sub(r"<[^>]*>", "", part["html"]).strip():
+            scripted = "<script" in text.lower()
+            why = "is shown by JavaScript, which a report does not run" if scripted else "has no text and no picture"
+            note = {"kind": "note", "note": f"This output {why}; executed.ipynb has it."}
+            return _text("result", instead) if instead else note
+        return part
 
-    def _made(self, kind: str, make: Callable[[], tuple[str, str]], text: str) -> dict[str, Any]:
+    def _part(self, kind: str, make: Callable[[], tuple[str, str]], text: str) -> dict[str, Any]:
         try:
-            if _spent_s() > self._ends:
+            if _processor_s() > self._deadline:
                 raise clean.TooMuch("The notebook is too long for all of it to be laid out.")
-            made, note = make()
-            return {"kind": kind, "html": made, "note": note}
+            html, note = make()
+            return {"kind": kind, "html": html, "note": note}
         except clean.TooMuch as why:
             return {**_text("result", text), "note": f"{why} It is in executed.ipynb."}
 
 
-def _spent_s() -> float:
+def _processor_s() -> float:
     """Processor time so far, with that of the processes that clean markup."""
     return sum(os.times()[:4])
 
 
 def _language(document: dict[str, Any]) -> str:
-    found = (document.get("metadata", {}).get("language_info") or {}).get("name")
-    return found if isinstance(found, str) else "python"
+    language = (document.get("metadata", {}).get("language_info") or {}).get("name")
+    return language if isinstance(language, str) else "python"
 
 
 def _cells(document: dict[str, Any], state: StepState, layout: _Layout) -> Iterator[dict[str, Any]]:
-    """The cells for the template: kind, source, number as after Run All, outputs that are worth showing."""
+    """The cells for the template: kind, source, number as after Run All, outputs that can be shown."""
     error = state.result.error if state.result else None
     number = 0
     for cell in document["cells"]:
@@ -118,15 +111,15 @@ def _cells(document: dict[str, Any], state: StepState, layout: _Layout) -> Itera
             }
 
 
-def _or_note(make: Callable[..., dict[str, Any] | None], *given: Any) -> dict[str, Any] | None:
+def _or_note(make: Callable[..., dict[str, Any] | None], *arguments: Any) -> dict[str, Any] | None:
     try:
-        return make(*given)
+        return make(*arguments)
     except Exception as error:
         return {"kind": "note", "note": f"This cannot be shown: {reason(error)}. It is in executed.ipynb."}
 
 
 def _output(output: Any, layout: _Layout) -> dict[str, Any] | None:
-    """None for what is not for people."""
+    """None for the runner's and papermill's own records."""
     kind = output.get("output_type")
     if kind == "stream":
         return _text("stderr" if output.get("name") == "stderr" else "stdout", clean.plain(output.get("text")))
@@ -153,14 +146,14 @@ def _output(output: Any, layout: _Layout) -> dict[str, Any] | None:
     return {"kind": "note", "note": f"Not shown: {', '.join(sorted(data))}. It is in executed.ipynb."}
 
 
-def _image(address: str, said: dict[str, Any]) -> dict[str, Any]:
+def _image(address: str, metadata: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": "image",
         "src": address,
-        "alt": str(said.get("alt") or "a figure without a description"),
-        "caption": str(said.get("caption") or ""),
-        "width": clean.pixels(said.get("width")),
-        "height": clean.pixels(said.get("height")),
+        "alt": str(metadata.get("alt") or "a figure without a description"),
+        "caption": str(metadata.get("caption") or ""),
+        "width": clean.pixels(metadata.get("width")),
+        "height": clean.pixels(metadata.get("height")),
     }
 
 

@@ -6,14 +6,13 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from runner.content import atomic_write
 from runner.errors import RunnerError
 from runner.gate import describe
 from runner.manifest import RunManifest, StepState
 from runner.notebook.recorded import read_figures
 from runner.records import Metric, RuleResult, read
 from runner.report import clean
-from runner.report.files import environment, number, reason, style
+from runner.report.files import number, reason, write_page
 from runner.run.cost import cost
 from runner.run.registration import not_registered
 
@@ -24,42 +23,49 @@ STATES = {"succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "
 
 
 def write_report(run_folder: Path, manifest: RunManifest | None = None, path: Path | None = None) -> Path:
-    """Write `report.html` of the run in the folder, in whatever state it is, and return its path.
+    """Write `report.html` of the run in the folder, in whatever state it is, or the page at `path`; its path.
 
-    `manifest` is the run's with what is known of its model version now, or another run's whose files lie in the folder;
-    without it, what its file says. `path` is where else the page goes.
+    `manifest` is the run's with the present status of its model version, or another run's with files in the folder;
+    without it, what run.json holds.
     """
     manifest = manifest or read(RunManifest, run_folder / "run.json")
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
-    page = (
-        environment()
-        .get_template("run.html.j2")
-        .render(
-            manifest=manifest,
-            style=style(),
-            policy=clean.POLICY,
-            headline=_headline(manifest, failed),
-            tone=_tone(manifest),
-            failed=failed,
-            source=_failing_source(run_folder, failed),
-            traceback=clean.plain("\n".join(failed.result.error.traceback))
-            if failed and failed.result and failed.result.error
-            else "",
-            rules=[_rule(result) for result in manifest.verdict.rules] if manifest.verdict else [],
-            comparison=_comparison(manifest),
-            steps=[_step(run_folder, step) for step in manifest.steps],
-            paid=cost(manifest),
-            not_registered=not_registered(manifest),
-            metrics=sorted(manifest.metrics.items()),
-            problems=sorted(manifest.problems.items()),
-            shown=[made for step in manifest.steps if (made := _shown(run_folder, step))],
-            marks=MARKS,
-        )
+    error = failed.result.error if failed and failed.result else None
+    return write_page(
+        path or run_folder / REPORT,
+        "run.html.j2",
+        manifest=manifest,
+        headline=_headline(manifest, failed),
+        tone=_tone(manifest),
+        failed=failed,
+        source=_failing_source(run_folder, failed),
+        traceback=clean.plain("\n".join(error.traceback)) if error else "",
+        rules=[_rule(result) for result in manifest.verdict.rules] if manifest.verdict else [],
+        comparison=_comparison(manifest),
+        steps=[_step(run_folder, step) for step in manifest.steps],
+        paid=cost(manifest),
+        not_registered=not_registered(manifest),
+        metrics=sorted(manifest.metrics.items()),
+        problems=sorted(manifest.problems.items()),
+        shown=[part for step in manifest.steps if (part := _shown(run_folder, step))],
+        marks=MARKS,
     )
-    path = path or run_folder / REPORT
-    path.parent.mkdir(exist_ok=True)
-    atomic_write(path, page.encode())
-    return path
+
+
+def write_step(run_folder: Path, manifest: RunManifest, state: StepState) -> None:
+    """Write the page of one step, where it has an executed notebook."""
+    from runner.report.notebook import write_notebook_page
+
+    folder = run_folder / "steps" / state.name
+    if (folder / "executed.ipynb").exists():
+        write_notebook_page(folder, manifest=manifest, state=state)
+
+
+def write_all(run_folder: Path, manifest: RunManifest) -> Path:
+    """Write the pages of the run's steps and its report; the report's path."""
+    for state in manifest.steps:
+        write_step(run_folder, manifest, state)
+    return write_report(run_folder, manifest)
 
 
 def _headline(manifest: RunManifest, failed: StepState | None) -> str:
@@ -75,14 +81,11 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
         return f"Failed: {failed.name} stopped{where}. {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
     if manifest.verdict is None:
         return f"Done, without a verdict: {manifest.why_not_judged}."
-    rules = manifest.verdict.rules
-    judged = [rule for rule in rules if rule.outcome != "not judged"]
+    judged = [rule for rule in manifest.verdict.rules if rule.outcome != "not judged"]
     good = sum(rule.outcome == "pass" for rule in judged)
-    count = (
-        f"{good} of {len(judged)} judged rules hold"
-        if len(judged) != 1
-        else f"the rule {'holds' if good else 'does not hold'}"
-    )
+    count = f"{good} of {len(judged)} judged rules hold"
+    if len(judged) == 1:
+        count = f"the rule {'holds' if good else 'does not hold'}"
     unsure = dict.fromkeys(rule.rule.metric for rule in judged if rule.outcome == "inconclusive")
     words = {
         "pass": f"Passed: {count}.",
@@ -91,9 +94,7 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
         "error": f"No verdict could be given: {count}.",
     }[manifest.verdict.outcome]
     version = manifest.model_version
-    if version is None:
-        return words
-    return f"{words} {version.label} is registered, {version.words}."
+    return words if version is None else f"{words} {version.label} is registered, {version.words}."
 
 
 def _tone(manifest: RunManifest) -> str:
@@ -106,20 +107,18 @@ def _tone(manifest: RunManifest) -> str:
 
 
 def _rule(result: RuleResult) -> dict[str, Any]:
-    rule = result.rule
+    threshold = result.rule.min if result.rule.min is not None else result.rule.max
     return {
         "result": result,
-        "text": describe(rule),
-        "threshold": rule.min if rule.min is not None else rule.max,
+        "text": describe(result.rule),
+        "threshold": threshold,
         "word": WORDS.get(result.outcome, result.outcome),
-        "plot": _interval(result),
-        "against": rule.when is not None,
+        "plot": _interval(result, threshold),
     }
 
 
-def _interval(result: RuleResult) -> dict[str, Any] | None:
+def _interval(result: RuleResult, threshold: float | None) -> dict[str, Any] | None:
     """Where threshold, value and interval lie on a line from 0 to 100."""
-    threshold = result.rule.min if result.rule.min is not None else result.rule.max
     if result.value is None or threshold is None:
         return None
     points = [result.value, threshold, *(end for end in (result.low, result.high) if end is not None)]
@@ -130,9 +129,9 @@ def _interval(result: RuleResult) -> dict[str, Any] | None:
     def at(value: float | None) -> float | None:
         return None if value is None else round(100 * (value - low) / spread, 2)
 
-    said = f"value {number(result.value)}"
+    text = f"value {number(result.value)}"
     if result.low is not None:
-        said += f", interval {number(result.low)} to {number(result.high)}"
+        text += f", interval {number(result.low)} to {number(result.high)}"
     side = "right" if result.rule.min is not None else "left"
     return {
         "value": at(result.value),
@@ -140,7 +139,7 @@ def _interval(result: RuleResult) -> dict[str, Any] | None:
         "high": at(result.high),
         "threshold": at(threshold),
         "side": side,
-        "said": f"{said}; the threshold is {number(threshold)}, good is {side} of it",
+        "text": f"{text}; the threshold is {number(threshold)}, good is {side} of it",
     }
 
 
@@ -148,23 +147,23 @@ def _comparison(manifest: RunManifest) -> list[tuple[str, Metric]]:
     """Metrics of the steps that had a champion, about the comparison with it."""
     if manifest.champion is None:
         return []
-    takers = {key.partition(".")[0] for key, fact in manifest.sources.items() if fact.source.startswith("approved:")}
+    steps = {key.partition(".")[0] for key, fact in manifest.sources.items() if fact.source.startswith("approved:")}
     return [
         (name, metric)
         for name, metric in sorted(manifest.metrics.items())
-        if name.partition(".")[0] in takers and ("champion" in name or "gain" in name or "unseen" in name)
+        if name.partition(".")[0] in steps and ("champion" in name or "gain" in name or "unseen" in name)
     ]
 
 
 def _step(run_folder: Path, state: StepState) -> dict[str, Any]:
-    folder = run_folder / "steps" / state.name
-    rules_of = [rule for rule in (state.job.inputs if state.job else {}).items() if rule[1].present]
+    executed = (run_folder / "steps" / state.name / "executed.ipynb").exists()
+    inputs = state.job.inputs if state.job else {}
     return {
         "state": state,
         "mark": STATES[state.status],
-        "page": f"steps/{state.name}/executed.html" if (folder / "executed.ipynb").exists() else None,
-        "notebook": f"steps/{state.name}/executed.ipynb" if (folder / "executed.ipynb").exists() else None,
-        "inputs": rules_of,
+        "page": f"steps/{state.name}/executed.html" if executed else None,
+        "notebook": f"steps/{state.name}/executed.ipynb" if executed else None,
+        "inputs": [(name, fact) for name, fact in inputs.items() if fact.present],
     }
 
 
@@ -175,13 +174,9 @@ def _shown(run_folder: Path, state: StepState) -> dict[str, Any] | None:
         return None
     try:
         figures, tables = read_figures(executed)
-    except Exception as error:  # a notebook holds what its cells put there
-        return {
-            "name": state.name,
-            "figures": [],
-            "tables": [],
-            "note": f"Its figures cannot be read: {reason(error)}.",
-        }
+    except Exception as error:  # a notebook may hold anything
+        note = f"Its figures cannot be read: {reason(error)}."
+        return {"name": state.name, "figures": [], "tables": [], "note": note}
     images = [(figure, clean.image(figure.mime, figure.data)) for figure in figures]
     if not images and not tables:
         return None

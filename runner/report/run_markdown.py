@@ -21,18 +21,15 @@ TRACEBACK_LINES = 15
 
 def run_markdown(manifest: RunManifest, folder: Path, hints: list[str]) -> str:
     """`hints` are the next commands, `folder` the run's."""
-    return "\n".join(_lines(manifest, folder, hints)) + "\n"
+    return "\n\n".join(_blocks(manifest, folder, hints)) + "\n"
 
 
-def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[str]:
+def _blocks(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[str]:
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
     yield f"## {_headline(manifest, failed)}"
-    yield ""
     if failed is not None:
         yield from _failure(failed, folder)
-    for line in hints:
-        yield f"→ {code(line.strip())}"
-        yield ""
+    yield from (f"→ {code(line.strip())}" for line in hints)
     if manifest.verdict is not None:
         rows = [
             [
@@ -44,26 +41,23 @@ def _lines(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[st
             ]
             for rule in manifest.verdict.rules
         ]
-        yield from table(["", "metric", "value", "interval", ""], rows)
-    yield from table(
+        yield table(["", "metric", "value", "interval", ""], rows)
+    yield table(
         ["step", "status", "seconds", "why"],
         [
             [code(step.name), step.status or "–", f"{step.result.seconds:.1f}" if step.result else "–", _why(step)]
             for step in manifest.steps
         ],
     )
-    paid = cost(manifest)
-    if paid is not None:
+    if (paid := cost(manifest)) is not None:
         yield f"SageMaker: {markdown(str(paid))}."
-        yield ""
     if manifest.model_version is not None:
         yield f"Model {code(manifest.model_version.label)} {manifest.model_version.words}."
-        yield ""
     if missing := not_registered(manifest):
         yield missing
-        yield ""
     commit = f", commit {code(manifest.git.commit[:8])}" if manifest.git else ""
-    yield f"Run {code(manifest.run)}{commit}, {markdown(manifest.started[:19].replace('T', ' '))} UTC, by {code(manifest.started_by)}"
+    started = markdown(manifest.started[:19].replace("T", " "))
+    yield f"Run {code(manifest.run)}{commit}, {started} UTC, by {code(manifest.started_by)}"
 
 
 def _headline(manifest: RunManifest, failed: StepState | None) -> str:
@@ -84,19 +78,13 @@ def _failure(step: StepState, folder: Path) -> Iterator[str]:
         return
     where = f" in cell [{error.cell}]" if error.cell is not None else ""
     yield f"{code(f'{error.ename}: {error.evalue}')}{where} of {code(step.notebook)}"
-    yield ""
     notebook = read_notebook(folder / "steps" / step.name / "notebook.ipynb")
     cell = next((cell for cell in notebook.code if cell.number == error.cell), None)
     if cell is not None:
-        yield from fence(cell.source.splitlines(), language=notebook.language)
-        yield ""
+        yield fence(cell.source.splitlines(), language=notebook.language)
     if error.traceback:
-        yield "<details><summary>Traceback</summary>"
-        yield ""
-        yield from fence(clean.plain("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:], language="text")
-        yield ""
-        yield "</details>"
-        yield ""
+        lines = clean.plain("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
+        yield f"<details><summary>Traceback</summary>\n\n{fence(lines, language='text')}\n\n</details>"
 
 
 def _why(step: StepState) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,35 +11,26 @@ import msgspec
 from runner.content import atomic_write
 from runner.errors import counted
 from runner.escape import visible
-from runner.report import clean
 from runner.report.comparison import COLOURS
-from runner.report.files import environment, number, reason, style
+from runner.report.files import number, reason, svg_address, write_page
 from runner.run.sweep import SweepResult
 
 SWEEPS, PAGE, FACTS = "sweeps", "report.html", "sweep.json"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MOST_LINES = len(MARKERS)
 
 
 def write_sweep(swept: SweepResult, runs: Path, *, drawn: tuple[str, str] | None) -> Path:
     """Write runs/sweeps/<first run>/report.html and sweep.json beside it; the page's path. `drawn` is its plot."""
-    named = min((tried.run for tried in swept.tried if tried.run), default="none")
-    folder = runs / SWEEPS / named
-    folder.mkdir(parents=True, exist_ok=True)
-    page = (
-        environment()
-        .get_template("sweep.html.j2")
-        .render(
-            style=style(),
-            policy=clean.POLICY,
-            swept=swept,
-            names=list(swept.tried[0].values),
-            best=swept.tried[0] if swept.value(swept.tried[0]) else None,
-            plot=drawn,
-            others=sorted({name for tried in swept.tried for name in tried.metrics} - {swept.metric}),
-        )
+    first_run = min((tried.run for tried in swept.tried if tried.run), default="none")
+    page = write_page(
+        runs / SWEEPS / first_run / PAGE,
+        "sweep.html.j2",
+        swept=swept,
+        names=list(swept.tried[0].values),
+        best=swept.tried[0] if swept.value(swept.tried[0]) else None,
+        plot=drawn,
+        others=sorted({name for tried in swept.tried for name in tried.metrics} - {swept.metric}),
     )
-    atomic_write(folder / PAGE, page.encode())
     facts = {
         "step": swept.step,
         "metric": swept.metric,
@@ -49,8 +38,8 @@ def write_sweep(swept: SweepResult, runs: Path, *, drawn: tuple[str, str] | None
         "winner": swept.winner.run if swept.winner else None,
         "tried": [{"values": dict(tried.values), "run": tried.run, "why": tried.why} for tried in swept.tried],
     }
-    atomic_write(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
-    return folder / PAGE
+    atomic_write(page.with_name(FACTS), msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+    return page
 
 
 def plot(swept: SweepResult) -> tuple[str, str] | None:
@@ -60,7 +49,7 @@ def plot(swept: SweepResult) -> tuple[str, str] | None:
     """
     try:
         return _plot(swept)
-    except Exception as error:  # the runs are done; they must not be lost for a picture
+    except Exception as error:  # the runs are done; their page must be written also without its plot
         return "", f"The plot cannot be drawn: {reason(error)}"
 
 
@@ -85,14 +74,14 @@ def _plot(swept: SweepResult) -> tuple[str, str] | None:
         figure = Figure(figsize=(7.2, 3.6), facecolor="none")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
-        for place, (label, found) in enumerate(sorted(lines.items())):
-            found.sort(key=lambda pair: pair[0])
+        for place, (label, line) in enumerate(sorted(lines.items())):
+            line.sort(key=lambda pair: pair[0])
             colour = COLOURS[place % len(COLOURS)]
             shift = (place - (len(lines) - 1) / 2) * min(0.08, 0.5 / max(1, len(lines)))
-            xs, ys = [x + shift for x, _ in found], [metric.value for _, metric in found]
-            if all(metric.low is not None and metric.high is not None for _, metric in found):
-                low = [max(0.0, metric.value - metric.low) for _, metric in found]
-                high = [max(0.0, metric.high - metric.value) for _, metric in found]
+            xs, ys = [x + shift for x, _ in line], [metric.value for _, metric in line]
+            if all(metric.low is not None and metric.high is not None for _, metric in line):
+                low = [max(0.0, metric.value - metric.low) for _, metric in line]
+                high = [max(0.0, metric.high - metric.value) for _, metric in line]
                 axes.errorbar(xs, ys, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
             axes.plot(xs, ys, marker=MARKERS[place % len(MARKERS)], color=colour, linewidth=1.4, label=label)
         axes.set_xticks(range(len(ticks)), labels=list(map(visible, ticks)), parse_math=False)
@@ -106,14 +95,11 @@ def _plot(swept: SweepResult) -> tuple[str, str] | None:
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a value may have a `$`
         figure.tight_layout()
-        made = io.BytesIO()
-        figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None})
-    best = swept.tried[0]
-    told = ", ".join(f"{name} {value}" for name, value in best.values.items())
-    metric = swept.value(best)
-    assert metric is not None
-    alt = f"{swept.metric} of {counted(len(points), 'combination')} over {along}; the best is {number(metric.value)} with {told}"
-    return f"data:image/svg+xml;base64,{base64.b64encode(made.getvalue()).decode()}", alt
+        address = svg_address(figure)
+    best, metric = points[0]
+    values = ", ".join(f"{name} {value}" for name, value in best.values.items())
+    of_all = f"{swept.metric} of {counted(len(points), 'combination')} over {along}"
+    return address, f"{of_all}; the best is {number(metric.value)} with {values}"
 
 
 def _as_number(text: str) -> tuple[int, float, str]:
