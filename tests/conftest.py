@@ -6,11 +6,14 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from support.places import Place
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
 # XGBoost's threads wait for each other on shared cores, five times as long
@@ -25,7 +28,7 @@ from runner.lean import deferred  # noqa: E402
 
 with deferred():  # half of what collecting the tests takes, in each process
     import nbformat  # noqa: F401
-pytest_plugins = ["support.disk", "support.places"]  # fixtures of several files
+pytest_plugins = ["support.disk"]  # a fixture of several files
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background, and all below inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file, from `make durations`
@@ -96,3 +99,19 @@ def one_step(project: Project) -> Callable[..., Done]:
         return project.runner("run", "--json", *arguments)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project with three versions of a model."""
+    from support.places import register_versions  # with XGBoost, which most tests do without
+
+    return register_versions(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def place(models: Path, tmp_path: Path) -> Iterator[Place]:
+    from support.places import placed
+
+    with placed(models, tmp_path / "project") as made:
+        yield made

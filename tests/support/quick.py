@@ -14,7 +14,7 @@ from support.projects import Project
 # what starts something, by the name that it is called by
 STARTS = {
     "AsyncKernelManager", "browser", "by_papermill", "by_step", "execute_notebook", "fork", "ForkServer", "getfixturevalue", "KernelManager", "LocalExecutor",
-    "NotebookClient", "papermill_cli", "Popen", "program", "running", "SmallSageMaker", "subprocess",
+    "NotebookClient", "papermill_cli", "placed", "Popen", "program", "running", "SmallSageMaker", "subprocess",
 }  # fmt: skip
 OF_A_PROJECT = {"runner", "start"}  # its methods that run the command line
 GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")
