@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # a file's tests share what it has built, so they stay in one process
 TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-.PHONY: same-python run test quick durations soak bench bench-serving lab studio lint locks clean
+.PHONY: same-python run test quick durations test-standard soak coverage bench bench-serving lab studio lint docs locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -27,6 +27,19 @@ quick: $(VENV)/.all
 # the order of the next runs: the longest files first
 durations: $(VENV)/.all
 	$(TESTED) -n 3 -m "not soak" --record-durations
+
+# of the tests those that need nothing of Linux
+STANDARD := $(patsubst %,tests/test_%.py,gate layers model_folder model_records parameters_cell paths pipeline registry registry_file scraps types)
+test-standard: $(VENV)/.all
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(STANDARD)
+
+# fast tests, with commands, fork servers and kernels; pyproject.toml has the floor
+COVERED := $(filter-out tests/test_registry_file.py,$(STANDARD)) $(patsubst %,tests/test_%.py,escape predict step)
+coverage: $(VENV)/.all
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(COVERED)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 soak: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 2 -m soak
@@ -57,6 +70,10 @@ lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry runner
+
+docs: $(VENV)/.all
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 
 locks: $(VENV)/.core
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
@@ -65,7 +82,7 @@ locks: $(VENV)/.core
 		-c requirements-all.lock -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build
 
 # an environment keeps the Python it was made with, whatever PYTHON says later
 same-python:

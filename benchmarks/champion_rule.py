@@ -26,7 +26,7 @@ import pandas as pd
 from benchmarks.paths import ROOT
 from benchmarks.seeds import OWN_TABLE, REAL_TABLE
 from runner.gate import judge
-from runner.pipeline.notebook import read_notebook
+from runner.notebook.source import read_notebook
 from runner.pipeline.plan import plan
 from runner.records import Metric, Rule
 

@@ -276,7 +276,7 @@ def limit_us(case: Case, model: Path, table: np.ndarray) -> float:
     """The least that scoring takes in a process: XGBoost's own call, and reading the numbers by the fastest means."""
     import msgspec
 
-    from runner.serve.inference import Booster
+    from runner.scoring.inference import Booster
 
     booster = Booster(model.read_bytes(), 1)
     matrix = np.ascontiguousarray(table[: case.rows], dtype="float32")

@@ -48,7 +48,7 @@ def combinations() -> list[dict[str, float]]:
 
 def limit(project: Path, *, drawn: bool = False) -> list[str]:
     """The plain limit: data once, the step's imports once, a process a core, the winner's evaluation."""
-    from runner.step.start import Imports
+    from runner.kernel.choose import Imports
 
     made = plan(project / "pipeline.toml")
     steps = {step.name: step for step in made.steps}

@@ -13,19 +13,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runner.run.unchanged import Repeated
+    from runner.run.fast_path import Repeated
 
 
 def main() -> None:
     if sys.argv[1:] == ["clean-notebook"]:  # git calls it for each notebook that it looks at
-        from runner.pipeline.cleaned import cleaned
+        from runner.notebook.strip_outputs import cleaned
 
         sys.stdout.buffer.write(cleaned(sys.stdin.buffer.read()))
         return
+    check_system()
     outlive_readers()
     check_stack()
     if sys.argv[1:2] == ["run"]:
-        from runner.run.unchanged import again
+        from runner.run.fast_path import again
 
         made = again(sys.argv[2:])
         if made is not None:
@@ -46,6 +47,18 @@ def say(made: Repeated) -> int:
 
         return machine_trouble(error, ["run"])
     return made.code
+
+
+def check_system() -> None:
+    """End with a sentence on Windows, which lacks the locks that runs and registry are kept by."""
+    try:
+        import fcntl  # noqa: F401
+    except ModuleNotFoundError:
+        sys.stderr.write(
+            "cannot run as asked:\n  This system is not supported: runs and registry are kept by POSIX locks, which it lacks. "
+            "On Windows, use the Windows Subsystem for Linux.\n"
+        )
+        sys.exit(2)
 
 
 def check_stack() -> None:

@@ -64,7 +64,7 @@ class Environment(Record, frozen=True, kw_only=True):
 
 
 class ModelVersionRef(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The version as the run left it; as it is now where somebody looks (`runner.run.standing`), which is not written."""
+    """The version as the run left it; as it is now where somebody looks (`runner.run.current_version`), which is not written."""
 
     name: FileName
     version: int

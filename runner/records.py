@@ -27,6 +27,7 @@ Outcome = Literal["pass", "fail", "inconclusive", "error"]
 Better = Literal["higher", "lower"]
 FORKED, STANDARD = "forked", "standard"  # kernels that a notebook may be executed by
 USUAL_KERNEL = FORKED if sys.platform.startswith("linux") else STANDARD
+LOCK = "requirements.lock"  # the packages of a project, with their hashes
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,56 +37,56 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class InputSpec(Record, frozen=True, kw_only=True):
     """The long form of an input. `from_` is `step.output`, a path, an address, `approved:NAME` or `gate.verdict`."""
 
-    from_: str = msgspec.field(name="from")
-    as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")
-    optional: bool = False
-    keep: bool = False
+    from_: str = msgspec.field(name="from")  # `step.output`, path, address, `approved:NAME` or `gate.verdict`
+    as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")  # `uri`: the notebook gets the address
+    optional: bool = False  # the notebook gets an empty text where it is not there
+    keep: bool = False  # the bytes stay with the run, also of a large source
 
 
 class Vpc(Record, frozen=True, kw_only=True):
-    subnets: list[str]
-    security_groups: list[str]
+    subnets: list[str]  # ids
+    security_groups: list[str]  # ids
 
 
 class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """[sagemaker] and [steps.NAME.sagemaker]; what a step leaves out is the pipeline's. See `runner.pipeline.remote`."""
+    """[sagemaker] and [steps.NAME.sagemaker]; what a step leaves out is the pipeline's. See `runner.aws.settings`."""
 
-    bucket: str | None = None
-    prefix: str | None = None  # folder in the bucket; the pipeline's name
-    region: str | None = None
-    role: str | None = None  # that the jobs run as
-    image: str | None = None
-    python: str | None = None  # the image's, "3.12"
+    bucket: str | None = None  # everything of the project lies in it
+    prefix: str | None = None  # the folder in the bucket; the pipeline's name
+    region: str | None = None  # of jobs, bucket and image; `AWS_REGION`, or the profile's
+    role: str | None = None  # ARN of the role that jobs run as
+    image: str | None = None  # in a private ECR registry of the region; `own`: what `runner image push` builds
+    python: str | None = None  # the image's; another one is refused when the job starts
     platform: str | None = None  # the newest platform tag of wheels that the image takes
-    lock: str | None = None  # the lock file, relative to pipeline.toml
-    packages: Literal["lock", "image"] | None = None  # image: install nothing, compare only
-    allow_other_versions: bool | None = None
-    include: list[str] | None = None  # further files the notebooks read, as patterns relative to pipeline.toml
-    instance: str | None = None
+    lock: str | None = None  # the packages of jobs, relative to pipeline.toml
+    packages: Literal["lock", "image"] | None = None  # `image`: install nothing, and refuse what differs from the lock
+    allow_other_versions: bool | None = None  # with `packages = "image"`: go on with what it has, recorded with the run
+    include: list[str] | None = None  # patterns, as in .gitignore, of further files that notebooks read
+    instance: str | None = None  # what a job runs on
     instance_count: int | None = None  # only 1: a notebook runs on one machine
-    volume_gb: int | None = None
-    together: bool | None = None  # share a job with the steps before and after that fit the machine
-    timeout_s: int | None = None  # of a job, where its step names no time limit
-    tags: dict[str, str] | None = None
-    vpc: Vpc | None = None
-    kms_key: str | None = None
-    encrypt_traffic: bool | None = None
-    prices: str | None = None  # a table of prices, relative to pipeline.toml
-    poll_s: float | None = None
+    volume_gb: int | None = None  # a job's disk
+    together: bool | None = None  # steps one after the other that need the same machine share a job
+    timeout_s: int | None = None  # of a job whose step has no `timeout_s`
+    tags: dict[str, str] | None = None  # on jobs, Pipeline and model package group
+    vpc: Vpc | None = None  # it needs endpoints for S3, ECR, Logs, and Secrets Manager where there are secrets
+    kms_key: str | None = None  # encrypts the jobs' volumes and every object that is written
+    encrypt_traffic: bool | None = None  # between the machines of a job
+    prices: str | None = None  # a table of your prices, relative to pipeline.toml
+    poll_s: float | None = None  # seconds between two looks at a job
     small_mb: float | None = None  # outputs up to this size come back with the results
-    serving_image: str | None = None
+    serving_image: str | None = None  # of registered versions; SageMaker's XGBoost 3.2-0; `own`: as with `image`
 
 
 class StepSpec(Record, frozen=True, kw_only=True):
-    notebook: AnyPath
-    inputs: dict[FileName, InputSpec] = {}
-    outputs: dict[str, RelativePath] = {}
-    parameters: dict[str, Value] = {}
-    after: list[str] = []
-    timeout_s: float | None = None
-    cell_timeout_s: float | None = None
-    retries: int = 0
-    sagemaker: SageMaker = SageMaker()
+    notebook: AnyPath  # relative to pipeline.toml
+    inputs: dict[FileName, InputSpec] = {}  # a parameter = where it comes from, or the long form
+    outputs: dict[str, RelativePath] = {}  # a parameter = a file below the step, or with a last `/` a folder
+    parameters: dict[str, Value] = {}  # values for this notebook, over those of `[parameters]`
+    after: list[str] = []  # steps that run before, although nothing is taken from them
+    timeout_s: float | None = None  # of the whole notebook
+    cell_timeout_s: float | None = None  # of each cell
+    retries: int = 0  # further attempts when it has failed
+    sagemaker: SageMaker = SageMaker()  # what differs for this step
 
 
 class Rule(Record, frozen=True, kw_only=True):
@@ -94,11 +95,11 @@ class Rule(Record, frozen=True, kw_only=True):
     `confident`: the interval's worse end must satisfy the rule. `when`: judged exactly when this `step.input` is there.
     """
 
-    metric: str
-    min: float | None = None
-    max: float | None = None
-    confident: bool = False
-    when: str | None = None
+    metric: str  # `step.name`
+    min: float | None = None  # the value must be at least this
+    max: float | None = None  # the value must be at most this
+    confident: bool = False  # the interval's worse end must satisfy the rule
+    when: str | None = None  # a `step.input`: judged exactly when it is there
 
     def __post_init__(self) -> None:
         given = [threshold for threshold in (self.min, self.max) if threshold is not None]
@@ -109,34 +110,34 @@ class Rule(Record, frozen=True, kw_only=True):
 class StoreSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """[store]: `runs` is the s3:// address that several people and CI share runs through."""
 
-    runs: str | None = None
+    runs: str | None = None  # an s3:// address
 
 
 class ApprovalSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """[approval]: who may decide (any where empty), and whether whoever started the run may not."""
 
-    by: list[str] = []
-    not_starter: bool = False
+    by: list[str] = []  # account names, or ARNs where SageMaker keeps the registry; anybody where it is empty
+    not_starter: bool = False  # whoever started the run, or took it in, may not approve
 
 
 class Capture(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What an endpoint keeps of its requests and answers, for monitoring."""
 
-    percent: int = 100
+    percent: int = 100  # of the requests
     to: str | None = None  # an s3:// prefix; `captured/TARGET/` in the project's bucket
 
 
 class Scaling(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Machines of an endpoint, by the requests a minute that each is to get."""
 
-    min: int = 1
-    max: int
-    requests_per_minute: float = 1000.0
+    min: int = 1  # machines
+    max: int  # machines
+    requests_per_minute: float = 1000.0  # that each machine is to get
 
 
 class Serverless(Record, frozen=True, kw_only=True, omit_defaults=True):
-    memory_mb: int = 2048
-    concurrency: int = 5
+    memory_mb: int = 2048  # of the endpoint
+    concurrency: int = 5  # requests at a time
 
 
 class Target(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -146,49 +147,49 @@ class Target(Record, frozen=True, kw_only=True, omit_defaults=True):
     latter tags, vpc and kms_key are [sagemaker]'s where they are left out.
     """
 
-    kind: Literal["local", "sagemaker"]
-    requires: str | None = None  # the target that the version must have served at before
+    kind: Literal["local", "sagemaker"]  # a process of this machine, or an endpoint
+    requires: str | None = None  # the target at which the version must have served before, at any time
     second_approval: bool = False  # by somebody else: `runner approve NAME/VERSION --to TARGET`
-    unknown: Literal["error", "missing"] = "error"  # what a category is that the model has never seen
-    host: str | None = None
-    port: int | None = None
-    workers: int | None = None
-    max_body_mb: float | None = None
-    timeout_s: float | None = None
-    max_connections: int | None = None
-    endpoint: str | None = None  # its name; PROJECT-TARGET
-    role: str | None = None  # that the endpoint runs as; [sagemaker] role
-    instance: str | None = None
-    instance_count: int | None = None
-    serverless: Serverless | None = None  # instead of instances
-    scaling: Scaling | None = None
-    capture: Capture | None = None
-    serving_image: str | None = None  # instead of the one that the version was registered with
-    tags: dict[str, str] | None = None
-    vpc: Vpc | None = None
-    kms_key: str | None = None
+    unknown: Literal["error", "missing"] = "error"  # a category the model has never seen: refused, or a missing value
+    host: str | None = None  # local; `127.0.0.1`. Where it is not loopback, `RUNNER_TOKEN` must be set when deploying
+    port: int | None = None  # local; 8080. An address belongs to one target
+    workers: int | None = None  # local; a process per core
+    max_body_mb: float | None = None  # local; 6. Of one request
+    timeout_s: float | None = None  # local; 30. For the headers to arrive, and for the body
+    max_connections: int | None = None  # local; 512. Open at a time, in each worker
+    endpoint: str | None = None  # endpoint; its name. `PROJECT-TARGET`
+    role: str | None = None  # endpoint; that it runs as. `[sagemaker] role`
+    instance: str | None = None  # endpoint; `ml.m5.large`
+    instance_count: int | None = None  # endpoint; 1
+    serverless: Serverless | None = None  # endpoint; instead of instances and scaling, without `capture` and `vpc`
+    scaling: Scaling | None = None  # endpoint; machines by the requests that come
+    capture: Capture | None = None  # endpoint; requests and answers are kept. They have customers' data in them
+    serving_image: str | None = None  # endpoint; `own`, or an address. The one that the version was registered with
+    tags: dict[str, str] | None = None  # endpoint; those of `[sagemaker]`
+    vpc: Vpc | None = None  # endpoint; that of `[sagemaker]`
+    kms_key: str | None = None  # endpoint; that of `[sagemaker]`. Encrypts the instances' disks and what is captured
 
 
 class ModelSpec(Record, frozen=True, kw_only=True):
-    name: str
-    from_: str = msgspec.field(name="from")
-    registry: Literal["local", "sagemaker"] = "local"
+    name: str  # letters, digits and `-`
+    from_: str = msgspec.field(name="from")  # `step.output`: a folder written by `runner.model.save`
+    registry: Literal["local", "sagemaker"] = "local"  # where versions are kept
 
 
 class Pipeline(Record, frozen=True, kw_only=True):
     """pipeline.toml with one profile applied; paths are as written, relative to the file."""
 
-    name: str
-    parameters: dict[str, Value] = {}
-    steps: dict[FileName, StepSpec] = {}
-    gate: list[Rule] = []
-    model: ModelSpec | None = None
-    skip: list[str] = []
-    sagemaker: SageMaker = SageMaker()
-    store: StoreSpec = StoreSpec()
-    approval: ApprovalSpec = ApprovalSpec()
-    targets: dict[str, Target] = {}
-    monitor: list[dict[str, Any]] = []
+    name: str  # of the project: letters, digits and `-`, at most 63
+    parameters: dict[str, Value] = {}  # each reaches every notebook that declares the name
+    steps: dict[FileName, StepSpec] = {}  # the notebooks
+    gate: list[Rule] = []  # the rules, `[[gate]]`; all must pass
+    model: ModelSpec | None = None  # what a run that passes registers
+    skip: list[str] = []  # steps that are left out; only in a profile
+    sagemaker: SageMaker = SageMaker()  # jobs, for `--on sagemaker`
+    store: StoreSpec = StoreSpec()  # where runs are shared
+    approval: ApprovalSpec = ApprovalSpec()  # who may approve
+    targets: dict[str, Target] = {}  # where versions are served
+    monitor: list[dict[str, Any]] = []  # taken, and not used yet
 
 
 class Metric(Record, frozen=True, kw_only=True):

@@ -92,7 +92,7 @@ def in_sagemaker(content: str, settings: str = SAGEMAKER) -> str:
 def running(image: Image | None = None, **options: Any) -> Iterator[SmallSageMaker]:
     """The small SageMaker with a bucket; skips, saying why, where this machine may not mount."""
     try:
-        made = SmallSageMaker(images={"*": image or own_image()}, **options)
+        made = SmallSageMaker(images={"*": image or own_image(warm=True)}, **options)
     except NotPermittedError as error:
         pytest.skip(f"the small SageMaker cannot run containers here: {error}")
     with made as cloud:

@@ -24,7 +24,7 @@ from support.commands import Done  # noqa: E402 - after what rewrites its assert
 from support.projects import Project, parameters  # noqa: E402
 from support.quick import quick  # noqa: E402
 
-from runner.lean import deferred  # noqa: E402
+from runner.import_blocking import deferred  # noqa: E402
 
 with deferred():  # half of what collecting the tests takes, in each process
     import nbformat  # noqa: F401

@@ -21,7 +21,7 @@ from support.three_steps import made
 
 from runner.failpoint import VARIABLE
 from runner.run import provenance
-from runner.serve.control import CONTROL
+from runner.serve.local.protocol import CONTROL
 
 GROUP = 54_321
 ANA, BEN, NAMELESS = (
@@ -151,7 +151,7 @@ ASKING = """
 import sys
 from pathlib import Path
 from runner.errors import Refused
-from runner.serve.control import Conversation
+from runner.serve.local.protocol import Conversation
 try:
     Conversation(Path(sys.argv[1]), 1)
 except Refused as error:

@@ -26,11 +26,11 @@ from support.disk import BLOCK
 from support.passed import TOML, passed, write_notebooks
 from support.projects import Project, parameters
 
+from runner.audit.archive import FAILPOINTS
 from runner.cli import entry
 from runner.failpoint import VARIABLE
 from runner.model.events import chained
 from runner.model.versions import Event
-from runner.run.archive import FAILPOINTS
 
 OUTSIDE = "outside"  # a folder beside every project here, with a file that nobody may touch
 
@@ -270,7 +270,7 @@ def test_a_file_that_cannot_be_read_or_is_something_else_is_said_in_a_sentence(p
 LIMITED = """
 import contextlib, io, json, resource, sys
 from runner.cli import entry
-import runner.actions, runner.run.archive
+import runner.project, runner.audit.archive
 limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 400_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for file in sys.argv[1:]:

@@ -22,7 +22,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing.bundle import Bundle, Ignored, bundle, code_bundle, runner_bundle, upload
 from runner.aws.session import Session
 from runner.errors import UsageError
-from runner.pipeline.credentials import FORMS
+from runner.notebook.redaction import FORMS
 
 SOURCE = b'{"cells": [], "nbformat": 4}'
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
@@ -151,6 +151,9 @@ def test_what_lies_outside_the_project_is_refused(root: Path, options: dict[str,
         ("raw/\n!raw/keep.csv", ["raw/keep.csv"], []),
         ("# a.csv\n\n\\#b.csv", ["#b.csv"], ["a.csv"]),
         ("a+(b).csv", ["a+(b).csv"], ["aab.csv"]),
+        ("\\*\n/a/\\?", ["*", "x/*", "a/?"], ["b", "a/b"]),
+        ("\\!b.csv", ["!b.csv"], ["b.csv"]),
+        ("/a\n!b.csv", ["a/b.csv"], ["b.csv"]),
     ],
 )
 def test_the_ignore_file_keeps_out_what_git_would(

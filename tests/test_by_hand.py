@@ -14,7 +14,7 @@ import pytest
 from support.commands import environment
 from support.projects import ROOT, RUN_ALL, Project, code, parameters, text
 
-from runner.pipeline.defaults import with_defaults
+from runner.notebook.defaults import with_defaults
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +140,10 @@ def test_only_the_default_itself_is_replaced(before: str, after: str) -> None:
     assert with_defaults("a = 1", {"a": [None, True, "é'"]}) == """a = [None, True, "é'"]"""
 
 
-def test_the_notebook_that_the_readme_shows_runs_by_hand_in_a_fresh_folder_and_in_a_run(
+def test_the_notebook_that_the_guide_shows_runs_by_hand_in_a_fresh_folder_and_in_a_run(
     kernels: Path, tmp_path: Path
 ) -> None:
-    section = (ROOT / "README.md").read_text().partition("## Your own notebooks")[2]
+    section = (ROOT / "docs" / "own-notebooks.md").read_text()
     declared, work = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     steps = re.findall(r"^```toml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0]
     project = Project(tmp_path)

@@ -22,7 +22,7 @@ from support.commands import environment
 from support.projects import REAL_TABLE, ROOT
 
 from runner.gate import judge
-from runner.pipeline.scraps import read_figures, read_scraps
+from runner.notebook.recorded import read_figures, read_scraps
 from runner.records import Metric, Rule, encode
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -30,7 +30,8 @@ from runner.cli import group
 from runner.pipeline.plan import plan
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-RUNNING = [path for path in WORKFLOWS if path.name != "comment.yml"]  # those that run what is in the repository
+# those that run the pipeline
+RUNNING = [path for path in WORKFLOWS if path.name not in ("comment.yml", "tests.yml")]
 BUILDSPEC = ROOT / "codebuild-buildspec.yml"
 LIFECYCLE = ROOT / "infra" / "studio-lifecycle.sh"
 GUIDE = ROOT / "docs" / "sagemaker.md"
@@ -94,6 +95,19 @@ def test_every_command_in_ci_is_one(path: Path) -> None:
             [program("make"), "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_of_ci_are_targets_of_make() -> None:
+    asked = [words for script in scripts(WORKFLOWS[-1]) for words in commands(script, "make")]
+    assert asked == [["coverage"], ["test-standard"]]
+    for words in asked:
+        shown = [program("make"), "--dry-run", *words]
+        done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, check=True)
+        named = re.findall(r"tests/test_\w+\.py", done.stdout)
+        assert len(named) > 10
+        assert all((ROOT / name).exists() for name in named)
+    assert ".ci/run" in scripts(WORKFLOWS[-1])
+    assert read(WORKFLOWS[-1])["permissions"] == {"contents": "read"}
 
 
 def test_a_command_that_is_none_would_be_seen() -> None:
@@ -561,13 +575,6 @@ def test_every_command_of_the_guide_is_one() -> None:
             assert done.returncode == 0, done.stderr
         for file in re.findall(r"(?:file://)?(infra/[\w.-]+)", line):
             assert (ROOT / file).exists(), line
-
-
-def test_the_guide_has_every_key_of_the_sagemaker_table() -> None:
-    from runner.records import SageMaker
-
-    rows = re.findall(r"^\| `(\w+)` \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(SageMaker.__struct_fields__)
 
 
 def test_the_guides_pipeline_tables_can_be_read(project: Project) -> None:

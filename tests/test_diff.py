@@ -17,8 +17,8 @@ from support.commands import Done
 from support.pages import Page, inert
 from support.projects import PAGES, Project, parameters, program, text
 
-from runner.pipeline.notebook import Cell
-from runner.run.cells import cell_changes
+from runner.audit.cells import cell_changes
+from runner.notebook.source import Cell
 
 HOSTILE = "<script>document.title='owned'</script>|`@someone`\x1b[2J"
 PIPELINE = """

@@ -283,10 +283,10 @@ def test_everything_is_printed_through_the_one_place_that_escapes() -> None:
 
 PRINTING = {"cli/terminal.py", "cli/options.py"}
 WRITING = {
-    "run/unchanged.py",  # what an earlier run has printed
-    "serve/supervisor.py", "serve/app.py",  # JSON, in ASCII or for its parent
+    "run/fast_path.py",  # what an earlier run has printed
+    "serve/local/supervisor.py", "serve/app.py",  # JSON, in ASCII or for its parent
     "aws/processing/_run.py",  # a job's log, before this package is there
-    "step/forked_app.py", "step/pump.py", "step/kernel.py", "step/preload.py",  # a kernel's own streams
+    "kernel/forked/kernel_app.py", "kernel/fd_capture.py", "kernel/standard_main.py", "kernel/preload.py",  # a kernel's own streams
     "__main__.py", "step/client.py",  # numbers
 }  # fmt: skip
 

@@ -26,10 +26,10 @@ from papermill.cli import papermill as papermill_cli
 from support.commands import environment
 from support.projects import ROOT, Project, children_of, code, notebook, recorded
 
-from runner.pipeline.notebook import read_notebook
+from runner.kernel.choose import Imports, needs_standard
+from runner.notebook.source import read_notebook
 from runner.records import StepJob, StepResult, encode
 from runner.step.local import LocalExecutor
-from runner.step.start import Imports, needs_standard
 
 Cell = dict[str, Any] | str
 

@@ -16,10 +16,10 @@ import pytest
 from support.executed import Cells, by_papermill, by_step, outputs
 from support.projects import Project, code, notebook
 
-from runner.lean import without
-from runner.pipeline.notebook import Cell
+from runner.import_blocking import without
+from runner.kernel.package_changes import changes
+from runner.notebook.source import Cell
 from runner.records import StepJob, StepResult, encode
-from runner.step.changes import changes
 from runner.step.local import LocalExecutor
 
 ERROR = "raises-exception"
@@ -402,7 +402,7 @@ def test_what_is_hidden_from_an_import_is_hidden_from_no_other_thread() -> None:
 @pytest.mark.parametrize("also", ["pass", "import rfc3987_syntax.utils", "from rfc3987_syntax import utils"])
 def test_a_deferred_grammar_is_there_for_whoever_asks_for_it(also: str) -> None:
     source = (
-        "import sys\nfrom runner.lean import deferred\nwith deferred():\n    import jsonschema\n"
+        "import sys\nfrom runner.import_blocking import deferred\nwith deferred():\n    import jsonschema\n"
         f"    from rfc3987_syntax import is_valid_syntax as check\n    {also}\n"
         "loaded = 'lark' in sys.modules\nimport rfc3987_syntax.utils\n"
         "print(loaded, check('iri', 'http://a'), rfc3987_syntax.utils.__name__,"

@@ -36,7 +36,7 @@ def test_equal_folders_give_equal_archives_that_hold_the_model_and_the_script(tm
     files = check_package(made.archive, made.sha256)
     assert list(files) == sorted(["model.json", "signature.json", *code()])
     assert files == {**made.files, **code()}
-    assert files[INSIDE] == (ROOT / "runner/serve/inference.py").read_bytes()
+    assert files[INSIDE] == (ROOT / "runner/scoring/inference.py").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(made.archive)) as archive:
         assert {(member.mtime, member.uid, member.gid, member.uname) for member in archive} == {(0, 0, 0, "")}
 

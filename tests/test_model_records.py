@@ -18,7 +18,7 @@ from support.model_folders import SETTINGS, records, saved, trained
 import runner.model
 from runner.model import table
 from runner.model.signature import BadRecords, as_category
-from runner.serve.inference import BadInput, Scorer
+from runner.scoring.inference import BadInput, Scorer
 
 
 @pytest.fixture(scope="module")

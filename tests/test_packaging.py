@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+import zipfile
+from pathlib import Path
 
-from support.projects import ROOT, program
+import yaml
+from packaging.version import Version
+from support.projects import ROOT, notebook, program
 
 import runner
 
@@ -37,7 +41,7 @@ def test_the_core_lock_has_the_pins_of_the_whole_lock() -> None:
 
 def test_every_direct_requirement_is_locked() -> None:
     assert set(direct()) <= {name for name, *_ in pins("requirements.lock")}
-    assert set(direct("sagemaker", "studio", "dev")) <= {name for name, *_ in pins("requirements-all.lock")}
+    assert set(direct("sagemaker", "studio", "dev", "docs")) <= {name for name, *_ in pins("requirements-all.lock")}
 
 
 def test_every_pin_has_hashes_and_no_address() -> None:
@@ -55,7 +59,7 @@ def test_environment_yml_has_the_locked_versions_of_all_direct_requirements() ->
     )
     locked = {(name, version) for name, version, _ in pins("requirements-all.lock")}
     assert {(name, version) for name, version, _ in lines} <= locked
-    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "dev")
+    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "dev", "docs")
 
 
 def test_nothing_says_to_install_a_package_of_this_name_which_on_a_public_index_is_another_projects() -> None:
@@ -90,17 +94,54 @@ def test_the_python_that_runs_this_is_supported() -> None:
     assert sys.version_info >= (3, 11)
 
 
-def test_everything_that_is_imported_is_declared() -> None:
-    providers = packages_distributions()
-    declared = {name.lower() for name in direct("sagemaker", "studio")}
-    undeclared = set()
-    for path in (ROOT / "runner").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in {name.partition(".")[0] for name in names} - {"runner", ""} - sys.stdlib_module_names:
-                found = {one.lower().replace("_", "-") for one in providers.get(name, [name])}
-                in_awss_image = name == "flask" and path.name == "inference.py"  # where it runs
-                if not found & declared and not in_awss_image:
-                    undeclared.add(f"{path.relative_to(ROOT)}: {name}")
-    assert not undeclared
+def test_what_is_imported_and_not_declared_is_a_fault_of_lint(tmp_path: Path) -> None:
+    def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+        asked = [sys.executable, "-m", "deptry", "--config", str(ROOT / "pyproject.toml"), "--no-ansi", str(folder)]
+        return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert "deptry runner" in (ROOT / "Makefile").read_text()
+    assert lint(ROOT / "runner").returncode == 0
+    (tmp_path / "late.py").write_text("def late():\n    import no_such_package, yaml\n")
+    found = lint(tmp_path).stderr
+    assert "'no_such_package' imported but missing from the dependency definitions" in found
+    assert "'yaml' imported but it is a transitive dependency" in found
+
+
+def test_the_wheel_says_that_it_has_types(tmp_path: Path) -> None:
+    asked = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(asked, cwd=ROOT, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("papermill_runner-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"runner/py.typed", "runner/__main__.py", "runner/serve/page.html"} <= names
+    assert not [name for name in names if not name.startswith(("runner/", "papermill_runner-"))]
+
+
+def test_a_system_without_posix_locks_is_told_what_to_use(tmp_path: Path) -> None:
+    there = "import sys; sys.modules['fcntl'] = None; from runner.__main__ import main; sys.argv = ['runner', 'run']; main()"
+    done = subprocess.run([sys.executable, "-c", there], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "use the Windows Subsystem for Linux" in done.stderr
+
+
+def test_the_change_log_has_the_version_with_its_day() -> None:
+    days = dict(re.findall(r"^## (\d+\.\d+\.\d+), (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M))
+    assert runner.__version__ in days
+    assert list(days) == sorted(days, key=Version, reverse=True)
+
+
+def test_the_hook_takes_the_outputs_out_of_a_notebook_and_leaves_a_clean_one_alone(tmp_path: Path) -> None:
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (hook,) = [hook for hook in hooks["hooks"] if hook["id"] == "notebooks"]
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    executed = tmp_path / "my executed.ipynb"
+    source = notebook("1 + 1")
+    source["cells"][0] |= {"execution_count": 7, "outputs": [{"output_type": "stream", "name": "stdout", "text": "2"}]}
+    executed.write_text(json.dumps(source))
+    for _ in range(2):
+        subprocess.run([*shlex.split(hook["entry"]), executed.name], cwd=tmp_path, check=True)
+        (cell,) = json.loads(executed.read_text())["cells"]
+        assert (cell["outputs"], cell["execution_count"], cell["source"]) == ([], None, ["1 + 1"])
+        before, times = executed.read_bytes(), executed.stat().st_mtime_ns
+    subprocess.run([*shlex.split(hook["entry"]), executed.name], cwd=tmp_path, check=True)
+    assert (executed.read_bytes(), executed.stat().st_mtime_ns) == (before, times)

@@ -14,8 +14,8 @@ from support.commands import Done
 from support.projects import Project, code, notebook, parameters, text
 
 from runner.errors import PipelineError
-from runner.pipeline.notebook import imported_names, python_source, read_notebook
-from runner.pipeline.parameters import declared, syntax_tree
+from runner.notebook.parameters import declared, syntax_tree
+from runner.notebook.source import imported_names, python_source, read_notebook
 from runner.pipeline.plan import plan
 
 ONE = 'name = "p"\n[steps.s]\nnotebook = "n.ipynb"\n'

@@ -28,10 +28,10 @@ import runner.serve.openapi
 from runner.errors import Refused, RunnerError, UsageError
 from runner.model.registry import LocalRegistry
 from runner.model.signature import BadRecords
+from runner.scoring.fast_reading import quick
+from runner.scoring.inference import BadInput, Scorer
 from runner.serve.approved import load
 from runner.serve.describe import openapi, page, sample_of
-from runner.serve.inference import BadInput, Scorer
-from runner.serve.quick import quick
 
 JSON, LINES = "application/json", "application/jsonlines"
 

@@ -11,7 +11,7 @@ import pytest
 from support.projects import Project, code, parameters
 
 from runner.errors import PipelineError
-from runner.pipeline.notebook import read_notebook
+from runner.notebook.source import read_notebook
 from runner.pipeline.plan import Plan, plan
 from runner.pipeline.registering import registers
 

@@ -566,9 +566,11 @@ def test_a_refused_registration_is_no_finding_of_verify_and_is_said_again_by_the
 
 
 def test_a_pipeline_whose_runs_register_nothing_says_so_before_and_after_and_how_to_change_that(tmp_path: Path) -> None:
-    """README's own example, with the step that registers and without it."""
+    """The guide's own example, with the step that registers and without it."""
     project = Project(tmp_path)
-    (example,) = re.findall(r"```toml\n(name = \"prices\".*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall(
+        r"```toml\n(name = \"prices\".*?)```", (ROOT / "docs" / "own-notebooks.md").read_text(), re.DOTALL
+    )
     without = re.sub(r"\n\[steps\.register\].*", "\n", example, flags=re.DOTALL)
     assert without != example
     (tmp_path / "prices.csv").write_text("price\n1\n")

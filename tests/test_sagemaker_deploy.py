@@ -32,13 +32,13 @@ from support.projects import ROOT
 from test_serve_container import aws_image
 
 import runner.model
-from runner import backend
 from runner.aws.endpoint import SageMakerTarget
 from runner.aws.endpoint_request import endpoint_name
 from runner.aws.own_image import own_image
 from runner.aws.package import ENVIRONMENT
 from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
+from runner.aws.settings import settings
 from runner.content import artifact
 from runner.errors import Refused, Tampered
 from runner.failpoint import VARIABLE
@@ -51,10 +51,10 @@ from runner.model.registry import LocalRegistry
 from runner.model.served import before, recorded
 from runner.model.versions import NewVersion
 from runner.pipeline.file import load
-from runner.pipeline.remote import settings
+from runner.project import Project
 from runner.records import Target, Verdict, encode
 from runner.run import provenance
-from runner.serve import inference
+from runner.scoring import inference
 from runner.serve.openapi import record_schema
 
 MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"})
@@ -186,7 +186,7 @@ class Place(RemoteProject):
 
     @property
     def registry(self) -> Any:
-        return backend.registry(self.file)
+        return Project(self.file).registry
 
     @property
     def story(self) -> list[tuple[int, str]]:
@@ -632,7 +632,7 @@ def test_two_models_that_begin_at_one_endpoint_at_once_both_leave_it(make: Calla
     """By the clock of one of them it was first, by that of the other it was not."""
     place = make()
     assert place.deploy(1).code == 0
-    target: Any = backend.deployer(place.file, "staging")
+    target: Any = Project(place.file).deployer("staging")
     other = LocalRegistry(place.folder / "other.db")
     found = place.registry.get(place.name, 1)
     facts = {name: getattr(found, name) for name in NewVersion.__struct_fields__}
@@ -818,7 +818,7 @@ def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Calla
     place.registry.record(place.name, 2, "deployment begun", who="cleo@elsewhere", why="", data=data)
     done = place.deploy(2)
     assert (done.code, "is being deployed to staging by cleo@elsewhere since" in done.err) == (8, True)
-    made: Any = backend.deployer(place.file, "staging")
+    made: Any = Project(place.file).deployer("staging")
     assert isinstance(made, SageMakerTarget)
     made.quiet_s = 0.0
     deployment.deploy(

@@ -28,19 +28,19 @@ from small_sagemaker.trying import read_log
 from support.commands import Done, environment
 from support.projects import ROOT, Project, parameters, recorded
 
-from runner import actions, backend
 from runner.aws.bucket import Bucket
 from runner.aws.evidence import executions
 from runner.aws.pipelines.parameters import as_text
 from runner.aws.pipelines.pin import pins, run_id
+from runner.aws.pipelines.push import show
 from runner.aws.pipelines.pushed import Rehearsal, lay
 from runner.aws.pipelines.sdk import REGION_VARIABLE, SDK
 from runner.aws.pipelines.shares import shares
 from runner.aws.session import Session
 from runner.errors import PipelineError, UsageError
-from runner.pipeline.file import load
+from runner.notebook.types import Type, read_text
 from runner.pipeline.plan import Plan, plan
-from runner.pipeline.types import Type, read_text
+from runner.project import Project as Opened
 from runner.run.ids import RUN_ID
 from runner.run.store import Store
 
@@ -524,7 +524,11 @@ def test_show_prints_what_a_push_makes_without_asking_anybody(story: Story, monk
 
 @pytest.fixture(scope="module")
 def definition(story: Story) -> Any:
-    return actions.pipeline_definition(story.project.folder / "pipeline.toml")
+    return definition_of(story.project.folder / "pipeline.toml")
+
+
+def definition_of(file: Path) -> Any:
+    return show(plan(file), Opened(file).store_here, profile=None)
 
 
 def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_does(definition: Any) -> None:
@@ -548,7 +552,7 @@ def test_definitions_with_shared_jobs_fit_the_services_schema_too(
     alone = f'[steps.{own}.sagemaker]\ninstance = "ml.m5.large"\n' if own else ""
     made = planned("[sagemaker]", f"{alone}[sagemaker]\ntogether = true")
     (made.root / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
-    definition = actions.pipeline_definition(made.file)
+    definition = definition_of(made.file)
     assert not misfits(definition)
     jobs = json.dumps(definition).count('"Type": "Processing"')
     assert jobs == {"": 1, "train": 3, "evaluate": 3, "register": 2}[own]
@@ -598,8 +602,9 @@ def test_the_list_of_steps_says_what_is_cached_and_what_comes_after_what(story: 
 
 
 def test_the_doctor_tells_what_the_latest_execution_has_shown(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = load(story.project.folder / "pipeline.toml")
-    found = executions(backend.session(spec), spec)
+    opened = Opened(story.project.folder / "pipeline.toml")
+    spec = opened.spec
+    found = executions(opened.session(), spec)
     latest = story.cloud.client("sagemaker").list_pipeline_executions(
         PipelineName="flow", SortBy="CreationTime", SortOrder="Descending"
     )["PipelineExecutionSummaries"][0]
@@ -607,7 +612,7 @@ def test_the_doctor_tells_what_the_latest_execution_has_shown(story: Story, monk
     assert found.status == "ok"
     assert re.fullmatch(re.escape(said) + r"\d+ steps?, \d+ of them cached", found.said)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", CLIENT_KEY)  # the caller's policy is for the project's own Pipeline
-    nowhere = executions(backend.session(spec), msgspec.structs.replace(spec, name="nowhere"))
+    nowhere = executions(opened.session(), msgspec.structs.replace(spec, name="nowhere"))
     assert (nowhere.status, "There is no Pipeline nowhere" in nowhere.said) == ("ok", True)
 
 
@@ -908,7 +913,7 @@ def test_a_step_with_more_inputs_than_a_job_takes_is_refused(
     file.write_text(text)
     (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
     with pytest.raises(UsageError, match="Step train has 9 inputs to copy; a processing job takes 8"):
-        actions.pipeline_definition(file)
+        definition_of(file)
 
 
 # Packages

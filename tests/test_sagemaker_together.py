@@ -286,8 +286,8 @@ def test_a_dry_run_says_what_each_way_takes_and_costs(cloud: SmallSageMaker, tmp
 
 
 def test_parameters_that_nobody_could_give_are_not_taken_for_a_machine(tmp_path: Path) -> None:
+    from runner.aws.settings import one_machine
     from runner.pipeline.plan import plan
-    from runner.pipeline.remote import one_machine
 
     project = RemoteProject(tmp_path, None, TOGETHER)  # type: ignore[arg-type]
     project.write("nb/x.ipynb", parameters("x: int = 1"), "print(x)")

@@ -27,7 +27,7 @@ from runner.model.versions import NewVersion
 from runner.pipeline.file import load
 from runner.records import Verdict, encode
 from runner.run import provenance
-from runner.serve import inference
+from runner.scoring import inference
 
 ALLOW = "--allow-schema-change"
 

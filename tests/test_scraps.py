@@ -21,7 +21,7 @@ from support.projects import ROOT, notebook
 from runner import scraps
 from runner.errors import UsageError
 from runner.gate import judge
-from runner.pipeline.scraps import read_figures, read_scraps
+from runner.notebook.recorded import read_figures, read_scraps
 from runner.records import Metric, Rule
 
 KEY = "application/scrapbook.scrap.{}+json"

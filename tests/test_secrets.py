@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.projects import PAGES, Project, parameters
 
-from runner.pipeline.credentials import MARK, Redactor
+from runner.notebook.redaction import MARK, Redactor
 
 TOKEN = "s3cr3t-canary-7f1e9c"
 AWKWARD = "kan4ri\\x \"y&z\t<w/é'\U0001f511v4ult"  # every encoding changes some of it, and none its ends

@@ -28,7 +28,7 @@ import runner.model
 from runner.aws.package import ENVIRONMENT, INSIDE, check_package, package
 from runner.content import artifact
 from runner.errors import UsageError
-from runner.serve.inference import model_fn, transform_fn
+from runner.scoring.inference import model_fn, transform_fn
 
 # text as pandas 2.2 and 3 treat alike, in several ways of writing
 FEATURES = """
@@ -285,7 +285,7 @@ def test_a_model_that_is_not_the_one_deployed_is_not_loaded(
     folder = saved(tmp_path / "model")
     monkeypatch.setenv("RUNNER_SHA256", artifact(folder, name="elsewhere/model").sha256)
     (folder / "code").mkdir()
-    shutil.copyfile(ROOT / "runner/serve/inference.py", folder / INSIDE)  # which is not the model's
+    shutil.copyfile(ROOT / "runner/scoring/inference.py", folder / INSIDE)  # which is not the model's
     if change == "none":
         assert model_fn(str(folder)).names == list(records().columns)
         return

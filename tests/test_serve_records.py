@@ -38,8 +38,8 @@ from support.projects import REAL_TABLE, ROOT
 import runner.model
 from runner.errors import UsageError
 from runner.model.signature import BadRecords
-from runner.serve.inference import BadInput, Scorer, accepted, model_fn
-from runner.serve.quick import quick
+from runner.scoring.fast_reading import quick
+from runner.scoring.inference import BadInput, Scorer, accepted, model_fn
 
 
 def other_order(folder: Path) -> Path:
@@ -406,7 +406,7 @@ def test_scoring_loads_neither_pandas_nor_the_python_package_of_xgboost(tmp_path
     folder = saved(tmp_path / "model")
     code = (
         "import sys, importlib.util as u\n"
-        f"s = u.spec_from_file_location('inference', {str(ROOT / 'runner/serve/inference.py')!r})\n"
+        f"s = u.spec_from_file_location('inference', {str(ROOT / 'runner/scoring/inference.py')!r})\n"
         "m = u.module_from_spec(s); sys.modules['inference'] = m; s.loader.exec_module(m)\n"
         f"print(m.model_fn({str(folder)!r}).names)\n"
         "print([n for n in ('pandas', 'xgboost', 'scipy', 'sklearn', 'msgspec', 'runner') if n in sys.modules])"

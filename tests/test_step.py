@@ -17,9 +17,9 @@ from nbformat import NotebookNode
 from support.commands import Done, command, environment
 from support.projects import Project, children_of, code, parameters, text
 
-from runner.pipeline.credentials import Redactor
+from runner.notebook.redaction import Redactor
 from runner.records import StepJob
-from runner.step.ending import out_of_memory_count, why_ended
+from runner.step.outcome import out_of_memory_count, why_ended
 
 Run = Callable[..., Done]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.pipeline.types import DoesNotFit, Type, check, infer, parse_annotation, read_text
+from runner.notebook.types import DoesNotFit, Type, check, infer, parse_annotation, read_text
 
 
 def declared(annotation: str) -> Type | None:

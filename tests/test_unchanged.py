@@ -33,8 +33,8 @@ DECLINED = 99
 # asked as a line of JSON on stdin; both ways as `runner.__main__` goes them
 ASKED = f"""
 import json, os, site, sys
-import runner.__main__, runner.cli, runner.cli.run, runner.cli.repeat, runner.run.orchestrate, runner.step.local
-import runner.pipeline.plan, runner.cli.display, runner.cli.reporting, runner.run.unchanged
+import runner.__main__, runner.cli, runner.cli.run, runner.cli.fast_path, runner.run.orchestrate, runner.step.local
+import runner.pipeline.plan, runner.cli.display, runner.cli.reporting, runner.run.fast_path
 site_folder = sys.argv[1]
 for line in sys.stdin:
     asked = json.loads(line)

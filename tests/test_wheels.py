@@ -34,11 +34,11 @@ from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import limit_s
 from runner.aws.processing.wheels import Wheel, digest, missing_bytes, pins, upload, wheels
 from runner.aws.session import Session
-from runner.backend import open_store
+from runner.aws.settings import settings
 from runner.cli import entry
 from runner.errors import RunnerError, UsageError
 from runner.pipeline.plan import plan
-from runner.pipeline.remote import settings
+from runner.project import Project as Opened
 from runner.run.folder import snapshot, step_folder
 
 RUN = "20261122-101630-7f3a"
@@ -555,7 +555,7 @@ def test_a_dry_run_counts_what_goes_up_once_and_nothing_that_is_there(
 
     put_runner(chosen, bucket, root=project.folder)
     assert 3_000_000 < ask()["move_bytes"] < 3_100_000
-    store = open_store(project.folder)
+    store = Opened(project.folder / "pipeline.toml").store_here
     store.folder(RUN).mkdir(parents=True)
     snapshot(planned, store, RUN)
     for name in ("s1", "s4"):

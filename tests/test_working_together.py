@@ -18,8 +18,8 @@ from support.commands import Done, command, environment
 from support.projects import ROOT, Project, code, notebook, parameters, program, text
 
 from runner.cli.git import install
-from runner.pipeline.cleaned import cleaned
-from runner.pipeline.notebook import code_cells
+from runner.notebook.source import code_cells
+from runner.notebook.strip_outputs import cleaned
 
 CELLS = (text("# Title"), parameters("x: int = 1"), "a = 1\nprint(a)", "middle = 0", "b = 2\nprint(b)")
 

@@ -21,12 +21,11 @@ from runner.aws.own_image import PUSH, details, lacking, named, own_image
 from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
 from runner.aws.processing.estimate import most_usd
-from runner.aws.processing.executor import lock
 from runner.aws.processing.prices import Prices
 from runner.aws.rights import GRANT, NAME_A_ROLE, Caller, identity, job_rights, logs, pass_role, registry, role
 from runner.aws.session import ABSENT, DENIED, AwsError, Session
+from runner.aws.settings import NEEDED, OWN, Settings, lock_file, settings
 from runner.errors import PipelineError, RemoteError, RunnerError, counted
-from runner.pipeline.remote import NEEDED, OWN, Settings, settings
 from runner.records import Pipeline
 from runner.run.doctor import Check, failed, ok, unknown
 
@@ -283,12 +282,12 @@ def price(spec: Pipeline, steps: dict[str, Settings], root: Path) -> Check:
 def environment(session: Session, chosen: Settings, root: Path, say: Callable[[str], None]) -> Check:
     """Whether a job can have the lock's packages, and what that uploads."""
     what = f"{chosen.lock} for Python {chosen.python} on {chosen.platform}"
-    pins = wheels.pins(lock(chosen, root), python=chosen.python, platform=chosen.platform)
+    pins = wheels.pins(lock_file(chosen, root), python=chosen.python, platform=chosen.platform)
     if chosen.packages == "image":
         return ok("packages", f"{len(pins)} pinned by {what}, which the image is to have itself")
     say(f"looking for a wheel of each package of {what}; the first time they are downloaded")
     found = wheels.wheels(
-        lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
+        lock_file(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
     )
     whole = sum(wheel.size_bytes for wheel in found) / 1e6
     said = f"a wheel for each of the {len(found)} of {what}, {whole:,.0f} MB"

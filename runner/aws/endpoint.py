@@ -40,6 +40,7 @@ from runner.aws.processing.prices import Prices
 from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
 from runner.aws.session import AwsError, Session
+from runner.aws.settings import settings
 from runner.errors import Refused, RemoteError, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
 from runner.model.approval import check_bytes
@@ -49,7 +50,6 @@ from runner.model.sample import check_answer, sample_body
 from runner.model.served import CHANGES, Deployment, at_target, of_event, recorded, written
 from runner.model.signature import Signature
 from runner.model.versions import Event, ModelVersion, Registry
-from runner.pipeline.remote import settings
 from runner.records import Pipeline, Target
 
 BEGUN, FAILED = "deployment begun", "deployment failed"

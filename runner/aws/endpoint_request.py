@@ -15,9 +15,9 @@ from typing import Any
 from runner.aws.package import ENVIRONMENT
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import LONGEST_NAME
+from runner.aws.settings import Settings
 from runner.errors import PipelineError, Refused, counted
 from runner.model.versions import ModelVersion
-from runner.pipeline.remote import Settings
 from runner.records import Target
 
 VARIANT = "all"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.executions import look
 from runner.aws.session import DENIED, AwsError, Session
+from runner.aws.settings import Settings
 from runner.errors import UsageError, counted
-from runner.pipeline.remote import Settings
 from runner.records import Pipeline
 from runner.run.doctor import Check, failed, ok, unknown
 

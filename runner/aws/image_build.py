@@ -18,8 +18,8 @@ from runner.aws.bucket import Bucket
 from runner.aws.own_image import NO_REPOSITORY, OwnImage, details, own_image, wanted
 from runner.aws.processing.bundle import zipped
 from runner.aws.session import ABSENT, AwsError, Session
+from runner.aws.settings import OWN, settings
 from runner.errors import Detached, RemoteError, UsageError
-from runner.pipeline.remote import OWN, settings
 from runner.records import Pipeline
 
 RUNNING, GOOD = "IN_PROGRESS", "SUCCEEDED"

@@ -17,8 +17,8 @@ from typing import Any
 from runner.aws.package import serving_image
 from runner.aws.processing.bundle import package_files
 from runner.aws.session import DENIED, AwsError, Session, domain
+from runner.aws.settings import OWN, Settings, lock_file
 from runner.errors import UsageError
-from runner.pipeline.remote import OWN, Settings
 
 DOCKERFILE, LOCK = "infra/Dockerfile", "requirements.lock"  # in a build's folder
 PUSH = "`runner image push`"
@@ -66,15 +66,13 @@ class OwnImage:
 
 def own_image(project: str, chosen: Settings, region: str, root: Path) -> OwnImage:
     """Raises UsageError where Dockerfile or lock is missing, or the role's ARN does not say whose account it is."""
-    from runner.aws.processing.executor import lock
-
     dockerfile = root / DOCKERFILE
     if not dockerfile.is_file():
         raise UsageError(f"There is no {dockerfile}, which an image of your own is made with. Take this project's.")
     account = chosen.role.split(":")[4] if chosen.role.count(":") >= 5 else ""
     if not account:
         raise UsageError(f"[sagemaker] role = {chosen.role!r} is not an ARN, and names no account for the image.")
-    files = {DOCKERFILE: dockerfile.read_bytes(), LOCK: lock(chosen, root).read_bytes(), **package_files()}
+    files = {DOCKERFILE: dockerfile.read_bytes(), LOCK: lock_file(chosen, root).read_bytes(), **package_files()}
     return OwnImage(project, account, region, chosen.python, chosen.lock, files)
 
 

@@ -1,7 +1,7 @@
 """The archive that an endpoint unpacks: the model folder, and the script that answers requests with it.
 
 model.ubj  signature.json  features.py     the folder's files, as they are
-code/inference.py                          runner/serve/inference.py, which needs nothing of ours beside it
+code/inference.py                          runner/scoring/inference.py, which needs nothing of ours beside it
 code/pyproject.toml  wheel_backend.py      by which pip installs it there, without a package index
 """
 
@@ -15,6 +15,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.audit.tarball import FREE_BYTES, RATIO, Tarball
 from runner.aws.bucket import Bucket
 from runner.aws.session import Session, domain
 from runner.content import folder_artifact
@@ -25,9 +26,8 @@ from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.paths import inside
 from runner.records import FileFact
-from runner.run.tarball import FREE_BYTES, RATIO, Tarball
 
-SERVE = Path(__file__).parents[1] / "serve"  # whose files are read, never imported
+SCORING = Path(__file__).parents[1] / "scoring"
 PROGRAM = "inference.py"
 CODE = "code/"
 INSIDE = f"{CODE}{PROGRAM}"
@@ -116,8 +116,12 @@ def package(folder: Path) -> Package:
 
 def code() -> dict[str, bytes]:
     """The archive's files that are no model folder's."""
-    scripts = {f"{CODE}{name}": (SERVE / name).read_bytes() for name in (PROGRAM, f"{BACKEND}.py")}
-    return {**scripts, f"{CODE}pyproject.toml": PYPROJECT.encode()}
+    backend = f"{BACKEND}.py"  # as text; nothing here runs it
+    return {
+        INSIDE: (SCORING / PROGRAM).read_bytes(),
+        f"{CODE}{backend}": Path(__file__).with_name(backend).read_bytes(),
+        f"{CODE}pyproject.toml": PYPROJECT.encode(),
+    }
 
 
 def check_package(data: bytes, sha256: str) -> dict[str, bytes]:

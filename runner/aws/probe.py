@@ -22,7 +22,7 @@ from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import INPUT, OUTPUT, copied, job_name, network
 from runner.aws.s3 import split
 from runner.aws.session import Session
-from runner.pipeline.remote import Settings
+from runner.aws.settings import Settings
 from runner.records import Record
 from runner.run.doctor import Check, failed, ok
 

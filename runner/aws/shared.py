@@ -23,6 +23,8 @@ from pathlib import Path
 
 import msgspec
 
+from runner.audit.archive import NOTHING
+from runner.audit.tarball import Tarball
 from runner.aws.bucket import Bucket
 from runner.aws.s3 import split
 from runner.aws.session import Session
@@ -32,12 +34,10 @@ from runner.escape import terminal
 from runner.manifest import RunManifest
 from runner.records import FORMAT, Artifact, Record, decode, encode, read
 from runner.run import layout
-from runner.run.archive import NOTHING
 from runner.run.cache import Cache
 from runner.run.folder import STEPS
 from runner.run.ids import RUN_ID
 from runner.run.store import MANIFEST, OWNED, Store, facts_of
-from runner.run.tarball import Tarball
 from runner.step.execute import EXECUTED
 
 SEEN = "shared.json"  # file of the store: the version of each manifest as it was taken in
@@ -67,7 +67,7 @@ class _Seen(Record, frozen=True, kw_only=True):
 
 
 class SharedRuns:
-    """Implements `runner.run.world.Shared`. Construction asks nothing."""
+    """Implements `runner.run.ports.Shared`. Construction asks nothing."""
 
     def __init__(self, address: str, store: Store, project: Path, session: Session) -> None:
         bucket, key = split(address)

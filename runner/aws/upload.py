@@ -14,8 +14,8 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.rights import identity
 from runner.aws.session import ABSENT, AwsError, Session
+from runner.aws.settings import settings
 from runner.errors import Refused, UsageError
-from runner.pipeline.remote import settings
 from runner.records import Pipeline
 
 DATA = "data/"

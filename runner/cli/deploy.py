@@ -52,16 +52,17 @@ def deploy_command(
       runner deploy NAME/3 --to staging --dry-run
       runner deploy NAME/3 --to production --reason "ticket 41"
     """
-    from runner import backend, callers
+    from runner import decisions
     from runner.model import deployment
-    from runner.pipeline.file import load
+    from runner.project import Project
     from runner.run.provenance import who
 
     name, number = parse_version(version)
-    deployer, registry = backend.deployer(pipeline, target, no_token=no_token), backend.registry(pipeline)
-    for said in callers.older_rest(pipeline, name, number, target):
+    project = Project(pipeline)
+    deployer, registry = project.deployer(target, no_token=no_token), project.registry
+    for said in decisions.older_rest(project, name, number, target):
         note(said)
-    targets = load(pipeline).targets
+    targets = project.spec.targets
     if dry_run:
         found = deployment.deployable(registry, name, number, target=target, targets=targets)
         deployment.comparison(registry, deployer, found).permitted(allow=allow_schema_change, say=note)
@@ -88,12 +89,14 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
     Example:
       runner rollback production --reason "answers too slowly"
     """
-    from runner import backend, callers
+    from runner import decisions
     from runner.model import deployment
     from runner.model.served import before
+    from runner.project import Project
     from runner.run.provenance import who
 
-    deployer, registry = backend.deployer(pipeline, target, no_token=no_token), backend.registry(pipeline)
+    project = Project(pipeline)
+    deployer, registry = project.deployer(target, no_token=no_token), project.registry
     if dry_run:
         found = before(registry, target)
         deployment.comparison(registry, deployer, found).permitted(allow=True, say=note)
@@ -101,7 +104,7 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
         _print_plan(said, deployer.plan(found), as_json)
         return
     made = deployment.rollback(registry, deployer, target=target, who=who(), why=reason, say=note)
-    for said in callers.older_rest(pipeline, made.name, made.version, target):
+    for said in decisions.older_rest(project, made.name, made.version, target):
         note(said)
     _print_made(made, as_json)
 
@@ -119,11 +122,12 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pip
     Example:
       runner undeploy staging --reason "not needed any more"
     """
-    from runner import backend
     from runner.model import deployment
+    from runner.project import Project
     from runner.run.provenance import who
 
-    deployer, registry = backend.deployer(pipeline, target), backend.registry(pipeline)
+    project = Project(pipeline)
+    deployer, registry = project.deployer(target), project.registry
     if dry_run:
         last = deployer.last()
         served = last.label if last is not None and last.kind != "removed" else "nothing"
@@ -146,18 +150,18 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
       runner deployments
       runner deployments staging --restart      after this machine was started anew
     """
-    from runner import backend
     from runner.model import deployment
     from runner.model.served import way_out
-    from runner.pipeline.file import load
+    from runner.project import Project
     from runner.run.provenance import who
 
-    targets, registry = load(pipeline).targets, backend.registry(pipeline)
+    project = Project(pipeline)
+    targets, registry = project.spec.targets, project.registry
     if not targets:
         raise UsageError('There are no targets. Write [targets.NAME] with kind = "local" or "sagemaker".')
     rows: list[tuple[str, str, Deployment | None, Health | None]] = []
     for name in [target] if target is not None else targets:
-        deployer = backend.deployer(pipeline, name, no_token=no_token)
+        deployer = project.deployer(name, no_token=no_token)
         deployment.catch_up(registry, deployer, who())
         last = deployer.last()
         serves = last is not None and last.kind != "removed"
@@ -224,23 +228,24 @@ def release_command(
       runner release NAME/3 --reason "metrics reviewed, see ticket 41"
       runner release NAME/3 --reason "nightly" --to staging --yes
     """
-    from runner import actions, backend, callers
+    from runner import decisions
     from runner.model import deployment
     from runner.model.release import Step, release, steps
-    from runner.pipeline.file import load
+    from runner.project import Project
     from runner.run.provenance import who
 
     name, number = parse_version(version)
-    registry, targets = backend.registry(pipeline), load(pipeline).targets
-    for said in callers.older_rest(pipeline, name, number):
+    project = Project(pipeline)
+    registry, targets = project.registry, project.spec.targets
+    for said in decisions.older_rest(project, name, number):
         note(said)
     allowed: dict[str, Any] = {"allow_schema_change": allow_schema_change, "say": note}
     if dry_run:
         left = list(steps(registry, name, number, targets=targets, to=target))
         notes: dict[str, None] = {}  # the same of several steps once
         for step in left:
-            callers.check(
-                pipeline,
+            decisions.check(
+                project,
                 name,
                 number,
                 target=step.target,
@@ -258,11 +263,11 @@ def release_command(
     def do(step: Step) -> Deployment | None:
         match step.what, step.target:
             case "approve", _:
-                actions.approve(pipeline, name, number, why=reason, **allowed)
+                decisions.approve(project, name, number, why=reason, **allowed)
             case "approve for", str(at):
-                actions.approve_for(pipeline, name, number, target=at, why=reason, **allowed)
+                decisions.approve_for(project, name, number, target=at, why=reason, **allowed)
             case "deploy", str(at):
-                deployer = backend.deployer(pipeline, at)
+                deployer = project.deployer(at)
                 return deployment.deploy(
                     registry, deployer, name, number, target=at, targets=targets, who=who(), why=reason, **allowed
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +41,9 @@ def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
       runner doctor --on sagemaker
       runner doctor --on sagemaker --probe
     """
-    from runner import actions
-
     if probe and on != "sagemaker":
         raise click.UsageError("--probe starts a job, so it needs --on sagemaker.")
-    checks = actions.checks(pipeline, on=on, probe=probe, say=lambda line: say(f"  … {line}", err=True))
+    checks = _of_account(pipeline, probe) if on == "sagemaker" else _of_machine(pipeline)
     made = list(checks) if as_json else list(_printed(checks))
     if as_json:
         print_json(
@@ -58,6 +56,27 @@ def doctor_command(on: str, probe: bool, as_json: bool, pipeline: Path) -> int:
             }
         )
     return min((check.code for check in made if check.status == "failed"), default=0)
+
+
+def _of_machine(pipeline: Path) -> Iterator[Check]:
+    from runner.project import Project
+    from runner.run.doctor import machine
+
+    yield from machine(pipeline, Project(pipeline).store_here)
+
+
+def _of_account(pipeline: Path, probe: bool) -> Iterator[Check]:
+    from runner.aws.doctor import account
+    from runner.errors import PipelineError
+    from runner.pipeline.file import load
+    from runner.run.doctor import sound
+
+    yield sound(pipeline)
+    try:
+        spec = load(pipeline)
+    except PipelineError:  # as the line above says
+        return
+    yield from account(spec, pipeline.parent, run_probe=probe, say=lambda line: say(f"  … {line}", err=True))
 
 
 def _printed(checks: Iterable[Check]) -> Iterable[Check]:
@@ -95,11 +114,14 @@ def upload_command(
       runner upload data/table.csv --to june/ --dry-run
       runner upload data/table.csv --as sagemaker/guide/data/RawData.csv
     """
-    from runner import actions
+    from runner.aws import upload as moving
+    from runner.pipeline.file import load
 
     if to is not None and as_ is not None:
         raise click.UsageError("--to is a key among the project's data, --as one of the bucket: give one of them.")
-    found, lines = actions.upload(pipeline, file, to=to, as_=as_, replace=replace, dry_run=dry_run)
+    spec = load(pipeline)
+    found = moving.upload(spec, file, to=to, as_=as_, replace=replace, dry_run=dry_run)
+    lines = (moving.lines if as_ is None else moving.commands)(spec, pipeline.parent, file, found)
     if as_json:
         print_json(
             {

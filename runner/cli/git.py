@@ -19,8 +19,8 @@ import click
 
 from runner.cli.terminal import say
 from runner.errors import UsageError
-from runner.pipeline import cleaned as pipeline_cleaned
-from runner.pipeline.cleaned import cleaned
+from runner.notebook import strip_outputs
+from runner.notebook.strip_outputs import cleaned
 
 NAME = "runner-notebook"  # of the filter and of both drivers
 ATTRIBUTES = ".gitattributes"
@@ -197,7 +197,7 @@ def install(top: Path) -> bool:
     """Write the rule, the settings and the hooks; whether the rule is new."""
     watch = watching(top)
     _write(_hook(top, NAME), [drivers()], mode=0o755)
-    _write(_hook(top, f"{NAME}.py"), [Path(pipeline_cleaned.__file__).read_text(encoding="utf-8"), BY_HAND])
+    _write(_hook(top, f"{NAME}.py"), [Path(strip_outputs.__file__).read_text(encoding="utf-8"), BY_HAND])
     if watch:
         _write(_hook(top, SCRIPT), [CHANGED_FILES], mode=0o755)
         for hook in (_hook(top, name) for name in HOOKS):

@@ -35,11 +35,14 @@ def push_command(dry_run: bool, no_wait: bool, as_json: bool, pipeline: Path) ->
       runner image push --dry-run
       runner image push
     """
-    from runner import actions
+    from runner.aws.image_build import push_all
+    from runner.project import Project
 
-    found = actions.push_image(
-        pipeline, wait=not no_wait, dry_run=dry_run, say=lambda line: say(f"  … {line}", err=True)
-    )
+    project = Project(pipeline)
+    found = push_all(
+        project.session(), project.spec, project.root, wait=not no_wait, dry_run=dry_run,
+        say=lambda line: say(f"  … {line}", err=True),
+    )  # fmt: skip
     if as_json:
         images = [
             {"addresses": one.addresses, "outcome": one.what, "build": one.build or None, "size_bytes": one.size_bytes}

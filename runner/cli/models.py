@@ -41,14 +41,14 @@ def models_command(name: str | None, profile: str | None, rebuild: bool, as_json
     Example:
       runner models
     """
-    from runner import actions, backend
     from runner.model.events import claim
-    from runner.pipeline.file import load
+    from runner.project import Project
 
+    project = Project(pipeline, profile=profile)
     if rebuild:
-        actions.rebuild_registry(pipeline)
-    versions = backend.registry(pipeline, profile=profile).list(name)
-    judged = [rule.metric for rule in load(pipeline, profile).gate]
+        project.rebuild_registry()
+    versions = project.registry.list(name)
+    judged = [rule.metric for rule in project.spec.gate]
     shown = [metric for metric in dict.fromkeys(judged) if any(metric in version.metrics for version in versions)]
     if as_json:
         print_json([version_json(version) for version in versions])
@@ -84,14 +84,20 @@ def register_command(run: str, as_json: bool, pipeline: Path) -> None:
     Example:
       runner register latest
     """
-    from runner import actions, backend
     from runner.cli.display import PlainDisplay
     from runner.cli.reporting import write_all
+    from runner.project import Project
+    from runner.run.ports import Options
+    from runner.run.resume import register
 
-    manifest = actions.register_run(pipeline, run, watcher=PlainDisplay())
+    project = Project(pipeline)
+    manifest = project.run(run)
+    options = Options(jobs=manifest.chosen.jobs, kernel=manifest.chosen.kernel)
+    world = project.world(manifest.pipeline, on=manifest.on, kernel=options.kernel, watcher=PlainDisplay())
+    manifest = register(manifest.run, pipeline, options, world)
     assert manifest.model_version is not None
-    write_all(backend.store(pipeline).folder(manifest.run), manifest)
-    version = backend.registry(pipeline).get(manifest.model_version.name, manifest.model_version.version)
+    write_all(project.store.folder(manifest.run), manifest)
+    version = project.registry.get(manifest.model_version.name, manifest.model_version.version)
     if as_json:
         print_json(version_json(version))
     else:
@@ -116,15 +122,17 @@ def approve_command(
       runner approve NAME/3 --reason "metrics reviewed, see ticket 41"
       runner approve NAME/3 --to production --reason "as good in staging"
     """
-    from runner import actions, callers
+    from runner import decisions
+    from runner.project import Project
 
-    for said in callers.older_rest(pipeline, *parse_version(version), target):
+    project = Project(pipeline)
+    for said in decisions.older_rest(project, *parse_version(version), target):
         note(said)
     allowed: dict[str, Any] = {"allow_schema_change": allow_schema_change, "say": note}
     if target is None:
-        found = actions.approve(pipeline, *parse_version(version), why=reason, **allowed)
+        found = decisions.approve(project, *parse_version(version), why=reason, **allowed)
     else:
-        found = actions.approve_for(pipeline, *parse_version(version), target=target, why=reason, **allowed)
+        found = decisions.approve_for(project, *parse_version(version), target=target, why=reason, **allowed)
     _print_decision(found, as_json, f" for {target}" if target else "")
 
 
@@ -140,12 +148,14 @@ def reject_command(version: str, reason: str, as_json: bool, pipeline: Path) -> 
     Example:
       runner reject NAME/3 --reason "trained on the wrong month"
     """
-    from runner import actions, backend
+    from runner import decisions
     from runner.model.served import still_served
+    from runner.project import Project
 
+    project = Project(pipeline)
     name, number = parse_version(version)
-    found = actions.reject(pipeline, name, number, why=reason)
-    served = still_served(backend.registry(pipeline), name, number)
+    found = decisions.reject(project, name, number, why=reason)
+    served = still_served(project.registry, name, number)
     if as_json:
         print_json({**version_json(found), "served_at": served})
         return
@@ -170,11 +180,11 @@ def history_command(name: str, at: str | None, target: str | None, head: bool, a
       runner history NAME --at 2027-03-03T12:00Z
       runner history NAME --at 2027-03-03T12:00Z --target production
     """
-    from runner import backend
     from runner.errors import Tampered
     from runner.model.events import claim, state_at, verify_chain
+    from runner.project import Project
 
-    versions = backend.registry(pipeline)
+    versions = Project(pipeline).registry
     events = versions.events(name)
     broken = verify_chain(events)
     if head:

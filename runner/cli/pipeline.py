@@ -43,9 +43,11 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, pipeline: Pa
       runner pipeline show > definition.json
       runner pipeline show --text
     """
-    from runner import actions
+    from runner.aws.pipelines.push import show
+    from runner.pipeline.plan import plan as make_plan
+    from runner.project import Project
 
-    made = actions.pipeline_definition(pipeline, profile=profile)
+    made = show(make_plan(pipeline, profile=profile), Project(pipeline).store_here, profile=profile)
     if as_json or not as_text:
         print_json(made)
         return
@@ -67,9 +69,12 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, pipeline: Pa
       runner pipeline push
       runner pipeline push --profile smoke --dry-run
     """
-    from runner import actions
+    from runner.aws.pipelines.push import push
+    from runner.pipeline.plan import plan as make_plan
+    from runner.project import Project
 
-    found = actions.push_pipeline(pipeline, profile=profile, dry_run=dry_run)
+    plan = make_plan(pipeline, profile=profile)
+    found = push(plan, Project(pipeline).store_here, profile=profile, dry_run=dry_run)
     if as_json:
         print_json({"pipeline": found.name, "outcome": found.what, "arn": found.arn or None, "dry_run": dry_run})
         return
@@ -107,9 +112,12 @@ def start_command(
       runner pipeline start -p train.max_depth=6 -p InstanceType=ml.m5.2xlarge
       runner pipeline start --once "$(git rev-parse HEAD)"
     """
-    from runner import actions
+    from runner.aws.pipelines.executions import start, to_check
+    from runner.pipeline.plan import plan as make_plan
 
-    arn = actions.start_pipeline(pipeline, parse_overrides(parameters), profile=profile, note=note, once=once)
+    overrides = parse_overrides(parameters)
+    plan = make_plan(pipeline, profile=profile, overrides=to_check(overrides))
+    arn = start(plan, overrides, note=note, once=once)
     execution = arn.rpartition("/")[2]
     if as_json:
         print_json({"execution": execution, "arn": arn})
@@ -130,9 +138,11 @@ def status_command(execution: str | None, as_json: bool, pipeline: Path) -> None
       runner pipeline status
       runner pipeline status abcd1234efgh --json
     """
-    from runner import actions
+    from runner.aws.pipelines.executions import look
+    from runner.project import Project
 
-    found = actions.look_at_execution(pipeline, execution)
+    project = Project(pipeline)
+    found = look(project.session(), project.spec.name, execution)
     if as_json:
         print_json(_seen_json(found))
         return

@@ -11,7 +11,7 @@ import click
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json
 from runner.cli.terminal import say
 from runner.errors import PipelineError, UsageError
-from runner.pipeline.notebook import Notebook
+from runner.notebook.source import Notebook
 from runner.pipeline.plan import PlannedStep
 from runner.records import InputFact, Value
 from runner.run.store import Store
@@ -31,8 +31,8 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
     Example:
       runner check --profile smoke
     """
-    from runner import backend
     from runner.pipeline.plan import plan as make_plan
+    from runner.project import Project
     from runner.run.cache import Cache
 
     try:
@@ -42,7 +42,7 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
             raise
         print_json({"errors": list(error.findings), "warnings": []})
         return error.exit_code
-    cache = Cache(backend.store(pipeline), plan.root)
+    cache = Cache(Project(pipeline).store, plan.root)
     warnings = [
         *plan.warnings,
         *(
@@ -82,9 +82,9 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     Example:
       runner open evaluate --run latest
     """
-    from runner import backend
     from runner.pipeline.file import nearest
     from runner.pipeline.plan import plan as make_plan
+    from runner.project import Project
     from runner.run.inputs import parameters, recorded
 
     plan = make_plan(pipeline)
@@ -92,9 +92,10 @@ def open_command(step: str, run: str | None, no_open: bool, pipeline: Path) -> i
     if planned is None:
         raise UsageError(f"There is no step {step!r}{nearest(step, [other.name for other in plan.steps])}")
     if run is not None:
-        store = backend.store(pipeline)
+        project = Project(pipeline)
+        store = project.store
         with store.shared():
-            manifest = store.manifest(backend.find_run(pipeline, run))
+            manifest = project.run(run)
             state = next((state for state in manifest.steps if state.name == step), None)
             if state is None or state.job is None:
                 raise UsageError(f"Run {manifest.run} did not run step {step}, so it has no inputs to copy.")
@@ -119,7 +120,7 @@ def open_in_jupyter(notebook: Path) -> int:
 
 def _bring(notebook: Notebook, values: dict[str, Value]) -> None:
     """Make a run's values the defaults in the notebook's parameters cell where they are others, and say so."""
-    from runner.pipeline.defaults import write_defaults
+    from runner.notebook.defaults import write_defaults
 
     now = notebook.parameters
     other = {name: value for name, value in values.items() if name in now and now[name].default != value}

@@ -11,7 +11,7 @@ from types import TracebackType
 from runner.cli.terminal import say
 from runner.manifest import RunManifest
 from runner.records import Verdict
-from runner.run.world import Watcher
+from runner.run.ports import Watcher
 from runner.step.execute import Progress
 
 ENDED = ("succeeded", "cached", "failed", "interrupted")

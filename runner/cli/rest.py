@@ -19,14 +19,25 @@ SCHEMA, OPENAPI = "record.schema.json", "openapi.json"
 @click.command("rest")
 @click.argument("model", metavar="NAME[/VERSION]")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), default="build/rest", show_default=True
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="build/rest",
+    show_default=True,
+    help="The folder that both files are written to.",
 )
 @click.option(
     "--url",
     default="https://API.execute-api.REGION.amazonaws.com/v1",
     help="The API's address: the stack's output Url.",
 )
-@click.option("--authentication", type=click.Choice(["api-key", "iam", "none"]), default="api-key", show_default=True)
+@click.option(
+    "--authentication",
+    type=click.Choice(["api-key", "iam", "none"]),
+    default="api-key",
+    show_default=True,
+    help="What the OpenAPI file asks of callers; as the stack was deployed.",
+)
 @json_option
 @pipeline_option
 def rest_command(
@@ -44,11 +55,13 @@ def rest_command(
     """
     import json
 
-    from runner import actions
     from runner.model.folder import load
+    from runner.project import Project
     from runner.serve.openapi import openapi, record_schema
 
-    version, folder = actions.approved_model(pipeline, model)
+    project = Project(pipeline)
+    version = project.version(model)
+    folder = project.version_folder(version)
     signature = load(folder, sha256=version.sha256).signature
     output.mkdir(parents=True, exist_ok=True)
     files = {

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from runner.cli.options import json_option, parse_overrides, pipeline_option, print_json, run_json
+from runner.cli.summary import exit_code, hint, summary
 from runner.cli.terminal import say
-from runner.cli.text import exit_code, hint, summary
 from runner.errors import Detached, counted
 from runner.records import FORKED, STANDARD, USUAL_KERNEL
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
     from runner.records import InputFact, Pipeline
-    from runner.run.world import Options, World
+    from runner.run.ports import Options, World
 
 no_report_option = click.option(
     "--no-report",
@@ -97,7 +97,7 @@ def run_command(
       runner run train -p train.max_depth=6
     """
     from runner.pipeline.plan import plan as make_plan
-    from runner.run.world import Options
+    from runner.run.ports import Options
 
     overrides = parse_overrides(parameters)
     plan = make_plan(pipeline, profile=profile, overrides=overrides, targets=steps, secrets_here=on == "local")
@@ -131,7 +131,7 @@ def run_command(
         plan.file, plan.pipeline, start, on=on, kernel=kernel, as_json=as_json, pages=pages, again=repeatable
     )
     if repeatable:
-        from runner.cli.repeat import leave
+        from runner.cli.fast_path import leave
 
         read = [option.envvar for option in run_command.params if isinstance(option.envvar, str)]
         leave(plan, *made[0], git=git, as_json=as_json, pages=pages, code=code, variables=read)
@@ -157,13 +157,13 @@ def resume_command(
     Example:
       runner resume latest
     """
-    from runner import actions, backend
-    from runner.run.again import resume, working_tree_differs
-    from runner.run.world import Options
+    from runner.project import Project
+    from runner.run.ports import Options
+    from runner.run.resume import resume, working_tree_differs
 
-    store = backend.store(pipeline)
-    run_id = backend.find_run(pipeline, run)
-    manifest = store.manifest(run_id)
+    project = Project(pipeline)
+    store, manifest = project.store, project.run(run)
+    run_id = manifest.run
     if manifest.status == "succeeded":
         say(f"run {run_id} has succeeded; there is nothing to continue", err=True)
     for notebook in working_tree_differs(manifest, store, pipeline.parent):
@@ -172,7 +172,7 @@ def resume_command(
 
     def go_on(world: World) -> RunManifest:
         made = resume(run_id, pipeline, options, world)
-        return actions.as_of_now(pipeline, [made])[0] if manifest.status == "succeeded" else made
+        return project.as_of_now([made])[0] if manifest.status == "succeeded" else made
 
     return carry_out(
         pipeline,
@@ -200,14 +200,14 @@ def carry_out(
 
     With `again` the report that a repetition of the run will have is made too.
     """
-    from runner import backend
     from runner.cli.display import display
     from runner.cli.reporting import Reporter
+    from runner.project import Project
 
     stop = threading.Event()
     shown = display()
     with signals(stop) as received, Reporter(shown, pages=pages, again=again) as watcher:
-        world = backend.world(file, spec, on=on, kernel=kernel, watcher=watcher, stop=stop)
+        world = Project(file).world(spec, on=on, kernel=kernel, watcher=watcher, stop=stop)
         watcher.at(world.store.root)
         try:
             manifest = start(world)
@@ -229,22 +229,29 @@ def carry_out(
 
 
 def _preview(plan: Plan, options: Options, as_json: bool) -> int:
-    from runner import actions, backend
+    from runner.project import Project
     from runner.run.preview import preview
 
-    world = backend.world(plan.file, plan.pipeline, on=options.on)
+    project = Project(plan.file).of(plan.pipeline)
+    world = project.world(on=options.on)
     sources: dict[str, InputFact] = {}
     found = preview(plan, options, world, on_sources=sources)
     made = None
     if options.on == "sagemaker":
-        made = actions.estimate(plan, [step.name for step in found if step.would in ("run", "maybe")], sources)
+        from runner.aws.processing.estimate import estimate
+        from runner.run.cache import Cache
+
+        steps = [step.name for step in found if step.would in ("run", "maybe")]
+        cache = Cache(project.store_here, plan.root)
+        undeclared = {step: cache.undeclared(step) for step in steps}
+        made = estimate(project.session(), plan, steps, sources, undeclared=undeclared)
     if as_json:
-        steps = [{"name": step.name, "would": step.would, "why": step.why} for step in found]
+        shown = [{"name": step.name, "would": step.would, "why": step.why} for step in found]
         if made is None:
-            print_json(steps)
+            print_json(shown)
             return 0
         figures = {"move_bytes": made.move_bytes, "ceiling_usd": made.ceiling_usd}
-        print_json({"steps": steps, **figures, "ways": [asdict(way) for way in made.ways]})
+        print_json({"steps": shown, **figures, "ways": [asdict(way) for way in made.ways]})
         return 0
     for step in found:
         say(f"  {step.name:<12} {step.would:<8} {step.why}".rstrip())
@@ -277,9 +284,9 @@ def stop_command(run: str, pipeline: Path) -> None:
     Example:
       runner stop latest
     """
-    from runner import actions
+    from runner.project import Project
 
-    for what in actions.stop_run(pipeline, run) or ["nothing: nobody works on it"]:
+    for what in Project(pipeline).stop(run) or ["nothing: nobody works on it"]:
         say(f"stopped {what}")
 
 

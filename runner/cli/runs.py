@@ -12,8 +12,8 @@ import click
 
 from runner.cli.display import headline, step_line
 from runner.cli.options import json_option, metric_text, pipeline_option, print_json, print_table, run_json
+from runner.cli.summary import hint, summary
 from runner.cli.terminal import say
-from runner.cli.text import hint, summary
 from runner.manifest import RunManifest
 
 if TYPE_CHECKING:
@@ -34,20 +34,20 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
       runner runs -n 5
       runner runs --best evaluate.auc --tag nightly
     """
-    from runner import actions, backend
-    from runner.pipeline.file import load
+    from runner.project import Project
 
-    store = backend.store(pipeline)
+    project = Project(pipeline)
+    store = project.store
     manifests = _manifests(store, tag)
     if best is None:
         manifests = itertools.islice(manifests, count)
     chosen = list(manifests)
     if best is not None:
         chosen = _ranked(chosen, best)[:count]
-    judged = dict.fromkeys(([best] if best else []) + [rule.metric for rule in load(pipeline).gate])
+    judged = dict.fromkeys(([best] if best else []) + [rule.metric for rule in project.spec.gate])
     shown = [name for name in judged if any(name in manifest.metrics for manifest in chosen)]
     if as_json:
-        chosen = actions.as_of_now(pipeline, chosen)
+        chosen = project.as_of_now(chosen)
         print_json([{**run_json(manifest, store.folder(manifest.run)), **_extras(manifest)} for manifest in chosen])
         return
     print_table(
@@ -110,11 +110,11 @@ def show_command(run: str, as_markdown: bool, as_json: bool, pipeline: Path) -> 
       runner show latest
       runner show latest --md >> "$GITHUB_STEP_SUMMARY"
     """
-    from runner import actions, backend
+    from runner.project import Project
 
-    store = backend.store(pipeline)
-    (manifest,) = actions.as_of_now(pipeline, [store.manifest(backend.find_run(pipeline, run))])
-    folder = store.folder(manifest.run)
+    project = Project(pipeline)
+    (manifest,) = project.as_of_now([project.run(run)])
+    folder = project.store.folder(manifest.run)
     if as_json:
         print_json({**run_json(manifest, folder), **_extras(manifest)})
         return
@@ -148,12 +148,12 @@ def report_command(run: str, open_: bool, pipeline: Path) -> None:
     Example:
       runner report latest --open
     """
-    from runner import actions, backend
     from runner.cli.reporting import write_all
+    from runner.project import Project
 
-    store = backend.store(pipeline)
-    (manifest,) = actions.as_of_now(pipeline, [store.manifest(backend.find_run(pipeline, run))])
-    path = write_all(store.folder(manifest.run), manifest)
+    project = Project(pipeline)
+    (manifest,) = project.as_of_now([project.run(run)])
+    path = write_all(project.store.folder(manifest.run), manifest)
     say(path)
     if open_:
         webbrowser.open(path.absolute().as_uri())

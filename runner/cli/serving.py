@@ -53,7 +53,7 @@ def predict_command(
       runner predict NAME customers.csv -o scored.csv
       runner predict NAME/3 customers.parquet | head
     """
-    from runner import actions
+    from runner.project import Project
     from runner.serve.approved import load
     from runner.serve.predict import format_of, predict, writing
 
@@ -63,7 +63,9 @@ def predict_command(
         raise UsageError(f"{output} is the file that is read; name another with -o.")
     for path in (file, *([output] if output else [])):
         format_of(path)
-    version, folder = actions.approved_model(pipeline, model)
+    project = Project(pipeline)
+    version = project.version(model)
+    folder = project.version_folder(version)
     began = time.monotonic()
     scorer = load(version, folder, unknown=unknown, threads=_cores())
     try:
@@ -97,7 +99,13 @@ def predict_command(
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: one per core]")
 @unknown_option
-@click.option("--max-body-mb", type=click.FloatRange(0, 1024, min_open=True), default=6.0, show_default=True)
+@click.option(
+    "--max-body-mb",
+    type=click.FloatRange(0, 1024, min_open=True),
+    default=6.0,
+    show_default=True,
+    help="Of one request.",
+)
 @click.option(
     "--timeout-s", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="For a request to arrive."
 )
@@ -139,13 +147,15 @@ def serve_command(
             "RUNNER_TOKEN=… runner serve …; clients send `Authorization: Bearer …`."
         )
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core, and forked ones
-    from runner import actions
+    from runner.project import Project
     from runner.serve.app import Application, Limits
     from runner.serve.approved import load
     from runner.serve.metrics import Metrics
     from runner.serve.server import bind, serve
 
-    version, folder = actions.approved_model(pipeline, model)
+    project = Project(pipeline)
+    version = project.version(model)
+    folder = project.version_folder(version)
     scorer = load(version, folder, unknown=unknown)
     processes = workers or _cores()
     limits = Limits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)

@@ -36,9 +36,10 @@ def publish_command(bucket: str | None, dry_run: bool, as_json: bool, pipeline: 
       runner studio publish --dry-run
       runner studio publish --bucket my-templates
     """
-    from runner import backend
+    from runner.aws.studio import publish
+    from runner.pipeline.file import load
 
-    found = backend.publish_template(pipeline, bucket=bucket, dry_run=dry_run)
+    found = publish(load(pipeline), pipeline.parent, bucket=bucket, dry_run=dry_run)
     if as_json:
         print_json(
             {

@@ -68,13 +68,13 @@ def sweep_command(
     Example:
       runner sweep train -p train.max_depth=3,5,7 -p train.eta=0.1,0.3 -j 2 --metric train.validation_auc
     """
-    from runner import backend
     from runner.cli.reporting import Reporter
-    from runner.cli.text import summary
+    from runner.cli.summary import summary
     from runner.pipeline.file import load
+    from runner.project import Project, fork_servers
     from runner.report.sweep import plot, write_sweep
+    from runner.run.ports import Options, Silent
     from runner.run.sweep import sweep
-    from runner.run.world import Options, Silent
 
     fixed, grid = _grid(parameters)
     spec = load(pipeline, profile)
@@ -83,11 +83,12 @@ def sweep_command(
 
         raise UsageError(f"There is no step {step!r}{nearest(step, spec.steps)}")
     stop = threading.Event()
-    store = backend.store(pipeline)
+    project = Project(pipeline)
+    store = project.store
     board = _Board()
     with (
         signals(stop) as received,
-        backend.fork_servers() as servers,
+        fork_servers() as servers,
         ThreadPoolExecutor(1) as beside,  # the plot is drawn while the winner is evaluated
         Reporter(Silent(), pages=not no_report) as watcher,
         board,
@@ -107,7 +108,7 @@ def sweep_command(
             metric=metric,
             options=Options(kernel=kernel, profile=profile, overrides=fixed, on=on),
             jobs=jobs or (1 if on == "local" else JOBS_ELSEWHERE),
-            world=lambda: backend.world(pipeline, spec, on=on, kernel=kernel, servers=servers, stop=stop),
+            world=lambda: project.world(spec, on=on, kernel=kernel, servers=servers, stop=stop),
             on_change=changed,
             watcher=watcher,
         )

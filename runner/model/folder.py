@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xgboost as xgb
 
-    from runner.serve.inference import Scorer
+    from runner.scoring.inference import Scorer
 
 MODEL, SIGNATURE, CODE, CONTRIBUTIONS = "model.ubj", "signature.json", "features.py", "contributions.json"
 BLOCK = 100_000  # rows that are read at a time
@@ -142,7 +142,7 @@ class Model:
         """
         import numpy as np
 
-        from runner.serve.inference import BadInput
+        from runner.scoring.inference import BadInput
 
         if unknown not in self._scorers:
             self._scorers[unknown] = _scorer(self._files, self._folder, unknown)
@@ -206,7 +206,7 @@ def _frozen(code: str | Path | ModuleType, frame: pd.DataFrame, place: Path) -> 
 
 
 def _scorer(files: Mapping[str, bytes], folder: Path, unknown: Unknown = "error") -> Scorer:
-    from runner.serve.inference import Scorer
+    from runner.scoring.inference import Scorer
 
     try:
         return Scorer(dict(files), unknown=unknown, threads=0)

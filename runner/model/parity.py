@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from runner.model.estimator import Estimator
-    from runner.serve.inference import Rows, Scorer
+    from runner.scoring.inference import Rows, Scorer
 
 BLOCK = 10_000  # rows
 ALONE = 20  # rows that are sent one by one too
@@ -128,7 +128,7 @@ class _Block:
 
     def compare_requests(self, places: list[int]) -> None:
         """Send these rows in every form to every reader; what serves reads common forms by other code."""
-        from runner.serve.quick import quick
+        from runner.scoring.fast_reading import quick
 
         names, served = self.scorer.names, quick(self.scorer)
         records = self.records(places)
@@ -180,7 +180,7 @@ class _Block:
     def compare_alone(self, at: int) -> None:
         import numpy as np
 
-        from runner.serve.quick import quick
+        from runner.scoring.fast_reading import quick
 
         self.scorer.quick = quick(self.scorer)
         body = msgspec.json.encode([self.named(at)])
@@ -202,7 +202,7 @@ class _Block:
 @contextlib.contextmanager
 def _refusing(what: str, rows: Sequence[int]) -> Iterator[None]:
     """BadInput about these rows of the frame as a sentence."""
-    from runner.serve.inference import BadInput
+    from runner.scoring.inference import BadInput
 
     try:
         yield

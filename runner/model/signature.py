@@ -1,4 +1,4 @@
-"""What a model expects of a raw record. How one is read by it stands in runner/serve/inference.py alone.
+"""What a model expects of a raw record. How one is read by it stands in runner/scoring/inference.py alone.
 
 The signature is plain data; describing a table needs pandas, imported by whoever brings one.
 """
@@ -146,7 +146,7 @@ def _categories(name: str, found: list[Any]) -> list[str]:
 
 def distinct(name: str, categories: list[str]) -> list[str]:
     """Themselves. Raises UsageError where two would be one to whoever sends a number."""
-    from runner.serve.inference import NUMBER, category
+    from runner.scoring.inference import NUMBER, category
 
     read: dict[tuple[bool, str], str] = {}
     for text in categories:

@@ -1,4 +1,4 @@
-"""A pandas table as `runner.serve.inference` takes records: columns of plain values, and the numbers that they are read as.
+"""A pandas table as `runner.scoring.inference` takes records: columns of plain values, and the numbers that they are read as.
 
 Decides nothing about a value: that is inference.py's.
 """
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from runner.serve.inference import BadInput, Column, Scorer
+    from runner.scoring.inference import BadInput, Column, Scorer
 
 Values = Any  # of a column: numpy's numbers or truth values, or a list with None where one is missing
 
 
 def columns(frame: pd.DataFrame, scorer: Scorer) -> list[Values]:
     """The model's columns, in its order. Raises BadInput where one is absent or there twice."""
-    from runner.serve.inference import BadInput
+    from runner.scoring.inference import BadInput
 
     scorer.complete({name: None for name in frame.columns if isinstance(name, str)})
     made = []
@@ -49,7 +49,7 @@ def rows(given: Iterable[Values]) -> list[tuple[Any, ...]]:
 
 def unknown(column: Column, series: pd.Series) -> int:
     """How many rows have a value that is neither missing nor a category of the column."""
-    from runner.serve.inference import BadInput
+    from runner.scoring.inference import BadInput
 
     count = 0
     for value in _plain(_values(series)):
@@ -88,7 +88,7 @@ def _read(column: Column, values: Values) -> Any:
     """All at once where they are numbers in a column of numbers, or known to it; else one by one."""
     import numpy as np
 
-    from runner.serve.inference import CODED, LARGEST
+    from runner.scoring.inference import CODED, LARGEST
 
     if not isinstance(values, list):
         numeric = column.kind not in CODED and values.dtype.kind != "b"

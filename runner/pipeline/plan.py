@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from runner.errors import PipelineError, counted
+from runner.notebook.parameters import Declared
+from runner.notebook.source import Notebook, project_modules, read_notebook
+from runner.notebook.strip_outputs import INJECTED
+from runner.notebook.types import DoesNotFit, check, read_text
 from runner.pipeline.addresses import is_public, public
-from runner.pipeline.cleaned import INJECTED
 from runner.pipeline.file import examine, is_address, is_path, nearest
-from runner.pipeline.notebook import Notebook, project_modules, read_notebook
-from runner.pipeline.parameters import Declared
 from runner.pipeline.registering import gated, needs_of, outlook, registers
-from runner.pipeline.types import DoesNotFit, check, read_text
 from runner.records import Pipeline, StepSpec, Value
 
 ENVIRONMENT = "env:"

@@ -10,13 +10,13 @@ import ast
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from runner.notebook.source import Notebook, parsed, python_source
 from runner.pipeline.file import VERDICT, upstream
-from runner.pipeline.notebook import Notebook, parsed, python_source
 from runner.records import Pipeline, StepSpec
 
 HOW_TO_REGISTER = (
     "Add a step that takes the model and `gate.verdict` as inputs, with `runner.model.register(model)` in its notebook "
-    "(README, Your own notebooks)."
+    "(docs/own-notebooks.md)."
 )
 REGISTER = ("runner.model.register", "runner.model.request.register")
 

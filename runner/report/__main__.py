@@ -17,7 +17,7 @@ from runner.records import read
 from runner.report.markup import load
 from runner.report.notebook import write_notebook_page
 from runner.report.page import write_report
-from runner.run.repetition import page_of, template
+from runner.run.fast_path_record import page_of, template
 from runner.run.store import Store
 
 

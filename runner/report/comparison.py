@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.audit.compare import Comparison, MetricRow, RunFacts
+from runner.audit.diff import Difference, MetricChange
 from runner.content import atomic_write
 from runner.errors import counted
 from runner.escape import visible
-from runner.pipeline.scraps import Figure, read_figures
+from runner.notebook.recorded import Figure, read_figures
 from runner.records import Metric, Value
 from runner.report import clean
 from runner.report.files import environment, number, reason, style
 from runner.report.page import WORDS
-from runner.run.compare import Comparison, MetricRow, RunFacts
-from runner.run.diff import Difference, MetricChange
 
 # Okabe and Ito, Color Universal Design, 2008; without the yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

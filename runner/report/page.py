@@ -10,7 +10,7 @@ from runner.content import atomic_write
 from runner.errors import RunnerError
 from runner.gate import describe
 from runner.manifest import RunManifest, StepState
-from runner.pipeline.scraps import read_figures
+from runner.notebook.recorded import read_figures
 from runner.records import Metric, RuleResult, read
 from runner.report import clean
 from runner.report.files import environment, number, reason, style
@@ -190,7 +190,7 @@ def _shown(run_folder: Path, state: StepState) -> dict[str, Any] | None:
 
 def _failing_source(run_folder: Path, failed: StepState | None) -> str:
     """The source of the cell that failed."""
-    from runner.pipeline.notebook import read_notebook
+    from runner.notebook.source import read_notebook
 
     error = failed.result.error if failed and failed.result else None
     if failed is None or error is None or error.cell is None:

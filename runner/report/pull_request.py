@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from runner.audit.compare import Comparison, RunFacts
+from runner.audit.diff import Change, Difference, MetricChange, StepChange
 from runner.errors import counted
 from runner.escape import code, markdown, terminal
 from runner.records import Metric
@@ -22,8 +24,6 @@ from runner.report.comparison import (
     verdict_in_words,
 )
 from runner.report.files import number
-from runner.run.compare import Comparison, RunFacts
-from runner.run.diff import Change, Difference, MetricChange, StepChange
 
 LINES = 60  # of code for each cell or module; the page has all
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runner.escape import code, markdown
 from runner.manifest import RunManifest, StepState
-from runner.pipeline.notebook import read_notebook
+from runner.notebook.source import read_notebook
 from runner.report import clean
 from runner.report.files import number
 from runner.report.pull_request import fence, table

@@ -21,7 +21,7 @@ from runner.paths import FileName, RelativePath
 from runner.pipeline.plan import PlannedStep
 from runner.records import Opened, Record, StepKey, encode, read
 from runner.run import folder as run_folder
-from runner.run.checked import Checked
+from runner.run.hash_cache import Checked
 from runner.run.keys import differences, digest
 from runner.run.sources import changed_objects
 from runner.run.store import MANIFEST, Store, facts_of, files_of

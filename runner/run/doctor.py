@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from runner.errors import PipelineError, Refused, RunnerError, UsageError
-from runner.pipeline.remote import LOCK
-from runner.records import StepJob, encode
+from runner.records import LOCK, StepJob, encode
 from runner.run.store import Store
 
 OLDEST = (3, 11)
@@ -179,8 +178,8 @@ def sound(pipeline: Path) -> Check:
 
 def kernels(pipeline: Path) -> Iterator[Check]:
     """The kernels of notebooks in other languages than Python, where one is missing."""
+    from runner.kernel.kernelspec import kernel_for
     from runner.pipeline.plan import plan
-    from runner.step.kernelspec import kernel_for
 
     with contextlib.suppress(PipelineError):  # `sound` has said so
         for step in plan(pipeline).steps:

@@ -11,9 +11,9 @@ import msgspec
 
 from runner.content import atomic_write, file_fact
 from runner.manifest import RunManifest
+from runner.notebook.source import read_notebook
 from runner.pipeline.addresses import public
 from runner.pipeline.file import is_address
-from runner.pipeline.notebook import read_notebook
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
 from runner.pipeline.registering import gated, needs_of
 from runner.records import Artifact, InputFact, StepJob, StepResult, encode

@@ -8,9 +8,9 @@ from pathlib import Path
 from runner.content import artifact, file_fact
 from runner.errors import Refused, RunnerError, Tampered
 from runner.manifest import RunManifest
+from runner.notebook.source import read_notebook
 from runner.pipeline.addresses import WITHHELD
 from runner.pipeline.file import is_address
-from runner.pipeline.notebook import read_notebook
 from runner.records import Artifact, InputFact, Value
 from runner.run import folder as run_folder
 from runner.run.store import Store, facts_of

@@ -15,13 +15,13 @@ import msgspec
 from runner import __version__
 from runner.content import file_fact
 from runner.errors import counted
+from runner.notebook.source import PARAMETERS, Cell, Notebook, imported_names, module_source, python_source
 from runner.pipeline.file import APPROVED
-from runner.pipeline.notebook import PARAMETERS, Cell, Notebook, imported_names, module_source, python_source
 from runner.pipeline.plan import PlannedStep
 from runner.records import CellFact, InputFact, StepKey, Value
 from runner.run import editable
 from runner.run.packages import closure, provided
-from runner.run.world import Runtime
+from runner.run.ports import Runtime
 
 # by what a notebook imports of ours: the packages that do the work there (all that we require would be too much)
 OURS = {"runner.scraps": {"scrapbook"}, "runner.model": {"xgboost", "pandas"}}

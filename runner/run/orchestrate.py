@@ -27,10 +27,10 @@ from runner.run import folder as run_folder
 from runner.run import provenance, registration
 from runner.run.cache import Cache, Found
 from runner.run.keys import step_key
-from runner.run.pins import pinned
+from runner.run.pinned_inputs import pinned
+from runner.run.ports import Options, World
 from runner.run.retries import retries
 from runner.run.sources import recorded, recorded_values
-from runner.run.world import Options, World
 
 VERDICT_FILE = "verdict.json"
 

@@ -11,8 +11,8 @@ from runner.records import Artifact, InputFact, Metric, StepResult, Verdict, enc
 from runner.run import folder as run_folder
 from runner.run.cache import Cache
 from runner.run.keys import step_key
-from runner.run.pins import pinned
-from runner.run.world import Options, Runtime, World
+from runner.run.pinned_inputs import pinned
+from runner.run.ports import Options, Runtime, World
 
 
 @dataclass(frozen=True)

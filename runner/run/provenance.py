@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runner.manifest import Environment, GitState
-from runner.pipeline.notebook import code_cells
+from runner.notebook.source import code_cells
 from runner.run import packages
 from runner.run.checkout import Checkout, Question
 

@@ -21,8 +21,8 @@ from runner.pipeline.file import nearest
 from runner.pipeline.plan import Plan, plan
 from runner.records import Metric, StepResult
 from runner.run.orchestrate import run
+from runner.run.ports import Executor, Options, Watcher, World
 from runner.run.sources import recorded_values
-from runner.run.world import Executor, Options, Watcher, World
 from runner.step.execute import Progress
 
 MOST = 1000  # combinations

@@ -26,8 +26,8 @@ from starlette.routing import Route
 
 from runner.loopback import names_this_machine
 from runner.model.versions import ModelVersion
+from runner.scoring.inference import BadInput, Scorer, accepted
 from runner.serve.describe import openapi, page
-from runner.serve.inference import BadInput, Scorer, accepted
 from runner.serve.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from runner.model.versions import ModelVersion
 from runner.records import FileFact, checked, decode
 
 if TYPE_CHECKING:
-    from runner.serve.inference import Scorer
+    from runner.scoring.inference import Scorer
 
 
 def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", threads: int = 1) -> Scorer:
@@ -22,8 +22,8 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
 
     Raises Refused where it is not approved or cannot score its sample, Tampered where a byte is not as registered.
     """
-    from runner.serve.inference import Scorer  # numpy
-    from runner.serve.quick import quick
+    from runner.scoring.fast_reading import quick
+    from runner.scoring.inference import Scorer  # numpy
 
     label = version.label
     if version.status != "approved":

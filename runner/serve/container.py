@@ -22,10 +22,10 @@ FOLDER, HOST, PORT = Path("/opt/ml/model"), "0.0.0.0", 8080
 def main() -> NoReturn:
     """Answer until SIGTERM. Leaves with a sentence where the model is not the one that was deployed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core
+    from runner.scoring.fast_reading import quick
+    from runner.scoring.inference import loaded
     from runner.serve.app import Application, Limits
-    from runner.serve.inference import loaded
     from runner.serve.metrics import Metrics
-    from runner.serve.quick import quick
     from runner.serve.server import bind, serve
 
     try:

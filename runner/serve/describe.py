@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from runner import __version__, escape
 from runner.model.versions import ModelVersion
-from runner.serve.inference import CONTENT_TYPES
+from runner.scoring.inference import CONTENT_TYPES
 
 if TYPE_CHECKING:
-    from runner.serve.inference import Scorer
+    from runner.scoring.inference import Scorer
 
 TEMPLATE = Path(__file__).with_name("page.html")
 REFUSALS = {

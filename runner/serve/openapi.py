@@ -11,7 +11,7 @@ from runner.model.signature import Column, Signature
 from runner.model.versions import ModelVersion
 
 Authentication = Literal["api-key", "iam", "none"]
-# what runner/serve/inference.py reads as a number, or as missing; in the words that every dialect of patterns has
+# what runner/scoring/inference.py reads as a number, or as missing; in the words that every dialect of patterns has
 NUMBER = r"^[ \t]*([+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?)?[ \t]*$"
 BOOLEAN = r"^[ \t]*([tT][rR][uU][eE]|[fF][aA][lL][sS][eE]|[01](\.0*)?)?[ \t]*$"
 REFUSALS = {

@@ -1,6 +1,6 @@
 """A file of raw records in, the same rows with `prediction` and `probability` out: a part at a time, in bounded memory.
 
-Knows the formats; the records are read by `runner.serve.inference`, as from a request.
+Knows the formats; the records are read by `runner.scoring.inference`, as from a request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runner.model import table
 from runner.model.signature import BadRecords
 
 if TYPE_CHECKING:
-    from runner.serve.inference import Rows, Scorer
+    from runner.scoring.inference import Rows, Scorer
 
 ROWS = 10_000  # at a time
 FORMATS = {".csv": "csv", ".txt": "csv", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
@@ -65,7 +65,7 @@ def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[
     """
     import numpy as np
 
-    from runner.serve.inference import BadInput
+    from runner.scoring.inference import BadInput
 
     done = 0
     parts = {"csv": _csv, "lines": _lines, "parquet": _parquet}[format_of(source)](source, scorer)
@@ -202,7 +202,7 @@ def _csv_text(rows: list[list[Any]]) -> str:
 
 
 def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
-    from runner.serve.inference import BadInput
+    from runner.scoring.inference import BadInput
 
     header: list[str] | None = None
     size, first = source.stat().st_size or 1, True
@@ -228,7 +228,7 @@ def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
 
 
 def _lines(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
-    from runner.serve.inference import BadInput
+    from runner.scoring.inference import BadInput
 
     size, done, number, names = source.stat().st_size or 1, 0, 0, None
     with open(source, encoding="utf-8-sig", newline="\n") as file:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, cast
 
-from runner.lean import PAPERMILLS, without
+from runner.import_blocking import PAPERMILLS, without
 
 with without(*PAPERMILLS, "pyarrow"):
     from nbclient.client import timestamp
@@ -26,8 +26,8 @@ with without(*PAPERMILLS, "pyarrow"):
     from nbformat import NotebookNode
     from papermill.clientwrap import PapermillNotebookClient
 
-from runner.step.ceiling import Ceiling
-from runner.step.process import GRACE_S, end
+from runner.kernel.output_limits import Ceiling
+from runner.kernel.standard import GRACE_S, end
 from runner.step.session import Ending, Raised, Session
 
 LEAVE_S = 30.0  # for the notebook's own threads and exit handlers

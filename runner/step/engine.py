@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.lean import PAPERMILLS, without
+from runner.import_blocking import PAPERMILLS, without
 from runner.records import Value
 
 with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
@@ -72,7 +72,7 @@ def execute(
 
 def _load(path: Path) -> Any:
     """As papermill's load_notebook_node. A notebook of the newest format with proper ids needs no validator for it,
-    which takes 0.1 s to be made; the notebook has been read before, by runner.pipeline.notebook."""
+    which takes 0.1 s to be made; the notebook has been read before, by runner.notebook.source."""
     nb: Any = v4.reads(  # type: ignore[no-untyped-call]
         path.read_text(encoding="utf-8")
     )

@@ -30,11 +30,13 @@ from runner.content import artifact, atomic_write, file_fact, stamp
 from runner.errors import PipelineError, RunnerError, UsageError
 from runner.escape import terminal
 from runner.failpoint import reach
+from runner.kernel.choose import OPENED, start
+from runner.kernel.choose import SOURCE as SOURCE  # its name beside those of the step folder's other files
+from runner.notebook.recorded import read_scraps
+from runner.notebook.redaction import Redactor
+from runner.notebook.source import Cell, Notebook, read_notebook
 from runner.paths import stays_below
-from runner.pipeline.credentials import Redactor
 from runner.pipeline.file import REGISTRATION
-from runner.pipeline.notebook import Cell, Notebook, read_notebook
-from runner.pipeline.scraps import read_scraps
 from runner.records import (
     STANDARD,
     Artifact,
@@ -48,12 +50,10 @@ from runner.records import (
     encode,
     read,
 )
-from runner.step.ending import cells_run, out_of_memory_count, why_ended
-from runner.step.start import OPENED, start
-from runner.step.start import SOURCE as SOURCE  # its name beside those of the step folder's other files
+from runner.step.outcome import cells_run, out_of_memory_count, why_ended
 
 if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import
-    from runner.step.process import Kernel
+    from runner.kernel.standard import Kernel
     from runner.step.session import Session
 
 JOB, RESULT, EXECUTED = "job.json", "result.json", "executed.ipynb"

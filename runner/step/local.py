@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.pipeline.notebook import read_notebook
+from runner.kernel.choose import OPENED, Imports, general_environment, needs_standard, start
+from runner.kernel.forked.client import ForkServer
+from runner.kernel.standard import Kernel
+from runner.notebook.source import read_notebook
 from runner.records import FORKED, STANDARD, StepJob, StepResult, read
 from runner.step.execute import JOB, Progress, execute
-from runner.step.forked import ForkServer
-from runner.step.process import Kernel
-from runner.step.start import OPENED, Imports, general_environment, needs_standard, start
 
 SETTINGS = ("matplotlibrc", ".env")  # libraries look for them in the working folder when they are imported
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from runner.escape import terminal
 
 if TYPE_CHECKING:
-    from runner.step.process import Kernel
+    from runner.kernel.standard import Kernel
     from runner.step.session import Session
 
 # options that are meant for others than nbclient's client, or that it gets by another name
@@ -124,9 +124,9 @@ def _session(kernel: Kernel, options: dict[str, Any], save: Any) -> Session:
 
 def _kernel(nb: Any, name: str, options: dict[str, Any], *, forked: bool = True) -> Kernel:
     """A kernel of ours where the kernel of that name is this interpreter's; otherwise that kernel."""
-    from runner.step.kernelspec import installed_kernel
-    from runner.step.process import KernelProcess, start_kernel
-    from runner.step.start import general_environment
+    from runner.kernel.choose import general_environment
+    from runner.kernel.kernelspec import installed_kernel
+    from runner.kernel.standard import KernelProcess, start_kernel
 
     asked = installed_kernel(name)
     here = Path.cwd() / (options.get("resources", {}).get("metadata", {}).get("path") or ".")
@@ -148,9 +148,9 @@ def _kernel(nb: Any, name: str, options: dict[str, Any], *, forked: bool = True)
 
 def _forked_kernel(nb: Any, name: str, here: Path, environment: dict[str, str]) -> tuple[Kernel | None, str]:
     """It, or why the notebook needs the standard one."""
-    from runner.pipeline.notebook import Cell, Notebook
-    from runner.step.forked import ForkServer
-    from runner.step.start import Imports, needs_standard
+    from runner.kernel.choose import Imports, needs_standard
+    from runner.kernel.forked.client import ForkServer
+    from runner.notebook.source import Cell, Notebook
 
     cells = tuple(
         Cell(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ())), number)
@@ -171,9 +171,9 @@ def _raise(session: Session, nb: Any) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from runner.pipeline.credentials import Redactor
+    from runner.notebook.redaction import Redactor
     from runner.records import StepJob
-    from runner.step.ending import why_ended
+    from runner.step.outcome import why_ended
 
     job = StepJob(run="", step="", notebook="", parameters={}, outputs={})
     found = why_ended(session, nb.cells, job, out_of_memory=False, redactor=Redactor())

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from runner.failpoint import reach
-from runner.pipeline.credentials import Redactor
+from runner.notebook.redaction import Redactor
 
 SAVE_EVERY_S = 5.0
 # what nbformat keeps out of files, as it does a cell's `trusted`

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from runner.step.process import Kernel
+from runner.kernel.standard import Kernel
 
 # "left": a cell called exit(); "silent": the kernel lives, and never said that the cell had ended, or how
 Ending = Literal["end", "error", "left", "cell timeout", "step timeout", "stopped", "died", "silent"]

@@ -15,9 +15,9 @@ import nbclient.client
 import nbclient.exceptions
 from papermill.engines import NotebookExecutionManager
 
+from runner.kernel.standard import Kernel
 from runner.step import plugin
 from runner.step.client import StepClient
-from runner.step.process import Kernel
 from runner.step.session import Limits, Session
 
 FORKED = os.environ.get("PEERS_KERNEL") == "forked"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
+import functools
 import json
 import os
 import pickle
 import secrets
+import select
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,8 +30,23 @@ from .images import Image
 from .jobs import Settings
 from .policies import Request
 
+END_S = 15
 # gets what CreateEndpoint or UpdateEndpoint brings, gives the address of the server for it; raising makes it Failed
 OnEndpoint = Callable[[dict[str, Any]], str | None]
+
+
+@functools.cache
+def start_forker() -> socket.socket:
+    """The process that all servers of these tests are forks of (__main__.py), and where it is asked."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        line = [sys.executable, "-m", str(__package__).rpartition(".")[2], str(theirs.fileno())]
+        env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+        above, passed = Path(__file__).parents[1], [theirs.fileno()]
+        process = subprocess.Popen(line, cwd=above, env=env, pass_fds=passed, stdin=subprocess.DEVNULL)
+    atexit.register(process.wait)
+    atexit.register(ours.close)  # which comes first
+    return ours
 
 
 class RemoteFaults:
@@ -102,35 +122,30 @@ class SmallSageMaker:
         )
         self.region = region
         self._closing = threading.Event()
+        self._closed = False
         self._answers: threading.Thread | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="small-sagemaker-"))
         address, key = str(self._folder / "control"), secrets.token_bytes(16)
-        errors = self._folder / "stderr"
-        with open(errors, "w") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", str(__package__).rpartition(".")[2]],
-                cwd=Path(__file__).parents[1],
-                env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": str(self._folder), "LANG": "C.UTF-8"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
         asked = {
-            "settings": base64.b64encode(pickle.dumps(settings)).decode(),
-            "control": address,
             "folder": str(self._folder),
+            "control": address,
             "key": base64.b64encode(key).decode(),
+            "settings": base64.b64encode(pickle.dumps(settings)).decode(),
         }
-        self._stdin.write(json.dumps(asked) + "\n")
-        self._stdin.flush()
-        said = self._stdout.readline()
+        errors = self._folder / "stderr"
+        (stdin, self._stdin), (self._stdout, stdout) = os.pipe(), os.pipe()
+        with open(errors, "w") as stderr:
+            socket.send_fds(start_forker(), [json.dumps(asked).encode()], [stdin, stdout, stderr.fileno()])
+        os.close(stdin)
+        os.close(stdout)
+        said = self._read_line()
         if not said:
-            self._process.wait()
             reason = errors.read_text()
             self.close()
             raise RuntimeError(f"the server did not start: {reason}")
-        self.url: str = json.loads(said)["url"]
+        started = json.loads(said)
+        self.url: str = started["url"]
+        self._pid: int = started["pid"]
         self._control = Control(address, key)
         self.faults = RemoteFaults(self._control)
         if on_endpoint is not None:
@@ -138,13 +153,12 @@ class SmallSageMaker:
             self._answers = threading.Thread(target=self._answer_endpoints, args=(on_endpoint,), daemon=True)
             self._answers.start()
 
-    @property
-    def _stdin(self) -> Any:
-        return self._process.stdin
-
-    @property
-    def _stdout(self) -> Any:
-        return self._process.stdout
+    def _read_line(self) -> bytes:
+        """What the server says of itself; nothing where it has ended."""
+        said = b""
+        while not said.endswith(b"\n") and (part := os.read(self._stdout, 4096)):
+            said += part
+        return said
 
     @property
     def environment(self) -> dict[str, str]:
@@ -239,14 +253,12 @@ class SmallSageMaker:
         self._closing.set()
         if self._answers is not None:
             self._answers.join(5)
-        with contextlib.suppress(OSError):
-            self._stdin.close()
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stdout.close()
+        if not self._closed:
+            self._closed = True
+            os.close(self._stdin)
+            if not select.select([self._stdout], [], [], END_S)[0]:  # its end, as it says nothing more
+                os.kill(self._pid, signal.SIGKILL)
+            os.close(self._stdout)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> SmallSageMaker:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
+import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -19,10 +22,11 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import NotPermittedError
 from .images import Image
+from .interpreter import BEGUN_WITH, may_fork
 
 CLONE_NEWNET = 0x40000000
 SIOCSIFFLAGS = 0x8914
@@ -38,8 +42,9 @@ ACCOUNT_FILES = {
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+PRIVATE = '"$MOUNT" --make-rprivate /\n'
 # arguments: the root, how many folders to bind, the folders, the command
-SETUP = """
+MOUNT = """
 set -e
 root=$1; count=$2; shift 2
 while [ "$count" -gt 0 ]; do
@@ -50,9 +55,66 @@ for file in "$ACCOUNTS"/*; do
     if [ -e "$file" ]; then "$MOUNT" --bind "$file" "$root/etc/${file##*/}"; fi
 done
 "$MOUNT" --rbind /dev "$root/dev"; "$MOUNT" -t tmpfs tmpfs "$root/dev/shm"; "$MOUNT" -t proc proc "$root/proc"
+"""
+ENTER = """
 unset MOUNT ACCOUNTS
 exec "$CHROOT" "$root" /usr/bin/env -u PWD -u OLDPWD -u CHROOT "$@"
 """
+
+
+class ForkedProcess:
+    """As much of `subprocess.Popen` as a container needs, of a fork of the image's Python."""
+
+    def __init__(self, image: Image, asked: Mapping[str, Any], network: int) -> None:
+        read, write = os.pipe()
+        self._told, told = os.pipe()
+        self.stdout = open(read, "rb")  # noqa: SIM115
+        socket.send_fds(start_interpreter(image.path), [json.dumps(asked).encode()], [network, write, told])
+        for one in (write, told):
+            os.close(one)
+        self._lines = b""
+        self._ended: int | None = None
+        while b"\n" not in self._lines:
+            self._hear()
+        self.pid = int(self._lines.split()[0])
+
+    def _hear(self) -> None:
+        part = os.read(self._told, 100)
+        assert part, "the forked Pythons' process has ended"
+        self._lines += part
+
+    def poll(self) -> int | None:
+        while self._ended is None and select.select([self._told], [], [], 0)[0]:
+            self._hear()
+            if self._lines.count(b"\n") == 2:
+                self._ended = int(self._lines.split()[1])
+                os.close(self._told)
+        return self._ended
+
+    def wait(self) -> int:
+        while (code := self.poll()) is None:
+            select.select([self._told], [], [])
+        return code
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@functools.cache
+def start_interpreter(prefix: str) -> socket.socket:
+    """Where forks of this environment's Python are asked for. One process, which ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        line = [f"{prefix}/bin/python3", str(Path(__file__).with_name("interpreter.py")), str(theirs.fileno())]
+        env = {"PATH": f"{prefix}/bin:{SYSTEM_PATH}", "HOME": "/", **BEGUN_WITH}
+        subprocess.Popen(line, cwd="/", env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    return ours
+
+
+def forks(image: Image, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether the command is a Python that is there to be forked."""
+    return image.warm and command[0] == "python3" and may_fork(environment)
 
 
 def check_permitted(images: Iterable[Image]) -> None:
@@ -81,7 +143,7 @@ class Container:
     def __init__(self, folder: Path, image: Image) -> None:
         self.root = folder / "root"
         self.image = image
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
         for name in ("dev", "proc", "tmp", "root", "run", "var/tmp", "opt/ml/config", "opt/ml/output"):
             (self.root / name).mkdir(parents=True)
         for name in ("tmp", "var/tmp"):
@@ -119,12 +181,14 @@ class Container:
             raise trouble[0]
         return made[0]
 
-    def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | ForkedProcess:
         bound = self._prepare_root()
         unshare = shutil.which("unshare", path=SYSTEM_PATH) or "unshare"
         namespaces = ["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private"]
         tools = {name.upper(): shutil.which(name, path=SYSTEM_PATH) or name for name in ("mount", "chroot")}
-        setup = ["/bin/sh", "-c", SETUP, "setup", str(self.root), str(len(bound))]
+        if forks(self.image, command, environment):
+            return self._fork(bound, tools["MOUNT"], command[1:], environment)
+        setup = ["/bin/sh", "-c", MOUNT + ENTER, "setup", str(self.root), str(len(bound))]
         return subprocess.Popen(
             [unshare, *namespaces, *setup, *bound, *self._as_user(), *command],
             env={**environment, **tools, "ACCOUNTS": str(self._accounts)},
@@ -134,6 +198,22 @@ class Container:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def _fork(
+        self, bound: Sequence[str], mount: str, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> ForkedProcess:
+        """As `_spawn`, of the image's Python, as a fork of one that was begun before (interpreter.py)."""
+        asked = {
+            "root": str(self.root),
+            "mounts": ["/bin/sh", "-c", PRIVATE + MOUNT, "setup", str(self.root), str(len(bound)), *bound],
+            "tools": {"MOUNT": mount, "ACCOUNTS": str(self._accounts)},
+            "number": None if self.image.user == "root" else NUMBER,
+            "privileged": self.image.user != "1000",
+            "arguments": list(arguments),
+            "environment": dict(environment),
+        }
+        with open(f"/proc/self/task/{threading.get_native_id()}/ns/net") as network:
+            return ForkedProcess(self.image, asked, network.fileno())
 
     def _as_user(self) -> list[str]:
         if self.image.user == "root":

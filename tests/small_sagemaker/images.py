@@ -42,11 +42,13 @@ class Image:
     `user` is its Dockerfile's last USER. /opt/ml is root's, whoever that is.
     1000: a bare number, with no entry in /etc/passwd, so that its home is `/`, and with no way to become root.
     sagemaker-user: SageMaker Distribution's, number 1000 with a home of its own and `sudo` without a password.
+    `warm`: containers that are to start its Python are forks of one that is begun already (interpreter.py).
     """
 
     path: str
     also: tuple[str, ...] = ()
     user: User = "1000"
+    warm: bool = False
 
     @property
     def home(self) -> str:
@@ -65,9 +67,9 @@ class Image:
         return kept
 
 
-def own_image(user: User = "1000") -> Image:
+def own_image(user: User = "1000", *, warm: bool = False) -> Image:
     """The environment this runs in, as an image built from the project's lock file would have it."""
-    return Image(sys.prefix, user=user)
+    return Image(sys.prefix, user=user, warm=warm)
 
 
 def distribution_image(folder: str | os.PathLike[str] | None = None) -> Image:

@@ -17,7 +17,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from . import stacks  # noqa: F401  # moto finds what is in it
 from .builds import Builds
-from .calls import ACCOUNT, SERVICE_KEY
+from .calls import ACCOUNT, SERVICE_KEY, list_routes, load_model
 from .deliveries import Deliveries
 from .endpoints import Endpoints
 from .errors import ServiceError, refuse
@@ -35,6 +35,14 @@ from .transfer import split_uri
 IMAGE = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com/(?P<repository>[^:@]+)(?::(?P<tag>[^@]+)|@(?P<digest>.+))?"
 )
+
+
+def load() -> None:
+    """Reads what a server, and its clients, would read when they are first asked."""
+    for service in ("s3", "sagemaker", "logs", "ecr", "events", "iam", "sts"):
+        load_model(service)
+        boto3.client(service, region_name="eu-west-1")
+    list_routes("s3")
 
 
 class QuietHandler(MotoRequestHandler):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from . import JOB_KEY, Image, NotPermittedError, SmallSageMaker
+from . import JOB_KEY, Image, NotPermittedError, SmallSageMaker, own_image
 from .images import User
 from .trying import BUCKET, EVERYTHING, give, put, read_log, run_job
 
@@ -100,3 +101,72 @@ def test_a_container_runs_as_the_user_of_its_image_and_opt_ml_is_roots() -> None
             )
         said = {user: read_log(cloud.client("logs"), user) for user in users}
     assert {**said, "root": said["root"][:7]} == told
+
+
+LOOK = """
+import json, os, signal, socket, subprocess, sys, threading
+from pathlib import Path
+
+def capabilities():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return [line for line in lines if line.startswith(("Uid", "Gid", "Groups", "CapEff", "CapBnd", "NoNewPrivs", "Threads"))]
+
+def inherited(number):
+    try:
+        return os.get_inheritable(number)
+    except OSError:
+        return False
+
+def look():
+    try:
+        Path("/opt/ml/written").touch()
+        written = True
+    except OSError as error:
+        written = str(error)
+    return {
+        "argv": sys.argv, "path": sys.path, "name": __name__, "executable": sys.executable, "pid": os.getpid(),
+        "parent": os.getppid(), "session": os.getsid(0), "status": capabilities(), "cwd": os.getcwd(), "root": os.listdir("/"),
+        "environment": dict(os.environ), "networks": socket.if_nameindex(), "written": written, "mounts": len(
+            Path("/proc/mounts").read_text().splitlines()), "shm": os.listdir("/dev/shm"),
+        "open": [os.readlink(f"/proc/self/fd/{n}").partition(":")[0] for n in (0, 1, 2)], "inherited": [n for n in range(3, 250) if inherited(n)], "threads": threading.active_count(),
+        "ends": {n: str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD)},
+        "umask": os.umask(0o022), "limits": __import__("resource").getrlimit(7), "host": os.uname().nodename,
+        "streams": [(s.encoding, s.errors, s.line_buffering, s.write_through) for s in (sys.stdin, sys.stdout, sys.stderr)],
+        "runner": [name for name in sys.modules if name.partition(".")[0] in ("runner", "papermill", "small_sagemaker")],
+    }
+
+print(json.dumps(look(), default=str), flush=True)
+if sys.argv[1:] == ["first"]:
+    child = subprocess.run([sys.executable, "-c", "import os, sys; print(os.getppid(), os.getsid(0) == os.getpid(), sys.argv, sys.path[0], os.environ['MINE'], sys.stdin.read()); sys.exit(7)", "x"],
+                           env={**os.environ, "MINE": "2"}, input="given", text=True, capture_output=True, start_new_session=True)
+    print(json.dumps([child.returncode, child.stdout, child.stderr]), flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    os.execve(sys.executable, [sys.executable, "-u", "-m", "look", "second"], {**os.environ, "PYTHONPATH": "/opt/ml/processing/input/in", "MORE": "1"})
+sys.exit("said as it ends")
+"""
+
+
+@pytest.mark.parametrize("user", get_args(User))
+def test_a_forked_python_finds_itself_as_one_that_is_started_there(user: User) -> None:
+    """In both a program looks at all around it, starts another Python and becomes one."""
+    found = []
+    for warm in (False, True):
+        with SmallSageMaker({"*": own_image(user, warm=warm)}) as cloud:
+            cloud.grant("jobs", EVERYTHING)
+            place = {"LocationConstraint": cloud.region}
+            cloud.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)
+            inputs = give(put(cloud.client("s3"), "look.py", LOOK))
+            command = ["python3", "-u", "/opt/ml/processing/input/in/look.py", "first"]
+            specification = {"ImageUri": "any", "ContainerEntrypoint": command}
+            job = run_job(cloud.client("sagemaker"), "look", ProcessingInputs=inputs, AppSpecification=specification)
+            said = re.sub(r"127\.0\.0\.1:\d+", "SERVICES", "\n".join(read_log(cloud.client("logs"), "look")))
+            found.append((job["ProcessingJobStatus"], job.get("FailureReason"), said.splitlines()))
+    plain, forked = ([json.loads(line) for line in one[2] if line.startswith(("{", "["))] for one in found)
+    assert len(plain) == 3
+    assert len(forked) == 3, found[1]
+    assert plain[1][0] == 7
+    for one, other in zip(plain, forked, strict=True):
+        pairs = one.items() if isinstance(one, dict) else enumerate(one)
+        assert [(what, value, other[what]) for what, value in pairs if other[what] != value] == []
+    ends = [(status, reason, said[-1]) for status, reason, said in found]
+    assert ends == [("Failed", ends[0][1], "said as it ends")] * 2

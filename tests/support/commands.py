@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.step.forked import ALONE
+from runner.kernel.forked.client import ALONE
 
 TESTS = Path(__file__).parents[1]
 TIMEOUT_S = 240

@@ -31,9 +31,9 @@ def ended(*_):
             pass
     except ChildProcessError:
         pass
-from runner.step import fork_server
+from runner.kernel.forked import server
 gc.disable()
-import runner.step.forked_app
+import runner.kernel.forked.kernel_app
 requests = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGCHLD, ended)
 while True:
@@ -58,12 +58,12 @@ os.chdir(asked["folder"])
 os.environ.clear()
 os.environ.update(asked["environment"])
 sys.argv = ["-c", str(line), asked["owner"]]
-fork_server.main()
+server.main()
 """
 
 
 class Forked:
-    """What `runner.step.forked` does with the process it has started."""
+    """What `runner.kernel.forked.client` does with the process it has started."""
 
     def __init__(self, pid: int) -> None:
         self._pid, self._pidfd = pid, os.pidfd_open(pid)
@@ -81,7 +81,7 @@ class Forked:
 
 
 class Starting:
-    """In place of the module `subprocess` in `runner.step.forked`."""
+    """In place of the module `subprocess` in `runner.kernel.forked.client`."""
 
     DEVNULL, TimeoutExpired = subprocess.DEVNULL, subprocess.TimeoutExpired
 

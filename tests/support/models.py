@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import runner.model
 from runner.model.signature import Unknown
-from runner.serve.inference import Scorer
+from runner.scoring.inference import Scorer
 
 CODE = """
 import pandas as pd

@@ -21,7 +21,7 @@ PAGES = {"RUNNER_NO_REPORT": "0"}  # the environment of a run whose report is lo
 # Jupyter's Run All: each notebook named, one after the other, saved with its outputs
 RUN_ALL = """
 import sys, warnings
-from runner.lean import deferred
+from runner.import_blocking import deferred
 warnings.simplefilter("ignore")
 with deferred():
     import nbclient, nbformat

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runner.step import forked
+from runner.kernel.forked import client
 from support.fork_servers import Starting
 
 REQUEST_BYTES = 1 << 18
@@ -34,12 +34,12 @@ PACKAGES = (
     "pyarrow.parquet", "pygments.formatters.html", "pygments.styles.default", "rich.text", "sklearn.metrics",
     "subprocess", "uvicorn", "xgboost",
 )  # fmt: skip
-NOT_COMMANDS = ("__main__", "_run", "fork_server", "forked_app", "child", "wheel_backend", "plugin")
+NOT_COMMANDS = ("__main__", "_run", "forked.server", "kernel_app", "kernel_main", "wheel_backend", "plugin")
 
 
 def load() -> None:
     import runner
-    from runner.lean import PAPERMILLS, without
+    from runner.import_blocking import PAPERMILLS, without
 
     gc.disable()
     with without(*PAPERMILLS):
@@ -73,7 +73,7 @@ def serve(requests: socket.socket, starting: Starting) -> None:
             if pid == 0:
                 for other in (requests.fileno(), told, *going, *(place for _, place in going.values())):
                     os.close(other)
-                forked.subprocess = starting  # type: ignore[attr-defined, misc, assignment]
+                client.subprocess = starting  # type: ignore[attr-defined, misc, assignment]
                 run(out, err, **json.loads(data))
             os.close(out)
             os.close(err)

@@ -36,9 +36,9 @@ from runner.aws.pipelines.sdk import CONFIG, loaded, step_arguments
 from runner.aws.pipelines.shares import Share
 from runner.aws.processing._run import PLAIN
 from runner.aws.processing.request import HASH_TAG, MOST_INPUTS, OUTPUT, Addresses, copied, limit_s, request
+from runner.aws.settings import Settings, settings
 from runner.errors import UsageError
 from runner.pipeline.file import VERDICT
-from runner.pipeline.remote import Settings, settings
 from runner.records import StepJob, encode
 from runner.run.orchestrate import VERDICT_FILE
 

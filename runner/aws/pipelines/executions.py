@@ -18,11 +18,11 @@ from runner.aws.pipelines.pushed import LEFT, Left, put_source
 from runner.aws.processing.jobs import Jobs
 from runner.aws.s3 import split
 from runner.aws.session import ABSENT, AwsError, Session
+from runner.aws.settings import settings
 from runner.errors import UsageError
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import is_address, is_path, nearest
 from runner.pipeline.plan import Plan
-from runner.pipeline.remote import settings
 from runner.records import decode
 
 ENDED = ("Succeeded", "Failed", "Stopped")

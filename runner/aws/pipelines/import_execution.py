@@ -26,12 +26,12 @@ from runner.aws.processing.jobs import Jobs
 from runner.aws.processing.prices import Prices
 from runner.aws.s3 import split
 from runner.aws.session import Session
+from runner.aws.settings import Settings, settings
 from runner.content import atomic_write, file_fact
 from runner.errors import Refused, Tampered, UsageError
 from runner.manifest import ModelVersionRef, RunManifest, StepState, recorded
 from runner.paths import inside
 from runner.pipeline.file import APPROVED
-from runner.pipeline.remote import Settings, settings
 from runner.records import (
     Artifact,
     InputFact,

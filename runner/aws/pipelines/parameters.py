@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from runner.aws.settings import settings
 from runner.errors import PipelineError
+from runner.notebook.types import DoesNotFit, Type, read_text
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.pipeline.remote import settings
-from runner.pipeline.types import DoesNotFit, Type, read_text
 from runner.records import Record, StepSpec, Value
 
 INSTANCE, SMALL_INSTANCE = "InstanceType", "SmallInstanceType"

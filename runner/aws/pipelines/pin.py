@@ -17,13 +17,13 @@ from runner.aws.pipelines.pushed import ABSENT, ABSENT_KEY, Pin, Pins, Pushed, p
 from runner.aws.registry import SageMakerRegistry
 from runner.aws.s3 import S3
 from runner.aws.session import AwsError, Session
+from runner.aws.settings import settings
 from runner.errors import PipelineError
 from runner.manifest import Champion
 from runner.model.versions import NewVersion
+from runner.notebook.types import DoesNotFit, Type, parse_annotation, read_text
 from runner.pipeline.addresses import public
 from runner.pipeline.file import APPROVED, is_address
-from runner.pipeline.remote import settings
-from runner.pipeline.types import DoesNotFit, Type, parse_annotation, read_text
 from runner.records import InputFact, InputSpec, Pipeline
 from runner.run import provenance, sources
 from runner.run.store import Store

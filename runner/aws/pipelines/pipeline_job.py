@@ -24,8 +24,8 @@ from runner.aws.processing import inside
 from runner.aws.processing.request import INPUT
 from runner.aws.s3 import split
 from runner.aws.session import Session
+from runner.aws.settings import settings
 from runner.errors import RemoteError, RunnerError
-from runner.pipeline.remote import settings
 from runner.records import decode, encode, read
 from runner.run.orchestrate import VERDICT_FILE
 

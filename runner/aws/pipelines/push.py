@@ -13,8 +13,8 @@ from runner.aws.pipelines.definition import definition
 from runner.aws.pipelines.parameters import active
 from runner.aws.pipelines.pushed import Rehearsal, lay
 from runner.aws.session import ABSENT, AwsError, Session
+from runner.aws.settings import OWN, Settings, settings
 from runner.pipeline.plan import Plan
-from runner.pipeline.remote import OWN, Settings, settings
 from runner.run.store import Store
 
 LARGEST_BYTES = 100_000  # of a definition in the request itself; a larger one goes by way of the bucket

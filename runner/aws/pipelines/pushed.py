@@ -31,16 +31,16 @@ from runner.aws.own_image import named
 from runner.aws.pipelines.parameters import Parameter, active, exposed
 from runner.aws.pipelines.shares import Share, gated_steps, judging_step, shares
 from runner.aws.processing import bundle
+from runner.aws.settings import settings
 from runner.content import artifact
 from runner.errors import PipelineError
 from runner.manifest import Champion, Environment, GitState
+from runner.notebook.redaction import FORMS
+from runner.notebook.strip_outputs import cleaned
 from runner.paths import FileName
 from runner.pipeline.addresses import is_public, public
-from runner.pipeline.cleaned import cleaned
-from runner.pipeline.credentials import FORMS
 from runner.pipeline.file import APPROVED, is_address, is_path
 from runner.pipeline.plan import ENVIRONMENT, Plan, PlannedStep
-from runner.pipeline.remote import settings
 from runner.records import FORMAT, InputFact, InputSpec, Pipeline, Record, Rule, StepJob, encode
 from runner.run import provenance
 from runner.run.cache import Cache

@@ -12,8 +12,8 @@ import itertools
 from dataclasses import dataclass
 
 from runner.aws.pipelines.parameters import active
+from runner.aws.settings import one_machine
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.pipeline.remote import one_machine
 
 
 @dataclass(frozen=True)

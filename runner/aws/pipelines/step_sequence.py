@@ -31,15 +31,15 @@ from runner.aws.processing.jobs import step_line
 from runner.aws.processing.request import INPUT, Place
 from runner.aws.s3 import split
 from runner.aws.session import Session
+from runner.aws.settings import settings
 from runner.content import artifact, atomic_write
 from runner.errors import RemoteError, UsageError
 from runner.escape import terminal
 from runner.gate import judge
 from runner.manifest import recorded
+from runner.notebook.source import read_notebook
+from runner.notebook.types import DoesNotFit, read_text
 from runner.pipeline.file import VERDICT
-from runner.pipeline.notebook import read_notebook
-from runner.pipeline.remote import settings
-from runner.pipeline.types import DoesNotFit, read_text
 from runner.records import InputFact, InputSpec, Rule, StepJob, StepResult, Value, Verdict, decode, encode, read
 from runner.run.folder import as_input
 from runner.run.orchestrate import VERDICT_FILE

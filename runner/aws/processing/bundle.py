@@ -171,13 +171,15 @@ def _rule(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
     if not line or line.startswith("#"):
         return None
     out = not line.startswith("!")
-    pattern = line.removeprefix("!").removeprefix("\\")
+    pattern = line.removeprefix("!")
     only_folders = pattern.endswith("/")
     pattern = pattern.rstrip("/")
     start = "" if "/" in pattern else "(?:.*/)?"
     parts = []
-    for token in re.findall(r"\*\*/|/\*\*$|\*+|\?|\[!?[^]]+\]|.", pattern.removeprefix("/")):
+    for token in re.findall(r"\\.|\*\*/|/\*\*$|\*+|\?|\[!?[^]]+\]|.", pattern.removeprefix("/")):
         match token:
+            case _ if token.startswith("\\") and len(token) > 1:
+                parts.append(re.escape(token[1]))
             case "**/":
                 parts.append("(?:.*/)?")
             case "/**":

@@ -9,13 +9,13 @@ from pathlib import Path
 from runner.aws.bucket import Bucket
 from runner.aws.processing import wheels
 from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle
-from runner.aws.processing.executor import lock, runner_bundle
+from runner.aws.processing.executor import runner_bundle
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import AFTER_STEP_S, limit_s
 from runner.aws.session import Session
-from runner.pipeline.credentials import FORMS
+from runner.aws.settings import Settings, could_share, lock_file, one_machine, settings
+from runner.notebook.redaction import FORMS
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.pipeline.remote import Settings, could_share, one_machine, settings
 from runner.records import InputFact, StepSpec
 from runner.run.retries import TRANSIENT_RETRIES
 
@@ -127,7 +127,7 @@ def _packages(root: Path, chosen: Settings, bucket: Bucket) -> dict[str, int]:
     keys, all_ = None, []
     if chosen.packages == "lock":
         all_ = wheels.wheels(
-            lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
+            lock_file(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
         )
         found = {bucket.address(wheel.key): wheel.size_bytes for wheel in wheels.missing(bucket, all_)}
         keys = wheels.described(bucket, all_)

@@ -20,25 +20,25 @@ from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import MODULE, Addresses, Place, attempt_key, job_name, request
 from runner.aws.processing.step_queue import ORDER, Order, Queue
 from runner.aws.session import AwsError, Session
+from runner.aws.settings import OWN, Settings, lock_file, one_machine, settings
 from runner.content import atomic_write, walk
-from runner.errors import Detached, RemoteError, UsageError
+from runner.errors import Detached, RemoteError
 from runner.failpoint import reach
 from runner.manifest import RunManifest, StepState
-from runner.pipeline.credentials import FORMS
+from runner.notebook.redaction import FORMS
 from runner.pipeline.file import is_address
-from runner.pipeline.remote import OWN, Settings, one_machine, settings
 from runner.records import InputFact, Pipeline, StepJob, StepResult, decode, encode, read
 from runner.run.folder import MODULES, step_folder
 from runner.run.inputs import origin
+from runner.run.ports import Runtime
 from runner.run.store import Store, facts_of
-from runner.run.world import Runtime
 from runner.step.execute import JOB, RESULT, SOURCE, Progress
 
 REQUEST, LOG = "request.json", "job.log"
 
 
 class SageMakerExecutor:
-    """Implements `runner.run.world.Executor`. Safe to call from several threads."""
+    """Implements `runner.run.ports.Executor`. Safe to call from several threads."""
 
     def __init__(
         self,
@@ -312,26 +312,15 @@ def runtime(pipeline: Pipeline, root: Path) -> Runtime:
     chosen = settings(pipeline)
     if chosen.packages == "image" and chosen.allow_other_versions and chosen.image != OWN:
         return Runtime(f"CPython {chosen.python} in a job", {"image": chosen.image})
-    pins = wheels.pins(lock(chosen, root), python=chosen.python, platform=chosen.platform)
+    pins = wheels.pins(lock_file(chosen, root), python=chosen.python, platform=chosen.platform)
     digest = hashlib.sha256(msgspec.json.encode(pins, order="sorted")).hexdigest()
     return Runtime(f"CPython {chosen.python} in a job", {chosen.lock: digest[:12]})
-
-
-def lock(chosen: Settings, root: Path) -> Path:
-    """The project's lock file. Raises UsageError where there is none."""
-    path = root / chosen.lock
-    if not path.exists():
-        raise UsageError(
-            f"There is no {path}, which says what packages a job runs with. Write it with "
-            f"`uv pip compile --universal --generate-hashes -o {chosen.lock} pyproject.toml`, or name it in [sagemaker] lock."
-        )
-    return path
 
 
 def environment(chosen: Settings, *, root: Path, keys: wheels.Environment | None) -> dict[str, Any]:
     """environment.json: what the job's bootstrap compares the image with, and where it finds what the image lacks."""
     return {
-        "pins": dict(wheels.pins(lock(chosen, root), python=chosen.python, platform=chosen.platform)),
+        "pins": dict(wheels.pins(lock_file(chosen, root), python=chosen.python, platform=chosen.platform)),
         "python": chosen.python,
         "packages": chosen.packages,
         "allow_other_versions": chosen.allow_other_versions,
@@ -344,7 +333,7 @@ def put_runner(chosen: Settings, bucket: Bucket, *, root: Path) -> str:
     keys, found = None, []
     if chosen.packages == "lock":
         found = wheels.wheels(
-            lock(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
+            lock_file(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
         )
         keys = wheels.upload(bucket, found)
     return bundle.upload(bucket, "bundles/", runner_bundle(chosen, found, root=root, keys=keys))[0]

@@ -10,7 +10,7 @@ import msgspec
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.jobs import END, Ended, read_progress
-from runner.pipeline.credentials import Redactor
+from runner.notebook.redaction import Redactor
 from runner.records import Artifact, StepError, StepJob, StepResult
 from runner.run.retries import STOPPED_BEFORE
 from runner.run.store import files_of

@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from runner.aws.settings import LONGEST_S, Settings
 from runner.errors import UsageError
 from runner.paths import AnyPath, FileName, OptionalPath
-from runner.pipeline.remote import LONGEST_S, Settings
 from runner.records import FORMAT, Record, StepJob
 
 INPUT, OUTPUT = "/opt/ml/processing/input", "/opt/ml/processing/output"

@@ -1,0 +1,1 @@
+"""What is done with ended runs: comparing, verifying, reproducing, debugging, packing, removing."""

@@ -1,0 +1,1 @@
+"""Kernels: choosing, starting and ending one, and what runs inside its process."""

@@ -1,0 +1,270 @@
+"""ipykernel without its sockets and threads: what a fork server makes once and every kernel it forks goes on with.
+
+The application, the kernel and the shell are ipykernel's own, so that cells find what they find in Jupyter. Messages
+leave by the session, which puts them on one line to the runner.
+"""
+# mypy: disallow-untyped-calls=False
+# (ipykernel is not annotated)
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from runner.import_blocking import without
+from runner.kernel.fd_capture import Pump
+from runner.kernel.forked.framing import Kind, frame
+from runner.kernel.output_limits import Ceiling
+from runner.kernel.preload import Preload
+from runner.kernel.stream import CappedStream, Keeper, named_as, pack
+
+with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
+    # the first three are what every shell imports later
+    import IPython.core.logger
+    import IPython.extensions.storemagic  # noqa: F401
+    import tornado.platform.asyncio  # noqa: F401
+    from ipykernel.displayhook import ZMQDisplayHook
+    from ipykernel.iostream import OutStream
+    from ipykernel.ipkernel import IPythonKernel
+    from ipykernel.kernelapp import IPKernelApp
+    from jupyter_client.session import Session
+    from traitlets import default
+
+    from runner.kernel.shell import HISTORY, NotebookKernel, settle_in
+
+INLINE = "module://matplotlib_inline.backend_inline"
+COMMS = ("comm_open", "comm_msg", "comm_close")
+SHELL, IOPUB = object(), object()  # where ipykernel means to send a message
+
+
+class Line(Session):
+    """Jupyter's session with one socket for all channels. Before `connect` it drops what it is given, or has it kept."""
+
+    keeper: Keeper | None = None
+
+    def connect(self, line: socket.socket) -> None:
+        self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
+        self.ceiling = Ceiling()
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that a cell forked."""
+        return os.getpid() == self.owner
+
+    def send(
+        self,
+        stream: Any,
+        msg_or_type: dict[str, Any] | str,
+        content: dict[str, Any] | None = None,
+        parent: dict[str, Any] | None = None,
+        ident: Any = None,
+        buffers: Any = None,
+        track: bool = False,
+        header: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Put a message on the line; a process that a cell forked can only print."""
+        if isinstance(msg_or_type, dict):
+            message = msg_or_type
+        else:
+            message = self.msg(msg_or_type, content=content, parent=parent, header=header, metadata=metadata)
+        kind = message["header"]["msg_type"]
+        if not hasattr(self, "line"):
+            if self.keeper is not None:
+                self.keeper.sent(kind, message["content"], message["metadata"], buffers)
+            return message
+        if kind in COMMS:
+            self.refuse("a cell talks to a widget in the browser (a comm)")
+        if not self.is_ours:
+            self._print(kind, message["content"])
+            return message
+        if not self.ceiling.lets(kind, message["content"]):
+            return message
+        payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": message["content"]}
+        self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload))
+        return message
+
+    def put(self, kind: Kind, payload: bytes) -> None:
+        with self.lock:
+            self.line.sendall(frame(kind, payload))
+
+    def refuse(self, why: str) -> NoReturn:
+        """Ask for the standard kernel, and do nothing more: the runner ends this process."""
+        self.put(Kind.REFUSED, pack(why))
+        while True:
+            time.sleep(60)
+
+    def _print(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "stream":
+            os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
+
+
+@named_as(OutStream)
+class PumpedStream(CappedStream):
+    """A cell's stdout or stderr in a forked kernel.
+
+    Libraries loaded ahead find it, as they do in a kernel of their own; until it is connected it writes to the server's.
+    """
+
+    def write(self, string: str) -> int:
+        if self.closed or self.pub_thread.connected or self.keeper is not None:
+            return super().write(string)
+        os.write(self.fileno(), string.encode(errors="replace"))
+        return len(string)
+
+    def flush(self) -> None:
+        if self.closed or not self.pub_thread.connected:
+            return
+        if self._is_master_process():
+            with self.pub_thread.settled():
+                self._flush()
+        else:
+            self._flush()
+
+    def begin(self) -> None:
+        """In the process that is to be the notebook's kernel."""
+        self._master_pid = os.getpid()
+
+    def forget(self) -> None:
+        """In a process that a cell forked: what was printed before is the parent's to show."""
+        self._buffer_lock = threading.RLock()
+        self._rotate_buffers()
+
+
+@named_as(IPythonKernel)
+class ForkedKernel(NotebookKernel):
+    """Handles one request at a time, in the process's main thread, with its loop running as in any kernel."""
+
+    session: Any
+    parent: Any
+    _execute_sleep = 0.0  # for zmq; here what was sent first arrives first
+    _supports_kernel_subshells = False
+
+    async def handle(self, message: dict[str, Any], pump: Pump) -> None:
+        """One request, from busy to idle."""
+        self.session.ceiling.begin()
+        self.set_parent([], message, channel="shell")
+        self._publish_status("busy", "shell")
+        self.pre_handler_hook()
+        handler = self.shell_handlers.get(message["header"]["msg_type"])
+        try:
+            if handler is not None:
+                await handler(SHELL, [], message)
+        except KeyboardInterrupt:
+            self.log.error("KeyboardInterrupt caught in kernel.")
+        except Exception:  # as in ipykernel; the runner notices that there is no reply
+            self.log.exception("Exception in message handler:")
+        finally:
+            if not self.session.is_ours:  # a cell has forked, and this is the fork that reached its end
+                os._exit(0)
+            self.post_handler_hook()
+        with pump.settled():
+            for stream in self.parent.streams:
+                stream.flush()
+            self._publish_status("idle", "shell")
+
+    def _abort_queues(self, subshell_id: str | None = None) -> None:
+        """Nothing is queued: the runner sends a request when the one before is done."""
+
+
+@named_as(IPKernelApp)
+class ForkedApp(IPKernelApp):
+    """`build()` makes it in the server; `begin` does in the forked process what belongs to one notebook."""
+
+    session: Any
+    shell: Any
+    preload: Preload
+    pump: Pump
+    streams: list[PumpedStream]
+
+    def init_blackhole(self) -> None: ...
+    def init_connection_file(self) -> None: ...
+    def init_poller(self) -> None: ...
+    def init_sockets(self) -> None: ...
+    def init_heartbeat(self) -> None: ...
+    def write_connection_file(self, **_: Any) -> None: ...
+    def log_connection_info(self) -> None: ...
+    def init_signal(self) -> None: ...
+
+    @default("connection_dir")
+    def _refuse_connection(self) -> Any:
+        return self.session.refuse("a cell asks how to connect to its kernel")
+
+    def init_io(self) -> None:
+        self.configure_tornado_logger()
+        self.patch_io()
+
+    def init_kernel(self) -> None:
+        self.kernel = ForkedKernel.instance(
+            parent=self,
+            session=self.session,
+            iopub_socket=IOPUB,
+            shell_channel_thread=SimpleNamespace(parent_thread=threading.main_thread()),
+            log=self.log,
+            profile_dir=self.profile_dir,
+            user_ns=self.user_ns,
+        )
+
+    # these run what the user's IPython profile asks for, and look at the environment
+    def init_path(self) -> None: ...
+    def init_gui_pylab(self) -> None: ...
+    def init_extensions(self) -> None: ...
+    def init_code(self) -> None: ...
+
+    def begin(self, line: socket.socket) -> None:
+        """Connect, capture what is printed, and prepare the shell as Jupyter would. The environment is in place."""
+        self.session.connect(line)
+        self.pump.connect(line)
+        CappedStream.capture = self.pump
+        for stream in self.streams:
+            stream.begin()
+        sys.displayhook = self.displayhook = _displayhook(self)
+        os.register_at_fork(after_in_child=self.forget)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.shell.init_environment()
+        super().init_path()
+        super().init_gui_pylab()
+        super().init_extensions()
+        super().init_code()
+        self.shell.starting_dir = str(Path.cwd())
+        self.shell.user_ns["_dh"][:] = [Path.cwd()]  # where `%cd -` leads back to
+        for stream in self.streams:
+            stream.flush()
+        self.preload.begin()
+        self.pump.begin(*(stream.captured for stream in self.streams))
+
+    def forget(self) -> None:
+        """In a process that a cell forked: nobody holds a lock, and nothing waits to be printed."""
+        self.session.lock = threading.Lock()
+        self.pump.forget()
+        for stream in self.streams:
+            stream.forget()
+
+
+def build() -> Any:
+    """The ForkedApp with its kernel and shell; no cell has run."""
+    app: Any = ForkedApp.instance()
+    # what ipykernel sets before any cell: pyplot, loaded ahead, looks at it when it is imported
+    os.environ["MPLBACKEND"] = os.environ.get("MPLBACKEND") or INLINE
+    app.session = Line(parent=app)
+    with without("debugpy"):
+        app.initialize([HISTORY])
+    settle_in(app)
+    app.preload = Preload(app.shell)
+    app.pump = Pump()
+    app.streams = [PumpedStream(app.session, app.pump, name) for name in ("stdout", "stderr")]
+    sys.stdout, sys.stderr = app.streams
+    return app
+
+
+def _displayhook(app: ForkedApp) -> Any:
+    hook: Any = ZMQDisplayHook(app.session, IOPUB)
+    hook.get_execution_count = lambda: app.kernel.execution_count
+    return hook

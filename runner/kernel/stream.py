@@ -1,0 +1,158 @@
+"""What a kernel's cells print and display, with a ceiling per cell, so that endless output costs no memory.
+
+Lives in the kernel process, because a ceiling at the receiving end comes after the gigabyte was sent.
+"""
+
+# mypy: disallow-untyped-calls=False
+# (ipykernel is not annotated)
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from ipykernel.iostream import OutStream
+from jupyter_client.jsonutil import json_clean, json_default
+from jupyter_client.session import Session, json_packer
+
+from runner.kernel.fd_capture import Capture
+from runner.kernel.output_limits import Ceiling
+
+LIMIT_CHARACTERS = 1_000_000  # of one stream in one cell
+NOTE = f"\n[capped: this cell wrote more than {LIMIT_CHARACTERS:,} characters here; the rest was not kept]\n"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+SENT_S = 0.001  # for zmq's own thread to send what it was given
+OFTEN_S = 0.1  # who flushes more often than that does not wait each time
+
+
+T = TypeVar("T", bound=type)
+
+
+def named_as(known: type) -> Callable[[T], T]:
+    """The class goes by the name of Jupyter's own, which libraries look for and `%config` lists."""
+
+    def name(made: T) -> T:
+        for field in ("__name__", "__qualname__", "__module__"):
+            setattr(made, field, getattr(known, field))
+        return made
+
+    return name
+
+
+class Keeper(Protocol):
+    """Takes what is said while a library is loaded ahead of the cell that imports it."""
+
+    def printed(self, name: str, text: str) -> None: ...
+
+    def sent(self, kind: str, content: dict[str, Any], metadata: Any, buffers: Any) -> None: ...
+
+
+@named_as(OutStream)
+class CappedStream(OutStream):
+    """A cell's stdout or stderr: silent after LIMIT_CHARACTERS in one cell. Its descriptor is the captured one, so
+    that what is handed it is captured too, and stands between what was printed before and after."""
+
+    capture: ClassVar[Capture | None] = None
+    keeper: ClassVar[Keeper | None] = None
+    _cell: Any = None
+    _written = 0
+    _waited = 0.0
+
+    def __init__(self, session: Any, thread: Any, name: str, **kwargs: Any) -> None:
+        super().__init__(session, thread, name, **{**kwargs, "watchfd": False})
+
+    def write(self, string: str) -> int:
+        if self.keeper is not None and isinstance(string, str):
+            self.keeper.printed(self.name, string)
+            return len(string)
+        if self.capture is not None and self._is_master_process():
+            self.capture.drain()
+        return self.take(string)
+
+    def take(self, string: str) -> int:
+        """Put it behind what is there."""
+        cell = self.parent_header.get("msg_id")
+        if cell != self._cell:
+            self._cell, self._written = cell, 0
+        room = LIMIT_CHARACTERS - self._written
+        if self.closed or not isinstance(string, str) or len(string) <= room:
+            super().write(string)
+        elif room >= 0:
+            super().write(string[:room] + NOTE)
+            room = -1
+        self._written = LIMIT_CHARACTERS + 1 if room < 0 else self._written + len(string)
+        return len(string)
+
+    def captured(self, string: str) -> None:
+        """What came by the descriptor; dropped where a cell has closed the stream."""
+        if self.keeper is not None:
+            self.keeper.printed(self.name, string)
+        elif not self.closed:
+            self.take(string)
+
+    def fileno(self) -> int:
+        return 1 if self.name == "stdout" else 2
+
+    def flush(self) -> None:
+        """Also what others have written. The standard kernel's thread has handed all of it to zmq then, so that it is
+        not lost where the process dies next."""
+        if self.capture is not None and self._is_master_process():
+            self.capture.drain()
+        waits = bool(self._buffers) and not self.closed and threading.current_thread() is not self.pub_thread.thread
+        super().flush()
+        if waits and self._is_master_process():
+            self._wait_until_sent()
+
+    def _wait_until_sent(self) -> None:
+        handed = threading.Event()
+        self.pub_thread.schedule(handed.set)  # behind the message, which ipykernel's `flush` may still find waiting
+        handed.wait(self.flush_timeout)
+        if time.monotonic() > self._waited + OFTEN_S:
+            time.sleep(SENT_S)
+            self._waited = time.monotonic()
+
+
+class CappedSession(Session):
+    """The standard kernel's session: what a cell displays is bounded before it is sent."""
+
+    keeper: Keeper | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pack = pack
+        self.ceiling = Ceiling()
+
+    def send(
+        self,
+        stream: Any,
+        msg_or_type: Any,
+        content: Any = None,
+        parent: Any = None,
+        ident: Any = None,
+        buffers: Any = None,
+        track: bool = False,
+        header: Any = None,
+        metadata: Any = None,
+    ) -> Any:
+        whole = isinstance(msg_or_type, dict)
+        kind = msg_or_type["header"]["msg_type"] if whole else msg_or_type
+        said = msg_or_type["content"] if whole else content
+        if self.keeper is not None:
+            self.keeper.sent(kind, said, msg_or_type["metadata"] if whole else metadata, buffers)
+            return None
+        if said is not None and not self.ceiling.lets(kind, said):
+            return None
+        return super().send(stream, msg_or_type, content, parent, ident, buffers, track, header, metadata)
+
+
+def pack(message: Any) -> bytes:
+    """As JSON; half a character, which no file can hold, becomes U+FFFD."""
+    try:
+        return json_packer(message)
+    except UnicodeEncodeError:
+        text = json.dumps(json_clean(message), default=json_default, ensure_ascii=False, allow_nan=False)
+        return LONE_SURROGATE.sub("\ufffd", text).encode()

@@ -1,0 +1,367 @@
+"""The one object that a command works with: a pipeline file and what belongs to it, each read or opened once.
+
+The only place that chooses between this machine and the cloud; what runs, keeps or serves is behind a protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from runner.content import atomic_write
+from runner.errors import Refused, UsageError
+from runner.failpoint import reach
+from runner.manifest import Imported, ModelVersionRef, RunManifest
+from runner.model.registry import LocalRegistry
+from runner.model.versions import ModelVersion, NewVersion, Registry
+from runner.pipeline.file import load, nearest
+from runner.records import USUAL_KERNEL, Artifact, Pipeline
+from runner.run import sources
+from runner.run.folder import PIPELINE
+from runner.run.ports import Executor, Runtime, Silent, Watcher, World
+from runner.run.sources import Remote
+from runner.run.store import Store, facts_of, found_here
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runner.aws.session import Session
+    from runner.aws.shared import SharedRuns
+    from runner.model.deployment import Deployer
+    from runner.model.signature import Signature
+    from runner.records import FileFact
+    from runner.step.local import ForkServers
+
+RUNS, REGISTRY = "runs", "registry.db"
+LOCAL, SAGEMAKER = "local", "sagemaker"  # where steps run, and where versions are registered
+LOOK_S = 5.0  # for what is said beside a run; without an answer the run is shown all the same
+
+
+class Project:
+    """The pipeline in `file`, with `profile` over it; its runs lie beside the file.
+
+    Nothing is read before it is asked for. Every part raises PipelineError where there is no such file, or a wrong one;
+    but for `store_here`, which asks for none.
+    """
+
+    def __init__(self, file: Path, *, profile: str | None = None) -> None:
+        self.file, self.root, self.profile = file, file.parent, profile
+
+    @cached_property
+    def spec(self) -> Pipeline:
+        return load(self.file, self.profile)
+
+    def of(self, spec: Pipeline) -> Project:
+        """The same place with another specification, such as the one that a run was made by."""
+        project = Project(self.file)
+        project.spec = spec
+        return project
+
+    @cached_property
+    def store_here(self) -> Store:
+        """The runs as they lie on this machine."""
+        return Store(self.root / RUNS, _Elsewhere())
+
+    @cached_property
+    def shared(self) -> SharedRuns | None:
+        """What keeps the runs where others see them, where [store] runs is set."""
+        if self.spec.store.runs is None:
+            return None
+        from runner.aws.session import Session
+        from runner.aws.shared import SharedRuns
+
+        session = Session(self.spec.sagemaker.region, kms_key=self.spec.sagemaker.kms_key)
+        return SharedRuns(self.spec.store.runs, self.store_here, self.root, session)
+
+    @cached_property
+    def store(self) -> Store:
+        """The runs, with those that others have shared."""
+        if self.shared is not None:
+            self.shared.pull()
+        return self.store_here
+
+    @cached_property
+    def registry(self) -> Registry:
+        """By [model] registry, wherever the steps run."""
+        return self.registry_within(None)
+
+    def registry_within(self, patience_s: float | None) -> Registry:
+        """`patience_s` is how long a registry elsewhere is asked again where it does not answer."""
+        match self.spec.model.registry if self.spec.model else LOCAL:
+            case "sagemaker":
+                from runner.aws import own_image
+                from runner.aws.bucket import Bucket
+                from runner.aws.registry import SageMakerRegistry
+                from runner.aws.settings import settings
+
+                chosen, store = settings(self.spec), self.store_here
+                bucket = Bucket(self.session(patience_s), chosen.bucket, chosen.prefix)
+                image = "[sagemaker] serving_image"
+                return SageMakerRegistry(
+                    bucket.session,
+                    bucket,
+                    model_folder=lambda new: model_folder(store, new.run, new.artifact),
+                    run_address=lambda run: bucket.address(f"runs/{run}/"),
+                    image=lambda: own_image.serving(
+                        bucket.session, self.spec.name, chosen, self.root, chosen.serving_image, what=image
+                    ),
+                    tags=chosen.tags,
+                    cache=self.root / RUNS / "registry-cache",
+                )
+            case _:
+                return LocalRegistry(self.root / RUNS / REGISTRY)
+
+    def rebuild_registry(self) -> None:
+        """Make the local registry anew from its events' copies; see `LocalRegistry.rebuild`."""
+        load(self.file, self.profile)
+        LocalRegistry(self.root / RUNS / REGISTRY).rebuild()
+
+    def session(self, patience_s: float | None = None) -> Session:
+        from runner.aws.session import PATIENCE_S, Session
+        from runner.aws.settings import settings
+
+        chosen = settings(self.spec)
+        patience_s = PATIENCE_S if patience_s is None else patience_s
+        return Session(chosen.region, patience_s=patience_s, kms_key=chosen.kms_key)
+
+    @property
+    def identity(self) -> str:
+        """Whom AWS takes the caller for, where it keeps the registry; otherwise ""."""
+        if self.spec.model is None or self.spec.model.registry == LOCAL:
+            return ""
+        from runner.aws.registry import caller
+
+        return caller(self.session())
+
+    def world(
+        self,
+        spec: Pipeline | None = None,
+        *,
+        on: str = LOCAL,
+        kernel: str = USUAL_KERNEL,
+        servers: ForkServers | None = None,
+        watcher: Watcher | None = None,
+        stop: threading.Event | None = None,
+    ) -> World:
+        """What a run of `spec`, or of the file as it is, talks to, with its steps on this machine or in SageMaker.
+
+        Runs that share `servers`, see `fork_servers`, share what their kernels import.
+        """
+        if spec is not None:
+            return self.of(spec).world(on=on, kernel=kernel, servers=servers, watcher=watcher, stop=stop)
+        store = self.store
+        executor: Executor
+        match on:
+            case "sagemaker":
+                from runner.aws.processing.executor import SageMakerExecutor, runtime
+                from runner.run.cache import Cache
+
+                elsewhere: Runtime | None = runtime(self.spec, self.root)
+                undeclared = Cache(store, self.root).undeclared
+                executor = SageMakerExecutor(
+                    self.session(), self.spec, root=self.root, store=store, undeclared=undeclared
+                )
+            case _:
+                from runner.step.local import LocalExecutor
+
+                elsewhere = None
+                executor = LocalExecutor(self.root, kernel=kernel, servers=servers)
+        return World(
+            store=store,
+            executor=executor,
+            registry=self.registry,
+            remote_for=remote_for,
+            watcher=watcher or Silent(),
+            stop=stop or threading.Event(),
+            runtime=elsewhere,
+            place=sources.place if elsewhere is None else sources.name_only,
+            shared=self.shared,
+            identity=lambda: self.identity,
+        )
+
+    def find_run(self, reference: str) -> str:
+        """The run id for an id, a unique part of one, `latest`, or NAME/VERSION."""
+        name, slash, number = reference.partition("/")
+        of_version = slash and number.isdecimal()
+        run = self.registry.get(name, int(number)).run if of_version else self.store.find(reference)
+        if self.shared is not None:
+            self.shared.complete(run)
+        return run
+
+    def run(self, reference: str) -> RunManifest:
+        """The manifest of the run that `find_run` finds."""
+        return self.store.manifest(self.find_run(reference))
+
+    def stop(self, reference: str) -> list[str]:
+        """End what a run has going on, here or elsewhere; what was told to stop, in words."""
+        from runner.run.resume import stop
+
+        manifest = self.store.manifest_as_written(self.find_run(reference))
+        stopped: list[str] = []
+        if manifest.on == SAGEMAKER:
+            from runner.aws.processing.executor import job_of
+            from runner.aws.processing.jobs import Jobs
+
+            jobs = Jobs(self.of(manifest.pipeline).session(), poll_s=0)
+            for state in manifest.steps:
+                if state.status == "running":
+                    name = job_of(manifest, state, self.store, jobs.session)
+                    if jobs.stop(name):
+                        stopped.append(f"job {name}")
+        return stopped + stop(manifest, self.store)
+
+    def import_pack(self, file: Path) -> tuple[RunManifest, ModelVersion | None]:
+        """The run taken in from a pack. The version that came with it is registered here, pending, as the next of its
+        name; None where none came, or where the project's versions are in SageMaker. An empty folder becomes a project."""
+        from runner.audit.archive import unpack
+        from runner.run.provenance import who
+
+        store, is_project = self.store_here, self.file.exists()
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        by = Imported(who=who(), identity=self.identity if is_project else "", at=at)
+        is_new = not store.root.exists()
+        store.prepare()
+        try:
+            with store.shared():
+                taken = unpack(file, store, by)
+                if not is_project:  # so that the run can be looked at
+                    atomic_write(self.file, (store.folder(taken.manifest.run) / PIPELINE).read_bytes())
+                model = (self.spec if is_project else taken.manifest.pipeline).model
+                if taken.version is None or (model is not None and model.registry != LOCAL):
+                    return taken.manifest, None
+                return self._registered(taken.manifest, taken.version)
+        finally:
+            if is_new:
+                store.abandon()
+
+    def _registered(self, manifest: RunManifest, new: NewVersion) -> tuple[RunManifest, ModelVersion]:
+        """The run with its version, as the local registry has it now."""
+        from runner.audit.archive import FAILPOINTS
+
+        version = LocalRegistry(self.root / RUNS / REGISTRY).register(new)
+        reach(FAILPOINTS[-1])
+        if manifest.model_version is None:
+            ref = ModelVersionRef(name=version.name, version=version.version, status="pending")
+            manifest = msgspec.structs.replace(manifest, model_version=ref)
+            self.store_here.write(manifest)
+        return manifest, version
+
+    def as_of_now(self, manifests: Sequence[RunManifest]) -> list[RunManifest]:
+        """The runs with what has been decided on their versions since; see `runner.run.current_version`."""
+        from runner.run.current_version import as_of_now
+
+        if not any(manifest.model_version for manifest in manifests):
+            return [*manifests]
+        return as_of_now(manifests, self.registry_within(LOOK_S))
+
+    def version(self, reference: str) -> ModelVersion:
+        """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if there is none."""
+        name, slash, number = reference.partition("/")
+        if slash and not number.isdecimal():
+            raise UsageError(f"{reference!r} is not a model version; write {name} or {name}/1.")
+        version = self.registry.get(name, int(number)) if slash else self.registry.approved(name)
+        if version is None:
+            self.registry.list(name)  # names what there is, where this is not a model
+            raise Refused(f"No version of {name} is approved. See `runner models {name}`.")
+        return version
+
+    def version_folder(self, version: ModelVersion) -> Path:
+        """The files of a version: its run's, or what the registry keeps of them where the run is not here."""
+        store = self.store
+        if not version.location or store.folder(version.run).exists():
+            return model_folder(store, version.run, version.artifact)
+        for path, fact in facts_of(version.artifact).items():
+            if not store.here(fact):
+                store.point(fact, version.location + path)
+        folder = store.root / "registry-cache" / "models" / version.sha256
+        store.link(version.artifact, folder)
+        return folder
+
+    def signature(self, version: ModelVersion) -> Signature:
+        """What the version's callers send. Raises Tampered where its file is gone or another."""
+        from runner.model.compatibility import signature_in
+
+        if version.location:
+            from runner.aws.package import signature
+
+            return signature(self.session(), version)
+        return signature_in(model_folder(self.store, version.run, version.artifact), version)
+
+    def deployer(self, target: str, *, no_token: bool = False) -> Deployer:
+        """Of one of [targets]; with `no_token` requests need none from now on. UsageError names those there are."""
+        chosen = self.spec.targets.get(target)
+        if chosen is None:
+            raise UsageError(f"There is no target {target!r} in {self.file.name}{nearest(target, self.spec.targets)}")
+        folder = self.root / RUNS / "targets" / target
+        match chosen.kind:
+            case "sagemaker":
+                from runner.aws.endpoint import SageMakerTarget
+
+                return SageMakerTarget(
+                    target, chosen, self.session(), self.spec, registry=self.registry,
+                    model_folder=self.version_folder, root=self.root, folder=folder,
+                )  # fmt: skip
+            case _:
+                from runner.model.served import recorded
+                from runner.serve.local.target import LocalTarget
+
+                return LocalTarget(
+                    target, chosen, folder, model_folder=self.version_folder,
+                    recorded=lambda: recorded(self.registry, target),
+                    token="" if no_token else os.environ.get("RUNNER_TOKEN") or None,
+                )  # fmt: skip
+
+
+@contextmanager
+def fork_servers() -> Iterator[ForkServers]:
+    """For several runs on this machine; ended with the context."""
+    from runner.step.local import ForkServers
+
+    servers = ForkServers()
+    try:
+        yield servers
+    finally:
+        servers.close()
+
+
+def remote_for(address: str) -> Remote:
+    match urlsplit(address).scheme:
+        case "s3":
+            from runner.aws.s3 import S3  # boto3
+
+            return S3()
+        case _:
+            from runner.run.web import Web
+
+            return Web()
+
+
+class _Elsewhere:
+    """Implements `runner.run.store.Remote`; AWS is asked only where an object's bytes are wanted that are not here."""
+
+    def fetch(self, address: str, fact: FileFact, target: Path) -> None:
+        from runner.aws.s3 import S3
+
+        S3().fetch(address, fact, target)
+
+    def digest(self, address: str) -> FileFact:
+        from runner.aws.s3 import S3
+
+        return S3().digest(address)
+
+
+def model_folder(store: Store, run: str, artifact: Artifact) -> Path:
+    """The folder of a run's model, its bytes brought here where they never were."""
+    folder = store.folder(run) / artifact.path
+    if not found_here(store.folder(run), artifact, store):
+        store.link(artifact, folder)
+    return folder
