@@ -10,20 +10,23 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # a file's tests share what it has built, so they stay in one process
-TESTED = $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-
-.PHONY: same-python run test durations test-standard soak coverage bench bench-serving lab studio lint docs locks clean
+.PHONY: same-python run test quick durations test-standard soak coverage bench bench-serving lab studio lint docs locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
 
 test: $(VENV)/.all
-	$(TESTED) -m "not soak"
+	$(TESTED) -n 3 -m "not soak"
+
+# what needs no kernel, browser, cloud or process
+quick: $(VENV)/.all
+	$(TESTED) -n 2 -m "quick and not soak"
 
 # the order of the next runs: the longest files first
 durations: $(VENV)/.all
-	$(TESTED) -m "not soak" --record-durations
+	$(TESTED) -n 3 -m "not soak" --record-durations
 
 # of the tests those that need nothing of Linux
 STANDARD := $(patsubst %,tests/test_%.py,gate layers model_folder model_records parameters_cell paths pipeline registry registry_file scraps types)

@@ -6,11 +6,14 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from support.places import Place
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
 # XGBoost's threads wait for each other on shared cores, five times as long
@@ -19,12 +22,13 @@ pytest.register_assert_rewrite("support")
 
 from support.commands import Done  # noqa: E402 - after what rewrites its assertions
 from support.projects import Project, parameters  # noqa: E402
+from support.quick import quick  # noqa: E402
 
 from runner.import_blocking import deferred  # noqa: E402
 
 with deferred():  # half of what collecting the tests takes, in each process
     import nbformat  # noqa: F401
-pytest_plugins = ["support.disk", "support.places"]  # fixtures of several files
+pytest_plugins = ["support.disk"]  # a fixture of several files
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background, and all below inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file, from `make durations`
@@ -40,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "quick: needs no kernel, browser, cloud or process; found by itself")
     if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Durations())
 
@@ -59,9 +64,12 @@ class Durations:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process has a long one left when the others are done."""
+    """The longest files first, so that no process has a long one left when the others are done; `quick` where it is."""
     seconds: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], float("inf")))
+    for item in items:
+        if isinstance(item, pytest.Function) and quick(item):
+            item.add_marker("quick")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -92,3 +100,19 @@ def one_step(project: Project) -> Callable[..., Done]:
         return project.runner("run", "--json", *arguments)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project with three versions of a model."""
+    from support.places import register_versions  # with XGBoost, which most tests do without
+
+    return register_versions(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def place(models: Path, tmp_path: Path) -> Iterator[Place]:
+    from support.places import placed
+
+    with placed(models, tmp_path / "project") as made:
+        yield made

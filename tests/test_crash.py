@@ -101,18 +101,19 @@ def kernels_of(project: Project) -> list[int]:
         found = [
             int(entry.name)
             for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and str(project.folder).encode() in _environ(entry)
+            if entry.name.isdigit() and str(project.folder) in _place(entry)
         ]
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.05)
 
 
-def _environ(entry: Path) -> bytes:
+def _place(entry: Path) -> str:
+    """The working folder of the process, and its environment as it was when it was started."""
     try:
-        return (entry / "environ").read_bytes()
+        return f"{(entry / 'cwd').readlink()} {(entry / 'environ').read_text(errors='replace')}"
     except OSError:
-        return b""
+        return ""
 
 
 def test_a_run_killed_at_every_boundary_one_after_the_other_is_finished_as_if_nothing_had_been(
@@ -165,7 +166,9 @@ def test_of_two_resumes_the_second_is_told_who_is_at_work(project: Project) -> N
         "first.ipynb", parameters("x: int = 1"), "raise SystemError('the working tree is not what is resumed')"
     )
     going = project.start("resume", "latest", "--json")
-    time.sleep(0.6)
+    lock, began = project.runs[-1] / "lock", time.monotonic()
+    while f"process {going.pid} on" not in lock.read_text() and time.monotonic() - began < 60:
+        time.sleep(0.01)
     second = project.runner("resume", "latest")
     _, err = going.communicate(timeout=120)
     assert going.returncode == 0, err

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from support.commands import command, environment
 from support.pages import Page
 from support.pages import inert as nothing_runs
-from support.projects import PAGES, ROOT, Project, parameters, recorded
+from support.projects import PAGES, ROOT, Project, parameters, program, recorded
 
 from runner import escape
 from runner.cli.terminal import drawn
@@ -168,7 +168,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two runs, one that failed, with the corpus as metrics, values, note, tags, error, branch, caption and cell ids."""
     project = Project(tmp_path_factory.mktemp("hostile"))
     every = "".join(HOSTILE.values()).replace("\x00", "")
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    git = [program("git"), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     subprocess.run([*git, "init", "-q", "-b", "m\u202ein<b>@octocat`|$x$"], cwd=project.folder, check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], cwd=project.folder, check=True)
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import runner.errors
 import runner.model
 from runner.content import artifact
@@ -98,10 +96,8 @@ class Place(Project):
         return made
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a project with the versions registered; each test changes a copy."""
-    folder = tmp_path_factory.mktemp("models")
+def register_versions(folder: Path) -> Path:
+    """In the folder of a project, which is given back; each test changes a copy."""
     registry = LocalRegistry(folder / "runs" / "registry.db")
     raw = records()
     for number in (1, 2, 3):
@@ -117,9 +113,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def place(models: Path, tmp_path: Path) -> Iterator[Place]:
-    folder = tmp_path / "project"
+@contextlib.contextmanager
+def placed(models: Path, folder: Path) -> Iterator[Place]:
+    """A copy of the models in the folder, with two targets; what still serves there is killed at the end."""
     shutil.copytree(models, folder)
     ports = dict(zip(("staging", "production"), free_ports(2), strict=True))
     made = Place(folder, ports)

@@ -21,8 +21,10 @@ PAGES = {"RUNNER_NO_REPORT": "0"}  # the environment of a run whose report is lo
 # Jupyter's Run All: each notebook named, one after the other, saved with its outputs
 RUN_ALL = """
 import sys, warnings
+from runner.import_blocking import deferred
 warnings.simplefilter("ignore")
-import nbclient, nbformat
+with deferred():
+    import nbclient, nbformat
 for name in sys.argv[1:]:
     made = nbformat.read(name, as_version=4)
     nbclient.NotebookClient(made, timeout=120).execute()

@@ -24,6 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runner.kernel.forked import client
+from support.fork_servers import Starting
+
 REQUEST_BYTES = 1 << 18
 # what commands import when they are used
 PACKAGES = (
@@ -51,7 +54,7 @@ def load() -> None:
     gc.enable()
 
 
-def serve(requests: socket.socket) -> None:
+def serve(requests: socket.socket, starting: Starting) -> None:
     going: dict[int, tuple[int, int]] = {}  # a process's descriptor: its number, and where its exit code goes
     while True:
         for ready in select.select([requests, *going], [], [])[0]:
@@ -70,6 +73,7 @@ def serve(requests: socket.socket) -> None:
             if pid == 0:
                 for other in (requests.fileno(), told, *going, *(place for _, place in going.values())):
                     os.close(other)
+                client.subprocess = starting  # type: ignore[attr-defined, misc, assignment]
                 run(out, err, **json.loads(data))
             os.close(out)
             os.close(err)
@@ -114,5 +118,6 @@ def run(out: int, err: int, *, arguments: list[str], folder: str, environment: d
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as theirs:
+        servers = Starting(os.environ)
         load()
-        serve(theirs)
+        serve(theirs, servers)
