@@ -37,12 +37,14 @@ NOT_COMMANDS = ("__main__", "_run", "fork_server", "forked_app", "child", "wheel
 def load() -> None:
     import runner
     from runner.lean import PAPERMILLS, without
+    from support import botocore_files
 
     gc.disable()
     with without(*PAPERMILLS):
         importlib.import_module("papermill")
     for name in PACKAGES:
         importlib.import_module(name)
+    botocore_files.read()
     for found in pkgutil.walk_packages(runner.__path__, "runner."):
         if not found.name.endswith(NOT_COMMANDS):
             importlib.import_module(found.name)
