@@ -10,19 +10,23 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # a file's tests share what it has built, so they stay in one process
-TESTED = $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-.PHONY: same-python run test durations soak bench bench-serving lab studio lint locks clean
+.PHONY: same-python run test quick durations soak bench bench-serving lab studio lint locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
 
 test: $(VENV)/.all
-	$(TESTED) -m "not soak"
+	$(TESTED) -n 3 -m "not soak"
+
+# what needs no kernel, browser, cloud or process
+quick: $(VENV)/.all
+	$(TESTED) -n 2 -m "quick and not soak"
 
 # the order of the next runs: the longest files first
 durations: $(VENV)/.all
-	$(TESTED) -m "not soak" --record-durations
+	$(TESTED) -n 3 -m "not soak" --record-durations
 
 soak: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 2 -m soak

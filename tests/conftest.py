@@ -19,6 +19,7 @@ pytest.register_assert_rewrite("support")
 
 from support.commands import Done  # noqa: E402 - after what rewrites its assertions
 from support.projects import Project, parameters  # noqa: E402
+from support.quick import quick  # noqa: E402
 
 from runner.lean import deferred  # noqa: E402
 
@@ -59,9 +60,12 @@ class Durations:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process has a long one left when the others are done."""
+    """The longest files first, so that no process has a long one left when the others are done; `quick` where it is."""
     seconds: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], float("inf")))
+    for item in items:
+        if isinstance(item, pytest.Function) and quick(item):
+            item.add_marker("quick")
 
 
 @pytest.hookimpl(wrapper=True)
