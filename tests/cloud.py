@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from account import attach, key, whose
 from small_sagemaker import Image, NotPermittedError, SmallSageMaker, own_image
-from support import botocore_files
+from support import botocore_files, sdk
 from support.commands import Done
 from support.projects import ROOT, Project
 
@@ -75,6 +75,8 @@ class RemoteProject(Project):
         from runner.cli import entry
 
         botocore_files.keep()
+        if arguments[0] == "pipeline":
+            sdk.check_once()
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(self.folder)
