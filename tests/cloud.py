@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from account import attach, key, whose
 from small_sagemaker import Image, NotPermittedError, SmallSageMaker, own_image
+from support import botocore_files, sdk
 from support.commands import Done
 from support.projects import ROOT, Project
 
@@ -73,6 +74,9 @@ class RemoteProject(Project):
         """As `runner`, in this process, which has boto3 and the SDK imported already: a second less, or five."""
         from runner.cli import entry
 
+        botocore_files.keep()
+        if arguments[0] == "pipeline":
+            sdk.check_once()
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(self.folder)

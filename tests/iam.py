@@ -29,7 +29,7 @@ REFERRED_BY_ARN = ("AWS::IAM::ManagedPolicy", "AWS::SNS::Topic")
 NOTHING = object()  # AWS::NoValue
 
 
-class Template(yaml.SafeLoader):
+class Template(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML with CloudFormation's short forms: `!Ref x` becomes {"Ref": "x"}."""
 
 

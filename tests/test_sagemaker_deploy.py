@@ -736,7 +736,13 @@ def test_an_endpoint_that_somebody_else_made_meanwhile_is_left_to_them(make: Cal
     assert found["EndpointConfigName"] == f"{place.name}-theirs"
 
 
-@pytest.mark.parametrize("at", FAILPOINTS)
+# one before the switch, which is taken back, and one after it, which is finished; the others come to the same
+EARLY_AND_LATE = ("target ready", "target switched")
+
+
+@pytest.mark.parametrize(
+    "at", [pytest.param(at, marks=[pytest.mark.soak] * (at not in EARLY_AND_LATE)) for at in FAILPOINTS]
+)
 def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
     make: Callable[..., Place], at: str
 ) -> None:

@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, distribution_image
 from small_sagemaker.trying import read_log
+from support import sdk
 from support.commands import Done, environment
 from support.projects import ROOT, Project, parameters, recorded
 
@@ -184,6 +185,7 @@ def cloud() -> Iterator[SmallSageMaker]:
 @pytest.fixture(scope="module")
 def aws(cloud: SmallSageMaker) -> Iterator[None]:
     """The SDK takes seconds to import, so what needs it runs in this process where it can."""
+    sdk.check_once()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cloud.environment.items():
             patch.setenv(name, value)

@@ -128,6 +128,7 @@ class SmallSageMaker:
         self.region = region
         self._closing = threading.Event()
         self._closed = False
+        self._clients: dict[tuple[str, str], Any] = {}
         self._answers: threading.Thread | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="small-sagemaker-"))
         address, key = str(self._folder / "control"), secrets.token_bytes(16)
@@ -181,14 +182,19 @@ class SmallSageMaker:
         """A boto3 client that speaks to this server, as the account's administrator unless the key names somebody."""
         import boto3  # takes half a second, and many tests need none
 
-        return boto3.client(
-            service,
-            endpoint_url=self.url,
-            region_name=self.region,
-            aws_access_key_id=access_key,
-            aws_secret_access_key="secret",
-            **named,
-        )
+        made = self._clients.get((service, access_key)) if not named else None
+        if made is None:
+            made = boto3.client(
+                service,
+                endpoint_url=self.url,
+                region_name=self.region,
+                aws_access_key_id=access_key,
+                aws_secret_access_key="secret",
+                **named,
+            )
+        if not named:
+            self._clients[service, access_key] = made
+        return made
 
     def grant(self, name: str, statements: Sequence[Mapping[str, Any]], arn: str | None = None) -> None:
         """Gives the identity `name` these statements and no others; one that was given none may do nothing."""
@@ -260,6 +266,8 @@ class SmallSageMaker:
             self._answers.join(5)
         if not self._closed:
             self._closed = True
+            for client in self._clients.values():
+                client.close()
             os.close(self._stdin)
             if not select.select([self._stdout], [], [], END_S)[0]:  # its end, as it says nothing more
                 os.kill(self._pid, signal.SIGKILL)

@@ -84,14 +84,10 @@ def load() -> None:
     for name in PACKAGES:
         importlib.import_module(name)
     del sys.modules[GRAMMAR]
-    from botocore.loaders import JSONFileLoader
     from nbformat.validator import get_validator
+    from support import botocore_files
 
-    JSONFileLoader.load_file = _kept(JSONFileLoader.load_file)  # type: ignore[method-assign]
-    import boto3.session
-
-    for service in ("s3", "secretsmanager"):
-        boto3.session.Session(region_name="eu-west-1").client(service)
+    botocore_files.read()
     get_validator(4, 5)
     for file in RUNNER.rglob("*.py"):
         source = file.read_bytes()
@@ -106,18 +102,6 @@ def load() -> None:
         return code
 
     importlib.machinery.SourceFileLoader.source_to_code = source_to_code  # type: ignore[assignment]
-
-
-def _kept(read: Any) -> Any:
-    """Files of botocore are read once."""
-    found: dict[str, Any] = {}
-
-    def load_file(self: Any, file_path: str) -> Any:
-        if file_path not in found:
-            found[file_path] = read(self, file_path)
-        return found[file_path]
-
-    return load_file
 
 
 def serve(requests: socket.socket) -> None:
@@ -336,11 +320,12 @@ def interpret(arguments: Sequence[str], environment: Mapping[str, str]) -> NoRet
 
 
 def main() -> None:
-    del sys.path[0]  # this folder
+    sys.path[0] = str(Path(__file__).parents[1])  # instead of this folder
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         gc.disable()
         load()
-        modules.update(sys.modules)
+        del sys.path[0]
+        modules.update(name for name in sys.modules if name.partition(".")[0] != "support")
         path[:] = sys.path
         os.execve = become  # type: ignore[assignment]
         subprocess._fork_exec = start_process  # type: ignore[attr-defined]

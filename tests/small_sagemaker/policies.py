@@ -41,20 +41,16 @@ def fits(statement: Statement, request: Request) -> bool:
         raise NotImplementedError(f"this statement is not understood: {statement}")
     action = request.action.lower()
     named = any(like(action, pattern.lower()) for pattern in many(statement.get("Action", statement.get("NotAction"))))
+    if named != ("Action" in statement):
+        return False
     place = any(
         like(request.resource, filled(pattern, request.context))
         for pattern in many(statement.get("Resource", statement.get("NotResource")))
     )
-    return (
-        named == ("Action" in statement)
-        and place == ("Resource" in statement)
-        and all(
-            meets(
-                operator, request.context.get(key.lower()), [filled(str(one), request.context) for one in many(wanted)]
-            )
-            for operator, keys in statement.get("Condition", {}).items()
-            for key, wanted in keys.items()
-        )
+    return place == ("Resource" in statement) and all(
+        meets(operator, request.context.get(key.lower()), [filled(str(one), request.context) for one in many(wanted)])
+        for operator, keys in statement.get("Condition", {}).items()
+        for key, wanted in keys.items()
     )
 
 

@@ -40,12 +40,15 @@ NOT_COMMANDS = ("__main__", "_run", "forked.server", "kernel_app", "kernel_main"
 def load() -> None:
     import runner
     from runner.import_blocking import PAPERMILLS, without
+    from runner.lean import PAPERMILLS, without
+    from support import botocore_files
 
     gc.disable()
     with without(*PAPERMILLS):
         importlib.import_module("papermill")
     for name in PACKAGES:
         importlib.import_module(name)
+    botocore_files.read()
     for found in pkgutil.walk_packages(runner.__path__, "runner."):
         if not found.name.endswith(NOT_COMMANDS):
             importlib.import_module(found.name)
