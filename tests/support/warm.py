@@ -40,7 +40,6 @@ NOT_COMMANDS = ("__main__", "_run", "forked.server", "kernel_app", "kernel_main"
 def load() -> None:
     import runner
     from runner.import_blocking import PAPERMILLS, without
-    from runner.lean import PAPERMILLS, without
     from support import botocore_files
 
     gc.disable()
