@@ -34,7 +34,7 @@ test-standard: $(VENV)/.all
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(STANDARD)
 
 # fast tests, with commands, fork servers and kernels; pyproject.toml has the floor
-COVERED := $(filter-out tests/test_registry_file.py,$(STANDARD)) $(patsubst %,tests/test_%.py,escape predict step)
+COVERED := $(filter-out tests/test_registry_file.py,$(STANDARD)) $(patsubst %,tests/test_%.py,escape step)
 coverage: $(VENV)/.all
 	rm -rf .coverage && mkdir .coverage
 	$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(COVERED)
