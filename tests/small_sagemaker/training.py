@@ -181,7 +181,8 @@ class TrainingRun(Run):
             try:
                 ended, code = self._start(container, start)
                 if ended is None and not code and self.interruption is not None and not self.interruption.at_line:
-                    ended = "interrupted"  # while the job was Uploading
+                    self.uploads.send(end_of_job=False)
+                    ended = "interrupted"  # while the job was Uploading, its checkpoints first
                 if ended not in ("interrupted", "warned"):
                     return self._end(container, ended, code)
             finally:
