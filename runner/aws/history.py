@@ -53,7 +53,7 @@ class History:
         """What there is of each name, or of one; a call per thousand objects."""
         below = ROOT if name is None else f"{ROOT}{name}/"
         objects: dict[str, Objects] = {}
-        for key, etag in self.bucket.tags(below):
+        for key, etag in self.bucket.etags(below):
             match = NAME_OF.match(key)
             if match is not None:
                 objects.setdefault(match[1], {})[key] = etag

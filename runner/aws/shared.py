@@ -105,7 +105,7 @@ class SharedRuns:
     def pull(self) -> list[str]:
         """Take in the runs that are new there, or have gone on; their ids."""
         listed = {
-            key.removeprefix("manifests/").removesuffix(".json"): tag for key, tag in self.place.tags("manifests/")
+            key.removeprefix("manifests/").removesuffix(".json"): tag for key, tag in self.place.etags("manifests/")
         }
         owned = {key.removeprefix("owners/").removesuffix(".json") for key, _ in self.place.keys("owners/")}
         owners = {run: owner for run in owned if RUN_ID.match(run) and (owner := self._owner(run)) is not None}
