@@ -45,6 +45,11 @@ class AwsError(RemoteError):
         super().__init__(message)
         self.code = code
 
+    @property
+    def absent(self) -> bool:
+        """Whether there is no such resource."""
+        return self.code in ABSENT or any(words in str(self) for words in ABSENT_WORDS)
+
 
 class Session:
     """The clients of one region. Safe for many threads."""
@@ -148,7 +153,7 @@ class Session:
         try:
             return self.call(service, action, about=about, **arguments)
         except AwsError as error:
-            if error.code in ABSENT or any(words in str(error) for words in ABSENT_WORDS):
+            if error.absent:
                 return None
             raise
 
