@@ -139,8 +139,8 @@ def check_package(data: bytes, sha256: str, *, running: bool = False) -> dict[st
         raise Refused(f"The model archive {sha256[:12]} has no {INSIDE}, so no endpoint could answer with it.")
     if PROJECT not in files and not running:
         raise Refused(
-            f"The model archive {sha256[:12]} is of an earlier release and has no {PROJECT}, so an endpoint would "
-            "need a package index to start. Register the run's model again: `runner run --force`, then deploy that version."
+            f"The model archive {sha256[:12]} is of an earlier release and has no {PROJECT}, so an endpoint would need a "
+            "package index to start. Register the run's model again, and deploy that version: `runner run --force`."
         )
     return files
 
