@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -33,6 +32,7 @@ from runner.run.doctor import Check, failed, ok, unknown
 
 PATIENCE_S = 4.0  # a question that is not answered by then is reported as such
 T = TypeVar("T")
+P = ParamSpec("P")
 UNSET = "unset"  # stands for a key that is missing, so that the others can be checked
 IMAGE = re.compile(
     r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^:@]+)(?::([^@:]+))?(?:@(sha256:\w+))?"
@@ -87,7 +87,7 @@ def account(
     for check in _set_up(session, caller, spec, steps, root, with_probe=run_probe):
         broken = broken or (check.status == "failed" and check.name in NEEDED_BY_JOBS)
         yield check
-    packages = _asked("packages", partial(environment, session, common, root, say))
+    packages = _asked("packages", environment, session, common, root, say)
     yield packages
     if not run_probe:
         offer = f"`runner doctor --on sagemaker --probe` starts one {INSTANCE} for {LIMIT_S // 60} minutes at most"
@@ -100,7 +100,7 @@ def account(
         say(f"starting one {INSTANCE} for {LIMIT_S // 60} minutes at most{ceiling(common, root)}")
         patient = Session(common.region, kms_key=common.kms_key)
         job_settings = named(spec.name, common, session.region, root)
-        yield _asked("versions", partial(probe, patient, spec.name, job_settings, root=root))
+        yield _asked("versions", probe, patient, spec.name, job_settings, root=root)
 
 
 def _set_up(
@@ -109,29 +109,29 @@ def _set_up(
     """What somebody has to have set up, each different part once."""
     for name, prefix in _distinct((aws.bucket, aws.prefix) for aws in steps.values()):
         if name != UNSET:
-            yield _asked("bucket", partial(bucket, Bucket(session, name, prefix)))
+            yield _asked("bucket", bucket, Bucket(session, name, prefix))
     for arn in _distinct(aws.role for aws in steps.values()):
         if arn != UNSET:
-            yield _asked("role", partial(role, session, caller, arn))
-            yield _asked("passrole", partial(pass_role, session, caller, arn))
+            yield _asked("role", role, session, caller, arn)
+            yield _asked("passrole", pass_role, session, caller, arn)
     kinds = _distinct([*([PROCESSING] if with_probe else []), *map(kind_for, steps.values())])
     for kind in kinds:
-        yield _asked("jobs", partial(job_rights, session, caller, spec.name, kind))
+        yield _asked("jobs", job_rights, session, caller, spec.name, kind)
     for address in _distinct(aws.image for aws in steps.values()):
         if address not in (UNSET, OWN):
-            yield _asked("image", partial(image, session, caller, address))
+            yield _asked("image", image, session, caller, address)
     for own_image_of in own_images(spec, steps):
-        yield _asked("image", partial(own, session, spec.name, root, *own_image_of))
+        yield _asked("image", own, session, spec.name, root, *own_image_of)
     instances = [(aws.instance, use) for aws in steps.values() for use in uses(aws)]
     yield from quotas(session, _distinct([*instances, *([(INSTANCE, "processing job")] if with_probe else [])]))
-    yield _asked("registry", partial(registry, session, caller, spec))
+    yield _asked("registry", registry, session, caller, spec)
     common = next(iter(steps.values()))
     if common.bucket != UNSET:
-        yield _asked("events", partial(events, session, spec, common))
-    yield _asked("executions", partial(executions, session, spec))
+        yield _asked("events", events, session, spec, common)
+    yield _asked("executions", executions, session, spec)
     for kind in kinds:
-        yield _asked("logs", partial(logs, session, kind))
-    yield _asked("price", partial(price, spec, steps, root))
+        yield _asked("logs", logs, session, kind)
+    yield _asked("price", price, spec, steps, root)
 
 
 def region(session: Session, aws: Settings) -> Check:
@@ -345,10 +345,10 @@ def _listed(session: Session, action: str, wanted: set[str]) -> dict[str, dict[s
     return quotas
 
 
-def _asked(name: str, ask: Callable[[], Check]) -> Check:
+def _asked(name: str, ask: Callable[P, Check], *arguments: P.args, **options: P.kwargs) -> Check:
     """The check's result, or that it could not be made."""
     try:
-        return ask()
+        return ask(*arguments, **options)
     except RunnerError as error:
         denied = isinstance(error, AwsError) and error.code in DENIED
         return failed(name, _line(error), GRANT if denied else "do what it says, then ask again", code=error.exit_code)

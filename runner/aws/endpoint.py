@@ -25,7 +25,6 @@ from runner.aws.bucket import Bucket
 from runner.aws.endpoint_leftovers import remove_leftovers
 from runner.aws.endpoint_request import (
     EndpointRequest,
-    ModelSource,
     ceiling,
     check_equal,
     endpoint_name,
@@ -35,7 +34,7 @@ from runner.aws.endpoint_request import (
 )
 from runner.aws.endpoint_scaling import EndpointScaling
 from runner.aws.own_image import serving
-from runner.aws.package import package, signature
+from runner.aws.package import ModelSource, package, signature
 from runner.aws.processing.prices import Prices
 from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
@@ -213,7 +212,7 @@ class SageMakerTarget:
             raise Tampered(f"{folder} changed while it was read.")
         if upload:
             self.bucket.put(key, archive.archive)
-        return ModelSource(self.bucket.address(key), archive.sha256, "", ""), files
+        return ModelSource(self.bucket.address(key), archive.sha256), files
 
     def _request(self, version: ModelVersion, source: ModelSource) -> EndpointRequest:
         capture_to = self.bucket.address(f"captured/{self.name}/")

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from runner.aws.package import ENVIRONMENT
+from runner.aws.package import ENVIRONMENT, ModelSource
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import LONGEST_NAME
 from runner.aws.settings import Settings
@@ -22,16 +22,6 @@ from runner.records import SageMakerTargetSpec
 VARIANT = "all"
 INSTANCE, INSTANCES = "ml.m5.large", 1
 SERVERLESS_GB_HOUR = 0.072  # US dollars for one request at a time and 1 GB: list price of us-east-1
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where the model's archive is, and the package it belongs to, "" without one."""
-
-    archive: str
-    archive_sha256: str
-    package: str
-    image: str
 
 
 @dataclass(frozen=True)

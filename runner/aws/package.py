@@ -52,6 +52,16 @@ REPOSITORY, TAG = "sagemaker-xgboost", "3.2-0"
 
 
 @dataclass(frozen=True)
+class ModelSource:
+    """Where a model's archive is, and the ARN of its model package or the image that serves it."""
+
+    archive: str  # s3://…/model.tar.gz
+    archive_sha256: str
+    package: str = ""
+    image: str = ""
+
+
+@dataclass(frozen=True)
 class Package:
     """The archive in memory, with the content of the folder that it was made of."""
 
@@ -139,8 +149,8 @@ def check_package(data: bytes, sha256: str, *, running: bool = False) -> dict[st
         raise Refused(f"The model archive {sha256[:12]} has no {INSIDE}, so no endpoint could answer with it.")
     if PROJECT not in files and not running:
         raise Refused(
-            f"The model archive {sha256[:12]} is of an earlier release and has no {PROJECT}, so an endpoint would need a "
-            "package index to start. Register the run's model again, and deploy that version: `runner run --force`."
+            f"The model archive {sha256[:12]} is of an earlier release and has no {PROJECT}, so an endpoint would need "
+            "a package index to start. Register the run's model again: `runner run --force`."
         )
     return files
 

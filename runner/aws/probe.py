@@ -6,6 +6,7 @@ the environment, and this module, inside it, writes its result into the bucket w
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import secrets
@@ -19,7 +20,7 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.processing.jobs import Jobs
 from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import INPUT, OUTPUT, copied, job_name, network
+from runner.aws.processing.request import INPUT, OUTPUT, cluster, copied, job_name, network
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.aws.settings import Settings
@@ -79,7 +80,6 @@ def probe(session: Session, project: str, aws: Settings, *, root: Path) -> Check
 
 def _request(name: str, aws: Settings, bundle: str, answer: str, region: str) -> dict[str, Any]:
     target = {"S3Uri": answer.rpartition("/")[0], "LocalPath": OUTPUT, "S3UploadMode": "EndOfJob"}
-    cluster: dict[str, Any] = {"InstanceCount": 1, "InstanceType": INSTANCE, "VolumeSizeInGB": aws.volume_gb}
     request: dict[str, Any] = {
         "ProcessingJobName": name,
         "RoleArn": aws.role,
@@ -90,12 +90,10 @@ def _request(name: str, aws: Settings, bundle: str, answer: str, region: str) ->
         },
         "ProcessingInputs": [copied("bundle", bundle)],
         "ProcessingOutputConfig": {"Outputs": [{"OutputName": "out", "S3Output": target}]},
-        "ProcessingResources": {"ClusterConfig": cluster},
+        "ProcessingResources": {"ClusterConfig": cluster(dataclasses.replace(aws, instance=INSTANCE))},
         "StoppingCondition": {"MaxRuntimeInSeconds": LIMIT_S},
         "Tags": [{"Key": key, "Value": value} for key, value in sorted(aws.tags.items())],
     }
-    if aws.kms_key:
-        cluster["VolumeKmsKeyId"] = aws.kms_key
     if aws.vpc is not None or aws.encrypt_traffic:
         request["NetworkConfig"] = network(aws)
     return request

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from runner.aws.bucket import Bucket
-from runner.aws.endpoint_request import ModelSource
-from runner.aws.package import CODE, check_package
+from runner.aws.package import CODE, ModelSource, check_package
 from runner.aws.registry import SageMakerRegistry
 from runner.errors import Tampered
 from runner.model.files import sha256_of
@@ -36,4 +35,4 @@ def check_archive(
     addresses = [container.get("ModelDataUrl") for container in description["InferenceSpecification"]["Containers"]]
     if addresses != [registered.archive]:
         raise Tampered(f"{registered.package} names {addresses} as its model; registered was {registered.archive}.")
-    return ModelSource(registered.archive, registered.archive_sha256, registered.package, ""), files
+    return registered, files

@@ -66,8 +66,8 @@ def upload(
     same = present_bytes == before.st_size and (by_content or place.digest(key).sha256 == sha256)
     if not same and present_bytes is not None and not replace:
         raise Refused(
-            f"{place.address(key)} has other content, {present_bytes:,} bytes of it. Runs that read it could not be repeated; "
-            "leave the key away to have a name by content, or write --replace."
+            f"{place.address(key)} has other content, {present_bytes:,} bytes of it. Runs that read it could not be "
+            "repeated; leave the key away to have a name by content, or write --replace."
         )
     if not same and not dry_run:
         place.upload(key, file, missing_only=False)
