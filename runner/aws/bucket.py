@@ -58,29 +58,21 @@ class Bucket:
     def _unless_absent(self, key: str, read: Callable[[], T]) -> T | None:
         """What `read` gives, None where there is no such object.
 
-        One that is refused and then listed is read once more: somebody may have put it there in between.
+        Who may list below the prefix only gets 403 for it, as for what may not be read; a listing tells which. One that
+        is listed is read once more: somebody may have put it there in between.
         """
         try:
             return read()
         except AwsError as error:
-            if self._absent(key, error):
+            if error.code in ABSENT:
                 return None
             if error.code not in DENIED:
                 raise
-        return read()
-
-    def _absent(self, key: str, error: AwsError) -> bool:
-        """Whether what was read is not there.
-
-        Who may list below the prefix only gets 403 for it, as for what may not be read; a listing tells which.
-        """
-        if error.code not in DENIED:
-            return error.code in ABSENT
-        try:
+        with contextlib.suppress(AwsError):
             first = next(self.objects(key), None)  # in order, so that the object itself would come first
-        except AwsError:
-            return False
-        return first is None or first["Key"] != self.prefix + key
+            if first is None or first["Key"] != self.prefix + key:
+                return None
+        return read()
 
     def keys(self, below: str = "") -> Iterator[tuple[str, int]]:
         """(key relative to the prefix, size in bytes) of every object below, in order."""

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -68,11 +68,15 @@ def card(new: NewVersion, *, archive: str) -> str:
     )
     room = LONGEST_CARD - len(json.dumps(content)) - len(left_out) - MARGIN
     metrics, room = _fitting([_metric(*item) for item in sorted(new.metrics.items())], room)
-    if metrics:
-        content["evaluation_details"] = _evaluations(metrics)
+    if metrics:  # an evaluation for each step that has recorded something
+        content["evaluation_details"] = [
+            {"name": step, "metric_groups": [{"name": "metrics", "metric_data": [entry for _, entry in of_step]}]}
+            for step, of_step in groupby(metrics, key=lambda item: item[0])
+        ]
     texts, room = _fitting(rest, room)
     for title, piece in texts:
-        details[_free(title, details)] = piece
+        names = (title, *(f"{title} ({n})" for n in range(2, len(details) + 3)))
+        details[next(name for name in names if name not in details)] = piece
     if room < 0:
         details["Left out"] = left_out
     return json.dumps(content)
@@ -87,14 +91,6 @@ def _fitting(parts: Sequence[Part], room: int) -> tuple[list[Part], int]:
             break
         fitting.append(part)
     return fitting, room
-
-
-def _evaluations(metrics: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """An evaluation for each step that has recorded something."""
-    return [
-        {"name": step, "metric_groups": [{"name": "metrics", "metric_data": [entry for _, entry in of_step]}]}
-        for step, of_step in groupby(metrics, key=lambda item: item[0])
-    ]
 
 
 def _metric(name: str, metric: Metric) -> tuple[str, dict[str, Any]]:
@@ -139,10 +135,6 @@ def _pieces(text: str, longest: int) -> list[str]:
                 pieces.append("")
             pieces[-1] += part
     return [piece for piece in pieces if piece]
-
-
-def _free(title: str, taken: Mapping[str, str]) -> str:
-    return next(name for name in (title, *(f"{title} ({n})" for n in range(2, len(taken) + 3))) if name not in taken)
 
 
 def printable(text: str) -> str:

@@ -54,9 +54,10 @@ def creation(
         "runner-commit": new.commit or "",
         "runner-notebooks": source,
     }
+    end = f"(run {new.run})"
     request: dict[str, Any] = {
         "ModelPackageGroupName": new.name,
-        "ModelPackageDescription": description(new),
+        "ModelPackageDescription": f"{line(new.description)[: LONGEST_LINE - len(end) - 1]} {end}".strip(),
         "ModelApprovalStatus": "PendingManualApproval",
         "InferenceSpecification": {
             "Containers": [container],
@@ -68,8 +69,8 @@ def creation(
         "CustomerMetadataProperties": {key: value(text) for key, text in metadata.items() if text},
         "ClientToken": hashlib.sha256(f"{registry}\n{new.name}\n{new.run}".encode()).hexdigest()[:36],
     }
-    if any(origin.values()):
-        request["MetadataProperties"] = {key: line(text) for key, text in origin.items() if text}
+    if properties := {key: line(text) for key, text in origin.items() if text}:
+        request["MetadataProperties"] = properties
     return request
 
 
@@ -87,11 +88,6 @@ def reports(new: NewVersion, archive: Package) -> dict[str, bytes]:
 
 def report_key(new: NewVersion, name: str) -> str:
     return f"models/{new.sha256}/evaluations/{new.run}/{name}"
-
-
-def description(new: NewVersion) -> str:
-    end = f"(run {new.run})"
-    return f"{line(new.description)[: LONGEST_LINE - len(end) - 1]} {end}".strip()
 
 
 def line(text: str) -> str:

@@ -156,9 +156,8 @@ class SageMakerTarget:
 
     def health(self) -> Health:
         description = self._describe()
-        begun = ""
-        for event in self._unfinished()[:1]:
-            begun = f"{event.name}/{event.version} was begun by {event.who} at {event.at}"
+        unfinished = self._unfinished()[:1]
+        begun = "".join(f"{event.name}/{event.version} was begun by {event.who} at {event.at}" for event in unfinished)
         if description is None:
             return Health(status="down", detail=f"there is no endpoint {self.endpoint}")
         status, last = description["EndpointStatus"], self.last()
@@ -226,13 +225,14 @@ class SageMakerTarget:
 
     def _create_parts(self, request: EndpointRequest) -> None:
         """The model and the configuration, unless they are there. Raises Refused where something else has the name."""
-        for kind, name, part in (
-            ("model", {"ModelName": request.model_name}, request.model),
-            ("endpoint_config", {"EndpointConfigName": request.config_name}, request.config),
-        ):
-            about = f"{kind.replace('_config', ' configuration')} {next(iter(name.values()))}"
-            if not self._create(f"create_{kind}", about, part):
-                check_equal(about, part, self._call(f"describe_{kind}", about, **name))
+        about = f"model {request.model_name}"
+        if not self._create("create_model", about, request.model):
+            existing = self._call("describe_model", about, ModelName=request.model_name)
+            check_equal(about, request.model, existing)
+        about = f"endpoint configuration {request.config_name}"
+        if not self._create("create_endpoint_config", about, request.config):
+            existing = self._call("describe_endpoint_config", about, EndpointConfigName=request.config_name)
+            check_equal(about, request.config, existing)
 
     def _create(self, action: str, about: str, arguments: dict[str, Any]) -> bool:
         """False where there is something of this name."""
@@ -248,15 +248,9 @@ class SageMakerTarget:
         """Raises Refused unless it scores the version's sample as recorded, by the bytes that were registered."""
         _, files = self._source(version, running=True)
         signature = msgspec.json.decode(files["signature.json"])
-        reply = self.session.call(
-            "sagemaker-runtime",
-            "invoke_endpoint",
-            about=f"endpoint {self.endpoint}",
-            EndpointName=self.endpoint,
-            Body=sample_body(signature),
-            ContentType="application/json",
-            Accept="text/csv",
-        )
+        about, types = f"endpoint {self.endpoint}", {"ContentType": "application/json", "Accept": "text/csv"}
+        request = {"EndpointName": self.endpoint, "Body": sample_body(signature), **types}
+        reply = self.session.call("sagemaker-runtime", "invoke_endpoint", about=about, **request)
         check_answer(signature, reply["Body"].read(), version.label)
 
     # The endpoint
@@ -292,13 +286,11 @@ class SageMakerTarget:
             types = {self._variant(name).get("InstanceType") for name in (config, description["EndpointConfigName"])}
             if len(types) > 1:
                 self.scaling.pause()
-            kept: dict[str, Any] = {}
-            if self.spec.scaling is not None:  # as many machines as the load has brought up
-                kept = {
-                    "RetainAllVariantProperties": True,
-                    "ExcludeRetainedVariantProperties": [{"VariantPropertyType": "DataCaptureConfig"}],
-                }
-            self._call("update_endpoint", about, EndpointName=self.endpoint, EndpointConfigName=config, **kept)
+            retained: dict[str, Any] = {}
+            if self.spec.scaling is not None:  # as many machines as the load has started
+                but = [{"VariantPropertyType": "DataCaptureConfig"}]
+                retained = {"RetainAllVariantProperties": True, "ExcludeRetainedVariantProperties": but}
+            self._call("update_endpoint", about, EndpointName=self.endpoint, EndpointConfigName=config, **retained)
 
     def _await_config(self, config: str) -> dict[str, Any]:
         """Its description with the configuration. Raises Refused where it kept another."""

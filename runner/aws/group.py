@@ -37,15 +37,13 @@ class Groups:
     """The calls; `tags` are those of the groups it makes."""
 
     def __init__(self, session: Session, tags: dict[str, str]) -> None:
-        self.session, self.tags = session, tags
+        self.session, self.tags = session, [{"Key": key, "Value": value} for key, value in tags.items()]
 
     def make(self, name: str) -> None:
         """Make the group, unless it is there."""
-        tags = [{"Key": key, "Value": value} for key, value in self.tags.items()]
+        tags = {"Tags": self.tags} if self.tags else {}
         try:
-            self._call(
-                "create_model_package_group", name, ModelPackageGroupName=name, **({"Tags": tags} if tags else {})
-            )
+            self._call("create_model_package_group", name, ModelPackageGroupName=name, **tags)
         except AwsError as error:
             if "already exists" not in str(error):
                 raise
@@ -99,12 +97,12 @@ class Groups:
         for version, (stage, status) in life_cycle.changed(events).items():
             stage_now = {"Stage": stage, "StageStatus": status, "StageDescription": described(events[-1])}
             label = f"{events[-1].name}/{version}"
-            try:
-                self._call(
-                    "update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=stage_now
-                )
-            except KeyError:
+            if version not in packages:
                 log.warning("%s is %s at %s, and its model package is gone", terminal(label), status.lower(), stage)
+                continue
+            arn = packages[version].arn
+            try:
+                self._call("update_model_package", label, ModelPackageArn=arn, ModelLifeCycle=stage_now)
             except AwsError as error:
                 reason = NOT_ALLOWED if error.code in DENIED else terminal(str(error))
                 where = f"{label} is {status.lower()} at stage {stage}"
