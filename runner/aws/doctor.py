@@ -149,10 +149,10 @@ def bucket(place: Bucket) -> Check:
     """Whether it is in the region and does what a run needs: write once, read back, tell what is not there."""
     name, jobs_region = place.name, place.session.region
     try:
-        found = place.session.find("s3", "get_bucket_location", about=f"bucket {name}", Bucket=name)
-        if found is None:
+        location = place.session.find("s3", "get_bucket_location", about=f"bucket {name}", Bucket=name)
+        if location is None:
             return failed("bucket", f"there is no s3://{name}", f"`aws s3 mb s3://{name} --region {jobs_region}`")
-        region = found.get("LocationConstraint") or "us-east-1"
+        region = location.get("LocationConstraint") or "us-east-1"
         region = "eu-west-1" if region == "EU" else region
     except AwsError as error:
         if error.code not in DENIED:
@@ -258,11 +258,11 @@ def uses(aws: Settings) -> list[str]:
 def quotas(session: Session, instances: list[tuple[str, str]]) -> Iterator[Check]:
     """How many of each (instance, use) there may be at once. A quota's code is known only from the list of all."""
     wanted = {f"{kind} for {use} usage": (kind, use) for kind, use in instances}
-    found: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, Any]] = {}
     try:
         for action in ("list_service_quotas", "list_aws_default_service_quotas"):
-            if missing := wanted.keys() - found.keys():
-                found |= _listed(session, action, missing)
+            if missing := wanted.keys() - known.keys():
+                known |= _listed(session, action, missing)
     except AwsError as error:
         why = f"Service Quotas did not answer ({error.code})"
         if error.code in DENIED:
@@ -271,7 +271,7 @@ def quotas(session: Session, instances: list[tuple[str, str]]) -> Iterator[Check
         yield unknown("quota", f"{kinds}: {why}. A job beyond it fails when it is created")
         return
     for name, (kind, use) in wanted.items():
-        if (quota := found.get(name)) is None:
+        if (quota := known.get(name)) is None:
             yield unknown("quota", f"Service Quotas lists no {name!r}; is there a {use} on {kind}?")
         elif quota["Value"] < 1:
             request = "aws service-quotas request-service-quota-increase --service-code sagemaker --quota-code"
@@ -304,12 +304,12 @@ def environment(session: Session, aws: Settings, root: Path, say: Callable[[str]
         pins = wheels.pins(lock, python=aws.python, platform=aws.platform)
         return ok("packages", f"{len(pins)} pinned by {kind}, which the image is to have itself")
     say(f"looking for a wheel of each package of {kind}; the first time they are downloaded")
-    found = wheels.wheels(lock, python=aws.python, platform=aws.platform, cache=wheels.kept_folder())
-    total_mb = sum(wheel.size_bytes for wheel in found) / 1e6
-    summary = f"a wheel for each of the {len(found)} of {kind}, {total_mb:,.0f} MB"
+    locked = wheels.wheels(lock, python=aws.python, platform=aws.platform, cache=wheels.kept_folder())
+    total_mb = sum(wheel.size_bytes for wheel in locked) / 1e6
+    summary = f"a wheel for each of the {len(locked)} of {kind}, {total_mb:,.0f} MB"
     if aws.bucket == UNSET:
         return ok("packages", summary)
-    moved_mb = wheels.missing_bytes(Bucket(session, aws.bucket, aws.prefix), found) / 1e6
+    moved_mb = wheels.missing_bytes(Bucket(session, aws.bucket, aws.prefix), locked) / 1e6
     return ok("packages", f"{summary}; {moved_mb:,.0f} MB of them go up with the first run")
 
 

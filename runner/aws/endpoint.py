@@ -332,8 +332,8 @@ class SageMakerTarget:
     def _variant(self, config: str) -> dict[str, Any]:
         """What the configuration runs on; empty where there is no such configuration."""
         about = f"configuration {config}"
-        found = self.session.find("sagemaker", "describe_endpoint_config", about=about, EndpointConfigName=config)
-        variant: dict[str, Any] = found["ProductionVariants"][0] if found is not None else {}
+        description = self.session.find("sagemaker", "describe_endpoint_config", about=about, EndpointConfigName=config)
+        variant: dict[str, Any] = description["ProductionVariants"][0] if description is not None else {}
         return variant
 
     def _remove_leftovers(self, keep: set[str]) -> None:

@@ -73,8 +73,8 @@ class Groups:
     def find(self, arn: str) -> ListedPackage | None:
         """The package as a listing would have it; None where it is gone."""
         about = f"model package {arn}"
-        found = self.session.find("sagemaker", "describe_model_package", about=about, ModelPackageName=arn)
-        return _listed(found) if found is not None else None
+        description = self.session.find("sagemaker", "describe_model_package", about=about, ModelPackageName=arn)
+        return _listed(description) if description is not None else None
 
     def carry_out(self, listed: ListedPackage, event: Event) -> None:
         """Set the package's state to what the event says. Idempotent."""

@@ -105,9 +105,9 @@ class ImageBuild:
         """Whether all tags are there. Where some are, another build was first with them and is pushing the others."""
         until = time.monotonic() + OTHER_BUILD_S
         while True:
-            there = [self._details(tag) is not None for tag in tags]
-            if all(there) or not any(there) or time.monotonic() > until:
-                return all(there)
+            present = [self._details(tag) is not None for tag in tags]
+            if all(present) or not any(present) or time.monotonic() > until:
+                return all(present)
             time.sleep(self.poll_s)
 
     def _running(self) -> str:
