@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.evidence import events, executions
+from runner.aws.evidence import events, executions, training
 from runner.aws.own_image import PUSH, image_details, lacking, named, own_image
 from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
@@ -29,6 +29,7 @@ from runner.aws.settings import NEEDED, OWN, Settings, lock_file, settings
 from runner.errors import PipelineError, RemoteError, RunnerError, counted
 from runner.records import Pipeline, SageMakerTargetSpec
 from runner.run.doctor import Check, failed, ok, unknown
+from runner.run.store import Store
 
 PATIENCE_S = 4.0  # a question that is not answered by then is reported as such
 T = TypeVar("T")
@@ -129,6 +130,8 @@ def _set_up(
     if common.bucket != UNSET:
         yield _asked("events", events, session, spec, common)
     yield _asked("executions", executions, session, spec)
+    if any(aws.trains for aws in steps.values()):
+        yield _asked("training", training, session, Store(root / "runs"))
     for kind in kinds:
         yield _asked("logs", logs, session, kind)
     yield _asked("price", price, spec, steps, root)
