@@ -81,6 +81,23 @@ def test_an_archive_that_is_not_what_was_registered_is_not_deployed(name: str, k
         check_package(data, hashlib.sha256(data).hexdigest())
 
 
+def test_an_archive_that_needs_a_package_index_is_not_deployed_and_goes_on_where_it_runs() -> None:
+    files = {"model.json": b"{}", "signature.json": b"{}", INSIDE: b"{}"}
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:  # as releases before wheel_backend.py made it
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    data = content.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    with pytest.raises(
+        Refused, match=r"no code/pyproject\.toml, .*need a package index to start.*`runner run --force`"
+    ):
+        check_package(data, sha256)
+    assert check_package(data, sha256, running=True) == files
+
+
 def test_an_archive_that_unpacks_to_gigabytes_is_not_deployed(tmp_path: Path) -> None:
     for beginning in (header("././@LongLink", 3 << 30, tarfile.GNUTYPE_LONGNAME), header("model.json", 3 << 30)):
         data = bomb(tmp_path / "model.tar.gz", beginning, mebibytes=3072).read_bytes()

@@ -189,7 +189,7 @@ def test_any_text_keeps_within_the_service_s_limits(cloud: SmallSageMaker, tmp_p
     assert len(found["ModelPackageDescription"]) == 1024
     assert len(found["ApprovalDescription"]) == 1024
     made = package(folder_of(version, tmp_path / "folders"))
-    asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.own, source="")
+    asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.registry_id, source="")
     assert "MetadataProperties" not in asked
     assert len(asked["CustomerMetadataProperties"]["runner-created-by"]) == 256
 
@@ -434,7 +434,7 @@ def test_a_version_that_was_made_with_a_decision_is_pending_until_somebody_decid
     registry.history.keep_facts(version)
     registry.groups.make("m")
     made = package(folder_of(version, tmp_path / "folders"))
-    asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.own, source="")
+    asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.registry_id, source="")
     registry.bucket.put(f"models/{made.sha256}/model.tar.gz", made.archive)
     cloud.client("sagemaker").create_model_package(**{**asked, "ModelApprovalStatus": status})
     assert numbers(in_sagemaker(tmp_path).list()) == [("m", 1, "pending")]
@@ -564,7 +564,7 @@ def test_listing_fifty_versions_takes_two_calls_once_they_are_known(cloud: Small
     for number in range(50):  # as fifty runs that died before they wrote their event
         version = msgspec.structs.replace(new(1), run=f"20261122-101630-{number:04x}")
         registry.history.keep_facts(version)
-        asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.own, source="")
+        asked = creation(version, made, bucket=registry.bucket, image=OWN, registry=registry.registry_id, source="")
         registry.groups.add("m", asked)
     assert [version.version for version in registry.list()] == list(range(1, 51))
     assert len(in_sagemaker(tmp_path, cache=tmp_path / "cache").list()) == 50

@@ -1,1 +1,1 @@
-"""Amazon Web Services: the only place that imports boto3. Nothing that runs locally imports it, but for s3:// sources."""
+"""Amazon Web Services: only here boto3 is imported. Nothing that runs locally imports it, except for s3:// sources."""

@@ -18,11 +18,11 @@ CHUNK_BYTES = 1 << 20
 PART_BYTES, MOST_PARTS = 16 << 20, 10_000  # of an upload; S3 takes parts of 5 MB or more, and so many
 THREADS = 4  # that send parts, each with one in memory
 ATTEMPTS = 4  # of a download whose bytes did not all arrive
-TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
+KEY_TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
 
 
 class Bucket:
-    """Keys are relative to the prefix, which is "" or ends in `/`. The session's `kms_key`, if any, encrypts the objects."""
+    """Keys are relative to the prefix, which is "" or ends in `/`. Objects are encrypted by the session's `kms_key`."""
 
     def __init__(self, session: Session, bucket: str, prefix: str = "") -> None:
         self.session, self.name, self.prefix = session, bucket, prefix
@@ -36,7 +36,7 @@ class Bucket:
         try:
             self._call("put_object", key, Body=data, **condition, **self._encryption())
         except AwsError as error:
-            if once and error.code in TAKEN:
+            if once and error.code in KEY_TAKEN:
                 return False
             raise
         return True
@@ -58,60 +58,42 @@ class Bucket:
     def _unless_absent(self, key: str, read: Callable[[], T]) -> T | None:
         """What `read` gives, None where there is no such object.
 
-        One that is refused and then listed is read once more: somebody may have put it there between the two questions.
+        Who may list below the prefix only gets 403 for it, as for what may not be read; a listing tells which. One that
+        is listed is read once more: somebody may have put it there in between.
         """
         try:
             return read()
         except AwsError as error:
-            if self._absent(key, error):
+            if error.code in ABSENT:
                 return None
             if error.code not in DENIED:
                 raise
+        with contextlib.suppress(AwsError):
+            first = next(self.objects(key), None)  # in order, so that the object itself would come first
+            if first is None or first["Key"] != self.prefix + key:
+                return None
         return read()
-
-    def _absent(self, key: str, error: AwsError) -> bool:
-        """Whether what was read is not there.
-
-        Who may list below the prefix only is answered 403 for it, as for what may not be read; a listing tells which.
-        """
-        if error.code not in DENIED:
-            return error.code in ABSENT
-        try:
-            first = next(self._listed(key), None)  # in order, so that the object itself would come first
-        except AwsError:
-            return False
-        return first is None or first["Key"] != self.prefix + key
 
     def keys(self, below: str = "") -> Iterator[tuple[str, int]]:
         """(key relative to the prefix, size in bytes) of every object below, in order."""
-        for item in self._listed(below):
+        for item in self.objects(below):
             yield item["Key"][len(self.prefix) :], item["Size"]
 
-    def _listed(self, below: str) -> Iterator[dict[str, Any]]:
-        token: dict[str, str] = {}
-        while True:
-            page = self.session.call(
-                "s3",
-                "list_objects_v2",
-                about=self.address(below),
-                Bucket=self.name,
-                Prefix=self.prefix + below,
-                **token,
-            )
-            yield from page.get("Contents", [])
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
-
-    def tags(self, below: str = "") -> Iterator[tuple[str, str]]:
+    def etags(self, below: str = "") -> Iterator[tuple[str, str]]:
         """(key relative to the prefix, ETag) of every object below, in order."""
-        for item in self._listed(below):
+        for item in self.objects(below):
             yield item["Key"][len(self.prefix) :], item["ETag"].strip('"')
+
+    def objects(self, below: str = "") -> Iterator[dict[str, Any]]:
+        """The entry of every object below, in order, as S3 lists it: with its whole key."""
+        about, prefix = self.address(below), self.prefix + below
+        for page in self.session.pages("s3", "list_objects_v2", about=about, Bucket=self.name, Prefix=prefix):
+            yield from page.get("Contents", [])
 
     def tag(self, key: str, tags: Mapping[str, str]) -> None:
         """Give the object these tags and no others; writing it anew takes them off."""
-        made = [{"Key": name, "Value": value} for name, value in tags.items()]
-        self._call("put_object_tagging", key, Tagging={"TagSet": made})
+        tag_set = [{"Key": name, "Value": value} for name, value in tags.items()]
+        self._call("put_object_tagging", key, Tagging={"TagSet": tag_set})
 
     def delete(self, key: str) -> None:
         """Remove the object; also where there is none."""
@@ -120,7 +102,7 @@ class Bucket:
     def upload(self, key: str, path: Path, *, missing_only: bool = True) -> int:
         """Copy the file there, in parts where it is large; the bytes moved, 0 where an object of its size is there.
 
-        Not by boto3's own transfer: what it tries again is over within half a second, as for all of botocore.
+        Not by boto3's own transfer, which repeats failed requests for half a second only.
         """
         size = path.stat().st_size
         if missing_only and self.size(key) == size:
@@ -133,24 +115,24 @@ class Bucket:
 
     def _upload_parts(self, key: str, path: Path, size: int) -> None:
         part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
-        upload = self._call("create_multipart_upload", key, **self._encryption())["UploadId"]
+        upload_id = self._call("create_multipart_upload", key, **self._encryption())["UploadId"]
 
         def send(number: int) -> dict[str, Any]:
             with path.open("rb") as file:
                 file.seek((number - 1) * part_bytes)
                 data = file.read(part_bytes)
-            sent = self._call("upload_part", key, UploadId=upload, PartNumber=number, Body=data)
-            return {"PartNumber": number, "ETag": sent["ETag"]}
+            reply = self._call("upload_part", key, UploadId=upload_id, PartNumber=number, Body=data)
+            return {"PartNumber": number, "ETag": reply["ETag"]}
 
         try:
             with ThreadPoolExecutor(THREADS) as pool:
                 parts = list(pool.map(send, range(1, -(-size // part_bytes) + 1)))
-            self._call("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts})
+            self._call("complete_multipart_upload", key, UploadId=upload_id, MultipartUpload={"Parts": parts})
         except AwsError as error:
             if error.code == "NoSuchUpload" and self.size(key) == size:  # completed, and the reply was lost
                 return
-            with contextlib.suppress(AwsError):  # what is left of it costs a little; the error to tell is the first
-                self._call("abort_multipart_upload", key, UploadId=upload)
+            with contextlib.suppress(AwsError):  # the rest of it costs a little; the first error is the one to report
+                self._call("abort_multipart_upload", key, UploadId=upload_id)
             raise
 
     def download(self, key: str, target: Path, fact: FileFact | None = None) -> None:
@@ -161,36 +143,34 @@ class Bucket:
             if fact is None:
                 return
             with target.open("rb") as file:
-                found = FileFact(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=file.tell())
-            if found == fact:
+                actual = FileFact(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=file.tell())
+            if actual == fact:
                 return
             if attempt == ATTEMPTS:
                 target.unlink(missing_ok=True)
                 raise AwsError(
-                    f"{self.address(key)} has {found.size_bytes} bytes with hash {found.sha256[:12]}; recorded were "
+                    f"{self.address(key)} has {actual.size_bytes} bytes with hash {actual.sha256[:12]}; recorded were "
                     f"{fact.size_bytes} with {fact.sha256[:12]}. It was altered; nothing of it was kept.",
                     code="Altered",
                 )
 
     def digest(self, key: str) -> FileFact:
         """Hash and size of the object, read without being kept."""
-        sink = _Hash()
+        sink = _HashOnly()
         self.fetch(key, sink)
         return FileFact(sha256=sink.sha256.hexdigest(), size_bytes=sink.size_bytes)
 
-    def fetch(self, key: str, target: IO[bytes] | _Hash) -> None:
-        """Write the object's bytes to `target`; what broke off is fetched again from the start."""
+    def fetch(self, key: str, target: IO[bytes] | _HashOnly) -> None:
+        """Write the object's bytes to `target`; an interrupted transfer is repeated from the start."""
         for attempt in range(1, ATTEMPTS + 1):
             reply = self._call("get_object", key)
-            arrived = 0
+            arrived, broken = 0, None
             try:
                 for chunk in reply["Body"].iter_chunks(CHUNK_BYTES):
                     target.write(chunk)
                     arrived += len(chunk)
             except Exception as error:  # botocore's stream errors share no base class
-                broken: Exception | None = error
-            else:
-                broken = None
+                broken = error
             if broken is None and arrived == reply["ContentLength"]:
                 return
             if attempt == ATTEMPTS:
@@ -203,7 +183,7 @@ class Bucket:
             target.truncate()
 
     def _encryption(self) -> dict[str, str]:
-        """Said with each object, so that a bucket may refuse what is not encrypted with the key."""
+        """Sent with each object, so that a bucket may refuse what is not encrypted with the key."""
         key = self.session.kms_key
         return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
@@ -213,7 +193,7 @@ class Bucket:
         )
 
 
-class _Hash:
+class _HashOnly:
     """A file that keeps nothing but the hash of what is written to it."""
 
     def __init__(self) -> None:
@@ -228,4 +208,4 @@ class _Hash:
         self.size_bytes = 0
 
     def truncate(self) -> None:
-        """Starting over has emptied it."""
+        """`seek` has emptied it."""

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -44,18 +44,18 @@ PLACES = {
 def card(new: NewVersion, *, archive: str) -> str:
     """The card's JSON on one line. `archive` is the address of the model; equal versions give equal text.
 
-    What is longer than a key may be goes on as details; what is longer than a card may be is left out, and the card
-    says so.
+    Text that is too long for its key continues in details; what is too much for a card is left out, and the card says
+    so.
     """
     content: dict[str, Any] = {
-        "model_overview": {"model_creator": _plain(new.created_by)[:LONGEST_DETAIL], "model_artifact": [archive]}
+        "model_overview": {"model_creator": printable(new.created_by)[:LONGEST_DETAIL], "model_artifact": [archive]}
     }
     if new.sources:
-        named = [f"{key} sha256:{sha256}"[:LONGEST_DETAIL] for key, sha256 in sorted(new.sources.items())]
-        content["training_details"] = {"training_job_details": {"training_datasets": named[:MOST_DATASETS]}}
+        datasets = [f"{key} sha256:{sha256}"[:LONGEST_DETAIL] for key, sha256 in sorted(new.sources.items())]
+        content["training_details"] = {"training_job_details": {"training_datasets": datasets[:MOST_DATASETS]}}
     details = {"Run": new.run, "Model": f"sha256:{new.sha256}", **({"Commit": new.commit} if new.commit else {})}
     rest: list[tuple[str, str]] = []
-    for title, text in _sections(_plain(new.card)):
+    for title, text in _sections(printable(new.card)):
         group, key = PLACES.get(title.lower(), ("", ""))
         if key and key not in content.get(group, {}):
             first, *text_left = _pieces(text, LONGEST_TEXT)
@@ -63,16 +63,22 @@ def card(new: NewVersion, *, archive: str) -> str:
             text = "".join(text_left)
         rest += [(title[:LONGEST_NAME], piece) for piece in _pieces(text, LONGEST_DETAIL)]
     content.setdefault(MORE, {})["custom_details"] = details
-    cut = f"SageMaker keeps {LONGEST_CARD:,} characters of a card. All of it is in the executed notebook of {new.run}."
-    room = LONGEST_CARD - len(json.dumps(content)) - len(cut) - MARGIN
+    left_out = (
+        f"SageMaker keeps {LONGEST_CARD:,} characters of a card. All of it is in the executed notebook of {new.run}."
+    )
+    room = LONGEST_CARD - len(json.dumps(content)) - len(left_out) - MARGIN
     metrics, room = _fitting([_metric(*item) for item in sorted(new.metrics.items())], room)
-    if metrics:
-        content["evaluation_details"] = _evaluations(metrics)
+    if metrics:  # an evaluation for each step that has recorded something
+        content["evaluation_details"] = [
+            {"name": step, "metric_groups": [{"name": "metrics", "metric_data": [entry for _, entry in of_step]}]}
+            for step, of_step in groupby(metrics, key=lambda item: item[0])
+        ]
     texts, room = _fitting(rest, room)
     for title, piece in texts:
-        details[_free(title, details)] = piece
+        names = (title, *(f"{title} ({n})" for n in range(2, len(details) + 3)))
+        details[next(name for name in names if name not in details)] = piece
     if room < 0:
-        details["Left out"] = cut
+        details["Left out"] = left_out
     return json.dumps(content)
 
 
@@ -87,23 +93,15 @@ def _fitting(parts: Sequence[Part], room: int) -> tuple[list[Part], int]:
     return fitting, room
 
 
-def _evaluations(metrics: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """An evaluation for each step that has recorded something."""
-    return [
-        {"name": step, "metric_groups": [{"name": "metrics", "metric_data": [made for _, made in of_step]}]}
-        for step, of_step in groupby(metrics, key=lambda item: item[0])
-    ]
-
-
 def _metric(name: str, metric: Metric) -> tuple[str, dict[str, Any]]:
     """The step that has recorded it, and the metric."""
-    step, _, own = name.partition(".")
+    step, _, in_step = name.partition(".")
     notes = [] if metric.better is None else [f"{metric.better} is better"]
     if metric.low is not None and metric.high is not None:
         notes.insert(0, f"between {metric.low:.6g} and {metric.high:.6g}")
-    finite = math.isfinite(metric.value)  # JSON has no words for the others
+    finite = math.isfinite(metric.value)  # JSON has no other numbers
     entry = {
-        "name": (own or name)[:LONGEST_METRIC],
+        "name": (in_step or name)[:LONGEST_METRIC],
         "type": "number" if finite else "string",
         "value": metric.value if finite else str(metric.value),
         **({"notes": ", ".join(notes)} if notes else {}),
@@ -139,12 +137,6 @@ def _pieces(text: str, longest: int) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-def _free(title: str, taken: Mapping[str, str]) -> str:
-    return next(name for name in (title, *(f"{title} ({n})" for n in range(2, len(taken) + 3))) if name not in taken)
-
-
-def _plain(text: str) -> str:
-    """Without what cannot be printed or takes two UTF-16 units, by which some count."""
-    return "".join(
-        one if one == "\n" or (unicodedata.category(one)[0] != "C" and one <= "\uffff") else " " for one in text
-    )
+def printable(text: str) -> str:
+    """The text's lines without what cannot be printed or takes two UTF-16 units, by which some count."""
+    return "".join(c if c == "\n" or (unicodedata.category(c)[0] != "C" and c <= "\uffff") else " " for c in text)

@@ -1,5 +1,4 @@
-"""A version as a Model and an EndpointConfig: pure, so that equal wishes give equal names, and a name never changes its
-meaning.
+"""A version as a Model and an EndpointConfig. Pure: equal requests have equal names, and a name keeps its meaning.
 
 <project>-<name>-<version>-<hash>   of a model and of a configuration: the hash is over all that it is made of
 <project>-<target>                  the endpoint, which goes from one configuration to the next
@@ -12,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from runner.aws.package import ENVIRONMENT
+from runner.aws.package import ENVIRONMENT, ModelSource
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import LONGEST_NAME
 from runner.aws.settings import Settings
@@ -23,22 +22,10 @@ from runner.records import SageMakerTargetSpec
 VARIANT = "all"
 INSTANCE, INSTANCES = "ml.m5.large", 1
 SERVERLESS_GB_HOUR = 0.072  # US dollars for one request at a time and 1 GB: list price of us-east-1
-SCALE_OUT_S, SCALE_IN_S = 60, 300
-DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the model's archive is, and the package it belongs to, "" without one."""
-
-    archive: str
-    archive_sha256: str
-    package: str
-    image: str
-
-
-@dataclass(frozen=True)
-class Wish:
+class EndpointRequest:
     """The arguments of CreateModel and CreateEndpointConfig."""
 
     model: dict[str, Any]
@@ -53,81 +40,54 @@ class Wish:
         return str(self.config["EndpointConfigName"])
 
 
-def wish(
+def endpoint_request(
     project: str,
     target: str,
     spec: SageMakerTargetSpec,
     version: ModelVersion,
-    source: Source,
-    chosen: Settings,
+    source: ModelSource,
+    aws: Settings,
     *,
     capture_to: str,
-) -> Wish:
+) -> EndpointRequest:
     """Raises PipelineError where a serverless endpoint cannot have what is asked for."""
-    label = version.label
-    tags = [
-        {"Key": key, "Value": value}
-        for key, value in sorted(
-            {
-                **(spec.tags if spec.tags is not None else chosen.tags),
-                "runner:project": project,
-                "runner:model": label,
-            }.items()
-        )
-    ]
-    vpc = spec.vpc or chosen.vpc
+    own_tags = spec.tags if spec.tags is not None else aws.tags
+    tags = tag_list({**own_tags, "runner:project": project, "runner:model": version.label})
+    vpc = spec.vpc or aws.vpc
     if spec.serverless is not None and (vpc is not None or spec.capture is not None):
-        what = "capture" if spec.capture is not None else "vpc"
-        raise PipelineError(f"targets.{target}: a serverless endpoint has no {what}. Name an instance instead.")
+        key = "capture" if spec.capture is not None else "vpc"
+        raise PipelineError(f"targets.{target}: a serverless endpoint has no {key}. Name an instance instead.")
     # by the hash an instance that comes up later, when more are needed, knows an archive that was swapped meanwhile
-    told = {"RUNNER_MODEL": label, "RUNNER_SHA256": version.sha256, "RUNNER_UNKNOWN": spec.unknown}
+    variables = {"RUNNER_MODEL": version.label, "RUNNER_SHA256": version.sha256, "RUNNER_UNKNOWN": spec.unknown}
     # all of it: a package's own environment need not reach a model that has one beside it
-    container: dict[str, Any] = {"Environment": {**ENVIRONMENT, **told}}
+    container: dict[str, Any] = {"Environment": {**ENVIRONMENT, **variables}}
     if source.package:
         container["ModelPackageName"] = source.package
     else:
         container |= {"Image": source.image, "ModelDataUrl": source.archive}
-    model: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": spec.role or chosen.role}
+    model: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": spec.role or aws.role}
     if vpc is not None:
         model["VpcConfig"] = {"Subnets": vpc.subnets, "SecurityGroupIds": vpc.security_groups}
     model["ModelName"] = _name(project, version, model, source.archive_sha256)
-    config = _config(spec, model["ModelName"], kms_key=spec.kms_key or chosen.kms_key, capture_to=capture_to)
+    config = _config(spec, model["ModelName"], kms_key=spec.kms_key or aws.kms_key, capture_to=capture_to)
     config["EndpointConfigName"] = _name(project, version, config, target)
-    return Wish({**model, "Tags": tags}, {**config, "Tags": tags})
+    return EndpointRequest({**model, "Tags": tags}, {**config, "Tags": tags})
+
+
+def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
+    """The tags as AWS takes them, in order of their keys."""
+    return [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
 
 
 def endpoint_name(project: str, target: str, spec: SageMakerTargetSpec) -> str:
-    if spec.endpoint is not None:
-        return spec.endpoint
-    return _short(f"{project}-{target.replace('_', '-')}", "")
-
-
-def scaling(endpoint: str, spec: SageMakerTargetSpec) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The arguments of RegisterScalableTarget and PutScalingPolicy, None where the number of instances stays."""
-    if spec.scaling is None:
-        return None
-    what = {"ServiceNamespace": "sagemaker", "ResourceId": resource(endpoint), "ScalableDimension": DIMENSION}
-    policy = {
-        "PolicyName": f"{endpoint}-requests",
-        "PolicyType": "TargetTrackingScaling",
-        "TargetTrackingScalingPolicyConfiguration": {
-            "TargetValue": spec.scaling.requests_per_minute,
-            "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
-            "ScaleInCooldown": SCALE_IN_S,
-            "ScaleOutCooldown": SCALE_OUT_S,
-        },
-    }
-    return {**what, "MinCapacity": spec.scaling.min, "MaxCapacity": spec.scaling.max}, {**what, **policy}
-
-
-def resource(endpoint: str) -> str:
-    return f"endpoint/{endpoint}/variant/{VARIANT}"
+    return spec.endpoint if spec.endpoint is not None else _short(f"{project}-{target.replace('_', '-')}", "")
 
 
 def machines(spec: SageMakerTargetSpec) -> str:
-    """What it runs on, in words."""
+    """The machines it runs on, in words."""
     if spec.serverless is not None:
-        return f"serverless, {spec.serverless.memory_mb} MB, at most {counted(spec.serverless.concurrency, 'request')} at a time"
+        requests = counted(spec.serverless.concurrency, "request")
+        return f"serverless, {spec.serverless.memory_mb} MB, at most {requests} at a time"
     count, instance = spec.instance_count or INSTANCES, spec.instance or INSTANCE
     if spec.scaling is not None:
         return f"{spec.scaling.min} to {spec.scaling.max} × {instance}"
@@ -146,17 +106,17 @@ def ceiling(spec: SageMakerTargetSpec, prices: Prices) -> str:
     return f"at most {price * count:.2f} USD an hour ({prices.source}), twice that while versions change"
 
 
-def same(about: str, wanted: Any, found: Any) -> None:
-    """Raises Refused where what is there was not made of this; the service adds fields of its own."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key, value in wanted.items():
+def check_equal(about: str, requested: Any, existing: Any) -> None:
+    """Raises Refused where what exists was not made of this request; the service adds fields of its own."""
+    if isinstance(requested, dict) and isinstance(existing, dict):
+        for key, value in requested.items():
             if key not in ("Tags", "Environment"):
-                same(about, value, found.get(key))
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for one, other in zip(wanted, found, strict=True):
-            same(about, one, other)
-    elif wanted != found:
-        raise Refused(f"{about} is there and was made otherwise ({found!r} instead of {wanted!r}). Remove it.")
+                check_equal(about, value, existing.get(key))
+    elif isinstance(requested, list) and isinstance(existing, list) and len(requested) == len(existing):
+        for item, existing_item in zip(requested, existing, strict=True):
+            check_equal(about, item, existing_item)
+    elif requested != existing:
+        raise Refused(f"{about} is there and was made otherwise ({existing!r} instead of {requested!r}). Remove it.")
 
 
 def _config(spec: SageMakerTargetSpec, model: str, *, kms_key: str | None, capture_to: str) -> dict[str, Any]:
@@ -165,16 +125,13 @@ def _config(spec: SageMakerTargetSpec, model: str, *, kms_key: str | None, captu
         memory, most = spec.serverless.memory_mb, spec.serverless.concurrency
         variant["ServerlessConfig"] = {"MemorySizeInMB": memory, "MaxConcurrency": most}
         return {"ProductionVariants": [variant]}
-    first = spec.scaling.min if spec.scaling is not None else INSTANCES
-    variant |= {
-        "InstanceType": spec.instance or INSTANCE,
-        "InitialInstanceCount": max(spec.instance_count or 0, first),
-    }
-    made: dict[str, Any] = {"ProductionVariants": [variant]}
-    if kms_key:
-        made["KmsKeyId"] = kms_key
+    least = spec.scaling.min if spec.scaling is not None else INSTANCES
+    count = max(spec.instance_count or 0, least)
+    variant |= {"InstanceType": spec.instance or INSTANCE, "InitialInstanceCount": count}
+    encryption = {"KmsKeyId": kms_key} if kms_key else {}
+    config: dict[str, Any] = {"ProductionVariants": [variant], **encryption}
     if spec.capture is not None and spec.capture.percent:
-        made["DataCaptureConfig"] = {
+        config["DataCaptureConfig"] = {
             "EnableCapture": True,
             "InitialSamplingPercentage": spec.capture.percent,
             "DestinationS3Uri": spec.capture.to or capture_to,
@@ -183,18 +140,18 @@ def _config(spec: SageMakerTargetSpec, model: str, *, kms_key: str | None, captu
                 "CsvContentTypes": ["text/csv"],
                 "JsonContentTypes": ["application/json", "application/jsonlines"],
             },
-            **({"KmsKeyId": kms_key} if kms_key else {}),
+            **encryption,
         }
-    return made
+    return config
 
 
-def _name(project: str, version: ModelVersion, made: dict[str, Any], more: str) -> str:
-    digest = hashlib.sha256(json.dumps([made, more], sort_keys=True).encode()).hexdigest()[:8]
+def _name(project: str, version: ModelVersion, request: dict[str, Any], more: str) -> str:
+    digest = hashlib.sha256(json.dumps([request, more], sort_keys=True).encode()).hexdigest()[:8]
     return _short(f"{project}-{version.name}-{version.version}", f"-{digest}")
 
 
 def _short(name: str, end: str) -> str:
-    """In the length that the service allows; what is cut is told apart by a hash."""
+    """In the length that the service allows; a hash stands for what is cut."""
     if len(name) + len(end) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - len(end) - 9].rstrip('-')}-{digest}"

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from runner.aws.endpoint_request import DIMENSION, resource, scaling
+from typing import Any
+
+from runner.aws.endpoint_request import VARIANT
 from runner.aws.session import Session
-from runner.records import SageMakerTargetSpec
+from runner.records import Scaling
 
-SERVICE = "application-autoscaling"
-WHAT = {"ServiceNamespace": "sagemaker", "ScalableDimension": DIMENSION}
+SCALE_OUT_S, SCALE_IN_S = 60, 300
+SUBJECT = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 
 
-class Scaling:
-    """`paused` is whether this object has ended a scaling that is to go on."""
+class EndpointScaling:
+    """`paused` is whether this object has ended a scaling that is to be registered again."""
 
-    def __init__(self, session: Session, endpoint: str, spec: SageMakerTargetSpec) -> None:
-        self._session, self._endpoint, self._made = session, endpoint, scaling(endpoint, spec)
-        self._about = f"scaling of {endpoint}"
+    def __init__(self, session: Session, endpoint: str, spec: Scaling | None) -> None:
+        self._session, self._endpoint, self._spec = session, endpoint, spec
+        self._resource = f"endpoint/{endpoint}/variant/{VARIANT}"
         self.paused = False
 
     def apply(self) -> None:
-        """As the target says; what is the same already stays."""
-        if self._made is None:
+        """Register what the target says, or end a scaling where it says nothing. Idempotent."""
+        if self._spec is None:
             self.end()
         else:
-            target, policy = self._made
-            self._session.call(SERVICE, "register_scalable_target", about=self._about, **target)
-            self._session.call(SERVICE, "put_scaling_policy", about=self._about, **policy)
+            limits = {"MinCapacity": self._spec.min, "MaxCapacity": self._spec.max}
+            self._call("register_scalable_target", ResourceId=self._resource, **limits)
+            self._call(
+                "put_scaling_policy",
+                ResourceId=self._resource,
+                PolicyName=f"{self._endpoint}-requests",
+                PolicyType="TargetTrackingScaling",
+                TargetTrackingScalingPolicyConfiguration={
+                    "TargetValue": self._spec.requests_per_minute,
+                    "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
+                    "ScaleInCooldown": SCALE_IN_S,
+                    "ScaleOutCooldown": SCALE_OUT_S,
+                },
+            )
         self.paused = False
 
     def pause(self) -> None:
@@ -34,9 +47,11 @@ class Scaling:
 
     def end(self) -> bool:
         """Whether there was any."""
-        ids = [resource(self._endpoint)]
-        there = self._session.call(SERVICE, "describe_scalable_targets", about=self._about, ResourceIds=ids, **WHAT)
-        if not there.get("ScalableTargets"):
-            return False
-        self._session.call(SERVICE, "deregister_scalable_target", about=self._about, ResourceId=ids[0], **WHAT)
-        return True
+        registered = self._call("describe_scalable_targets", ResourceIds=[self._resource]).get("ScalableTargets")
+        if registered:
+            self._call("deregister_scalable_target", ResourceId=self._resource)
+        return bool(registered)
+
+    def _call(self, action: str, **arguments: Any) -> dict[str, Any]:
+        about = f"scaling of {self._endpoint}"
+        return self._session.call("application-autoscaling", action, about=about, **SUBJECT, **arguments)

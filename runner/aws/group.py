@@ -16,12 +16,10 @@ from runner.model.versions import Event, Status
 
 STATUS: dict[str, Status] = {"PendingManualApproval": "pending", "Approved": "approved", "Rejected": "rejected"}
 SERVICE = {status: word for word, status in STATUS.items()}
-# what becomes of the model card with a decision; one that is archived takes no other text
+# the state of the model card after a decision; one that is archived takes no other text
 CARD: dict[Status, str] = {"pending": "PendingReview", "approved": "Approved", "rejected": "Archived"}
 CARRIED_OUT = "runner-decision"  # in a package's metadata: the number of the last event that was carried out on it
-REFUSED = "sagemaker:UpdateModelPackage is not allowed for it (Stages of infra/policies.yaml)"
-ABSENT = ("does not exist", "not found")  # the service says it in words only
-
+NOT_ALLOWED = "sagemaker:UpdateModelPackage is not allowed for it (Stages of infra/policies.yaml)"
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +37,13 @@ class Groups:
     """The calls; `tags` are those of the groups it makes."""
 
     def __init__(self, session: Session, tags: dict[str, str]) -> None:
-        self.session, self.tags = session, tags
+        self.session, self.tags = session, [{"Key": key, "Value": value} for key, value in tags.items()]
 
     def make(self, name: str) -> None:
         """Make the group, unless it is there."""
-        tags = [{"Key": key, "Value": value} for key, value in self.tags.items()]
+        tags = {"Tags": self.tags} if self.tags else {}
         try:
-            self._call(
-                "create_model_package_group", name, ModelPackageGroupName=name, **({"Tags": tags} if tags else {})
-            )
+            self._call("create_model_package_group", name, ModelPackageGroupName=name, **tags)
         except AwsError as error:
             if "already exists" not in str(error):
                 raise
@@ -58,35 +54,27 @@ class Groups:
 
     def packages(self, name: str) -> dict[int, ListedPackage]:
         """The group's packages by version, empty where there is no group; a call per hundred."""
-        packages: dict[int, ListedPackage] = {}
-        token: dict[str, str] = {}
-        while True:
-            try:
-                page = self._call(
-                    "list_model_packages", name, ModelPackageGroupName=name, MaxResults=100, SortBy="CreationTime",
-                    SortOrder="Ascending", **token,
-                )  # fmt: skip
-            except AwsError as error:
-                if any(words in str(error) for words in ABSENT):
-                    return {}
-                raise
-            for item in page.get("ModelPackageSummaryList", []):
-                packages[int(item["ModelPackageVersion"])] = _listed(item)
-            if not page.get("NextToken"):
-                return packages
-            token = {"NextToken": page["NextToken"]}
+        order = {"SortBy": "CreationTime", "SortOrder": "Ascending"}
+        about = f"model package {name}"
+        pages = self.session.pages(
+            "sagemaker", "list_model_packages", about=about, ModelPackageGroupName=name, MaxResults=100, **order
+        )
+        try:
+            items = [item for page in pages for item in page.get("ModelPackageSummaryList", [])]
+        except AwsError as error:
+            if error.absent:
+                return {}
+            raise
+        return {int(item["ModelPackageVersion"]): _listed(item) for item in items}
 
     def describe(self, arn: str) -> dict[str, Any]:
         return self._call("describe_model_package", arn, ModelPackageName=arn)
 
     def find(self, arn: str) -> ListedPackage | None:
         """The package as a listing would have it; None where it is gone."""
-        try:
-            return _listed(self.describe(arn))
-        except AwsError as error:
-            if any(words in str(error) for words in ABSENT):
-                return None
-            raise
+        about = f"model package {arn}"
+        description = self.session.find("sagemaker", "describe_model_package", about=about, ModelPackageName=arn)
+        return _listed(description) if description is not None else None
 
     def carry_out(self, listed: ListedPackage, event: Event) -> None:
         """Set the package's state to what the event says. Idempotent."""
@@ -105,18 +93,18 @@ class Groups:
         listed.status = status
 
     def tell_stages(self, packages: Mapping[int, ListedPackage], events: Sequence[Event]) -> None:
-        """Set ModelLifeCycle as the last event says; the event stands, so what SageMaker does not take is a warning."""
+        """Set ModelLifeCycle as the last event says; the event stands, so a refusal of SageMaker is a warning."""
         for version, (stage, status) in life_cycle.changed(events).items():
             stage_now = {"Stage": stage, "StageStatus": status, "StageDescription": described(events[-1])}
             label = f"{events[-1].name}/{version}"
-            try:
-                self._call(
-                    "update_model_package", label, ModelPackageArn=packages[version].arn, ModelLifeCycle=stage_now
-                )
-            except KeyError:
+            if version not in packages:
                 log.warning("%s is %s at %s, and its model package is gone", terminal(label), status.lower(), stage)
+                continue
+            arn = packages[version].arn
+            try:
+                self._call("update_model_package", label, ModelPackageArn=arn, ModelLifeCycle=stage_now)
             except AwsError as error:
-                reason = REFUSED if error.code in DENIED else terminal(str(error))
+                reason = NOT_ALLOWED if error.code in DENIED else terminal(str(error))
                 where = f"{label} is {status.lower()} at stage {stage}"
                 log.warning("SageMaker was not told that %s: %s", terminal(where), reason)
                 return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class History:
         """What there is of each name, or of one; a call per thousand objects."""
         below = ROOT if name is None else f"{ROOT}{name}/"
         objects: dict[str, Objects] = {}
-        for key, etag in self.bucket.tags(below):
+        for key, etag in self.bucket.etags(below):
             match = NAME_OF.match(key)
             if match is not None:
                 objects.setdefault(match[1], {})[key] = etag
@@ -105,7 +105,9 @@ class History:
             for key, etag in objects.items()
             if not etag or addresses[key] not in known or known[addresses[key]].etag != etag
         ]
-        for key, content in zip(fetched, self._fetch(fetched), strict=True):
+        with ThreadPoolExecutor(READERS) as readers:
+            contents = list(readers.map(self.bucket.get, fetched))
+        for key, content in zip(fetched, contents, strict=True):
             if content is None:
                 raise Tampered(f"{addresses[key]} is gone: the history of {name} was altered.")
             before = known.get(addresses[key])
@@ -116,12 +118,6 @@ class History:
             self.cache.mkdir(parents=True, exist_ok=True)
             atomic_write(self.cache / f"{name}.json", encode(HistoryCache(objects=known)))
         return {key: known[addresses[key]].content for key in objects}
-
-    def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
-        if len(keys) < 2:
-            return [self.bucket.get(key) for key in keys]
-        with ThreadPoolExecutor(min(READERS, len(keys))) as readers:
-            return list(readers.map(self.bucket.get, keys))
 
     def _memory(self, name: str) -> str:
         return f" What it was is in {self.cache / name}.json." if self.cache is not None else ""

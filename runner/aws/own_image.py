@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,112 +45,108 @@ class OwnImage:
     @property
     def environment(self) -> str:
         """The tag that jobs start."""
-        made = hashlib.sha256(self.python.encode())
+        content = hashlib.sha256(self.python.encode())
         for path in (DOCKERFILE, LOCK):
-            made.update(hashlib.sha256(self.files[path]).digest())
-        return made.hexdigest()[:TAG_CHARACTERS]
+            content.update(hashlib.sha256(self.files[path]).digest())
+        return content.hexdigest()[:TAG_CHARACTERS]
 
     @property
     def server(self) -> str:
         """The tag that endpoints start."""
-        made = hashlib.sha256()
+        content = hashlib.sha256()
         for path, data in sorted(self.files.items()):
             if path not in (DOCKERFILE, LOCK):
-                made.update(path.encode() + b"\0" + hashlib.sha256(data).digest())
-        return f"{self.environment}-{made.hexdigest()[:SERVER_CHARACTERS]}"
+                content.update(path.encode() + b"\0" + hashlib.sha256(data).digest())
+        return f"{self.environment}-{content.hexdigest()[:SERVER_CHARACTERS]}"
 
     def address(self, tag: str) -> str:
         return f"{self.account}.dkr.ecr.{self.region}.{domain(self.region)}/{self.name}:{tag}"
 
 
-def own_image(project: str, chosen: Settings, region: str, root: Path) -> OwnImage:
+def own_image(project: str, aws: Settings, region: str, root: Path) -> OwnImage:
     """Raises UsageError where Dockerfile or lock is missing, or the role's ARN does not say whose account it is."""
     dockerfile = root / DOCKERFILE
     if not dockerfile.is_file():
         raise UsageError(f"There is no {dockerfile}, which an image of your own is made with. Take this project's.")
-    account = chosen.role.split(":")[4] if chosen.role.count(":") >= 5 else ""
+    account = aws.role.split(":")[4] if aws.role.count(":") >= 5 else ""
     if not account:
-        raise UsageError(f"[sagemaker] role = {chosen.role!r} is not an ARN, and names no account for the image.")
-    files = {DOCKERFILE: dockerfile.read_bytes(), LOCK: lock_file(chosen, root).read_bytes(), **package_files()}
-    return OwnImage(project, account, region, chosen.python, chosen.lock, files)
+        raise UsageError(f"[sagemaker] role = {aws.role!r} is not an ARN, and names no account for the image.")
+    files = {DOCKERFILE: dockerfile.read_bytes(), LOCK: lock_file(aws, root).read_bytes(), **package_files()}
+    return OwnImage(project, account, region, aws.python, aws.lock, files)
 
 
-def named(project: str, chosen: Settings, region: str, root: Path) -> Settings:
-    """The settings with an address in place of "own"; nobody is asked."""
-    if OWN not in (chosen.image, chosen.serving_image):
-        return chosen
-    made = own_image(project, chosen, region, root)
-    image = made.address(made.environment) if chosen.image == OWN else chosen.image
-    serving = made.address(made.server) if chosen.serving_image == OWN else chosen.serving_image
-    return dataclasses.replace(chosen, image=image, serving_image=serving)
+def named(project: str, aws: Settings, region: str, root: Path) -> Settings:
+    """The settings with an address in place of "own"; AWS is not asked."""
+    if OWN not in (aws.image, aws.serving_image):
+        return aws
+    own = own_image(project, aws, region, root)
+    image = own.address(own.environment) if aws.image == OWN else aws.image
+    serving = own.address(own.server) if aws.serving_image == OWN else aws.serving_image
+    return dataclasses.replace(aws, image=image, serving_image=serving)
 
 
-def wanted(made: OwnImage, chosen: Settings, *, serving: bool) -> list[str]:
+def needed_tags(image: OwnImage, aws: Settings, *, serving: bool) -> list[str]:
     """The tags that a pipeline needs of it: `serving` where one of its targets asks for it, too."""
-    tags = [made.environment] if chosen.image == OWN else []
-    return [*tags, made.server] if serving or chosen.serving_image == OWN else tags
+    tags = [image.environment] if aws.image == OWN else []
+    return [*tags, image.server] if serving or aws.serving_image == OWN else tags
 
 
-def serving(session: Session, project: str, chosen: Settings, root: Path, asked: str | None, *, what: str) -> str:
-    """The address of the image that serves: `asked`, as `what` in pipeline.toml has it, or SageMaker's XGBoost."""
-    if asked != OWN:
-        return serving_image(session.region, asked)
-    made = own_image(project, chosen, session.region, root)
-    require(session, made, made.server, what=what)
-    return made.address(made.server)
+def serving(session: Session, project: str, aws: Settings, root: Path, image: str | None, *, what: str) -> str:
+    """The address of the image that serves: `image`, the value of the key `what`, or SageMaker's XGBoost."""
+    if image != OWN:
+        return serving_image(session.region, image)
+    own = own_image(project, aws, session.region, root)
+    _require(session, own, own.server, key=what)
+    return own.address(own.server)
 
 
-def for_jobs(session: Session, project: str, chosen: Settings, root: Path) -> Settings:
+def for_jobs(session: Session, project: str, aws: Settings, root: Path) -> Settings:
     """The settings with the address of an image that is there in place of "own"."""
-    if chosen.image == OWN:
-        made = own_image(project, chosen, session.region, root)
-        require(session, made, made.environment, what="[sagemaker] image")
-    return named(project, chosen, session.region, root)
+    if aws.image == OWN:
+        own = own_image(project, aws, session.region, root)
+        _require(session, own, own.environment, key="[sagemaker] image")
+    return named(project, aws, session.region, root)
 
 
-def require(session: Session, made: OwnImage, tag: str, *, what: str) -> None:
-    """Raises UsageError where there is no such image, with what to do; `what` in pipeline.toml asks for it."""
-    if said := lacking(session, made, tag):
-        raise UsageError(f'{what} = "own", and {said}: {PUSH} builds it.')
+def _require(session: Session, image: OwnImage, tag: str, *, key: str) -> None:
+    """Raises UsageError where there is no such image, with what to do; the key of pipeline.toml asks for it."""
+    if reason := lacking(session, image, tag):
+        raise UsageError(f'{key} = "own", and {reason}: {PUSH} builds it.')
 
 
-def lacking(session: Session, made: OwnImage, tag: str) -> str:
-    """Why there is no such image; "" where there is one. Who may not look goes on: a job or an endpoint that cannot have
-    it says so when it starts."""
+def lacking(session: Session, image: OwnImage, tag: str) -> str:
+    """Why there is no such image; "" where there is one.
+
+    Also "" for who may not look: a job or an endpoint without its image fails with a message when it starts.
+    """
     try:
-        if details(session, made, tag) is not None:
+        if image_details(session, image, tag) is not None:
             return ""
-        newest = max((one["imagePushedAt"] for one in _images(session, made)), default=None)
+        newest = max((details["imagePushedAt"] for details in _images(session, image)), default=None)
     except AwsError as error:
         if error.code in DENIED:
             return ""
         if error.code != NO_REPOSITORY:
             raise
-        return f"there is no repository {made.name}; deploy infra/image.yaml"
+        return f"there is no repository {image.name}; deploy infra/image.yaml"
     if newest is None:
-        return f"{made.name} has no image yet"
-    said = f"{made.name} has no image of this {made.lock}{' with this program' * (tag == made.server)}"
-    return f"{said}, the newest is of {newest:%Y-%m-%d %H:%M} and was made of another one"
+        return f"{image.name} has no image yet"
+    lacks = f"has no image of this {image.lock}{' with this program' * (tag == image.server)}"
+    return f"{image.name} {lacks}, the newest is of {newest:%Y-%m-%d %H:%M} and was made of another one"
 
 
-def details(session: Session, made: OwnImage, tag: str) -> dict[str, Any] | None:
-    """What ECR has under the tag. Raises AwsError where there is no repository, or nobody may look."""
+def image_details(session: Session, image: OwnImage, tag: str) -> dict[str, Any] | None:
+    """ECR's entry of the tag. Raises AwsError where there is no repository, or the caller may not look."""
     try:
-        return _images(session, made, imageIds=[{"imageTag": tag}])[0]
+        return _images(session, image, imageIds=[{"imageTag": tag}])[0]
     except AwsError as error:
         if error.code == NO_IMAGE:
             return None
         raise
 
 
-def _images(session: Session, made: OwnImage, **which: Any) -> Sequence[dict[str, Any]]:
-    """A page of what the repository has."""
-    found: Sequence[dict[str, Any]] = session.call(
-        "ecr",
-        "describe_images",
-        about=f"repository {made.name}",
-        registryId=made.account,
-        repositoryName=made.name,
-        **which,
-    )["imageDetails"]
-    return found
+def _images(session: Session, image: OwnImage, **filters: Any) -> list[dict[str, Any]]:
+    """A page of the repository's images."""
+    repository = {"registryId": image.account, "repositoryName": image.name}
+    reply = session.call("ecr", "describe_images", about=f"repository {image.name}", **repository, **filters)
+    return list(reply["imageDetails"])

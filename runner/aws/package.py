@@ -29,6 +29,7 @@ SCORING = Path(__file__).parents[1] / "scoring"
 PROGRAM = "inference.py"
 CODE = "code/"
 INSIDE = f"{CODE}{PROGRAM}"
+PROJECT = f"{CODE}pyproject.toml"
 BACKEND = "wheel_backend"
 PYPROJECT = f'[build-system]\nrequires = []\nbuild-backend = "{BACKEND}"\nbackend-path = ["."]\n'
 # variables of a container; pip need not look for an index that a VPC does not let it reach
@@ -48,6 +49,16 @@ ACCOUNTS = {
     "us-gov-west-1": "414596584902", "us-west-1": "746614075791", "us-west-2": "246618743249",
 }  # fmt: skip
 REPOSITORY, TAG = "sagemaker-xgboost", "3.2-0"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's archive is, and the ARN of its model package or the image that serves it."""
+
+    archive: str  # s3://…/model.tar.gz
+    archive_sha256: str
+    package: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,37 +99,39 @@ def package(folder: Path) -> Package:
     """
     files = read_files(folder)
     check_files(files, folder)
-    if beside := next((name for name in files if name.startswith(CODE)), None):
-        raise UsageError(f"{folder / beside} stands where the endpoint's own script goes. Save it under another name.")
-    content = {**files, **code()}
+    if file_there := next((name for name in files if name.startswith(CODE)), None):
+        raise UsageError(
+            f"{folder / file_there} stands where the endpoint's own script goes. Save it under another name."
+        )
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for name in sorted(content):
+        for name, content in sorted({**files, **code()}.items()):
             member = tarfile.TarInfo(name)  # no time, no owner
-            member.size, member.mode = len(content[name]), 0o644
-            archive.addfile(member, io.BytesIO(content[name]))
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
     data = buffer.getvalue()
     return Package(archive=data, sha256=hashlib.sha256(data).hexdigest(), files=files)
 
 
 def code() -> dict[str, bytes]:
-    """The archive's files that are no model folder's."""
+    """The archive's files that are not of the model folder."""
     backend = f"{BACKEND}.py"  # as text; nothing here runs it
     return {
         INSIDE: (SCORING / PROGRAM).read_bytes(),
         f"{CODE}{backend}": Path(__file__).with_name(backend).read_bytes(),
-        f"{CODE}pyproject.toml": PYPROJECT.encode(),
+        PROJECT: PYPROJECT.encode(),
     }
 
 
-def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
-    """The files of an archive that is about to be deployed, by name; nothing is written.
+def check_package(data: bytes, sha256: str, *, running: bool = False) -> dict[str, bytes]:
+    """The files of an archive that is about to be deployed, or with `running` was before, by name; none is written.
 
     Raises Tampered where its hash is not `sha256`, it is damaged, has anything but files below its folder or unpacks to
-    far more than its size, Refused for a pickle.
+    far more than its size. Raises Refused for a pickle, and before a deployment for an archive of an earlier release,
+    with which an instance that starts would need a package index.
     """
     actual = hashlib.sha256(data).hexdigest()
     if actual != sha256:
@@ -134,6 +147,11 @@ def check_package(data: bytes, sha256: str) -> dict[str, bytes]:
     check_files(files, Path("model.tar.gz"))
     if INSIDE not in files:
         raise Refused(f"The model archive {sha256[:12]} has no {INSIDE}, so no endpoint could answer with it.")
+    if PROJECT not in files and not running:
+        raise Refused(
+            f"The model archive {sha256[:12]} is of an earlier release and has no {PROJECT}, so an endpoint would need "
+            "a package index to start. Register the run's model again: `runner run --force`."
+        )
     return files
 
 
@@ -147,10 +165,10 @@ def signature(session: Session, version: ModelVersion) -> Signature:
     return registered(content, version, where=address)
 
 
-def serving_image(region: str, chosen: str | None = None) -> str:
-    """The image an endpoint runs: `chosen`, or SageMaker's XGBoost. Raises UsageError where none is known there."""
-    if chosen is not None:
-        return chosen
+def serving_image(region: str, named: str | None = None) -> str:
+    """The image an endpoint runs: `named`, or SageMaker's XGBoost. Raises UsageError where none is known there."""
+    if named is not None:
+        return named
     if region not in ACCOUNTS:
         raise UsageError(
             f"It is not known which account holds {REPOSITORY} in {region}. "

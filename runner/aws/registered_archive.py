@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from runner.aws.bucket import Bucket
-from runner.aws.endpoint_request import Source
-from runner.aws.package import CODE, check_package
+from runner.aws.package import CODE, ModelSource, check_package
 from runner.aws.registry import SageMakerRegistry
 from runner.errors import Tampered
 from runner.model.files import sha256_of
@@ -17,21 +16,23 @@ def check_registered(registry: Registry, version: ModelVersion) -> None:
         check_archive(registry, version)
 
 
-def check_archive(registry: SageMakerRegistry, version: ModelVersion) -> tuple[Source, dict[str, bytes]]:
-    """The version's archive as an endpoint will fetch it, and its files, all as registered.
+def check_archive(
+    registry: SageMakerRegistry, version: ModelVersion, *, running: bool = False
+) -> tuple[ModelSource, dict[str, bytes]]:
+    """The version's archive as an endpoint fetches it, and its files, all as registered.
 
-    Raises Tampered where the archive, its package or the model in it is another, Refused for a pickle.
+    Raises Tampered where the archive, its package or the model in it is another, Refused as `check_package` does.
     """
     registered, label = registry.deployable(version.name, version.version), version.label
     bucket, _, key = registered.archive.removeprefix("s3://").partition("/")
-    data = Bucket(registry.session, bucket).get(key)
-    if data is None:
+    archive = Bucket(registry.session, bucket).get(key)
+    if archive is None:
         raise Tampered(f"{registered.archive}, the model of {label}, is gone.")
-    files = check_package(data, registered.archive_sha256)
+    files = check_package(archive, registered.archive_sha256, running=running)
     if sha256_of({name: content for name, content in files.items() if not name.startswith(CODE)}) != version.sha256:
         raise Tampered(f"{registered.archive} has other files than {label} was registered with.")
     description = registry.groups.describe(registered.package)
     addresses = [container.get("ModelDataUrl") for container in description["InferenceSpecification"]["Containers"]]
     if addresses != [registered.archive]:
         raise Tampered(f"{registered.package} names {addresses} as its model; registered was {registered.archive}.")
-    return Source(registered.archive, registered.archive_sha256, registered.package, ""), files
+    return registered, files

@@ -2,16 +2,17 @@
 
 What SageMaker keeps can be changed by anybody who may update a model package, and it forgets who decided and why. So
 a version's state is what the events in S3 add up to, as in the local registry, and each access brings the two
-together: a package of ours without an event gets one (a crash came between), a decision that was written down is
-carried out (likewise), a state that was set in Studio is written down as an external decision; one that a package was
-made with is not a decision. The event is always written before the package is changed: its number can be taken only
-once, which decides between two that decide.
+together: a package of ours without an event gets one (after a crash), a decision that was written down is carried out
+(likewise), a state that was set in Studio is written down as an external decision; one that a package was made with is
+not a decision. The event is always written before the package is changed: its number can be taken only once, which
+decides between two that decide.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.creation import OURS, archive_key, creation, report_key, reports, value
 from runner.aws.group import STATUS, Groups, ListedPackage, carried_out, changed, described
 from runner.aws.history import History, Objects
-from runner.aws.package import Package, package, serving_image
+from runner.aws.package import ModelSource, Package, package, serving_image
 from runner.aws.session import DENIED, AwsError, Session
 from runner.errors import Refused, RegistryUnusable, Tampered, UsageError
 from runner.escape import terminal
@@ -31,24 +32,12 @@ from runner.model.registry_rules import Draft
 from runner.model.versions import Decision, Event, ModelVersion, NewVersion, StateChange, Status
 from runner.records import utc_text
 
-EVENT_OF: dict[Status, StateChange] = {
-    "pending": "reopened",
-    "approved": "approved",
-    "rejected": "rejected",
-}  # the event that gives a state
-STANDS = {"external": True}  # the data of an event that says what SageMaker has already
+# the event that gives a state
+EVENT_OF: dict[Status, StateChange] = {"pending": "reopened", "approved": "approved", "rejected": "rejected"}
+STANDS = {"external": True}  # the data of an event for a state that SageMaker has already
 ATTEMPTS = 100  # to take a number while others take them; each failure is somebody's success
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Deployable:
-    """What an endpoint is made of; the hash is the history's, not SageMaker's."""
-
-    package: str  # ARN
-    archive: str  # s3://…/model.tar.gz
-    archive_sha256: str
 
 
 @dataclass
@@ -89,7 +78,7 @@ class SageMakerRegistry:
         self.image = image  # that serves what is registered; asked when a version is made
         self.groups = Groups(session, dict(tags or {}))
         self.history = History(bucket, cache)
-        self.own = value(bucket.address("registry/"))
+        self.registry_id = value(bucket.address("registry/"))
         self._others: set[str] = set()  # packages in our groups that are not versions of ours
 
     def register(self, new: NewVersion) -> ModelVersion:
@@ -112,13 +101,12 @@ class SageMakerRegistry:
         self._upload(new, archive)
         reach("model uploaded")
         source = self.run_address(new.run) if self.run_address is not None else ""
-        request = creation(new, archive, bucket=self.bucket, image=image, registry=self.own, source=source)
+        request = creation(new, archive, bucket=self.bucket, image=image, registry=self.registry_id, source=source)
         try:
             arn = self.groups.add(new.name, request)
         except AwsError as error:
-            if error.code != "ConflictException":  # another process registers this run just now, as something else
-                raise
-            existing = self._registered_before(self._view(new.name), new)
+            if error.code == "ConflictException":  # another process registers this run just now, as something else
+                existing = self._registered_before(self._view(new.name), new)
             if existing is None:
                 raise
             return existing
@@ -135,8 +123,11 @@ class SageMakerRegistry:
 
     def list(self, name: str | None = None) -> Sequence[ModelVersion]:
         objects = self.history.listed(name)
-        views = [self._view(one, objects=objects[one]) for one in sorted(objects)]
-        versions = [version for view in views for version in self._versions(view).values()]
+        versions = [
+            version
+            for each in sorted(objects)
+            for version in self._versions(self._view(each, objects=objects[each])).values()
+        ]
         if name is not None and not versions:
             raise self._not_registered(name, None)
         return versions
@@ -193,10 +184,13 @@ class SageMakerRegistry:
     def approved(self, name: str) -> ModelVersion | None:
         return registry_rules.highest_approved(self._versions(self._view(name)).values())
 
-    def deployable(self, name: str, version: int) -> Deployable:
-        """What the version's endpoint is made of, whatever its state. Raises UsageError naming what there is."""
+    def deployable(self, name: str, version: int) -> ModelSource:
+        """What the version's endpoint is made of, whatever its state, with the history's hash, not SageMaker's.
+
+        Raises UsageError naming what there is.
+        """
         _, event = self._registered(name, version)
-        return Deployable(**{key: str(event.data[key]) for key in ("package", "archive", "archive_sha256")})
+        return ModelSource(**{key: str(event.data[key]) for key in ("package", "archive", "archive_sha256")})
 
     # Bringing SageMaker and the history together
 
@@ -204,7 +198,7 @@ class SageMakerRegistry:
         return self.history.listed(name).get(name, {})
 
     def _view(self, name: str, *, objects: Objects | None = None, new_package: str | None = None) -> RegistryView:
-        """The name's history after everything that SageMaker has and it lacks was added. `new_package` is an ARN."""
+        """The name's history, with what only SageMaker had added to it. `new_package` is an ARN."""
         for _ in range(ATTEMPTS):
             objects = self._objects(name) if objects is None else objects
             view = RegistryView(self.history.events(name, objects), {}, objects)
@@ -240,13 +234,9 @@ class SageMakerRegistry:
         for number, listed in sorted(view.packages.items()):
             event = self._missing(name, view, number, listed)
             if event is not None:
-                try:
+                with _denied_is_a_warning(f"{name}/{number}: {event.kind} is not written down"):
                     if not self.history.append(event):
                         return False
-                except AwsError as error:
-                    if error.code not in DENIED:
-                        raise
-                    log.warning("%s/%d: %s is not written down: %s", name, number, event.kind, terminal(str(error)))
                 view.events.append(event)
         return True
 
@@ -268,12 +258,8 @@ class SageMakerRegistry:
         if last is not None and last.data != STANDS and last.seq > carried_out(description):
             before, _ = state(view.events[: last.seq - 1], number)
             if listed.status == before:  # it was written down, and then the process died
-                try:
+                with _denied_is_a_warning(f"{name}/{number} is {status}, not yet in SageMaker"):
                     self.groups.carry_out(listed, last)
-                except AwsError as error:
-                    if error.code not in DENIED:
-                        raise
-                    log.warning("%s/%d is %s, not yet in SageMaker: %s", name, number, status, terminal(str(error)))
                 return None
         return _external(name, view.events, number, listed.status, description)
 
@@ -283,7 +269,7 @@ class SageMakerRegistry:
         properties = description.get("CustomerMetadataProperties", {})
         run, sha256 = properties.get("runner-run", ""), properties.get("runner-facts", "")
         runs = {event.data["run"] for event in view.registered.values()}
-        if properties.get("runner-registry") != self.own or run in runs:
+        if properties.get("runner-registry") != self.registry_id or run in runs:
             self._others.add(listed.arn)
             return None
         facts = self.history.facts(name, {run: sha256}, view.objects)[run]
@@ -340,6 +326,17 @@ class SageMakerRegistry:
         self.bucket.put(archive_key(archive), archive.archive)
         for name, content in reports(new, archive).items():
             self.bucket.put(report_key(new, name), content)
+
+
+@contextlib.contextmanager
+def _denied_is_a_warning(sentence: str) -> Iterator[None]:
+    """What the caller may not do is left to another one; a warning says it."""
+    try:
+        yield
+    except AwsError as error:
+        if error.code not in DENIED:
+            raise
+        log.warning("%s: %s", terminal(sentence), terminal(str(error)))
 
 
 def _external(name: str, events: Sequence[Event], version: int, status: Status, description: dict[str, Any]) -> Event:

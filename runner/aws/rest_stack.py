@@ -13,7 +13,7 @@ MODEL = "Record"
 
 
 def record_schemas(session: Session, endpoint: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, schema of a record) of each API before the endpoint; none where the caller may not look, as most need not."""
+    """(name, schema of a record) of each API before the endpoint; none where the caller may not look."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     gateway = session.client("apigateway")

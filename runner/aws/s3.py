@@ -1,5 +1,7 @@
-"""S3 by address: sources, identified by VersionId or ETag, and objects that stayed there; public buckets are read
-unsigned where there are no credentials."""
+"""S3 by address: sources, identified by VersionId or ETag, and objects that stayed there.
+
+Without credentials public buckets are read, by unsigned requests.
+"""
 
 from __future__ import annotations
 
@@ -23,42 +25,32 @@ class S3:
     def listing(self, address: str) -> list[RemoteFile]:
         bucket, key = split(address)
         if key and not key.endswith("/"):
-            head = self._call(address, "head_object", Bucket=bucket, Key=key)
+            head = self.session.call("s3", "head_object", about=address, Bucket=bucket, Key=key)
             return [RemoteFile(path="", size_bytes=head["ContentLength"], version=_version(head))]
-        files: list[RemoteFile] = []
-        token: dict[str, str] = {}
-        while True:
-            page = self._call(address, "list_objects_v2", Bucket=bucket, Prefix=key, **token)
-            files += [
-                RemoteFile(path=item["Key"][len(key) :], size_bytes=item["Size"], version=item["ETag"].strip('"'))
-                for item in page.get("Contents", [])
-                if not item["Key"].endswith("/")
-            ]
-            if not page.get("IsTruncated"):
-                break
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+        files = [
+            RemoteFile(path=item["Key"][len(key) :], size_bytes=item["Size"], version=item["ETag"].strip('"'))
+            for item in Bucket(self.session, bucket).objects(key)
+            if not item["Key"].endswith("/")
+        ]
         if not files:
             raise RemoteError(f"{address}: there are no objects below it. Check the address.")
         return sorted(files, key=lambda file: file.path)
 
     def download(self, address: str, file: RemoteFile, target: IO[bytes]) -> None:
-        place, key = self._place(address + file.path)
-        place.fetch(key, target)
+        bucket, key = self._place(address + file.path)
+        bucket.fetch(key, target)
 
     def fetch(self, address: str, fact: FileFact, target: Path) -> None:
-        place, key = self._place(address)
-        place.download(key, target, fact)
+        bucket, key = self._place(address)
+        bucket.download(key, target, fact)
 
     def digest(self, address: str) -> FileFact:
-        place, key = self._place(address)
-        return place.digest(key)
+        bucket, key = self._place(address)
+        return bucket.digest(key)
 
     def _place(self, address: str) -> tuple[Bucket, str]:
         bucket, key = split(address)
         return Bucket(self.session, bucket), key
-
-    def _call(self, address: str, action: str, **arguments: str) -> dict[str, Any]:
-        return self.session.call("s3", action, about=address, **arguments)
 
 
 def split(address: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import functools
 import random
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from runner.errors import RemoteError
@@ -27,11 +28,12 @@ TRANSIENT = (
     "ServiceUnavailableException", "RequestTimeout", "500", "502", "503", "504", "OperationAborted",
     "ConditionalRequestConflict",
 )  # fmt: skip
-EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidClientTokenId", "UnrecognizedClientException",
-           "InvalidAccessKeyId", "SignatureDoesNotMatch")  # fmt: skip
+# and all codes with "expired" in them
+EXPIRED = ("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
 QUOTA = ("ResourceLimitExceeded", "LimitExceededException", "QuotaExceeded")
 ABSENT = ("404", "NoSuchKey", "NoSuchBucket", "NotFound", "ResourceNotFound", "ResourceNotFoundException")
+ABSENT_WORDS = ("Could not find", "does not exist", "not found")  # where a service's code does not tell
 
 
 class AwsError(RemoteError):
@@ -42,6 +44,11 @@ class AwsError(RemoteError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is no such resource."""
+        return self.code in ABSENT or any(words in str(self) for words in ABSENT_WORDS)
 
 
 class Session:
@@ -105,10 +112,12 @@ class Session:
 
         Raises AwsError: after `patience_s` for what is transient, at once for everything else.
         """
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import ConnectionError as BotocoreConnectionError
 
         method = getattr(self.client(service), action)
         began, wait_s = time.monotonic(), FIRST_WAIT_S
+        cause: Exception
         while True:
             self._take_turn(service)
             try:
@@ -120,25 +129,43 @@ class Session:
                     self._slow_down(service)
                 elif code not in TRANSIENT and not (status >= 500 and code not in QUOTA):
                     raise AwsError(_sentence(action, about, code, error), code=code) from error
-                failed: Exception = error
+                cause, outcome = error, f"was answered {code}"
             except BotoCoreError as error:
-                if not _broken_connection(error):
-                    raise AwsError(
-                        _sentence(action, about, type(error).__name__, error), code=type(error).__name__
-                    ) from error
-                code, failed = type(error).__name__, error
+                code = type(error).__name__
+                # else the request may have arrived, or may arrive when it is repeated
+                if not isinstance(error, BotocoreConnectionError | HTTPClientError):
+                    raise AwsError(_sentence(action, about, code, error), code=code) from error
+                cause, outcome = error, f"had no connection ({code})"
             else:
                 self._speed_up(service)
                 return reply
             if time.monotonic() - began + wait_s > self.patience_s:
-                came = f"was answered {code}" if isinstance(failed, ClientError) else f"had no connection ({code})"
                 raise AwsError(
-                    f"{about}: {action} {came} for {self.patience_s:.0f} s. "
+                    f"{about}: {action} {outcome} for {self.patience_s:.0f} s. "
                     "What was started goes on; try again later, for example with `runner resume latest`.",
                     code=code,
-                ) from failed
+                ) from cause
             time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def find(self, service: str, action: str, *, about: str, **arguments: Any) -> dict[str, Any] | None:
+        """As `call`; None where there is no such resource."""
+        try:
+            return self.call(service, action, about=about, **arguments)
+        except AwsError as error:
+            if error.absent:
+                return None
+            raise
+
+    def pages(self, service: str, action: str, *, about: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """Each reply of an action that lists, until there are no more."""
+        sent, received = ("ContinuationToken", "NextContinuationToken") if service == "s3" else ("NextToken",) * 2
+        while True:
+            page = self.call(service, action, about=about, **arguments)
+            yield page
+            if not page.get(received):
+                return
+            arguments[sent] = page[received]
 
     def _take_turn(self, service: str) -> None:
         if service == "s3":
@@ -178,14 +205,6 @@ def _models() -> Any:
     return botocore.session.Session().get_component("data_loader")
 
 
-def _broken_connection(error: Exception) -> bool:
-    """Whether the request may have arrived, or may arrive when tried again."""
-    from botocore.exceptions import ConnectionError as BotocoreConnectionError
-    from botocore.exceptions import HTTPClientError
-
-    return isinstance(error, BotocoreConnectionError | HTTPClientError)
-
-
 def domain(region: str) -> str:
     """What the names of AWS's services end with in the region."""
     return "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
@@ -193,19 +212,18 @@ def domain(region: str) -> str:
 
 def _sentence(action: str, about: str, code: str, error: Exception) -> str:
     response = getattr(error, "response", None)
-    said = response.get("Error", {}).get("Message", "") if isinstance(response, dict) else str(error)
+    message = response.get("Error", {}).get("Message", "") if isinstance(response, dict) else str(error)
     if code in EXPIRED or "expired" in code.lower():
         remedy = "The credentials are not valid any more: log in again, then `runner resume latest`."
     elif code in DENIED:
-        remedy = f"Grant the caller {_permission(action)} on it; infra/ has the policies, `runner doctor --on sagemaker` checks them."
+        permission = "".join(part.capitalize() for part in action.split("_"))
+        remedy = (
+            f"Grant the caller {permission} on it; infra/ has the policies, `runner doctor --on sagemaker` checks them."
+        )
     elif code in QUOTA:
         remedy = "Ask for a higher quota in Service Quotas, or choose another instance in [sagemaker] instance."
     elif code in ABSENT:
         remedy = "Check the name and the region."
     else:
         remedy = ""
-    return " ".join(f"{about}: {action} was answered {code}: {said.strip()} {remedy}".split())
-
-
-def _permission(action: str) -> str:
-    return "".join(part.capitalize() for part in action.split("_"))
+    return " ".join(f"{about}: {action} was answered {code}: {message.strip()} {remedy}".split())

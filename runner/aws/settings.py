@@ -12,9 +12,8 @@ import msgspec
 from runner.errors import PipelineError, UsageError
 from runner.records import LOCK, Pipeline, SageMaker, Vpc
 
-LONGEST_S = (
-    9 * 24 * 3600
-)  # of a processing job (botocore: ProcessingMaxRuntimeInSeconds); a training job may take 28 days
+# of a processing job (botocore: ProcessingMaxRuntimeInSeconds); a training job may take 28 days
+LONGEST_S = 9 * 24 * 3600
 LONGEST_WARM_S = 3600  # by the guide to warm pools
 NEEDED = ("bucket", "role", "image")
 OWN = "own"  # an image, or a serving image, that is made from the lock: `runner.aws.own_image`
@@ -65,28 +64,27 @@ class Settings:
 def settings(pipeline: Pipeline, step: str | None = None) -> Settings:
     """What applies to a step, or to the pipeline. Raises PipelineError naming the keys that are missing or wrong."""
     own = pipeline.steps[step].sagemaker if step is not None else SageMaker()
-    found = {**_set(pipeline.sagemaker), **_set(own)}
-    missing = [key for key in NEEDED if key not in found]
-    if missing:
+    values = {**_set(pipeline.sagemaker), **_set(own)}
+    if missing := [key for key in NEEDED if key not in values]:
         raise PipelineError(
             *(f"[sagemaker] {key} is not set; `runner doctor --on sagemaker` says what it is for." for key in missing)
         )
-    wrong = [f"[sagemaker] {key} = {found[key]!r} is out of range." for key in found if not _sound(key, found[key])]
-    if wrong:
-        raise PipelineError(*wrong)
-    prefix = str(found.get("prefix", pipeline.name)).strip("/")
-    if found["image"] == OWN:
-        found.setdefault("packages", "image")  # it has the lock's
-    return Settings(**{**found, "prefix": f"{posixpath.normpath(prefix)}/"})
+    if wrong := [key for key, value in values.items() if not _in_range(key, value)]:
+        raise PipelineError(*(f"[sagemaker] {key} = {values[key]!r} is out of range." for key in wrong))
+    prefix = str(values.get("prefix", pipeline.name)).strip("/")
+    if values["image"] == OWN:
+        values.setdefault("packages", "image")  # it has the lock's
+    return Settings(**{**values, "prefix": f"{posixpath.normpath(prefix)}/"})
 
 
-def lock_file(chosen: Settings, root: Path) -> Path:
+def lock_file(aws: Settings, root: Path) -> Path:
     """The project's lock file. Raises UsageError where there is none."""
-    path = root / chosen.lock
+    path = root / aws.lock
     if not path.exists():
+        command = f"uv pip compile --universal --generate-hashes -o {aws.lock} pyproject.toml"
         raise UsageError(
-            f"There is no {path}, which says what packages a job runs with. Write it with "
-            f"`uv pip compile --universal --generate-hashes -o {chosen.lock} pyproject.toml`, or name it in [sagemaker] lock."
+            f"There is no {path}, which says what packages a job runs with. Write it with `{command}`, "
+            "or name it in [sagemaker] lock."
         )
     return path
 
@@ -98,16 +96,16 @@ def one_machine(pipeline: Pipeline, *steps: str) -> bool:
 
 def could_share(pipeline: Pipeline, *steps: str) -> bool:
     """Whether they would with `together`, which is for processing jobs."""
-    unlike: dict[str, Any] = {"together": False, "timeout_s": 0, "include": [], "poll_s": 0.0, "small_mb": 0.0}
-    made = [replace(settings(pipeline, step), **unlike) for step in steps]
-    return all(one == made[0] and not one.trains for one in made)
+    may_differ: dict[str, Any] = {"together": False, "timeout_s": 0, "include": [], "poll_s": 0.0, "small_mb": 0.0}
+    machines = [replace(settings(pipeline, step), **may_differ) for step in steps]
+    return all(machine == machines[0] and not machine.trains for machine in machines)
 
 
 def _set(spec: SageMaker) -> dict[str, Any]:
     return {name: value for name, value in msgspec.structs.asdict(spec).items() if value is not None}
 
 
-def _sound(key: str, value: object) -> bool:
+def _in_range(key: str, value: object) -> bool:
     match key, value:
         case "keep_warm_s", int():
             return 0 <= value <= LONGEST_WARM_S

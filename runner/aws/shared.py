@@ -1,11 +1,11 @@
-"""Runs that several people and CI share: each machine keeps its own folder, and this puts runs there and takes others in.
+"""Runs that several people and CI share: each machine has its own folder; this sends its runs and receives others.
 
     <address>/manifests/<run>.json     run.json, written last
     <address>/records/<run>.tar.gz     the run's folder without what is an object
-    <address>/objects/<sha256>         outputs, executed notebooks, kept sources; what lies in S3 already stays there
+    <address>/objects/<sha256>         outputs, executed notebooks, kept sources, unless S3 has them already
     <address>/owners/<run>.json        who works on the run; gone once it has ended
 
-A run taken in is there by its manifest at once; its records and bytes come when it is asked for.
+Of a run of another machine the manifest is copied at once; its records and bytes are when it is asked for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from runner.run.ids import RUN_ID
 from runner.run.store import MANIFEST, OWNED, Store, facts_of
 from runner.step.execute import EXECUTED
 
-SEEN = "shared.json"  # file of the store: the version of each manifest as it was taken in
+COPIED = "shared.json"  # file of the store: the ETag of each manifest that was copied
 CHECKOUT = "checkout"  # file of the store: a random name, as two checkouts may be on one host, or on hosts of one name
 LARGEST_RECORDS_BYTES = 500_000_000  # unpacked; notebooks and their modules, no data
 
@@ -61,19 +61,21 @@ class Owner(Record, frozen=True, kw_only=True):
         return (self.host, self.checkout) == (other.host, other.checkout)
 
 
-class _Seen(Record, frozen=True, kw_only=True):
+class CopiedManifests(Record, frozen=True, kw_only=True):
+    """The ETag of each run's manifest that was copied."""
+
     format: int = FORMAT
     manifests: dict[str, str] = {}
 
 
 class SharedRuns:
-    """Implements `runner.run.ports.RunSharing`. Construction asks nothing."""
+    """Implements `runner.run.ports.RunSharing`; asks nothing of S3 before one of its methods is called."""
 
     def __init__(self, address: str, store: Store, project: Path, session: Session) -> None:
         bucket, key = split(address)
         self.place = Bucket(session, bucket, f"{key.strip('/')}/" if key.strip("/") else "")
         self.store, self.project = store, project
-        self._there: set[str] = set()  # objects known to be in the bucket
+        self._uploaded: set[str] = set()  # hashes of objects known to be in the bucket
 
     def claim(self, manifest: RunManifest, *, take_over: bool = False) -> None:
         """Own the run, also against other machines. Raises Refused naming who does."""
@@ -90,50 +92,49 @@ class SharedRuns:
         self.place.put(key, encode(mine))
 
     def push(self, manifest: RunManifest, *, ended: bool) -> None:
-        """Put there what is new of the run. Calling twice is safe."""
-        for state in manifest.steps:
-            for found in _of_step(manifest, state.name):
-                for fact in facts_of(found).values():
-                    if fact.sha256 not in self._there and self.store.has(fact):
-                        self.place.upload(f"objects/{fact.sha256}", self.store.object(fact))
-                    self._there.add(fact.sha256)
+        """Send what is new of the run. Idempotent."""
+        for artifact in [artifact for state in manifest.steps for artifact in _of_step(manifest, state.name)]:
+            for fact in facts_of(artifact).values():
+                if fact.sha256 not in self._uploaded and self.store.has(fact):
+                    self.place.upload(f"objects/{fact.sha256}", self.store.object(fact))
+                self._uploaded.add(fact.sha256)
         self.place.put(f"records/{manifest.run}.tar.gz", self._records(manifest))
         self.place.put(f"manifests/{manifest.run}.json", encode(manifest))
         if ended:
             self.place.delete(f"owners/{manifest.run}.json")
 
     def pull(self) -> list[str]:
-        """Take in the runs that are new there, or have gone on; their ids."""
-        listed = {
-            key.removeprefix("manifests/").removesuffix(".json"): tag for key, tag in self.place.tags("manifests/")
-        }
-        owned = {key.removeprefix("owners/").removesuffix(".json") for key, _ in self.place.keys("owners/")}
-        owners = {run: owner for run in owned if RUN_ID.match(run) and (owner := self._owner(run)) is not None}
+        """Copy the manifests of runs that are new in the bucket, or have changed; their ids."""
+        listed = self._runs_below("manifests/")
+        owners = {run: owner for run in self._runs_below("owners/") if (owner := self._owner(run)) is not None}
         me = self._me("") if owners else None
         others = {run: owner for run, owner in owners.items() if me is not None and not owner.is_same(me)}
-        file = self.store.root / SEEN
-        seen = dict(read(_Seen, file).manifests) if file.exists() else {}
-        mine = owners.keys() - others.keys()  # what is here is what is true of them
-        new = [
-            run for run, tag in sorted(listed.items()) if RUN_ID.match(run) and seen.get(run) != tag and run not in mine
-        ]
+        file = self.store.root / COPIED
+        copied = dict(read(CopiedManifests, file).manifests) if file.exists() else {}
+        mine = owners.keys() - others.keys()  # of these the local manifest is the true one
+        new = [run for run, etag in sorted(listed.items()) if copied.get(run) != etag and run not in mine]
         with self.store.shared():
             for run in new:
                 try:
                     self._take_in(run)
                 except (Tampered, NewerStore) as error:  # the others are there all the same
                     log.warning("run %s is shared and cannot be taken in: %s", run, terminal(str(error)))
-                    continue
-                seen[run] = listed[run]
-            for run in seen:
+                else:
+                    copied[run] = listed[run]
+            for run in copied:
                 self._mark(run, others.get(run))
         if new:
             self.store.root.mkdir(exist_ok=True)
-            atomic_write(file, encode(_Seen(manifests=seen)))
+            atomic_write(file, encode(CopiedManifests(manifests=copied)))
         return new
 
+    def _runs_below(self, folder: str) -> dict[str, str]:
+        """The ETag of each run's file in a folder of the bucket."""
+        runs = {key.removeprefix(folder).removesuffix(".json"): etag for key, etag in self.place.etags(folder)}
+        return {run: etag for run, etag in runs.items() if RUN_ID.match(run)}
+
     def complete(self, run: str) -> None:
-        """Bring the records and executed notebooks of a run that was taken in."""
+        """Copy the records and executed notebooks of a run of which the manifest was copied."""
         folder = self.store.folder(run)
         if not (folder / OWNED).exists() and (folder / STEPS).is_dir():
             return
@@ -159,7 +160,7 @@ class SharedRuns:
         known = layout.records(manifest)
         for member in Tarball(io.BytesIO(content), most_bytes=LARGEST_RECORDS_BYTES, where=where):
             if member.name not in known or (target / member.name).exists():
-                continue  # of another state of the run, or of a version that shared its pages too
+                continue  # of another state of the run, or of a release that shared its pages too
             (target / member.name).parent.mkdir(parents=True, exist_ok=True)
             with (target / member.name).open("wb") as file:
                 file.writelines(member.content)
@@ -167,7 +168,7 @@ class SharedRuns:
                 raise Tampered(f"{where}: {member.name} is not what the manifest says. {NOTHING}")
 
     def _put_in_place(self, scratch: Path, folder: Path) -> None:
-        """Its steps at once, so that a run is complete or not; those of a run that has gone on there, file by file."""
+        """Its steps at once, so that a run is complete or not; file by file where there are earlier ones."""
         for path in scratch.iterdir():
             if path.name not in (STEPS, MANIFEST):
                 path.replace(folder / path.name)
@@ -180,7 +181,7 @@ class SharedRuns:
             path.replace(target)
 
     def _take_in(self, run: str) -> None:
-        """The run's manifest, pointers to its bytes, and its successes for the cache. One that is worked on here stays."""
+        """Copy the manifest, and note where its bytes are and what may be reused, unless it is being run here."""
         content = self.place.get(f"manifests/{run}.json")
         folder = self.store.folder(run)
         if content is None or (not (folder / OWNED).exists() and self.store.locked(run)):
@@ -190,16 +191,16 @@ class SharedRuns:
         if manifest.run != run or ((folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == content):
             return
         for state in manifest.steps:
-            for found in _of_step(manifest, state.name):
-                at = state.result.remote.at if state.result is not None and state.result.remote is not None else ""
-                for relative, fact in facts_of(found).items():
-                    kept = self.store.has(fact) or self.store.address(fact) is not None
-                    path = f"{found.path.rstrip('/')}/{relative}" if relative else found.path
-                    if not kept:
-                        elsewhere = at and found.path.partition("/")[0] != "in"
-                        self.store.note_address(
-                            fact, at + path if elsewhere else self.place.address(f"objects/{fact.sha256}")
-                        )
+            remote = state.result.remote if state.result is not None else None
+            for artifact in _of_step(manifest, state.name):
+                for relative, fact in facts_of(artifact).items():
+                    if self.store.has(fact) or self.store.address(fact) is not None:
+                        continue
+                    address = self.place.address(f"objects/{fact.sha256}")
+                    if remote is not None and remote.at and artifact.path.partition("/")[0] != "in":
+                        path = f"{artifact.path.rstrip('/')}/{relative}" if relative else artifact.path
+                        address = remote.at + path
+                    self.store.note_address(fact, address)
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / MANIFEST, content)
         cache = Cache(self.store, self.project)
@@ -208,7 +209,7 @@ class SharedRuns:
                 cache.remember(run, state)
 
     def _mark(self, run: str, other: Owner | None) -> None:
-        """Whether another machine works on it, for who looks at the run here."""
+        """Note in the run's folder that another machine works on it, or that none does."""
         mark = self.store.folder(run) / OWNED
         if other is None:
             mark.unlink(missing_ok=True)
@@ -238,7 +239,7 @@ class SharedRuns:
         folder, whole = self.store.folder(manifest.run), io.BytesIO()
         with tarfile.open(fileobj=whole, mode="w:gz", format=tarfile.PAX_FORMAT, compresslevel=6) as archive:
             for relative in sorted(layout.records(manifest)):
-                with contextlib.suppress(FileNotFoundError):  # steps that are going on write beside this
+                with contextlib.suppress(FileNotFoundError):  # running steps write at the same time
                     content = (folder / relative).read_bytes()
                     member = tarfile.TarInfo(relative)
                     member.size = len(content)
@@ -247,7 +248,7 @@ class SharedRuns:
 
 
 def _of_step(manifest: RunManifest, name: str) -> Iterator[Artifact]:
-    """What lies in a step's folder as objects: outputs, executed notebook, and inputs whose bytes were kept."""
+    """What a step's folder has as objects: outputs, executed notebook, and inputs whose bytes were kept."""
     result = manifest.step(name).result
     if result is not None:
         yield from result.artifacts()

@@ -45,7 +45,7 @@ def push_command(dry_run: bool, no_wait: bool, as_json: bool, project: Project) 
     )
     if as_json:
         rows = [
-            {**fields(image, "addresses", "size_bytes"), "outcome": image.what, "build": image.build or None}
+            {**fields(image, "addresses", "size_bytes"), "outcome": image.outcome, "build": image.build or None}
             for image in images
         ]
         print_json({"images": rows, "dry_run": dry_run})
@@ -53,6 +53,6 @@ def push_command(dry_run: bool, no_wait: bool, as_json: bool, project: Project) 
     for image in images:
         size = f"   {image.size_bytes / 1e6:,.0f} MB" if image.size_bytes else ""
         for address in image.addresses:
-            say(f"{address}   {image.what}{size}")
-        if image.what == "building":
+            say(f"{address}   {image.outcome}{size}")
+        if image.outcome == "building":
             say(f"  {image.build}; `runner image push` follows it", err=True)
