@@ -26,16 +26,16 @@ from runner.aws.pipelines.pushed import (
     LEFT,
     PIN,
     STEPS,
-    Laid,
-    Rules,
+    GateRules,
+    PushedFiles,
     is_pinned,
     pin_key,
     step_key,
 )
 from runner.aws.pipelines.sdk import CONFIG, loaded, step_arguments
-from runner.aws.pipelines.shares import Share
+from runner.aws.pipelines.step_groups import StepGroup
 from runner.aws.processing._run import PLAIN
-from runner.aws.processing.request import HASH_TAG, MOST_INPUTS, OUTPUT, Addresses, copied, limit_s, request
+from runner.aws.processing.request import HASH_TAG, MOST_INPUTS, OUTPUT, JobAddresses, copied, limit_s, request
 from runner.aws.settings import Settings, settings
 from runner.errors import UsageError
 from runner.pipeline.file import VERDICT
@@ -50,7 +50,7 @@ EXPIRES = "P365D"
 PROJECT_TAG = "sagemaker:project-"  # what the SDK adds in a clone that Studio has made, and nowhere else
 
 
-def definition(laid: Laid, *, region: str) -> dict[str, Any]:
+def definition(laid: PushedFiles, *, region: str) -> dict[str, Any]:
     """The Pipeline's definition; the same for the same content, wherever and whenever it is made.
 
     Raises UsageError where the SDK is not installed, or a step is beyond the service's limits.
@@ -61,14 +61,14 @@ def definition(laid: Laid, *, region: str) -> dict[str, Any]:
     for unset in ("PipelineExperimentConfig", "MlflowConfig"):
         if made.get(unset) is None:
             made.pop(unset, None)
-    _order(made["Steps"], [*(share.name for share in laid.shares if not share.gated), GATE, CONDITION])
+    _order(made["Steps"], [*(share.name for share in laid.step_groups if not share.gated), GATE, CONDITION])
     return made
 
 
 class _Definition:
     """The SDK's objects on their way to a definition; made anew for each."""
 
-    def __init__(self, laid: Laid, sdk: SimpleNamespace, region: str) -> None:
+    def __init__(self, laid: PushedFiles, sdk: SimpleNamespace, region: str) -> None:
         import boto3
 
         self.sdk, self.laid, self.region = sdk, laid, region
@@ -78,17 +78,17 @@ class _Definition:
             for parameter in laid.pushed.parameters
         }
         self.left = self.sdk.PropertyFile(name="left", output_name="out", path=LEFT)
-        self.share_of = {name: share for share in laid.shares for name in share.names}
+        self.share_of = {name: share for share in laid.step_groups for name in share.names}
         self.gated = [step.name for step in laid.pushed.steps if step.gated]
         judge = laid.pushed.judge
         self.judging = self.share_of[judge].name if judge else GATE
         self.made: dict[str, Any] = {}
 
     def text(self) -> str:
-        top = [self._job(share, []) for share in self.laid.shares if not share.gated]
+        top = [self._job(share, []) for share in self.laid.step_groups if not share.gated]
         if self.laid.pushed.judges:
             top += [self._gate()] if self.judging == GATE else []
-            top.append(self._condition([share for share in self.laid.shares if share.gated]))
+            top.append(self._condition([share for share in self.laid.step_groups if share.gated]))
         pipeline = self.sdk.Pipeline(
             name=self.laid.plan.pipeline.name,
             parameters=list(self.parameters.values()),
@@ -112,7 +112,7 @@ class _Definition:
         made["ProcessingInputs"] = self._own(GATE, "step")
         return self._processing(GATE, made, self._results(judged), [self.share_of[name].name for name in judged])
 
-    def _job(self, share: Share, before: Sequence[str]) -> Any:
+    def _job(self, share: StepGroup, before: Sequence[str]) -> Any:
         """`before` are the gated steps before it, which go one after the other."""
         environment = self._started() if share.first else {}
         inputs, results = [], set(before)
@@ -139,7 +139,7 @@ class _Definition:
             rules = self.laid.plan.pipeline.gate
             results |= {rule.metric.partition(".")[0] for rule in rules}
             results |= {rule.when.partition(".")[0] for rule in rules if rule.when}
-            environment["RUNNER_RULES"] = hashlib.sha256(encode(Rules(rules=rules))).hexdigest()
+            environment["RUNNER_RULES"] = hashlib.sha256(encode(GateRules(rules=rules))).hexdigest()
         elif any(name in self.gated for name in share.names):
             environment["RUNNER_GATE"] = self._properties(self.judging)
         environment |= self._results([name for name in self.share_of if name in results and name not in share.names])
@@ -147,7 +147,7 @@ class _Definition:
         after = [self.share_of[name].name for name in before] if share.gated else self._needed(share)
         return self._processing(share.name, self._of_share(share, inputs), environment, after, share)
 
-    def _of_share(self, share: Share, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _of_share(self, share: StepGroup, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         step = share.steps[0]
         chosen = self._settings(share.name)
         instance = INSTANCE if step.spec.sagemaker.instance is None else f"{share.name}.{INSTANCE}"
@@ -170,7 +170,7 @@ class _Definition:
             environment[f"RUNNER_VALUE_{number}"] = self.parameters[parameter.key]
         return environment
 
-    def _condition(self, gated: Sequence[Share]) -> Any:
+    def _condition(self, gated: Sequence[StepGroup]) -> Any:
         outcome, reasons = (self._get(self.judging, name) for name in ("outcome", "reasons"))
         said = self.sdk.Join(on=" ", values=["The gate's verdict is", outcome, "–", reasons])
         before = [[name for share in gated[:number] for name in share.names] for number in range(len(gated))]
@@ -183,7 +183,7 @@ class _Definition:
         )
 
     def _request(self, name: str, job: StepJob, chosen: Settings, instance: str) -> dict[str, Any]:
-        at = Addresses(bundle="", step="", attempt="", inputs={})
+        at = JobAddresses(bundle="", step="", attempt="", inputs={})
         made = request("", job, chosen, at, project=self.laid.plan.pipeline.name)
         del made["ProcessingJobName"], made["Environment"]
         made["Tags"] = [tag for tag in made["Tags"] if tag["Key"] not in (HASH_TAG, "runner:run")]
@@ -202,7 +202,7 @@ class _Definition:
         made: dict[str, Any],
         environment: dict[str, Any],
         after: Sequence[str],
-        share: Share | None = None,
+        share: StepGroup | None = None,
     ) -> Any:
         _refuse_beyond(name, len(made["ProcessingInputs"]), len(environment))
         if environment:
@@ -219,18 +219,18 @@ class _Definition:
         )
         return self.made[name]
 
-    def _needed(self, share: Share) -> list[str]:
+    def _needed(self, share: StepGroup) -> list[str]:
         """The jobs that this one waits for, that which has its pins included."""
         found = [self.share_of[need].name for step in share.steps for need in step.needs]
         pinning = [] if share.first else [self._pinning(share)]
         return [name for name in (*found, *pinning) if name != share.name]
 
-    def _pinning(self, share: Share) -> str:
+    def _pinning(self, share: StepGroup) -> str:
         """The first of all jobs before this one."""
         while not share.first:
             before = [self.share_of[need] for step in share.steps for need in step.needs]
             others = [other for other in before if other.name != share.name]
-            share = others[0] if others else next(other for other in self.laid.shares if other.first)
+            share = others[0] if others else next(other for other in self.laid.step_groups if other.first)
         return share.name
 
     def _results(self, steps: Sequence[str]) -> dict[str, Any]:
@@ -256,7 +256,7 @@ class _Definition:
         whole = self._get(share.name, f"at.{step_key(self.laid.pushed, step)}") if share.looks else self._folder(step)
         return self.sdk.Join(on="/", values=[whole, path])
 
-    def _pin(self, share: Share, of: str) -> tuple[str, str]:
+    def _pin(self, share: StepGroup, of: str) -> tuple[str, str]:
         """The job that has the pin and where in its file."""
         return self._pinning(share), f"pins.{pin_key(self.laid.pushed, of)}"
 

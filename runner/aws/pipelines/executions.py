@@ -14,7 +14,7 @@ from typing import Any
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.parameters import INSTANCES, LONGEST_VALUE, key_of, named, taking
 from runner.aws.pipelines.push import Pipelines
-from runner.aws.pipelines.pushed import LEFT, Left, put_source
+from runner.aws.pipelines.pushed import LEFT, JobReport, put_source
 from runner.aws.processing.jobs import Jobs
 from runner.aws.s3 import split
 from runner.aws.session import ABSENT, AwsError, Session
@@ -29,7 +29,7 @@ ENDED = ("Succeeded", "Failed", "Stopped")
 
 
 @dataclass(frozen=True)
-class StepSeen:
+class ExecutionStep:
     """A step as the service lists it. `cached_from` is the execution it was taken from, "" where it ran."""
 
     name: str
@@ -42,7 +42,7 @@ class StepSeen:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Execution:
     """An execution; its steps in the order in which they began."""
 
     arn: str
@@ -51,7 +51,7 @@ class Seen:
     started: datetime
     ended: datetime | None
     note: str = ""
-    steps: list[StepSeen] = field(default_factory=list)
+    steps: list[ExecutionStep] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -121,12 +121,12 @@ def _uploaded(plan: Plan, overrides: Mapping[str, str], bucket: Bucket) -> dict[
     return found
 
 
-def look(session: Session, name: str, reference: str | None = None) -> Seen:
+def look(session: Session, name: str, reference: str | None = None) -> Execution:
     """The execution by its ARN or id, or the latest. Raises UsageError where there is none."""
     arn = find(session, name, reference)
     found = _call(session, "describe_pipeline_execution", arn)
     status = str(found["PipelineExecutionStatus"])
-    return Seen(
+    return Execution(
         arn=arn,
         status=status,
         reason=str(found.get("FailureReason", "")),
@@ -171,7 +171,7 @@ def _steps(session: Session, arn: str) -> Iterator[dict[str, Any]]:
         token = {"NextToken": page["NextToken"]}
 
 
-def _step(item: dict[str, Any], session: Session) -> StepSeen:
+def _step(item: dict[str, Any], session: Session) -> ExecutionStep:
     metadata = item.get("Metadata", {})
     job = str(metadata.get("ProcessingJob", {}).get("Arn", "")).rpartition("/")[2]
     reason = str(item.get("FailureReason", ""))
@@ -183,7 +183,7 @@ def _step(item: dict[str, Any], session: Session) -> StepSeen:
     if job and not hit and item["StepStatus"] == "Succeeded":
         hit = _taken(job, session)
     began, ended = item.get("StartTime"), item.get("EndTime")
-    return StepSeen(
+    return ExecutionStep(
         name=item["StepName"],
         status=item["StepStatus"],
         kind=next(iter(metadata), ""),
@@ -204,7 +204,7 @@ def _taken(job: str, session: Session) -> str:
     content = Bucket(session, name, f"{key.rstrip('/')}/").get(LEFT)
     if content is None:
         return ""
-    left = decode(Left, content, where=outputs[0]["S3Output"]["S3Uri"])
+    left = decode(JobReport, content, where=outputs[0]["S3Output"]["S3Uri"])
     return next(iter(left.taken.values()), "") if len(left.taken) == len(left.at) else ""
 
 

@@ -17,10 +17,22 @@ from typing import Any
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.executions import Seen, StepSeen, look
+from runner.aws.pipelines.executions import Execution, ExecutionStep, look
+from runner.aws.pipelines.job_registration import VERSION
 from runner.aws.pipelines.pin import run_id
-from runner.aws.pipelines.pushed import FAIL, GATE, LEFT, PIN, PINS, PUSHED, Left, Pins, Pushed, PushedStep, step_key
-from runner.aws.pipelines.registering import VERSION
+from runner.aws.pipelines.pushed import (
+    FAIL,
+    GATE,
+    LEFT,
+    PIN,
+    PINS,
+    PUSHED,
+    JobReport,
+    Pins,
+    Pushed,
+    PushedStep,
+    step_key,
+)
 from runner.aws.processing import bundle
 from runner.aws.processing.jobs import Jobs
 from runner.aws.processing.prices import Prices
@@ -64,7 +76,7 @@ def import_execution(session: Session, name: str, reference: str, store: Store, 
     if seen.ended is None:
         raise UsageError(f"The execution {seen.id} is {seen.status}. Import it when it has ended.")
     store.prepare()
-    found = _Execution(session, seen, store, root)
+    found = _ExecutionImport(session, seen, store, root)
     folder = store.folder(found.run)
     folder.mkdir(exist_ok=True)
     with store.lock(found.run):
@@ -83,10 +95,10 @@ def import_execution(session: Session, name: str, reference: str, store: Store, 
     return manifest
 
 
-class _Execution:
+class _ExecutionImport:
     """An ended execution on its way into the store; `run` is the id it has there."""
 
-    def __init__(self, session: Session, seen: Seen, store: Store, root: Path) -> None:
+    def __init__(self, session: Session, seen: Execution, store: Store, root: Path) -> None:
         self.session, self.seen, self.store = session, seen, store
         self.jobs = Jobs(session, poll_s=0)
         self.pushed, self.pins = self._records()
@@ -189,7 +201,7 @@ class _Execution:
             result=result,
         )
 
-    def _came(self, step: str, seen: StepSeen) -> tuple[StepResult, StepJob | None, bool]:
+    def _came(self, step: str, seen: ExecutionStep) -> tuple[StepResult, StepJob | None, bool]:
         """The step's result with all that is to be looked at, and its job; a failure of the job where it left none.
         And whether the job has taken it from an earlier execution."""
         folder = run_folder.step_folder(self.store, self.run, step)
@@ -227,7 +239,7 @@ class _Execution:
         content = self._content(f"{own}/", LEFT)
         if content is None:
             return f"{execution}/{step}", False
-        left = decode(Left, content, where=own)
+        left = decode(JobReport, content, where=own)
         address = left.at.get(step_key(self.pushed, step), f"{execution}/{step}")
         return address, step in left.taken
 
@@ -314,7 +326,7 @@ def _billed_s(described: Mapping[str, Any]) -> float:
     return (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
 
 
-def _without_result(seen: StepSeen, described: Mapping[str, Any]) -> StepResult:
+def _without_result(seen: ExecutionStep, described: Mapping[str, Any]) -> StepResult:
     start, end = described.get("CreationTime"), described.get("ProcessingEndTime")
     stopped = seen.status == "Stopped"
     error = StepError(

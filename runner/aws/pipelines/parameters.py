@@ -24,7 +24,7 @@ LONGEST_VALUE = 256  # of an environment variable (botocore: ProcessingEnvironme
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
-class Parameter(Record, frozen=True, kw_only=True):
+class PipelineParameter(Record, frozen=True, kw_only=True):
     """A parameter of the Pipeline: `name` there, `key` as -p has it, who takes it and how its text is read."""
 
     name: str
@@ -42,9 +42,9 @@ def parameter_key(step: str, spec: StepSpec, name: str) -> str:
     return f"{step}.{name}" if name in spec.parameters else name
 
 
-def exposed(
+def pipeline_parameters(
     plan: Plan, sources: Mapping[str, str], *, jobs: Collection[str], small: bool
-) -> tuple[list[Parameter], dict[str, set[str]]]:
+) -> tuple[list[PipelineParameter], dict[str, set[str]]]:
     """The Pipeline's parameters; and for each step which of its notebook's have their values from them. `jobs`
     are the steps that begin one, `small` whether the gate has one of its own: these have instances.
     """
@@ -54,7 +54,7 @@ def exposed(
             if not step.notebook.parameters[name].secret:
                 key = parameter_key(step.name, step.spec, name)
                 takers.setdefault(key, []).append((step, name))
-    found: dict[str, Parameter] = {}
+    found: dict[str, PipelineParameter] = {}
     taken: dict[str, set[str]] = {step.name: set() for step in active(plan)}
     for key, those in takers.items():
         text = _common_text([(step.parameters[name], step.notebook.parameters[name].type) for step, name in those])
@@ -62,7 +62,7 @@ def exposed(
             continue
         types = {step.spec.notebook: step.notebook.parameters[name].type for step, name in those}
         written = {notebook: None if type_ is None else str(type_) for notebook, type_ in types.items()}
-        found[key] = Parameter(name=named(key), key=key, default=text, types=written)
+        found[key] = PipelineParameter(name=named(key), key=key, default=text, types=written)
         for step, name in those:
             taken[step.name].add(name)
     others = {**sources, INSTANCE: settings(plan.pipeline).instance}
@@ -76,7 +76,7 @@ def exposed(
         name = named(key)
         if key in found or not _NAME.match(name) or len(default) > LONGEST_VALUE:
             findings.append(f"{key}: cannot be a parameter of a Pipeline; give it another name (64 characters of A-Z).")
-        found[key] = Parameter(name=name, key=key, default=default)
+        found[key] = PipelineParameter(name=name, key=key, default=default)
     if findings:
         raise PipelineError(*findings)
     return list(found.values()), taken

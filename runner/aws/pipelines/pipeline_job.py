@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.here import OWN, Here, here
+from runner.aws.pipelines.execution_job import OWN, ExecutionJob, here
 from runner.aws.pipelines.pin import pins
-from runner.aws.pipelines.pushed import LEFT, PIN, PINS, PUSHED, RULES, STEPS, Left, Pins, Pushed, Rules
+from runner.aws.pipelines.pushed import LEFT, PIN, PINS, PUSHED, RULES, STEPS, GateRules, JobReport, Pins, Pushed
 from runner.aws.pipelines.step_sequence import StepSequence, judged, results_before
 from runner.aws.processing import inside
 from runner.aws.processing.request import INPUT
@@ -41,7 +41,7 @@ def main() -> int:
         return inside.say_failure(error)
 
 
-def pinned(found: Here, session: Session) -> Pins:
+def pinned(found: ExecutionJob, session: Session) -> Pins:
     """What the execution is held to; made where no other job was first and this one may."""
     whole, key = Bucket(session, found.bucket), f"{split(found.execution)[1]}{PIN}/{PINS}"
     content = whole.get(key)
@@ -54,7 +54,7 @@ def pinned(found: Here, session: Session) -> Pins:
     return decode(Pins, content, where=whole.address(key))
 
 
-def _pins(found: Here, session: Session) -> Pins:
+def _pins(found: ExecutionJob, session: Session) -> Pins:
     pushed = read(Pushed, Path(INPUT) / "pushed" / PUSHED)
     values = {
         parameter.key: os.environ[f"RUNNER_VALUE_{number}"] for number, parameter in enumerate(pushed.parameters, 1)
@@ -73,11 +73,11 @@ def _pins(found: Here, session: Session) -> Pins:
     return msgspec.structs.replace(made, environment=msgspec.structs.replace(made.environment, packages=packages))
 
 
-def _gate(found: Here, session: Session) -> int:
+def _gate(found: ExecutionJob, session: Session) -> int:
     results = results_before(session)
-    left = judged(dict(results), read(Rules, OWN / RULES).rules)
+    left = judged(dict(results), read(GateRules, OWN / RULES).rules)
     found.folder(session).put(VERDICT_FILE, encode(left.verdict))
-    found.folder(session).put(LEFT, encode(Left(outcome=left.verdict.outcome, reasons=left.reasons)))
+    found.folder(session).put(LEFT, encode(JobReport(outcome=left.verdict.outcome, reasons=left.reasons)))
     return 0
 
 

@@ -11,7 +11,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.own_image import for_jobs, serving
 from runner.aws.pipelines.definition import definition
 from runner.aws.pipelines.parameters import active
-from runner.aws.pipelines.pushed import Rehearsal, lay
+from runner.aws.pipelines.pushed import DryRunBucket, put_files
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.aws.settings import OWN, Settings, settings
 from runner.pipeline.plan import Plan
@@ -21,7 +21,7 @@ LARGEST_BYTES = 100_000  # of a definition in the request itself; a larger one g
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PushOutcome:
     """What a push came to, or would come to: "created", "updated" or "unchanged", and the Pipeline's ARN."""
 
     name: str
@@ -33,25 +33,25 @@ def show(plan: Plan, store: Store, *, profile: str | None) -> dict[str, Any]:
     """The definition that a push would make; nothing is uploaded and nobody asked."""
     chosen = settings(plan.pipeline)
     session = Session(chosen.region, anonymous=True)
-    bucket = Rehearsal(session, chosen.bucket, chosen.prefix)
-    return definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
+    bucket = DryRunBucket(session, chosen.bucket, chosen.prefix)
+    return definition(put_files(plan, bucket, store=store, profile=profile), region=session.region)
 
 
-def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> Outcome:
+def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> PushOutcome:
     """Put there what the jobs need, and make the Pipeline, or the one that is there equal; what is equal is left alone."""
     chosen, name = settings(plan.pipeline), plan.pipeline.name
     session = Session(chosen.region, kms_key=chosen.kms_key)
     _check_images(session, plan)
-    bucket = (Rehearsal if dry_run else Bucket)(session, chosen.bucket, chosen.prefix)
-    made = definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
+    bucket = (DryRunBucket if dry_run else Bucket)(session, chosen.bucket, chosen.prefix)
+    made = definition(put_files(plan, bucket, store=store, profile=profile), region=session.region)
     pipelines = Pipelines(session, name)
     found = pipelines.describe()
     tags = [{"Key": key, "Value": value} for key, value in {**chosen.tags, "runner:project": name}.items()]
     if found is None:
         if dry_run:
-            return Outcome(name, "created")
+            return PushOutcome(name, "created")
         reply = pipelines.call("create_pipeline", **_arguments(made, bucket, chosen), Tags=tags)
-        return Outcome(name, "created", str(reply["PipelineArn"]))
+        return PushOutcome(name, "created", str(reply["PipelineArn"]))
     arn = str(found["PipelineArn"])
     equal = json.loads(found["PipelineDefinition"]) == made and found["RoleArn"] == chosen.role
     if not dry_run:
@@ -60,7 +60,7 @@ def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False
             session.call("sagemaker", "add_tags", about=f"pipeline {name}", ResourceArn=arn, Tags=tags)
         if not equal:
             pipelines.call("update_pipeline", **_arguments(made, bucket, chosen))
-    return Outcome(name, "unchanged" if equal else "updated", arn)
+    return PushOutcome(name, "unchanged" if equal else "updated", arn)
 
 
 def _check_images(session: Session, plan: Plan) -> None:

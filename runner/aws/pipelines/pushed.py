@@ -28,8 +28,8 @@ import msgspec
 from runner import __version__
 from runner.aws.bucket import Bucket
 from runner.aws.own_image import named
-from runner.aws.pipelines.parameters import Parameter, active, exposed
-from runner.aws.pipelines.shares import Share, gated_steps, judging_step, shares
+from runner.aws.pipelines.parameters import PipelineParameter, active, pipeline_parameters
+from runner.aws.pipelines.step_groups import StepGroup, gated_steps, judging_step, step_groups
 from runner.aws.processing import bundle
 from runner.aws.settings import settings
 from runner.content import artifact
@@ -53,7 +53,7 @@ STEPS = "steps"  # what a job is told to do: these, or the gate
 ABSENT, ABSENT_KEY = "absent", "inputs/absent/"
 
 
-class Task(Record, frozen=True, kw_only=True):
+class StepTask(Record, frozen=True, kw_only=True):
     """task.json: what one step is to do, whatever execution it is in. `given` come from the environment."""
 
     format: int = FORMAT
@@ -64,7 +64,7 @@ class Task(Record, frozen=True, kw_only=True):
     prefix: str  # the project's, in the bucket
 
 
-class Rules(Record, frozen=True, kw_only=True):
+class GateRules(Record, frozen=True, kw_only=True):
     format: int = FORMAT
     rules: list[Rule]
 
@@ -88,7 +88,7 @@ class Pushed(Record, frozen=True, kw_only=True):
     steps: list[PushedStep]  # in an order that respects every need
     judge: str = ""  # the step whose job judges the gate once it has ended; "" for a job of the gate's own
     skipped: dict[FileName, str] = {}  # step -> why it is not among them
-    parameters: list[Parameter]
+    parameters: list[PipelineParameter]
     sources: list[str]  # "step.input" of what is pinned when an execution starts
     git: GitState | None
     runner_version: str
@@ -120,7 +120,7 @@ class Pins(Record, frozen=True, kw_only=True):
     pushed: Pushed
 
 
-class Taken(Record, frozen=True, kw_only=True):
+class EarlierResult(Record, frozen=True, kw_only=True):
     """Where a step's result lies that was made by an earlier execution."""
 
     format: int = FORMAT
@@ -129,7 +129,7 @@ class Taken(Record, frozen=True, kw_only=True):
     ended: str
 
 
-class Left(Record, frozen=True, kw_only=True):
+class JobReport(Record, frozen=True, kw_only=True):
     """left.json of a job. Keys of `at` and `pins` are made for JsonGet."""
 
     format: int = FORMAT
@@ -141,19 +141,19 @@ class Left(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Laid:
+class PushedFiles:
     """What a push has put into the bucket, as addresses, with what the definition is made of."""
 
     plan: Plan
     pushed: Pushed
-    tasks: dict[str, Task]
-    shares: list[Share]
+    tasks: dict[str, StepTask]
+    step_groups: list[StepGroup]
     runners: dict[str, str]  # step or gate -> prefix of the runner with that step's environment
     bundles: dict[str, str]  # step, pin or gate -> prefix of its own; the pin's is what was pushed
     runs: str  # address below which executions leave their folders, without a last slash
 
 
-class Rehearsal(Bucket):
+class DryRunBucket(Bucket):
     """A bucket in which nothing is written and nothing asked for: every key is as `lay` would give it."""
 
     def put(self, key: str, data: bytes, *, once: bool = False) -> bool:
@@ -169,18 +169,20 @@ class Rehearsal(Bucket):
         return path.stat().st_size
 
 
-def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Laid:
+def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> PushedFiles:
     """Put there what the Pipeline's jobs need, each thing once, under names made of its content.
 
     Raises PipelineError where the pipeline cannot run as a SageMaker Pipeline, UsageError as bundles do.
     """
     _refuse(plan)
-    gated, judge, parts = gated_steps(plan), judging_step(plan), shares(plan)
+    gated, judge, parts = gated_steps(plan), judging_step(plan), step_groups(plan)
     of = {name: share.name for share in parts for name in share.names}
     chosen = settings(plan.pipeline)
     bucket.put(f"{ABSENT_KEY}absent.txt", b"There is no such input in this execution.\n")
     sources = _sources(plan, bucket)
-    parameters, taken = exposed(plan, sources, jobs=[share.name for share in parts], small=plan.judges and not judge)
+    parameters, taken = pipeline_parameters(
+        plan, sources, jobs=[share.name for share in parts], small=plan.judges and not judge
+    )
     cache = Cache(store, plan.root)
     tasks, keys = {}, {}
     for step in active(plan):
@@ -204,12 +206,12 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
     alone = [GATE] if plan.judges and not judge else []
     for name in alone:
-        keys[name] = _put_record(bucket, RULES, encode(Rules(rules=plan.pipeline.gate)))
-    return Laid(
+        keys[name] = _put_record(bucket, RULES, encode(GateRules(rules=plan.pipeline.gate)))
+    return PushedFiles(
         plan=plan,
         pushed=pushed,
         tasks=tasks,
-        shares=parts,
+        step_groups=parts,
         runners=_runners(plan, bucket, alone),
         bundles={name: bucket.address(key) for name, key in keys.items()},
         runs=bucket.address("runs"),
@@ -302,9 +304,9 @@ def _sources(plan: Plan, bucket: Bucket) -> dict[str, str]:
     return found
 
 
-def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> Task:
+def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> StepTask:
     fixed = {name: value for name, value in step.parameters.items() if name not in {*step.secrets, *taken}}
-    return Task(
+    return StepTask(
         job=StepJob(
             run="",
             step=step.name,
@@ -326,7 +328,7 @@ def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> Task:
     )
 
 
-def _code(step: PlannedStep, plan: Plan, task: Task, cache: Cache) -> bundle.Bundle:
+def _code(step: PlannedStep, plan: Plan, task: StepTask, cache: Cache) -> bundle.Bundle:
     """The step's code, without what executing the notebook by hand has left in it, and its task."""
     code = bundle.code_bundle(
         cleaned(step.notebook.path.read_bytes()),

@@ -19,16 +19,16 @@ from typing import NoReturn
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.here import OWN, Here
+from runner.aws.pipelines.execution_job import OWN, ExecutionJob
+from runner.aws.pipelines.job_registration import registered
 from runner.aws.pipelines.parameters import parameter_key
-from runner.aws.pipelines.pushed import LEFT, TASK, Left, Pins, Taken, Task, is_pinned, step_key
-from runner.aws.pipelines.registering import registered
+from runner.aws.pipelines.pushed import LEFT, TASK, EarlierResult, JobReport, Pins, StepTask, is_pinned, step_key
 from runner.aws.processing import inside
 from runner.aws.processing._run import TERMINATED
 from runner.aws.processing.arrivals import fetch
 from runner.aws.processing.bundle import name_of
 from runner.aws.processing.jobs import step_line
-from runner.aws.processing.request import INPUT, Place
+from runner.aws.processing.request import INPUT, JobPlace
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.aws.settings import settings
@@ -52,12 +52,12 @@ KEPT = timedelta(days=365)  # as the service's own cache is asked to
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateReport:
     verdict: Verdict
     reasons: str
 
 
-def judged(results: Mapping[str, StepResult], rules: Sequence[Rule]) -> Judged:
+def judged(results: Mapping[str, StepResult], rules: Sequence[Rule]) -> GateReport:
     """The gate's verdict on what the steps have recorded."""
     metrics, problems = recorded(results)
     present = {
@@ -65,7 +65,7 @@ def judged(results: Mapping[str, StepResult], rules: Sequence[Rule]) -> Judged:
     }
     verdict = judge(metrics, rules, problems=problems, present=present)
     said = " ".join(rule.sentence for rule in verdict.rules if rule.outcome not in ("pass", "not judged"))
-    return Judged(verdict, said if len(said) <= LONGEST_REASONS else f"{said[:LONGEST_REASONS]} …")
+    return GateReport(verdict, said if len(said) <= LONGEST_REASONS else f"{said[:LONGEST_REASONS]} …")
 
 
 def folders_before() -> dict[str, str]:
@@ -83,13 +83,13 @@ def results_before(session: Session) -> dict[str, StepResult]:
 
 
 class StepSequence:
-    def __init__(self, here: Here, session: Session, found: Pins) -> None:
+    def __init__(self, here: ExecutionJob, session: Session, found: Pins) -> None:
         self.here, self.session, self.found, self.pushed = here, session, found, found.pushed
         self.stop = inside.told_to_stop()
         self.bucket = Bucket(session, here.bucket, settings(found.pushed.pipeline).prefix)
         self.results, self.folders = results_before(session), folders_before()
         self.verdict = self._verdict_before()
-        self.left = Left(pins=found.pins if "RUNNER_EXECUTION" in os.environ else {})
+        self.left = JobReport(pins=found.pins if "RUNNER_EXECUTION" in os.environ else {})
         self.since = float(os.environ["RUNNER_BEGAN"])
 
     def run(self, names: Sequence[str]) -> int:
@@ -141,7 +141,7 @@ class StepSequence:
         content = self.bucket.get(step.kept)
         if content is None:
             return None
-        earlier = decode(Taken, content, where=self.bucket.address(step.kept))
+        earlier = decode(EarlierResult, content, where=self.bucket.address(step.kept))
         if datetime.now(UTC) - datetime.fromisoformat(earlier.ended) > KEPT:
             return None
         try:
@@ -155,7 +155,7 @@ class StepSequence:
 
     def _remember(self, step: _Step) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        made = Taken(at=self.folders[step.name], execution=self.here.execution_id, ended=now)
+        made = EarlierResult(at=self.folders[step.name], execution=self.here.execution_id, ended=now)
         self.bucket.put(step.kept, encode(made))
 
 
@@ -175,7 +175,7 @@ class _Step:
                 fetch(sequence.bucket.address(at), self.code, sequence.session)
         self.sha256 = name_of(at)
         inside.check_code(self.sha256, self.code)
-        self.task = read(Task, self.code / TASK)
+        self.task = read(StepTask, self.code / TASK)
         self.addresses: dict[str, str] = {}  # input -> where its bytes are
         self.job = self._job()
         said = [self.sha256, here.inputs["bundle"], here.image, msgspec.structs.replace(self.job, run="")]
@@ -206,9 +206,9 @@ class _Step:
         inside.keep_outputs(self.name)
         return code
 
-    def _place(self, folder: Bucket) -> Place:
+    def _place(self, folder: Bucket) -> JobPlace:
         here = self.sequence.here
-        return Place(
+        return JobPlace(
             job=here.name,
             bucket=here.bucket,
             key=folder.prefix,

@@ -51,7 +51,7 @@ SHOWN = 12  # differences in a message
 TEMPORARY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException")
 
 
-class Failed(Exception):
+class BootstrapError(Exception):
     """One sentence for the person who started the job."""
 
 
@@ -65,14 +65,14 @@ def main(arguments: list[str]) -> NoReturn:
         plain = arguments[:1] == [PLAIN]
         arguments = arguments[plain:]
         if not arguments:
-            raise Failed(f"Usage: _run.py [{PLAIN}] MODULE ARG…")
+            raise BootstrapError(f"Usage: _run.py [{PLAIN}] MODULE ARG…")
         bundle = Path(os.environ.get("RUNNER_INPUT", INPUT)) / "bundle"
         work = work_folder(Path(os.environ.get("RUNNER_VOLUME", bundle.parent.parent)))
         python, kind = prepare(bundle, work, plain=plain)
         became = _environment(bundle, work, kind=kind, python=python)
         sys.stdout.flush()
         os.execve(python, [python, "-u", "-m", *arguments], became)
-    except Failed as error:
+    except BootstrapError as error:
         _fail(str(error))
     except Exception as error:  # whatever it was, the job's page must say something
         _fail(f"The job's packages could not be made ready: {type(error).__name__}: {error}")
@@ -89,7 +89,7 @@ def work_folder(volume: Path) -> Path:
         work = Path(tempfile.gettempdir()) / "runner-work"
         work.mkdir(exist_ok=True)
     except OSError as error:
-        raise Failed(
+        raise BootstrapError(
             f"The job's user, number {os.getuid()}, may write neither {volume} nor elsewhere: {error}."
         ) from error
     free_gb = shutil.disk_usage(work).free / 1e9
@@ -120,10 +120,10 @@ def prepare(bundle: Path, work: Path, *, plain: bool) -> tuple[str, str]:
     try:
         wanted: dict[str, Any] = json.loads((bundle / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Failed(f"{bundle / 'environment.json'} cannot be read: {error}.") from error
+        raise BootstrapError(f"{bundle / 'environment.json'} cannot be read: {error}.") from error
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != ".".join(str(wanted["python"]).split(".")[:2]):
-        raise Failed(
+        raise BootstrapError(
             f"The image has Python {here}, the job was made for {wanted['python']}. "
             f'Write [sagemaker] python = "{here}" in pipeline.toml, or choose another image.'
         )
@@ -136,7 +136,7 @@ def prepare(bundle: Path, work: Path, *, plain: bool) -> tuple[str, str]:
         return sys.executable, "image"
     if wanted["packages"] == "image":
         if not wanted.get("allow_other_versions"):
-            raise Failed(
+            raise BootstrapError(
                 f"The image differs from the lock in {len(different)} package{'s' * (len(different) > 1)}: {_some(different)}. Make the image from "
                 'infra/Dockerfile, write [sagemaker] packages = "lock", or allow_other_versions = true.'
             )
@@ -145,7 +145,7 @@ def prepare(bundle: Path, work: Path, *, plain: bool) -> tuple[str, str]:
         )
         return sys.executable, "image"
     if not wanted.get("wheels"):
-        raise Failed(f"The image differs from the lock, and the job has no wheels: {_some(different)}.")
+        raise BootstrapError(f"The image differs from the lock, and the job has no wheels: {_some(different)}.")
     return make(wanted["pins"], wanted["wheels"], below=work), "lock"
 
 
@@ -191,7 +191,7 @@ def fetch(wheels: dict[str, Any], folder: Path) -> None:
         import boto3  # the image's own
         from botocore.config import Config
     except ImportError as error:
-        raise Failed(
+        raise BootstrapError(
             "The image has no boto3, which fetches the lock's packages. Choose an image that has it, or make one from "
             'infra/Dockerfile and write [sagemaker] packages = "image".'
         ) from error
@@ -243,7 +243,7 @@ def _fetch(client: Any, bucket: str, fact: dict[str, Any], target: Path) -> None
             if not type(error).__module__.startswith("urllib3"):
                 raise
             problem = f"{address} did not arrive: {error}"
-    raise Failed(f"{problem}.")
+    raise BootstrapError(f"{problem}.")
 
 
 def _uv(folder: Path, scratch: Path) -> Path:
@@ -256,7 +256,7 @@ def _uv(folder: Path, scratch: Path) -> Path:
                     program.write_bytes(archive.read(name))
                     program.chmod(0o755)
                     return program
-    raise Failed("The lock has no uv, which installs its packages. Add uv to the lock and run again.")
+    raise BootstrapError("The lock has no uv, which installs its packages. Add uv to the lock and run again.")
 
 
 def _install(uv: Path, pins: dict[str, str], folder: Path, scratch: Path) -> Path:
@@ -274,7 +274,7 @@ def _install(uv: Path, pins: dict[str, str], folder: Path, scratch: Path) -> Pat
     check += "print(json.dumps(_run.differences(json.load(sys.stdin))))"
     different = json.loads(_do([str(python), "-I", "-c", check], given=json.dumps(pins)))
     if different:
-        raise Failed(f"The environment differs from the lock after it was made: {_some(different)}.")
+        raise BootstrapError(f"The environment differs from the lock after it was made: {_some(different)}.")
     return python
 
 
@@ -286,7 +286,7 @@ def _do(command: list[str], *, given: str = "") -> str:
     out, err = process.communicate(given)
     _children.remove(process)
     if process.returncode != 0:
-        raise Failed(f"{' '.join(command[:3])} ended with {process.returncode}: {' '.join(err.split())}")
+        raise BootstrapError(f"{' '.join(command[:3])} ended with {process.returncode}: {' '.join(err.split())}")
     return out
 
 

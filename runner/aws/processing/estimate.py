@@ -21,7 +21,7 @@ from runner.run.retries import TRANSIENT_RETRIES
 
 
 @dataclass(frozen=True)
-class Way:
+class JobSplit:
     """How steps may be put into jobs: as many starts by instance type, with what job it is where that is no processing
     job, and what they cost if each step and each attempt at it takes all the time it may, on spot too at the usual price;
     None where a price is not known. `chosen`: as pipeline.toml says."""
@@ -39,7 +39,7 @@ class Estimate:
     move_bytes: int
     ceiling_usd: float | None
     prices: str
-    ways: list[Way]
+    ways: list[JobSplit]
 
 
 def estimate(
@@ -72,7 +72,7 @@ def estimate(
     return Estimate(sum(missing.values()), ceiling, said, found)
 
 
-def ways(plan: Plan, steps: Sequence[str]) -> list[Way]:
+def ways(plan: Plan, steps: Sequence[str]) -> list[JobSplit]:
     """The ways to put these steps, in their order, into jobs: apart, together where that is another one, and that of
     pipeline.toml where it is neither."""
     alone = [[step] for step in steps]
@@ -81,7 +81,7 @@ def ways(plan: Plan, steps: Sequence[str]) -> list[Way]:
         "together": _grouped(steps, lambda *those: could_share(plan.pipeline, *those)),
         "as set": _grouped(steps, lambda *those: one_machine(plan.pipeline, *those)),
     }
-    chosen, found = kinds["as set"], list[Way]()
+    chosen, found = kinds["as set"], list[JobSplit]()
     for name, groups in kinds.items():
         if steps and groups not in [kinds[way.name] for way in found]:
             found.append(_way(name, groups, plan, chosen=groups == chosen))
@@ -98,7 +98,7 @@ def _grouped(steps: Sequence[str], fit: Callable[..., bool]) -> list[list[str]]:
     return found
 
 
-def _way(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool) -> Way:
+def _way(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool) -> JobSplit:
     jobs, costs = dict[str, int](), list[float | None]()
     for steps in groups:
         made = settings(plan.pipeline, steps[0])
@@ -109,7 +109,7 @@ def _way(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool
         saved = prices.of(made.instance, AFTER_STEP_S * (len(steps) - 1))
         costs.append(None if saved is None else -saved)
     known = [cost for cost in costs if cost is not None]
-    return Way(name, jobs, sum(known) if len(known) == len(costs) else None, chosen)
+    return JobSplit(name, jobs, sum(known) if len(known) == len(costs) else None, chosen)
 
 
 def attempts(step: StepSpec | None) -> int:

@@ -15,11 +15,11 @@ from runner.aws.bucket import Bucket
 from runner.aws.own_image import for_jobs
 from runner.aws.processing import bundle, step_queue, training, wheels
 from runner.aws.processing.inputs import put_inputs
-from runner.aws.processing.jobs import OVER, PROCESSING, Ended, Jobs, Kind, kind_of, name_in
-from runner.aws.processing.outcome import Log, bring, stopped, without_result
+from runner.aws.processing.jobs import OVER, PROCESSING, JobEnd, Jobs, Kind, kind_of, name_in
+from runner.aws.processing.outcome import JobLog, bring, stopped, without_result
 from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import MODULE, Addresses, Place, attempt_key, job_name, request
-from runner.aws.processing.step_queue import ORDER, Order, Queue
+from runner.aws.processing.request import MODULE, JobAddresses, JobPlace, attempt_key, job_name, request
+from runner.aws.processing.step_queue import ORDER, JobQueue, StepOrder
 from runner.aws.session import AwsError, Session
 from runner.aws.settings import OWN, Settings, lock_file, one_machine, settings
 from runner.content import atomic_write, walk
@@ -53,7 +53,7 @@ class SageMakerExecutor:
         self._undeclared = undeclared
         self._lock = threading.Lock()
         self._bundles: dict[tuple[str, ...], str] = {}
-        self._queues: list[Queue] = []  # jobs that wait for a step
+        self._queues: list[JobQueue] = []  # jobs that wait for a step
         self._prices: dict[str | None, Prices] = {}
 
     def expect(self, notebook: Path, *, threads: int) -> None:
@@ -93,7 +93,7 @@ class SageMakerExecutor:
         if ORDER not in made:
             jobs.ensure(made)
         reach("job created", job.step)
-        log = Log(folder / LOG, job, on_progress)
+        log = JobLog(folder / LOG, job, on_progress)
         ended = self._followed(made, jobs, job, stop, log, at, queue)
         log.close()
         if ended is None:
@@ -107,10 +107,10 @@ class SageMakerExecutor:
         jobs: Jobs,
         job: StepJob,
         stop: threading.Event,
-        log: Log,
+        log: JobLog,
         at: Bucket,
-        queue: Queue | None,
-    ) -> Ended | None:
+        queue: JobQueue | None,
+    ) -> JobEnd | None:
         name = name_in(made)
         if ORDER not in made and _arguments(made) != [step_queue.MODULE]:
             return jobs.follow(name, left=stop, on_line=log.line, on_status=log.status)
@@ -126,7 +126,7 @@ class SageMakerExecutor:
             self._give_back(queue)
         return over
 
-    def _waiting(self, job: StepJob) -> Queue | None:
+    def _waiting(self, job: StepJob) -> JobQueue | None:
         """A job that takes the step. The others wait for nothing that comes: what runs next needs another machine."""
         with self._lock:
             found = next((queue for queue in self._queues if one_machine(self._pipeline, queue.step, job.step)), None)
@@ -136,7 +136,7 @@ class SageMakerExecutor:
             self._end_queues()
         return found
 
-    def _give_back(self, queue: Queue | None) -> None:
+    def _give_back(self, queue: JobQueue | None) -> None:
         if queue is not None:
             with self._lock:
                 self._queues.append(queue)
@@ -156,7 +156,7 @@ class SageMakerExecutor:
         chosen: Settings,
         bucket: Bucket,
         on_progress: Callable[[Progress], None],
-        queue: Queue | None,
+        queue: JobQueue | None,
         *,
         anew: bool = False,
     ) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class SageMakerExecutor:
         on_progress(Progress(job.step, 0, 0, None, "uploading"))
         inputs, files = put_inputs(job, self._store, bucket)
         code = self._code(folder, job, chosen, bucket)
-        place = Place(
+        place = JobPlace(
             job=name if queue is None else queue.job,
             bucket=chosen.bucket,
             key=chosen.prefix + key,
@@ -192,10 +192,10 @@ class SageMakerExecutor:
         bucket.put(f"{key}job/{JOB}", encode(job))
         bucket.put(f"{key}job/place.json", encode(place))
         if queue is not None:
-            order = Order(step=job.step, attempt=bucket.prefix + key, code=bucket.address(code), inputs=inputs)
+            order = StepOrder(step=job.step, attempt=bucket.prefix + key, code=bucket.address(code), inputs=inputs)
             made = queue.request(order, name)
         else:
-            at = Addresses(
+            at = JobAddresses(
                 bundle=bucket.address(self._bundle(chosen, bucket)),
                 step=bucket.address(code),
                 attempt=bucket.address(key),
@@ -211,7 +211,7 @@ class SageMakerExecutor:
         on_progress(Progress(job.step, 0, 0, None, "waiting for the instance"))
         return made
 
-    def _of_one_job(self, name: str, job: StepJob, chosen: Settings, at: Addresses, folder: Path) -> dict[str, Any]:
+    def _of_one_job(self, name: str, job: StepJob, chosen: Settings, at: JobAddresses, folder: Path) -> dict[str, Any]:
         """What creates a job for the step, and for those that may share it."""
         pipeline = self._pipeline
         if chosen.trains:
@@ -235,7 +235,7 @@ class SageMakerExecutor:
         return bundle.upload(bucket, "steps/", made)[0]
 
     def _collect(
-        self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: Log
+        self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: JobEnd, log: JobLog
     ) -> StepResult:
         """The result as the job left it, with what is to be looked at; a failure of the job itself where it left none."""
         name, limit_s = name_in(made), made["StoppingCondition"]["MaxRuntimeInSeconds"]
@@ -288,7 +288,7 @@ def job_of(manifest: RunManifest, state: StepState, store: Store, session: Sessi
     return PROCESSING, str(made["ProcessingJobName"]) if made.get(ORDER, {}).get("for") == name else name
 
 
-def _is_last(result: StepResult, ended: Ended) -> bool:
+def _is_last(result: StepResult, ended: JobEnd) -> bool:
     """Whether the job's end is that of the start that left the result: one whose instance was taken away may have left
     one too, as interrupted."""
     if result.error is None:
@@ -302,24 +302,24 @@ def _arguments(made: dict[str, Any]) -> list[str]:
     return arguments
 
 
-def _queue(made: dict[str, Any], job: StepJob) -> Queue:
+def _queue(made: dict[str, Any], job: StepJob) -> JobQueue:
     """The job that the step was ordered from, or that was made for it to be the first of some."""
     order = made.get(ORDER)
     limit = made["StoppingCondition"]
     if order is None:
         at = f"{attempt_key(job.run, job.step, job.attempt)}queue/"
-        return Queue(made["ProcessingJobName"], at, job.step, limit)
-    return Queue(made["ProcessingJobName"], order["at"], order["first"], limit, number=order["number"])
+        return JobQueue(made["ProcessingJobName"], at, job.step, limit)
+    return JobQueue(made["ProcessingJobName"], order["at"], order["first"], limit, number=order["number"])
 
 
-def _stands(made: dict[str, Any], queue: Queue | None, jobs: Jobs, bucket: Bucket, at: Bucket) -> bool:
+def _stands(made: dict[str, Any], queue: JobQueue | None, jobs: Jobs, bucket: Bucket, at: Bucket) -> bool:
     """Whether the job that the step is ordered from executes it, or has. It may have ended meanwhile."""
     order = made[ORDER]
     if queue is None:
         found = jobs.find(made["ProcessingJobName"])
         if found is None or found["ProcessingJobStatus"] in OVER:
             return found is not None and at.size(RESULT) is not None
-    wanted = msgspec.convert(order["order"], Order)
+    wanted = msgspec.convert(order["order"], StepOrder)
     return step_queue.put_order(bucket, order["at"], order["number"], wanted)
 
 

@@ -27,7 +27,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing._run import leave_message
 from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
-from runner.aws.processing.request import INPUT, Place, input_name
+from runner.aws.processing.request import INPUT, JobPlace, input_name
 from runner.aws.processing.training import VARIABLE, metric_line
 from runner.aws.session import Session
 from runner.content import artifact
@@ -68,7 +68,7 @@ def _main() -> int:
     return carry_out(job, place, session, stop, arrived=by_service(place))
 
 
-def is_done(place: Place, session: Session) -> bool:
+def is_done(place: JobPlace, session: Session) -> bool:
     """Whether this job has executed its step already, and well: its result is what is written last."""
     bucket = Bucket(session, place.bucket, place.key)
     content = bucket.get(RESULT)
@@ -80,16 +80,16 @@ def given_folder() -> Path:
     return Path(os.environ.get("RUNNER_INPUT", INPUT))
 
 
-def given() -> tuple[StepJob, Place, Session]:
+def given() -> tuple[StepJob, JobPlace, Session]:
     """What the job was made for."""
     folder = given_folder() / "job"
-    place, job = read(Place, folder / "place.json"), read(StepJob, folder / JOB)
+    place, job = read(JobPlace, folder / "place.json"), read(StepJob, folder / JOB)
     return job, place, Session(place.region, kms_key=place.kms_key)
 
 
 def carry_out(
     job: StepJob,
-    place: Place,
+    place: JobPlace,
     session: Session,
     stop: threading.Event,
     *,
@@ -136,7 +136,7 @@ def told_to_stop() -> threading.Event:
     return stop
 
 
-def by_service(place: Place) -> dict[str, Path]:
+def by_service(place: JobPlace) -> dict[str, Path]:
     """Where the service has put the step's inputs."""
     folder = given_folder()
     return {name: folder / input_name(number) / file for number, (name, file) in enumerate(sorted(place.files.items()))}
@@ -144,7 +144,7 @@ def by_service(place: Place) -> dict[str, Path]:
 
 def perform(
     job: StepJob,
-    place: Place,
+    place: JobPlace,
     session: Session,
     stop: threading.Event,
     *,
@@ -164,7 +164,7 @@ def perform(
 
 
 def _performed(
-    job: StepJob, place: Place, stop: threading.Event, arrived: Mapping[str, Path], code: Path
+    job: StepJob, place: JobPlace, stop: threading.Event, arrived: Mapping[str, Path], code: Path
 ) -> StepResult:
     _put_together(job, code)
     came, wrong = _inputs(job, arrived)
@@ -178,7 +178,7 @@ def _performed(
     return msgspec.structs.replace(result, inputs={**result.inputs, **came}, remote=_job(place))
 
 
-def leave(result: StepResult, place: Place, session: Session) -> int:
+def leave(result: StepResult, place: JobPlace, session: Session) -> int:
     """Put away what came of the step; the exit code."""
     bucket = Bucket(session, place.bucket, place.key)
     for name, metric in result.metrics.items() if place.attempt is not None else ():
@@ -271,7 +271,7 @@ def _changed(name: str, fact: InputFact, why: str) -> StepError:
     )
 
 
-def _secrets(job: StepJob, place: Place, session: Session) -> list[str]:
+def _secrets(job: StepJob, place: JobPlace, session: Session) -> list[str]:
     """Values of secret parameters come from Secrets Manager, never through the job's description; the variables set."""
     made = []
     for variable in job.secrets.values():
@@ -292,7 +292,7 @@ def _put_outputs(result: StepResult, bucket: Bucket) -> None:
             future.result()
 
 
-def _job(place: Place) -> RemoteJob:
+def _job(place: JobPlace) -> RemoteJob:
     return RemoteJob(
         name=place.job,
         at=f"s3://{place.bucket}/{place.key}",

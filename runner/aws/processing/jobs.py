@@ -30,7 +30,7 @@ DRAINS = 8  # pages of logs at most that are read once a job has ended
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobEnd:
     """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran.
 
     `stopped_before`: it had been told to stop when it was first looked at; `goes_on`: only one of its steps has ended.
@@ -134,7 +134,7 @@ class Jobs:
 
     def follow(
         self, name: str, *, left: threading.Event, on_line: Callable[[str], None], on_status: Callable[[str], None]
-    ) -> Ended | None:
+    ) -> JobEnd | None:
         """Wait for the job's end with its log lines as they come; None once `left` is set, with the job going on.
 
         One call each `poll_s`: the logs, where there are any, or the job.
@@ -165,11 +165,11 @@ class Jobs:
         return self.session.call("sagemaker", action.format(kind), about=f"{kind} job {name}", **arguments)
 
 
-def ended(found: dict[str, Any], message: str, *, stopped_before: bool, kind: Kind = PROCESSING) -> Ended:
+def ended(found: dict[str, Any], message: str, *, stopped_before: bool, kind: Kind = PROCESSING) -> JobEnd:
     """The end of the job as described; `message` is what it said of it."""
     start, end = found.get(f"{kind}StartTime"), found.get(f"{kind}EndTime")
     billed = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
-    return Ended(
+    return JobEnd(
         status=found[f"{kind}JobStatus"],
         reason=found.get("FailureReason", ""),
         message=message,

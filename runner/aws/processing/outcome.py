@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.processing.jobs import END, Ended, read_progress
+from runner.aws.processing.jobs import END, JobEnd, read_progress
 from runner.notebook.redaction import Redactor
 from runner.records import Artifact, StepError, StepJob, StepResult, utc_text
 from runner.run.retries import STOPPED_BEFORE
@@ -27,7 +27,7 @@ def bring(found: Artifact, folder: Path, at: Bucket) -> None:
         beside.replace(folder / path)
 
 
-def without_result(job: StepJob, ended: Ended, name: str, log: Log) -> StepResult:
+def without_result(job: StepJob, ended: JobEnd, name: str, log: JobLog) -> StepResult:
     """The failure of a job that has left no result."""
     now = utc_text()
     said = " ".join(filter(None, [ended.reason, ended.message])) or "it left no result"
@@ -53,7 +53,7 @@ def without_result(job: StepJob, ended: Ended, name: str, log: Log) -> StepResul
     )
 
 
-def stopped(result: StepResult, error: StepError, ended: Ended, name: str, limit_s: int) -> StepResult:
+def stopped(result: StepResult, error: StepError, ended: JobEnd, name: str, limit_s: int) -> StepResult:
     """The result of a step that was told to stop, by its time limit or by somebody; the service says Stopped of both."""
     over = ended.late or (f"its time limit of {limit_s} s" if ended.billed_s >= limit_s else "")
     if over:
@@ -65,7 +65,7 @@ def stopped(result: StepResult, error: StepError, ended: Ended, name: str, limit
     return result
 
 
-class Log:
+class JobLog:
     """The job's lines, written beside the step; those that say how far it is go to the display."""
 
     def __init__(self, path: Path, job: StepJob, on_progress: Callable[[Progress], None]) -> None:

@@ -15,8 +15,8 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing import inside
 from runner.aws.processing.arrivals import fetch
 from runner.aws.processing.jobs import step_line
-from runner.aws.processing.request import Place
-from runner.aws.processing.step_queue import LINGER_S, Order, put_order, read_order
+from runner.aws.processing.request import JobPlace
+from runner.aws.processing.step_queue import LINGER_S, StepOrder, put_order, read_order
 from runner.aws.session import Session
 from runner.errors import RemoteError, RunnerError
 from runner.escape import terminal
@@ -48,7 +48,7 @@ def _main() -> int:
         if order.step is None:
             break
         job = decode(StepJob, _content(bucket, f"{order.attempt}job/{JOB}"), where=order.attempt)
-        place = decode(Place, _content(bucket, f"{order.attempt}job/place.json"), where=order.attempt)
+        place = decode(JobPlace, _content(bucket, f"{order.attempt}job/place.json"), where=order.attempt)
         _say(job)
         folder = inside.work() / "code" / f"{job.step}-{job.attempt}"
         fetch(order.code, folder, session)
@@ -59,17 +59,17 @@ def _main() -> int:
     return code
 
 
-def next_order(bucket: Bucket, at: str, number: int, stop: threading.Event, linger_s: float) -> Order:
+def next_order(bucket: Bucket, at: str, number: int, stop: threading.Event, linger_s: float) -> StepOrder:
     """The order of this number; the end, where none comes."""
     until = time.monotonic() + linger_s
     while not stop.wait(LOOK_S):
         order = read_order(bucket, at, number)
         if order is not None:
             return order
-        if time.monotonic() > until and put_order(bucket, at, number, Order()):
+        if time.monotonic() > until and put_order(bucket, at, number, StepOrder()):
             sys.stdout.write(terminal(f"runner: no step was ordered for {linger_s:.0f} s") + "\n")
             break
-    return Order()
+    return StepOrder()
 
 
 def _arrived(name: str, address: str, job: StepJob, made: dict[str, str], session: Session) -> Path:

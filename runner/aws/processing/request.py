@@ -35,7 +35,7 @@ AFTER_STEP_S = 900  # beyond the step's own limit: starting, the environment, pu
 HASH_TAG = "runner:request"
 
 
-class Place(Record, frozen=True, kw_only=True):
+class JobPlace(Record, frozen=True, kw_only=True):
     """place.json: where a job is, for itself. `key` is the attempt's prefix in the bucket, ending in `/`."""
 
     format: int = FORMAT
@@ -56,7 +56,7 @@ class Place(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Addresses:
+class JobAddresses:
     """Where a job finds what it needs, as s3:// prefixes; `inputs` by the name of the parameter."""
 
     bundle: str
@@ -87,7 +87,7 @@ def request(
     name: str,
     job: StepJob,
     settings: Settings,
-    at: Addresses,
+    at: JobAddresses,
     *,
     project: str,
     module: str = MODULE,

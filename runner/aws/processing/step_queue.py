@@ -17,7 +17,7 @@ from typing import Any
 from msgspec import to_builtins
 
 from runner.aws.bucket import Bucket
-from runner.aws.processing.jobs import END, EVERY_DESCRIBE, OVER, STEP, Ended, Jobs, LogReader, ended, step_line
+from runner.aws.processing.jobs import END, EVERY_DESCRIBE, OVER, STEP, JobEnd, Jobs, LogReader, ended, step_line
 from runner.paths import FileName
 from runner.records import FORMAT, Record, StepJob, decode, encode
 
@@ -27,7 +27,7 @@ EVERY_LOOK = 24  # of the ticks that find no line of the step, one looks for its
 ORDER = "RunnerOrder"  # beside the job's name in what is kept of a step that was ordered
 
 
-class Order(Record, frozen=True, kw_only=True):
+class StepOrder(Record, frozen=True, kw_only=True):
     """What a job is to execute next; with no `step`, nothing any more."""
 
     format: int = FORMAT
@@ -38,7 +38,7 @@ class Order(Record, frozen=True, kw_only=True):
 
 
 @dataclass
-class Queue:
+class JobQueue:
     """A job that executes steps as they are ordered. `number` is the next order's, `step` the first that it executed."""
 
     job: str
@@ -49,45 +49,45 @@ class Queue:
     on_line: Callable[[str], None] = print
     logs: LogReader | None = None  # read on from where the step before ended
 
-    def request(self, order: Order, name: str) -> dict[str, Any]:
+    def request(self, order: StepOrder, name: str) -> dict[str, Any]:
         """What is kept of a step that is ordered here: `name` is that of the job which it would have had."""
         place = {"for": name, "at": self.at, "number": self.number, "first": self.step, "order": to_builtins(order)}
         return {"ProcessingJobName": self.job, "StoppingCondition": self.limit, ORDER: place}
 
     def end(self, bucket: Bucket) -> None:
-        put_order(bucket, self.at, self.number, Order())
+        put_order(bucket, self.at, self.number, StepOrder())
 
 
 def order_key(at: str, number: int) -> str:
     return f"{at}{number}.json"
 
 
-def put_order(bucket: Bucket, at: str, number: int, order: Order) -> bool:
+def put_order(bucket: Bucket, at: str, number: int, order: StepOrder) -> bool:
     """Whether the number is this order's, put there now or before, as when a reply was lost."""
     content = encode(order)
     return bucket.put(order_key(at, number), content, once=True) or bucket.get(order_key(at, number)) == content
 
 
-def read_order(bucket: Bucket, at: str, number: int) -> Order | None:
+def read_order(bucket: Bucket, at: str, number: int) -> StepOrder | None:
     content = bucket.get(order_key(at, number))
-    return None if content is None else decode(Order, content, where=bucket.address(order_key(at, number)))
+    return None if content is None else decode(StepOrder, content, where=bucket.address(order_key(at, number)))
 
 
 def follow(
-    queue: Queue,
+    queue: JobQueue,
     jobs: Jobs,
     job: StepJob,
     *,
     left: threading.Event,
     on_line: Callable[[str], None],
     is_done: Callable[[], bool],
-) -> Ended | None:
+) -> JobEnd | None:
     """Wait for the end of the step, or of its job; None once `left` is set, with both going on.
 
     As `Jobs.follow`, one call each `poll_s`, and one for the result once the log says that the step has ended, or cannot
     be read.
     """
-    reader = _Reader(job, on_line, own=job.step == queue.step)
+    reader = _StepLog(job, on_line, own=job.step == queue.step)
     if queue.logs is None:
         queue.logs = LogReader(jobs.session, queue.job, lambda line: queue.on_line(line))
     queue.on_line = reader.line
@@ -104,14 +104,14 @@ def follow(
             unseen = logs.expected and not reader.began and (not logs.readable or tick % EVERY_LOOK == 0)
         logs.ended = False  # more is to come
         if (reader.ended or unseen) and is_done():
-            return Ended(status="Completed", reason="", message="", billed_s=0.0, goes_on=True)
+            return JobEnd(status="Completed", reason="", message="", billed_s=0.0, goes_on=True)
         reader.ended = False  # it has failed, and the job is about to
         tick += 1
         if left.wait(jobs.poll_s):
             return None
 
 
-class _Reader:
+class _StepLog:
     """Of the job's lines those of one step; what comes before the first step's belongs to it too."""
 
     def __init__(self, job: StepJob, on_line: Callable[[str], None], *, own: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from runner.aws.processing.request import (
     MODULE,
-    Addresses,
+    JobAddresses,
     cluster,
     input_name,
     limit_s,
@@ -45,7 +45,7 @@ WAITS = 2  # times its own limit that a job on spot may take, with waiting for i
 
 
 def request(
-    name: str, job: StepJob, settings: Settings, at: Addresses, *, project: str, metrics: Iterable[str]
+    name: str, job: StepJob, settings: Settings, at: JobAddresses, *, project: str, metrics: Iterable[str]
 ) -> dict[str, Any]:
     """The arguments of create_training_job. `metrics` are names that its page is to show; the first 40 are.
 

@@ -37,7 +37,7 @@ _PLATFORM = re.compile(r"manylinux_2_(\d+)_(x86_64|aarch64)")
 _NONE_FOUND = re.compile(r"No matching distribution found for (\S+)")
 
 
-class _Locked(NamedTuple):
+class _LockedPackage(NamedTuple):
     name: str
     version: str
     hashes: frozenset[str]
@@ -164,9 +164,9 @@ def _put(bucket: Bucket, wheel: Wheel) -> int:
     return wheel.size_bytes
 
 
-def _applying(lock: Path, python: str, platform: str) -> list[_Locked]:
+def _applying(lock: Path, python: str, platform: str) -> list[_LockedPackage]:
     environment = _markers(python, platform)
-    found: dict[str, _Locked] = {}
+    found: dict[str, _LockedPackage] = {}
     for line in _lines(lock):
         wanted, hashes = _HASH.sub("", line).strip(), frozenset(_HASH.findall(line))
         try:
@@ -182,7 +182,7 @@ def _applying(lock: Path, python: str, platform: str) -> list[_Locked]:
                 "Make it with `uv pip compile --universal --generate-hashes`."
             )
         name = canonicalize_name(requirement.name)
-        if found.setdefault(name, made := _Locked(name, exact[0], hashes)) != made:
+        if found.setdefault(name, made := _LockedPackage(name, exact[0], hashes)) != made:
             raise UsageError(f"{lock} has two versions of {name} for Python {python} on {platform}. Lock again.")
     return sorted(found.values())
 
@@ -258,7 +258,7 @@ def _tags(python: str, platform: str) -> dict[Tag, int]:
     return {tag: rank for rank, tag in reversed(list(enumerate(fitting)))}
 
 
-def _choose(wanted: list[_Locked], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
+def _choose(wanted: list[_LockedPackage], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
     """The best wheel in the folder for each pin whose bytes the lock knows; others are as if not there."""
     ranks = _tags(python, platform)
     by_pin: dict[tuple[str, str], list[tuple[int, Path]]] = {}
@@ -282,7 +282,7 @@ def _choose(wanted: list[_Locked], folder: Path, python: str, platform: str) -> 
     return found
 
 
-def _download(wanted: list[_Locked], folder: Path, python: str, platform: str) -> None:
+def _download(wanted: list[_LockedPackage], folder: Path, python: str, platform: str) -> None:
     """The pins' wheels into the folder, each of them whole."""
     with tempfile.TemporaryDirectory(prefix=".arriving-", dir=folder) as place:
         arriving = Path(place)
@@ -316,7 +316,7 @@ def _pip() -> list[str]:
     return [sys.executable, "-m", "uv", "tool", "run", "--quiet", "--python", sys.executable, "--from", "pip", "pip"]
 
 
-def _line(pin: _Locked) -> str:
+def _line(pin: _LockedPackage) -> str:
     return f"{pin.name}=={pin.version} " + " ".join(f"--hash=sha256:{value}" for value in sorted(pin.hashes)) + "\n"
 
 

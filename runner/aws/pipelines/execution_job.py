@@ -17,7 +17,7 @@ OWN = Path(INPUT) / "step"
 
 
 @dataclass(frozen=True)
-class Here:
+class ExecutionJob:
     """This job, as the service has described it to its container."""
 
     name: str
@@ -51,11 +51,11 @@ class Here:
         return Bucket(session, self.bucket, f"{split(self.execution)[1]}{step}/" if step else self.key)
 
 
-def here() -> Here:
+def here() -> ExecutionJob:
     found: dict[str, Any] = json.loads(CONFIGURATION.read_bytes())
     arn = str(found["ProcessingJobArn"])
     sources = [item["S3Input"] for item in found.get("ProcessingInputs") or [] if "S3Input" in item]
-    return Here(
+    return ExecutionJob(
         name=str(found.get("ProcessingJobName") or arn.rpartition("/")[2]),
         region=arn.split(":")[3],
         image=found["AppSpecification"]["ImageUri"],

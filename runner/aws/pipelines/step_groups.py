@@ -17,7 +17,7 @@ from runner.pipeline.plan import Plan, PlannedStep
 
 
 @dataclass(frozen=True)
-class Share:
+class StepGroup:
     """The steps of one job, in order; the job has the name of the first.
 
     `first`: it waits for no other, so it may have to make the pins. `judges` is the step after which it judges the gate,
@@ -67,7 +67,7 @@ def judging_step(plan: Plan) -> str:
     return last[0] if last and plan.judges else ""
 
 
-def shares(plan: Plan) -> list[Share]:
+def step_groups(plan: Plan) -> list[StepGroup]:
     """Every step that runs, in an order that respects every need."""
     gated, judge = gated_steps(plan), judging_step(plan)
     ordered = sorted(active(plan), key=lambda step: step.name in gated)  # which keeps the order of equals
@@ -82,8 +82,8 @@ def shares(plan: Plan) -> list[Share]:
     return [_share(steps, gated, judge) for steps in found]
 
 
-def _share(steps: list[PlannedStep], gated: set[str], judge: str) -> Share:
+def _share(steps: list[PlannedStep], gated: set[str], judge: str) -> StepGroup:
     names = {step.name for step in steps}
     needed = set(itertools.chain.from_iterable(step.needs for step in steps if step.name not in gated))
     all_gated = names <= gated
-    return Share(tuple(steps), not all_gated and needed <= names, judge if judge in names else "", all_gated)
+    return StepGroup(tuple(steps), not all_gated and needed <= names, judge if judge in names else "", all_gated)

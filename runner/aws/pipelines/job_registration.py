@@ -10,7 +10,7 @@ import msgspec
 
 from runner import __version__
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.here import Here
+from runner.aws.pipelines.execution_job import ExecutionJob
 from runner.aws.pipelines.pin import registry
 from runner.aws.pipelines.pushed import Pins
 from runner.aws.processing import inside
@@ -29,7 +29,7 @@ VERSION = "version.json"
 def registered(
     results: Mapping[str, StepResult],
     job: StepJob,
-    here: Here,
+    here: ExecutionJob,
     found: Pins,
     bucket: Bucket,
     verdict: Verdict | None,
