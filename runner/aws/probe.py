@@ -61,7 +61,7 @@ def probe(session: Session, project: str, chosen: Settings, *, root: Path) -> Ch
     jobs = Jobs(session, poll_s=min(POLL_S, chosen.poll_s))
     jobs.ensure(_request(name, chosen, bundle, bucket.address(key), session.region))
     lines: list[str] = []
-    ended = jobs.follow(name, left=threading.Event(), on_line=lines.append)
+    ended = jobs.follow(name, detach=threading.Event(), log=jobs.log(name, lines.append))
     assert ended is not None
     content = bucket.get(key)
     for left in (key, f"doctor/{mark}/message"):

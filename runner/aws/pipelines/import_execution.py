@@ -1,7 +1,7 @@
 """An execution of a SageMaker Pipeline as a run: the folder that a run of the same steps would have.
 
-It has the service's descriptions and the jobs' results from S3. Large outputs stay there, as those of a run's jobs do. A
-cached step names the run that executed it.
+It has the service's descriptions and the jobs' results from S3. Large outputs stay there, as those of a run's jobs do.
+A cached step names the run that executed it.
 """
 
 from __future__ import annotations

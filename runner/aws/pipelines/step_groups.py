@@ -57,7 +57,7 @@ def gated_steps(plan: Plan) -> set[str]:
 
 
 def judging_step(plan: Plan) -> str:
-    """The step that comes after all others that wait for no verdict, "" where there is none or no gate."""
+    """The step that comes after all others that wait for no verdict, "" if there is none, or no gate."""
     gated, before = gated_steps(plan), dict[str, set[str]]()
     for step in active(plan):
         if step.name not in gated:

@@ -246,9 +246,9 @@ class _Step:
             folder = Path(INPUT) / "in" / name
             return folder if address.endswith("/") else folder / PurePosixPath(address).name
         source = self.task.inputs[name].from_.partition(".")[0]
-        kept = inside.kept_outputs(source)
-        if kept is not None and address.startswith(f"{self.sequence.folders.get(source)}/"):
-            return kept / address.removeprefix(f"{self.sequence.folders[source]}/")
+        outputs = inside.kept_outputs(source)
+        if outputs is not None and address.startswith(f"{self.sequence.folders.get(source)}/"):
+            return outputs / address.removeprefix(f"{self.sequence.folders[source]}/")
         return inside.fetch(address, inside.work() / "arrived" / self.name / name, self.sequence.session)
 
 

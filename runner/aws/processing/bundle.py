@@ -133,8 +133,8 @@ def upload(bucket: Bucket, below: str, bundle: Bundle) -> tuple[str, int]:
     """(the bundle's key, ending in `/`; bytes moved, 0 where it was complete). Safe to call again after a failure."""
     at = f"{below}{bundle.sha256}/"
     last = START if START in bundle.files else NOTEBOOK
-    there = dict(bucket.keys(at))
-    if all(there.get(at + path) == len(data) for path, data in bundle.files.items()):
+    present = dict(bucket.keys(at))
+    if all(present.get(at + path) == len(data) for path, data in bundle.files.items()):
         return at, 0
     with ThreadPoolExecutor(THREADS) as pool:
         first = [(path, data) for path, data in bundle.files.items() if path != last]

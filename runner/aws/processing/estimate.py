@@ -50,8 +50,8 @@ def estimate(
 ) -> Estimate:
     """For the steps of these names; `sources` are the inputs from outside the run, by "step.input", and `undeclared`
     the project's files that a step has read without their being inputs."""
-    wanted, packagings = set(names), set[tuple[str, ...]]()
-    steps = [step for step in plan.steps if step.name in wanted]
+    selected, packagings = set(names), set[tuple[str, ...]]()
+    steps = [step for step in plan.steps if step.name in selected]
     missing: dict[str, int] = {}  # address -> bytes, so that what two steps need is counted once
     table = ""
     for step in steps:

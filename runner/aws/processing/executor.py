@@ -112,7 +112,7 @@ class SageMakerExecutor:
         name = name_in(request)
         arguments = request.get("AppSpecification", {}).get("ContainerArguments")
         if ORDER not in request and arguments != [step_queue.MODULE]:
-            return jobs.follow(name, left=stop, on_line=log.line)
+            return jobs.follow(name, detach=stop, log=jobs.log(name, log.line))
         if queue is None or queue.job != name:
             queue = _queue(request, job)
 
@@ -120,7 +120,7 @@ class SageMakerExecutor:
             result = result_at(attempt)
             return result is not None and result.error is None
 
-        ended = step_queue.follow(queue, jobs, job, left=stop, on_line=log.line, is_done=is_done)
+        ended = step_queue.follow(queue, jobs, job, detach=stop, on_line=log.line, is_done=is_done)
         if ended is None or ended.goes_on:
             queue.number += ORDER in request
             self._give_back(queue)
@@ -161,7 +161,7 @@ class SageMakerExecutor:
         anew: bool = False,
     ) -> dict[str, Any]:
         """The request that creates the job, or the order of the step from a running one. Written before it is sent,
-        into the step's folder and into S3, so that a resumed run sends an equal one, on any machine; `anew` replaces it.
+        into the step's folder and into S3, so that a resumed run sends an equal one on any machine; `anew` replaces it.
         """
         file, key = folder / REQUEST, attempt_key(job.run, job.step, job.attempt)
         name = job_name(self._pipeline.name, job.run, job.step, job.attempt)

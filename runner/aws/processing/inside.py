@@ -28,7 +28,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing._run import leave_message
 from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
-from runner.aws.processing.outcome import result_at
+from runner.aws.processing.outcome import not_executed, result_at
 from runner.aws.processing.request import INPUT, JobPlace, input_name
 from runner.aws.processing.training import VARIABLE, metric_line
 from runner.aws.s3 import split
@@ -37,7 +37,7 @@ from runner.content import artifact
 from runner.errors import RemoteError, RunnerError, Tampered
 from runner.escape import terminal
 from runner.paths import inside
-from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read, utc_text
+from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read
 from runner.run.packages import versions
 from runner.run.store import files_of
 from runner.step.__main__ import exit_code
@@ -52,7 +52,7 @@ def main() -> int:
     if VARIABLE in os.environ:
         earlier = result_at(Bucket(session, place.bucket, place.key))
         if earlier is not None and earlier.error is None:
-            log("runner: an earlier start of this job has put everything away, nothing is executed")
+            log("runner: an earlier start of this job has sent all its results, nothing is executed")
             log(END)
             return 0
         place = msgspec.structs.replace(place, key=f"{place.key}starts/{secrets.token_hex(4)}/", attempt=place.key)
@@ -312,13 +312,6 @@ def _remote(place: JobPlace) -> RemoteJob:
         python=platform.python_version(),
         environment="image" if os.environ.get("RUNNER_ENVIRONMENT") == "image" else "lock",
         packages=versions(),
-    )
-
-
-def not_executed(job: StepJob, error: StepError) -> StepResult:
-    now = utc_text()
-    return StepResult(
-        status="failed", started=now, ended=now, seconds=0.0, cells=0, cells_run=0, inputs=dict(job.inputs), error=error
     )
 
 

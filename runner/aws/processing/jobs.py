@@ -103,7 +103,7 @@ class Jobs:
 
     def message(self, description: dict[str, Any]) -> str:
         """The job's message about its failure: its ExitMessage or, where its user may not write that, the object
-        below its output in S3 (`_run.leave_message`). A training job's is in its FailureReason, where it could write."""
+        below its output in S3 (`_run.leave_message`). A training job's is in its FailureReason, if it could write."""
         message = str(description.get("ExitMessage", ""))
         outputs = description.get("ProcessingOutputConfig", {}).get("Outputs", [])
         addresses = [output["S3Output"]["S3Uri"] for output in outputs]
@@ -145,25 +145,38 @@ class Jobs:
             raise
         return True
 
-    def follow(self, name: str, *, left: threading.Event, on_line: Callable[[str], None]) -> JobEnd | None:
-        """Wait for the job's end and report its log lines; None once `left` is set, while the job keeps running.
+    def log(self, name: str, on_line: Callable[[str], None]) -> LogReader:
+        return LogReader(self.session, name, on_line, group=log_group(self.kind))
 
-        One call each `poll_s`: for the logs, where there are any, or for the job.
+    def follow(
+        self,
+        name: str,
+        *,
+        detach: threading.Event,
+        log: LogReader,
+        part_ended: Callable[[int, bool], bool] = lambda _tick, _described: False,
+    ) -> JobEnd | None:
+        """Wait for the job's end and read its log; None once `detach` is set, while the job keeps running.
+
+        One call each `poll_s`: for the log, where there is one, or for the job. `part_ended` is asked after each, with
+        its number and whether the job was described, if only a part of the job is waited for.
         """
-        logs = LogReader(self.session, name, on_line, group=log_group(self.kind))
         first, tick = "", 0
         while True:
-            if tick % EVERY_DESCRIBE == 0 or not logs.read():
+            described = tick % EVERY_DESCRIBE == 0 or not log.read()
+            if described:
                 description = self.describe(name)
                 first = first or self.status(description)
-                logs.expected = logs.expected or f"{self.kind}StartTime" in description
+                log.expected = log.expected or f"{self.kind}StartTime" in description
                 statuses = [item["Status"] for item in description.get("SecondaryStatusTransitions", [])]
-                logs.began(statuses.count("Training"))
+                log.began(statuses.count("Training"))
                 if self.status(description) in OVER:
-                    logs.drain()
+                    log.drain()
                     return self.end(description, first)
-            tick = 0 if logs.ended else tick + 1  # after the last line of the log the job ends within moments
-            if left.wait(self.poll_s):
+            if part_ended(tick, described):
+                return JobEnd(status="Completed", reason="", message="", billed_s=0.0, goes_on=True)
+            tick = 0 if log.ended else tick + 1  # after the last line of the log the job ends within moments
+            if detach.wait(self.poll_s):
                 return None
 
     def _call(self, action: str, name: str, **arguments: Any) -> dict[str, Any]:

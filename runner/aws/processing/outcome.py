@@ -11,7 +11,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing.jobs import END, JobEnd, read_progress
 from runner.aws.processing.prices import Prices
 from runner.notebook.redaction import Redactor
-from runner.records import StepError, StepJob, StepResult, decode, utc_text
+from runner.records import StepError, StepJob, StepResult, StepStatus, decode, utc_text
 from runner.run.retries import STOPPED_BEFORE
 from runner.run.store import files_of
 from runner.step.execute import RESULT, Progress
@@ -45,9 +45,16 @@ def with_price(result: StepResult, prices: Prices, billed_s: float) -> StepResul
     return msgspec.structs.replace(result, remote=remote)
 
 
+def not_executed(job: StepJob, error: StepError) -> StepResult:
+    """The result of a step of which no cell was executed."""
+    now, inputs = utc_text(), dict(job.inputs)
+    return StepResult(
+        status="failed", started=now, ended=now, seconds=0.0, cells=0, cells_run=0, inputs=inputs, error=error
+    )
+
+
 def without_result(job: StepJob, ended: JobEnd, name: str, log: JobLog) -> StepResult:
     """The failure of a job that has left no result."""
-    now = utc_text()
     reason = " ".join(filter(None, [ended.reason, ended.message])) or "it left no result"
     if ended.status == "Stopped":
         error = StepError(kind="interrupted", ename="Stopped", evalue=f"the job {name} was stopped")
@@ -58,17 +65,9 @@ def without_result(job: StepJob, ended: JobEnd, name: str, log: JobLog) -> StepR
             evalue=f"the job {name} ended {ended.status}: {reason}",
             traceback=log.lines[-LAST_LINES:],
         )
-    return StepResult(
-        status="interrupted" if error.kind == "interrupted" else "failed",
-        started=now,
-        ended=now,
-        seconds=ended.billed_s,
-        cells=0,
-        cells_run=0,
-        inputs=dict(job.inputs),
-        error=error,
-        kernel=job.kernel,
-    )
+    status: StepStatus = "interrupted" if ended.status == "Stopped" else "failed"
+    result = not_executed(job, error)
+    return msgspec.structs.replace(result, status=status, seconds=ended.billed_s, kernel=job.kernel)
 
 
 def stopped(result: StepResult, error: StepError, ended: JobEnd, name: str, limit_s: int) -> StepResult:

@@ -62,9 +62,9 @@ def next_order(bucket: Bucket, at: str, number: int, stop: threading.Event, ling
 def _input(name: str, address: str, job: StepJob, executed: dict[str, str], session: Session) -> Path:
     """The input on this machine: the output of a step before, or downloaded now."""
     for results, step in executed.items():
-        kept = inside.kept_outputs(step)
-        if address.startswith(results) and kept is not None:
-            return kept / address.removeprefix(results)
+        outputs = inside.kept_outputs(step)
+        if address.startswith(results) and outputs is not None:
+            return outputs / address.removeprefix(results)
     return inside.fetch(address, inside.work() / "arrived" / f"{job.step}-{job.attempt}" / name, session)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import to_builtins
 
 from runner.aws.bucket import Bucket
-from runner.aws.processing.jobs import END, EVERY_DESCRIBE, OVER, STEP, JobEnd, Jobs, LogReader, step_line
+from runner.aws.processing.jobs import END, STEP, JobEnd, Jobs, LogReader, step_line
 from runner.paths import FileName
 from runner.records import FORMAT, Record, StepJob, decode, encode
 
@@ -48,7 +48,7 @@ class JobQueue:
     limit: dict[str, Any]  # StoppingCondition of the job
     number: int = 1
     on_line: Callable[[str], None] = print
-    logs: LogReader | None = None  # continued where the step before ended
+    log: LogReader | None = None  # continued where the step before ended
 
     def request(self, order: StepOrder, name: str) -> dict[str, Any]:
         """request.json of a step that is ordered here; `name` is that of the job which it would have had."""
@@ -76,37 +76,27 @@ def follow(
     jobs: Jobs,
     job: StepJob,
     *,
-    left: threading.Event,
+    detach: threading.Event,
     on_line: Callable[[str], None],
     is_done: Callable[[], bool],
 ) -> JobEnd | None:
-    """Wait for the end of the step, or of its job; None once `left` is set, while both keep running.
+    """Wait for the end of the step, or of its job; None once `detach` is set, while both keep running.
 
     As `Jobs.follow`, one call each `poll_s`, and one for the result when the log says that the step has ended, or when
     the log cannot be read.
     """
     reader = _StepLog(job, on_line, own=job.step == queue.step)
-    if queue.logs is None:
-        queue.logs = LogReader(jobs.session, queue.job, lambda line: queue.on_line(line))
+    log = queue.log = queue.log or jobs.log(queue.job, lambda line: queue.on_line(line))
     queue.on_line = reader.line
-    logs, first, tick = queue.logs, "", 0
-    while True:
-        unseen = False
-        if tick % EVERY_DESCRIBE == 0 or not logs.read():
-            description = jobs.describe(queue.job)
-            first = first or jobs.status(description)
-            if jobs.status(description) in OVER:
-                logs.drain()
-                return jobs.end(description, first)
-            logs.expected = logs.expected or "ProcessingStartTime" in description
-            unseen = logs.expected and not reader.began and (not logs.readable or tick % EVERY_LOOK == 0)
-        logs.ended = False  # other steps follow
-        if (reader.ended or unseen) and is_done():
-            return JobEnd(status="Completed", reason="", message="", billed_s=0.0, goes_on=True)
-        reader.ended = False  # it has failed, and the job will fail too
-        tick += 1
-        if left.wait(jobs.poll_s):
-            return None
+
+    def step_ended(tick: int, described: bool) -> bool:
+        unseen = described and log.expected and not reader.began and (not log.readable or tick % EVERY_LOOK == 0)
+        look = reader.ended or unseen
+        # other steps follow, or the step has failed and the job will fail too
+        log.ended = reader.ended = False
+        return look and is_done()
+
+    return jobs.follow(queue.job, detach=detach, log=log, part_ended=step_ended)
 
 
 class _StepLog:

@@ -24,11 +24,11 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from runner.aws.bucket import Bucket
+from runner.content import file_fact
 from runner.errors import RemoteError, UsageError
 
 FILES = "wheels/files/"
 THREADS = 8
-LARGE_BYTES = 64 << 20  # above it a file goes up in parts and is not held in memory
 LEGACY = {"2_17": "manylinux2014", "2_12": "manylinux2010", "2_5": "manylinux1"}  # names that older wheels bear
 LATEST_PATCH = 99  # an image's Python is a late one of its series; locks tell patches apart by the first few
 _HASH = re.compile(r"--hash[= ]sha256:([0-9a-f]{64})")
@@ -111,7 +111,10 @@ def upload(bucket: Bucket, wheels: Sequence[Wheel]) -> int:
     if bucket.size(_index(wheels)) is not None:
         return 0
     with ThreadPoolExecutor(THREADS) as pool:
-        moved = sum(pool.map(lambda wheel: _put(bucket, wheel), missing(bucket, wheels)))
+        uploads = pool.map(
+            lambda wheel: bucket.upload(wheel.key, wheel.path, missing_only=False), missing(bucket, wheels)
+        )
+        moved = sum(uploads)
     index = json.dumps(described(bucket, wheels)["keys"], indent=1).encode()
     bucket.put(_index(wheels), index)
     return moved + len(index)
@@ -128,13 +131,6 @@ def described(bucket: Bucket, wheels: Sequence[Wheel]) -> dict[str, Any]:
 
 def _index(wheels: Sequence[Wheel]) -> str:
     return f"wheels/{digest(wheels)}/index.json"
-
-
-def _put(bucket: Bucket, wheel: Wheel) -> int:
-    if wheel.size_bytes > LARGE_BYTES:
-        return bucket.upload(wheel.key, wheel.path)
-    bucket.put(wheel.key, wheel.path.read_bytes())
-    return wheel.size_bytes
 
 
 def _applying(lock: Path, python: str, platform: str) -> list[_LockedPackage]:
@@ -212,12 +208,11 @@ def _machine(platform: str) -> tuple[int, str]:
 def _platforms(platform: str) -> list[str]:
     """The platform and the older ones whose wheels run on it, newest first, each with its former name."""
     newest, machine = _machine(platform)
-    found = []
+    names = []
     for minor in range(newest, 4, -1):
-        found.append(f"manylinux_2_{minor}_{machine}")
-        if f"2_{minor}" in LEGACY:
-            found.append(f"{LEGACY[f'2_{minor}']}_{machine}")
-    return [*found, f"linux_{machine}"]
+        names += [f"manylinux_2_{minor}_{machine}"]
+        names += [f"{LEGACY[f'2_{minor}']}_{machine}"] if f"2_{minor}" in LEGACY else []
+    return [*names, f"linux_{machine}"]
 
 
 def _tags(python: str, platform: str) -> dict[Tag, int]:
@@ -231,8 +226,9 @@ def _tags(python: str, platform: str) -> dict[Tag, int]:
     return {tag: rank for rank, tag in reversed(list(enumerate(fitting)))}
 
 
-def _choose(wanted: list[_LockedPackage], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
-    """The best wheel in the folder for each pin whose bytes the lock knows; others are as if not there."""
+def _choose(packages: list[_LockedPackage], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
+    """The best wheel in the folder for each package, by its name; wheels with bytes that the lock does not have are left
+    out."""
     ranks = _tags(python, platform)
     by_pin: dict[tuple[str, str], list[tuple[int, Path]]] = {}
     for path in folder.glob("*.whl"):
@@ -243,24 +239,23 @@ def _choose(wanted: list[_LockedPackage], folder: Path, python: str, platform: s
         fitting = [ranks[tag] for tag in tags if tag in ranks]
         if fitting:
             by_pin.setdefault((name, str(version)), []).append((min(fitting), path))
-    found: dict[str, Wheel] = {}
-    for pin in wanted:
+    best: dict[str, Wheel] = {}
+    for pin in packages:
         for _, path in sorted(by_pin.get((pin.name, pin.version), [])):
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                size_bytes = file.tell()
-            if sha256 in pin.hashes:
-                found[pin.name] = Wheel(path.name, sha256, size_bytes, path)
+            fact = file_fact(path)
+            if fact.sha256 in pin.hashes:
+                best[pin.name] = Wheel(path.name, fact.sha256, fact.size_bytes, path)
                 break
-    return found
+    return best
 
 
-def _download(wanted: list[_LockedPackage], folder: Path, python: str, platform: str) -> None:
-    """The pins' wheels into the folder, each of them whole."""
+def _download(packages: list[_LockedPackage], folder: Path, python: str, platform: str) -> None:
+    """Download the packages' wheels into the folder; each appears there when it is complete."""
     with tempfile.TemporaryDirectory(prefix=".arriving-", dir=folder) as place:
         arriving = Path(place)
         lines = arriving / "lock.txt"
-        lines.write_text("".join(_line(pin) for pin in wanted), encoding="utf-8")
+        hashes = {pin: " ".join(f"--hash=sha256:{value}" for value in sorted(pin.hashes)) for pin in packages}
+        lines.write_text("".join(f"{pin.name}=={pin.version} {hashes[pin]}\n" for pin in packages), encoding="utf-8")
         options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--quiet", "--no-input"]
         options += ["--implementation=cp", "--dest", str(arriving)]
         options += [f"--platform={name}" for name in _platforms(platform)]
@@ -279,10 +274,6 @@ def _pip() -> list[str]:
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     return [sys.executable, "-m", "uv", "tool", "run", "--quiet", "--python", sys.executable, "--from", "pip", "pip"]
-
-
-def _line(pin: _LockedPackage) -> str:
-    return f"{pin.name}=={pin.version} " + " ".join(f"--hash=sha256:{value}" for value in sorted(pin.hashes)) + "\n"
 
 
 def _failed(output: str, python: str, platform: str) -> UsageError | RemoteError:
