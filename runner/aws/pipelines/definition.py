@@ -27,7 +27,7 @@ from runner.aws.pipelines.pushed import (
     PIN,
     STEPS,
     GateRules,
-    PushedFiles,
+    PushedAssets,
     is_pinned,
     pin_key,
     step_key,
@@ -51,47 +51,47 @@ EXPIRES = "P365D"
 PROJECT_TAG = "sagemaker:project-"  # added by the SDK in a clone that Studio has made
 
 
-def definition(files: PushedFiles, *, region: str) -> dict[str, Any]:
+def definition(assets: PushedAssets, *, region: str) -> dict[str, Any]:
     """The Pipeline's definition; equal for equal content, on any machine and at any time.
 
     Raises UsageError where the SDK is not installed, or a step exceeds the service's limits.
     """
     with loaded(region) as sdk:
-        content: dict[str, Any] = json.loads(_Definition(files, sdk, region).text())
+        content: dict[str, Any] = json.loads(_Definition(assets, sdk, region).text())
     _clean(content["Steps"])
     for unset in ("PipelineExperimentConfig", "MlflowConfig"):
         if content.get(unset) is None:
             content.pop(unset, None)
-    _order(content["Steps"], [*(group.name for group in files.groups if not group.gated), GATE, CONDITION])
+    _order(content["Steps"], [*(group.name for group in assets.groups if not group.gated), GATE, CONDITION])
     return content
 
 
 class _Definition:
     """The SDK's objects of one definition."""
 
-    def __init__(self, files: PushedFiles, sdk: SimpleNamespace, region: str) -> None:
+    def __init__(self, assets: PushedAssets, sdk: SimpleNamespace, region: str) -> None:
         import boto3
 
-        self.sdk, self.files, self.pushed, self.region = sdk, files, files.pushed, region
+        self.sdk, self.assets, self.pushed, self.region = sdk, assets, assets.pushed, region
         self.session = sdk.PipelineSession(boto_session=boto3.Session(region_name=region), sagemaker_config=CONFIG)
         self.parameters = {
             parameter.key: self.sdk.ParameterString(name=parameter.name, default_value=parameter.default)
             for parameter in self.pushed.parameters
         }
         self.report = self.sdk.PropertyFile(name="left", output_name="out", path=LEFT)
-        self.group_of = {name: group for group in files.groups for name in group.names}
+        self.group_of = {name: group for group in assets.groups for name in group.names}
         self.gated = [step.name for step in self.pushed.steps if step.gated]
         self.ungated = [step.name for step in self.pushed.steps if not step.gated]
         self.judging = self.group_of[self.pushed.judge].name if self.pushed.judge else GATE
         self.steps: dict[str, Any] = {}  # the Pipeline's, by name
 
     def text(self) -> str:
-        top = [self._job(group, []) for group in self.files.groups if not group.gated]
+        top = [self._job(group, []) for group in self.assets.groups if not group.gated]
         if self.pushed.judges:
             top += [self._gate()] if self.judging == GATE else []
-            top.append(self._condition([group for group in self.files.groups if group.gated]))
+            top.append(self._condition([group for group in self.assets.groups if group.gated]))
         pipeline = self.sdk.Pipeline(
-            name=self.files.plan.pipeline.name,
+            name=self.assets.plan.pipeline.name,
             parameters=list(self.parameters.values()),
             steps=top,
             sagemaker_session=self.session,
@@ -101,7 +101,7 @@ class _Definition:
         return text
 
     def _settings(self, step: str | None) -> Settings:
-        plan = self.files.plan
+        plan = self.assets.plan
         return named(plan.pipeline.name, settings(plan.pipeline, step), self.region, plan.root)
 
     def _gate(self) -> Any:
@@ -123,7 +123,7 @@ class _Definition:
                 keys = {pushed.name: pushed.key for pushed in self.pushed.steps}
                 environment[f"RUNNER_STEP_{number}"] = keys[step.name]
             if not group.first:  # which has all of them
-                for name in self.files.tasks[step.name].given:
+                for name in self.assets.tasks[step.name].given:
                     key = parameter_key(step.name, step.spec, name)
                     environment[f"RUNNER_PARAMETER_{infix}{name}"] = self.parameters[key]
             for place, (name, spec) in enumerate(step.spec.inputs.items()):
@@ -139,7 +139,7 @@ class _Definition:
             if step.name in self.gated:
                 results |= set(self.ungated)
         if group.judges:
-            rules = self.files.plan.pipeline.gate
+            rules = self.assets.plan.pipeline.gate
             results |= {rule.metric.partition(".")[0] for rule in rules}
             results |= {rule.when.partition(".")[0] for rule in rules if rule.when}
             environment["RUNNER_RULES"] = hashlib.sha256(encode(GateRules(rules=rules))).hexdigest()
@@ -151,7 +151,7 @@ class _Definition:
         return self._step(group.name, self._group_request(group, inputs), environment, after, group)
 
     def _group_request(self, group: StepGroup, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        job_settings, tasks = self._settings(group.name), self.files.tasks
+        job_settings, tasks = self._settings(group.name), self.assets.tasks
         instance = INSTANCE if group.steps[0].spec.sagemaker.instance is None else f"{group.name}.{INSTANCE}"
         request = self._request(group.name, tasks[group.name].job, job_settings, instance)
         limit = limit_s([tasks[name].job.timeout_s for name in group.names], job_settings)
@@ -159,7 +159,7 @@ class _Definition:
         request["AppSpecification"]["ContainerArguments"] = [*[PLAIN] * group.looks, MODULE, STEPS, *group.names]
         request["ProcessingInputs"] = self._own_inputs(group.name, *["step"] * (len(group.steps) == 1)) + inputs
         if group.first:
-            request["ProcessingInputs"].append(copied("pushed", self.files.bundles[PIN]))
+            request["ProcessingInputs"].append(copied("pushed", self.assets.bundles[PIN]))
         return request
 
     def _pin_variables(self) -> dict[str, Any]:
@@ -186,18 +186,21 @@ class _Definition:
 
     def _request(self, name: str, job: StepJob, job_settings: Settings, instance: str) -> dict[str, Any]:
         addresses = JobAddresses(bundle="", step="", attempt="", inputs={})
-        request = processing_request("", job, job_settings, addresses, project=self.files.plan.pipeline.name)
+        request = processing_request("", job, job_settings, addresses, project=self.assets.plan.pipeline.name)
         del request["ProcessingJobName"], request["Environment"]
         request["Tags"] = [tag for tag in request["Tags"] if tag["Key"] not in (HASH_TAG, "runner:run")]
         request["ProcessingResources"]["ClusterConfig"]["InstanceType"] = self.parameters[instance]
         execution = self.sdk.ExecutionVariables.PIPELINE_EXECUTION_ID
-        address = self.sdk.Join(on="/", values=[self.files.runs, execution, name])
+        address = self.sdk.Join(on="/", values=[self.assets.runs, execution, name])
         target = {"S3Uri": address, "LocalPath": OUTPUT, "S3UploadMode": "EndOfJob"}
         request["ProcessingOutputConfig"]["Outputs"] = [{"OutputName": "out", "S3Output": target}]
         return request
 
     def _own_inputs(self, name: str, *kinds: str) -> list[dict[str, Any]]:
-        return [copied("bundle", self.files.runners[name]), *(copied(kind, self.files.bundles[name]) for kind in kinds)]
+        return [
+            copied("bundle", self.assets.runners[name]),
+            *(copied(kind, self.assets.bundles[name]) for kind in kinds),
+        ]
 
     def _step(
         self,
@@ -237,7 +240,7 @@ class _Definition:
         while not group.first:
             needed = (self.group_of[need] for step in group.steps for need in step.needs)
             others = (other for other in needed if other.name != group.name)
-            group = next(others, None) or next(other for other in self.files.groups if other.first)
+            group = next(others, None) or next(other for other in self.assets.groups if other.first)
         return group.name
 
     def _results(self, steps: Sequence[str]) -> dict[str, Any]:
@@ -262,7 +265,7 @@ class _Definition:
         # without the Std:Join of `_folder`, as it becomes part of another one
         key = f"at.{step_key(self.pushed, step)}"
         folder = self._from_report(group.name, key) if group.looks else self._folder_of(group.name)
-        return self.sdk.Join(on="/", values=[folder, f"out/{self.files.tasks[step].job.outputs[output]}"])
+        return self.sdk.Join(on="/", values=[folder, f"out/{self.assets.tasks[step].job.outputs[output]}"])
 
     def _from_report(self, job: str, *path: str) -> Any:
         return self.sdk.JsonGet(step_name=job, property_file=self.report, json_path=".".join(path))

@@ -43,7 +43,7 @@ class ExecutionStep:
 
 
 @dataclass(frozen=True)
-class Execution:
+class PipelineExecution:
     """An execution; its steps in the order in which they began."""
 
     arn: str
@@ -114,7 +114,7 @@ def start(plan: Plan, overrides: Mapping[str, str], *, note: str = "", once: str
     return str(reply["PipelineExecutionArn"])
 
 
-def look(session: Session, name: str, reference: str | None = None) -> Execution:
+def look(session: Session, name: str, reference: str | None = None) -> PipelineExecution:
     """The execution by its ARN or id, or the latest. Raises UsageError where there is none."""
     arn = find(session, name, reference)
     about = f"execution {arn.rpartition('/')[2]}"
@@ -122,7 +122,7 @@ def look(session: Session, name: str, reference: str | None = None) -> Execution
     description = call("describe_pipeline_execution")
     status = str(description["PipelineExecutionStatus"])
     list_steps = functools.partial(call, "list_pipeline_execution_steps", SortOrder="Ascending", MaxResults=100)
-    return Execution(
+    return PipelineExecution(
         arn=arn,
         status=status,
         reason=str(description.get("FailureReason", "")),

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.executions import Execution, ExecutionStep, look
+from runner.aws.pipelines.executions import ExecutionStep, PipelineExecution, look
 from runner.aws.pipelines.job_registration import VERSION
 from runner.aws.pipelines.pin import run_id
 from runner.aws.pipelines.pushed import (
@@ -97,7 +97,7 @@ def import_execution(session: Session, name: str, reference: str, store: Store, 
 class _ExecutionImport:
     """The import of an ended execution; `run` is its id in the store."""
 
-    def __init__(self, session: Session, execution: Execution, store: Store, root: Path) -> None:
+    def __init__(self, session: Session, execution: PipelineExecution, store: Store, root: Path) -> None:
         self.session, self.execution, self.store = session, execution, store
         self.jobs = Jobs(session, poll_s=0)
         self.pushed = self._pushed()

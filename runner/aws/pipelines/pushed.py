@@ -140,7 +140,7 @@ class JobReport(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class PushedFiles:
+class PushedAssets:
     """The addresses of what a push has uploaded, with the other parts of the definition."""
 
     plan: Plan
@@ -168,7 +168,7 @@ class DryRunBucket(Bucket):
         return path.stat().st_size
 
 
-def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> PushedFiles:
+def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> PushedAssets:
     """Upload what the Pipeline's jobs need, once each, under names made of its content.
 
     Raises PipelineError where the pipeline cannot run as a SageMaker Pipeline, UsageError as bundles do.
@@ -206,7 +206,7 @@ def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) 
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
     for name in own_gate:
         keys[name] = _put_record(bucket, RULES, encode(GateRules(rules=plan.pipeline.gate)))
-    return PushedFiles(
+    return PushedAssets(
         plan=plan,
         pushed=pushed,
         tasks=tasks,
