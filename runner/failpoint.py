@@ -22,14 +22,13 @@ NAMES = (
     "step sealed",
     "step recorded",
     "verdict written",
-    "job about to be created",
-    "job created",
-    "job ended",
     "before registering",
     "registered",
     "version recorded",
     "before the end",
 )
+# of a step in SageMaker
+JOB_NAMES = ("job about to be created", "job created", "job ended")
 # of a registration or a decision in SageMaker's registry
 SAGEMAKER_NAMES = (
     "group made",

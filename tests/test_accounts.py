@@ -151,9 +151,9 @@ ASKING = """
 import sys
 from pathlib import Path
 from runner.errors import Refused
-from runner.serve.local.protocol import Conversation
+from runner.serve.local.protocol import ControlConnection
 try:
-    Conversation(Path(sys.argv[1]), 1)
+    ControlConnection(Path(sys.argv[1]), 1)
 except Refused as error:
     sys.exit(str(error))
 """

@@ -464,7 +464,7 @@ def test_training_jobs_have_quotas_rights_and_a_log_of_their_own(
     ):
         far.set(toml=f'[steps.only.sagemaker]\njob = "training"\n{own}')
         done = far.here("doctor", "--on", "sagemaker", "--json")
-        found = [(check["name"], check["said"]) for check in done.json["checks"]]
+        found = [(check["name"], check["message"]) for check in done.json["checks"]]
         assert [said for name, said in found if name == "quota"] == told, done.out
         assert done.code == (7 if own == warm else 0)
         (rights,) = [said for name, said in found if name == "jobs"]
@@ -472,6 +472,7 @@ def test_training_jobs_have_quotas_rights_and_a_log_of_their_own(
         assert ":training-job/tiny-doctor-probe-1" in rights
         (log,) = [said for name, said in found if name == "logs"]
         assert log.startswith("/aws/sagemaker/TrainingJobs is not there yet")
+        assert ("training", "no run from here has had a training job yet") in found
 
 
 def test_each_different_instance_and_image_of_the_steps_is_asked_for(far: Examined) -> None:

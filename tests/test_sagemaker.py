@@ -403,7 +403,7 @@ def test_an_error_of_one_step_does_not_keep_the_client_waiting_for_another(far: 
     done = far.runner("run", "--on", "sagemaker", "-j", "2")
     assert done.code == 7
     assert "Grant the caller CreateProcessingJob" in done.err
-    assert "slow of run" in done.err  # and what becomes of it
+    assert "keep running: slow." in done.err  # and what becomes of it
     assert "runner stop" in done.err
     (job,) = [job for job in jobs(far.cloud) if job.startswith("apace-")]
     found = far.cloud.client("sagemaker").describe_processing_job(ProcessingJobName=job)

@@ -147,7 +147,7 @@ def test_a_client_that_leaves_ends_the_job_with_the_step_and_resume_follows_that
     wait_for(lambda: len(notebook_lines(cloud, mine(cloud, "leaves")[0])) == 2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, "goes on" in said) == (130, True), said
+    assert (process.returncode, "keep running: judge" in said) == (130, True), said
     (job,) = mine(cloud, "leaves")
     done = project.runner("resume", "latest", "--json")
     assert (done.code, done.json["status"]) == (0, "succeeded"), done.err

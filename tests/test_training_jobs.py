@@ -168,6 +168,12 @@ def test_a_start_finds_the_checkpoints_of_those_before_and_gives_only_its_own_fi
     assert project.here("verify", "latest").code == 0
 
 
+def test_the_doctor_tells_what_the_latest_training_job_has_shown(interrupted: Interrupted) -> None:
+    checks = interrupted.project.here("doctor", "--on", "sagemaker", "--json").json["checks"]
+    (message,) = [check["message"] for check in checks if check["name"] == "training"]
+    assert f"is Completed after 4 starts; its page has 1 metric, its checkpoints are in s3://{BUCKET}/spot/" in message
+
+
 def test_the_job_s_page_shows_what_the_notebook_recorded(interrupted: Interrupted, cloud: SmallSageMaker) -> None:
     found = interrupted.project.step("make")["result"]["metrics"]
     assert found["score"]["value"] == 0.75

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.evidence import events, executions
+from runner.aws.evidence import events, executions, training
 from runner.aws.own_image import PUSH, details, lacking, named, own_image
 from runner.aws.probe import INSTANCE, LIMIT_S, ceiling, probe
 from runner.aws.processing import wheels
@@ -30,6 +30,7 @@ from runner.aws.settings import NEEDED, OWN, Settings, lock_file, settings
 from runner.errors import PipelineError, RemoteError, RunnerError, counted
 from runner.records import Pipeline, SageMakerTargetSpec
 from runner.run.doctor import Check, failed, ok, unknown
+from runner.run.store import Store
 
 PATIENCE_S = 4.0  # a question that is not answered by then is reported as such
 T = TypeVar("T")
@@ -126,6 +127,8 @@ def _given(
     if common.bucket != UNSET:
         yield _asked("events", partial(events, session, spec, common))
     yield _asked("executions", partial(executions, session, spec))
+    if any(chosen.trains for chosen in steps.values()):
+        yield _asked("training", partial(training, session, Store(root / "runs")))
     for kind in kinds:
         yield _asked("logs", partial(logs, session, kind))
     yield _asked("price", partial(price, spec, steps, root))

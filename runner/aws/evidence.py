@@ -5,10 +5,11 @@ from __future__ import annotations
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.executions import look
 from runner.aws.session import DENIED, AwsError, Session
-from runner.aws.settings import Settings
+from runner.aws.settings import Settings, settings
 from runner.errors import UsageError, counted
 from runner.records import Pipeline
 from runner.run.doctor import Check, failed, ok, unknown
+from runner.run.store import Store
 
 
 def events(session: Session, spec: Pipeline, chosen: Settings) -> Check:
@@ -43,3 +44,23 @@ def executions(session: Session, spec: Pipeline) -> Check:
         return failed("executions", f"{said}, and no job was started for {reasons}", "say so in an issue", code=7)
     cached = sum(bool(step.cached_from) for step in found.steps)
     return ok("executions", f"{said}; {counted(len(found.steps), 'step')}, {cached} of them cached")
+
+
+def training(session: Session, store: Store) -> Check:
+    """What the service says of the latest training job that a run in the store had: its starts, and its page's metrics."""
+    for run in store.runs():
+        manifest = store.manifest(run) if store.begun(run) else None
+        for state in reversed(manifest.steps if manifest is not None and manifest.on == "sagemaker" else []):
+            remote = state.result.remote if state.result is not None else None
+            if manifest is None or remote is None or not settings(manifest.pipeline, state.name).trains:
+                continue
+            about = f"training job {remote.name}"
+            job = session.call("sagemaker", "describe_training_job", about=about, TrainingJobName=remote.name)
+            starts = sum(entry["Status"] == "Training" for entry in job.get("SecondaryStatusTransitions", []))
+            kept = job.get("CheckpointConfig", {}).get("S3Uri", "nowhere")
+            return ok(
+                "training",
+                f"{about} is {job['TrainingJobStatus']} after {counted(starts, 'start')}; its page has "
+                f"{counted(len(job.get('FinalMetricDataList', [])), 'metric')}, its checkpoints are in {kept}",
+            )
+    return unknown("training", "no run from here has had a training job yet")

@@ -32,7 +32,13 @@ SCHEMA, OPENAPI = "record.schema.json", "openapi.json"
     default="https://API.execute-api.REGION.amazonaws.com/v1",
     help="The API's address: the stack's output Url.",
 )
-@click.option("--authentication", type=click.Choice(["api-key", "iam", "none"]), default="api-key", show_default=True)
+@click.option(
+    "--authentication",
+    type=click.Choice(["api-key", "iam", "none"]),
+    default="api-key",
+    show_default=True,
+    help="What the OpenAPI file asks of callers.",
+)
 @result_options
 def rest_command(
     model: str, output: Path, url: str, authentication: Authentication, as_json: bool, project: Project

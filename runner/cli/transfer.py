@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from runner.cli.before_run import open_in_jupyter
 from runner.cli.options import no_open_option, no_report_option, print_json, project_option, result_options
-from runner.cli.project import open_in_jupyter
 from runner.cli.summary import approval_hint
 from runner.cli.terminal import say
 from runner.errors import UsageError

@@ -19,8 +19,8 @@ from ipykernel.iostream import OutStream
 from jupyter_client.jsonutil import json_clean, json_default
 from jupyter_client.session import Session, json_packer
 
+from runner.kernel.display_limits import DisplayLimits
 from runner.kernel.fd_capture import OutputCapture
-from runner.kernel.output_limits import OutputLimits
 
 LIMIT_CHARACTERS = 1_000_000  # of one stream in one cell
 NOTE = f"\n[capped: this cell wrote more than {LIMIT_CHARACTERS:,} characters here; the rest was not kept]\n"
@@ -123,7 +123,7 @@ class LimitedSession(Session):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pack = pack
-        self.output_limits = OutputLimits()
+        self.display_limits = DisplayLimits()
 
     def send(  # type: ignore[override]  # the others are `track`, and those that `msg` takes
         self, stream: Any, msg_or_type: Any, content: Any = None, parent: Any = None, ident: Any = None,
@@ -134,7 +134,7 @@ class LimitedSession(Session):
         kind = message["header"]["msg_type"]
         if self.keeper is not None:
             self.keeper.sent(kind, message["content"], message["metadata"], buffers)
-        elif self.output_limits.allows(kind, message["content"]):
+        elif self.display_limits.allows(kind, message["content"]):
             self.deliver(stream, message, ident=ident, buffers=buffers, track=track)
         return message
 

@@ -26,7 +26,7 @@ with without(*PAPERMILLS, "pyarrow"):
     from nbformat import NotebookNode
     from papermill.clientwrap import PapermillNotebookClient
 
-from runner.kernel.output_limits import OutputLimits
+from runner.kernel.display_limits import DisplayLimits
 from runner.kernel.standard import GRACE_S, end
 from runner.step.execution import CellError, Ending, Execution
 
@@ -57,7 +57,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         super().__init__(nb_man, **{"iopub_timeout": PATIENCE_S, **kwargs})
         self.execution = execution
         self.clear_before_next_output: bool
-        self.output_limits = OutputLimits()
+        self.display_limits = DisplayLimits()
         self.heard = 0  # messages about outputs so far
         self.busy = False  # with a cell that cannot be interrupted
 
@@ -136,7 +136,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         for index, cell in enumerate(self.nb.cells):
             execution.index = index
             runs = cell.cell_type == "code" and bool(cell.source.strip())
-            self.output_limits.begin()
+            self.display_limits.begin()
             execution.on_cell(index, False)
             self.nb_man.cell_start(cell, index)
             # the injected cell keeps no history, so that numbers are those after Run All of the source
@@ -275,7 +275,7 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
         self.heard += 1
         kind, content = msg["msg_type"], msg["content"]
         try:
-            if not self.output_limits.allows(kind, content):
+            if not self.display_limits.allows(kind, content):
                 return None
             if kind in ("display_data", "execute_result", "update_display_data"):
                 content["data"] = {

@@ -103,8 +103,9 @@ def test_a_spot_instance_that_is_taken_away_leaves_its_checkpoints_and_nothing_e
     cloud.faults.interrupt("taken", "at it")
     cloud.faults.interrupt("taken", "at it", warned=True)
     cloud.faults.interrupt("taken")
-    wait = 'if [ $(wc -l < /opt/ml/checkpoints/n) -lt 3 ]; then trap "echo warned; exit 1" TERM; sleep 60 & wait; fi'
-    found = run(sagemaker, "taken", COUNT + wait, **SPOT, **kept("taken"))
+    trap = 'trap "echo warned; exit 1" TERM; '
+    wait = "if [ $(wc -l < /opt/ml/checkpoints/n) -lt 3 ]; then sleep 60 & wait; fi"
+    found = run(sagemaker, "taken", trap + COUNT + wait, **SPOT, **kept("taken"))
     assert found["TrainingJobStatus"] == "Completed"
     assert (entered(found).count("Training"), entered(found).count("Interrupted")) == (4, 3)
     first, second, third, fourth = lines(logs, "taken")

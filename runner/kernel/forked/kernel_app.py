@@ -120,7 +120,7 @@ class ForkedIPythonKernel(NotebookKernel):
 
     async def handle(self, message: dict[str, Any], pump: Pump) -> None:
         """One request, from busy to idle."""
-        self.session.output_limits.begin()
+        self.session.display_limits.begin()
         self.set_parent([], message, channel="shell")
         self._publish_status("busy", "shell")
         self.pre_handler_hook()

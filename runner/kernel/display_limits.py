@@ -11,7 +11,7 @@ LIMIT_DEPTH = 100  # of lists and tables in one another; Python's own readers of
 NUMBER_CHARACTERS = 8  # what a number, true, false or null counts, roughly
 
 
-class OutputLimits:
+class DisplayLimits:
     """Applied by our kernels before they send, and by the client for other kernels."""
 
     def __init__(self) -> None:
