@@ -22,7 +22,6 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing.bundle import Bundle, Ignored, bundle, code_bundle, runner_bundle, upload
 from runner.aws.session import Session
 from runner.errors import UsageError
-from runner.notebook.redaction import FORMS
 
 SOURCE = b'{"cells": [], "nbformat": 4}'
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
@@ -45,7 +44,7 @@ def write(root: Path, name: str, content: str | bytes) -> Path:
 
 
 def made(root: Path, **options: Any) -> Bundle:
-    given_ = {"notebook": "nb.ipynb", "modules": {}, "forms": FORMS, **options}
+    given_ = {"notebook": "nb.ipynb", "modules": {}, **options}
     return code_bundle(given_.pop("source", SOURCE), root=root, **given_)
 
 

@@ -34,9 +34,9 @@ from runner.aws.evidence import executions
 from runner.aws.pipelines.parameters import as_text
 from runner.aws.pipelines.pin import pins, run_id
 from runner.aws.pipelines.push import show
-from runner.aws.pipelines.pushed import Rehearsal, lay
+from runner.aws.pipelines.pushed import DryRunBucket, put_files
 from runner.aws.pipelines.sdk import REGION_VARIABLE, SDK
-from runner.aws.pipelines.shares import shares
+from runner.aws.pipelines.step_groups import step_groups
 from runner.aws.session import Session
 from runner.errors import PipelineError, UsageError
 from runner.notebook.types import Type, read_text
@@ -635,8 +635,8 @@ def planned(tmp_path: Path) -> Callable[[str, str], Plan]:
 
 def rehearsed(made: Plan, tmp_path: Path) -> Any:
     (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
-    bucket = Rehearsal(Session("eu-west-1", anonymous=True), BUCKET, "team/")
-    return lay(made, bucket, store=Store(tmp_path / "runs"), profile=None)
+    bucket = DryRunBucket(Session("eu-west-1", anonymous=True), BUCKET, "team/")
+    return put_files(made, bucket, store=Store(tmp_path / "runs"), profile=None)
 
 
 # Which jobs there are
@@ -703,7 +703,7 @@ def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_wher
 def test_a_job_has_one_step_or_those_that_may_share_it_and_the_last_before_the_verdict_judges(
     planned: Callable[[str, str], Plan], old: str, new: str, expected: list[tuple[str, str, bool]]
 ) -> None:
-    found = shares(planned(old, new))
+    found = step_groups(planned(old, new))
     assert [(" ".join(share.names), share.judges, share.first) for share in found] == expected
 
 

@@ -21,7 +21,7 @@ from test_sagemaker_pipeline import SETTINGS, Story, write
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.queue_job import next_order
-from runner.aws.processing.step_queue import Order, put_order
+from runner.aws.processing.step_queue import StepOrder, put_order
 from runner.aws.session import Session
 
 TOGETHER = SAGEMAKER + "together = true\n"
@@ -202,12 +202,12 @@ def test_a_number_is_an_order_or_the_end_for_whoever_puts_it_first(
     for variable, value in cloud.environment.items():
         monkeypatch.setenv(variable, value)
     cloud.attach(identities(Project="orders", Bucket=BUCKET, Prefix="orders", Model="orders"))
-    bucket, order = Bucket(Session(), BUCKET, "orders/runs/"), Order(step="judge", attempt="a/")
+    bucket, order = Bucket(Session(), BUCKET, "orders/runs/"), StepOrder(step="judge", attempt="a/")
     assert put_order(bucket, "q/", 1, order)
     assert put_order(bucket, "q/", 1, order)  # a lost reply
-    assert not put_order(bucket, "q/", 1, Order())
+    assert not put_order(bucket, "q/", 1, StepOrder())
     assert next_order(bucket, "q/", 1, threading.Event(), 0.0) == order
-    assert next_order(bucket, "q/", 2, threading.Event(), 0.0) == Order()
+    assert next_order(bucket, "q/", 2, threading.Event(), 0.0) == StepOrder()
     assert "no step was ordered for 0 s" in capsys.readouterr().out
     assert not put_order(bucket, "q/", 2, order)
 

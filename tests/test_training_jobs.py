@@ -23,7 +23,7 @@ from small_sagemaker.jobs import Settings
 from small_sagemaker.training import check_training
 from small_sagemaker.trying import wait_for
 
-from runner.aws.processing.request import Addresses
+from runner.aws.processing.request import JobAddresses
 from runner.aws.processing.training import definition, metric_line, metrics, request
 from runner.aws.settings import settings
 from runner.errors import UsageError
@@ -267,7 +267,7 @@ def asked(make: str, inputs: int = 1, **more: Any) -> dict[str, Any]:
     pipeline, findings = _examined(content)
     assert findings == []
     addresses = {f"n{number}": f"s3://b/in/{number}" for number in range(inputs)}
-    at = Addresses(bundle="s3://b/bundles/0/", step="s3://b/steps/0/", attempt="s3://b/runs/1/", inputs=addresses)
+    at = JobAddresses(bundle="s3://b/bundles/0/", step="s3://b/steps/0/", attempt="s3://b/runs/1/", inputs=addresses)
     job = StepJob(run="r", step="make", notebook="n.ipynb", **more)
     return request("asked-1", job, settings(pipeline, "make"), at, project="asked", metrics=["score"])
 

@@ -32,7 +32,7 @@ from runner.aws.processing.bundle import upload as upload_bundle
 from runner.aws.processing.executor import put_runner, step_bundle
 from runner.aws.processing.prices import Prices
 from runner.aws.processing.request import limit_s
-from runner.aws.processing.wheels import Wheel, digest, missing_bytes, pins, upload, wheels
+from runner.aws.processing.wheels import Wheel, described, digest, missing_bytes, pins, upload, wheels
 from runner.aws.session import Session
 from runner.aws.settings import settings
 from runner.cli import entry
@@ -282,16 +282,13 @@ def test_bytes_that_the_lock_does_not_know_are_refused(tmp_path: Path, index: No
 def test_wheels_are_moved_once_and_of_a_changed_lock_only_what_is_new(bucket: Bucket, arrived: list[Wheel]) -> None:
     fewer = [wheel for wheel in arrived if not wheel.filename.startswith("click")]
     assert missing_bytes(bucket, fewer) == sum(wheel.size_bytes for wheel in fewer)
-    first = upload(bucket, fewer)
-    assert first.moved_bytes > missing_bytes(bucket, fewer) == 0
-    assert upload(bucket, list(reversed(fewer))).moved_bytes == 0
-    whole = upload(bucket, arrived)
+    assert upload(bucket, fewer) > missing_bytes(bucket, fewer) == 0
+    assert upload(bucket, list(reversed(fewer))) == 0
     click = arrived[0].size_bytes
-    assert click < whole.moved_bytes < click + 5000
-    assert first.digest != whole.digest == digest(arrived)
-    assert whole.prefix == f"project/wheels/{whole.digest}/"
-    index = json.loads(bucket.get(f"wheels/{whole.digest}/index.json") or b"")
-    assert index == whole.files
+    assert click < upload(bucket, arrived) < click + 5000
+    assert digest(fewer) != digest(arrived)
+    index = json.loads(bucket.get(f"wheels/{digest(arrived)}/index.json") or b"")
+    assert index == described(bucket, arrived)["keys"]
     assert {str(fact["key"]).removeprefix("project/") for fact in index.values()} <= dict(bucket.keys()).keys()
 
 
@@ -301,7 +298,7 @@ def test_an_upload_that_broke_off_is_completed(bucket: Bucket, arrived: list[Whe
     bucket.session.call("s3", "delete_object", about="index", Bucket=bucket.name, Key=index)
     bucket.put(arrived[0].key, b"half")
     assert missing_bytes(bucket, arrived) == arrived[0].size_bytes
-    assert upload(bucket, arrived).moved_bytes >= arrived[0].size_bytes
+    assert upload(bucket, arrived) >= arrived[0].size_bytes
     assert bucket.size(arrived[0].key) == arrived[0].size_bytes
 
 
@@ -316,7 +313,8 @@ def test_a_lock_without_the_installer_is_refused_before_anything_moves(bucket: B
 
 def test_the_lock_is_made_into_an_environment(job: Job, bucket: Bucket, arrived: list[Wheel], lock: Path) -> None:
     locked = pins(lock, python=HERE, platform=PLATFORM)
-    job.give(pins=locked, wheels=upload(bucket, arrived).described)
+    upload(bucket, arrived)
+    job.give(pins=locked, wheels=described(bucket, arrived))
     code, out, err = job.run("show", "a b", "--c")
     assert code == 0, err
     first, second = out.splitlines()
@@ -398,9 +396,9 @@ def test_the_exit_code_is_that_of_the_module(job: Job) -> None:
 def test_an_altered_wheel_is_refused_and_nothing_of_the_environment_stays(
     job: Job, bucket: Bucket, arrived: list[Wheel], lock: Path
 ) -> None:
-    there = upload(bucket, arrived)
+    upload(bucket, arrived)
     bucket.put(arrived[0].key, arrived[0].path.read_bytes()[:-1] + b"!")
-    job.give(pins=pins(lock, python=HERE, platform=PLATFORM), wheels=there.described)
+    job.give(pins=pins(lock, python=HERE, platform=PLATFORM), wheels=described(bucket, arrived))
     code, out, err = job.run("show")
     assert (code, out) == (90, "")
     assert arrived[0].filename in job.message
@@ -415,7 +413,8 @@ def test_a_wheel_that_is_not_what_its_name_says_is_refused(
         archive.writestr("click.py", "")
     data = (tmp_path / arrived[0].filename).read_bytes()
     odd = Wheel(arrived[0].filename, hashlib.sha256(data).hexdigest(), len(data), tmp_path / arrived[0].filename)
-    job.give(pins={"click": "8.5.1"}, wheels=upload(bucket, [odd, arrived[-1]]).described)
+    upload(bucket, [odd, arrived[-1]])
+    job.give(pins={"click": "8.5.1"}, wheels=described(bucket, [odd, arrived[-1]]))
     code, _, err = job.run("show")
     assert code == 90
     assert "click" in err

@@ -62,7 +62,7 @@ def probe(session: Session, project: str, aws: Settings, *, root: Path) -> Check
     jobs = Jobs(session, poll_s=min(POLL_S, aws.poll_s))
     jobs.ensure(_request(name, aws, bundle, bucket.address(key), session.region))
     lines: list[str] = []
-    ended = jobs.follow(name, left=threading.Event(), on_line=lines.append, on_status=lambda _: None)
+    ended = jobs.follow(name, detach=threading.Event(), log=jobs.log(name, lines.append))
     assert ended is not None
     content = bucket.get(key)
     for written in (key, f"doctor/{mark}/message"):

@@ -30,7 +30,7 @@ from runner.project import Project
 from runner.records import FORKED, STANDARD, USUAL_KERNEL
 
 if TYPE_CHECKING:
-    from runner.aws.processing.estimate import Estimate, Way
+    from runner.aws.processing.estimate import Estimate, JobSplit
     from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
     from runner.run.ports import Options, World
@@ -246,7 +246,7 @@ def _preview(project: Project, plan: Plan, options: Options, as_json: bool) -> i
     return 0
 
 
-def _way_line(way: Way) -> str:
+def _way_line(way: JobSplit) -> str:
     """A way to put the steps into jobs, and the setting that chooses it where it is not chosen."""
     counts = way.jobs.items() if len(way.jobs) > 1 else [(kind, 1) for kind in way.jobs]  # one kind: all jobs
     kinds = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts)

@@ -1,12 +1,12 @@
-"""pipeline.toml as a SageMaker Pipeline: its definition, made with the SageMaker SDK.
+"""The definition of a SageMaker Pipeline from pipeline.toml, made with the SageMaker SDK.
 
     the notebooks' steps ─► gate-passed ─┬─► the steps that need the verdict
                                          └─► gate-failed, with the reasons
 
-Which of the jobs make the pins and judge the gate, `shares.py` says. The service caches a job by what it is started with:
-its image, environment and inputs. So these hold addresses made of content, the parameters it takes and the hashes that
-the pins have, and nothing that differs from one execution to the next. What makes the pins cannot be cached so; it looks
-for an earlier result itself (`step_sequence.py`).
+`step_groups.py` says which jobs make the pins and judge the gate. The service caches a job by its image, environment
+and inputs. So these hold addresses made of content, the job's parameters and the hashes of the pins, and nothing that
+differs between executions. The job that makes the pins cannot be cached so; it looks for an earlier result itself
+(`step_sequence.py`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from runner.aws.pipelines.pushed import (
     LEFT,
     PIN,
     STEPS,
-    Laid,
-    Rules,
+    GateRules,
+    PushedAssets,
     is_pinned,
     pin_key,
     step_key,
 )
 from runner.aws.pipelines.sdk import CONFIG, loaded, step_arguments
-from runner.aws.pipelines.shares import Share
+from runner.aws.pipelines.step_groups import StepGroup
 from runner.aws.processing._run import PLAIN
-from runner.aws.processing.request import HASH_TAG, MOST_INPUTS, OUTPUT, Addresses, copied, limit_s, request
+from runner.aws.processing.request import HASH_TAG, MOST_INPUTS, OUTPUT, JobAddresses, copied, limit_s, refuse_inputs
+from runner.aws.processing.request import request as processing_request
 from runner.aws.settings import Settings, settings
 from runner.errors import UsageError
 from runner.pipeline.file import VERDICT
@@ -43,54 +44,54 @@ from runner.records import StepJob, encode
 from runner.run.orchestrate import VERDICT_FILE
 
 MODULE = "runner.aws.pipelines.pipeline_job"
-MOST_VALUES = 100  # of a job's environment (botocore: ProcessingEnvironmentMap)
+MOST_VALUES = 100  # in a job's environment (botocore: ProcessingEnvironmentMap)
 SMALL_TIMEOUT_S = 1800  # of a gate with a job of its own
 LONGEST_DISPLAY_NAME = 64  # and of the characters of a name, by the published schema
 EXPIRES = "P365D"
-PROJECT_TAG = "sagemaker:project-"  # what the SDK adds in a clone that Studio has made, and nowhere else
+PROJECT_TAG = "sagemaker:project-"  # added by the SDK in a clone that Studio has made
 
 
-def definition(laid: Laid, *, region: str) -> dict[str, Any]:
-    """The Pipeline's definition; the same for the same content, wherever and whenever it is made.
+def definition(assets: PushedAssets, *, region: str) -> dict[str, Any]:
+    """The Pipeline's definition; equal for equal content, on any machine and at any time.
 
-    Raises UsageError where the SDK is not installed, or a step is beyond the service's limits.
+    Raises UsageError where the SDK is not installed, or a step exceeds the service's limits.
     """
     with loaded(region) as sdk:
-        made: dict[str, Any] = json.loads(_Definition(laid, sdk, region).text())
-    _clean(made["Steps"])
+        content: dict[str, Any] = json.loads(_Definition(assets, sdk, region).text())
+    _clean(content["Steps"])
     for unset in ("PipelineExperimentConfig", "MlflowConfig"):
-        if made.get(unset) is None:
-            made.pop(unset, None)
-    _order(made["Steps"], [*(share.name for share in laid.shares if not share.gated), GATE, CONDITION])
-    return made
+        if content.get(unset) is None:
+            content.pop(unset, None)
+    _order(content["Steps"], [*(group.name for group in assets.groups if not group.gated), GATE, CONDITION])
+    return content
 
 
 class _Definition:
-    """The SDK's objects on their way to a definition; made anew for each."""
+    """The SDK's objects of one definition."""
 
-    def __init__(self, laid: Laid, sdk: SimpleNamespace, region: str) -> None:
+    def __init__(self, assets: PushedAssets, sdk: SimpleNamespace, region: str) -> None:
         import boto3
 
-        self.sdk, self.laid, self.region = sdk, laid, region
+        self.sdk, self.assets, self.pushed, self.region = sdk, assets, assets.pushed, region
         self.session = sdk.PipelineSession(boto_session=boto3.Session(region_name=region), sagemaker_config=CONFIG)
         self.parameters = {
             parameter.key: self.sdk.ParameterString(name=parameter.name, default_value=parameter.default)
-            for parameter in laid.pushed.parameters
+            for parameter in self.pushed.parameters
         }
-        self.left = self.sdk.PropertyFile(name="left", output_name="out", path=LEFT)
-        self.share_of = {name: share for share in laid.shares for name in share.names}
-        self.gated = [step.name for step in laid.pushed.steps if step.gated]
-        judge = laid.pushed.judge
-        self.judging = self.share_of[judge].name if judge else GATE
-        self.made: dict[str, Any] = {}
+        self.report = self.sdk.PropertyFile(name="left", output_name="out", path=LEFT)
+        self.group_of = {name: group for group in assets.groups for name in group.names}
+        self.gated = [step.name for step in self.pushed.steps if step.gated]
+        self.ungated = [step.name for step in self.pushed.steps if not step.gated]
+        self.judging = self.group_of[self.pushed.judge].name if self.pushed.judge else GATE
+        self.steps: dict[str, Any] = {}  # the Pipeline's, by name
 
     def text(self) -> str:
-        top = [self._job(share, []) for share in self.laid.shares if not share.gated]
-        if self.laid.pushed.judges:
+        top = [self._job(group, []) for group in self.assets.groups if not group.gated]
+        if self.pushed.judges:
             top += [self._gate()] if self.judging == GATE else []
-            top.append(self._condition([share for share in self.laid.shares if share.gated]))
+            top.append(self._condition([group for group in self.assets.groups if group.gated]))
         pipeline = self.sdk.Pipeline(
-            name=self.laid.plan.pipeline.name,
+            name=self.assets.plan.pipeline.name,
             parameters=list(self.parameters.values()),
             steps=top,
             sagemaker_session=self.session,
@@ -100,189 +101,182 @@ class _Definition:
         return text
 
     def _settings(self, step: str | None) -> Settings:
-        plan = self.laid.plan
+        plan = self.assets.plan
         return named(plan.pipeline.name, settings(plan.pipeline, step), self.region, plan.root)
 
     def _gate(self) -> Any:
         """The gate in a job of its own."""
-        judged = [step.name for step in self.laid.pushed.steps if not step.gated]
         job = StepJob(run="", step=GATE, notebook="", timeout_s=SMALL_TIMEOUT_S)
-        made = self._request(GATE, job, self._settings(None), SMALL_INSTANCE)
-        made["AppSpecification"]["ContainerArguments"] = [PLAIN, MODULE, GATE]
-        made["ProcessingInputs"] = self._own(GATE, "step")
-        return self._processing(GATE, made, self._results(judged), [self.share_of[name].name for name in judged])
+        request = self._request(GATE, job, self._settings(None), SMALL_INSTANCE)
+        request["AppSpecification"]["ContainerArguments"] = [PLAIN, MODULE, GATE]
+        request["ProcessingInputs"] = self._own_inputs(GATE, "step")
+        after = [self.group_of[name].name for name in self.ungated]
+        return self._step(GATE, request, self._results(self.ungated), after)
 
-    def _job(self, share: Share, before: Sequence[str]) -> Any:
-        """`before` are the gated steps before it, which go one after the other."""
-        environment = self._started() if share.first else {}
+    def _job(self, group: StepGroup, before: Sequence[str]) -> Any:
+        """`before` are the gated steps before it, which are executed one after the other."""
+        environment = self._pin_variables() if group.first else {}
         inputs, results = [], set(before)
-        for number, step in enumerate(share.steps, 1):
-            own = f"{number}_" if len(share.steps) > 1 else ""
-            if own:
-                environment[f"RUNNER_STEP_{number}"] = self._key(step.name)
-            if not share.first:  # it has all of them
-                for of in self.laid.tasks[step.name].given:
-                    key = parameter_key(step.name, step.spec, of)
-                    environment[f"RUNNER_PARAMETER_{own}{of}"] = self.parameters[key]
-            for place, (of, spec) in enumerate(step.spec.inputs.items()):
-                pin = self._pin(share, f"{step.name}.{of}") if is_pinned(spec) and not share.first else None
-                if pin is not None:
-                    environment[f"RUNNER_PIN_{own}{place}"] = self._text(*pin, "digest")
+        for number, step in enumerate(group.steps, 1):
+            infix = f"{number}_" if len(group.steps) > 1 else ""
+            if infix:
+                keys = {pushed.name: pushed.key for pushed in self.pushed.steps}
+                environment[f"RUNNER_STEP_{number}"] = keys[step.name]
+            if not group.first:  # which has all of them
+                for name in self.assets.tasks[step.name].given:
+                    key = parameter_key(step.name, step.spec, name)
+                    environment[f"RUNNER_PARAMETER_{infix}{name}"] = self.parameters[key]
+            for place, (name, spec) in enumerate(step.spec.inputs.items()):
+                pin = None
+                if is_pinned(spec) and not group.first:
+                    pin = self._pinning(group), f"pins.{pin_key(self.pushed, f'{step.name}.{name}')}"
+                    environment[f"RUNNER_PIN_{infix}{place}"] = self._reported(*pin, "digest")
                 elif not is_pinned(spec) and spec.from_ != VERDICT:
                     results.add(spec.from_.partition(".")[0])
-                if not share.fetches and spec.as_ == "path":
-                    address = self._text(*pin, "address") if pin is not None else self._made(spec.from_)
-                    inputs.append(copied(f"in-{place}", address, f"in/{of}"))
+                if not group.fetches and spec.as_ == "path":
+                    address = self._reported(*pin, "address") if pin is not None else self._output(spec.from_)
+                    inputs.append(copied(f"in-{place}", address, f"in/{name}"))
             if step.name in self.gated:
-                results |= {other.name for other in self.laid.pushed.steps if not other.gated}
-        if share.judges:
-            rules = self.laid.plan.pipeline.gate
+                results |= set(self.ungated)
+        if group.judges:
+            rules = self.assets.plan.pipeline.gate
             results |= {rule.metric.partition(".")[0] for rule in rules}
             results |= {rule.when.partition(".")[0] for rule in rules if rule.when}
-            environment["RUNNER_RULES"] = hashlib.sha256(encode(Rules(rules=rules))).hexdigest()
-        elif any(name in self.gated for name in share.names):
-            environment["RUNNER_GATE"] = self._properties(self.judging)
-        environment |= self._results([name for name in self.share_of if name in results and name not in share.names])
-        # what waits for the gate waits for all that comes before it
-        after = [self.share_of[name].name for name in before] if share.gated else self._needed(share)
-        return self._processing(share.name, self._of_share(share, inputs), environment, after, share)
+            environment["RUNNER_RULES"] = hashlib.sha256(encode(GateRules(rules=rules))).hexdigest()
+        elif not set(self.gated).isdisjoint(group.names):
+            environment["RUNNER_GATE"] = self._folder_of(self.judging)
+        environment |= self._results([name for name in self.group_of if name in results and name not in group.names])
+        # a job that waits for the gate waits for all jobs before the gate
+        after = [self.group_of[name].name for name in before] if group.gated else self._needed(group)
+        return self._step(group.name, self._group_request(group, inputs), environment, after, group)
 
-    def _of_share(self, share: Share, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        step = share.steps[0]
-        chosen = self._settings(share.name)
-        instance = INSTANCE if step.spec.sagemaker.instance is None else f"{share.name}.{INSTANCE}"
-        made = self._request(share.name, self.laid.tasks[share.name].job, chosen, instance)
-        limit = limit_s([self.laid.tasks[name].job.timeout_s for name in share.names], chosen)
-        made["StoppingCondition"]["MaxRuntimeInSeconds"] = limit
-        made["AppSpecification"]["ContainerArguments"] = [*[PLAIN] * share.looks, MODULE, STEPS, *share.names]
-        made["ProcessingInputs"] = self._own(share.name, *["step"] * (len(share.steps) == 1)) + inputs
-        if share.first:
-            made["ProcessingInputs"].append(copied("pushed", self.laid.bundles[PIN]))
-        return made
+    def _group_request(self, group: StepGroup, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        job_settings, tasks = self._settings(group.name), self.assets.tasks
+        instance = INSTANCE if group.steps[0].spec.sagemaker.instance is None else f"{group.name}.{INSTANCE}"
+        request = self._request(group.name, tasks[group.name].job, job_settings, instance)
+        limit = limit_s([tasks[name].job.timeout_s for name in group.names], job_settings)
+        request["StoppingCondition"]["MaxRuntimeInSeconds"] = limit
+        request["AppSpecification"]["ContainerArguments"] = [*[PLAIN] * group.looks, MODULE, STEPS, *group.names]
+        request["ProcessingInputs"] = self._own_inputs(group.name, *["step"] * (len(group.steps) == 1)) + inputs
+        if group.first:
+            request["ProcessingInputs"].append(copied("pushed", self.assets.bundles[PIN]))
+        return request
 
-    def _started(self) -> dict[str, Any]:
-        """What the pins are made of."""
-        environment = {
+    def _pin_variables(self) -> dict[str, Any]:
+        """The variables that the pins are made of."""
+        variables = {
             "RUNNER_EXECUTION": self.sdk.ExecutionVariables.PIPELINE_EXECUTION_ARN,
             "RUNNER_STARTED": self.sdk.ExecutionVariables.START_DATETIME,
         }
-        for number, parameter in enumerate(self.laid.pushed.parameters, 1):
-            environment[f"RUNNER_VALUE_{number}"] = self.parameters[parameter.key]
-        return environment
+        for number, parameter in enumerate(self.pushed.parameters, 1):
+            variables[f"RUNNER_VALUE_{number}"] = self.parameters[parameter.key]
+        return variables
 
-    def _condition(self, gated: Sequence[Share]) -> Any:
-        outcome, reasons = (self._get(self.judging, name) for name in ("outcome", "reasons"))
-        said = self.sdk.Join(on=" ", values=["The gate's verdict is", outcome, "–", reasons])
-        before = [[name for share in gated[:number] for name in share.names] for number in range(len(gated))]
+    def _condition(self, gated: Sequence[StepGroup]) -> Any:
+        outcome, reasons = (self._from_report(self.judging, name) for name in ("outcome", "reasons"))
+        message = self.sdk.Join(on=" ", values=["The gate's verdict is", outcome, "–", reasons])
+        before = [[name for group in gated[:number] for name in group.names] for number in range(len(gated))]
         return self.sdk.ConditionStep(
             name=CONDITION,
             conditions=[self.sdk.ConditionEquals(left=outcome, right="pass")],
-            if_steps=[self._job(share, names) for share, names in zip(gated, before, strict=True)],
-            else_steps=[self.sdk.FailStep(name=FAIL, error_message=said)],
-            depends_on=[self.made[self.judging]],
+            if_steps=[self._job(group, names) for group, names in zip(gated, before, strict=True)],
+            else_steps=[self.sdk.FailStep(name=FAIL, error_message=message)],
+            depends_on=[self.steps[self.judging]],
         )
 
-    def _request(self, name: str, job: StepJob, chosen: Settings, instance: str) -> dict[str, Any]:
-        at = Addresses(bundle="", step="", attempt="", inputs={})
-        made = request("", job, chosen, at, project=self.laid.plan.pipeline.name)
-        del made["ProcessingJobName"], made["Environment"]
-        made["Tags"] = [tag for tag in made["Tags"] if tag["Key"] not in (HASH_TAG, "runner:run")]
-        made["ProcessingResources"]["ClusterConfig"]["InstanceType"] = self.parameters[instance]
-        place = self.sdk.Join(on="/", values=[self.laid.runs, self.sdk.ExecutionVariables.PIPELINE_EXECUTION_ID, name])
-        target = {"S3Uri": place, "LocalPath": OUTPUT, "S3UploadMode": "EndOfJob"}
-        made["ProcessingOutputConfig"]["Outputs"] = [{"OutputName": "out", "S3Output": target}]
-        return made
+    def _request(self, name: str, job: StepJob, job_settings: Settings, instance: str) -> dict[str, Any]:
+        addresses = JobAddresses(bundle="", step="", attempt="", inputs={})
+        request = processing_request("", job, job_settings, addresses, project=self.assets.plan.pipeline.name)
+        del request["ProcessingJobName"], request["Environment"]
+        request["Tags"] = [tag for tag in request["Tags"] if tag["Key"] not in (HASH_TAG, "runner:run")]
+        request["ProcessingResources"]["ClusterConfig"]["InstanceType"] = self.parameters[instance]
+        execution = self.sdk.ExecutionVariables.PIPELINE_EXECUTION_ID
+        address = self.sdk.Join(on="/", values=[self.assets.runs, execution, name])
+        target = {"S3Uri": address, "LocalPath": OUTPUT, "S3UploadMode": "EndOfJob"}
+        request["ProcessingOutputConfig"]["Outputs"] = [{"OutputName": "out", "S3Output": target}]
+        return request
 
-    def _own(self, name: str, *kinds: str) -> list[dict[str, Any]]:
-        return [copied("bundle", self.laid.runners[name]), *(copied(kind, self.laid.bundles[name]) for kind in kinds)]
+    def _own_inputs(self, name: str, *kinds: str) -> list[dict[str, Any]]:
+        return [
+            copied("bundle", self.assets.runners[name]),
+            *(copied(kind, self.assets.bundles[name]) for kind in kinds),
+        ]
 
-    def _processing(
+    def _step(
         self,
         name: str,
-        made: dict[str, Any],
+        request: dict[str, Any],
         environment: dict[str, Any],
         after: Sequence[str],
-        share: Share | None = None,
+        group: StepGroup | None = None,
     ) -> Any:
-        _refuse_beyond(name, len(made["ProcessingInputs"]), len(environment))
+        refuse_inputs(name, len(request["ProcessingInputs"]) - 2, MOST_INPUTS - 2, "processing")
+        if len(environment) > MOST_VALUES:
+            raise UsageError(
+                f"Step {name} takes {len(environment)} values; a processing job's environment has {MOST_VALUES}."
+            )
         if environment:
-            made["Environment"] = environment
-        cached = share is None or not share.first
-        several = share is not None and len(share.steps) > 1
-        self.made[name] = self.sdk.ProcessingStep(
+            request["Environment"] = environment
+        cached = group is None or not group.first
+        several = group is not None and len(group.steps) > 1
+        self.steps[name] = self.sdk.ProcessingStep(
             name=name,
-            display_name="-".join(share.names)[:LONGEST_DISPLAY_NAME] if share is not None and several else None,
-            step_args=step_arguments(self.sdk, self.session, made),
-            depends_on=[self.made[other] for other in dict.fromkeys(after)],
-            property_files=[self.left] if share is None or share.looks else [],
+            display_name="-".join(group.names)[:LONGEST_DISPLAY_NAME] if group is not None and several else None,
+            step_args=step_arguments(self.sdk, self.session, request),
+            depends_on=[self.steps[other] for other in dict.fromkeys(after)],
+            property_files=[self.report] if group is None or group.looks else [],
             cache_config=self.sdk.CacheConfig(enable_caching=True, expire_after=EXPIRES) if cached else None,
         )
-        return self.made[name]
+        return self.steps[name]
 
-    def _needed(self, share: Share) -> list[str]:
-        """The jobs that this one waits for, that which has its pins included."""
-        found = [self.share_of[need].name for step in share.steps for need in step.needs]
-        pinning = [] if share.first else [self._pinning(share)]
-        return [name for name in (*found, *pinning) if name != share.name]
+    def _needed(self, group: StepGroup) -> list[str]:
+        """The jobs that this one waits for, with the one that has its pins."""
+        needed = [self.group_of[need].name for step in group.steps for need in step.needs]
+        pinning = [] if group.first else [self._pinning(group)]
+        return [name for name in (*needed, *pinning) if name != group.name]
 
-    def _pinning(self, share: Share) -> str:
+    def _pinning(self, group: StepGroup) -> str:
         """The first of all jobs before this one."""
-        while not share.first:
-            before = [self.share_of[need] for step in share.steps for need in step.needs]
-            others = [other for other in before if other.name != share.name]
-            share = others[0] if others else next(other for other in self.laid.shares if other.first)
-        return share.name
+        while not group.first:
+            needed = (self.group_of[need] for step in group.steps for need in step.needs)
+            others = (other for other in needed if other.name != group.name)
+            group = next(others, None) or next(other for other in self.assets.groups if other.first)
+        return group.name
 
     def _results(self, steps: Sequence[str]) -> dict[str, Any]:
-        """Where the steps' folders are, as a job's environment: cached ones lie with an earlier execution."""
+        """The addresses of the steps' folders, as a job's environment: cached ones are in an earlier execution's."""
         return {f"RUNNER_RESULT_{number}": self._folder(step) for number, step in enumerate(steps, 1)}
 
     def _folder(self, step: str) -> Any:
-        share = self.share_of[step]
-        if share.looks:
-            return self._text(share.name, f"at.{step_key(self.laid.pushed, step)}")
-        return self._properties(share.name)
+        group = self.group_of[step]
+        if group.looks:
+            return self._reported(group.name, f"at.{step_key(self.pushed, step)}")
+        return self._folder_of(group.name)
 
-    def _properties(self, job: str) -> Any:
-        return self.made[job].properties.ProcessingOutputConfig.Outputs["out"].S3Output.S3Uri
+    def _folder_of(self, job: str) -> Any:
+        return self.steps[job].properties.ProcessingOutputConfig.Outputs["out"].S3Output.S3Uri
 
-    def _made(self, source: str) -> Any:
-        """The address of what was made in the execution: a step's output, or the verdict."""
+    def _output(self, source: str) -> Any:
+        """The address of a step's output, or of the verdict."""
         if source == VERDICT:
-            return self.sdk.Join(on="/", values=[self._properties(self.judging), VERDICT_FILE])
+            return self.sdk.Join(on="/", values=[self._folder_of(self.judging), VERDICT_FILE])
         step, _, output = source.partition(".")
-        path = f"out/{self.laid.tasks[step].job.outputs[output]}"
-        share = self.share_of[step]
-        whole = self._get(share.name, f"at.{step_key(self.laid.pushed, step)}") if share.looks else self._folder(step)
-        return self.sdk.Join(on="/", values=[whole, path])
+        group = self.group_of[step]
+        # without the Std:Join of `_folder`, as it becomes part of another one
+        key = f"at.{step_key(self.pushed, step)}"
+        folder = self._from_report(group.name, key) if group.looks else self._folder_of(group.name)
+        return self.sdk.Join(on="/", values=[folder, f"out/{self.assets.tasks[step].job.outputs[output]}"])
 
-    def _pin(self, share: Share, of: str) -> tuple[str, str]:
-        """The job that has the pin and where in its file."""
-        return self._pinning(share), f"pins.{pin_key(self.laid.pushed, of)}"
+    def _from_report(self, job: str, *path: str) -> Any:
+        return self.sdk.JsonGet(step_name=job, property_file=self.report, json_path=".".join(path))
 
-    def _key(self, step: str) -> str:
-        return next(pushed.key for pushed in self.laid.pushed.steps if pushed.name == step)
-
-    def _get(self, job: str, *path: str) -> Any:
-        return self.sdk.JsonGet(step_name=job, property_file=self.left, json_path=".".join(path))
-
-    def _text(self, job: str, *path: str) -> Any:
-        """As `_get`, where an argument of a job is: there the service's schema has no Std:JsonGet but in a Std:Join."""
-        return self.sdk.Join(values=[self._get(job, *path)])
-
-
-def _refuse_beyond(step: str, inputs: int, values: int) -> None:
-    if inputs > MOST_INPUTS:
-        raise UsageError(
-            f"Step {step} has {inputs - 2} inputs to copy; a processing job takes {MOST_INPUTS - 2}. Write files that "
-            'belong together into one output folder, or pass addresses with `as = "uri"`.'
-        )
-    if values > MOST_VALUES:
-        raise UsageError(f"Step {step} takes {values} values; a processing job's environment has {MOST_VALUES}.")
+    def _reported(self, job: str, *path: str) -> Any:
+        """As `_from_report`, for an argument of a job: there the service's schema has Std:JsonGet only in Std:Join."""
+        return self.sdk.Join(values=[self._from_report(job, *path)])
 
 
 def _clean(steps: list[dict[str, Any]]) -> None:
-    """Take out what depends on the folder that is pushed from, which would make every step run again."""
+    """Remove the tags that depend on the folder of the push: they would make every step run again."""
     for step in steps:
         arguments = step["Arguments"]
         if "Tags" in arguments:
@@ -291,7 +285,7 @@ def _clean(steps: list[dict[str, Any]]) -> None:
 
 
 def _order(steps: list[dict[str, Any]], names: Sequence[str]) -> None:
-    """The SDK goes through sets, whose order differs from one process to the next."""
+    """Sort what the SDK takes from sets, whose order differs between processes."""
     steps.sort(key=lambda step: names.index(step["Name"]) if step["Name"] in names else len(names))
     for step in steps:
         if "DependsOn" in step:

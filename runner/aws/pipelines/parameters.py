@@ -1,7 +1,7 @@
-"""What of a pipeline is a parameter of its SageMaker Pipeline: under which name, as which text.
+"""The parameters of a SageMaker Pipeline: their names and texts.
 
 A step's own parameter or source `step.name` is `step-name` there, as names have no dots; a pipeline's has its own name.
-All are texts, read where the notebook runs by the type it declares, as -p's are.
+All are texts, read where the notebook runs by the type that it declares, as those of -p are.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ LONGEST_VALUE = 256  # of an environment variable (botocore: ProcessingEnvironme
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
-class Parameter(Record, frozen=True, kw_only=True):
-    """A parameter of the Pipeline: `name` there, `key` as -p has it, who takes it and how its text is read."""
+class PipelineParameter(Record, frozen=True, kw_only=True):
+    """A parameter of the Pipeline: `name` there, `key` as -p has it, the notebooks that take it and their types."""
 
     name: str
     key: str
@@ -42,48 +42,54 @@ def parameter_key(step: str, spec: StepSpec, name: str) -> str:
     return f"{step}.{name}" if name in spec.parameters else name
 
 
-def exposed(
+def pipeline_parameters(
     plan: Plan, sources: Mapping[str, str], *, jobs: Collection[str], small: bool
-) -> tuple[list[Parameter], dict[str, set[str]]]:
-    """The Pipeline's parameters; and for each step which of its notebook's have their values from them. `jobs`
-    are the steps that begin one, `small` whether the gate has one of its own: these have instances.
+) -> tuple[list[PipelineParameter], dict[str, set[str]]]:
+    """(the Pipeline's parameters, step -> those of its notebook that have their values from them).
+
+    `jobs` are the first steps of jobs, `small` says whether the gate has a job of its own: these have instances.
     """
-    takers: dict[str, list[tuple[PlannedStep, str]]] = {}
-    for step in active(plan):
-        for name in step.parameters:
-            if not step.notebook.parameters[name].secret:
-                key = parameter_key(step.name, step.spec, name)
-                takers.setdefault(key, []).append((step, name))
-    found: dict[str, Parameter] = {}
-    taken: dict[str, set[str]] = {step.name: set() for step in active(plan)}
-    for key, those in takers.items():
-        text = _common_text([(step.parameters[name], step.notebook.parameters[name].type) for step, name in those])
-        if text is None or not _NAME.match(named(key)):
-            continue
-        types = {step.spec.notebook: step.notebook.parameters[name].type for step, name in those}
-        written = {notebook: None if type_ is None else str(type_) for notebook, type_ in types.items()}
-        found[key] = Parameter(name=named(key), key=key, default=text, types=written)
-        for step, name in those:
-            taken[step.name].add(name)
+    parameters, taken = _notebook_parameters(plan)
     others = {**sources, INSTANCE: settings(plan.pipeline).instance}
     if small:
         others[SMALL_INSTANCE] = SMALL
     for step in active(plan):
         if step.name in jobs and step.spec.sagemaker.instance is not None:
             others[f"{step.name}.{INSTANCE}"] = step.spec.sagemaker.instance
-    findings = []
-    for key, default in others.items():
-        name = named(key)
-        if key in found or not _NAME.match(name) or len(default) > LONGEST_VALUE:
-            findings.append(f"{key}: cannot be a parameter of a Pipeline; give it another name (64 characters of A-Z).")
-        found[key] = Parameter(name=name, key=key, default=default)
+    findings = [
+        f"{key}: cannot be a parameter of a Pipeline; give it another name (64 characters of A-Z)."
+        for key, default in others.items()
+        if key in parameters or not _NAME.match(named(key)) or len(default) > LONGEST_VALUE
+    ]
     if findings:
         raise PipelineError(*findings)
-    return list(found.values()), taken
+    parameters |= {key: PipelineParameter(name=named(key), key=key, default=text) for key, text in others.items()}
+    return list(parameters.values()), taken
+
+
+def _notebook_parameters(plan: Plan) -> tuple[dict[str, PipelineParameter], dict[str, set[str]]]:
+    """(by key, those of the notebooks' parameters whose values a text can hold; step -> the names of its own)."""
+    takers: dict[str, list[tuple[PlannedStep, str]]] = {}
+    for step in active(plan):
+        for name in step.parameters:
+            if not step.notebook.parameters[name].secret:
+                takers.setdefault(parameter_key(step.name, step.spec, name), []).append((step, name))
+    parameters: dict[str, PipelineParameter] = {}
+    taken: dict[str, set[str]] = {step.name: set() for step in active(plan)}
+    for key, steps in takers.items():
+        text = _common_text([(step.parameters[name], step.notebook.parameters[name].type) for step, name in steps])
+        if text is None or not _NAME.match(named(key)):
+            continue
+        types = {step.spec.notebook: step.notebook.parameters[name].type for step, name in steps}
+        written = {notebook: None if type_ is None else str(type_) for notebook, type_ in types.items()}
+        parameters[key] = PipelineParameter(name=named(key), key=key, default=text, types=written)
+        for step, name in steps:
+            taken[step.name].add(name)
+    return parameters, taken
 
 
 def as_text(value: Value, type_: Type | None) -> str | None:
-    """The text that is read back as this value by its declared type; None where there is none short enough."""
+    """The text that its declared type reads as this value; None where there is none short enough."""
     if isinstance(value, str) and type_ is not None:
         text = value
     elif value is None:
@@ -94,7 +100,7 @@ def as_text(value: Value, type_: Type | None) -> str | None:
 
 
 def _common_text(values: Sequence[tuple[Value, Type | None]]) -> str | None:
-    """The text that each of them is read from by its type: `1` for the int 1 and the float 1.0."""
+    """The text that each type reads as its value, such as `1` for the int 1 and the float 1.0."""
     for text in dict.fromkeys(as_text(value, type_) for value, type_ in values):
         if text is not None and all(_reads(text, value, type_) for value, type_ in values):
             return text
@@ -121,7 +127,7 @@ def key_of(name: str) -> str:
 
 
 def taking(key: str, names: Sequence[str]) -> list[str]:
-    """Those of the Pipeline's parameters that -p KEY sets: as in a run, a plain name goes to every step that takes it."""
+    """The names of the Pipeline's parameters that -p KEY sets; a plain name sets it for every step that takes it."""
     if "." in key:
         return [name for name in names if key_of(name) == key]
     return [name for name in names if name == key or name.rpartition("-")[2] == key]

@@ -1,4 +1,4 @@
-"""What an execution of a SageMaker Pipeline is started with, checked and held to before its first notebook runs."""
+"""The pins of an execution: its parameters and sources, checked and identified before its first notebook runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runner.aws.settings import settings
 from runner.errors import PipelineError
 from runner.manifest import Champion
 from runner.model.versions import NewVersion
-from runner.notebook.types import DoesNotFit, Type, parse_annotation, read_text
+from runner.notebook.types import DoesNotFit, parse_annotation, read_text
 from runner.pipeline.addresses import public
 from runner.pipeline.file import APPROVED, is_address
 from runner.records import InputFact, InputSpec, Pipeline
@@ -31,22 +31,21 @@ from runner.run.web import Web
 
 
 def pins(pushed: Pushed, values: Mapping[str, str], bucket: Bucket, *, execution: str, started: str) -> Pins:
-    """Everything the execution depends on from outside, identified. `values` are the Pipeline's parameters by key.
+    """Everything outside that the execution depends on, identified. `values` are the Pipeline's parameters by key.
 
-    Raises PipelineError with every value that does not fit, RemoteError for a source that is not there.
+    Raises PipelineError with every value that does not fit, RemoteError for a source that does not exist.
     """
     _check(pushed, values)
-    found: dict[str, Pin] = {}
+    by_key: dict[str, Pin] = {}
     champion: Champion | None = None
     for of in pushed.sources:
         step, _, name = of.partition(".")
         spec = pushed.pipeline.steps[step].inputs[name]
         if spec.from_.startswith(APPROVED):
-            found[pin_key(pushed, of)], pinned = _approved(of, spec, pushed.pipeline, bucket)
-            champion = pinned or champion
+            by_key[pin_key(pushed, of)], approved = _approved(of, spec, pushed.pipeline, bucket)
+            champion = approved or champion
         else:
-            asked = msgspec.structs.replace(spec, from_=values[of])
-            found[pin_key(pushed, of)] = _source(of, asked, bucket)
+            by_key[pin_key(pushed, of)] = _source(of, msgspec.structs.replace(spec, from_=values[of]), bucket)
     who, arn = _starter(bucket.session, execution)
     return Pins(
         run=run_id(started, execution),
@@ -55,7 +54,7 @@ def pins(pushed: Pushed, values: Mapping[str, str], bucket: Bucket, *, execution
         started_by=who,
         identity=arn,
         parameters=dict(values),
-        pins=found,
+        pins=by_key,
         champion=champion,
         environment=provenance.environment(),
         pushed=pushed,
@@ -63,7 +62,7 @@ def pins(pushed: Pushed, values: Mapping[str, str], bucket: Bucket, *, execution
 
 
 def run_id(started: str, execution: str) -> str:
-    """The id of the run that an execution is, made of when it began (ISO 8601) and its ARN."""
+    """The id of an execution as a run, made of its start (ISO 8601) and its ARN."""
     try:
         moment = datetime.fromisoformat(started).astimezone(UTC)
     except ValueError:
@@ -79,15 +78,15 @@ def registry(
     run_address: Callable[[str], str] | None = None,
     image: str | None = None,
 ) -> SageMakerRegistry:
-    """SageMaker's registry as the pipeline has it, for a job; `image` serves what is registered."""
-    chosen = settings(pipeline)
+    """SageMaker's registry for a job of the pipeline; `image` serves the versions that are registered."""
+    defaults = settings(pipeline)
     return SageMakerRegistry(
         bucket.session,
         bucket,
         model_folder=model_folder,
         run_address=run_address,
-        image=lambda: serving_image(bucket.session.region, image or chosen.serving_image),
-        tags=chosen.tags,
+        image=lambda: serving_image(bucket.session.region, image or defaults.serving_image),
+        tags=defaults.tags,
     )
 
 
@@ -96,7 +95,8 @@ def _check(pushed: Pushed, values: Mapping[str, str]) -> None:
     for parameter in pushed.parameters:
         for notebook, written in parameter.types.items():
             try:
-                read_text(values[parameter.key], _type(written))
+                type_ = None if written is None else parse_annotation(ast.parse(written, mode="eval").body)
+                read_text(values[parameter.key], type_)
             except DoesNotFit as error:
                 findings.append(f"-p {parameter.key}: {error}, declared in {notebook}.")
     for of in pushed.sources:
@@ -108,19 +108,15 @@ def _check(pushed: Pushed, values: Mapping[str, str]) -> None:
         raise PipelineError(*findings)
 
 
-def _type(written: str | None) -> Type | None:
-    return None if written is None else parse_annotation(ast.parse(written, mode="eval").body)
-
-
 def _source(of: str, spec: InputSpec, bucket: Bucket) -> Pin:
-    """A source as it is now; one on the web is brought into the bucket, from where jobs can be given it."""
+    """A source as it is now; one on the web is copied into the bucket, for the jobs."""
     absent = Pin(of=of, fact=sources.absent(public(spec.from_)), address=bucket.address(ABSENT_KEY), digest=ABSENT)
     if not spec.from_:
         return absent
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch))
         if not spec.from_.startswith("s3://") and spec.as_ == "path":
-            spec = msgspec.structs.replace(spec, from_=_brought(spec.from_, bucket, Path(scratch)))
+            spec = msgspec.structs.replace(spec, from_=_copied_source(spec.from_, bucket, Path(scratch)))
         service = S3(bucket.session) if spec.from_.startswith("s3://") else Web()
         fact = sources.remote(spec, store, lambda _: service, fetch=False)
     if fact.artifact is None:
@@ -128,7 +124,7 @@ def _source(of: str, spec: InputSpec, bucket: Bucket) -> Pin:
     return Pin(of=of, fact=fact, address=fact.source, digest=fact.artifact.sha256)
 
 
-def _brought(address: str, bucket: Bucket, scratch: Path) -> str:
+def _copied_source(address: str, bucket: Bucket, scratch: Path) -> str:
     service = Web()
     target = scratch / (PurePosixPath(address.partition("?")[0]).name or "source")
     with target.open("wb") as file:
@@ -139,11 +135,11 @@ def _brought(address: str, bucket: Bucket, scratch: Path) -> str:
 def _approved(of: str, spec: InputSpec, pipeline: Pipeline, bucket: Bucket) -> tuple[Pin, Champion | None]:
     """The approved version's folder; its bytes are compared where they are read."""
 
-    def nothing(_: NewVersion) -> Path:
+    def no_folder(_: NewVersion) -> Path:
         raise AssertionError
 
     name = spec.from_.removeprefix(APPROVED)
-    version = registry(pipeline, bucket, model_folder=nothing).approved(name)
+    version = registry(pipeline, bucket, model_folder=no_folder).approved(name)
     if version is None:
         return Pin(of=of, fact=sources.absent(spec.from_), address=bucket.address(ABSENT_KEY), digest=ABSENT), None
     fact = InputFact(source=spec.from_, artifact=version.artifact, version=version.label)
@@ -152,12 +148,12 @@ def _approved(of: str, spec: InputSpec, pipeline: Pipeline, bucket: Bucket) -> t
 
 
 def _starter(session: Session, execution: str) -> tuple[str, str]:
-    """(name, ARN) of whoever started the execution, as far as the job's role may know; the ARN is "" where it may not."""
+    """(name, ARN) of whoever started the execution; the ARN is "" where the job's role may not know it."""
     try:
-        found = session.call(
-            "sagemaker", "describe_pipeline_execution", about=execution, PipelineExecutionArn=execution
-        ).get("CreatedBy", {})
+        argument = {"PipelineExecutionArn": execution}
+        description = session.call("sagemaker", "describe_pipeline_execution", about=execution, **argument)
     except AwsError:
-        found = {}
-    arn = str(found.get("IamIdentity", {}).get("Arn", ""))
-    return str(found.get("UserProfileName") or arn.rpartition("/")[2] or f"pipeline {execution.split('/')[1]}"), arn
+        description = {}
+    creator = description.get("CreatedBy", {})
+    arn = str(creator.get("IamIdentity", {}).get("Arn", ""))
+    return str(creator.get("UserProfileName") or arn.rpartition("/")[2] or f"pipeline {execution.split('/')[1]}"), arn

@@ -1,9 +1,9 @@
 """Inside a job of a SageMaker Pipeline: one step or some, one after the other, or the gate alone.
 
-A job knows its execution from where its output is to go, which is not part of what the service caches it by; the pins of
-that execution lie beside it, put there once by whichever of the jobs that wait for no other came first. What a job is
-started with identifies its inputs, so that a cached one is one that would come to the same. The service cannot know that
-of a job that makes the pins; it looks for an earlier result itself, before it has any package.
+A job knows its execution from the address of its output, which is not part of the service's cache key. The pins of
+that execution lie beside the output, put there once by the first of the jobs that wait for no other. The arguments of a
+job identify its inputs, so that a cached job has equal results. The service cannot know that of a job that makes the
+pins; such a job looks for an earlier result itself, before it has any package.
 """
 
 from __future__ import annotations
@@ -16,70 +16,62 @@ from pathlib import Path
 import msgspec
 
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.here import OWN, Here, here
+from runner.aws.pipelines.execution_job import OWN, ExecutionJob, own_description
 from runner.aws.pipelines.pin import pins
-from runner.aws.pipelines.pushed import LEFT, PIN, PINS, PUSHED, RULES, STEPS, Left, Pins, Pushed, Rules
-from runner.aws.pipelines.step_sequence import StepSequence, judged, results_before
+from runner.aws.pipelines.pushed import LEFT, PIN, PINS, PUSHED, RULES, STEPS, GateRules, JobReport, Pins, Pushed
+from runner.aws.pipelines.step_sequence import StepSequence, gate_report, results_before
 from runner.aws.processing import inside
 from runner.aws.processing.request import INPUT
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.aws.settings import settings
-from runner.errors import RemoteError, RunnerError
+from runner.errors import RemoteError
 from runner.records import decode, encode, read
 from runner.run.orchestrate import VERDICT_FILE
 
 
 def main() -> int:
-    try:
-        found = here()
-        session = Session(found.region, kms_key=found.kms_key)
-        if sys.argv[1] == STEPS:
-            return StepSequence(found, session, pinned(found, session)).run(sys.argv[2:])
-        return _gate(found, session)
-    except RunnerError as error:
-        return inside.say_failure(error)
+    job = own_description()
+    session = Session(job.region, kms_key=job.kms_key)
+    if sys.argv[1] == STEPS:
+        return StepSequence(job, session, execution_pins(job, session)).run(sys.argv[2:])
+    report = gate_report(dict(results_before(session)), read(GateRules, OWN / RULES).rules)
+    job.folder(session).put(VERDICT_FILE, encode(report.verdict))
+    job.folder(session).put(LEFT, encode(JobReport(outcome=report.verdict.outcome, reasons=report.reasons)))
+    return 0
 
 
-def pinned(found: Here, session: Session) -> Pins:
-    """What the execution is held to; made where no other job was first and this one may."""
-    whole, key = Bucket(session, found.bucket), f"{split(found.execution)[1]}{PIN}/{PINS}"
-    content = whole.get(key)
+def execution_pins(job: ExecutionJob, session: Session) -> Pins:
+    """The pins of the execution; made where this job may make them and no other was first."""
+    bucket, key = Bucket(session, job.bucket), f"{split(job.execution)[1]}{PIN}/{PINS}"
+    content = bucket.get(key)
     if content is None and "RUNNER_EXECUTION" in os.environ:
-        content = encode(_pins(found, session))
-        if not whole.put(key, content, once=True):  # another job was first, or the reply was lost
-            content = whole.get(key)
+        content = encode(_new_pins(job, session))
+        if not bucket.put(key, content, once=True):  # another job was first, or the reply was lost
+            content = bucket.get(key)
     if content is None:
-        raise RemoteError(f"There is no {whole.address(key)}. Start the whole Pipeline, whose first job puts it there.")
-    return decode(Pins, content, where=whole.address(key))
+        raise RemoteError(
+            f"There is no {bucket.address(key)}. Start the whole Pipeline, whose first job puts it there."
+        )
+    return decode(Pins, content, where=bucket.address(key))
 
 
-def _pins(found: Here, session: Session) -> Pins:
+def _new_pins(job: ExecutionJob, session: Session) -> Pins:
     pushed = read(Pushed, Path(INPUT) / "pushed" / PUSHED)
-    values = {
-        parameter.key: os.environ[f"RUNNER_VALUE_{number}"] for number, parameter in enumerate(pushed.parameters, 1)
-    }
-    made = pins(
+    keys = [parameter.key for parameter in pushed.parameters]
+    new = pins(
         pushed,
-        values,
-        Bucket(session, found.bucket, settings(pushed.pipeline).prefix),
+        {key: os.environ[f"RUNNER_VALUE_{number}"] for number, key in enumerate(keys, 1)},
+        Bucket(session, job.bucket, settings(pushed.pipeline).prefix),
         execution=os.environ["RUNNER_EXECUTION"],
         started=os.environ["RUNNER_STARTED"],
     )
     if os.environ["RUNNER_ENVIRONMENT"] != "none":
-        return made
+        return new
     # the steps run with the lock's packages, of which this job has none yet
     packages = json.loads((Path(INPUT) / "bundle" / "environment.json").read_bytes())["pins"]
-    return msgspec.structs.replace(made, environment=msgspec.structs.replace(made.environment, packages=packages))
-
-
-def _gate(found: Here, session: Session) -> int:
-    results = results_before(session)
-    left = judged(dict(results), read(Rules, OWN / RULES).rules)
-    found.folder(session).put(VERDICT_FILE, encode(left.verdict))
-    found.folder(session).put(LEFT, encode(Left(outcome=left.verdict.outcome, reasons=left.reasons)))
-    return 0
+    return msgspec.structs.replace(new, environment=msgspec.structs.replace(new.environment, packages=packages))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    inside.exit_with(main)

@@ -11,18 +11,18 @@ from runner.aws.bucket import Bucket
 from runner.aws.own_image import for_jobs, serving
 from runner.aws.pipelines.definition import definition
 from runner.aws.pipelines.parameters import active
-from runner.aws.pipelines.pushed import Rehearsal, lay
+from runner.aws.pipelines.pushed import DryRunBucket, put_files
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.aws.settings import OWN, Settings, settings
 from runner.pipeline.plan import Plan
 from runner.run.store import Store
 
-LARGEST_BYTES = 100_000  # of a definition in the request itself; a larger one goes by way of the bucket
+LARGEST_BYTES = 100_000  # of a definition in the request itself; a larger one goes through the bucket
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a push came to, or would come to: "created", "updated" or "unchanged", and the Pipeline's ARN."""
+class PushOutcome:
+    """The result of a push, or of a dry run of one: "created", "updated" or "unchanged", and the Pipeline's ARN."""
 
     name: str
     what: str
@@ -30,49 +30,50 @@ class Outcome:
 
 
 def show(plan: Plan, store: Store, *, profile: str | None) -> dict[str, Any]:
-    """The definition that a push would make; nothing is uploaded and nobody asked."""
-    chosen = settings(plan.pipeline)
-    session = Session(chosen.region, anonymous=True)
-    bucket = Rehearsal(session, chosen.bucket, chosen.prefix)
-    return definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
+    """The definition that a push would make; nothing is uploaded and no service called."""
+    defaults = settings(plan.pipeline)
+    session = Session(defaults.region, anonymous=True)
+    bucket = DryRunBucket(session, defaults.bucket, defaults.prefix)
+    return definition(put_files(plan, bucket, store=store, profile=profile), region=session.region)
 
 
-def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> Outcome:
-    """Put there what the jobs need, and make the Pipeline, or the one that is there equal; what is equal is left alone."""
-    chosen, name = settings(plan.pipeline), plan.pipeline.name
-    session = Session(chosen.region, kms_key=chosen.kms_key)
+def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> PushOutcome:
+    """Upload what the jobs need, and create or update the Pipeline; an equal one is not updated."""
+    defaults, name = settings(plan.pipeline), plan.pipeline.name
+    session = Session(defaults.region, kms_key=defaults.kms_key)
     _check_images(session, plan)
-    bucket = (Rehearsal if dry_run else Bucket)(session, chosen.bucket, chosen.prefix)
-    made = definition(lay(plan, bucket, store=store, profile=profile), region=session.region)
-    pipelines = Pipelines(session, name)
-    found = pipelines.describe()
-    tags = [{"Key": key, "Value": value} for key, value in {**chosen.tags, "runner:project": name}.items()]
-    if found is None:
+    bucket = (DryRunBucket if dry_run else Bucket)(session, defaults.bucket, defaults.prefix)
+    wanted = definition(put_files(plan, bucket, store=store, profile=profile), region=session.region)
+    service = PipelineService(session, name)
+    current = service.describe()
+    tags = [{"Key": key, "Value": value} for key, value in {**defaults.tags, "runner:project": name}.items()]
+    if current is None:
         if dry_run:
-            return Outcome(name, "created")
-        reply = pipelines.call("create_pipeline", **_arguments(made, bucket, chosen), Tags=tags)
-        return Outcome(name, "created", str(reply["PipelineArn"]))
-    arn = str(found["PipelineArn"])
-    equal = json.loads(found["PipelineDefinition"]) == made and found["RoleArn"] == chosen.role
+            return PushOutcome(name, "created")
+        reply = service.call("create_pipeline", **_arguments(wanted, bucket, defaults), Tags=tags)
+        return PushOutcome(name, "created", str(reply["PipelineArn"]))
+    arn = str(current["PipelineArn"])
+    equal = json.loads(current["PipelineDefinition"]) == wanted and current["RoleArn"] == defaults.role
     if not dry_run:
-        there = {tag["Key"]: tag["Value"] for tag in pipelines.tags(arn)}
-        if any(there.get(tag["Key"]) != tag["Value"] for tag in tags):
-            session.call("sagemaker", "add_tags", about=f"pipeline {name}", ResourceArn=arn, Tags=tags)
+        about = f"pipeline {name}"
+        present = session.call("sagemaker", "list_tags", about=about, ResourceArn=arn)["Tags"]
+        if any(tag not in present for tag in tags):
+            session.call("sagemaker", "add_tags", about=about, ResourceArn=arn, Tags=tags)
         if not equal:
-            pipelines.call("update_pipeline", **_arguments(made, bucket, chosen))
-    return Outcome(name, "unchanged" if equal else "updated", arn)
+            service.call("update_pipeline", **_arguments(wanted, bucket, defaults))
+    return PushOutcome(name, "unchanged" if equal else "updated", arn)
 
 
 def _check_images(session: Session, plan: Plan) -> None:
-    """Raises UsageError for an image of one's own that is not there."""
-    common, name = settings(plan.pipeline), plan.pipeline.name
-    if common.serving_image == OWN:
-        serving(session, name, common, plan.root, OWN, what="[sagemaker] serving_image")
-    for chosen in (common, *(settings(plan.pipeline, step.name) for step in active(plan))):
-        for_jobs(session, name, chosen, plan.root)
+    """Raises UsageError for an image of one's own that does not exist."""
+    defaults, name = settings(plan.pipeline), plan.pipeline.name
+    if defaults.serving_image == OWN:
+        serving(session, name, defaults, plan.root, OWN, what="[sagemaker] serving_image")
+    for job_settings in (defaults, *(settings(plan.pipeline, step.name) for step in active(plan))):
+        for_jobs(session, name, job_settings, plan.root)
 
 
-class Pipelines:
+class PipelineService:
     """The calls about one Pipeline."""
 
     def __init__(self, session: Session, name: str) -> None:
@@ -87,23 +88,16 @@ class Pipelines:
                 return None
             raise
 
-    def tags(self, arn: str) -> list[dict[str, str]]:
-        found = self.session.call("sagemaker", "list_tags", about=f"pipeline {self.name}", ResourceArn=arn)
-        tags: list[dict[str, str]] = found["Tags"]
-        return tags
-
     def call(self, action: str, **arguments: Any) -> dict[str, Any]:
         about = f"pipeline {self.name}"
         return self.session.call("sagemaker", action, about=about, PipelineName=self.name, **arguments)
 
 
-def _arguments(made: dict[str, Any], bucket: Bucket, chosen: Settings) -> dict[str, Any]:
-    text = json.dumps(made)
+def _arguments(wanted: dict[str, Any], bucket: Bucket, defaults: Settings) -> dict[str, Any]:
+    text = json.dumps(wanted)
     if len(text.encode()) < LARGEST_BYTES:
-        return {"RoleArn": chosen.role, "PipelineDefinition": text}
+        return {"RoleArn": defaults.role, "PipelineDefinition": text}
     key = f"pipelines/{hashlib.sha256(text.encode()).hexdigest()}.json"
     bucket.put(key, text.encode())
-    return {
-        "RoleArn": chosen.role,
-        "PipelineDefinitionS3Location": {"Bucket": bucket.name, "ObjectKey": bucket.prefix + key},
-    }
+    location = {"Bucket": bucket.name, "ObjectKey": bucket.prefix + key}
+    return {"RoleArn": defaults.role, "PipelineDefinitionS3Location": location}

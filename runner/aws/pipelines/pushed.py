@@ -1,19 +1,19 @@
-"""What a push lays into the bucket for the jobs of a SageMaker Pipeline, and what those leave there.
+"""The objects of a SageMaker Pipeline in the bucket: those that a push puts there, and those of its jobs.
 
-    <bucket>/<prefix>steps/<sha256>/        the notebook and its modules, with task.json      → a step's input/step
-                                            pipeline.json, what was pushed                    → input/pushed of the first
-                                            rules.json                                        → a gate's with its own job
+    <bucket>/<prefix>steps/<sha256>/        the notebook and its modules, with task.json   → a step's input/step
+                                            pipeline.json, what was pushed                 → input/pushed of the first
+                                            rules.json                                     → of a gate with its own job
     <bucket>/<prefix>inputs/<sha256>/…      local sources, by content
     <bucket>/<prefix>runs/<execution>/
-        pin/pins.json                       what this execution was started with and depends on from outside; put once
+        pin/pins.json                       the execution's parameters and all it depends on outside; put once
         <step>/                             job.json, executed.ipynb, result.json, out/…, version.json
         <job>/verdict.json                  where the gate was judged
-        <job>/left.json                     what the Pipeline itself reads: where the steps' folders are, the pins, the
+        <job>/left.json                     for the Pipeline itself: addresses of the steps' folders, the pins, the
                                             gate's outcome with its reasons. A job has the name of its first step
     <bucket>/<prefix>runs/inputs/<sha256>/  sources on the web, by content
-    <bucket>/<prefix>runs/cache/<step>/     by all that a step's result may depend on: the folder that has it
+    <bucket>/<prefix>runs/cache/<step>/     by all that a step's result depends on: the address of its folder
 
-A step's bundle has nothing in it that is not the step's own, so that a push leaves the others' caches alone.
+A step's bundle has only the step's own files, so that a push does not invalidate the caches of other steps.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ import msgspec
 from runner import __version__
 from runner.aws.bucket import Bucket
 from runner.aws.own_image import named
-from runner.aws.pipelines.parameters import Parameter, active, exposed
-from runner.aws.pipelines.shares import Share, gated_steps, judging_step, shares
+from runner.aws.pipelines.parameters import PipelineParameter, active, pipeline_parameters
+from runner.aws.pipelines.step_groups import StepGroup, gated_steps, judging_step, step_groups
 from runner.aws.processing import bundle
 from runner.aws.settings import settings
 from runner.content import artifact
 from runner.errors import PipelineError
 from runner.manifest import Champion, Environment, GitState
-from runner.notebook.redaction import FORMS
 from runner.notebook.strip_outputs import cleaned
 from runner.paths import FileName
 from runner.pipeline.addresses import is_public, public
@@ -49,12 +48,12 @@ from runner.run.store import Store, facts_of
 TASK, PUSHED, RULES, PINS, LEFT = "task.json", "pipeline.json", "rules.json", "pins.json", "left.json"
 GATE, CONDITION, FAIL = "gate", "gate-passed", "gate-failed"  # the Pipeline's own steps
 PIN = "pin"  # the folder of the pins
-STEPS = "steps"  # what a job is told to do: these, or the gate
+STEPS = "steps"  # argument of a job: it executes steps, or the gate
 ABSENT, ABSENT_KEY = "absent", "inputs/absent/"
 
 
-class Task(Record, frozen=True, kw_only=True):
-    """task.json: what one step is to do, whatever execution it is in. `given` come from the environment."""
+class StepTask(Record, frozen=True, kw_only=True):
+    """task.json: one step's work in any execution. `given` are parameters with values from the environment."""
 
     format: int = FORMAT
     job: StepJob  # without run and inputs
@@ -64,7 +63,7 @@ class Task(Record, frozen=True, kw_only=True):
     prefix: str  # the project's, in the bucket
 
 
-class Rules(Record, frozen=True, kw_only=True):
+class GateRules(Record, frozen=True, kw_only=True):
     format: int = FORMAT
     rules: list[Rule]
 
@@ -77,7 +76,7 @@ class PushedStep(Record, frozen=True, kw_only=True):
 
 
 class Pushed(Record, frozen=True, kw_only=True):
-    """pipeline.json: all that a run's manifest says of what it was made from."""
+    """pipeline.json: the pipeline and its origin, for the manifest of a run."""
 
     format: int = FORMAT
     pipeline: Pipeline
@@ -86,17 +85,17 @@ class Pushed(Record, frozen=True, kw_only=True):
     profile: str | None
     judges: bool
     steps: list[PushedStep]  # in an order that respects every need
-    judge: str = ""  # the step whose job judges the gate once it has ended; "" for a job of the gate's own
-    skipped: dict[FileName, str] = {}  # step -> why it is not among them
-    parameters: list[Parameter]
-    sources: list[str]  # "step.input" of what is pinned when an execution starts
+    judge: str = ""  # the step after which its job judges the gate; "" for a job of the gate's own
+    skipped: dict[FileName, str] = {}  # step -> reason
+    parameters: list[PipelineParameter]
+    sources: list[str]  # "step.input" of those that are pinned when an execution starts
     git: GitState | None
     runner_version: str
     serving_image: str | None = None  # of versions that an execution registers
 
 
 class Pin(Record, frozen=True, kw_only=True):
-    """One input from outside: what a step is told of it, where its bytes are, and what identifies them."""
+    """One input from outside the execution: its fact, the address of its bytes, and their digest."""
 
     of: FileName  # "step.input"
     fact: InputFact
@@ -120,8 +119,8 @@ class Pins(Record, frozen=True, kw_only=True):
     pushed: Pushed
 
 
-class Taken(Record, frozen=True, kw_only=True):
-    """Where a step's result lies that was made by an earlier execution."""
+class EarlierResult(Record, frozen=True, kw_only=True):
+    """The address of a step's result from an earlier execution."""
 
     format: int = FORMAT
     at: str  # the address of its folder, without a last slash
@@ -129,7 +128,7 @@ class Taken(Record, frozen=True, kw_only=True):
     ended: str
 
 
-class Left(Record, frozen=True, kw_only=True):
+class JobReport(Record, frozen=True, kw_only=True):
     """left.json of a job. Keys of `at` and `pins` are made for JsonGet."""
 
     format: int = FORMAT
@@ -141,26 +140,26 @@ class Left(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Laid:
-    """What a push has put into the bucket, as addresses, with what the definition is made of."""
+class PushedAssets:
+    """The addresses of what a push has uploaded, with the other parts of the definition."""
 
     plan: Plan
     pushed: Pushed
-    tasks: dict[str, Task]
-    shares: list[Share]
+    tasks: dict[str, StepTask]
+    groups: list[StepGroup]
     runners: dict[str, str]  # step or gate -> prefix of the runner with that step's environment
     bundles: dict[str, str]  # step, pin or gate -> prefix of its own; the pin's is what was pushed
     runs: str  # address below which executions leave their folders, without a last slash
 
 
-class Rehearsal(Bucket):
-    """A bucket in which nothing is written and nothing asked for: every key is as `lay` would give it."""
+class DryRunBucket(Bucket):
+    """A bucket without any call to S3, for the keys that `put_files` would give."""
 
     def put(self, key: str, data: bytes, *, once: bool = False) -> bool:
         return True
 
     def size(self, key: str) -> int | None:
-        return 0  # there, so that no wheel is read; and of another size, so that everything else is made
+        return 0  # it exists, so that no wheel is read; its size differs, so that everything else is made
 
     def keys(self, below: str = "") -> Iterator[tuple[str, int]]:
         return iter(())
@@ -169,19 +168,20 @@ class Rehearsal(Bucket):
         return path.stat().st_size
 
 
-def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Laid:
-    """Put there what the Pipeline's jobs need, each thing once, under names made of its content.
+def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> PushedAssets:
+    """Upload what the Pipeline's jobs need, once each, under names made of its content.
 
     Raises PipelineError where the pipeline cannot run as a SageMaker Pipeline, UsageError as bundles do.
     """
     _refuse(plan)
-    gated, judge, parts = gated_steps(plan), judging_step(plan), shares(plan)
-    of = {name: share.name for share in parts for name in share.names}
-    chosen = settings(plan.pipeline)
+    gated, judge, groups = gated_steps(plan), judging_step(plan), step_groups(plan)
+    job_of = {name: group.name for group in groups for name in group.names}
     bucket.put(f"{ABSENT_KEY}absent.txt", b"There is no such input in this execution.\n")
     sources = _sources(plan, bucket)
-    parameters, taken = exposed(plan, sources, jobs=[share.name for share in parts], small=plan.judges and not judge)
-    cache = Cache(store, plan.root)
+    own_gate = [GATE] if plan.judges and not judge else []
+    jobs = [group.name for group in groups]
+    parameters, taken = pipeline_parameters(plan, sources, jobs=jobs, small=bool(own_gate))
+    cache, defaults = Cache(store, plan.root), settings(plan.pipeline)
     tasks, keys = {}, {}
     for step in active(plan):
         tasks[step.name] = _task(step, taken[step.name], bucket.prefix)
@@ -192,37 +192,38 @@ def lay(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> Lai
         toml=plan.file.read_text(encoding="utf-8-sig"),
         profile=profile,
         judges=plan.judges,
-        steps=[PushedStep(name=name, key=key, gated=name in gated, job=of[name]) for name, key in keys.items()],
+        steps=[PushedStep(name=name, key=key, gated=name in gated, job=job_of[name]) for name, key in keys.items()],
         judge=judge,
         skipped={step.name: step.skip for step in plan.steps if step.skip},
         parameters=parameters,
-        sources=_pinned(plan),
+        sources=[
+            f"{step.name}.{name}" for step in active(plan) for name, spec in step.spec.inputs.items() if is_pinned(spec)
+        ],
         git=provenance.git_state(plan.root, [step.notebook.path for step in plan.steps]),
         runner_version=__version__,
-        serving_image=named(plan.pipeline.name, chosen, bucket.session.region, plan.root).serving_image,
+        serving_image=named(plan.pipeline.name, defaults, bucket.session.region, plan.root).serving_image,
     )
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
-    alone = [GATE] if plan.judges and not judge else []
-    for name in alone:
-        keys[name] = _put_record(bucket, RULES, encode(Rules(rules=plan.pipeline.gate)))
-    return Laid(
+    for name in own_gate:
+        keys[name] = _put_record(bucket, RULES, encode(GateRules(rules=plan.pipeline.gate)))
+    return PushedAssets(
         plan=plan,
         pushed=pushed,
         tasks=tasks,
-        shares=parts,
-        runners=_runners(plan, bucket, alone),
+        groups=groups,
+        runners=_runners(plan, bucket, own_gate),
         bundles={name: bucket.address(key) for name, key in keys.items()},
         runs=bucket.address("runs"),
     )
 
 
 def put_source(path: Path, bucket: Bucket, *, below: str = "inputs/") -> str:
-    """The address of a local file or folder, put there under its content's name."""
-    found = artifact(path, name=path.name)
-    key = f"{below}{found.sha256}/"
-    for relative in facts_of(found):
+    """Upload a local file or folder under a key made of its content; its address."""
+    content = artifact(path, name=path.name)
+    key = f"{below}{content.sha256}/"
+    for relative in facts_of(content):
         bucket.upload(key + (relative or path.name), path / relative if relative else path)
-    return bucket.address(key if found.files is not None else key + path.name)
+    return bucket.address(key if content.files is not None else key + path.name)
 
 
 def pin_key(pushed: Pushed, of: str) -> str:
@@ -242,69 +243,64 @@ def is_pinned(spec: InputSpec) -> bool:
 
 
 def _refuse(plan: Plan) -> None:
+    """Raises PipelineError with all that a SageMaker Pipeline cannot have."""
     model = plan.pipeline.model
     local = model is None or model.registry != "sagemaker"
-    findings = [
-        f"steps.{step.name}: in SageMaker `{step.name}` is a step of the Pipeline's own; rename it."
-        for step in active(plan)
-        if step.name in (PIN, CONDITION, FAIL)
-    ]
-    findings += [
-        f"steps.{step.name}.inputs.{name}: the approved version is looked up in SageMaker's registry when an execution "
-        'starts; write [model] registry = "sagemaker".'
-        for step in active(plan)
-        for name, spec in step.spec.inputs.items()
-        if spec.from_.startswith(APPROVED) and local
-    ]
-    findings += [
-        f"steps.{step.name}: it is a training job, and in the Pipeline steps are processing jobs; write job = "
-        '"processing" for it, in a profile for the Pipeline perhaps.'
-        for step in active(plan)
-        if settings(plan.pipeline, step.name).trains
-    ]
-    findings += [
-        f"steps.{step.name}: it registers, and the gate judges it; in SageMaker only a step after the gate can register. "
-        "Call runner.model.register in a step of its own."
-        for step in active(plan)
-        if step.registers and not step.needs_verdict
-    ]
-    findings += [
-        f"steps.{step.name}.inputs.{name}: {public(spec.from_)} is signed or has a password, and a Pipeline's parameters "
-        "are kept in the clear. `runner upload` the file and name its place in the bucket."
-        for step in active(plan)
-        for name, spec in step.spec.inputs.items()
-        if is_address(spec.from_) and not is_public(spec.from_)
-    ]
+    findings = [finding for step in active(plan) for finding in _findings(step, plan.pipeline, local=local)]
     if model is not None and local and gated_steps(plan):
         findings.append(
-            '[model] registry = "local" is on this machine, where no execution can register; write registry = "sagemaker".'
+            '[model] registry = "local" is on this machine, where no execution can register; write registry = '
+            '"sagemaker".'
         )
     if findings:
         raise PipelineError(*findings)
 
 
-def _pinned(plan: Plan) -> list[str]:
-    return [
-        f"{step.name}.{name}" for step in active(plan) for name, spec in step.spec.inputs.items() if is_pinned(spec)
-    ]
+def _findings(step: PlannedStep, pipeline: Pipeline, *, local: bool) -> Iterator[str]:
+    where = f"steps.{step.name}"
+    if step.name in (PIN, CONDITION, FAIL):
+        yield f"{where}: in SageMaker `{step.name}` is a step of the Pipeline's own; rename it."
+    if settings(pipeline, step.name).trains:
+        yield (
+            f"{where}: it is a training job, and in the Pipeline steps are processing jobs; write job = "
+            '"processing" for it, in a profile for the Pipeline perhaps.'
+        )
+    if step.registers and not step.needs_verdict:
+        yield (
+            f"{where}: it registers, and the gate judges it; in SageMaker only a step after the gate can register. "
+            "Call runner.model.register in a step of its own."
+        )
+    for name, spec in step.spec.inputs.items():
+        if spec.from_.startswith(APPROVED) and local:
+            yield (
+                f"{where}.inputs.{name}: the approved version is looked up in SageMaker's registry when an execution "
+                'starts; write [model] registry = "sagemaker".'
+            )
+        if is_address(spec.from_) and not is_public(spec.from_):
+            yield (
+                f"{where}.inputs.{name}: {public(spec.from_)} is signed or has a password, and a Pipeline's parameters "
+                "are kept in the clear. `runner upload` the file and name its place in the bucket."
+            )
 
 
 def _sources(plan: Plan, bucket: Bucket) -> dict[str, str]:
-    """The address of each source that an execution may be given another for, by "step.input"; "" for an absent one."""
-    found = {}
+    """The addresses of the sources that an execution may replace, by "step.input"; "" for an absent one."""
+    addresses = {}
     for step in active(plan):
         for name, spec in step.spec.inputs.items():
             if is_path(spec.from_):
                 path = (plan.root / Path(spec.from_).expanduser()).resolve()
-                found[f"{step.name}.{name}"] = "" if spec.optional and not path.exists() else put_source(path, bucket)
+                addresses[f"{step.name}.{name}"] = (
+                    "" if spec.optional and not path.exists() else put_source(path, bucket)
+                )
             elif is_address(spec.from_) or not spec.from_:
-                found[f"{step.name}.{name}"] = spec.from_
-    return found
+                addresses[f"{step.name}.{name}"] = spec.from_
+    return addresses
 
 
-def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> Task:
+def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> StepTask:
     fixed = {name: value for name, value in step.parameters.items() if name not in {*step.secrets, *taken}}
-    return Task(
+    return StepTask(
         job=StepJob(
             run="",
             step=step.name,
@@ -315,7 +311,7 @@ def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> Task:
             timeout_s=step.spec.timeout_s,
             cell_timeout_s=step.spec.cell_timeout_s,
         ),
-        # which local file an address stands for is the push's business
+        # without the path of a local file, whose address is a parameter
         inputs={
             name: msgspec.structs.replace(spec, from_="") if is_path(spec.from_) else spec
             for name, spec in step.spec.inputs.items()
@@ -326,8 +322,8 @@ def _task(step: PlannedStep, taken: Collection[str], prefix: str) -> Task:
     )
 
 
-def _code(step: PlannedStep, plan: Plan, task: Task, cache: Cache) -> bundle.Bundle:
-    """The step's code, without what executing the notebook by hand has left in it, and its task."""
+def _code(step: PlannedStep, plan: Plan, task: StepTask, cache: Cache) -> bundle.Bundle:
+    """The step's code, the notebook without its outputs, and its task."""
     code = bundle.code_bundle(
         cleaned(step.notebook.path.read_bytes()),
         notebook=step.spec.notebook,
@@ -335,23 +331,23 @@ def _code(step: PlannedStep, plan: Plan, task: Task, cache: Cache) -> bundle.Bun
         root=plan.root,
         include=settings(plan.pipeline, step.name).include,
         also=cache.undeclared(step.name),
-        forms=FORMS,
     )
     return bundle.bundle({**code.files, TASK: encode(task)})
 
 
-def _runners(plan: Plan, bucket: Bucket, alone: Collection[str]) -> dict[str, str]:
-    from runner.aws.processing.executor import put_runner  # reads locks with packaging, which a plain job does not have
+def _runners(plan: Plan, bucket: Bucket, own_gate: Collection[str]) -> dict[str, str]:
+    # it needs packaging to read locks, which a plain job does not have
+    from runner.aws.processing.executor import packaging, put_runner
 
-    made: dict[tuple[str, ...], str] = {}
-    found = {}
-    for name in (*alone, *(step.name for step in active(plan))):
-        chosen = settings(plan.pipeline, name if name in plan.pipeline.steps else None)
-        key = (chosen.lock, chosen.python, chosen.platform, chosen.packages)
-        if key not in made:
-            made[key] = bucket.address(put_runner(chosen, bucket, root=plan.root))
-        found[name] = made[key]
-    return found
+    by_packaging: dict[tuple[str, ...], str] = {}
+    addresses = {}
+    for name in (*own_gate, *(step.name for step in active(plan))):
+        job_settings = settings(plan.pipeline, name if name in plan.pipeline.steps else None)
+        key = packaging(job_settings)
+        if key not in by_packaging:
+            by_packaging[key] = bucket.address(put_runner(job_settings, bucket, root=plan.root))
+        addresses[name] = by_packaging[key]
+    return addresses
 
 
 def _put_record(bucket: Bucket, name: str, content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The SageMaker SDK, loaded while a definition is made: by its documented names, and nothing patched."""
+"""The SageMaker SDK, loaded while a definition is made: by its documented names, with nothing patched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 
 from runner.errors import UsageError
 
-# the parts of the SDK that a definition is made of, each documented; it has no types, and importing it takes seconds
+# the parts of the SDK that a definition is made of, all documented; it has no types, and importing it takes seconds
 SDK = {
     "CacheConfig": "mlops.workflow.steps",
     "ConditionEquals": "core.workflow.conditions",
@@ -34,21 +35,21 @@ SDK = {
     "Processor": "core.processing",
     "PropertyFile": "core.workflow.properties",
 }
-# instead of the person's own defaults, by which a definition would depend on who pushes; with the documented opt-out
+# instead of the person's own defaults, which would make definitions differ between people; documented opt-out
 CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 MISSING = (
-    "The SageMaker SDK is not installed, which makes a Pipeline's definition. In the project's folder `make .venv/.all` "
-    "installs it as locked; elsewhere `python -m pip install 'sagemaker>=3.27,<4'` does."
+    "The SageMaker SDK is not installed, which makes a Pipeline's definition. In the project's folder "
+    "`make .venv/.all` installs it as locked; elsewhere `python -m pip install 'sagemaker>=3.27,<4'` does."
 )
 REGION_VARIABLE = "AWS_DEFAULT_REGION"
 
 
 @contextlib.contextmanager
 def loaded(region: str) -> Iterator[SimpleNamespace]:
-    """The SDK's parts, its messages kept from the terminal. Raises UsageError where it is not installed.
+    """The SDK's parts, without its messages on the terminal. Raises UsageError where it is not installed.
 
-    It makes clients when it is imported and sessions of its own, all of the region that boto3 finds in its documented
-    variable. https://boto3.amazonaws.com/v1/documentation/api/latest/guide/configuration.html
+    When imported it makes clients, and later sessions, all with the region in boto3's documented variable.
+    https://boto3.amazonaws.com/v1/documentation/api/latest/guide/configuration.html
     """
     before, own = os.environ.get(REGION_VARIABLE), logging.getLogger("sagemaker")
     level = own.level
@@ -66,57 +67,52 @@ def loaded(region: str) -> Iterator[SimpleNamespace]:
             os.environ[REGION_VARIABLE] = before
 
 
-def step_arguments(sdk: SimpleNamespace, session: Any, made: dict[str, Any]) -> Any:
-    """A CreateProcessingJob request without a name, as a Processor's run gives it to a step; values may be variables."""
-    cluster, network = made["ProcessingResources"]["ClusterConfig"], made.get("NetworkConfig")
+def step_arguments(sdk: SimpleNamespace, session: Any, request: dict[str, Any]) -> Any:
+    """A CreateProcessingJob request without a name as a step's arguments; its values may be variables."""
+    cluster, network = request["ProcessingResources"]["ClusterConfig"], request.get("NetworkConfig")
+    program, output = request["AppSpecification"], request["ProcessingOutputConfig"]
+    vpc = network.get("VpcConfig", {}) if network is not None else {}
     processor = sdk.Processor(
-        role=made["RoleArn"],
-        image_uri=made["AppSpecification"]["ImageUri"],
-        entrypoint=made["AppSpecification"]["ContainerEntrypoint"],
+        role=request["RoleArn"],
+        image_uri=program["ImageUri"],
+        entrypoint=program["ContainerEntrypoint"],
         instance_count=cluster["InstanceCount"],
         instance_type=cluster["InstanceType"],
         volume_size_in_gb=cluster["VolumeSizeInGB"],
         volume_kms_key=cluster.get("VolumeKmsKeyId"),
-        output_kms_key=made["ProcessingOutputConfig"].get("KmsKeyId"),
-        max_runtime_in_seconds=made["StoppingCondition"]["MaxRuntimeInSeconds"],
-        env=made.get("Environment"),
-        tags=made["Tags"],
-        network_config=_network(sdk, network) if network is not None else None,
+        output_kms_key=output.get("KmsKeyId"),
+        max_runtime_in_seconds=request["StoppingCondition"]["MaxRuntimeInSeconds"],
+        env=request.get("Environment"),
+        tags=request["Tags"],
+        network_config=None
+        if network is None
+        else sdk.NetworkConfig(
+            encrypt_inter_container_traffic=network["EnableInterContainerTrafficEncryption"],
+            subnets=vpc.get("Subnets"),
+            security_group_ids=vpc.get("SecurityGroupIds"),
+        ),
         sagemaker_session=session,
     )
     return processor.run(
-        inputs=[_input(sdk, item["InputName"], item["S3Input"]) for item in made["ProcessingInputs"]],
-        outputs=[
-            _output(sdk, item["OutputName"], item["S3Output"]) for item in made["ProcessingOutputConfig"]["Outputs"]
+        inputs=[
+            sdk.ProcessingInput(
+                input_name=item["InputName"], s3_input=sdk.ProcessingS3Input(**_in_snake_case(item["S3Input"]))
+            )
+            for item in request["ProcessingInputs"]
         ],
-        arguments=made["AppSpecification"]["ContainerArguments"],
+        outputs=[
+            sdk.ProcessingOutput(
+                output_name=item["OutputName"], s3_output=sdk.ProcessingS3Output(**_in_snake_case(item["S3Output"]))
+            )
+            for item in output["Outputs"]
+        ],
+        arguments=program["ContainerArguments"],
     )
 
 
-def _input(sdk: SimpleNamespace, name: str, source: dict[str, Any]) -> Any:
-    s3 = sdk.ProcessingS3Input(
-        s3_uri=source["S3Uri"],
-        local_path=source["LocalPath"],
-        s3_data_type=source["S3DataType"],
-        s3_input_mode=source["S3InputMode"],
-    )
-    return sdk.ProcessingInput(input_name=name, s3_input=s3)
-
-
-def _output(sdk: SimpleNamespace, name: str, target: dict[str, Any]) -> Any:
-    s3 = sdk.ProcessingS3Output(
-        s3_uri=target["S3Uri"], local_path=target["LocalPath"], s3_upload_mode=target["S3UploadMode"]
-    )
-    return sdk.ProcessingOutput(output_name=name, s3_output=s3)
-
-
-def _network(sdk: SimpleNamespace, network: dict[str, Any]) -> Any:
-    vpc = network.get("VpcConfig", {})
-    return sdk.NetworkConfig(
-        encrypt_inter_container_traffic=network["EnableInterContainerTrafficEncryption"],
-        subnets=vpc.get("Subnets"),
-        security_group_ids=vpc.get("SecurityGroupIds"),
-    )
+def _in_snake_case(members: dict[str, Any]) -> dict[str, Any]:
+    """The members of a request under the SDK's names for them: `S3Uri` is `s3_uri`."""
+    return {re.sub(r"(?<=.)(?=[A-Z])", "_", name).lower(): value for name, value in members.items()}
 
 
 def _imported() -> SimpleNamespace:
@@ -127,6 +123,6 @@ def _imported() -> SimpleNamespace:
     except ImportError as error:
         raise UsageError(MISSING) from error
     finally:
-        root.setLevel(level)  # importing it would have everything of everybody on stderr
+        root.setLevel(level)  # importing it sets them to show all messages of all libraries on stderr
         root.handlers[:] = handlers
     return SimpleNamespace(**{name: getattr(module, name) for name, module in parts.items()})

@@ -1,9 +1,9 @@
-"""What a job is given to run, by content: this package with its bootstrap, and a step's notebook with its project files.
+"""Code for jobs, by content: this package with its bootstrap, and a step's notebook with its project files.
 
-A bundle is named by the hash of its paths and their bytes, never by times or by the order they were found in. It is
-complete in the bucket once its last file is there, and a job compares what came with that name. `.runnerignore` beside pipeline.toml keeps files out, in
-gitignore's patterns: `*`, `**`, `?`, `[…]`, a leading or inner `/` for "from here", a last `/` for folders, `!` for
-exceptions, of which the last to match decides; below a folder that is kept out there are none.
+A bundle is named by the hash of its paths and their bytes. It is complete in the bucket once its last file is there,
+and a job compares what it received with the name. `.runnerignore` beside pipeline.toml excludes files, with gitignore's
+patterns: `*`, `**`, `?`, `[…]`, a leading or inner `/` for "from here", a last `/` for folders, `!` for exceptions. The
+last pattern that matches decides; below an excluded folder there are no exceptions.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from runner.aws.bucket import Bucket
 from runner.content import file_fact, walk
 from runner.errors import UsageError
+from runner.notebook.redaction import FORMS
 
 IGNORE_FILE = ".runnerignore"
 LARGEST_BYTES = 50_000_000
@@ -47,22 +48,24 @@ class Bundle:
 def bundle(files: Mapping[str, bytes]) -> Bundle:
     ordered = dict(sorted(files.items()))
     hashes = {path: hashlib.sha256(data).hexdigest() for path, data in ordered.items()}
-    return Bundle(_named(hashes), ordered, sum(len(data) for data in ordered.values()))
+    return Bundle(_digest(hashes), ordered, sum(len(data) for data in ordered.values()))
 
 
 def digest(folder: Path) -> str:
     """The hash that a bundle of the folder's files has."""
-    return _named({relative: file_fact(path).sha256 for relative, path in sorted(walk(folder))})
+    return _digest({relative: file_fact(path).sha256 for relative, path in sorted(walk(folder))})
 
 
-def _named(hashes: Mapping[str, str]) -> str:
+def _digest(hashes: Mapping[str, str]) -> str:
     lines = "".join(f"{sha256}  {path}\n" for path, sha256 in hashes.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def runner_bundle(environment: Mapping[str, object], *, library: bytes | None = None) -> Bundle:
-    """This package's sources in one archive (a job fetches some objects instead of a hundred), the bootstrap and what
-    it is to expect. `library` is msgspec's wheel: with it, a job that executes no notebook needs no environment."""
+    """This package's sources in one archive (few objects to download), the bootstrap and environment.json.
+
+    `library` is msgspec's wheel: with it, a job that executes no notebook needs no environment.
+    """
     files = {
         START: Path(__file__).with_name(START).read_bytes(),
         "environment.json": json.dumps(environment, indent=1, sort_keys=True).encode() + b"\n",
@@ -100,37 +103,38 @@ def code_bundle(
     root: Path,
     include: Iterable[str] = (),
     also: Iterable[str] = (),
-    forms: Mapping[str, re.Pattern[str]],
 ) -> Bundle:
     """A step's notebook as `notebook.ipynb`, its modules below `modules/`, project files below `project/`.
 
     `source` is the notebook's bytes and `notebook` its path from `root`, for messages. `include` are glob patterns
-    from `root`, a folder meaning all below it; `also` are single files, and those gone since are left out. Modules may
-    lie elsewhere, as in a run's folder, but are not links to elsewhere. `forms` are what credentials look like, by
-    kind. Raises UsageError for a secret, for more than 50 MB, for a link that leaves `root`, and for what is neither
-    file nor folder.
+    from `root`, a folder meaning all files below it; `also` are single files, and missing ones are left out. Modules
+    may lie elsewhere, as in a run's folder, but are not links to elsewhere. Raises UsageError for a secret, for more
+    than 50 MB, for a link that leaves `root`, and for what is neither file nor folder.
     """
-    found = {f"modules/{name}": path for name, path in modules.items()}
+    paths = {f"modules/{name}": path for name, path in modules.items()}
     ignored = Ignored(root)
-    for relative in sorted({*_included(root, include, ignored), *_asked(root, also, ignored)}):
-        found[f"project/{relative}"] = root / relative
-    sizes = {name: _size(path, root.resolve(), place=name) for name, path in found.items()}
+    for relative in sorted({*_included(root, include, ignored), *_existing(root, also, ignored)}):
+        paths[f"project/{relative}"] = root / relative
+    sizes = {name: _size(path, root.resolve(), place=name) for name, path in paths.items()}
     _refuse_large({NOTEBOOK: len(source), **sizes})
-    files = {NOTEBOOK: source, **{name: path.read_bytes() for name, path in found.items()}}
+    files = {NOTEBOOK: source, **{name: path.read_bytes() for name, path in paths.items()}}
     for name, data in files.items():
-        kind = _secret(name, data, forms)
-        if kind:
+        problem = _secret(name, data)
+        if problem:
             shown = notebook if name == NOTEBOOK else name.partition("/")[2]
-            raise UsageError(f"{shown} {kind}, and would be sent to the job. {_way_out(name, shown)}")
+            remedy = "Take it out there, and give it to the step as a secret parameter."
+            if name.startswith("project/"):
+                remedy = f"Leave it out with a line `/{shown}` in {IGNORE_FILE}."
+            raise UsageError(f"{shown} {problem}, and would be sent to the job. {remedy}")
     return bundle(files)
 
 
 def upload(bucket: Bucket, below: str, bundle: Bundle) -> tuple[str, int]:
-    """(the key it lies at, ending in `/`; bytes moved, 0 where it was there). Safe to call again after it broke off."""
+    """(the bundle's key, ending in `/`; bytes moved, 0 where it was complete). Safe to call again after a failure."""
     at = f"{below}{bundle.sha256}/"
     last = START if START in bundle.files else NOTEBOOK
-    there = dict(bucket.keys(at))
-    if all(there.get(at + path) == len(data) for path, data in bundle.files.items()):
+    present = dict(bucket.keys(at))
+    if all(present.get(at + path) == len(data) for path, data in bundle.files.items()):
         return at, 0
     with ThreadPoolExecutor(THREADS) as pool:
         first = [(path, data) for path, data in bundle.files.items() if path != last]
@@ -145,7 +149,7 @@ def name_of(at: str) -> str:
 
 
 class Ignored:
-    """What `.runnerignore` in the root, and what no job ever needs, keep out."""
+    """The files that `.runnerignore` in the root excludes, and those that no job ever needs."""
 
     def __init__(self, root: Path) -> None:
         file = root / IGNORE_FILE
@@ -153,24 +157,24 @@ class Ignored:
         self._rules = [rule for line in [*NEVER, IGNORE_FILE, *own] if (rule := _rule(line)) is not None]
 
     def __call__(self, relative: str) -> bool:
-        """Whether the file at this path from the root is kept out, itself or with a folder above it."""
+        """Whether the file at this path from the root is excluded, itself or with a folder above it."""
         above = [parent.as_posix() for parent in reversed(PurePosixPath(relative).parents)][1:]
-        return any(self._kept_out(folder, folder=True) for folder in above) or self._kept_out(relative, folder=False)
+        return any(self._excludes(folder, folder=True) for folder in above) or self._excludes(relative, folder=False)
 
-    def _kept_out(self, path: str, *, folder: bool) -> bool:
-        verdict = False
-        for expression, only_folders, out in self._rules:
+    def _excludes(self, path: str, *, folder: bool) -> bool:
+        excluded = False
+        for expression, only_folders, excludes in self._rules:
             if (folder or not only_folders) and expression.fullmatch(path):
-                verdict = out
-        return verdict
+                excluded = excludes
+        return excluded
 
 
 def _rule(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
-    """(expression over the whole path, only for folders, keeps out) of one line; None for blanks and comments."""
+    """(expression over the whole path, only for folders, excludes) of one line; None for blanks and comments."""
     line = line.rstrip()
     if not line or line.startswith("#"):
         return None
-    out = not line.startswith("!")
+    excludes = not line.startswith("!")
     pattern = line.removeprefix("!")
     only_folders = pattern.endswith("/")
     pattern = pattern.rstrip("/")
@@ -193,7 +197,7 @@ def _rule(line: str) -> tuple[re.Pattern[str], bool, bool] | None:
             case _:
                 parts.append(re.escape(token))
     try:
-        return re.compile(start + "".join(parts)), only_folders, out
+        return re.compile(start + "".join(parts)), only_folders, excludes
     except re.error as error:
         raise UsageError(f"{IGNORE_FILE} has a pattern that cannot be read: {line}: {error}.") from error
 
@@ -214,7 +218,7 @@ def _included(root: Path, include: Iterable[str], ignored: Ignored) -> Iterator[
                     raise UsageError(f"{path} is a link to a folder; put the folder itself there, or leave it out.")
 
 
-def _asked(root: Path, also: Iterable[str], ignored: Ignored) -> Iterator[str]:
+def _existing(root: Path, also: Iterable[str], ignored: Ignored) -> Iterator[str]:
     for relative in also:
         path = PurePosixPath(relative)
         if path.is_absolute() or ".." in path.parts:
@@ -225,10 +229,11 @@ def _asked(root: Path, also: Iterable[str], ignored: Ignored) -> Iterator[str]:
 
 def _size(path: Path, root: Path, *, place: str) -> int:
     try:
-        whole = path.resolve(strict=True)
-        inside = whole.is_relative_to(root) or (place.startswith("modules/") and not path.is_symlink())
+        inside = path.resolve(strict=True).is_relative_to(root) or (
+            place.startswith("modules/") and not path.is_symlink()
+        )
         status = path.stat()
-    except (OSError, RuntimeError) as error:  # a link that leads nowhere, or round and round
+    except (OSError, RuntimeError) as error:  # a link to nothing, or in a circle
         raise UsageError(f"{path} cannot be read: {error}. Leave it out in {IGNORE_FILE}.") from error
     if not inside:
         raise UsageError(f"{path} is a link that leaves the project. Put the file itself there, or leave it out.")
@@ -249,20 +254,14 @@ def _refuse_large(sizes: Mapping[str, int]) -> None:
     )
 
 
-def _secret(name: str, data: bytes, forms: Mapping[str, re.Pattern[str]]) -> str:
+def _secret(name: str, data: bytes) -> str:
     """What is secret about the file, as words that follow its name; "" for nothing."""
     last = PurePosixPath(name).name.lower()
     if any(fnmatch.fnmatchcase(last, pattern) for pattern in SECRET_NAMES):
         return "is named like a file of secrets"
     if b"\0" not in data[:SNIFFED_BYTES]:
         text = data.decode("utf-8", "replace")
-        for kind, form in forms.items():
+        for kind, form in FORMS.items():
             if form.search(text):
                 return f"has in it what looks like a credential ({kind})"
     return ""
-
-
-def _way_out(name: str, shown: str) -> str:
-    if name.startswith("project/"):
-        return f"Leave it out with a line `/{shown}` in {IGNORE_FILE}."
-    return "Take it out there, and give it to the step as a secret parameter."

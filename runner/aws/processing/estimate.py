@@ -1,30 +1,28 @@
-"""What a run would move to S3 and could cost at most, before anything is moved or started."""
+"""The bytes that a run would upload to S3, and its highest cost, before anything is uploaded or started."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing import wheels
 from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle
-from runner.aws.processing.executor import runner_bundle
-from runner.aws.processing.prices import Prices
+from runner.aws.processing.executor import lock_wheels, packaging, runner_bundle
+from runner.aws.processing.prices import Prices, project_prices
 from runner.aws.processing.request import AFTER_STEP_S, limit_s
 from runner.aws.session import Session
-from runner.aws.settings import Settings, could_share, lock_file, one_machine, settings
-from runner.notebook.redaction import FORMS
-from runner.pipeline.plan import Plan, PlannedStep
+from runner.aws.settings import Settings, could_share, one_machine, settings
+from runner.pipeline.plan import Plan
 from runner.records import InputFact, StepSpec
 from runner.run.retries import TRANSIENT_RETRIES
 
 
 @dataclass(frozen=True)
-class Way:
-    """How steps may be put into jobs: as many starts by instance type, with what job it is where that is no processing
-    job, and what they cost if each step and each attempt at it takes all the time it may, on spot too at the usual price;
-    None where a price is not known. `chosen`: as pipeline.toml says."""
+class JobSplit:
+    """How steps may be split into jobs. `jobs` counts the starts by instance type (with the kind of job, if it is not a
+    processing job); `ceiling_usd` is the cost if each attempt at each step takes all its time, on spot too at the usual
+    price, None where a price is not known; `chosen`: as pipeline.toml has it."""
 
     name: str
     jobs: dict[str, int]
@@ -34,133 +32,112 @@ class Way:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`ceiling_usd`: of the chosen way, of every step that may run."""
+    """`ceiling_usd` is that of the chosen split, for every step that may run."""
 
     move_bytes: int
     ceiling_usd: float | None
     prices: str
-    ways: list[Way]
+    ways: list[JobSplit]
 
 
 def estimate(
     session: Session,
     plan: Plan,
-    steps: Iterable[str],
+    names: Iterable[str],
     sources: Mapping[str, InputFact],
     *,
     undeclared: Mapping[str, Iterable[str]],
 ) -> Estimate:
-    """For these steps; `sources` are what comes from outside the run, by "step.input", and `undeclared` the project's
-    files that a step has read without their being inputs."""
-    wanted, common = set(steps), set[tuple[object, ...]]()
-    missing: dict[str, int] = {}  # by address, so that what two steps need is counted once
-    said = ""
-    for step in plan.steps:
-        if step.name not in wanted:
-            continue
-        chosen = settings(plan.pipeline, step.name)
-        bucket = Bucket(session, chosen.bucket, chosen.prefix)
-        packages = (chosen.bucket, chosen.prefix, chosen.lock, chosen.python, chosen.platform, chosen.packages)
-        if packages not in common:
-            common.add(packages)
-            missing |= _packages(plan.root, chosen, bucket)
-        missing |= _code(step, plan, chosen, bucket, undeclared.get(step.name, ()))
-        missing |= _inputs(step.name, sources, bucket)
-        said = Prices.read(plan.root / chosen.prices if chosen.prices else None).source
-    found = ways(plan, [step.name for step in plan.steps if step.name in wanted])
-    ceiling = next((way.ceiling_usd for way in found if way.chosen), 0.0)
-    return Estimate(sum(missing.values()), ceiling, said, found)
+    """For the steps of these names; `sources` are the inputs from outside the run, by "step.input", and `undeclared`
+    the project's files that a step has read without their being inputs."""
+    selected, packagings = set(names), set[tuple[str, ...]]()
+    steps = [step for step in plan.steps if step.name in selected]
+    missing: dict[str, int] = {}  # address -> bytes, so that what two steps need is counted once
+    table = ""
+    for step in steps:
+        job_settings = settings(plan.pipeline, step.name)
+        bucket = Bucket(session, job_settings.bucket, job_settings.prefix)
+        key = (bucket.name, bucket.prefix, *packaging(job_settings))
+        if key not in packagings:
+            packagings.add(key)
+            packages = lock_wheels(job_settings, plan.root)
+            missing |= {bucket.address(wheel.key): wheel.size_bytes for wheel in wheels.missing(bucket, packages)}
+            runner = runner_bundle(job_settings, packages, bucket, root=plan.root)
+            missing |= _missing_bundle(runner, "bundles/", START, bucket)
+        code = code_bundle(
+            step.notebook.path.read_bytes(),
+            notebook=step.spec.notebook,
+            modules=step.modules,
+            root=plan.root,
+            include=job_settings.include,
+            also=undeclared.get(step.name, ()),
+        )
+        missing |= _missing_bundle(code, "steps/", NOTEBOOK, bucket)
+        missing |= _missing_inputs(step.name, sources, bucket)
+        table = project_prices(job_settings, plan.root).source
+    splits = job_splits(plan, [step.name for step in steps])
+    ceiling = next((split.ceiling_usd for split in splits if split.chosen), 0.0)
+    return Estimate(sum(missing.values()), ceiling, table, splits)
 
 
-def ways(plan: Plan, steps: Sequence[str]) -> list[Way]:
-    """The ways to put these steps, in their order, into jobs: apart, together where that is another one, and that of
-    pipeline.toml where it is neither."""
-    alone = [[step] for step in steps]
-    kinds = {
-        "apart": alone,
-        "together": _grouped(steps, lambda *those: could_share(plan.pipeline, *those)),
-        "as set": _grouped(steps, lambda *those: one_machine(plan.pipeline, *those)),
+def job_splits(plan: Plan, steps: Sequence[str]) -> list[JobSplit]:
+    """The different ways to split these steps, in their order, into jobs: each alone, together where that is possible,
+    and as pipeline.toml has it."""
+    groups = {
+        "apart": [[step] for step in steps],
+        "together": _grouped(steps, lambda *pair: could_share(plan.pipeline, *pair)),
+        "as set": _grouped(steps, lambda *pair: one_machine(plan.pipeline, *pair)),
     }
-    chosen, found = kinds["as set"], list[Way]()
-    for name, groups in kinds.items():
-        if steps and groups not in [kinds[way.name] for way in found]:
-            found.append(_way(name, groups, plan, chosen=groups == chosen))
-    return found
+    different: dict[str, list[list[str]]] = {}
+    for name, jobs in groups.items():
+        if jobs and jobs not in different.values():
+            different[name] = jobs
+    return [_split(name, jobs, plan, chosen=jobs == groups["as set"]) for name, jobs in different.items()]
 
 
 def _grouped(steps: Sequence[str], fit: Callable[..., bool]) -> list[list[str]]:
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for step in steps:
-        if found and fit(found[-1][0], step):
-            found[-1].append(step)
+        if groups and fit(groups[-1][0], step):
+            groups[-1].append(step)
         else:
-            found.append([step])
-    return found
+            groups.append([step])
+    return groups
 
 
-def _way(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool) -> Way:
+def _split(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bool) -> JobSplit:
     jobs, costs = dict[str, int](), list[float | None]()
     for steps in groups:
-        made = settings(plan.pipeline, steps[0])
-        kind = f"{made.instance} as a {made.kind}" if made.trains else made.instance
+        first = settings(plan.pipeline, steps[0])
+        kind = f"{first.instance} as a {first.kind}" if first.trains else first.instance
         jobs[kind] = jobs.get(kind, 0) + 1
-        prices = Prices.read(plan.root / made.prices if made.prices else None)
+        prices = project_prices(first, plan.root)
         costs += [most_usd(plan.pipeline.steps[step], settings(plan.pipeline, step), prices) for step in steps]
-        saved = prices.of(made.instance, AFTER_STEP_S * (len(steps) - 1))
+        saved = prices.of(first.instance, AFTER_STEP_S * (len(steps) - 1))
         costs.append(None if saved is None else -saved)
     known = [cost for cost in costs if cost is not None]
-    return Way(name, jobs, sum(known) if len(known) == len(costs) else None, chosen)
+    return JobSplit(name, jobs, sum(known) if len(known) == len(costs) else None, chosen)
 
 
-def attempts(step: StepSpec | None) -> int:
-    """How often a step is executed at most: the first time, and for what may be tried again."""
-    return 1 + max(step.retries if step is not None else 0, TRANSIENT_RETRIES)
+def most_usd(step: StepSpec | None, job_settings: Settings, prices: Prices) -> float | None:
+    """The cost of a step if each attempt takes all its time, and its instance waits unused where it is kept warm; None
+    where that has no price."""
+    attempts = 1 + max(step.retries if step is not None else 0, TRANSIENT_RETRIES)
+    most_s = limit_s([step.timeout_s if step is not None else None], job_settings) + job_settings.keep_warm_s
+    price = prices.of(job_settings.instance, most_s)
+    return None if price is None else attempts * price
 
 
-def most_usd(step: StepSpec | None, chosen: Settings, prices: Prices) -> float | None:
-    """What a step costs if each attempt takes all the time it may, and its instance waits in vain where it is kept warm;
-    None where that has no price."""
-    most_s = limit_s([step.timeout_s if step is not None else None], chosen) + chosen.keep_warm_s
-    price = prices.of(chosen.instance, most_s)
-    return None if price is None else attempts(step) * price
+def _missing_bundle(bundle: Bundle, below: str, last: str, bucket: Bucket) -> dict[str, int]:
+    key = f"{below}{bundle.sha256}/"
+    return {} if bucket.size(key + last) is not None else {bucket.address(key): bundle.size_bytes}
 
 
-def _packages(root: Path, chosen: Settings, bucket: Bucket) -> dict[str, int]:
-    """The wheels and the runner that are not in the bucket, with their bytes."""
-    found: dict[str, int] = {}
-    keys, all_ = None, []
-    if chosen.packages == "lock":
-        all_ = wheels.wheels(
-            lock_file(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
-        )
-        found = {bucket.address(wheel.key): wheel.size_bytes for wheel in wheels.missing(bucket, all_)}
-        keys = wheels.described(bucket, all_)
-    return found | _bundle(runner_bundle(chosen, all_, root=root, keys=keys), "bundles/", START, bucket)
-
-
-def _code(step: PlannedStep, plan: Plan, chosen: Settings, bucket: Bucket, undeclared: Iterable[str]) -> dict[str, int]:
-    made = code_bundle(
-        step.notebook.path.read_bytes(),
-        notebook=step.spec.notebook,
-        modules=step.modules,
-        root=plan.root,
-        include=chosen.include,
-        also=undeclared,
-        forms=FORMS,
-    )
-    return _bundle(made, "steps/", NOTEBOOK, bucket)
-
-
-def _bundle(made: Bundle, below: str, last: str, bucket: Bucket) -> dict[str, int]:
-    key = f"{below}{made.sha256}/"
-    return {} if bucket.size(key + last) is not None else {bucket.address(key): made.size_bytes}
-
-
-def _inputs(step: str, sources: Mapping[str, InputFact], bucket: Bucket) -> dict[str, int]:
-    found = {}
+def _missing_inputs(step: str, sources: Mapping[str, InputFact], bucket: Bucket) -> dict[str, int]:
+    missing = {}
     for name, fact in sources.items():
         if name.partition(".")[0] == step and fact.artifact is not None and not fact.listed and fact.as_ == "path":
             key = f"inputs/{fact.artifact.sha256}/"
             if not any(True for _ in bucket.keys(key)):
-                found[bucket.address(key)] = fact.artifact.size_bytes
-    return found
+                missing[bucket.address(key)] = fact.artifact.size_bytes
+    return missing

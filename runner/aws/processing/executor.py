@@ -1,4 +1,4 @@
-"""Steps run as processing or training jobs: what they need goes up once, what comes back is what a person looks at."""
+"""Steps as processing or training jobs: their code and inputs are uploaded once, results for people come back."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from runner.aws.bucket import Bucket
 from runner.aws.own_image import for_jobs
 from runner.aws.processing import bundle, step_queue, training, wheels
 from runner.aws.processing.inputs import put_inputs
-from runner.aws.processing.jobs import OVER, PROCESSING, Ended, Jobs, Kind, kind_of, name_in
-from runner.aws.processing.outcome import Log, bring, stopped, without_result
-from runner.aws.processing.prices import Prices
-from runner.aws.processing.request import MODULE, Addresses, Place, attempt_key, job_name, request
-from runner.aws.processing.step_queue import ORDER, Order, Queue
+from runner.aws.processing.jobs import OVER, PROCESSING, JobEnd, Jobs, Kind, kind_of, name_in
+from runner.aws.processing.outcome import JobLog, download_results, result_at, stopped, with_price, without_result
+from runner.aws.processing.prices import project_prices
+from runner.aws.processing.request import MODULE, JobAddresses, JobPlace, attempt_key, job_name
+from runner.aws.processing.request import request as processing_request
+from runner.aws.processing.step_queue import ORDER, JobQueue, StepOrder
 from runner.aws.session import AwsError, Session
 from runner.aws.settings import OWN, Settings, lock_file, one_machine, settings
 from runner.content import atomic_write, walk
 from runner.errors import Detached, RemoteError
 from runner.failpoint import reach
 from runner.manifest import RunManifest, StepState
-from runner.notebook.redaction import FORMS
-from runner.records import Pipeline, StepJob, StepResult, decode, encode, read
+from runner.records import Pipeline, StepJob, StepResult, encode, read
 from runner.run.folder import MODULES, step_folder
 from runner.run.ports import Runtime
 from runner.run.store import Store
@@ -48,22 +48,21 @@ class SageMakerExecutor:
         store: Store,
         undeclared: Callable[[str], Iterable[str]] = lambda _: (),
     ) -> None:
-        """`undeclared` names the project's files that a step read last time without their being inputs: they go along."""
+        """`undeclared` gives the project's files that a step has read without their being inputs: they are sent too."""
         self._session, self._pipeline, self._root, self._store = session, pipeline, root, store
         self._undeclared = undeclared
         self._lock = threading.Lock()
-        self._bundles: dict[tuple[str, ...], str] = {}
-        self._queues: list[Queue] = []  # jobs that wait for a step
-        self._prices: dict[str | None, Prices] = {}
+        self._runners: dict[tuple[str, ...], str] = {}  # keys of bundles
+        self._queues: list[JobQueue] = []  # jobs that wait for a step
 
     def expect(self, notebook: Path, *, threads: int) -> None:
-        """A job starts when it is created; nothing can be had ahead."""
+        """Nothing: a job starts when it is created."""
 
     def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
-        """A job starts when it is created; nothing can be had ahead."""
+        """Nothing: a job starts when it is created."""
 
     def close(self) -> None:
-        """Jobs that wait for a step need not any more."""
+        """End the jobs that wait for a step."""
         self._end_queues()
 
     def run(
@@ -71,72 +70,73 @@ class SageMakerExecutor:
     ) -> StepResult:
         """As the protocol says; setting `stop` leaves the job running and raises Detached."""
         job = read(StepJob, folder / JOB)
-        chosen = settings(self._pipeline, job.step)
-        bucket = Bucket(self._session, chosen.bucket, chosen.prefix)
+        job_settings = settings(self._pipeline, job.step)
+        bucket = Bucket(self._session, job_settings.bucket, job_settings.prefix)
         queue = self._waiting(job)
         try:
-            made = self._request(folder, job, chosen, bucket, on_progress, queue)
+            request = self._request(folder, job, job_settings, bucket, on_progress, queue)
+            if stop.is_set():
+                raise Detached(f"Step {job.step} was not started.", run=job.run)
         except BaseException:
             self._give_back(queue)
             raise
-        if queue is not None and name_in(made) != queue.job:  # it was asked for elsewhere, before
+        if queue is not None and name_in(request) != queue.job:  # the step was ordered from another job before
             self._give_back(queue)
             queue = None
-        if stop.is_set():
-            self._give_back(queue)
-            raise Detached(f"Step {job.step} was not started.", run=job.run)
-        jobs = Jobs(self._session, poll_s=chosen.poll_s, kind=kind_of(made))
-        at = replace_prefix(bucket, attempt_key(job.run, job.step, job.attempt))
+        jobs = Jobs(self._session, poll_s=job_settings.poll_s, kind=kind_of(request))
+        attempt = replace_prefix(bucket, attempt_key(job.run, job.step, job.attempt))
         reach("job about to be created", job.step)
-        if ORDER in made and not _stands(made, queue, jobs, bucket, at):
-            made = self._request(folder, job, chosen, bucket, on_progress, None, anew=True)
-        if ORDER not in made:
-            jobs.ensure(made)
+        if ORDER in request and not _is_ordered(request, queue, jobs, bucket, attempt):
+            request = self._request(folder, job, job_settings, bucket, on_progress, None, anew=True)
+        if ORDER not in request:
+            jobs.ensure(request)
         reach("job created", job.step)
-        log = Log(folder / LOG, job, on_progress)
-        ended = self._followed(made, jobs, job, stop, log, at, queue)
+        log = JobLog(folder / LOG, job, on_progress)
+        ended = self._follow(request, jobs, job, stop, log, attempt, queue)
         log.close()
         if ended is None:
-            raise Detached(f"The job {name_in(made)} goes on.", run=job.run)
+            raise Detached(f"The job {name_in(request)} goes on.", run=job.run)
         reach("job ended", job.step)
-        return self._collect(folder, made, job, chosen, at, ended, log)
+        return self._collect(folder, request, job, job_settings, attempt, ended, log)
 
-    def _followed(
+    def _follow(
         self,
-        made: dict[str, Any],
+        request: dict[str, Any],
         jobs: Jobs,
         job: StepJob,
         stop: threading.Event,
-        log: Log,
-        at: Bucket,
-        queue: Queue | None,
-    ) -> Ended | None:
-        name = name_in(made)
-        if ORDER not in made and _arguments(made) != [step_queue.MODULE]:
-            return jobs.follow(name, left=stop, on_line=log.line, on_status=log.status)
-        queue = queue if queue is not None and queue.job == name else _queue(made, job)
+        log: JobLog,
+        attempt: Bucket,
+        queue: JobQueue | None,
+    ) -> JobEnd | None:
+        name = name_in(request)
+        arguments = request.get("AppSpecification", {}).get("ContainerArguments")
+        if ORDER not in request and arguments != [step_queue.MODULE]:
+            return jobs.follow(name, detach=stop, log=jobs.log(name, log.line))
+        if queue is None or queue.job != name:
+            queue = _queue(request, job)
 
         def is_done() -> bool:
-            content = at.get(RESULT)
-            return content is not None and decode(StepResult, content, where=at.address(RESULT)).error is None
+            result = result_at(attempt)
+            return result is not None and result.error is None
 
-        over = step_queue.follow(queue, jobs, job, left=stop, on_line=log.line, is_done=is_done)
-        if over is None or over.goes_on:
-            queue.number += ORDER in made
+        ended = step_queue.follow(queue, jobs, job, detach=stop, on_line=log.line, is_done=is_done)
+        if ended is None or ended.goes_on:
+            queue.number += ORDER in request
             self._give_back(queue)
-        return over
+        return ended
 
-    def _waiting(self, job: StepJob) -> Queue | None:
-        """A job that takes the step. The others wait for nothing that comes: what runs next needs another machine."""
+    def _waiting(self, job: StepJob) -> JobQueue | None:
+        """A job that takes the step. Without one all others are ended: the next steps need another machine."""
         with self._lock:
-            found = next((queue for queue in self._queues if one_machine(self._pipeline, queue.step, job.step)), None)
-            if found is not None:
-                self._queues.remove(found)
-        if found is None:
+            queue = next((queue for queue in self._queues if one_machine(self._pipeline, queue.step, job.step)), None)
+            if queue is not None:
+                self._queues.remove(queue)
+        if queue is None:
             self._end_queues()
-        return found
+        return queue
 
-    def _give_back(self, queue: Queue | None) -> None:
+    def _give_back(self, queue: JobQueue | None) -> None:
         if queue is not None:
             with self._lock:
                 self._queues.append(queue)
@@ -145,238 +145,231 @@ class SageMakerExecutor:
         with self._lock:
             waiting, self._queues = self._queues, []
         for queue in waiting:
-            chosen = settings(self._pipeline, queue.step)
+            job_settings = settings(self._pipeline, queue.step)
             with contextlib.suppress(AwsError):  # it ends by itself, later
-                queue.end(Bucket(self._session, chosen.bucket, chosen.prefix))
+                queue.end(Bucket(self._session, job_settings.bucket, job_settings.prefix))
 
     def _request(
         self,
         folder: Path,
         job: StepJob,
-        chosen: Settings,
+        job_settings: Settings,
         bucket: Bucket,
         on_progress: Callable[[Progress], None],
-        queue: Queue | None,
+        queue: JobQueue | None,
         *,
         anew: bool = False,
     ) -> dict[str, Any]:
-        """What creates the job, or orders the step from one that is there. Written down before it is sent, here and
-        beside the job's input, so that a resumed run sends the very same, on whichever machine; `anew` in its place."""
-        kept, key = folder / REQUEST, attempt_key(job.run, job.step, job.attempt)
+        """The request that creates the job, or the order of the step from a running one. Written before it is sent,
+        into the step's folder and into S3, so that a resumed run sends an equal one on any machine; `anew` replaces it.
+        """
+        file, key = folder / REQUEST, attempt_key(job.run, job.step, job.attempt)
         name = job_name(self._pipeline.name, job.run, job.step, job.attempt)
-        if kept.exists() and not anew:
-            made: dict[str, Any] = msgspec.json.decode(kept.read_bytes())
-            if name in (name_in(made), made.get(ORDER, {}).get("for")):
-                return made
-        there = None if anew else bucket.get(key + REQUEST)
-        if there is not None:
-            atomic_write(kept, there)
-            return dict(msgspec.json.decode(there))
-        chosen = for_jobs(self._session, self._pipeline.name, chosen, self._root)
+        if file.exists() and not anew:
+            request: dict[str, Any] = msgspec.json.decode(file.read_bytes())
+            if name in (name_in(request), request.get(ORDER, {}).get("for")):
+                return request
+        content = None if anew else bucket.get(key + REQUEST)
+        if content is not None:
+            atomic_write(file, content)
+            return dict(msgspec.json.decode(content))
+        job_settings = for_jobs(self._session, self._pipeline.name, job_settings, self._root)
         on_progress(Progress(job.step, 0, 0, None, "uploading"))
         inputs, files = put_inputs(job, self._store, bucket)
-        code = self._code(folder, job, chosen, bucket)
-        place = Place(
+        step_code = step_bundle(folder, job.notebook, self._root, job_settings, also=self._undeclared(job.step))
+        code = bundle.upload(bucket, "steps/", step_code)[0]
+        place = JobPlace(
             job=name if queue is None else queue.job,
-            bucket=chosen.bucket,
-            key=chosen.prefix + key,
+            bucket=job_settings.bucket,
+            key=job_settings.prefix + key,
             region=self._session.region,
-            image=chosen.image,
-            instance=chosen.instance,
+            image=job_settings.image,
+            instance=job_settings.instance,
             code=bundle.name_of(code),
             notebook_folder=str(PurePosixPath(job.notebook).parent),
             files=files,
-            secrets=chosen.prefix,
-            kms_key=chosen.kms_key,
+            secrets=job_settings.prefix,
+            kms_key=job_settings.kms_key,
         )
         bucket.put(f"{key}job/{JOB}", encode(job))
         bucket.put(f"{key}job/place.json", encode(place))
         if queue is not None:
-            order = Order(step=job.step, attempt=bucket.prefix + key, code=bucket.address(code), inputs=inputs)
-            made = queue.request(order, name)
+            order = StepOrder(step=job.step, attempt=bucket.prefix + key, code=bucket.address(code), inputs=inputs)
+            request = queue.request(order, name)
         else:
-            at = Addresses(
-                bundle=bucket.address(self._bundle(chosen, bucket)),
+            addresses = JobAddresses(
+                bundle=bucket.address(self._runner(job_settings, bucket)),
                 step=bucket.address(code),
                 attempt=bucket.address(key),
                 inputs=inputs,
             )
-            made = self._of_one_job(name, job, chosen, at, folder)
-        content = msgspec.json.encode(made)
+            request = self._new_job(name, job, job_settings, addresses, folder)
+        content = msgspec.json.encode(request)
         # another machine may be first, or the reply be lost
         if not bucket.put(key + REQUEST, content, once=not anew):
             content = bucket.get(key + REQUEST) or content
-            made = msgspec.json.decode(content)
-        atomic_write(kept, content)
+            request = msgspec.json.decode(content)
+        atomic_write(file, content)
         on_progress(Progress(job.step, 0, 0, None, "waiting for the instance"))
-        return made
+        return request
 
-    def _of_one_job(self, name: str, job: StepJob, chosen: Settings, at: Addresses, folder: Path) -> dict[str, Any]:
-        """What creates a job for the step, and for those that may share it."""
+    def _new_job(
+        self, name: str, job: StepJob, job_settings: Settings, addresses: JobAddresses, folder: Path
+    ) -> dict[str, Any]:
+        """The request that creates a job for the step, and for those that may share it."""
         pipeline = self._pipeline
-        if chosen.trains:
+        if job_settings.trains:
             metrics = training.metrics(pipeline, job.step, folder / SOURCE)
-            return training.request(name, job, chosen, at, project=pipeline.name, metrics=metrics)
+            return training.request(name, job, job_settings, addresses, project=pipeline.name, metrics=metrics)
         shared = [step for step in pipeline.steps if one_machine(pipeline, job.step, step)]
         timeouts_s = {step: pipeline.steps[step].timeout_s for step in shared} | {job.step: job.timeout_s}
         module = step_queue.MODULE if len(timeouts_s) > 1 else MODULE
-        return request(name, job, chosen, at, project=pipeline.name, module=module, timeouts_s=timeouts_s.values())
+        return processing_request(
+            name, job, job_settings, addresses, project=pipeline.name, module=module, timeouts_s=timeouts_s.values()
+        )
 
-    def _bundle(self, chosen: Settings, bucket: Bucket) -> str:
-        """The key of the runner with its environment, put there once for all steps of this process."""
+    def _runner(self, job_settings: Settings, bucket: Bucket) -> str:
+        """The key of the runner with its environment, uploaded once for all steps of this process."""
         with self._lock:
-            key = (chosen.bucket, chosen.prefix, chosen.lock, chosen.python, chosen.platform, chosen.packages)
-            if key not in self._bundles:
-                self._bundles[key] = put_runner(chosen, bucket, root=self._root)
-            return self._bundles[key]
-
-    def _code(self, folder: Path, job: StepJob, chosen: Settings, bucket: Bucket) -> str:
-        made = step_bundle(folder, job.notebook, self._root, chosen, also=self._undeclared(job.step))
-        return bundle.upload(bucket, "steps/", made)[0]
+            key = (bucket.name, bucket.prefix, *packaging(job_settings))
+            if key not in self._runners:
+                self._runners[key] = put_runner(job_settings, bucket, root=self._root)
+            return self._runners[key]
 
     def _collect(
-        self, folder: Path, made: dict[str, Any], job: StepJob, chosen: Settings, at: Bucket, ended: Ended, log: Log
+        self,
+        folder: Path,
+        request: dict[str, Any],
+        job: StepJob,
+        job_settings: Settings,
+        attempt: Bucket,
+        ended: JobEnd,
+        log: JobLog,
     ) -> StepResult:
-        """The result as the job left it, with what is to be looked at; a failure of the job itself where it left none."""
-        name, limit_s = name_in(made), made["StoppingCondition"]["MaxRuntimeInSeconds"]
-        content = at.get(RESULT)
-        result = decode(StepResult, content, where=at.address(RESULT)) if content is not None else None
-        told = result.remote if result is not None else None
-        if result is not None and (told is None or told.name != name or not told.at.startswith(at.address(""))):
-            raise RemoteError(f"{at.address(RESULT)} is not the result of the job {name}. Nothing of it was taken in.")
-        if result is None or not _is_last(result, ended):
+        """The job's result, with small outputs downloaded; a failure of the job itself where there is no result."""
+        name, limit_s = name_in(request), request["StoppingCondition"]["MaxRuntimeInSeconds"]
+        prefix, result = attempt.address(""), result_at(attempt)
+        remote = result.remote if result is not None else None
+        if result is not None and (remote is None or remote.name != name or not remote.at.startswith(prefix)):
+            raise RemoteError(f"{prefix}{RESULT} is not the result of the job {name}. Nothing of it was taken in.")
+        if result is None or remote is None or not _is_last(result, ended):
             result = without_result(job, ended, name, log)
         else:
-            assert result.remote is not None
-            billed_s = ended.billed_s if result.remote.billed_s is None else result.remote.billed_s
-            price = self._prices_for(chosen).of(chosen.instance, billed_s)
-            paid = msgspec.structs.replace(result.remote, billed_s=billed_s, price_usd=price)
-            result = msgspec.structs.replace(result, remote=paid)
-            there = replace_prefix(at, paid.at.removeprefix(at.address("")))
-            if result.executed is not None:
-                bring(result.executed, folder, there)
-            for output in result.outputs.values():
-                if output.size_bytes <= chosen.small_mb * 1e6:
-                    bring(output, folder, there)
+            result = with_price(result, project_prices(job_settings, self._root), ended.billed_s)
+            source = replace_prefix(attempt, remote.at.removeprefix(prefix))
+            download_results(result, folder, source, small_mb=job_settings.small_mb)
         if ended.status == "Stopped" and result.error is not None and result.error.kind == "interrupted":
             result = stopped(result, result.error, ended, name, limit_s)
         atomic_write(folder / RESULT, encode(result))
         return result
 
-    def _prices_for(self, chosen: Settings) -> Prices:
-        with self._lock:
-            if chosen.prices not in self._prices:
-                self._prices[chosen.prices] = Prices.read(self._root / chosen.prices if chosen.prices else None)
-            return self._prices[chosen.prices]
 
-
-def kind_for(chosen: Settings) -> Kind:
-    """Of the job that a step is made."""
-    return "Training" if chosen.trains else PROCESSING
+def kind_for(job_settings: Settings) -> Kind:
+    """The kind of job that a step with these settings has."""
+    return "Training" if job_settings.trains else PROCESSING
 
 
 def job_of(manifest: RunManifest, state: StepState, store: Store, session: Session) -> tuple[Kind, str]:
     """Kind and name of the job that executes the step: its own, or the one it was ordered from."""
-    chosen = settings(manifest.pipeline, state.name)
+    job_settings = settings(manifest.pipeline, state.name)
     name = job_name(manifest.pipeline.name, manifest.run, state.name, state.attempt)
-    if not chosen.together:
-        return kind_for(chosen), name
-    kept = step_folder(store, manifest.run, state.name) / REQUEST
+    if not job_settings.together:
+        return kind_for(job_settings), name
+    file = step_folder(store, manifest.run, state.name) / REQUEST
     key = attempt_key(manifest.run, state.name, state.attempt) + REQUEST
-    content = Bucket(session, chosen.bucket, chosen.prefix).get(key) if not kept.exists() else kept.read_bytes()
-    made = msgspec.json.decode(content) if content else {}
-    return PROCESSING, str(made["ProcessingJobName"]) if made.get(ORDER, {}).get("for") == name else name
+    bucket = Bucket(session, job_settings.bucket, job_settings.prefix)
+    content = file.read_bytes() if file.exists() else bucket.get(key)
+    request = msgspec.json.decode(content) if content else {}
+    return PROCESSING, str(request["ProcessingJobName"]) if request.get(ORDER, {}).get("for") == name else name
 
 
-def _is_last(result: StepResult, ended: Ended) -> bool:
-    """Whether the job's end is that of the start that left the result: one whose instance was taken away may have left
-    one too, as interrupted."""
+def _is_last(result: StepResult, ended: JobEnd) -> bool:
+    """Whether the result is that of the job's last start: one whose instance was taken away may have left an
+    interrupted one."""
     if result.error is None:
         return ended.status == "Completed"
     return result.error.kind != "interrupted" or ended.status == "Stopped"
 
 
-def _arguments(made: dict[str, Any]) -> list[str]:
-    """Of the container; none of them are of a training job."""
-    arguments: list[str] = made.get("AppSpecification", {}).get("ContainerArguments", [])
-    return arguments
-
-
-def _queue(made: dict[str, Any], job: StepJob) -> Queue:
-    """The job that the step was ordered from, or that was made for it to be the first of some."""
-    order = made.get(ORDER)
-    limit = made["StoppingCondition"]
+def _queue(request: dict[str, Any], job: StepJob) -> JobQueue:
+    """The job that the step was ordered from, or that was created for it and steps to come."""
+    name, limit, order = request["ProcessingJobName"], request["StoppingCondition"], request.get(ORDER)
     if order is None:
-        at = f"{attempt_key(job.run, job.step, job.attempt)}queue/"
-        return Queue(made["ProcessingJobName"], at, job.step, limit)
-    return Queue(made["ProcessingJobName"], order["at"], order["first"], limit, number=order["number"])
+        return JobQueue(name, f"{attempt_key(job.run, job.step, job.attempt)}queue/", job.step, limit)
+    return JobQueue(name, order["at"], order["first"], limit, number=order["number"])
 
 
-def _stands(made: dict[str, Any], queue: Queue | None, jobs: Jobs, bucket: Bucket, at: Bucket) -> bool:
-    """Whether the job that the step is ordered from executes it, or has. It may have ended meanwhile."""
-    order = made[ORDER]
+def _is_ordered(request: dict[str, Any], queue: JobQueue | None, jobs: Jobs, bucket: Bucket, attempt: Bucket) -> bool:
+    """Whether the job that the step is ordered from executes it, or has executed it. The job may have ended."""
+    order = request[ORDER]
     if queue is None:
-        found = jobs.find(made["ProcessingJobName"])
-        if found is None or found["ProcessingJobStatus"] in OVER:
-            return found is not None and at.size(RESULT) is not None
-    wanted = msgspec.convert(order["order"], Order)
-    return step_queue.put_order(bucket, order["at"], order["number"], wanted)
+        description = jobs.find(request["ProcessingJobName"])
+        if description is None or jobs.status(description) in OVER:
+            return description is not None and attempt.size(RESULT) is not None
+    return step_queue.put_order(bucket, order["at"], order["number"], msgspec.convert(order["order"], StepOrder))
 
 
 def runtime(pipeline: Pipeline, root: Path) -> Runtime:
     """What the pipeline's steps run on: the lock's pins for the image's Python, or the image as it is."""
-    chosen = settings(pipeline)
-    if chosen.packages == "image" and chosen.allow_other_versions and chosen.image != OWN:
-        return Runtime(f"CPython {chosen.python} in a job", {"image": chosen.image})
-    pins = wheels.pins(lock_file(chosen, root), python=chosen.python, platform=chosen.platform)
-    digest = hashlib.sha256(msgspec.json.encode(pins, order="sorted")).hexdigest()
-    return Runtime(f"CPython {chosen.python} in a job", {chosen.lock: digest[:12]})
+    job_settings = settings(pipeline)
+    name = f"CPython {job_settings.python} in a job"
+    if job_settings.packages == "image" and job_settings.allow_other_versions and job_settings.image != OWN:
+        return Runtime(name, {"image": job_settings.image})
+    digest = hashlib.sha256(msgspec.json.encode(_pins(job_settings, root), order="sorted")).hexdigest()
+    return Runtime(name, {job_settings.lock: digest[:12]})
 
 
-def environment(chosen: Settings, *, root: Path, keys: wheels.Environment | None) -> dict[str, Any]:
-    """environment.json: what the job's bootstrap compares the image with, and where it finds what the image lacks."""
-    return {
-        "pins": dict(wheels.pins(lock_file(chosen, root), python=chosen.python, platform=chosen.platform)),
-        "python": chosen.python,
-        "packages": chosen.packages,
-        "allow_other_versions": chosen.allow_other_versions,
-        "wheels": keys.described if keys is not None else None,
-    }
+def packaging(job_settings: Settings) -> tuple[str, ...]:
+    """The settings that the runner's bundle depends on."""
+    return job_settings.lock, job_settings.python, job_settings.platform, job_settings.packages
 
 
-def put_runner(chosen: Settings, bucket: Bucket, *, root: Path) -> str:
-    """Put the runner with its environment where jobs find it, once; its key."""
-    keys, found = None, []
-    if chosen.packages == "lock":
-        found = wheels.wheels(
-            lock_file(chosen, root), python=chosen.python, platform=chosen.platform, cache=wheels.kept_folder()
-        )
-        keys = wheels.upload(bucket, found)
-    return bundle.upload(bucket, "bundles/", runner_bundle(chosen, found, root=root, keys=keys))[0]
+def _pins(job_settings: Settings, root: Path) -> dict[str, str]:
+    file = lock_file(job_settings, root)
+    return wheels.pins(file, python=job_settings.python, platform=job_settings.platform)
+
+
+def lock_wheels(job_settings: Settings, root: Path) -> list[wheels.Wheel]:
+    """The wheels that a job may install; none where the image has the packages."""
+    if job_settings.packages != "lock":
+        return []
+    file, cache = lock_file(job_settings, root), wheels.kept_folder()
+    return wheels.wheels(file, python=job_settings.python, platform=job_settings.platform, cache=cache)
+
+
+def put_runner(job_settings: Settings, bucket: Bucket, *, root: Path) -> str:
+    """Upload the runner with its environment for all jobs, once; its key."""
+    packages = lock_wheels(job_settings, root)
+    if job_settings.packages == "lock":
+        wheels.upload(bucket, packages)
+    return bundle.upload(bucket, "bundles/", runner_bundle(job_settings, packages, bucket, root=root))[0]
 
 
 def runner_bundle(
-    chosen: Settings, found: Sequence[wheels.Wheel], *, root: Path, keys: wheels.Environment | None
+    job_settings: Settings, packages: Sequence[wheels.Wheel], bucket: Bucket, *, root: Path
 ) -> bundle.Bundle:
-    """The runner with its environment; `found` are the lock's wheels, where the job may install them."""
-    library = next((wheel.path.read_bytes() for wheel in found if wheel.filename.startswith("msgspec-")), None)
-    return bundle.runner_bundle(environment(chosen, root=root, keys=keys), library=library)
+    """The runner with environment.json, which the bootstrap compares the image with; `packages` as by `lock_wheels`."""
+    environment = {
+        "pins": _pins(job_settings, root),
+        "python": job_settings.python,
+        "packages": job_settings.packages,
+        "allow_other_versions": job_settings.allow_other_versions,
+        "wheels": wheels.described(bucket, packages) if job_settings.packages == "lock" else None,
+    }
+    library = next((wheel.path.read_bytes() for wheel in packages if wheel.filename.startswith("msgspec-")), None)
+    return bundle.runner_bundle(environment, library=library)
 
 
-def step_bundle(folder: Path, notebook: str, root: Path, chosen: Settings, *, also: Iterable[str]) -> bundle.Bundle:
+def step_bundle(
+    folder: Path, notebook: str, root: Path, job_settings: Settings, *, also: Iterable[str]
+) -> bundle.Bundle:
     """A step's notebook and modules as in its run's folder, with the project's files that it reads beside them."""
     modules = dict(walk(folder / MODULES)) if (folder / MODULES).is_dir() else {}
-    return bundle.code_bundle(
-        (folder / SOURCE).read_bytes(),
-        notebook=notebook,
-        modules=modules,
-        root=root,
-        include=chosen.include,
-        also=also,
-        forms=FORMS,
-    )
+    source = (folder / SOURCE).read_bytes()
+    include = job_settings.include
+    return bundle.code_bundle(source, notebook=notebook, modules=modules, root=root, include=include, also=also)
 
 
 def replace_prefix(bucket: Bucket, key: str) -> Bucket:
-    """The place below `key`."""
+    """The bucket with `key` added to its prefix."""
     return Bucket(bucket.session, bucket.name, bucket.prefix + key)

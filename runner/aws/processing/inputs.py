@@ -1,4 +1,4 @@
-"""Where a step's inputs lie for its job: in S3 already, or put there now, once for all jobs."""
+"""The addresses of a step's inputs for its job: in S3 already, or put there now, once for all jobs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ def put_inputs(job: StepJob, store: Store, bucket: Bucket) -> tuple[dict[str, st
 
 
 def _address(fact: InputFact, manifest: RunManifest, store: Store, bucket: Bucket, where: str) -> str:
-    """Where the input's bytes lie in S3: where they are, or where they are put now, once for all jobs."""
     assert fact.artifact is not None
     if fact.listed:
         return fact.source
     upstream, _, output = fact.source.partition(".")
     state = next((state for state in manifest.steps if state.name == upstream), None)
-    made = state.result if state is not None else None
-    if made is not None and made.remote is not None and output in made.outputs:
-        return made.remote.at + made.outputs[output].path
+    result = state.result if state is not None else None
+    if result is not None and result.remote is not None and output in result.outputs:
+        return result.remote.at + result.outputs[output].path
     outside = origin(fact, where, store)
-    whole = fact.artifact.files is not None
     key = f"inputs/{fact.artifact.sha256}/"
     path = fact.artifact.path.partition("?")[0] if is_address(fact.source) else fact.artifact.path
     name = PurePosixPath(path.rstrip("/")).name or "source"
     for relative, part in facts_of(fact.artifact).items():
-        found = store.object(part) if outside is None else outside / relative if relative else outside
-        bucket.upload(key + (relative or name), found)
-    return bucket.address(key if whole else key + name)
+        file = store.object(part) if outside is None else outside / relative if relative else outside
+        bucket.upload(key + (relative or name), file)
+    return bucket.address(key if fact.artifact.files is not None else key + name)

@@ -1,6 +1,6 @@
-"""One processing or training job: made once whatever happens to the client, followed with its logs, stopped when told to.
+"""One processing or training job: created once whatever happens to the client, followed with its logs, stopped.
 
-The two APIs call the same things by the same names, with the job's kind before them.
+The two APIs have the same names for the same things, with the job's kind before them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ OVER = ("Completed", "Failed", "Stopped")
 TAKEN = "ResourceInUse"  # botocore: ResourceInUse, in the model without the suffix
 EVERY_DESCRIBE = 4  # of the ticks that read logs, one asks for the job itself
 LONGEST_MESSAGE = 4000
-DRAINS = 8  # pages of logs at most that are read once a job has ended
+DRAINS = 8  # pages of logs at most that are read after a job has ended
+LATE = {  # by the secondary status of a training job
+    "MaxRuntimeExceeded": "its time limit of {MaxRuntimeInSeconds} s",
+    "MaxWaitTimeExceeded": "{MaxWaitTimeInSeconds} s, with waiting for spot instances",
+}
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobEnd:
     """`status` is Completed, Failed or Stopped; `billed_s` the seconds between start and end, 0 where it never ran.
 
-    `stopped_before`: it had been told to stop when it was first looked at; `goes_on`: only one of its steps has ended.
-    `late`: which of its limits a training job ran into, in words.
+    `stopped_before`: it was asked to stop before it was first described; `goes_on`: only one of its steps has ended.
+    `late`: the limit that a training job ran into, in words.
     """
 
     status: str
@@ -46,14 +50,8 @@ class Ended:
     late: str = ""
 
 
-LATE = {  # by the secondary status
-    "MaxRuntimeExceeded": "its time limit of {MaxRuntimeInSeconds} s",
-    "MaxWaitTimeExceeded": "{MaxWaitTimeInSeconds} s, with waiting for spot instances",
-}
-
-
 def kind_of(request: dict[str, Any]) -> Kind:
-    """Of a request that was made, or of what is kept of a step that was ordered."""
+    """The kind of the job that request.json creates or orders a step from."""
     return "Training" if "TrainingJobName" in request else PROCESSING
 
 
@@ -71,11 +69,8 @@ class Jobs:
     def __init__(self, session: Session, *, poll_s: float, kind: Kind = PROCESSING) -> None:
         self.session, self.poll_s, self.kind = session, poll_s, kind
 
-    def ensure(self, request: dict[str, Any]) -> bool:
-        """Create the job; False where it was there already from this very request, as when a reply was lost.
-
-        Raises Refused where another request has the name.
-        """
+    def ensure(self, request: dict[str, Any]) -> None:
+        """Create the job, unless this very request has created it before. Raises Refused where another request has."""
         name = request[f"{self.kind}JobName"]
         try:
             self._call("create_{}_job", name, **request)
@@ -89,8 +84,6 @@ class Jobs:
                     f"A {self.kind.lower()} job {name} is there already, made by another request. "
                     "Set another [sagemaker] prefix, or start a new run."
                 ) from error
-            return False
-        return True
 
     def describe(self, name: str) -> dict[str, Any]:
         return self._call("describe_{}_job", name, **{f"{self.kind}JobName": name})
@@ -104,26 +97,46 @@ class Jobs:
                 return None
             raise
 
-    def status(self, found: dict[str, Any]) -> str:
-        """InProgress, Stopping, or one of OVER, of a described job."""
-        return str(found[f"{self.kind}JobStatus"])
+    def status(self, description: dict[str, Any]) -> str:
+        """InProgress, Stopping, or one of OVER."""
+        return str(description[f"{self.kind}JobStatus"])
 
-    def message(self, found: dict[str, Any]) -> str:
-        """What the described job said of its failure: its ExitMessage or, where its user may not write that, what lies
-        below its output in S3 (`_run.leave_message`). Of a training job the FailureReason has what it could write."""
-        said = str(found.get("ExitMessage", ""))
-        outputs = [one["S3Output"]["S3Uri"] for one in found.get("ProcessingOutputConfig", {}).get("Outputs", [])]
-        outputs += [found["OutputDataConfig"]["S3OutputPath"]] if "OutputDataConfig" in found else []
-        if said or self.status(found) != "Failed" or not outputs:
-            return said
-        name, key = split(outputs[0])
+    def message(self, description: dict[str, Any]) -> str:
+        """The job's message about its failure: its ExitMessage or, where its user may not write that, the object
+        below its output in S3 (`_run.leave_message`). A training job's is in its FailureReason, if it could write."""
+        message = str(description.get("ExitMessage", ""))
+        outputs = description.get("ProcessingOutputConfig", {}).get("Outputs", [])
+        addresses = [output["S3Output"]["S3Uri"] for output in outputs]
+        addresses += [description["OutputDataConfig"]["S3OutputPath"]] if "OutputDataConfig" in description else []
+        if message or self.status(description) != "Failed" or not addresses:
+            return message
+        name, key = split(addresses[0])
         with contextlib.suppress(AwsError):  # a message that cannot be read must not be the error
             content = Bucket(self.session, name, f"{key.rstrip('/')}/").get("message") or b""
             return content[:LONGEST_MESSAGE].decode(errors="replace")
         return ""
 
+    def billed_s(self, description: dict[str, Any]) -> float:
+        """Seconds to be paid at the usual price, also on spot; 0 where the job never ran."""
+        start, end = description.get(f"{self.kind}StartTime"), description.get(f"{self.kind}EndTime")
+        ran_s = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
+        return float(description.get("BillableTimeInSeconds", ran_s))
+
+    def end(self, description: dict[str, Any], first_status: str) -> JobEnd:
+        """The end of the described job; `first_status` is what it had when it was first looked at."""
+        return JobEnd(
+            status=self.status(description),
+            reason=description.get("FailureReason", ""),
+            message=self.message(description),
+            billed_s=self.billed_s(description),
+            stopped_before=first_status in ("Stopping", "Stopped"),
+            late=LATE.get(description.get("SecondaryStatus", ""), "").format_map(
+                description.get("StoppingCondition", {})
+            ),
+        )
+
     def stop(self, name: str) -> bool:
-        """Ask the job to stop; False where it is over or never was."""
+        """Ask the job to stop; False where it has ended or does not exist."""
         try:
             self._call("stop_{}_job", name, **{f"{self.kind}JobName": name})
         except AwsError as error:
@@ -132,32 +145,38 @@ class Jobs:
             raise
         return True
 
-    def follow(
-        self, name: str, *, left: threading.Event, on_line: Callable[[str], None], on_status: Callable[[str], None]
-    ) -> Ended | None:
-        """Wait for the job's end with its log lines as they come; None once `left` is set, with the job going on.
+    def log(self, name: str, on_line: Callable[[str], None]) -> LogReader:
+        return LogReader(self.session, name, on_line, group=log_group(self.kind))
 
-        One call each `poll_s`: the logs, where there are any, or the job.
+    def follow(
+        self,
+        name: str,
+        *,
+        detach: threading.Event,
+        log: LogReader,
+        part_ended: Callable[[int, bool], bool] = lambda _tick, _described: False,
+    ) -> JobEnd | None:
+        """Wait for the job's end and read its log; None once `detach` is set, while the job keeps running.
+
+        One call each `poll_s`: for the log, where there is one, or for the job. `part_ended` is asked after each, with
+        its number and whether the job was described, if only a part of the job is waited for.
         """
-        logs = LogReader(self.session, name, on_line, group=log_group(self.kind))
-        tick = 0
-        first = ""
+        first, tick = "", 0
         while True:
-            if tick % EVERY_DESCRIBE == 0 or not logs.read():
-                found = self.describe(name)
-                first = first or self.status(found)
-                on_status(self.status(found))
-                logs.expected = logs.expected or f"{self.kind}StartTime" in found
-                logs.began(sum(one["Status"] == "Training" for one in found.get("SecondaryStatusTransitions", [])))
-                if self.status(found) in OVER:
-                    logs.drain()
-                    return ended(
-                        found, self.message(found), stopped_before=first in ("Stopping", "Stopped"), kind=self.kind
-                    )
-            tick += 1
-            if logs.ended:  # its last line was seen: the end is a matter of moments
-                tick = 0
-            if left.wait(self.poll_s):
+            described = tick % EVERY_DESCRIBE == 0 or not log.read()
+            if described:
+                description = self.describe(name)
+                first = first or self.status(description)
+                log.expected = log.expected or f"{self.kind}StartTime" in description
+                statuses = [item["Status"] for item in description.get("SecondaryStatusTransitions", [])]
+                log.began(statuses.count("Training"))
+                if self.status(description) in OVER:
+                    log.drain()
+                    return self.end(description, first)
+            if part_ended(tick, described):
+                return JobEnd(status="Completed", reason="", message="", billed_s=0.0, goes_on=True)
+            tick = 0 if log.ended else tick + 1  # after the last line of the log the job ends within moments
+            if detach.wait(self.poll_s):
                 return None
 
     def _call(self, action: str, name: str, **arguments: Any) -> dict[str, Any]:
@@ -165,24 +184,10 @@ class Jobs:
         return self.session.call("sagemaker", action.format(kind), about=f"{kind} job {name}", **arguments)
 
 
-def ended(found: dict[str, Any], message: str, *, stopped_before: bool, kind: Kind = PROCESSING) -> Ended:
-    """The end of the job as described; `message` is what it said of it."""
-    start, end = found.get(f"{kind}StartTime"), found.get(f"{kind}EndTime")
-    billed = (end - start).total_seconds() if isinstance(start, datetime) and isinstance(end, datetime) else 0.0
-    return Ended(
-        status=found[f"{kind}JobStatus"],
-        reason=found.get("FailureReason", ""),
-        message=message,
-        billed_s=float(found.get("BillableTimeInSeconds", billed)),  # on spot, what is to be paid at the usual price
-        stopped_before=stopped_before,
-        late=LATE.get(found.get("SecondaryStatus", ""), "").format_map(found.get("StoppingCondition", {})),
-    )
-
-
 class LogReader:
-    """The job's lines in CloudWatch Logs. What is late, or cannot be read, is not an error: a run goes on without it.
+    """The job's lines in CloudWatch Logs; late or unreadable logs are no error of a run.
 
-    There is a stream for each start of the job, named by when that was.
+    There is a stream for each start of the job, named by its time.
     """
 
     def __init__(self, session: Session, job: str, on_line: Callable[[str], None], *, group: str = LOG_GROUP) -> None:
@@ -195,19 +200,19 @@ class LogReader:
         self._read = set[str]()  # streams of earlier starts
 
     def read(self) -> bool:
-        """One call: find the stream, or read on in it. False where no call was made."""
+        """One call: find the stream, or read its next page. False where no call was made."""
         if not (self.expected and self.readable) or self.ended:
             return False
         if self._stream:
             self._page()
             return True
-        found = self._call("describe_log_streams", logGroupName=self.group, logStreamNamePrefix=f"{self.job}/")
-        streams = sorted(one["logStreamName"] for one in found.get("logStreams", []))
+        reply = self._call("describe_log_streams", logGroupName=self.group, logStreamNamePrefix=f"{self.job}/")
+        streams = sorted(stream["logStreamName"] for stream in reply.get("logStreams", []))
         self._stream = next((name for name in streams if name not in self._read), "")
         return True
 
     def began(self, starts: int) -> None:
-        """The job has begun so many times: what is left of earlier starts is read, and then comes the last one."""
+        """The job has been started so many times: read the rest of the earlier starts' streams, then the last one's."""
         if starts > 1 and not self._stream:
             self.read()
         while self._stream and len(self._read) + 1 < starts:
@@ -217,7 +222,7 @@ class LogReader:
             self.read()
 
     def drain(self) -> None:
-        """All that is left of a job that is over."""
+        """Read the rest of a log whose job, or whose start, has ended."""
         self.ended, self.expected = False, True
         if not self._stream:
             self.read()
@@ -232,14 +237,14 @@ class LogReader:
 
     def _page(self) -> None:
         more = {"nextToken": self._token} if self._token else {}
-        found = self._call(
+        page = self._call(
             "get_log_events", logGroupName=self.group, logStreamName=self._stream, startFromHead=True, **more
         )
-        for event in found.get("events", []):
+        for event in page.get("events", []):
             line = event["message"].rstrip("\n")
             self.ended = self.ended or line.startswith(END)
             self.on_line(line)
-        self._token = found.get("nextForwardToken", self._token)
+        self._token = page.get("nextForwardToken", self._token)
 
     def _call(self, action: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -255,12 +260,12 @@ PROGRESS, END, STEP = "runner:progress ", "runner:end", "runner:step "
 
 
 def step_line(step: str, attempt: int) -> str:
-    """What a job says in its log before the lines of a step."""
+    """The line in a job's log before those of a step."""
     return f"{STEP}{step} {attempt}"
 
 
 def progress_line(done: int, total: int, cell: int | None, first_line: str) -> str:
-    """What a job says of its progress, in its log."""
+    """The line in a job's log that reports its progress."""
     return PROGRESS + json.dumps([done, total, cell, first_line])
 
 

@@ -1,23 +1,23 @@
-"""A step as a CreateProcessingJob request: pure, so that equal steps give equal requests.
+"""A step as a CreateProcessingJob request; equal steps give equal requests.
 
     <bucket>/<prefix>bundles/<sha256>/                 runner, lock and bootstrap        → input/bundle
     <bucket>/<prefix>steps/<sha256>/                   the notebook and its modules      → input/step
     <bucket>/<prefix>runs/<run>/<step>/attempts/<n>/
         job/job.json, job/place.json                   what to do, and where that is     → input/job
         checkpoints/…, starts/<hex>/…                  of a training job (`training.py`)
-        request.json                                   what the job was made with, for who goes on with the run
-        out/…, executed.ipynb, result.json             what came of it
-    <bucket>/<prefix>inputs/<sha256>/…                 files that came from a client
+        request.json                                   what created the job, for resuming the run elsewhere
+        out/…, executed.ipynb, result.json             its results
+    <bucket>/<prefix>inputs/<sha256>/…                 files from a client
 
-All that comes of a job it puts there itself: whether the service uploads anything for a container that failed is not
-documented, and an image's user may not write the folders that it uploads. The output that a request has is where.
+The job itself uploads its results: it is not documented that the service uploads anything for a failed container, and
+an image's user may not write the folders that the service uploads. The output in a request only names the address.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ AFTER_STEP_S = 900  # beyond the step's own limit: starting, the environment, pu
 HASH_TAG = "runner:request"
 
 
-class Place(Record, frozen=True, kw_only=True):
+class JobPlace(Record, frozen=True, kw_only=True):
     """place.json: where a job is, for itself. `key` is the attempt's prefix in the bucket, ending in `/`."""
 
     format: int = FORMAT
@@ -47,29 +47,30 @@ class Place(Record, frozen=True, kw_only=True):
     instance: str
     code: str  # the hash of the step's files, which lie in input/step
     notebook_folder: AnyPath  # relative to the project, the kernel's working folder
-    files: dict[
-        FileName, OptionalPath
-    ]  # input -> the file's name in its folder; "" where the folder itself is the input
-    secrets: str  # what the names of secrets in Secrets Manager begin with
+    files: dict[FileName, OptionalPath]  # input -> the file's name in its folder; "" for an input that is a folder
+    secrets: str  # prefix of the names of secrets in Secrets Manager
     kms_key: str | None = None  # encrypts what the job writes
     attempt: str | None = None  # the key of result.json, where that is not `key`
 
 
 @dataclass(frozen=True)
-class Addresses:
-    """Where a job finds what it needs, as s3:// prefixes; `inputs` by the name of the parameter."""
+class JobAddresses:
+    """The s3:// prefixes of a job; `inputs` by the name of the parameter."""
 
     bundle: str
     step: str
     attempt: str
     inputs: dict[str, str]
 
+    @property
+    def numbered(self) -> dict[str, str]:
+        """The inputs' addresses by their names in the job, which are numbers in the order of the parameters' names."""
+        return {input_name(number): self.inputs[name] for number, name in enumerate(sorted(self.inputs))}
+
 
 def job_name(project: str, run: str, step: str, attempt: int) -> str:
-    """`<project>-<run>-<step>-<n>`, in the characters and the length that the service allows.
-
-    Where that changes it, with a part of its hash, so that `a_b` and `a-b` have two names.
-    """
+    """`<project>-<run>-<step>-<n>`, in the characters and the length that the service allows; a changed one has a part
+    of its hash, so that `a_b` and `a-b` have two names."""
     whole = f"{project}-{run}-{step}"
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in whole).strip("-")
     end = f"-{attempt}"
@@ -87,18 +88,19 @@ def request(
     name: str,
     job: StepJob,
     settings: Settings,
-    at: Addresses,
+    at: JobAddresses,
     *,
     project: str,
     module: str = MODULE,
-    timeouts_s: Iterable[float | None] | None = None,
+    timeouts_s: Collection[float | None] = (),
 ) -> dict[str, Any]:
     """The arguments of create_processing_job. `timeouts_s` are those of all steps that may share it.
 
-    Raises UsageError where the step is beyond the service's limits.
+    Raises UsageError where the step exceeds the service's limits.
     """
     refuse_inputs(job.step, len(at.inputs), MOST_INPUTS - OWN_INPUTS, "processing")
-    made: dict[str, Any] = {
+    target = {"S3Uri": f"{at.attempt}out/", "LocalPath": f"{OUTPUT}/out", "S3UploadMode": "EndOfJob"}
+    arguments: dict[str, Any] = {
         "ProcessingJobName": name,
         "RoleArn": settings.role,
         "AppSpecification": {
@@ -110,35 +112,33 @@ def request(
             copied("bundle", at.bundle),
             copied("step", at.step),
             copied("job", f"{at.attempt}job/"),
-            *(copied(input_name(number), address) for number, (_, address) in enumerate(sorted(at.inputs.items()))),
+            *(copied(name, address) for name, address in at.numbered.items()),
         ],
-        "ProcessingOutputConfig": {"Outputs": [_output(at.attempt)]},
+        "ProcessingOutputConfig": {"Outputs": [{"OutputName": "out", "S3Output": target}]},
         "ProcessingResources": {"ClusterConfig": cluster(settings)},
-        "StoppingCondition": {
-            "MaxRuntimeInSeconds": limit_s([job.timeout_s] if timeouts_s is None else timeouts_s, settings)
-        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": limit_s(timeouts_s or [job.timeout_s], settings)},
         "Environment": {"RUNNER_JOB": name},
         "Tags": tags(settings, project=project, run=job.run, step=job.step),
     }
     if settings.kms_key:
-        made["ProcessingOutputConfig"]["KmsKeyId"] = settings.kms_key
+        arguments["ProcessingOutputConfig"]["KmsKeyId"] = settings.kms_key
     if settings.vpc is not None or settings.encrypt_traffic:
-        made["NetworkConfig"] = network(settings)
-    return sealed(made)
+        arguments["NetworkConfig"] = network(settings)
+    return with_hash(arguments)
 
 
-def sealed(made: dict[str, Any]) -> dict[str, Any]:
-    """The request with what tells it from another one of its name."""
-    return {**made, "Tags": [*made["Tags"], {"Key": HASH_TAG, "Value": digest(made)}]}
+def with_hash(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The request with the tag that tells it from another one of its name."""
+    return {**arguments, "Tags": [*arguments["Tags"], {"Key": HASH_TAG, "Value": digest(arguments)}]}
 
 
 def input_name(number: int) -> str:
-    """Of the step's inputs, in the order of their names."""
+    """The name in the job of one of the step's inputs, in the order of the parameters' names."""
     return f"in-{number}"
 
 
 def refuse_inputs(step: str, inputs: int, most: int, kind: str) -> None:
-    """Raises UsageError where there are more than such a job takes."""
+    """Raises UsageError where the job would have more than `most` inputs."""
     if inputs > most:
         raise UsageError(
             f"Step {step} has {inputs} inputs to copy; a {kind} job takes {most}. "
@@ -147,52 +147,40 @@ def refuse_inputs(step: str, inputs: int, most: int, kind: str) -> None:
 
 
 def limit_s(timeouts_s: Iterable[float | None], settings: Settings) -> int:
-    """How long a job may run: the own times of its steps, None where they name none, and what comes before and after."""
+    """Seconds that a job may run: the time limits of its steps (None for the settings' own), and for start and end."""
     return min(sum(int(settings.timeout_s if own is None else own) for own in timeouts_s) + AFTER_STEP_S, LONGEST_S)
 
 
-def digest(made: dict[str, Any]) -> str:
-    """What tells two requests of one name apart; over everything but its own tag."""
-    others = [tag for tag in made["Tags"] if tag["Key"] != HASH_TAG]
-    return hashlib.sha256(json.dumps({**made, "Tags": others}, sort_keys=True).encode()).hexdigest()
+def digest(arguments: dict[str, Any]) -> str:
+    """The hash of a request without its own tag."""
+    others = [tag for tag in arguments["Tags"] if tag["Key"] != HASH_TAG]
+    return hashlib.sha256(json.dumps({**arguments, "Tags": others}, sort_keys=True).encode()).hexdigest()
 
 
 def network(settings: Settings) -> dict[str, Any]:
-    """NetworkConfig of a processing job; a training job has its members beside all others."""
-    made: dict[str, Any] = {"EnableInterContainerTrafficEncryption": settings.encrypt_traffic}
-    if settings.vpc is not None:
-        made["VpcConfig"] = {"Subnets": settings.vpc.subnets, "SecurityGroupIds": settings.vpc.security_groups}
-    return made
+    """NetworkConfig of a processing job; a training job has its members among its arguments."""
+    encryption: dict[str, Any] = {"EnableInterContainerTrafficEncryption": settings.encrypt_traffic}
+    if settings.vpc is None:
+        return encryption
+    vpc = {"Subnets": settings.vpc.subnets, "SecurityGroupIds": settings.vpc.security_groups}
+    return {**encryption, "VpcConfig": vpc}
 
 
 def cluster(settings: Settings) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "InstanceCount": 1,
-        "InstanceType": settings.instance,
-        "VolumeSizeInGB": settings.volume_gb,
-    }
-    return {**made, "VolumeKmsKeyId": settings.kms_key} if settings.kms_key else made
+    machine = {"InstanceCount": 1, "InstanceType": settings.instance, "VolumeSizeInGB": settings.volume_gb}
+    return {**machine, "VolumeKmsKeyId": settings.kms_key} if settings.kms_key else machine
 
 
 def copied(name: str, address: Any, folder: str = "") -> dict[str, Any]:
-    """A job's input: what lies at the address is copied to `folder`, else `name`, below input/. A Pipeline's address may be
-    an expression."""
-    source = {
-        "S3Uri": address,
-        "LocalPath": f"{INPUT}/{folder or name}",
-        "S3DataType": "S3Prefix",
-        "S3InputMode": "File",
-    }
+    """A job's input, copied from the address to `folder`, else `name`, below input/. A Pipeline's address may be an
+    expression."""
+    target = f"{INPUT}/{folder or name}"
+    source = {"S3Uri": address, "LocalPath": target, "S3DataType": "S3Prefix", "S3InputMode": "File"}
     return {"InputName": name, "S3Input": source}
 
 
-def _output(attempt: str) -> dict[str, Any]:
-    target = {"S3Uri": f"{attempt}out/", "LocalPath": f"{OUTPUT}/out", "S3UploadMode": "EndOfJob"}
-    return {"OutputName": "out", "S3Output": target}
-
-
 def tags(settings: Settings, **facts: str) -> list[dict[str, str]]:
-    made = {**settings.tags, **{f"runner:{key}": value for key, value in facts.items()}}
-    if len(made) >= MOST_TAGS:
+    values = {**settings.tags, **{f"runner:{key}": value for key, value in facts.items()}}
+    if len(values) >= MOST_TAGS:
         raise UsageError(f"[sagemaker] tags has {len(settings.tags)}; {MOST_TAGS - len(facts) - 1} is the most.")
-    return [{"Key": key, "Value": value} for key, value in sorted(made.items())]
+    return [{"Key": key, "Value": value} for key, value in sorted(values.items())]

@@ -1,10 +1,11 @@
-"""Steps of a run that share a job: the job executes one, and waits for the next to be ordered.
+"""Steps of a run that share a job: the job executes one, and waits for an order of the next.
 
     <bucket>/<prefix>runs/<run>/<step>/attempts/<n>/       of the step that the job was made for
         queue/1.json, 2.json, …                            the steps ordered after it; each is put once
 
-Whoever puts a number first has it: the client an order, or whichever of the two wants no more the end. So no step is
-ordered from a job that will not execute it. All else of a step lies where it does when it has a job of its own.
+The client puts an order under the next number; the client or the job puts an empty order there to end the queue. As
+each number is put once only, no step is ordered from a job that will not execute it. All other objects of a step have
+the same places as for a step with a job of its own.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from typing import Any
 from msgspec import to_builtins
 
 from runner.aws.bucket import Bucket
-from runner.aws.processing.jobs import END, EVERY_DESCRIBE, OVER, STEP, Ended, Jobs, LogReader, ended, step_line
+from runner.aws.processing.jobs import END, STEP, JobEnd, Jobs, LogReader, step_line
 from runner.paths import FileName
 from runner.records import FORMAT, Record, StepJob, decode, encode
 
 MODULE = "runner.aws.processing.queue_job"
-LINGER_S = 120  # that a job waits for an order, while its client looks what is next or has gone
+LINGER_S = 120  # that a job waits for an order
 EVERY_LOOK = 24  # of the ticks that find no line of the step, one looks for its result
-ORDER = "RunnerOrder"  # beside the job's name in what is kept of a step that was ordered
+ORDER = "RunnerOrder"  # key beside the job's name in the request.json of a step that was ordered
 
 
-class Order(Record, frozen=True, kw_only=True):
-    """What a job is to execute next; with no `step`, nothing any more."""
+class StepOrder(Record, frozen=True, kw_only=True):
+    """What a job executes next; without `step`, it ends."""
 
     format: int = FORMAT
     step: FileName | None = None
@@ -38,8 +39,8 @@ class Order(Record, frozen=True, kw_only=True):
 
 
 @dataclass
-class Queue:
-    """A job that executes steps as they are ordered. `number` is the next order's, `step` the first that it executed."""
+class JobQueue:
+    """A job that executes steps as they are ordered. `number` is that of the next order, `step` its first step."""
 
     job: str
     at: str  # the key that the orders lie below, ending in `/`
@@ -47,72 +48,59 @@ class Queue:
     limit: dict[str, Any]  # StoppingCondition of the job
     number: int = 1
     on_line: Callable[[str], None] = print
-    logs: LogReader | None = None  # read on from where the step before ended
+    log: LogReader | None = None  # continued where the step before ended
 
-    def request(self, order: Order, name: str) -> dict[str, Any]:
-        """What is kept of a step that is ordered here: `name` is that of the job which it would have had."""
+    def request(self, order: StepOrder, name: str) -> dict[str, Any]:
+        """request.json of a step that is ordered here; `name` is that of the job which it would have had."""
         place = {"for": name, "at": self.at, "number": self.number, "first": self.step, "order": to_builtins(order)}
         return {"ProcessingJobName": self.job, "StoppingCondition": self.limit, ORDER: place}
 
     def end(self, bucket: Bucket) -> None:
-        put_order(bucket, self.at, self.number, Order())
+        put_order(bucket, self.at, self.number, StepOrder())
 
 
-def order_key(at: str, number: int) -> str:
-    return f"{at}{number}.json"
+def put_order(bucket: Bucket, at: str, number: int, order: StepOrder) -> bool:
+    """Whether the number has this order, put there now or, if a reply was lost, before."""
+    key, content = f"{at}{number}.json", encode(order)
+    return bucket.put(key, content, once=True) or bucket.get(key) == content
 
 
-def put_order(bucket: Bucket, at: str, number: int, order: Order) -> bool:
-    """Whether the number is this order's, put there now or before, as when a reply was lost."""
-    content = encode(order)
-    return bucket.put(order_key(at, number), content, once=True) or bucket.get(order_key(at, number)) == content
-
-
-def read_order(bucket: Bucket, at: str, number: int) -> Order | None:
-    content = bucket.get(order_key(at, number))
-    return None if content is None else decode(Order, content, where=bucket.address(order_key(at, number)))
+def read_order(bucket: Bucket, at: str, number: int) -> StepOrder | None:
+    key = f"{at}{number}.json"
+    content = bucket.get(key)
+    return None if content is None else decode(StepOrder, content, where=bucket.address(key))
 
 
 def follow(
-    queue: Queue,
+    queue: JobQueue,
     jobs: Jobs,
     job: StepJob,
     *,
-    left: threading.Event,
+    detach: threading.Event,
     on_line: Callable[[str], None],
     is_done: Callable[[], bool],
-) -> Ended | None:
-    """Wait for the end of the step, or of its job; None once `left` is set, with both going on.
+) -> JobEnd | None:
+    """Wait for the end of the step, or of its job; None once `detach` is set, while both keep running.
 
-    As `Jobs.follow`, one call each `poll_s`, and one for the result once the log says that the step has ended, or cannot
-    be read.
+    As `Jobs.follow`, one call each `poll_s`, and one for the result when the log says that the step has ended, or when
+    the log cannot be read.
     """
-    reader = _Reader(job, on_line, own=job.step == queue.step)
-    if queue.logs is None:
-        queue.logs = LogReader(jobs.session, queue.job, lambda line: queue.on_line(line))
+    reader = _StepLog(job, on_line, own=job.step == queue.step)
+    log = queue.log = queue.log or jobs.log(queue.job, lambda line: queue.on_line(line))
     queue.on_line = reader.line
-    logs, first, tick = queue.logs, "", 0
-    while True:
-        unseen = False
-        if tick % EVERY_DESCRIBE == 0 or not logs.read():
-            found = jobs.describe(queue.job)
-            first = first or found["ProcessingJobStatus"]
-            if found["ProcessingJobStatus"] in OVER:
-                logs.drain()
-                return ended(found, jobs.message(found), stopped_before=first in ("Stopping", "Stopped"))
-            logs.expected = logs.expected or "ProcessingStartTime" in found
-            unseen = logs.expected and not reader.began and (not logs.readable or tick % EVERY_LOOK == 0)
-        logs.ended = False  # more is to come
-        if (reader.ended or unseen) and is_done():
-            return Ended(status="Completed", reason="", message="", billed_s=0.0, goes_on=True)
-        reader.ended = False  # it has failed, and the job is about to
-        tick += 1
-        if left.wait(jobs.poll_s):
-            return None
+
+    def step_ended(tick: int, described: bool) -> bool:
+        unseen = described and log.expected and not reader.began and (not log.readable or tick % EVERY_LOOK == 0)
+        look = reader.ended or unseen
+        # other steps follow, or the step has failed and the job will fail too
+        log.ended = reader.ended = False
+        return look and is_done()
+
+    return jobs.follow(queue.job, detach=detach, log=log, part_ended=step_ended)
 
 
-class _Reader:
-    """Of the job's lines those of one step; what comes before the first step's belongs to it too."""
+class _StepLog:
+    """The lines of one step among those of its job; lines before the first step's belong to the first step."""
 
     def __init__(self, job: StepJob, on_line: Callable[[str], None], *, own: bool) -> None:
         self.mark, self.on_line, self.open = step_line(job.step, job.attempt), on_line, own

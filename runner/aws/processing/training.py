@@ -1,12 +1,12 @@
-"""A step as a CreateTrainingJob request: what such a job has that a processing job has not is here; pure, as `request`.
+"""A step as a CreateTrainingJob request, and all that only training jobs have; equal steps give equal requests.
 
-Its instance may be taken away and the job begun anew on another one (`spot`). So what a start puts into S3 has a place of
-its own, and the start that comes to an end says in result.json which it was (`inside.py`):
+With `spot` its instance may be taken away and the job started again on another. So each start has a folder of its own
+in S3, and the start that ends writes into result.json which one that is (`inside.py`):
 
     <bucket>/<prefix>runs/<run>/<step>/attempts/<n>/
-        checkpoints/…            what the notebook leaves in RUNNER_CHECKPOINTS, kept in step by the service
+        checkpoints/…            files of the notebook in RUNNER_CHECKPOINTS, copied by the service
         starts/<hex>/out/…, starts/<hex>/executed.ipynb
-        result.json              written last: a job that finds a good one has nothing left to do
+        result.json              written last: a start that finds a successful one executes nothing
 """
 
 from __future__ import annotations
@@ -19,43 +19,41 @@ from typing import Any
 
 from runner.aws.processing.request import (
     MODULE,
-    Addresses,
+    JobAddresses,
     cluster,
-    input_name,
     limit_s,
     network,
     refuse_inputs,
-    sealed,
     tags,
+    with_hash,
 )
 from runner.aws.settings import Settings
 from runner.notebook.source import parsed, python_source, read_notebook
 from runner.records import Pipeline, StepJob
 
 CHANNELS, CHECKPOINTS = "/opt/ml/input/data", "/opt/ml/checkpoints"
-SCRATCH = "/tmp"  # on the job's volume, and whoever the image's user is may write there
-VARIABLE = "RUNNER_CHECKPOINTS"  # of a training job alone
+SCRATCH = "/tmp"  # on the job's volume, and writable for every user
+VARIABLE = "RUNNER_CHECKPOINTS"  # set in training jobs only
 # the service's limits (botocore: InputDataConfig, MetricDefinitions)
 MOST_CHANNELS, MOST_METRICS = 20, 40
 OWN_CHANNELS = ("bundle", "step", "job")
 METRIC = "runner:metric "
-SHOWN = re.compile(r"[\w. -]{1,100}")  # names of metrics that an expression can be made of
+SHOWN = re.compile(r"[\w. -]{1,100}")  # names of metrics that can be part of an expression
 RECORDING = ("metric", "glue")
-WAITS = 2  # times its own limit that a job on spot may take, with waiting for instances
+WAITS = 2  # limit of a spot job with waiting for instances, as a multiple of its own
 
 
 def request(
-    name: str, job: StepJob, settings: Settings, at: Addresses, *, project: str, metrics: Iterable[str]
+    name: str, job: StepJob, settings: Settings, at: JobAddresses, *, project: str, metrics: Iterable[str]
 ) -> dict[str, Any]:
-    """The arguments of create_training_job. `metrics` are names that its page is to show; the first 40 are.
+    """The arguments of create_training_job. `metrics` are names for the job's page, which shows the first 40.
 
-    Raises UsageError where the step is beyond the service's limits.
+    Raises UsageError where the step exceeds the service's limits.
     """
     refuse_inputs(job.step, len(at.inputs), MOST_CHANNELS - len(OWN_CHANNELS), "training")
-    inputs = {input_name(number): address for number, (_, address) in enumerate(sorted(at.inputs.items()))}
     own = dict(zip(OWN_CHANNELS, (at.bundle, at.step, f"{at.attempt}job/"), strict=True))
     limit = limit_s([job.timeout_s], settings)
-    made: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "TrainingJobName": name,
         "RoleArn": settings.role,
         "AlgorithmSpecification": {
@@ -65,7 +63,7 @@ def request(
             "ContainerArguments": [MODULE],
             "MetricDefinitions": [definition(metric) for metric in list(metrics)[:MOST_METRICS]],
         },
-        "InputDataConfig": [_channel(key, address) for key, address in (own | inputs).items()],
+        "InputDataConfig": [_channel(key, address) for key, address in (own | at.numbered).items()],
         "OutputDataConfig": {"S3OutputPath": f"{at.attempt}out/"},
         "CheckpointConfig": {"S3Uri": f"{at.attempt}checkpoints/", "LocalPath": CHECKPOINTS},
         "ResourceConfig": cluster(settings),
@@ -80,20 +78,20 @@ def request(
         "Tags": tags(settings, project=project, run=job.run, step=job.step),
     }
     if settings.spot:
-        made |= {"EnableManagedSpotTraining": True}
-        made["StoppingCondition"]["MaxWaitTimeInSeconds"] = WAITS * limit
+        arguments["EnableManagedSpotTraining"] = True
+        arguments["StoppingCondition"]["MaxWaitTimeInSeconds"] = WAITS * limit
     if settings.keep_warm_s:
-        made["ResourceConfig"]["KeepAlivePeriodInSeconds"] = settings.keep_warm_s
+        arguments["ResourceConfig"]["KeepAlivePeriodInSeconds"] = settings.keep_warm_s
     if settings.kms_key:
-        made["OutputDataConfig"]["KmsKeyId"] = settings.kms_key
+        arguments["OutputDataConfig"]["KmsKeyId"] = settings.kms_key
     if settings.vpc is not None or settings.encrypt_traffic:
-        made |= network(settings)
-    return sealed(made)
+        arguments |= network(settings)
+    return with_hash(arguments)
 
 
 def metrics(pipeline: Pipeline, step: str, notebook: Path) -> list[str]:
-    """The metrics of a step that are known before it runs: those that the gate judges, then those whose names stand in
-    its notebook's calls of `metric` or `glue`."""
+    """The metrics of a step that are known before it runs: those of the gate, then the names in its notebook's calls of
+    `metric` or `glue`."""
     judged = [rule.metric.partition(".")[2] for rule in pipeline.gate if rule.metric.partition(".")[0] == step]
     return [name for name in dict.fromkeys([*judged, *_recorded(notebook)]) if SHOWN.fullmatch(name)]
 
@@ -110,12 +108,12 @@ def _recorded(notebook: Path) -> Iterator[str]:
 
 
 def metric_line(name: str, value: float) -> str:
-    """What a job says of a metric in its log, as `definition` reads it."""
+    """The line in a job's log that reports a metric, as `definition` reads it."""
     return f"{METRIC}{name}={value!r}"
 
 
 def definition(metric: str) -> dict[str, str]:
-    """What has the service show a metric on the job's page."""
+    """The definition by which the service shows a metric on the job's page."""
     return {"Name": metric, "Regex": f"{METRIC}{re.escape(metric)}=([-+.0-9e]+)"}
 
 

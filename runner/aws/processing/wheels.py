@@ -1,12 +1,11 @@
-"""The lock's packages as wheels for the job's image: which apply, fetched once, laid into the bucket once.
+"""The lock's packages as wheels for the job's image: which apply, downloaded once, put into the bucket once.
 
-Wheels lie by content at `wheels/files/<sha256>/<file name>`, so that a changed lock uploads what is new in it, and
+Wheels lie by content at `wheels/files/<sha256>/<file name>`, so that a changed lock uploads its new wheels only, and
 `wheels/<digest>/index.json` lists those of one lock. The index is written last: where it is, they all are.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,18 +17,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from runner.aws.bucket import Bucket
+from runner.content import file_fact
 from runner.errors import RemoteError, UsageError
 
 FILES = "wheels/files/"
 THREADS = 8
-LARGE_BYTES = 64 << 20  # above it a file goes up in parts and is not held in memory
 LEGACY = {"2_17": "manylinux2014", "2_12": "manylinux2010", "2_5": "manylinux1"}  # names that older wheels bear
 LATEST_PATCH = 99  # an image's Python is a late one of its series; locks tell patches apart by the first few
 _HASH = re.compile(r"--hash[= ]sha256:([0-9a-f]{64})")
@@ -37,7 +36,7 @@ _PLATFORM = re.compile(r"manylinux_2_(\d+)_(x86_64|aarch64)")
 _NONE_FOUND = re.compile(r"No matching distribution found for (\S+)")
 
 
-class _Locked(NamedTuple):
+class _LockedPackage(NamedTuple):
     name: str
     version: str
     hashes: frozenset[str]
@@ -55,25 +54,8 @@ class Wheel:
         return f"{FILES}{self.sha256}/{self.filename}"
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A lock's wheels in the bucket. `prefix` and the keys of `files` are as the bucket's whole address needs them."""
-
-    bucket: str
-    region: str
-    prefix: str
-    digest: str
-    files: dict[str, dict[str, str | int]]  # file name -> key, sha256, size
-    moved_bytes: int
-
-    @property
-    def described(self) -> dict[str, object]:
-        """What environment.json says under `wheels`."""
-        return {"bucket": self.bucket, "region": self.region, "keys": self.files}
-
-
 def kept_folder() -> Path:
-    """Where downloaded wheels are kept, for all projects of this user."""
+    """The folder of downloaded wheels, for all projects of this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runner" / "wheels"
 
 
@@ -85,23 +67,23 @@ def pins(lock: Path, *, python: str, platform: str) -> dict[str, str]:
     return {pin.name: pin.version for pin in _applying(lock, python, platform)}
 
 
-def wheels(lock: Path, *, python: str = "3.12", platform: str = "manylinux_2_28_x86_64", cache: Path) -> list[Wheel]:
-    """Exactly the wheels of `pins`, by file name; what `cache` does not have is downloaded into it.
+def wheels(lock: Path, *, python: str, platform: str, cache: Path) -> list[Wheel]:
+    """Exactly the wheels of `pins`, by file name; those that `cache` does not have are downloaded into it.
 
     Raises UsageError for a package without a wheel, RemoteError where the download failed or the hashes differ.
     """
-    wanted = _applying(lock, python, platform)
+    packages = _applying(lock, python, platform)
     folder = cache / f"cp{''.join(python.split('.')[:2])}-{platform}"
     folder.mkdir(parents=True, exist_ok=True)
-    found = _choose(wanted, folder, python, platform)
-    missing = [pin for pin in wanted if pin.name not in found]
-    if missing:
-        _download(missing, folder, python, platform)
-        found |= _choose(missing, folder, python, platform)
-    lost = [f"{pin.name}=={pin.version}" for pin in wanted if pin.name not in found]
+    arrived = _choose(packages, folder, python, platform)
+    absent = [pin for pin in packages if pin.name not in arrived]
+    if absent:
+        _download(absent, folder, python, platform)
+        arrived |= _choose(absent, folder, python, platform)
+    lost = [f"{pin.name}=={pin.version}" for pin in packages if pin.name not in arrived]
     if lost:
         raise RemoteError(f"No wheel with a hash of {lock} arrived for {', '.join(lost)}. Make the lock again.")
-    return sorted(found.values(), key=lambda wheel: wheel.filename)
+    return sorted(arrived.values(), key=lambda wheel: wheel.filename)
 
 
 def digest(wheels: Sequence[Wheel]) -> str:
@@ -110,69 +92,56 @@ def digest(wheels: Sequence[Wheel]) -> str:
 
 
 def missing_bytes(bucket: Bucket, wheels: Sequence[Wheel]) -> int:
-    """How much `upload` would move."""
+    """The bytes that `upload` would move."""
     return sum(wheel.size_bytes for wheel in missing(bucket, wheels))
 
 
 def missing(bucket: Bucket, wheels: Sequence[Wheel]) -> list[Wheel]:
-    """What `upload` would move."""
-    if bucket.size(_index(wheels)) is not None:
+    """The wheels that `upload` would move."""
+    if not wheels or bucket.size(_index(wheels)) is not None:
         return []
     present = dict(bucket.keys(FILES))
     return [wheel for wheel in wheels if present.get(wheel.key) != wheel.size_bytes]
 
 
-def upload(bucket: Bucket, wheels: Sequence[Wheel]) -> Environment:
-    """Lay the wheels into the bucket; nothing moves where they are there. Safe to call again after it broke off."""
+def upload(bucket: Bucket, wheels: Sequence[Wheel]) -> int:
+    """Put the wheels into the bucket; the bytes moved, 0 if they are there. Safe to call again after a failure."""
     if not any(wheel.filename.startswith("uv-") for wheel in wheels):
         raise UsageError("The lock has no uv, which makes the environment in the job. Add uv to it and lock again.")
-    there = described(bucket, wheels)
-    moved = 0
-    if bucket.size(_index(wheels)) is None:
-        with ThreadPoolExecutor(THREADS) as pool:
-            moved = sum(pool.map(lambda wheel: _put(bucket, wheel), missing(bucket, wheels)))
-        index = json.dumps(there.files, indent=1).encode()
-        bucket.put(_index(wheels), index)
-        moved += len(index)
-    return dataclasses.replace(there, moved_bytes=moved)
+    if bucket.size(_index(wheels)) is not None:
+        return 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        uploads = pool.map(
+            lambda wheel: bucket.upload(wheel.key, wheel.path, missing_only=False), missing(bucket, wheels)
+        )
+        moved = sum(uploads)
+    index = json.dumps(described(bucket, wheels)["keys"], indent=1).encode()
+    bucket.put(_index(wheels), index)
+    return moved + len(index)
 
 
-def described(bucket: Bucket, wheels: Sequence[Wheel]) -> Environment:
-    """What `upload` gives, before anything is there."""
-    files: dict[str, dict[str, str | int]] = {
+def described(bucket: Bucket, wheels: Sequence[Wheel]) -> dict[str, Any]:
+    """`wheels` in environment.json: where in the bucket they are, once they are uploaded. Keys are without a prefix."""
+    files = {
         wheel.filename: {"key": bucket.prefix + wheel.key, "sha256": wheel.sha256, "size": wheel.size_bytes}
         for wheel in sorted(wheels, key=lambda wheel: wheel.filename)
     }
-    return Environment(
-        bucket=bucket.name,
-        region=bucket.session.region,
-        prefix=f"{bucket.prefix}wheels/{digest(wheels)}/",
-        digest=digest(wheels),
-        files=files,
-        moved_bytes=0,
-    )
+    return {"bucket": bucket.name, "region": bucket.session.region, "keys": files}
 
 
 def _index(wheels: Sequence[Wheel]) -> str:
     return f"wheels/{digest(wheels)}/index.json"
 
 
-def _put(bucket: Bucket, wheel: Wheel) -> int:
-    if wheel.size_bytes > LARGE_BYTES:
-        return bucket.upload(wheel.key, wheel.path)
-    bucket.put(wheel.key, wheel.path.read_bytes())
-    return wheel.size_bytes
-
-
-def _applying(lock: Path, python: str, platform: str) -> list[_Locked]:
+def _applying(lock: Path, python: str, platform: str) -> list[_LockedPackage]:
     environment = _markers(python, platform)
-    found: dict[str, _Locked] = {}
+    packages: dict[str, _LockedPackage] = {}
     for line in _lines(lock):
-        wanted, hashes = _HASH.sub("", line).strip(), frozenset(_HASH.findall(line))
+        text, hashes = _HASH.sub("", line).strip(), frozenset(_HASH.findall(line))
         try:
-            requirement = Requirement(wanted)
+            requirement = Requirement(text)
         except InvalidRequirement as error:
-            raise UsageError(f"{lock} has a line that is not a pinned package: {wanted}. Lock again.") from error
+            raise UsageError(f"{lock} has a line that is not a pinned package: {text}. Lock again.") from error
         if requirement.marker is not None and not requirement.marker.evaluate(environment):
             continue
         exact = [part.version for part in requirement.specifier if part.operator == "==" and "*" not in part.version]
@@ -182,9 +151,10 @@ def _applying(lock: Path, python: str, platform: str) -> list[_Locked]:
                 "Make it with `uv pip compile --universal --generate-hashes`."
             )
         name = canonicalize_name(requirement.name)
-        if found.setdefault(name, made := _Locked(name, exact[0], hashes)) != made:
+        package = _LockedPackage(name, exact[0], hashes)
+        if packages.setdefault(name, package) != package:
             raise UsageError(f"{lock} has two versions of {name} for Python {python} on {platform}. Lock again.")
-    return sorted(found.values())
+    return sorted(packages.values())
 
 
 def _lines(lock: Path) -> Iterator[str]:
@@ -215,7 +185,6 @@ def _markers(python: str, platform: str) -> dict[str, str]:
         "python_full_version": full,
         "python_version": ".".join(full.split(".")[:2]),
         "sys_platform": "linux",
-        "extra": "",
     }
 
 
@@ -239,12 +208,11 @@ def _machine(platform: str) -> tuple[int, str]:
 def _platforms(platform: str) -> list[str]:
     """The platform and the older ones whose wheels run on it, newest first, each with its former name."""
     newest, machine = _machine(platform)
-    found = []
+    names = []
     for minor in range(newest, 4, -1):
-        found.append(f"manylinux_2_{minor}_{machine}")
-        if f"2_{minor}" in LEGACY:
-            found.append(f"{LEGACY[f'2_{minor}']}_{machine}")
-    return [*found, f"linux_{machine}"]
+        names += [f"manylinux_2_{minor}_{machine}"]
+        names += [f"{LEGACY[f'2_{minor}']}_{machine}"] if f"2_{minor}" in LEGACY else []
+    return [*names, f"linux_{machine}"]
 
 
 def _tags(python: str, platform: str) -> dict[Tag, int]:
@@ -258,8 +226,9 @@ def _tags(python: str, platform: str) -> dict[Tag, int]:
     return {tag: rank for rank, tag in reversed(list(enumerate(fitting)))}
 
 
-def _choose(wanted: list[_Locked], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
-    """The best wheel in the folder for each pin whose bytes the lock knows; others are as if not there."""
+def _choose(packages: list[_LockedPackage], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
+    """The best wheel in the folder for each package, by its name; wheels with bytes that the lock does not have are left
+    out."""
     ranks = _tags(python, platform)
     by_pin: dict[tuple[str, str], list[tuple[int, Path]]] = {}
     for path in folder.glob("*.whl"):
@@ -270,45 +239,36 @@ def _choose(wanted: list[_Locked], folder: Path, python: str, platform: str) -> 
         fitting = [ranks[tag] for tag in tags if tag in ranks]
         if fitting:
             by_pin.setdefault((name, str(version)), []).append((min(fitting), path))
-    found: dict[str, Wheel] = {}
-    for pin in wanted:
+    best: dict[str, Wheel] = {}
+    for pin in packages:
         for _, path in sorted(by_pin.get((pin.name, pin.version), [])):
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                size_bytes = file.tell()
-            if sha256 in pin.hashes:
-                found[pin.name] = Wheel(path.name, sha256, size_bytes, path)
+            fact = file_fact(path)
+            if fact.sha256 in pin.hashes:
+                best[pin.name] = Wheel(path.name, fact.sha256, fact.size_bytes, path)
                 break
-    return found
+    return best
 
 
-def _download(wanted: list[_Locked], folder: Path, python: str, platform: str) -> None:
-    """The pins' wheels into the folder, each of them whole."""
+def _download(packages: list[_LockedPackage], folder: Path, python: str, platform: str) -> None:
+    """Download the packages' wheels into the folder; each appears there when it is complete."""
     with tempfile.TemporaryDirectory(prefix=".arriving-", dir=folder) as place:
         arriving = Path(place)
         lines = arriving / "lock.txt"
-        lines.write_text("".join(_line(pin) for pin in wanted), encoding="utf-8")
-        options = [
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--quiet",
-            "--no-input",
-            "--implementation=cp",
-        ]
+        hashes = {pin: " ".join(f"--hash=sha256:{value}" for value in sorted(pin.hashes)) for pin in packages}
+        lines.write_text("".join(f"{pin.name}=={pin.version} {hashes[pin]}\n" for pin in packages), encoding="utf-8")
+        options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--quiet", "--no-input"]
+        options += ["--implementation=cp", "--dest", str(arriving)]
         options += [f"--platform={name}" for name in _platforms(platform)]
         command = [*_pip(), "download", *options, f"--python-version={_full(python)}", "-r", str(lines)]
-        done = subprocess.run(
-            [*command, "--dest", str(arriving)], capture_output=True, text=True, check=False, timeout=3600
-        )
-        if done.returncode != 0:
-            raise _failed(done.stderr, python, platform)
+        process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
+        if process.returncode != 0:
+            raise _failed(process.stderr, python, platform)
         for wheel in arriving.glob("*.whl"):
             wheel.replace(folder / wheel.name)
 
 
 def _pip() -> list[str]:
-    """uv cannot gather wheels (astral-sh/uv#1681); where the environment has no pip, uv brings one for the moment."""
+    """pip, as uv cannot download wheels (astral-sh/uv#1681); where the environment has none, uv runs one."""
     import importlib.util
 
     if importlib.util.find_spec("pip") is not None:
@@ -316,16 +276,12 @@ def _pip() -> list[str]:
     return [sys.executable, "-m", "uv", "tool", "run", "--quiet", "--python", sys.executable, "--from", "pip", "pip"]
 
 
-def _line(pin: _Locked) -> str:
-    return f"{pin.name}=={pin.version} " + " ".join(f"--hash=sha256:{value}" for value in sorted(pin.hashes)) + "\n"
-
-
-def _failed(said: str, python: str, platform: str) -> UsageError | RemoteError:
-    none = _NONE_FOUND.search(said)
-    if none is not None:
+def _failed(output: str, python: str, platform: str) -> UsageError | RemoteError:
+    package = _NONE_FOUND.search(output)
+    if package is not None:
         return UsageError(
-            f"{none[1]} has no wheel for Python {python} on {platform}. Lock a version that has one, or make the image "
-            'from infra/Dockerfile and write [sagemaker] packages = "image".'
+            f"{package[1]} has no wheel for Python {python} on {platform}. Lock a version that has one, or make the "
+            'image from infra/Dockerfile and write [sagemaker] packages = "image".'
         )
-    last = " ".join(said.split())[-600:]
+    last = " ".join(output.split())[-600:]
     return RemoteError(f"The lock's wheels could not be downloaded: {last or 'no reason was given'}. Run again.")

@@ -1,9 +1,8 @@
-"""Which steps of a SageMaker Pipeline run in which of its jobs, and in which of them the pins are made and the gate is
-judged.
+"""The jobs of a SageMaker Pipeline: which steps each has, and which of them make the pins and judge the gate.
 
-A step is a job of its own, unless `together` says otherwise. The pins are made by whichever job starts first of those
-that wait for no other. The gate is judged in the job of the step that comes after all others before it; where there is
-no such step, and only there, it is a job of its own.
+A step has a job of its own, unless `together` is set. Of the jobs that wait for no other, the first to start makes the
+pins. The gate is judged in the job of the step that comes after all others before the gate; only without such a step it
+has a job of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from runner.pipeline.plan import Plan, PlannedStep
 
 
 @dataclass(frozen=True)
-class Share:
+class StepGroup:
     """The steps of one job, in order; the job has the name of the first.
 
-    `first`: it waits for no other, so it may have to make the pins. `judges` is the step after which it judges the gate,
-    "" where it does not; `gated`: all of it waits for a passing one.
+    `first`: it waits for no other, so it may have to make the pins. `judges` is the step after which it judges the
+    gate, or ""; `gated`: all its steps wait for a passing gate.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -39,12 +38,12 @@ class Share:
 
     @property
     def fetches(self) -> bool:
-        """Whether code and inputs are brought by the job itself: only there is it known where they lie."""
+        """Whether the job itself downloads code and inputs: their addresses are known only in it."""
         return self.first or len(self.steps) > 1
 
     @property
     def looks(self) -> bool:
-        """Whether the job itself looks for earlier results: it has to start whatever the service has kept."""
+        """Whether the job itself looks for earlier results: it has to start whatever the service has cached."""
         return self.fetches or bool(self.judges)
 
 
@@ -58,32 +57,33 @@ def gated_steps(plan: Plan) -> set[str]:
 
 
 def judging_step(plan: Plan) -> str:
-    """The step that comes after all others that wait for no verdict, "" where there is none or no gate."""
+    """The step that comes after all others that wait for no verdict, "" if there is none, or no gate."""
     gated, before = gated_steps(plan), dict[str, set[str]]()
     for step in active(plan):
         if step.name not in gated:
             before[step.name] = {step.name}.union(*(before.get(need, set()) for need in step.needs))
-    last = [name for name, those in before.items() if those == before.keys()]
-    return last[0] if last and plan.judges else ""
+    last = (name for name, needed in before.items() if needed == before.keys())
+    return next(last, "") if plan.judges else ""
 
 
-def shares(plan: Plan) -> list[Share]:
+def step_groups(plan: Plan) -> list[StepGroup]:
     """Every step that runs, in an order that respects every need."""
     gated, judge = gated_steps(plan), judging_step(plan)
     ordered = sorted(active(plan), key=lambda step: step.name in gated)  # which keeps the order of equals
-    found: list[list[PlannedStep]] = []
+    groups: list[list[PlannedStep]] = []
     for step in ordered:
-        # between the two kinds there is the gate, in a job of its own where no step judges
-        parted = bool(found) and step.name in gated and found[-1][-1].name not in gated and not judge
-        if found and not parted and one_machine(plan.pipeline, found[-1][-1].name, step.name):
-            found[-1].append(step)
+        last = groups[-1][-1].name if groups else ""
+        # where no step judges, the gate has a job of its own between the ungated steps and the gated ones
+        parted = step.name in gated and last not in gated and not judge
+        if groups and not parted and one_machine(plan.pipeline, last, step.name):
+            groups[-1].append(step)
         else:
-            found.append([step])
-    return [_share(steps, gated, judge) for steps in found]
+            groups.append([step])
+    return [_group(steps, gated, judge) for steps in groups]
 
 
-def _share(steps: list[PlannedStep], gated: set[str], judge: str) -> Share:
+def _group(steps: list[PlannedStep], gated: set[str], judge: str) -> StepGroup:
     names = {step.name for step in steps}
     needed = set(itertools.chain.from_iterable(step.needs for step in steps if step.name not in gated))
     all_gated = names <= gated
-    return Share(tuple(steps), not all_gated and needed <= names, judge if judge in names else "", all_gated)
+    return StepGroup(tuple(steps), not all_gated and needed <= names, judge if judge in names else "", all_gated)

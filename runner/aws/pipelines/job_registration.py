@@ -1,4 +1,4 @@
-"""A version registered from inside a job of a SageMaker Pipeline."""
+"""Registration of a version inside a job of a SageMaker Pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from runner import __version__
 from runner.aws.bucket import Bucket
-from runner.aws.pipelines.here import Here
+from runner.aws.pipelines.execution_job import ExecutionJob
 from runner.aws.pipelines.pin import registry
 from runner.aws.pipelines.pushed import Pins
 from runner.aws.processing import inside
@@ -29,52 +29,51 @@ VERSION = "version.json"
 def registered(
     results: Mapping[str, StepResult],
     job: StepJob,
-    here: Here,
-    found: Pins,
+    execution_job: ExecutionJob,
+    pins: Pins,
     bucket: Bucket,
     verdict: Verdict | None,
 ) -> StepResult:
-    """The result of `job`, one of `results`, once the model it asks for is registered; a failed one where that was
-    refused."""
-    result = results[job.step]
-    specs, (metrics, problems) = found.pushed.pipeline.steps, recorded(results)
+    """The result of `job`, one of `results`, after its model is registered; a failed one where that was refused."""
+    pushed, (metrics, problems) = pins.pushed, recorded(results)
+    specs = pushed.pipeline.steps
     manifest = RunManifest(
-        run=found.run,
-        pipeline_file=found.pushed.file,
-        pipeline=found.pushed.pipeline,
-        started_by=found.started_by,
-        identity=found.identity,
-        started=found.started,
+        run=pins.run,
+        pipeline_file=pushed.file,
+        pipeline=pushed.pipeline,
+        started_by=pins.started_by,
+        identity=pins.identity,
+        started=pins.started,
         status="running",
-        steps=[StepState(name=name, notebook=specs[name].notebook, result=made) for name, made in results.items()],
-        sources={pin.of: pin.fact for pin in found.pins.values()},
-        champion=found.champion,
+        steps=[StepState(name=name, notebook=specs[name].notebook, result=result) for name, result in results.items()],
+        sources={pin.of: pin.fact for pin in pins.pins.values()},
+        champion=pins.champion,
         metrics=metrics,
         problems=problems,
         verdict=verdict,
-        git=found.pushed.git,
-        environment=found.environment,
+        git=pushed.git,
+        environment=pins.environment,
         runner_version=__version__,
     )
     with tempfile.TemporaryDirectory() as scratch:
         versions = registry(
-            found.pushed.pipeline,
+            pushed.pipeline,
             bucket,
             model_folder=lambda new: _model(new, job, results, bucket.session, Path(scratch)),
-            run_address=lambda _: here.execution,
-            image=found.pushed.serving_image,
+            run_address=lambda _: execution_job.execution,
+            image=pushed.serving_image,
         )
         try:
-            version = commit(manifest, result, versions, content=None)
+            version = commit(manifest, results[job.step], versions, content=None)
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
-            return msgspec.structs.replace(result, status="failed", error=refused)
-    here.folder(bucket.session, job.step).put(VERSION, encode(version))
-    return result
+            return msgspec.structs.replace(results[job.step], status="failed", error=refused)
+    execution_job.folder(bucket.session, job.step).put(VERSION, encode(version))
+    return results[job.step]
 
 
 def _model(new: NewVersion, job: StepJob, results: Mapping[str, StepResult], session: Session, scratch: Path) -> Path:
-    """The model's folder: where the step read it, or brought here from the step that made it."""
+    """The model's folder: where the step read it, or downloaded from the results of the step that made it."""
     for name, fact in job.inputs.items():
         if fact.artifact is not None and fact.artifact.sha256 == new.sha256:
             return (inside.step_folder() / "in" / name).resolve()

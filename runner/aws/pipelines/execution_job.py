@@ -1,4 +1,4 @@
-"""A job of a SageMaker Pipeline as the service describes it to its container."""
+"""A job of a SageMaker Pipeline, as the service describes it to its container."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ OWN = Path(INPUT) / "step"
 
 
 @dataclass(frozen=True)
-class Here:
-    """This job, as the service has described it to its container."""
-
+class ExecutionJob:
     name: str
     region: str
     image: str
     instance: str
-    inputs: dict[str, str]  # where each is put, below input/ -> its address
+    inputs: dict[str, str]  # folder of each, below input/ -> its address
     output: str  # address of the step's folder in its execution's, without a last slash
     kms_key: str | None  # encrypts what is written
 
@@ -46,21 +44,21 @@ class Here:
         return self.execution.rstrip("/").rpartition("/")[2]
 
     def folder(self, session: Session, step: str = "") -> Bucket:
-        """The step's folder, the job's own where none is named. What comes of a job goes there from here, as its user may
-        write no folder of the service."""
+        """The step's folder, or the job's own. Jobs upload their results themselves, as their user may write no folder
+        that the service uploads."""
         return Bucket(session, self.bucket, f"{split(self.execution)[1]}{step}/" if step else self.key)
 
 
-def here() -> Here:
-    found: dict[str, Any] = json.loads(CONFIGURATION.read_bytes())
-    arn = str(found["ProcessingJobArn"])
-    sources = [item["S3Input"] for item in found.get("ProcessingInputs") or [] if "S3Input" in item]
-    return Here(
-        name=str(found.get("ProcessingJobName") or arn.rpartition("/")[2]),
+def own_description() -> ExecutionJob:
+    description: dict[str, Any] = json.loads(CONFIGURATION.read_bytes())
+    arn, output = str(description["ProcessingJobArn"]), description["ProcessingOutputConfig"]
+    sources = [item["S3Input"] for item in description.get("ProcessingInputs") or [] if "S3Input" in item]
+    return ExecutionJob(
+        name=str(description.get("ProcessingJobName") or arn.rpartition("/")[2]),
         region=arn.split(":")[3],
-        image=found["AppSpecification"]["ImageUri"],
-        instance=found["ProcessingResources"]["ClusterConfig"]["InstanceType"],
+        image=description["AppSpecification"]["ImageUri"],
+        instance=description["ProcessingResources"]["ClusterConfig"]["InstanceType"],
         inputs={item["LocalPath"].removeprefix(f"{INPUT}/").rstrip("/"): item["S3Uri"] for item in sources},
-        output=found["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"].rstrip("/"),
-        kms_key=found["ProcessingOutputConfig"].get("KmsKeyId"),
+        output=output["Outputs"][0]["S3Output"]["S3Uri"].rstrip("/"),
+        kms_key=output.get("KmsKeyId"),
     )
