@@ -55,7 +55,8 @@ def check_system() -> None:
         import fcntl  # noqa: F401
     except ModuleNotFoundError:
         sys.stderr.write(
-            "cannot run as asked:\n  This system is not supported: runs and registry are kept by POSIX locks, which it lacks. "
+            "cannot run as asked:\n  This system is not supported: runs and registry are kept by POSIX locks, "
+            "which it lacks. "
             "On Windows, use the Windows Subsystem for Linux.\n"
         )
         sys.exit(2)

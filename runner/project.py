@@ -261,7 +261,7 @@ class Project:
         return as_of_now(manifests, self.registry_within(LOOK_S))
 
     def version(self, reference: str) -> ModelVersion:
-        """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if no version is approved."""
+        """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if none is approved."""
         name, slash, number = reference.partition("/")
         if slash and not number.isdecimal():
             raise UsageError(f"{reference!r} is not a model version; write {name} or {name}/1.")
@@ -348,7 +348,7 @@ def remote_for(address: str) -> RemoteSource:
 
 
 class _RemoteObjects:
-    """Implements `runner.run.store.RemoteObjects`; imports boto3 only once an object's bytes are needed that are not here."""
+    """Implements `runner.run.store.RemoteObjects`; imports boto3 only for an object's bytes that are not here."""
 
     def fetch(self, address: str, fact: FileFact, target: Path) -> None:
         from runner.aws.s3 import S3

@@ -50,7 +50,8 @@ TABLES: dict[str, type[Record]] = {
 }
 WORDS = {
     "str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Any": "anything",
-    "AnyPath": "path", "RelativePath": "path below", "FileName": "name", "Value": "any value", "Target": "[table](#keys-targets-name)",
+    "AnyPath": "path", "RelativePath": "path below", "FileName": "name", "Value": "any value",
+    "Target": "[table](#keys-targets-name)",
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ class Key:
 
 
 def keys(table: str) -> list[Key]:
-    """The keys that a table's record adds to those of its base, in order. `description` is "" where there is no comment."""
+    """The keys that a table's record adds to those of its base. `description` is "" where there is no comment."""
     kind = TABLES[table]
     source = textwrap.dedent(inspect.getsource(kind))
     comments = {

@@ -2,7 +2,8 @@
 
 It knows no column and keeps no state: the record goes to the endpoint as it came, whose container reads it by the
 model's own signature. Needs the standard library and boto3. The environment says ENDPOINT (its name), ALLOW_ORIGIN
-(for CORS; "" for none), LARGEST_BODY_BYTES and TIMEOUT_S. Its log has no byte of a record, and no answer a fault's text.
+(for CORS; "" for none), LARGEST_BODY_BYTES and TIMEOUT_S.
+Its log has no byte of a record, and no answer has a fault's text.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def record(event: dict[str, Any]) -> str:
 
 
 def score(text: str) -> dict[str, Any]:
-    """The endpoint's prediction of the record, with `probability` unless the model predicts a number. Raises Refusal."""
+    """The endpoint's prediction of the record, with `probability` for a class. Raises Refusal."""
     try:
         reply = RUNTIME.invoke_endpoint(
             EndpointName=ENDPOINT,

@@ -83,7 +83,7 @@ def deploy_command(
 @dry_run_option
 @result_options
 def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as_json: bool, project: Project) -> None:
-    """Serve again what the target served before, in the same way as a deployment; a second call goes one version further back.
+    """Serve again what the target served before, as a deployment does; a second call goes one version further back.
 
     \b
     Example:

@@ -92,7 +92,7 @@ def deploy(
     """Serve an approved version at the target; `say` is told what callers may notice.
 
     Raises Refused where it may not be served there, or refuses what the served one answers, Tampered where its bytes
-    are not those of its run, RunnerError where it does not answer as recorded: what was served before keeps serving then.
+    are not those of its run, RunnerError where it does not answer as recorded: the version before keeps serving then.
     """
     with deployer.changing(who):
         settle(registry, deployer)
@@ -104,7 +104,7 @@ def deploy(
 def rollback(
     registry: Registry, deployer: Deployer, *, who: str, why: str = "", say: Callable[[str], None] = lambda _: None
 ) -> Deployment:
-    """Serve what was served at the target before; `say` is told what callers may notice, and nothing is refused because of it.
+    """Serve what was served at the target before; `say` is told what callers may notice, and nothing is refused for it.
 
     Raises Refused where there is nothing to go back to.
     """

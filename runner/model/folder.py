@@ -41,7 +41,7 @@ CONTRIBUTIONS = "contributions.json"
 BLOCK = 100_000  # rows that are read at a time
 
 
-def save(
+def save(  # noqa: PLR0913 - what a notebook says of its model, each by its name
     folder: str | Path,
     booster: xgb.Booster | xgb.XGBModel,
     frame: pd.DataFrame,

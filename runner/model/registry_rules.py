@@ -70,7 +70,7 @@ class Decider:
     def may_be(self, who: str, identity: str) -> bool:
         """Whether this may be one person: by their ARNs where AWS knows both, otherwise by what they can be called.
 
-        An account's name on a machine proves little: whoever may use another account has its name, and in Studio all are
+        An account's name on a machine proves little: who may use another account has its name, and in Studio all are
         `sagemaker-user`.
         """
         if self.identity and identity:

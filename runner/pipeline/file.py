@@ -395,7 +395,8 @@ def _contradictions(spec: SageMaker, own: SageMaker | None = None) -> list[str]:
         said.append("spot and keep_warm_s are both set, and a spot instance is not kept warm: take one of them out.")
     if trains and keys.get("together"):
         said.append(
-            'together = true and job = "training" are both set, and a training job has one step: write together = false.'
+            'together = true and job = "training" are both set, and a training job has one step: '
+            "write together = false."
         )
     return said
 

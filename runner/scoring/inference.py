@@ -1,6 +1,6 @@
 """Scores raw records by a model folder: reads them, asks XGBoost's C library, writes the answer.
 
-`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines, so that there is
+`runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines: there is
 one rule by which a record is read. They import nothing of ours, and pandas only for a model's code.
 """
 

@@ -227,8 +227,7 @@ def _tags(python: str, platform: str) -> dict[Tag, int]:
 
 
 def _choose(packages: list[_LockedPackage], folder: Path, python: str, platform: str) -> dict[str, Wheel]:
-    """The best wheel in the folder for each package, by its name; wheels with bytes that the lock does not have are left
-    out."""
+    """The best wheel in the folder for each package, by its name, of those whose bytes the lock has."""
     ranks = _tags(python, platform)
     by_pin: dict[tuple[str, str], list[tuple[int, Path]]] = {}
     for path in folder.glob("*.whl"):

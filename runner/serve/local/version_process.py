@@ -2,7 +2,7 @@
 
     python -m runner.serve.local.version_process      started by runner.serve.local.supervisor
 
-They exchange lines of JSON. stdin: Start, then `go`. stdout: the message "ready" or "failed", then "serving", and "left"
+They exchange lines of JSON. stdin: Start, then `go`. stdout: the message "ready" or "failed", then "serving", "left"
 of each worker that accepts no more. All else that is printed is the log.
 """
 
