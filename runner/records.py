@@ -79,6 +79,10 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     small_mb: float | None = None  # outputs up to this size come back with the results
     serving_image: str | None = None  # of registered versions; SageMaker's XGBoost 3.2-0; `own`: as with `image`
 
+    def written(self) -> dict[str, Any]:
+        """The keys that are set, with their values."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
 
 class StepSpec(Record, frozen=True, kw_only=True):
     notebook: AnyPath  # relative to pipeline.toml

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from runner.errors import PipelineError, UsageError
 from runner.records import LOCK, Pipeline, SageMaker, Vpc
 
@@ -64,7 +62,7 @@ class Settings:
 def settings(pipeline: Pipeline, step: str | None = None) -> Settings:
     """What applies to a step, or to the pipeline. Raises PipelineError naming the keys that are missing or wrong."""
     own = pipeline.steps[step].sagemaker if step is not None else SageMaker()
-    values = {**_set(pipeline.sagemaker), **_set(own)}
+    values = {**pipeline.sagemaker.written(), **own.written()}
     if missing := [key for key in NEEDED if key not in values]:
         raise PipelineError(
             *(f"[sagemaker] {key} is not set; `runner doctor --on sagemaker` says what it is for." for key in missing)
@@ -99,10 +97,6 @@ def could_share(pipeline: Pipeline, *steps: str) -> bool:
     may_differ: dict[str, Any] = {"together": False, "timeout_s": 0, "include": [], "poll_s": 0.0, "small_mb": 0.0}
     machines = [replace(settings(pipeline, step), **may_differ) for step in steps]
     return all(machine == machines[0] and not machine.trains for machine in machines)
-
-
-def _set(spec: SageMaker) -> dict[str, Any]:
-    return {name: value for name, value in msgspec.structs.asdict(spec).items() if value is not None}
 
 
 def _in_range(key: str, value: object) -> bool:

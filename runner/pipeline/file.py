@@ -386,7 +386,7 @@ def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
 
 def _contradictions(spec: SageMaker, own: SageMaker | None = None) -> list[str]:
     """What keys of [sagemaker], with a step's `own` over them, say against each other; a sentence for each."""
-    keys = {**_set(spec), **_set(own or SageMaker())}
+    keys = {**spec.written(), **(own or SageMaker()).written()}
     trains, said = keys.get("job") == "training", list[str]()
     for key, what in (("spot", "spot"), ("keep_warm_s", "a warm pool")):
         if keys.get(key) and not trains:
@@ -399,7 +399,3 @@ def _contradictions(spec: SageMaker, own: SageMaker | None = None) -> list[str]:
             "write together = false."
         )
     return said
-
-
-def _set(spec: SageMaker) -> dict[str, Any]:
-    return {name: value for name, value in msgspec.structs.asdict(spec).items() if value is not None}

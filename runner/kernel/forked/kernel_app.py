@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -77,7 +76,7 @@ class SocketSession(LimitedSession):
         """Ask for the standard kernel, and do nothing more: the runner ends this process."""
         self.put(Kind.REFUSED, pack(why))
         while True:
-            time.sleep(60)
+            signal.pause()
 
 
 @named_as(OutStream)
