@@ -32,10 +32,12 @@ ALLOWED = {
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
     "project": LEAVES | {"pipeline", "model", "run", "audit", "step", "serve", "aws"},
+    "init": LEAVES | {"pipeline"},
     "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
     "cli": LEAVES
     | {
         "project",
+        "init",
         "decisions",
         "pipeline",
         "notebook",
@@ -99,7 +101,7 @@ def modules() -> list[tuple[str, Path]]:
     return [
         (path.relative_to(folder).parts[0].removesuffix(".py"), path)
         for path in sorted(folder.rglob("*.py"))
-        if path.relative_to(folder).parts[0] not in ("__init__.py", "__main__.py")
+        if path.relative_to(folder).parts[0] not in ("__init__.py", "__main__.py", "templates")
     ]
 
 
