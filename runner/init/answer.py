@@ -82,7 +82,7 @@ def as_text(value: Any) -> str:
 
 
 def _refuse_rare(name: str, counts: Counter[str]) -> None:
-    """Raises UsageError where fewer than two answers have rows enough. Rarer ones of several are left out by 01_data."""
+    """Raises UsageError where fewer than two answers have rows enough; 01_data leaves rarer ones of several out."""
     enough = [text for text, count in counts.items() if count >= FEWEST]
     if len(enough) < 2:
         text, count = min(counts.items(), key=lambda item: item[1])

@@ -65,10 +65,12 @@ def make(folder: Path, template: str, asked: Asked, *, aws: bool = False, person
         source, asked = _source(asked)
         found = _guess(source, asked, person)
         table, content, remarks = _table(source, found.sample, asked.names, Path(scratch))
+        kept = "true" if content is not None else "false"  # a large table stays where it is
         values = {
             "name": name,
             "table": table,
             "address": _toml(table),
+            "keep": kept,
             "target": found.target,
             "task": found.answer.task,
         }
