@@ -123,7 +123,7 @@ def _part(column: Column, target: str, key: str, asked: Answer) -> Column:
     """The column with its part in the model."""
     if column.name == target:
         return dataclasses.replace(column, kind="target", comment=asked.seen, date_format="", markers=())
-    if column.name == key:
+    if key and column.name == key:
         values = f"{column.present:,} values, all different"
         shared = f"{column.distinct:,} values in {counted(column.present, 'row')}: rows that share one stay together"
         comment = values if column.all_different else shared
