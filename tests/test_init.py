@@ -239,7 +239,8 @@ def test_of_a_large_file_parts_from_beginning_to_end_are_read(tmp_path: Path) ->
     with path.open("w") as file:
         file.write("id,words,y\n")
         for answer in ("no", "maybe", "yes"):  # sorted by the answer: the beginning has one only
-            file.writelines(f"{answer}-{row},{'x' * 40}{row % 5},{answer}\n" for row in range(each))
+            some = "".join(f"{answer}-{row},{'x' * 40}{row % 5},{answer}\n" for row in range(1_000))
+            file.write(some * (each // 1_000))
     assert path.stat().st_size > 2 * sample.WHOLE_BYTES
     found = looked_at(path, "y")
     assert not found.sample.whole
@@ -248,6 +249,31 @@ def test_of_a_large_file_parts_from_beginning_to_end_are_read(tmp_path: Path) ->
     assert found.answer.task == "multiclass"
     assert kinds(found)["words"] == "category"
     assert "The file is large" in found.remarks[0]
+
+
+def test_a_large_file_of_utf_16_is_read_from_its_beginning_and_stays_where_it_is(tmp_path: Path) -> None:
+    from runner.init.make import LARGEST_COPY, Asked, make
+
+    path = tmp_path / "large.csv"
+    rows = "".join(f"{row * 7 % 13},Köln,{row % 2}\n" for row in range(100_000))
+    path.write_bytes(("größe,stadt,y\n" + rows * 10).encode("utf-16"))
+    found = looked_at(path, "y")
+    assert (found.sample.encoding, found.sample.whole) == ("utf-16", False)
+    assert found.sample.rows == pytest.approx(1_000_000, rel=0.05)
+    assert kinds(found) == {"größe": "number", "stadt": "ignore", "y": "target"}
+    with path.open("r+b") as file:
+        file.truncate(LARGEST_COPY + 2)  # zeros, which are not looked at
+    project = make(tmp_path / "new", "tabular", Asked(path, "y"))
+    assert "stays where it is" in project.remarks[0]
+    assert plan(tmp_path / "new" / "pipeline.toml").pipeline.steps["data"].inputs["source"].from_ == str(path)
+
+
+def test_names_that_are_numbers_are_names_where_they_count_or_are_years(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    good = "".join(f"{row * 3 % 7}.5,{row % 5},{row % 2}\n" for row in range(40))
+    for header in ("0,1,2", "land,2019,2020"):
+        path.write_text(f"{header}\n{good}")
+        assert list(sample.read(path).columns) == header.split(",")
 
 
 # Tables that are none

@@ -24,10 +24,18 @@ class Text:
     encoding: str
 
 
-def decode(content: bytes, path: Path, *, encoding: str = "", start: int = 0) -> Text:
-    """The text and its encoding, guessed where none is given. Raises UsageError for bytes that are no text."""
+def decode(content: bytes, path: Path, *, encoding: str = "", start: int = 0, whole: bool = True) -> Text:
+    """The text and its encoding, guessed where none is given; of a part the lines that are whole.
+
+    Raises UsageError for bytes that are no text.
+    """
     guessed = encoding or _encoding(content)
-    text = content.decode(guessed).removeprefix("\ufeff")
+    try:
+        text = codecs.getincrementaldecoder(guessed)().decode(content, final=whole).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} begins as {guessed} and is not: {error.reason}. Save it as UTF-8.") from error
+    if not whole:
+        text = text[: text.rfind("\n") + 1]
     if "\0" in text:
         line = f", line {text[: text.index(chr(0))].count(chr(10)) + 1}" if not start else ""
         raise UsageError(f"{path}{line}: a NUL byte, so this is a binary or damaged file. Bring the table as CSV.")
@@ -78,11 +86,11 @@ def rows(text: str, delimiter: str, path: Path, *, header: list[str]) -> tuple[l
 
 
 def is_data(header: list[str]) -> bool:
-    """Whether the first line is a row rather than names: numbers, other than years."""
+    """Whether the first line is a row rather than names: numbers, other than years or 0, 1, 2 …"""
     numbers = [name for name in header if NUMBER.fullmatch(name.strip())]
     whole = [name for name in numbers if name.strip().isdecimal()]
-    years = all(1800 <= int(name) <= 2200 for name in whole)
-    return len(whole) < len(numbers) or (2 * len(numbers) > len(header) and not years)
+    are_names = all(1800 <= int(name) <= 2200 for name in whole) or whole == [str(at) for at in range(len(whole))]
+    return len(whole) < len(numbers) or (2 * len(numbers) > len(header) and not are_names)
 
 
 def _encoding(content: bytes) -> str:

@@ -19,6 +19,8 @@ PIPELINE = "pipeline.toml"  # comes last, as it is what makes a folder a project
 SAGEMAKER = "sagemaker.toml"  # what --aws adds to it
 GROUPS = ("core", "jupyter", "sagemaker")  # of environment.yml, that a project has
 Content = bytes | Path  # of a file: its bytes, or the file to copy
+GUIDE = "docs/sagemaker.md"
+_OTHER_PAGE = re.compile(r"\[([^]]+)\]\((?!#|https:)[^)]+\)")  # a link of the guide to a page that a project has not
 _MARK = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -48,6 +50,8 @@ def files(template: str, values: Mapping[str, str], *, aws: bool) -> dict[str, b
     if aws:
         pipeline = f"{pipeline.rstrip()}\n\n{_filled(contents.pop(SAGEMAKER).decode(), values)}"
     parts = {"about": _filled(about, values), "answer": _filled(answer, values) if "model" in settings else ""}
+    if GUIDE in contents:
+        contents[GUIDE] = _OTHER_PAGE.sub(r"\1", contents[GUIDE].decode()).encode()
     contents[PIPELINE] = pipeline.encode()
     contents["README.md"] = _filled(_text(common["README.md"]), {**values, **parts}).encode()
     contents[".gitignore"] = contents.pop("gitignore")

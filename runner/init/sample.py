@@ -7,12 +7,13 @@ decided here.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import stat
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,6 @@ class Sample:
     whole: bool = True
     encoding: str = "utf-8"
     delimiter: str = ","
-    types: dict[str, str] = field(default_factory=dict)  # of Parquet: Arrow's word for each column
 
     @property
     def rows_read(self) -> int:
@@ -125,7 +125,9 @@ def named(path: Path, header: Sequence[str]) -> list[str]:
 
 def _csv(path: Path, names: list[str]) -> Sample:
     parts = list(_parts(path))
-    text = delimited.decode(parts[0][1], path)
+    size = path.stat().st_size
+    whole = size <= WHOLE_BYTES
+    text = delimited.decode(parts[0][1], path, whole=whole)
     delimiter = delimited.delimiter(text.text)
     header, rows = delimited.rows(text.text, delimiter, path, header=names)
     if not names and delimited.is_data(header):
@@ -136,10 +138,9 @@ def _csv(path: Path, names: list[str]) -> Sample:
         )
     named(path, header)
     for start, more in parts[1:] if delimited.by_lines(text.encoding) else []:
-        with contextlib.suppress(UsageError, UnicodeDecodeError):  # it began within quotes; the others will do
+        with contextlib.suppress(UsageError):  # it began within quotes; the others will do
             one_part = delimited.decode(more, path, encoding=text.encoding, start=start).text
             rows += delimited.rows(one_part, delimiter, path, header=header)[1]
-    whole, size = len(parts) == 1, path.stat().st_size
     seen = len(parts[0][1]) if not delimited.by_lines(text.encoding) else sum(len(part) for _, part in parts)
     return Sample(
         format="csv",
@@ -196,7 +197,7 @@ def _json_lines(path: Path) -> Sample:
                 values.append(value.strip() or None if isinstance(value, str) else value)
             rows += 1
     named(path, list(columns))
-    whole = len(parts) == 1
+    whole = path.stat().st_size <= WHOLE_BYTES
     estimate = rows if whole else round(rows * path.stat().st_size / sum(len(content) for _, content in parts))
     return Sample(format="jsonl", columns=columns, rows=estimate, whole=whole)
 
@@ -217,22 +218,24 @@ def _parquet(path: Path) -> Sample:
             each = -(-most // max(len(chosen), 1))
             columns: dict[str, list[Any]] = {name: [] for name in names}
             for group in chosen:
-                batch = next(file.iter_batches(batch_size=each if total > most else total, row_groups=[group]), None)
-                for name, column in zip(names, batch.columns if batch is not None else (), strict=batch is not None):
-                    columns[name] += column.to_pylist()
-            types = {one.name: str(one.type) for one in file.schema_arrow}
+                for batch in file.iter_batches(batch_size=max(each, 1), row_groups=[group]):
+                    for name, column in zip(names, batch.columns, strict=True):
+                        columns[name] += column.to_pylist()
+                    if total > most:  # the beginning of each group will do
+                        break
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path} begins as a Parquet file and cannot be read as one: {error}.") from error
-    return Sample(format="parquet", columns=columns, rows=total, whole=total <= most, types=types)
+    return Sample(format="parquet", columns=columns, rows=total, whole=total <= most)
 
 
 def _excel(path: Path) -> Sample:
     """The first sheet. Its rows are those that `as_csv` writes."""
-    header, *rows = list(excel_rows(path))
-    if len(header) > MOST_COLUMNS:
-        rows = []
-    columns = {name: [_value(row[at]) for row in rows] for at, name in enumerate(named(path, header))}
-    return Sample(format="excel", columns=columns, rows=len(rows))
+    sheet = excel_rows(path)
+    header = named(path, next(sheet))
+    rows = list(itertools.islice(sheet, MOST_VALUES // max(len(header), 1)))
+    further = sum(1 for _ in sheet)
+    columns = {name: [_value(row[at]) for row in rows] for at, name in enumerate(header)}
+    return Sample(format="excel", columns=columns, rows=len(rows) + further, whole=not further)
 
 
 def excel_rows(path: Path) -> Iterator[list[str]]:
