@@ -7,7 +7,7 @@ in the notebooks.
 from __future__ import annotations
 
 from runner.tabular.alone import alone
-from runner.tabular.bootstrap import measures, resample
+from runner.tabular.bootstrap import main_measure, measures, resample
 from runner.tabular.columns import Columns, read_columns
 from runner.tabular.confusion import draw_confusion
 from runner.tabular.contributions import contributions, model_features, reasons
@@ -23,6 +23,7 @@ __all__ = [
     "as_number",
     "contributions",
     "draw_confusion",
+    "main_measure",
     "may_have_seen",
     "measures",
     "model_features",

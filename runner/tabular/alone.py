@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20_000  # that are looked at, of two classes
 BINS = 100  # of a column of numbers, at most
-FEWEST_IN_BIN = 10
+FEWEST = 10  # rows in a bin; and of a class, below which an order may be one by chance
 
 
 def alone(column: pd.Series, answers: pd.Series, task: Task, *, seed: int = 0) -> float:
@@ -41,11 +41,10 @@ def alone(column: pd.Series, answers: pd.Series, task: Task, *, seed: int = 0) -
     groups, scores = _groups(column, numeric), []
     for one in classes[1:] if len(classes) == 2 else classes:
         truth = (answers == one).to_numpy(dtype="float64")
-        candidates = [_told(groups, truth, half)]
-        if numeric:
-            low = column.fillna(column.min() - 1).to_numpy()
-            candidates += [low, -low]
-        scores.append(max(_auc(truth, candidate) for candidate in candidates))
+        by_value = _auc(truth, _told(groups, truth, half))
+        ordered = numeric and min(truth.sum(), (1 - truth).sum()) >= FEWEST
+        by_order = _auc(truth, column.fillna(column.min() - 1).to_numpy()) if ordered else 0.5
+        scores.append(max(by_value, by_order, 1 - by_order))
     return max(0.5, float(np.mean(scores))) if scores else 0.5
 
 
@@ -56,7 +55,7 @@ def _groups(column: pd.Series, numeric: bool) -> np.ndarray:
 
     if not numeric or column.nunique() <= BINS:
         return np.asarray(pd.factorize(column)[0]) + 1
-    bins = max(2, min(BINS, len(column) // FEWEST_IN_BIN))
+    bins = max(2, min(BINS, len(column) // FEWEST))
     return (
         np.asarray(column.rank(pct=True).mul(bins).clip(upper=bins - 1e-9).fillna(-1).floordiv(1)).astype("int64") + 1
     )
@@ -86,6 +85,10 @@ def _ranked(column: pd.Series, ranks: np.ndarray) -> float:
 
 
 def _auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
+    """The area under the ROC curve, by the ranks of the scores; 0.5 where there is one class only."""
+    import pandas as pd
 
-    return float(roc_auc_score(truth, scores)) if 0 < truth.sum() < len(truth) else 0.5
+    count = truth.sum()
+    pairs = count * (len(truth) - count)
+    ranks = pd.Series(scores).rank().to_numpy()
+    return float((ranks[truth == 1].sum() - count * (count + 1) / 2) / pairs) if pairs else 0.5

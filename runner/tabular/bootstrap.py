@@ -51,6 +51,16 @@ def resample(
     return estimates
 
 
+def main_measure(task: Task, truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The one of `measures` by which models are compared, shape (n_samples,): the RMSE of a number, else the AUC."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if task == "regression":
+            return np.asarray(np.sqrt(weights @ (truth - scores) ** 2 / weights.sum(axis=1)))
+        return _ranked(truth, scores, weights) if task == "binary" else _mean_auc(truth, scores, weights)
+
+
 def measures(
     task: Task, truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, *, threshold: float = 0.5
 ) -> dict[str, np.ndarray]:
@@ -82,10 +92,9 @@ def _binary(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray, threshol
     import numpy as np
 
     total, sure = weights.sum(axis=1), np.clip(scores, 1e-15, 1 - 1e-15)
-    auc, pr_auc = _ranked(truth, scores, weights)
     return {
-        "auc": auc,
-        "pr_auc": pr_auc,
+        "auc": _ranked(truth, scores, weights),
+        "pr_auc": _precise(truth, scores, weights),
         "log_loss": -(weights @ np.where(truth == 1, np.log(sure), np.log1p(-sure))) / total,
         "brier": weights @ (truth - scores) ** 2 / total,
         "accuracy": weights @ ((scores >= threshold) == (truth == 1)) / total,
@@ -101,9 +110,8 @@ def _multiclass(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> d
     is_class, is_chosen = (one[:, None] == classes for one in (truth, chosen))
     present = weights @ is_class
     f1 = 2 * (weights @ (is_class & is_chosen)) / (present + weights @ is_chosen)
-    aucs = [_ranked(is_class[:, one], scores[:, one], weights)[0] for one in np.unique(truth)]
     return {
-        "auc": _mean(np.array(aucs).T),
+        "auc": _mean_auc(truth, scores, weights),
         "log_loss": -(weights @ np.log(given)) / total,
         "accuracy": weights @ (truth == chosen) / total,
         "macro_f1": _mean(np.where(present > 0, f1, np.nan)),  # a class that is not there has none
@@ -118,16 +126,34 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(there, values, 0).sum(axis=1) / there.sum(axis=1))
 
 
-def _ranked(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and average precision of each sample, both of shape (n_samples,); NaN for one with a single class."""
+def _mean_auc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean AUC of each class against the others."""
+    import numpy as np
+
+    return _mean(np.array([_ranked(truth == one, scores[:, one], weights) for one in np.unique(truth)]).T)
+
+
+def _ranked(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The AUC of each sample, shape (n_samples,); NaN for one with a single class. Equal scores count half."""
+    import numpy as np
+
+    positive = np.flatnonzero(truth)
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # where each group of equal scores begins
+    group = np.cumsum(np.bincount(starts, minlength=len(order)))[np.argsort(order)][positive] - 1
+    negatives = np.add.reduceat((weights * (1 - truth))[:, order], starts, axis=1)
+    below = negatives.cumsum(axis=1)
+    wins = (weights[:, positive] * (below[:, group] - negatives[:, group] / 2)).sum(axis=1)
+    return np.asarray(wins / (below[:, -1] * weights[:, positive].sum(axis=1)))
+
+
+def _precise(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The average precision (PR-AUC) of each sample, shape (n_samples,)."""
     import numpy as np
 
     order = np.argsort(-scores, kind="stable")
-    ties = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))  # where each group of equal scores begins
-    ranked = weights[:, order]
-    yes = np.add.reduceat(ranked * truth[order], ties, axis=1)
-    no = np.add.reduceat(ranked, ties, axis=1) - yes
-    yes_above, no_above = yes.cumsum(axis=1), no.cumsum(axis=1)
-    all_yes, all_no = yes_above[:, -1], no_above[:, -1]
-    wins = (yes * (all_no[:, None] - no_above + no / 2)).sum(axis=1)
-    return wins / (all_yes * all_no), np.nansum(yes * (yes_above / (yes_above + no_above)), axis=1) / all_yes
+    ties = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
+    yes = np.add.reduceat((weights * truth)[:, order], ties, axis=1)
+    above = np.add.reduceat(weights[:, order], ties, axis=1).cumsum(axis=1)
+    yes_above = yes.cumsum(axis=1)
+    return np.asarray(np.nansum(yes * (yes_above / above), axis=1) / yes_above[:, -1])

@@ -45,7 +45,7 @@ def dates(name: str, column: pd.Series) -> dict[str, pd.Series]:
     text = pd.Series([None if missing(value, MISSING) else str(value).strip() for value in column], dtype="object")
     times = pd.to_datetime(text, format=DATES[name], utc=True)
     days = (times - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
-    parts = {"days": days // 1, "month": times.dt.month, "weekday": times.dt.weekday}
+    parts = {"days": days // 1, "month": times.dt.month, "weekday": times.dt.day_of_week}
     if "%H" in DATES[name]:
         parts["hour"] = times.dt.hour
     return {f"{name} ({part})": values.astype("float64").set_axis(column.index) for part, values in parts.items()}

@@ -59,7 +59,7 @@ def read_table(source: str | Path, columns: Columns) -> pd.DataFrame:
 def as_number(series: pd.Series, columns: Columns) -> pd.Series:
     """The column's numbers as float64, NaN where one is missing.
 
-    Raises UsageError naming the first row with another value.
+    Raises UsageError naming the first row with another value; rows are counted from 1, by the index.
     """
     import pandas as pd
 
@@ -68,12 +68,12 @@ def as_number(series: pd.Series, columns: Columns) -> pd.Series:
     if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
         return series.astype("float64")
     values, decimal, missing = [], columns.table.decimal, columns.table.missing
-    for row, value in enumerate(series.tolist(), start=1):
+    for row, value in zip(series.index, series.tolist(), strict=True):
         try:
             values.append(code.number(value, decimal, missing))
         except ValueError as error:
             raise UsageError(
-                f"Row {row}, {series.name}: {error}. Correct the row, or the column's line in columns.toml."
+                f"Row {row + 1}, {series.name}: {error}. Correct the row, or the column's line in columns.toml."
             ) from None
     return pd.Series(values, index=series.index, dtype="float64", name=series.name)
 
@@ -115,8 +115,8 @@ def as_date(series: pd.Series, columns: Columns) -> pd.Series:
     if wrong.any():
         at = int(wrong.to_numpy().argmax())
         raise UsageError(
-            f"Row {at + 1}, {series.name}: {text.iloc[at]!r} is not a date like {form}. Correct the row, or the "
-            "column's line in columns.toml."
+            f"Row {text.index[at] + 1}, {series.name}: {text.iloc[at]!r} is not a date like {form}. Correct the row, "
+            "or the column's line in columns.toml."
         )
     return text.astype("str")
 
