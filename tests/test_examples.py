@@ -140,6 +140,8 @@ def test_the_example_that_ships_becomes_a_version_that_answers(tmp_path: Path) -
     told = asked(project, record, record | {"distance_km": "far"})
     assert told["prediction"] in (True, False, "yes", "no")
     assert 0 <= told["probability"] <= 1
+    done = project.runner("run", "--profile", "smoke")  # as a pull request does
+    assert done.code == 0, done.err
     done = project.runner("predict", "example", "data/deliveries.csv", "-o", "scored.csv")
     assert done.code == 0, done.err
     assert len((project.folder / "scored.csv").read_text().splitlines()) == 4_001
