@@ -145,11 +145,16 @@ def _csv(path: Path, names: list[str]) -> Sample:
     return Sample(
         format="csv",
         columns={name: [_value(row[at]) for row in rows] for at, name in enumerate(header)},
-        rows=len(rows) if whole else round(len(rows) * size / seen),
+        rows=len(rows) if whole else _about(len(rows) * size / seen),
         whole=whole,
         encoding=text.encoding,
         delimiter=delimiter,
     )
+
+
+def _about(rows: float) -> int:
+    """An estimate without more digits than it deserves."""
+    return int(float(f"{rows:.2g}"))
 
 
 def _value(cell: str) -> str | None:
@@ -198,8 +203,8 @@ def _json_lines(path: Path) -> Sample:
             rows += 1
     named(path, list(columns))
     whole = path.stat().st_size <= WHOLE_BYTES
-    estimate = rows if whole else round(rows * path.stat().st_size / sum(len(content) for _, content in parts))
-    return Sample(format="jsonl", columns=columns, rows=estimate, whole=whole)
+    estimate = rows * path.stat().st_size / sum(len(content) for _, content in parts)
+    return Sample(format="jsonl", columns=columns, rows=rows if whole else _about(estimate), whole=whole)
 
 
 def _parquet(path: Path) -> Sample:
