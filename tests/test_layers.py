@@ -49,14 +49,6 @@ ALLOWED = {
         "aws",
     },
 }
-# tests of SageMaker that others still import
-SHARED_TESTS = {
-    "test_rest",
-    "test_sagemaker",
-    "test_sagemaker_deploy",
-    "test_sagemaker_pipeline",
-    "test_serve_container",
-}
 HEAVY = {
     "papermill",
     "nbconvert",
@@ -149,6 +141,6 @@ def test_no_test_imports_another_tests_file() -> None:
         f"{path.relative_to(tests)} imports {name}"
         for path in sorted(tests.rglob("*.py"))
         for name, _ in imports(path)
-        if name.split(".")[0].startswith("test_") and name not in SHARED_TESTS
+        if name.split(".")[0].startswith("test_")
     ]
     assert not wrong

@@ -18,7 +18,7 @@ from small_sagemaker.serving import ServingContainer, runner_image
 from support.commands import Done
 from support.models import records, saved
 from support.projects import ROOT, parameters
-from test_serve_container import ask, documented, status_of
+from support.serving_image import ask, documented, status_of
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, package

@@ -15,9 +15,9 @@ import pytest
 from account import identities, key
 from cloud import BUCKET, SAGEMAKER, RemoteProject, jobs, running
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from support.flow import SETTINGS, Story, write
+from support.job_cases import FIELDS, GATE, NEEDS, TOML, Case, executed, made_project, notebook_begun, plain, wait_for
 from support.projects import parameters, recorded
-from test_sagemaker import FIELDS, GATE, NEEDS, TOML, Case, executed, made_project, notebook_begun, plain, wait_for
-from test_sagemaker_pipeline import SETTINGS, Story, write
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.queue_job import next_order
