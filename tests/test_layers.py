@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 from support.projects import ROOT
@@ -63,6 +64,7 @@ HEAVY = {
 }
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(dotted name, at module level) of every import in the file that runs; TYPE_CHECKING blocks do not."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -175,6 +175,7 @@ def furnish(cloud: SmallSageMaker, deploy: Stack) -> str:
     return str(queue)
 
 
+@pytest.mark.soak
 def test_a_push_becomes_an_answer_in_production_and_is_taken_back(account: Account) -> None:
     cloud = account.cloud
     uploaded = cloud.client("s3")

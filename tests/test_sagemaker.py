@@ -241,6 +241,7 @@ def begun(far: RemoteProject, name: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.soak
 def test_ctrl_c_leaves_the_job_running_and_resume_follows_it_again(far: RemoteProject) -> None:
     process = begun(far, "leave")
     process.send_signal(signal.SIGINT)
@@ -271,6 +272,7 @@ def test_stop_ends_the_job_and_resume_starts_another(far: RemoteProject) -> None
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("stop-")) == ["1", "1", "2"]
 
 
+@pytest.mark.soak
 def test_a_run_that_is_stopped_while_its_client_looks_on_needs_one_resume(far: RemoteProject) -> None:
     process = begun(far, "halt")
     (job,) = [job for job in jobs(far.cloud) if job.startswith("halt-")]
@@ -283,6 +285,7 @@ def test_a_run_that_is_stopped_while_its_client_looks_on_needs_one_resume(far: R
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("halt-")) == ["1", "1", "2"]
 
 
+@pytest.mark.soak
 def test_a_job_that_ran_into_its_limit_is_a_time_out_and_no_stop(far: RemoteProject) -> None:
     """A job may run for at least 900 s, so the request is shortened before it is sent."""
     made_project(far, Case(make=(SLOW,), toml=""), "limit")
@@ -398,6 +401,7 @@ def registered(far: RemoteProject, name: str, *points: str) -> None:
     assert far.runner("verify", f"{name}/1").code == 0
 
 
+@pytest.mark.soak
 def test_a_run_with_jobs_killed_at_every_boundary_of_its_registration_registers_once(far: RemoteProject) -> None:
     # after "package created" whoever looks records the registration, and a resume finds it done
     registered(far, "chain", *(point for point in REGISTERING if point != "registration recorded"))
@@ -430,6 +434,7 @@ def test_a_lost_reply_is_the_same_job_and_a_taken_name_is_refused(far: RemotePro
     assert "made by another request" in refused.err
 
 
+@pytest.mark.soak
 def test_what_passes_is_waited_out_and_a_job_the_service_lost_is_tried_again(far: RemoteProject) -> None:
     for action, error in (
         ("CreateProcessingJob", "Throttling"),
@@ -621,6 +626,7 @@ def test_two_runs_at_once_keep_apart(far: RemoteProject) -> None:
     assert lengths == {len("one line\n"), 2 * len("one line\n")}
 
 
+@pytest.mark.soak
 def test_credentials_that_expire_leave_the_job_and_its_run_to_be_taken_up(far: RemoteProject) -> None:
     far.cloud.faults.add("DescribeProcessingJob", "ExpiredTokenException", times=None, skip=1, caller=CLIENT_KEY)
     made_project(far, WAIT, "expired")

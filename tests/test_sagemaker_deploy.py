@@ -306,6 +306,7 @@ def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> N
     assert left["ScalableTargets"] == []
 
 
+@pytest.mark.soak
 def test_an_image_of_ones_own_serves_what_is_deployed_by_the_deployer(make: Callable[..., Place]) -> None:
     place = make('serving_image = "own"\nscaling = { min = 1, max = 2, requests_per_minute = 300 }')
     (place.folder / "infra").mkdir()
@@ -332,6 +333,7 @@ def test_an_image_of_ones_own_serves_what_is_deployed_by_the_deployer(make: Call
     assert place.here("undeploy", "staging").code == 0
 
 
+@pytest.mark.soak
 def test_sagemaker_is_told_where_a_version_serves_and_its_refusal_is_a_warning(make: Callable[..., Place]) -> None:
     place = make()
 
@@ -597,6 +599,7 @@ def test_a_version_whose_archive_was_swapped_is_not_approved(make: Callable[...,
     assert place.here(*approve).code == 0
 
 
+@pytest.mark.soak
 def test_an_archive_swapped_while_it_is_deployed_is_taken_back(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
@@ -627,6 +630,7 @@ def test_a_name_that_means_something_else_is_refused(make: Callable[..., Place])
     assert place.found() is None
 
 
+@pytest.mark.soak
 def test_a_lost_reply_makes_nothing_twice(make: Callable[..., Place]) -> None:
     place = make()
     for action in ("CreateModel", "CreateEndpointConfig", "CreateEndpoint"):
@@ -639,6 +643,7 @@ def test_a_lost_reply_makes_nothing_twice(make: Callable[..., Place]) -> None:
 # Deployments that die, and several at once
 
 
+@pytest.mark.soak
 def test_an_endpoint_that_somebody_else_made_meanwhile_is_left_to_them(make: Callable[..., Place]) -> None:
     place = make(versions=2)
     place.cloud.faults.add("CreateEndpoint", delay_s=3)
@@ -686,6 +691,7 @@ def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
     }.get(at, ["deployment begun", "deployed", "deployment begun", "deployed"])
 
 
+@pytest.mark.soak
 def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
@@ -711,6 +717,7 @@ def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: 
     ]
 
 
+@pytest.mark.soak
 def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[..., Place]) -> None:
     place = make()
     place.registry.decide(place.name, 3, "approved", who="ben@desk", why="reviewed")
@@ -733,6 +740,7 @@ def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[...
     assert other.here("deployments", "--json").json[0]["model"] == place.label(won)
 
 
+@pytest.mark.soak
 def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0

@@ -531,6 +531,7 @@ inputs = { verdict = "gate.verdict" }
 """
 
 
+@pytest.mark.soak
 def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_where_no_step_comes_last(
     cloud: SmallSageMaker, aws: None, tmp_path: Path
 ) -> None:
