@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several tests share the cores; as the runner does for its kernels
 # XGBoost's threads wait for each other on shared cores, five times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONUNBUFFERED", None)  # hides what a buffer keeps back on a user's machine
 pytest.register_assert_rewrite("support")
 
 from support.commands import Done  # noqa: E402 - after what rewrites its assertions
@@ -83,6 +86,30 @@ def pytest_runtest_makereport(
             f"{report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}, with --no-skips"
         )
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Generator[None, object, object]:
+    with _skipping_without_containers():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    with _skipping_without_containers():
+        return (yield)
+
+
+@contextlib.contextmanager
+def _skipping_without_containers() -> Iterator[None]:
+    """A test that needs containers is skipped, saying why, where this machine cannot run them."""
+    try:
+        yield
+    except RuntimeError as error:
+        errors = sys.modules.get("small_sagemaker.errors")  # which takes a second to import
+        if errors is None or not isinstance(error, errors.NotPermittedError):
+            raise
+        pytest.skip(f"the small SageMaker cannot run containers here: {error}; .ci/run, as root, has all of it")
 
 
 @pytest.fixture
