@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -80,36 +79,17 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    errors = sys.modules.get("small_sagemaker.errors")  # which takes a second to import
+    if errors is not None and call.excinfo is not None and call.excinfo.errisinstance(errors.NotPermittedError):
+        place, line, _ = item.location
+        report.outcome = "skipped"
+        report.longrepr = (place, line, f"Skipped: {call.excinfo.value}; .ci/run, as root, has all of it")
     if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--no-skips"):
         report.outcome = "failed"
         report.longrepr = (
             f"{report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}, with --no-skips"
         )
     return report
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup() -> Generator[None, object, object]:
-    with _skipping_without_containers():
-        return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call() -> Generator[None, object, object]:
-    with _skipping_without_containers():
-        return (yield)
-
-
-@contextlib.contextmanager
-def _skipping_without_containers() -> Iterator[None]:
-    """A test that needs containers is skipped, saying why, where this machine cannot run them."""
-    try:
-        yield
-    except RuntimeError as error:
-        errors = sys.modules.get("small_sagemaker.errors")  # which takes a second to import
-        if errors is None or not isinstance(error, errors.NotPermittedError):
-            raise
-        pytest.skip(f"the small SageMaker cannot run containers here: {error}; .ci/run, as root, has all of it")
 
 
 @pytest.fixture
