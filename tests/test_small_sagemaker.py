@@ -103,10 +103,15 @@ time.sleep(600)
 
 def test_what_goes_wrong_in_the_double_itself_is_told(start: Start) -> None:
     broken = start()
-    with pytest.raises(RuntimeError, match="double itself"), broken as cloud:
-        cloud.faults.add("ListBuckets", delay_s="no number")  # type: ignore[arg-type]
-        with pytest.raises(ClientError):
-            cloud.client("s3", config=ONE_ATTEMPT).list_buckets()
+
+    def break_it() -> None:
+        with broken as cloud:
+            cloud.faults.add("ListBuckets", delay_s="no number")  # type: ignore[arg-type]
+            with pytest.raises(ClientError):
+                cloud.client("s3", config=ONE_ATTEMPT).list_buckets()
+
+    with pytest.raises(RuntimeError, match="double itself"):
+        break_it()
 
 
 def test_a_test_says_what_serves_an_endpoint(start: Start) -> None:
