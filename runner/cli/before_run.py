@@ -32,6 +32,7 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
       runner check --profile smoke
     """
     from runner.pipeline.plan import plan as make_plan
+    from runner.pipeline.registering import prospect
     from runner.run.cache import Cache
 
     try:
@@ -52,9 +53,8 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
         return 0
     for warning in warnings:
         say(f"  note: {warning}")
-    model = plan.pipeline.model
-    if model is not None and plan.pipeline.gate and any(step.registers and not step.skip for step in plan.steps):
-        say(f"a run that passes its gate registers {model.name}")
+    if sentence := prospect(plan.pipeline, plan.registering):
+        say(sentence)
     say(plan.summary)
     return 0
 
