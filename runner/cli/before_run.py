@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -30,6 +31,16 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
     \b
     Example:
       runner check --profile smoke
+    """
+    return print_check(project, profile=profile, parameters=parameters, as_json=as_json)
+
+
+def print_check(
+    project: Project, *, profile: str | None = None, parameters: Sequence[str] = (), as_json: bool = False
+) -> int:
+    """Print what is wrong with the pipeline file and its notebooks; the exit code.
+
+    Raises PipelineError, where the result is not to be JSON.
     """
     from runner.pipeline.plan import plan as make_plan
     from runner.pipeline.registering import prospect
