@@ -41,10 +41,6 @@ inputs = { predictions = "predict.predictions" }
 [[gate]]
 metric = "score.auc"
 min = 0.855
-
-[model]
-name = "tiny"
-from = "train.model"
 """
 FIGURES = """from IPython.display import display
 for name, alt, image in (("curve", f"A dot at {auc:.2f}", "iVBORw0K" if auc < 0.86 else "iVBORw0L"), ("frame", "A frame", "iVBO")):
