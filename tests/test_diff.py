@@ -41,6 +41,10 @@ inputs = { predictions = "predict.predictions" }
 [[gate]]
 metric = "score.auc"
 min = 0.855
+
+[model]
+name = "tiny"
+from = "train.model"
 """
 FIGURES = """from IPython.display import display
 for name, alt, image in (("curve", f"A dot at {auc:.2f}", "iVBORw0K" if auc < 0.86 else "iVBORw0L"), ("frame", "A frame", "iVBO")):
@@ -128,11 +132,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     )
     (project.folder / "nb" / "helper.py").write_text("SHIFT = 1\n")
     assert (
-        project.runner("run", "-p", "depth=6", "-p", f"train.label={HOSTILE}", "-m", "<b>deeper</b>", env=PAGES).code
+        project.runner(
+            "run", "--no-register", "-p", "depth=6", "-p", f"train.label={HOSTILE}", "-m", "<b>deeper</b>", env=PAGES
+        ).code
         == 0
     )
     (project.folder / "rows.csv").write_text("1\n2\n3\n")
-    assert project.runner("run", "-p", "depth=6", "-p", f"train.label={HOSTILE}").code == 0
+    assert project.runner("run", "--no-register", "-p", "depth=6", "-p", f"train.label={HOSTILE}").code == 0
     return Compared(project, *(folder.name for folder in project.runs))
 
 
