@@ -150,6 +150,8 @@ def _why_left(uses: list[FileUse]) -> str:
         return ""
     if WINDOWS.match(text):
         return f"opens {text!r}, a path of Windows; write it with `/`."
+    if any(use.cell.span(use.place) is None for use in uses):
+        return f"opens {text} where the code cannot be changed for certain, as in an f-string; it is left as it is."
     if None in roles:
         return f"opens {text} to add to it or to change it; a run's files are written once. It is left as it is."
     if roles[0] == "input" and "output" in roles:
