@@ -140,6 +140,18 @@ def test_a_model_that_nobody_could_approve_is_refused_and_its_run_stays_whole(pr
     assert prices.runner("models", "--json").json == []
 
 
+@pytest.mark.parametrize("with_step", [False, True])
+def test_a_profile_may_say_that_nothing_is_registered(prices: Project, with_step: bool) -> None:
+    toml = (prices.folder / "pipeline.toml").read_text() + BY_NOTEBOOK * with_step
+    prices.toml(toml + "\n[profiles.smoke]\nmodel.register = false\n")
+    checked = prices.runner("check", "--profile", "smoke").out
+    assert ("[model] register is false" in checked, "registers prices" in checked) == (True, False)
+    done = prices.runner("run", "--profile", "smoke", "--json")
+    assert (done.code, done.json["model_version"]) == (0, None), done.err
+    assert "as [model] register = false says. `runner register" in done.json["not_registered"]
+    assert prices.runner("register", done.json["run"], "--json").json["version"] == 1
+
+
 def test_check_says_why_no_run_registers(prices: Project) -> None:
     whole = (prices.folder / "pipeline.toml").read_text()
     prices.toml(whole + '[profiles.raw]\nskip = ["fit"]\n')

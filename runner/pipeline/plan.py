@@ -73,7 +73,12 @@ class Plan:
     def registers_itself(self) -> bool:
         """Whether a run that passes registers the model without a step; all that it takes for that runs."""
         model = self.pipeline.model
-        if model is None or not self.judges or not registers_itself(self.pipeline, self.registering):
+        if (
+            model is None
+            or not model.register
+            or not self.judges
+            or not registers_itself(self.pipeline, self.registering)
+        ):
             return False
         return any(step.name == model.from_.partition(".")[0] and not step.skip for step in self.steps)
 

@@ -52,6 +52,7 @@ def registers_itself(pipeline: Pipeline, registering: Collection[str]) -> bool:
 def outlook(pipeline: Pipeline, registering: Collection[str]) -> Iterator[str]:
     """What stands in the way of registering the model of a run that passes."""
     steps = ", ".join(name for name in pipeline.steps if name in registering)
+    how = "`runner register RUN` does it for a run that passed"
     if pipeline.model is None:
         if registering:
             reason = "there is no [model] to say its name: it will be refused"
@@ -59,8 +60,9 @@ def outlook(pipeline: Pipeline, registering: Collection[str]) -> Iterator[str]:
     elif not pipeline.gate:
         model = pipeline.model.name
         yield f"there is no [[gate]], and only a run that passes its gate registers a model: no run registers {model}."
+    elif not pipeline.model.register:
+        yield f"[model] register is false, so nothing is registered; {how}."
     elif registering and all(name in pipeline.skip for name in registering):
-        how = "`runner register RUN` does it for a run that passed"
         yield f"the profile skips {steps}, so nothing is registered; {how}."
     elif not registering and (missing := _skipped_parts(pipeline)):
         yield f"the profile skips {missing}, so nothing is registered."

@@ -162,7 +162,8 @@ def not_registered(manifest: RunManifest) -> str:
     if manifest.imported is not None:
         return f"No model was registered here: the run was imported without a version. {afterwards}"
     if not manifest.register and (asked or left_out or not registering):
-        return f"No model was registered, as --no-register says. {afterwards}"
+        says = "--no-register says" if manifest.pipeline.model.register else "[model] register = false says"
+        return f"No model was registered, as {says}. {afterwards}"
     if asked or not registering:  # the registration was refused, or the process ended before it
         return f"No model was registered. {afterwards}"
     if left_out:

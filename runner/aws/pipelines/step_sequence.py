@@ -203,7 +203,8 @@ class _Step:
             result = inside.execute_step(self.job, place, session, sequence.stop, paths=paths, code=self.code)
             if result.error is None or result.error.kind not in RETRIED or not retries_left or sequence.stop.is_set():
                 break
-        if result.error is None and result.registration is not None:
+        model = sequence.pushed.pipeline.model
+        if result.error is None and result.registration is not None and (model is None or model.register):
             results = {**sequence.results, self.name: result}
             result = registered(results, self.job, execution_job, sequence.pins, sequence.bucket, sequence.verdict)
         if several and result.remote is not None:
