@@ -6,6 +6,8 @@ import csv
 import datetime as dt
 import json
 import os
+import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +168,10 @@ def test_a_table_becomes_a_version_that_answers_its_rows_as_they_stand(tmp_path:
     make, target, bad = TABLES[name]
     table = make(tmp_path)
     project = made(tmp_path, table, target)
+    told = (project.folder / "README.md").read_text(encoding="utf-8")
+    line = shlex.split(re.findall(r"\$ runner (predict .*)", told)[0])  # the file as it stands
+    done = project.runner(*line)
+    assert done.code == 0, done.err
     record = first_record(table)
     assert asked(project, record, record | bad)["prediction"] is not None
 

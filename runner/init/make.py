@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,19 +59,18 @@ def make(folder: Path, template: str, asked: Asked, *, aws: bool = False, person
     if template not in WITH_TABLE:
         if asked != Asked():
             raise UsageError(f"--template {template} brings its own table. Leave --data and what belongs to it out.")
-        files = project.files(template, {"name": name}, aws=aws)
+        files = project.files(template, {"name": name, "file": "FILE.csv"}, aws=aws)
         project.place(folder, files)
         return NewProject(folder, template, sorted(files))
     with tempfile.TemporaryDirectory(prefix="runner-init-") as scratch:
         source, asked = _source(asked)
         found = _guess(source, asked, person)
         table, content, remarks = _table(source, found.sample, asked.names, Path(scratch))
-        kept = "true" if content is not None else "false"  # a large table stays where it is
         values = {
             "name": name,
             "table": table,
             "address": _toml(table),
-            "keep": kept,
+            "file": f"{table.removeprefix('./')}{_form(found.sample)}",
             "target": found.target,
             "task": found.answer.task,
         }
@@ -123,6 +123,14 @@ def _table(source: Path, sample: Sample, names: list[str], scratch: Path) -> tup
         )
         return str(source.absolute()), None, [remark]
     return place, source, []
+
+
+def _form(sample: Sample) -> str:
+    """The options by which `runner predict` reads such a file."""
+    if sample.format != "csv":
+        return ""
+    delimiter = "" if sample.delimiter == "," else f" --delimiter {shlex.quote(sample.delimiter)}"
+    return delimiter + ("" if sample.encoding in ("utf-8", "utf-8-sig") else f" --encoding {sample.encoding}")
 
 
 def _write_csv(workbook: Path, target: Path) -> None:
