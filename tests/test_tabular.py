@@ -203,6 +203,32 @@ def test_features_are_written_only_where_text_holds_numbers_or_dates(tmp_path: P
         module.transform(pd.DataFrame({**rows, "size": ["12,5,1", "1", "1"]}))
 
 
+def test_names_that_xgboost_refuses_are_others_in_the_model_alone(tmp_path: Path) -> None:
+    import xgboost as xgb
+
+    import runner.model
+
+    frame = pd.DataFrame({"size [m]": CHANCE.normal(size=50), "a<b": CHANCE.normal(size=50)})
+    columns = tabular.Columns(
+        table=tabular.read_columns(_written(tmp_path, loans())).table, kinds=dict.fromkeys(frame, "number")
+    )
+    code = tabular.write_features(tmp_path / "features.py", frame, columns)
+    assert code is not None
+    features = code.transform(frame)
+    assert list(features) == ["size (m)", "a‹b"]
+    booster = xgb.train({"nthread": 1}, xgb.DMatrix(features, frame["a<b"]), 2)
+    runner.model.save(tmp_path / "model", booster, frame, target="y", code=code)
+    assert len(runner.model.load(tmp_path / "model").predict(frame)) == 50
+    both = tabular.Columns(table=columns.table, kinds=dict.fromkeys(["size [m]", "size (m)"], "number"))
+    with pytest.raises(UsageError, match=r"Two columns would be called size \(m\)"):
+        tabular.write_features(tmp_path / "features.py", frame.rename(columns={"a<b": "size (m)"}), both)
+
+
+def _written(folder: Path, table: Table) -> Path:
+    table.write(folder)
+    return folder / "columns.toml"
+
+
 def test_contributions_add_up_to_the_scores_and_reasons_name_the_largest(tmp_path: Path) -> None:
     import xgboost as xgb
 
