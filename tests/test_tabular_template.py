@@ -31,7 +31,10 @@ def test_a_notebook_keeps_the_rules_of_notebooks(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("executed")
+    """The folder that a project's notebooks are executed in."""
+    folder = tmp_path_factory.mktemp("project") / "notebooks"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,22 @@ def test_a_run_without_anything_to_read_first_says_which_notebook_to_run(execute
     ):
         with pytest.raises(Exception, match=f"Run {first}.ipynb first, which writes it"):
             execute(notebook, **{parameter: tmp_path / "absent"})
+
+
+def test_by_hand_the_notebooks_run_in_order_on_their_defaults(execute: Execute, executed: Path) -> None:
+    table, folder = loans(), executed.parent
+    (folder / "data").mkdir()
+    (folder / "data" / "loans.csv").write_bytes(table.content)
+    (folder / "columns.toml").write_text(table.columns, encoding="utf-8")
+    for notebook in NOTEBOOKS:
+        execute(notebook.stem)
+    shown = [
+        output for cell in notebook_rules.cells(executed / "04_register.ipynb", "code") for output in cell["outputs"]
+    ]
+    texts = "".join("".join(text) for output in shown for text in output.get("data", {}).values())
+    assert "No gate has judged this model." in texts
+    assert "Nothing is registered" in texts
+    assert (executed / "work" / "train" / "model" / "signature.json").exists()
 
 
 def test_several_answers_are_learned_and_a_row_of_the_file_is_scored_as_it_stands(

@@ -93,6 +93,8 @@ def read_columns(path: str | Path) -> Columns:
         raise UsageError(f"{path}: the date {undated[0]} has no format. Add it to [dates], such as %Y-%m-%d.")
     if table.task == "binary" and not table.positive:
         raise UsageError(f"{path}: positive is missing in [table]: the answer that a probability is of.")
+    if not table.key and ROW_HASH in columns.kinds:
+        raise UsageError(f"{path}: {ROW_HASH} is the name of what stands for a key. Rename that column, or name a key.")
     if not columns.used:
         raise UsageError(
             f"{path}: no column is a number, category, boolean or date, so there is nothing to learn from."

@@ -1,4 +1,4 @@
-"""features.py for a model whose raw records have numbers or dates in text: our fixed code, with the table's columns.
+"""features.py for a model whose raw records are not what XGBoost takes: our fixed code, with the table's columns.
 
 The code itself is features_code.py, which a model's folder keeps a copy of. Knows nothing of how a model is trained.
 """
@@ -6,11 +6,14 @@ The code itself is features_code.py, which a model's folder keeps a copy of. Kno
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from runner.errors import UsageError
 from runner.tabular.columns import Columns
+from runner.tabular.features_code import SAFE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,14 +23,16 @@ def write_features(path: str | Path, records: pd.DataFrame, columns: Columns) ->
     """Write the module whose `transform(frame)` makes the model's columns of such raw records, and import it.
 
     None, and nothing is written, where the records are the model's columns as they are: then serving needs no pandas.
-    Equal columns give equal bytes.
+    Equal columns give equal bytes. Raises UsageError where two columns would have one name.
     """
     import pandas as pd
 
     dates = {name: columns.dates[name] for name in records if columns.kinds[name] == "date"}
     numbers = [name for name in columns.numbers if name in records and not pd.api.types.is_numeric_dtype(records[name])]
-    if not dates and not numbers:
+    if not dates and not numbers and all(name.translate(SAFE) == name for name in records):
         return None
+    if twice := [name for name, count in Counter(name.translate(SAFE) for name in records).items() if count > 1]:
+        raise UsageError(f"Two columns would be called {twice[0]} by the model, which takes no [, ] or <. Rename one.")
     code = Path(__file__).with_name("features_code.py").read_text(encoding="utf-8")
     for name, empty, value in (
         ("DATES: dict[str, str]", "{}", dates),

@@ -1,4 +1,6 @@
-"""The features of raw records: text that holds a number or a date, as numbers. Frozen into the model's folder.
+"""The features of raw records: numbers of text that holds a number or a date, and names that XGBoost takes.
+
+Frozen into the model's folder.
 
 Works row by row. It imports pandas alone, in whatever version scores the model.
 """
@@ -20,33 +22,35 @@ MISSING: list[str] = []
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LARGEST = 3.4028234e38  # that the trees hold
+SAFE = str.maketrans("[]<", "()‹")  # which no feature of XGBoost may have in its name
 
 
 def transform(frame: pd.DataFrame) -> pd.DataFrame:
-    """The model's columns: what is not a date or a number in text stays as it is."""
+    """The model's columns: the values of what is neither a date nor a number in text stay as they are."""
     import pandas as pd
 
     features = {}
     for name in frame.columns:
+        safe = name.translate(SAFE)
         if name in DATES:
-            features.update(dates(name, frame[name]))
+            features.update(dates(safe, frame[name], DATES[name]))
         elif name in NUMBERS:
             values = [number(value, DECIMAL, MISSING) for value in frame[name]]
-            features[name] = pd.Series(values, index=frame.index, dtype="float64")
+            features[safe] = pd.Series(values, index=frame.index, dtype="float64")
         else:
-            features[name] = frame[name]
+            features[safe] = frame[name]
     return pd.DataFrame(features, index=frame.index)
 
 
-def dates(name: str, column: pd.Series) -> dict[str, pd.Series]:
+def dates(name: str, column: pd.Series, form: str) -> dict[str, pd.Series]:
     """Days since 1970, month, weekday (0: Monday), and the hour where the format has one."""
     import pandas as pd
 
     text = pd.Series([None if missing(value, MISSING) else str(value).strip() for value in column], dtype="object")
-    times = pd.to_datetime(text, format=DATES[name], utc=True)
+    times = pd.to_datetime(text, format=form, utc=True)
     days = (times - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
     parts = {"days": days // 1, "month": times.dt.month, "weekday": times.dt.day_of_week}
-    if "%H" in DATES[name]:
+    if "%H" in form:
         parts["hour"] = times.dt.hour
     return {f"{name} ({part})": values.astype("float64").set_axis(column.index) for part, values in parts.items()}
 
