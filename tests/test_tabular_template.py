@@ -254,7 +254,7 @@ def test_a_leak_that_is_none_and_copies_that_are_meant_pass_by_their_parameters(
     make, _ = FAULTS["a column that repeats the answer"]
     assert data(execute, tmp_path, make(), max_leak=1.0)["strongest_column"].value > 0.999
     make, _ = FAULTS["rows that repeat others"]
-    assert data(execute, tmp_path, make(), max_copies=0.9)["copies"].value == 158
+    assert data(execute, tmp_path, make(), max_copies=1.0)["copies"].value == 158
 
 
 def test_equal_rows_without_a_key_are_on_one_side_and_no_row_changes_side(execute: Execute, tmp_path: Path) -> None:
