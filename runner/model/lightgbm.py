@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner.errors import UsageError, counted
-from runner.model.kinds import CLASSES, NUMBER, PROBABILITY, Converted, Judged, class_names, place_of_positive
+from runner.model.kinds import (
+    CLASSES,
+    NUMBER,
+    PROBABILITY,
+    ClassNames,
+    Converted,
+    Judged,
+    class_names,
+    place_of_positive,
+)
 from runner.model.signature import Column, Label, distinct
 
 if TYPE_CHECKING:
@@ -48,7 +57,7 @@ def judged(model: Any, positive: Label | None, labels: Sequence[Label] | None) -
     elif positive is not None or labels is not None:
         raise UsageError(f"positive and labels name classes, and a model of objective {objective!r} has none.")
     else:
-        names = class_names([], None, None)
+        names = ClassNames(None, None)
     if place == 0:
         raise UsageError(
             f"positive={names.positive!r} is the class of which LightGBM gives no probability. Train with it as 1."

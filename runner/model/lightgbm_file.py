@@ -24,10 +24,10 @@ class Wrong(ValueError):
     """What is wrong with the text, as the end of a sentence."""
 
 
-def fault(content: bytes) -> str:
+def fault(content: bytes, most_bytes: int = LARGEST_BYTES) -> str:
     """What is wrong with it, as the end of a sentence; "" where nothing is."""
-    if len(content) > LARGEST_BYTES:
-        return f"has {len(content):,} bytes, more than the {LARGEST_BYTES:,} that are read"
+    if len(content) > most_bytes:
+        return f"has {len(content):,} bytes, more than the {most_bytes:,} that are read"
     if not content.startswith(BEGIN) or b"\0" in content:
         return "is no model of LightGBM"
     try:

@@ -22,10 +22,10 @@ NOT_TAKEN = {
 }
 
 
-def fault(content: bytes) -> str:
+def fault(content: bytes, most_bytes: int = LARGEST_BYTES) -> str:
     """What is wrong with it, as the end of a sentence; "" where nothing is."""
-    if len(content) > LARGEST_BYTES:
-        return f"has {len(content):,} bytes, more than the {LARGEST_BYTES:,} that are read"
+    if len(content) > most_bytes:
+        return f"has {len(content):,} bytes, more than the {most_bytes:,} that are read"
     try:
         import onnx
     except ImportError:

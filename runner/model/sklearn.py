@@ -1,7 +1,7 @@
 """A fitted estimator or pipeline of scikit-learn: how it scores by itself, and the ONNX graph that scores so too.
 
-The folder's graph is tried on the estimator's own frame, and on a record of which one column after the other is
-missing: where the estimator refuses that, the column is required of every record.
+The folder's graph is tried on the estimator's own frame, and where that has no missing value in a column, on a record
+without it: where the estimator refuses that, or ONNX scores it otherwise, the column is required of every record.
 """
 
 from __future__ import annotations
@@ -134,12 +134,7 @@ def _converted(
         raise UsageError(f"The ONNX graph of the {type(model).__name__} does not score: {reason} {ADVICE}")
     for name, probe in probes.items():
         if not _same(best, signature, table.matrix(probe, columns), scores(probe)):
-            if features[name].isna().any():
-                raise UsageError(
-                    f"Where {name} is missing, the ONNX graph scores otherwise than the estimator. Say in the pipeline "
-                    f"what a missing {name} is: SimpleImputer(…) before what takes it."
-                )
-            required.append(str(name))  # of which it has learned nothing
+            required.append(name)
     return Converted(best, list(columns), required)
 
 
@@ -162,18 +157,17 @@ def _distance(graph: bytes, signature: dict[str, Any], matrix: np.ndarray, expec
 def _probes(
     scores: Callable[[pd.DataFrame], np.ndarray], features: pd.DataFrame
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """By column the first row without it, where the estimator scores that; and the columns that it needs."""
+    """By column without a missing value the first row without it, where the estimator scores that; and the others."""
     import pandas as pd
 
     probes: dict[str, pd.DataFrame] = {}
-    for name in map(str, features.columns):
+    for name in features.columns[~features.isna().any()].tolist():
         probe = features.head(1).copy()
         if pd.api.types.is_bool_dtype(probe[name].dtype) or pd.api.types.is_integer_dtype(probe[name].dtype):
             probe[name] = probe[name].astype("float64")
         probe.loc[probe.index[0], name] = None
         probes[name] = probe
-    together = pd.concat(list(probes.values()), ignore_index=True)
-    if _scored(scores, together):
+    if not probes or _scored(scores, pd.concat(list(probes.values()), ignore_index=True)):
         return probes, []
     taken = {name: probe for name, probe in probes.items() if _scored(scores, probe)}
     return taken, [name for name in probes if name not in taken]
