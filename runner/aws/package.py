@@ -22,7 +22,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.session import Session, domain
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.compatibility import registered
-from runner.model.files import GRAPH, SIGNATURE, TREES, check_files, read_files, sha256_of
+from runner.model.files import GRAPH, MODEL, SIGNATURE, TREES, check_files, read_files, sha256_of
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.paths import inside
@@ -119,7 +119,7 @@ def package(folder: Path) -> Package:
     return Package(archive=data, sha256=hashlib.sha256(data).hexdigest(), files=files)
 
 
-def code(files: Collection[str]) -> dict[str, bytes]:
+def code(files: Collection[str] = (MODEL,)) -> dict[str, bytes]:
     """The archive's files that are not of the model folder, which has `files`."""
     backend = f"{BACKEND}.py"  # as text; nothing here runs it
     programs = (PROGRAM,) if any(name in files for name in TREES) else (PROGRAM, RUNTIMES)

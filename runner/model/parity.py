@@ -20,6 +20,7 @@ import msgspec
 
 from runner.errors import UsageError, counted
 from runner.model import table
+from runner.model.kinds import Tolerance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +54,7 @@ def check(scorer: Scorer, frame: pd.DataFrame, judged: Judged, features: pd.Data
         if fresh or not start:
             block.compare_requests(fresh if start else list(range(len(rows))))
         for row in sorted(alone.intersection(rows)):
-            block.compare_alone(row - start)
+            block.compare_alone(row - start, judged)
         if not start:
             sample = block.named(0), block.scores[0].tolist()
     return sample
@@ -186,7 +187,7 @@ class _Block:
             places[row], difference, f"{alike}Rename the category, in the frame that the model learns from."
         )
 
-    def compare_alone(self, at: int) -> None:
+    def compare_alone(self, at: int, judged: Judged) -> None:
         import numpy as np
 
         from runner.scoring.fast_reading import quick
@@ -195,7 +196,8 @@ class _Block:
         body = msgspec.json.encode([self.named(at)])
         with _refusing("JSON by name", [self.rows[at]]):
             score = self.scorer.score(self.scorer.table(body, JSON))[0]
-        if not np.array_equal(score, self.scores[at]):
+        near = judged.tolerance or Tolerance(0, 0)
+        if not np.allclose(score, self.scores[at], rtol=near.relative, atol=near.absolute):
             difference = f"scores {_shown(self.scores[at])} among the others and {_shown(score)} alone"
             raise self._refusal(
                 at,
