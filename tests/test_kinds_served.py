@@ -20,8 +20,10 @@ from support.served import CSV, JSON, Client, approved, serving
 from test_serve_container import ask
 
 import runner.model
-from runner.aws.package import ENVIRONMENT, package
+from runner.aws.package import ENVIRONMENT, check_image, package, serving_image
 from runner.content import artifact
+from runner.errors import UsageError
+from runner.pipeline.plan import plan
 
 BODY = records().iloc[:40].to_csv(index=False)
 ROWS = json.loads(records().iloc[:40].to_json(orient="records"))
@@ -120,6 +122,51 @@ def test_a_container_of_ones_own_image_gives_the_bits_of_the_folder(
         assert floats(answer.decode()).tobytes() == wanted(project).tobytes()
     finally:
         container.close()
+
+
+# An image without the runtime
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_an_image_that_has_xgboost_alone_is_refused_for_other_models(
+    projects: dict[tuple[str, str], Project], kind: str
+) -> None:
+    (folder,) = projects[kind, "binary"].folder.glob("runs/2*/steps/train/out/model")
+    files = package(folder).files
+    aws, key = serving_image("eu-central-1"), "[targets.production] serving_image"
+    check_image(files, "123456789012.dkr.ecr.eu-central-1.amazonaws.com/tiny-image:1", "tiny/1", key)
+    if kind == "xgboost":
+        check_image(files, aws, "tiny/1", key)
+        return
+    runtime = {"lightgbm": "LightGBM", "sklearn": "onnxruntime"}[kind]
+    with pytest.raises(
+        UsageError, match=rf"tiny/1 needs {runtime}, and .*sagemaker-xgboost.* has XGBoost alone"
+    ) as refused:
+        check_image(files, aws, "tiny/1", key)
+    assert f'{key} = "own"' in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("imports", "target", "noted"),
+    [
+        ("from sklearn.linear_model import Ridge", "", True),
+        ("import lightgbm as lgb", "", True),
+        ("import lightgbm as lgb", 'serving_image = "own"', False),
+        ("import xgboost, sklearn.metrics", "", False),
+    ],
+)
+def test_check_says_which_target_could_not_serve_what_the_notebook_trains(
+    tmp_path: Path, imports: str, target: str, noted: bool
+) -> None:
+    project = Project(tmp_path)
+    project.write("train.ipynb", parameters('model: str = ""'), imports)
+    project.toml(
+        'name = "tiny"\n[steps.train]\nnotebook = "train.ipynb"\noutputs = { model = "model/" }\n'
+        '[model]\nname = "tiny"\nfrom = "train.model"\n'
+        f'[targets.production]\nkind = "sagemaker"\n{target}\n'
+    )
+    said = "\n".join(plan(tmp_path / "pipeline.toml").warnings)
+    assert ('serving_image = "own" in [targets.production]' in said) == noted
 
 
 # One name
