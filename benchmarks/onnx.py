@@ -49,14 +49,14 @@ PAGE, BEGIN, END = ROOT / "docs" / "models.md", "<!-- written by benchmarks.onnx
 OURS, FASTAPI = "runner serve, onnxruntime", "FastAPI, scikit-learn"
 CLASSIFIERS = [
     LogisticRegression(max_iter=1000),
-    RandomForestClassifier(100, random_state=1),
+    RandomForestClassifier(100, max_depth=10, random_state=1),
     GradientBoostingClassifier(random_state=1),
     HistGradientBoostingClassifier(random_state=1),
     MLPClassifier((32,), random_state=1, max_iter=60),
 ]
 REGRESSORS = [
     LinearRegression(),
-    RandomForestRegressor(100, random_state=1),
+    RandomForestRegressor(50, max_depth=10, random_state=1),
     HistGradientBoostingRegressor(random_state=1),
 ]
 SERVED = [0, 1]  # of the classifiers
