@@ -181,8 +181,8 @@ def _check_approvable(artifact: Artifact, content: Callable[[FileFact], Path]) -
         raise Refused(
             f"{error} Nobody could approve it, so it is not registered. Write the folder with runner.model.save alone, "
             "which takes models of XGBoost, LightGBM and scikit-learn; for another model remove [model] from "
-            "pipeline.toml, and the call of runner.model.register where a notebook has one: the run keeps it as an output "
-            "of its step."
+            "pipeline.toml, and the call of runner.model.register where a notebook has one: the run keeps it as an "
+            "output of its step."
         ) from error
 
 
