@@ -250,10 +250,15 @@ def test_the_best_round_of_lightgbm_is_the_one_that_scores(tmp_path: Path) -> No
     model = lgb.LGBMClassifier(n_estimators=60, learning_rate=0.9, verbose=-1, n_jobs=1)
     stop = lgb.early_stopping(3, verbose=False)
     model.fit(frame[:200], wanted[:200], eval_X=frame[200:], eval_y=wanted[200:], callbacks=[stop])
-    assert 0 < model.best_iteration_ < model.booster_.num_trees()
-    for name, given in (("estimator", model), ("booster", model.booster_)):
-        runner.model.save(tmp_path / name, given, frame, target="y", positive="yes")
-        assert runner.model.load(tmp_path / name).predict(frame).tobytes() == expected_of(model, frame).tobytes()
+    assert 0 < model.best_iteration_ < 60
+    runner.model.save(tmp_path / "estimator", model, frame, target="y", positive="yes")
+    assert runner.model.load(tmp_path / "estimator").predict(frame).tobytes() == expected_of(model, frame).tobytes()
+    booster = lgb.train({"objective": "binary", "verbose": -1, "num_threads": 1}, lgb.Dataset(frame, wanted), 9)
+    booster.best_iteration = 2
+    runner.model.save(tmp_path / "booster", booster, frame, target="y")
+    scores = runner.model.load(tmp_path / "booster").predict(frame)
+    assert scores.tobytes() == booster.predict(frame, num_iteration=2).astype("float32").tobytes()
+    assert scores.tobytes() != booster.predict(frame, num_iteration=9).astype("float32").tobytes()
 
 
 def expected_of(model: Any, frame: pd.DataFrame) -> np.ndarray:
