@@ -40,6 +40,8 @@ COMMANDS = {
     "pack": ("transfer", "Put a run with all it stands on into one file."),
     "import": ("transfer", "Take in a packed run, every file checked."),
     "gc": ("audit", "Remove runs that nothing needs any more."),
+    "graph": ("graph", "Draw the pipeline, or what became of a run."),
+    "ui": ("ui", "Show runs, models and targets as web pages, and decide there."),
     "report": ("runs", "Print where a run's report is, writing it anew where it is missing."),
     "models": ("models", "List registered model versions."),
     "register": ("models", "Register the model of a run that passed and did not register."),

@@ -18,7 +18,7 @@ from runner.escape import visible
 from runner.notebook.recorded import Figure, read_figures
 from runner.records import Metric, Value
 from runner.report import clean
-from runner.report.files import number, reason, svg_address, write_page
+from runner.report.files import number, page, reason, svg_address, write_page
 from runner.report.page import WORDS
 
 # Okabe and Ito, Color Universal Design, 2008; without the yellow, which is faint on white
@@ -49,15 +49,22 @@ def write_comparison(
     path: Path, *, comparison: RunComparison | None, difference: Difference | None, runs: Path
 ) -> Path:
     """Write the page of several runs, or of a difference; its path. `runs` is the folder of the runs."""
+    links = _links(path, comparison, runs)
+    return write_page(path, comparison_page(comparison, difference, runs=runs, links=links))
+
+
+def comparison_page(
+    comparison: RunComparison | None, difference: Difference | None, *, runs: Path, links: Sequence[str | None]
+) -> bytes:
+    """As `write_comparison`, written nowhere; `links` has the address of each run's report, None for no link."""
     labels = short_names(comparison) if comparison else []
     pairs, same = _figures(comparison, runs) if comparison and difference else ([], [])
-    return write_page(
-        path,
+    return page(
         "comparison.html.j2",
         comparison=comparison,
         difference=difference,
         labels=labels,
-        links=_links(path, comparison, runs),
+        links=links,
         headline=headline(comparison, difference),
         summary=summary(difference) if difference else "",
         tone=_tone(difference),

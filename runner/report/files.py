@@ -20,25 +20,30 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Fill in the template and write it to `path`, whose folder is made; the path."""
+def page(template: str, **values: Any) -> bytes:
+    """The template filled in, as a page that needs no other file."""
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    page = _environment().get_template(template).render(style=style, policy=POLICY, **values)
+    text = environment().get_template(template).render(style=style, policy=POLICY, **values)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_page(path: Path, content: bytes) -> Path:
+    """Write a page to `path`, whose folder is made; the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, page.encode("utf-8", "backslashreplace"))
+    atomic_write(path, content)
     return path
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    """Escapes every value, with escapes for control characters too."""
+def environment(*more: Path) -> jinja2.Environment:
+    """Escapes every value, with escapes for control characters too. `more` are further folders of templates."""
     import jinja2
 
     def shown(value: Any) -> Any:
         return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([*more, TEMPLATES]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

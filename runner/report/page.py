@@ -12,7 +12,7 @@ from runner.manifest import RunManifest, StepState
 from runner.notebook.recorded import read_figures
 from runner.records import Metric, RuleResult, read
 from runner.report import clean
-from runner.report.files import number, reason, write_page
+from runner.report.files import number, page, reason, write_page
 from runner.run.cost import cost
 from runner.run.registration import not_registered
 
@@ -29,14 +29,18 @@ def write_report(run_folder: Path, manifest: RunManifest | None = None, path: Pa
     without it, what run.json holds.
     """
     manifest = manifest or read(RunManifest, run_folder / "run.json")
+    return write_page(path or run_folder / REPORT, report(run_folder, manifest))
+
+
+def report(run_folder: Path, manifest: RunManifest) -> bytes:
+    """The page of the run, written nowhere."""
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
     error = failed.result.error if failed and failed.result else None
-    return write_page(
-        path or run_folder / REPORT,
+    return page(
         "run.html.j2",
         manifest=manifest,
-        headline=_headline(manifest, failed),
-        tone=_tone(manifest),
+        headline=headline(manifest),
+        tone=tone(manifest),
         failed=failed,
         source=_failing_source(run_folder, failed),
         traceback=clean.plain("\n".join(error.traceback)) if error else "",
@@ -68,7 +72,9 @@ def write_all(run_folder: Path, manifest: RunManifest) -> Path:
     return write_report(run_folder, manifest)
 
 
-def _headline(manifest: RunManifest, failed: StepState | None) -> str:
+def headline(manifest: RunManifest) -> str:
+    """What became of the run, in a sentence."""
+    failed = next((step for step in manifest.steps if step.status == "failed"), None)
     if manifest.status == "running":
         return "This run is still going on."
     if manifest.status == "interrupted":
@@ -97,7 +103,8 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
     return words if version is None else f"{words} {version.label} is registered, {version.words}."
 
 
-def _tone(manifest: RunManifest) -> str:
+def tone(manifest: RunManifest) -> str:
+    """good, bad, unsure or plain: the colour of the headline."""
     if manifest.status in ("running", "interrupted"):
         return "unsure"
     if manifest.status == "failed":
