@@ -41,6 +41,8 @@ COMMANDS = {
     "import": ("transfer", "Take in a packed run, every file checked."),
     "gc": ("audit", "Remove runs that nothing needs any more."),
     "graph": ("graph", "Draw the pipeline, or what became of a run."),
+    "logs": ("logs", "Print what a run's cells printed."),
+    "site": ("ui", "Write the pages of all runs and versions into a folder, without forms."),
     "ui": ("ui", "Show runs, models and targets as web pages, and decide there."),
     "report": ("runs", "Print where a run's report is, writing it anew where it is missing."),
     "models": ("models", "List registered model versions."),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from pathlib import Path
 
 import click
 
-from runner.cli.options import project_option
+from runner.cli.options import print_json, project_option, result_options
 from runner.cli.terminal import say
-from runner.errors import UsageError
+from runner.errors import UsageError, counted
 from runner.project import Project
 
 
@@ -90,3 +91,26 @@ def _hash(user: str) -> str:
     if len(password) < 8:
         raise UsageError("A password has 8 characters or more.")
     return hasher_.hash(password)
+
+
+@click.command("site")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@result_options
+def site_command(folder: Path, as_json: bool, project: Project) -> None:
+    """Write the pages of all runs and versions into DIR, without forms, for a CI artifact or a bucket.
+
+    \b
+    Example:
+      runner site build/site
+    """
+    from runner.ui.site import write_site
+
+    written = write_site(project, folder)
+    for sentence in written.left_out:
+        say(sentence, err=True)
+    if as_json:
+        page = str((folder / "index.html").absolute())
+        print_json({"page": page, "runs": written.runs, "versions": written.versions, "left_out": written.left_out})
+        return
+    say(folder / "index.html")
+    say(f"{counted(written.runs, 'run')}, {counted(written.versions, 'version')}", err=True)

@@ -32,12 +32,13 @@ def write_report(run_folder: Path, manifest: RunManifest | None = None, path: Pa
     return write_page(path or run_folder / REPORT, report(run_folder, manifest))
 
 
-def report(run_folder: Path, manifest: RunManifest) -> bytes:
-    """The page of the run, written nowhere."""
+def report(run_folder: Path, manifest: RunManifest, *, files: bool = True) -> bytes:
+    """The page of the run, written nowhere; without `files` it links to pages alone."""
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
     error = failed.result.error if failed and failed.result else None
     return page(
         "run.html.j2",
+        files=files,
         manifest=manifest,
         headline=headline(manifest),
         tone=tone(manifest),

@@ -40,7 +40,7 @@ class Pages:
         self._table = RunTable()
         self._styles = styles()
 
-    def application(self) -> Guard:
+    def application(self, *, prefix: str = "") -> Guard:
         routes = [
             ("/", self.runs),
             ("/compare", self.compare),
@@ -74,7 +74,7 @@ class Pages:
                 Exception: lambda request, _: self.problem(request, 500, "This is a fault of the server; see its log."),
             },
         )
-        return Guard(application, self._access, lambda depth: View(self._project(), depth))
+        return Guard(application, self._access, lambda depth: View(self._project(), depth), prefix=prefix)
 
     def warm(self) -> None:
         """Read all runs once, little by little, so that a filter need not wait for it."""
@@ -204,7 +204,8 @@ class Pages:
     def _again(self, request: Request, status: int, sentence: str) -> Response:
         """The version's page with what was typed and why it was not done."""
         view = self.view(request)
-        typed = {key: value for key, value in request.state.form.items() if key in ("reason", "target")}
+        form, action = request.state.form, page_path(request.scope).rpartition("/")[2]
+        typed = {f"{action} {form.get('target', '')}".strip(): form.get("reason", "")}
         view = replace(view, notes=[*view.notes, ("bad", f"Nothing was done. {sentence}")], typed=typed)
         return HTMLResponse(model_pages.version(view, *_version(request)), status)
 
@@ -251,7 +252,7 @@ class Pages:
         status = 400 if isinstance(error, PipelineError) else 404 if isinstance(error, UsageError) else 409
         if not isinstance(error, UsageError | Refused):
             status = 502
-        if request.method == "POST" and status == 404:
+        if status == 404 and (request.method == "POST" or page_path(request.scope).startswith("/compar")):
             status = 400
         return self.problem(request, status, str(error))
 

@@ -71,12 +71,16 @@ class Refusal(Exception):
 class Guard:
     """Lets in who may, with `scope["state"]` saying who it is and what a form held."""
 
-    def __init__(self, app: ASGIApp, access: Access, view: Callable[[int], View]) -> None:
+    def __init__(self, app: ASGIApp, access: Access, view: Callable[[int], View], *, prefix: str = "") -> None:
+        """`prefix` is the path before every address, where a proxy leaves it there."""
         self._app, self._access, self._view = app, access, view
+        self._prefix = prefix.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        if self._prefix and str(scope["path"]).startswith(f"{self._prefix}/"):
+            scope["root_path"] = self._prefix
         cookie: list[str] = []
 
         async def guarded(message: Message) -> None:

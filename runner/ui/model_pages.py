@@ -150,7 +150,7 @@ def difference_words(then: Metric, now: Metric, not_comparable: str) -> tuple[st
 def _card(text: str) -> str:
     """The model card as HTML that may stand in a page; "" where there is none."""
     try:
-        return markup.markdown(text) if text.strip() else ""
+        return markup.markdown(escape.visible(text)) if text.strip() else ""
     except clean.TooMuch:
         return f'<pre class="result">{escape.html(text[: clean.MOST_CHARACTERS])}</pre>'
 

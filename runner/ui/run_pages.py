@@ -16,16 +16,16 @@ from runner.report.graph import graph, svg
 from runner.run.progress import read_progress
 from runner.run.store import Store
 from runner.step.execute import Progress
-from runner.ui.runs import STATUSES, VERDICTS, Query, RunTable, seconds
+from runner.ui.runs import PER_PAGE, STATUSES, VERDICTS, Query, RunTable, seconds
 from runner.ui.view import View
 
 MOST_COMPARED = 50
 
 
-def runs(view: View, table: RunTable, query: Query) -> str:
-    """The table of runs, with what runs now on top of their rows."""
+def runs(view: View, table: RunTable, query: Query, *, per_page: int | None = PER_PAGE) -> str:
+    """The table of runs, of those that run with how far they are; all on one page where `per_page` is None."""
     store = view.project.store
-    found = table.page(store, query)
+    found = table.page(store, query, per_page)
     manifests = view.project.as_of_now(found.manifests)
     rules = view.project.spec.gate
     columns = [name for name in dict.fromkeys([rule.metric for rule in rules]) if _somewhere(name, manifests)]
@@ -119,9 +119,9 @@ def _shown(view: View, step: str, *, code: bool) -> str:
     return f"?{'&'.join(parts)}" if parts else "?"
 
 
-def report(project: Project, manifest: RunManifest) -> bytes:
-    """The run's report with what its version is now; made anew, and written nowhere."""
-    return page.report(project.store.folder(manifest.run), manifest)
+def report(project: Project, manifest: RunManifest, *, files: bool = True) -> bytes:
+    """The run's report with what its version is now; made anew, and written nowhere. `files` are linked to."""
+    return page.report(project.store.folder(manifest.run), manifest, files=files)
 
 
 def executed(project: Project, manifest: RunManifest, step: str, *, code: bool = True) -> bytes:

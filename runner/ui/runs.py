@@ -141,28 +141,29 @@ class RunTable:
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._decoder = msgspec.json.Decoder(_Facts)
 
-    def page(self, store: Store, query: Query) -> Page:
+    def page(self, store: Store, query: Query, per_page: int | None = PER_PAGE) -> Page:
         if not query.filters and query.newest_first:
             runs = store.runs()
-            return self._shown(store, runs, query)
+            return self._shown(store, runs, query.page, per_page or max(1, len(runs)))
         matching = [summary for summary in self.summaries(store) if _matches(summary, query)]
         column, down = query.sort.lstrip("-"), query.sort.startswith("-")
         have = [(value, summary) for summary in matching if (value := summary.value(column)) is not None]
         absent = [summary for summary in matching if summary.value(column) is None]
         have.sort(key=lambda pair: pair[0], reverse=down)
-        return self._shown(store, [summary.run for _, summary in have] + [summary.run for summary in absent], query)
+        runs = [summary.run for summary in (*(summary for _, summary in have), *absent)]
+        return self._shown(store, runs, query.page, per_page or max(1, len(runs)))
 
-    def _shown(self, store: Store, runs: Sequence[str], query: Query) -> Page:
+    def _shown(self, store: Store, runs: Sequence[str], page: int, per_page: int) -> Page:
         manifests: list[RunManifest] = []
         problems = []
-        first = (query.page - 1) * PER_PAGE
-        for run in runs[first : first + PER_PAGE]:
+        first = (page - 1) * per_page
+        for run in runs[first : first + per_page]:
             try:
                 if store.begun(run):
                     manifests.append(store.manifest(run))
             except RunnerError as error:
                 problems.append(f"{run}: {error}")
-        return Page(manifests, len(runs), max(1, -(-len(runs) // PER_PAGE)), problems)
+        return Page(manifests, len(runs), max(1, -(-len(runs) // per_page)), problems)
 
     def summaries(self, store: Store) -> list[Summary]:
         """Of all runs, the newest first; those that cannot be read are left out."""

@@ -63,25 +63,31 @@ def address(host: str, port: int, access: Access) -> str:
 
 
 def serve(file: Path, access: Access, listening: socket.socket, *, prefix: str, on_ready: Callable[[], None]) -> None:
-    """Answer until SIGTERM or SIGINT. `prefix` is the path under which a proxy shows the pages, if it does not
-    take it away itself."""
+    """Answer until SIGTERM or SIGINT; see `server`."""
     _escape_log()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn sends itself the signal again, once it has ended well
+        server(file, access, prefix=prefix, on_ready=on_ready).run(sockets=[listening])
+
+
+def server(
+    file: Path, access: Access, *, prefix: str = "", on_ready: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """The server of a project's pages. `prefix` is the path under which a proxy shows them, if it does not take it
+    away itself."""
     pages = Pages(file, access)
     config = uvicorn.Config(
-        pages.application(),
+        pages.application(prefix=prefix),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        root_path=prefix.rstrip("/"),
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=END_S,
     )
     threading.Thread(target=pages.warm, name="warm", daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn sends itself the signal again, once it has ended well
-        _Server(config, on_ready).run(sockets=[listening])
+    return _Server(config, on_ready)
 
 
 class _Server(uvicorn.Server):

@@ -38,7 +38,7 @@ class View:
     form_token: Callable[[str], str] | None = None  # of a form by the path it is sent to; None: there are no forms
     can_sign_out: bool = False
     notes: Sequence[tuple[str, str]] = ()  # (tone, sentence)
-    typed: dict[str, str] = field(default_factory=dict)  # of a form that was refused, to be filled in again
+    typed: dict[str, str] = field(default_factory=dict)  # the reason, by its form, where that was refused
 
     @property
     def name(self) -> str:
