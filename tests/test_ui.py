@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 from support import judged
+from support.browser import Browser, browser
 from support.judged import RUN
 from support.places import free_ports
 from support.projects import Project
@@ -740,11 +741,88 @@ def test_users_lines_are_made_by_the_command(place: Project) -> None:
     assert passwords.check("ana", "long enough", "here")
 
 
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_by_keyboard_alone_a_reviewer_finds_what_is_pending_reads_why_and_approves(
+    place: Project, tab: Browser, script: bool
+) -> None:
+    assert place.runner("approve", "tiny/1", "--reason", "fine").code == 0
+    judged.executed(place, 3, {"output_type": "stream", "name": "stdout", "text": "hello"})
+    with pages_of(place.folder / "pipeline.toml") as served:
+        tab.open(served.address, script=script)
+        wait_until(lambda: tab.value("document.title") == "Runs · tiny")
+        tab.follow('nav a[href="models/"]')
+        assert "1 is the approved version; 2 pending" in tab.value("document.body.innerText")
+        tab.follow('a[href="../model/tiny/3/"]')
+        text = tab.value("document.body.innerText")
+        assert "The model of run 3." in text
+        assert "above the required minimum 0.8" in text
+        assert "intervals overlap" in text
+        tab.follow(f'a[href="../../../compare?run={RUN.format(1)}&run={RUN.format(3)}"]')
+        frame = "document.querySelector('iframe').contentDocument"
+        assert "Gate passed in both" in tab.value(f"{frame}.body.innerText")
+        tab.follow(f'a[href="run/{RUN.format(3)}/"]')
+        assert "tiny/3 is registered, pending." in tab.value(f"{frame}.body.innerText")
+        tab.follow('.verdict a[href="../../model/tiny/3/"]')
+        tab.write('form[action="approve"] textarea', "read it all")
+        tab.follow('form[action="approve"] button')
+        assert "tiny/3 is approved." in tab.value("document.querySelector('[role=status]').textContent")
+        assert "Approved by" in tab.value("document.querySelector('.headline').textContent")
+        assert not [one for one in tab.requests if not one.startswith((f"http://127.0.0.1:{served.port}/", "data:"))]
+    assert decisions(place)[-1] == (3, "approved", who(), "read it all")
+
+
+def test_nothing_is_wider_than_a_telephone_and_the_dark_is_dark(place: Project, tab: Browser) -> None:
+    failed = StepError(kind="exception", ename="ValueError", evalue="x" * 300, cell=1, first_line="y" * 300)
+    judged.write(place, judged.manifest_of(place, RUN.format(7), {}, error=failed, note="n" * 300, tags=["t" * 90]))
+    with pages_of(place.folder / "pipeline.toml") as served:
+        tab.open(served.address)
+        for path in ("", "models/", "model/tiny/1/", f"run/{RUN.format(7)}/", "targets/", "nothing"):
+            for width in (390, 1280):
+                tab.open(f"http://127.0.0.1:{served.port}/{path}", width=width, dark=width == 390)
+                assert tab.value("document.documentElement.scrollWidth - innerWidth") <= 0, (path, width)
+                ground = tab.value("getComputedStyle(document.body).backgroundColor")
+                assert ground == ("rgb(20, 24, 29)" if width == 390 else "rgb(255, 255, 255)")
+
+
+def test_the_live_rows_and_the_checkboxes_work_in_a_browser(place: Project, tab: Browser) -> None:
+    store, run = Store(place.folder / "runs"), RUN.format(8)
+    manifest = judged.manifest_of(place, run, {})
+    running = msgspec.structs.replace(manifest.steps[0], status="running", result=None)
+    judged.write(place, manifest, status="running", steps=[running], ended=None)
+    with pages_of(place.folder / "pipeline.toml") as served, store.lock(run):
+        tab.open(served.address)
+        wait_until(lambda: tab.value("document.title") == "Runs · tiny")
+        assert tab.value("document.getElementById('compare').disabled")
+        ProgressFile(store.folder(run)).telling(lambda _: None)(Progress("train", 2, 9, 3, "fit()"))
+        wait_until(lambda: "2 of 9 cells" in tab.value("document.querySelector('.live').textContent"))
+        for number in (1, 2):
+            tab.focus(f'input[value="{RUN.format(number)}"]')
+            tab.press(" ")
+        assert not tab.value("document.getElementById('compare').disabled")
+        assert tab.value("document.getElementById('selected').textContent") == "2 selected"
+        judged.write(place, manifest)  # it has ended; who has selected something is asked before the page changes
+        wait_until(lambda: not tab.value("document.getElementById('news').hidden"))
+
+
 def wait_until(held: Callable[[], bool]) -> None:
     until = time.monotonic() + 30
     while not held():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.soak
@@ -761,16 +839,18 @@ def test_ten_thousand_runs_are_listed_at_once_and_take_little_memory(place: Proj
     assert found
     visitor = Visitor(int(found[1]))
     visitor.get(f"/?{found[2]}")
-    began = time.monotonic()
-    assert len(rows(visitor.get())) == 50
-    first = time.monotonic() - began
-    visitor.get("/?sort=-train.auc")
-    began = time.monotonic()
-    assert len(rows(visitor.get("/?sort=-train.auc&verdict=pass"))) == 50
-    later = time.monotonic() - began
+
+    def taken(path: str) -> float:
+        """Processor seconds of the server, as other tests may take the cores."""
+        began = processor_s(process.pid)
+        assert len(rows(visitor.get(path))) == 50
+        return processor_s(process.pid) - began
+
+    wait_until(lambda: taken("/?sort=-train.auc") < 0.5)  # all were read once
+    first, sorted_ = taken("/"), taken("/?sort=-train.auc&verdict=pass")
     (memory,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=20)
     assert first < 0.3, first
-    assert later < 1.0, later
+    assert sorted_ < 0.5, sorted_
     assert int(memory) < 120_000, memory

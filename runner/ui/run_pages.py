@@ -41,7 +41,7 @@ def runs(view: View, table: RunTable, query: Query, *, per_page: int | None = PE
         statuses=STATUSES,
         verdicts=VERDICTS,
         running=any(manifest.status == "running" for manifest in manifests),
-        newest=next(iter(store.runs()), ""),
+        newest=found.newest,
     )
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sys import intern
 from urllib.parse import urlencode
 
@@ -125,12 +125,13 @@ class Summary(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True)
 class Page:
-    """One page of runs, the newest or best first; `total` counts all that match, None where nobody has counted."""
+    """One page of runs, the newest or best first; `total` counts all that match, `newest` is the newest of all."""
 
     manifests: list[RunManifest]
     total: int
     pages: int
     problems: list[str]  # runs that cannot be read, in sentences
+    newest: str = ""
 
 
 class RunTable:
@@ -144,14 +145,17 @@ class RunTable:
     def page(self, store: Store, query: Query, per_page: int | None = PER_PAGE) -> Page:
         if not query.filters and query.newest_first:
             runs = store.runs()
-            return self._shown(store, runs, query.page, per_page or max(1, len(runs)))
-        matching = [summary for summary in self.summaries(store) if _matches(summary, query)]
+            page = self._shown(store, runs, query.page, per_page or max(1, len(runs)))
+            return replace(page, newest=next(iter(runs), ""))
+        summaries = self.summaries(store)
+        matching = [summary for summary in summaries if _matches(summary, query)]
         column, down = query.sort.lstrip("-"), query.sort.startswith("-")
         have = [(value, summary) for summary in matching if (value := summary.value(column)) is not None]
         absent = [summary for summary in matching if summary.value(column) is None]
         have.sort(key=lambda pair: pair[0], reverse=down)
         runs = [summary.run for summary in (*(summary for _, summary in have), *absent)]
-        return self._shown(store, runs, query.page, per_page or max(1, len(runs)))
+        page = self._shown(store, runs, query.page, per_page or max(1, len(runs)))
+        return replace(page, newest=summaries[0].run if summaries else "")
 
     def _shown(self, store: Store, runs: Sequence[str], page: int, per_page: int) -> Page:
         manifests: list[RunManifest] = []
