@@ -213,9 +213,10 @@ def panels(comparison: RunComparison) -> list[Panel]:
 
 
 def _worth_plotting(row: MetricRow) -> bool:
-    """Whether a plot of it shows more than the same number again."""
+    """Whether a plot of it shows more than the same number again, of something that can be better or worse."""
     values = {value.value for value in row.values if value is not None}
-    return len(values) > 1 or (row.in_gate and sum(value is not None for value in row.values) > 1)
+    says = row.better is not None or any(value is not None and value.low is not None for value in row.values)
+    return (len(values) > 1 and says) or (row.in_gate and sum(value is not None for value in row.values) > 1)
 
 
 def _panel_or_why(row: MetricRow, labels: Sequence[str]) -> Panel:

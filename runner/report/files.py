@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.content import atomic_write
-from runner.escape import visible
+from runner.escape import html, visible
 from runner.report.clean import POLICY
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def environment(*more: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=shown,
     )
-    environment.filters.update(number=number, when=when, size=size, short=lambda text: str(text)[:12])
+    environment.filters.update(prose=prose, number=number, when=when, size=size, short=lambda text: str(text)[:12])
     return environment
 
 
@@ -80,6 +80,16 @@ def when(text: str | None) -> str:
         return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
     except ValueError:
         return text
+
+
+def prose(text: object) -> str:
+    """A sentence of ours with what stands in backticks as code; all of it is escaped."""
+    from jinja2.filters import do_mark_safe
+
+    parts = html(str(text)).split("`")
+    paired = len(parts) % 2 == 1
+    marked = "".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts))
+    return do_mark_safe(marked if paired else "`".join(parts))
 
 
 def size(count: int) -> str:

@@ -6,7 +6,7 @@ Made from the pipeline alone, or with a run's manifest, which adds what became o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from runner.errors import counted
@@ -57,7 +57,11 @@ class Drawing:
     edges: list[str]  # SVG paths
     width: float
     height: float
-    words: str = field(default="")
+    words: str
+
+    @property
+    def has_links(self) -> bool:
+        return any(box.href for box in self.boxes)
 
 
 def graph(pipeline: Pipeline, manifest: RunManifest | None = None) -> list[Node]:
@@ -211,7 +215,14 @@ def draw(nodes: Sequence[Node], links: Mapping[str, str] | None = None) -> Drawi
             href = (links or {}).get(node.id, "")
             boxes[node.id] = Box(node, x, top + at * (HEIGHT + GAP_Y), width, href=href)
         x += width + GAP_X
-    edges = [_edge(boxes[need], boxes[node.id]) for node in nodes for need in node.needs]
+    between = {
+        at: [boxes[node.id] for node in members] for at, members in enumerate(columns)
+    }  # what an edge over several columns must not run behind
+    edges = [
+        _edge(boxes[need], boxes[node.id], [between[at] for at in range(column[need] + 1, column[node.id])])
+        for node in nodes
+        for need in node.needs
+    ]
     return Drawing(list(boxes.values()), edges, max(1.0, x - GAP_X + 1), height, _in_words(nodes))
 
 
@@ -220,11 +231,23 @@ def _width(node: Node) -> float:
     return round(2 * PAD + LETTER * max(6, longest), 1)
 
 
-def _edge(start: Box, end: Box) -> str:
+def _edge(start: Box, end: Box, between: Sequence[Sequence[Box]]) -> str:
+    """A curve from box to box; around those of the columns between, where it would run behind one."""
     x1, y1 = start.x + start.width, start.y + HEIGHT / 2
-    x2, y2 = end.x, end.y + HEIGHT / 2
-    bend = max(GAP_X / 2, (x2 - x1) / 2)
-    return f"M{x1:.1f} {y1:.1f} C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2 - 1:.1f} {y2:.1f}"
+    x2, y2 = end.x - 1, end.y + HEIGHT / 2
+    crossed = [box for members in between for box in members]
+    low, high = min(y1, y2) - 4, max(y1, y2) + 4
+    if not any(box.y < high and box.y + HEIGHT > low for box in crossed):
+        bend = max(GAP_X / 2, (x2 - x1) / 2)
+        return f"M{x1:.1f} {y1:.1f} C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
+    above, below = min(box.y for box in crossed) - GAP_Y / 2, max(box.y for box in crossed) + HEIGHT + GAP_Y / 2
+    y = above if (y1 + y2) / 2 - above <= below - (y1 + y2) / 2 else below
+    first, last = min(box.x for box in crossed), max(box.x + box.width for box in crossed)
+    bend = GAP_X / 2
+    return (
+        f"M{x1:.1f} {y1:.1f} C{x1 + bend:.1f} {y1:.1f} {first - bend:.1f} {y:.1f} {first:.1f} {y:.1f} "
+        f"L{last:.1f} {y:.1f} C{last + bend:.1f} {y:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
+    )
 
 
 def _in_words(nodes: Iterable[Node]) -> str:

@@ -91,7 +91,10 @@ def _plot(swept: SweepResult) -> tuple[str, str] | None:
         axes.set_facecolor("none")
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
-            legend = axes.legend(frameon=False, fontsize=8, ncols=1 + len(lines) // 8, loc="best")
+            beside = (1.01, 1.0)  # never on a line
+            legend = axes.legend(
+                frameon=False, fontsize=8, ncols=1 + len(lines) // 12, loc="upper left", bbox_to_anchor=beside
+            )
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a value may have a `$`
         figure.tight_layout()

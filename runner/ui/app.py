@@ -52,6 +52,7 @@ class Pages:
             ("/run/{run}/steps/{step}/{path:path}", self.file),
             ("/models/", self.models),
             ("/model/{name}/{version:int}/", self.version),
+            ("/model/{name}/{version:int}/card/", self.card),
             ("/targets/", self.targets),
             ("/targets/{target}/{action}", self.confirm),
         ]
@@ -146,6 +147,9 @@ class Pages:
     def version(self, request: Request) -> Response:
         name, number = request.path_params["name"], request.path_params["version"]
         return HTMLResponse(model_pages.version(self.view(request), name, number))
+
+    def card(self, request: Request) -> Response:
+        return HTMLResponse(model_pages.card(self.view(request), *_version(request)))
 
     def targets(self, request: Request) -> Response:
         return HTMLResponse(model_pages.targets(self.view(request)))

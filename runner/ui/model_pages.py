@@ -97,6 +97,12 @@ def version(view: View, name: str, number: int) -> str:
     )
 
 
+def card(view: View, name: str, number: int) -> str:
+    """The version's model card alone."""
+    chosen = view.project.registry.get(name, number)
+    return view.render("card.html.j2", version=chosen, card=_card(chosen.card or "This version has no card."))
+
+
 def _manifest(view: View, run: str) -> RunManifest | None:
     with contextlib.suppress(RunnerError):
         (manifest,) = view.project.as_of_now([view.project.store.manifest(run)])

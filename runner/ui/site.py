@@ -60,6 +60,7 @@ def _write_pages(project: Project, folder: Path) -> Written:
         place = folder / "model" / version.name / str(version.version)
         page = model_pages.version(replace(view, depth=3), version.name, version.version)
         _write(place / "index.html", page)
+        _write(place / "card" / "index.html", model_pages.card(replace(view, depth=4), version.name, version.version))
     return Written(runs, len(versions), left_out)
 
 
