@@ -63,11 +63,11 @@ class Durations:
         DURATIONS.write_text(json.dumps(rounded, indent=1) + "\n")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files first, so that no process has a long one left when the others are done; `quick` where it is."""
     seconds: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], float("inf")))
-    for item in items:
+    for item in items if "quick" in config.option.markexpr else ():  # reading them takes seconds
         if isinstance(item, pytest.Function) and quick(item):
             item.add_marker("quick")
 

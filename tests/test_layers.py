@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 from support.projects import ROOT
@@ -64,14 +65,6 @@ ALLOWED = {
         "ui",
     },
 }
-# tests of SageMaker that others still import
-SHARED_TESTS = {
-    "test_rest",
-    "test_sagemaker",
-    "test_sagemaker_deploy",
-    "test_sagemaker_pipeline",
-    "test_serve_container",
-}
 HEAVY = {
     "papermill",
     "nbconvert",
@@ -86,6 +79,7 @@ HEAVY = {
 }
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(dotted name, at module level) of every import in the file that runs; TYPE_CHECKING blocks do not."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -164,6 +158,6 @@ def test_no_test_imports_another_tests_file() -> None:
         f"{path.relative_to(tests)} imports {name}"
         for path in sorted(tests.rglob("*.py"))
         for name, _ in imports(path)
-        if name.split(".")[0].startswith("test_") and name not in SHARED_TESTS
+        if name.split(".")[0].startswith("test_")
     ]
     assert not wrong

@@ -26,8 +26,8 @@ from cloud import RemoteProject
 from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, own_image
 from small_sagemaker.images import kept_image
 from support.commands import Done
+from support.machines import Machines
 from support.projects import ROOT, parameters, recorded
-from test_sagemaker_deploy import Machines
 
 from runner.cli import group
 

@@ -78,6 +78,7 @@ def test_other_processes_use_it_by_their_environment(start: Start) -> None:
     assert said.stdout == "123456789012\n", said.stderr
 
 
+@pytest.mark.soak
 def test_a_server_whose_test_is_killed_ends_its_jobs(tmp_path: Path, start: Start) -> None:
     with start():  # where that is not permitted, this skips
         pass

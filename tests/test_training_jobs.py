@@ -204,6 +204,7 @@ def test_a_second_run_takes_the_step_from_the_first(interrupted: Interrupted, cl
     assert way["ceiling_usd"] == pytest.approx(2 * 3 * 0.23 * (86400 + 900) / 3600)
 
 
+@pytest.mark.soak
 def test_a_failing_cell_is_told_on_the_page_or_where_its_user_may_not_write_in_the_bucket(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_failing_cell_is_told_on_the_page_or_where_its_user_may_not_write_in_t
 SLOW = "import time\ntime.sleep(600)"
 
 
+@pytest.mark.soak
 def test_stop_ends_the_job(cloud: SmallSageMaker, tmp_path: Path) -> None:
     project = written(tmp_path, cloud, "halt", SLOW)
     process = project.start("run", "--on", "sagemaker")
@@ -246,6 +248,7 @@ def test_stop_ends_the_job(cloud: SmallSageMaker, tmp_path: Path) -> None:
     assert wait_for(lambda: described(cloud, project)["TrainingJobStatus"] == "Stopped")
 
 
+@pytest.mark.soak
 def test_a_job_that_ran_into_its_limit_is_a_time_out_and_no_stop(cloud: SmallSageMaker, tmp_path: Path) -> None:
     """A job may run for at least 900 s, so the request is shortened before it is sent. On spot it is billed less."""
     project = written(tmp_path, cloud, "limit", SLOW, make="spot = true\n")
