@@ -6,6 +6,7 @@ Pages are made in a few threads; each is made from the files as they are now.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ from runner.ui.guard import Access, Guard, page_path
 from runner.ui.runs import Query, RunTable
 from runner.ui.view import SCRIPT, View, styles
 
-# a report in a frame: it runs nothing, sends nothing, and loads nothing but itself
+PULL_S = 15.0  # between two looks at what others share
+# a report in a frame runs nothing, sends nothing, and loads nothing but itself
 FRAMED = f"{REPORT_POLICY}; frame-ancestors 'self'; sandbox allow-same-origin"
 
 
@@ -39,6 +41,7 @@ class Pages:
         self._file, self._access = file, access
         self._table = RunTable()
         self._styles = styles()
+        self._pulled = -PULL_S
 
     def application(self, *, prefix: str = "") -> Guard:
         routes = [
@@ -83,7 +86,13 @@ class Pages:
             self._table.warm(self._project().store_here)
 
     def _project(self) -> Project:
-        return Project(self._file)
+        """The project as it is now; runs that others share are asked for now and then."""
+        project = Project(self._file)
+        if time.monotonic() - self._pulled < PULL_S:
+            project.store = project.store_here
+        else:
+            self._pulled = time.monotonic()
+        return project
 
     def view(self, request: Request) -> View:
         session: Session = request.state.session
@@ -126,7 +135,7 @@ class Pages:
         if path not in [artifact.path for artifact in artifacts if artifact.files is None]:
             return self.problem(request, 404, f"Step {state.name} has no file {path}; a folder is not sent.")
         place = project.store.folder(manifest.run) / "steps" / state.name / path
-        if not place.is_file():
+        if not place.is_file() or not place.resolve().is_relative_to(project.store.root.resolve()):
             return self.problem(request, 404, f"{path} is not here. `runner fetch` brings what stayed in S3.")
         return FileResponse(place, media_type="application/octet-stream", filename=place.name)
 

@@ -151,13 +151,14 @@ class Guard:
             raise Refusal(401, f"The proxy did not say who you are: it has to send one {self._access.header} header.")
         if session is None or session.person.who != who:
             name = sessions.begin(Person(who, f"header {self._access.header}"))
-            cookie.append(self._cookie(name))
+            cookie.append(self._cookie(name, headers))
             session = sessions.find(name)
         return name, session
 
-    def _cookie(self, name: str) -> str:
+    def _cookie(self, name: str, headers: Headers) -> str:
         """Without a path, so that it holds below the prefix under which these pages are, whatever that is."""
-        return f"{self._access.cookie}={name}; HttpOnly; SameSite=Strict"
+        secure = "; Secure" if headers.get("x-forwarded-proto", "").lower() == "https" else ""
+        return f"{self._access.cookie}={name}; HttpOnly; SameSite=Strict{secure}"
 
     def _by_token(self, scope: Scope, path: str, cookie: list[str]) -> Response:
         """Let in whoever brings the token of the printed address. Raises Refusal."""
@@ -170,7 +171,8 @@ class Guard:
             raise Refusal(
                 401, "This address was used before, or is of an earlier start. `runner ui` has printed a newer one."
             )
-        cookie.append(self._cookie(self._access.sessions.begin(Person(self._access.account, "address"))))
+        name = self._access.sessions.begin(Person(self._access.account, "address"))
+        cookie.append(self._cookie(name, Headers(scope=scope)))
         self._access.on_sign_in()
         return _entered()
 
@@ -184,7 +186,7 @@ class Guard:
             raise Refusal(429, str(error), wait_s=error.wait_s) from error
         if not right:
             raise Refusal(401, "Name or password is wrong.")
-        cookie.append(self._cookie(self._access.sessions.begin(Person(name, "password"))))
+        cookie.append(self._cookie(self._access.sessions.begin(Person(name, "password")), Headers(scope=scope)))
         return RedirectResponse("./", 303)
 
     def _refused(self, scope: Scope, refusal: Refusal) -> Response:
