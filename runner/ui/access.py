@@ -28,7 +28,6 @@ FORM_S = 12 * 3600.0  # for which a form may be sent
 SESSIONS, TRIED = 1000, 10_000  # at most; the oldest goes
 FREE_TRIES, LONGEST_WAIT_S = 5, 60.0  # wrong passwords before each further one costs a wait, doubled each time
 LONGEST_PASSWORD = 1000
-HINT = "pip install 'papermill-runner[ui]'"
 
 
 @dataclass
@@ -181,7 +180,7 @@ def hasher() -> PasswordHasher:
     try:
         from argon2 import PasswordHasher  # an extra: without passwords nothing needs it
     except ImportError:
-        raise UsageError(f"Passwords need the package argon2-cffi: {HINT}.") from None
+        raise UsageError("Passwords need the extra `ui`: pip install argon2-cffi.") from None
     return PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 
 
