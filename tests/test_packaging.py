@@ -41,7 +41,9 @@ def test_the_core_lock_has_the_pins_of_the_whole_lock() -> None:
 
 def test_every_direct_requirement_is_locked() -> None:
     assert set(direct()) <= {name for name, *_ in pins("requirements.lock")}
-    assert set(direct("sagemaker", "studio", "ui", "dev", "docs")) <= {name for name, *_ in pins("requirements-all.lock")}
+    assert set(direct("sagemaker", "studio", "ui", "dev", "docs")) <= {
+        name for name, *_ in pins("requirements-all.lock")
+    }
 
 
 def test_every_pin_has_hashes_and_no_address() -> None:
