@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -699,10 +700,15 @@ def test_the_command_prints_the_address_and_ends_with_a_signal(place: Project) -
     line = process.stderr.readline()
     found = re.search(r"http://127\.0\.0\.1:(\d+)/\?(token=\S+)", line)
     assert found, line
-    assert Visitor(int(found[1])).get(f"/?{found[2]}").status == 200
+    visitor = Visitor(int(found[1]))
+    assert visitor.get(f"/?{found[2]}").status == 200
     assert "signed in; for another browser: http://127.0.0.1" in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) in (0, -signal.SIGTERM)
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=30)) as connection:
+        cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
+        connection.request("GET", "/events", headers={"cookie": cookie})
+        assert connection.getresponse().status == 200  # and goes on, until the server ends
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
     assert process.stderr.read() == ""
     process.stdout.close()
     process.stderr.close()

@@ -139,7 +139,7 @@ def since(event: Event) -> str:
 def write_events(registry: Registry, change: Deployment, *, known_by: str = "") -> None:
     """Write the events of the change that are not there: its own, and the end of what another model served there.
 
-    `known_by` says how its person was known. The change has no such field, as the process of a target may be of an older
+    `known_by` says how its person was known. The change has no such field, as a target's process may be of an older
     release and would not read it; so an event that is written after its command died does not say it.
 
     Raises as the registry does, with a message that says what was changed nevertheless.

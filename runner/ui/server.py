@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -23,7 +24,7 @@ from runner.ui.access import USERS, OneTimeToken, Passwords, users
 from runner.ui.app import Pages
 from runner.ui.guard import TOKEN, Access
 
-END_S = 1  # for requests under way; the live rows would never end by themselves
+END_S = 5  # for requests under way
 THREADS = 8  # that make pages
 CONNECTIONS = 500
 
@@ -65,8 +66,7 @@ def address(host: str, port: int, access: Access) -> str:
 def serve(file: Path, access: Access, listening: socket.socket, *, prefix: str, on_ready: Callable[[], None]) -> None:
     """Answer until SIGTERM or SIGINT; see `server`."""
     _escape_log()
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn sends itself the signal again, once it has ended well
-        server(file, access, prefix=prefix, on_ready=on_ready).run(sockets=[listening])
+    server(file, access, prefix=prefix, on_ready=on_ready).run(sockets=[listening])
 
 
 def server(
@@ -87,7 +87,9 @@ def server(
         timeout_graceful_shutdown=END_S,
     )
     threading.Thread(target=pages.warm, name="warm", daemon=True).start()
-    return _Server(config, on_ready)
+    serving = _Server(config, on_ready)
+    pages.is_ending = lambda: serving.should_exit
+    return serving
 
 
 class _Server(uvicorn.Server):
@@ -99,6 +101,14 @@ class _Server(uvicorn.Server):
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await super().startup(sockets)
         self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal has been obeyed then and is not raised again."""
+        if threading.current_thread() is threading.main_thread():
+            for ending in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(ending, self.handle_exit)
+        yield
 
 
 class _Inert(logging.Formatter):
