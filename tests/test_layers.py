@@ -23,6 +23,7 @@ ALLOWED = {
     "scraps": LEAVES,
     "notebook": LEAVES,
     "pipeline": LEAVES | {"gate", "notebook"},
+    "adopt": LEAVES | {"pipeline", "notebook"},
     "scoring": set[str](),  # an endpoint's container takes inference.py as it is
     "model": LEAVES | {"scoring"},
     "kernel": LEAVES | {"notebook"},
@@ -52,6 +53,7 @@ ALLOWED = {
     | {
         "project",
         "decisions",
+        "adopt",
         "pipeline",
         "notebook",
         "gate",

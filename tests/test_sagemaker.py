@@ -415,6 +415,23 @@ def test_a_run_with_jobs_killed_at_any_boundary_of_its_registration_registers_on
     registered(far, f"alone-{REGISTERING.index(point)}", point)
 
 
+@pytest.mark.soak
+def test_a_run_with_jobs_registers_itself_where_no_step_does(far: RemoteProject) -> None:
+    far.write(
+        "fit.ipynb",
+        parameters('model: str = ""'),
+        "import pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n"
+        "(place / 'model.json').write_text('{}'); (place / 'signature.json').write_text('{}')",
+        recorded("score", "0.75"),
+    )
+    far.toml(REGISTERED.format("itself").partition("[steps.last]")[0])
+    for _ in range(2):
+        done = far.runner("run", "--on", "sagemaker", "--json")
+        assert (done.code, done.json["model_version"]["version"]) == (0, 1), done.err
+    assert done.json["steps"][0]["status"] == "cached"
+    assert [event["kind"] for event in far.runner("history", "itself", "--json").json] == ["registered"]
+
+
 # A service that fails
 
 

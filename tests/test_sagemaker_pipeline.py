@@ -22,7 +22,7 @@ from account import identities
 from cloud import BUCKET, RemoteProject, running
 from hypothesis import given
 from hypothesis import strategies as st
-from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, distribution_image
+from small_sagemaker import CLIENT_KEY, SmallSageMaker, distribution_image
 from small_sagemaker.trying import read_log
 from support import sdk
 from support.commands import environment
@@ -553,6 +553,47 @@ def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_wher
     assert told.project.here("verify", told.runs["sides"]).code == 0
 
 
+@pytest.mark.parametrize("judge", ["evaluate", pytest.param("", marks=pytest.mark.soak)])
+def test_the_job_that_judges_registers_the_model_where_no_step_does_and_once(
+    cloud: SmallSageMaker, aws: None, tmp_path: Path, judge: str
+) -> None:
+    name = f"itself{'-' + judge if judge else ''}"
+    told = Story(RemoteProject(tmp_path, cloud, SETTINGS), cloud)
+    write(told.project)
+    toml = (
+        TOML.partition("[steps.register]")[0]
+        .replace('"flow"', f'"{name}"')
+        .replace("approved:flow", "approved:" + name)
+    )
+    if not judge:  # nothing comes after all others, so the gate has a job of its own
+        toml = toml.replace('inputs = { model = "train.model", champion', "inputs = { champion")
+        toml = toml.replace('inputs = { table = "data.table" }', 'inputs = { table = "./in.txt" }')
+    told.project.toml(toml)
+    assert f"registers {name} from train.model, with a card" in told.project.here("check").out
+    assert told.project.here("pipeline", "push").code == 0
+    for execution in ("first", "again"):
+        told.start(execution)
+        told.follow(execution)
+        told.take_in(execution)
+    steps = ["data", "train", "evaluate", *(["gate"] if not judge else []), "gate-passed"]
+    assert list(told.steps("first")) == steps
+    versions = told.project.here("models", name, "--json").json
+    assert [(version["version"], version["status"], version["run"]) for version in versions] == [
+        (1, "pending", told.runs["first"])
+    ]
+    found = [told.manifest(execution)["model_version"] for execution in ("first", "again")]
+    assert found == [{"name": name, "version": 1, "status": "pending"}] * 2
+    verified = told.project.here("verify", told.runs["first"])
+    assert verified.code == 0, verified.out
+    described = cloud.client("sagemaker").describe_model_package(
+        ModelPackageName=cloud.client("sagemaker").list_model_packages(ModelPackageGroupName=name)[
+            "ModelPackageSummaryList"
+        ][0]["ModelPackageArn"]
+    )
+    details = json.loads(described["ModelCard"]["ModelCardContent"])["additional_information"]["custom_details"]
+    assert "`data.factor`: `2`" in details["Parameters"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -797,10 +838,7 @@ def test_a_step_with_more_inputs_than_a_job_takes_is_refused(
 @pytest.mark.soak
 def test_pin_and_gate_install_nothing_in_an_image_that_is_not_the_lock(tmp_path: Path) -> None:
     """In SageMaker Distribution's image, by its user; notebooks that are executed have the lock's packages."""
-    try:
-        image = distribution_image()
-    except NotPermittedError as error:
-        pytest.skip(str(error))
+    image = distribution_image()
     settings = SETTINGS.replace('packages = "image"', 'packages = "lock"').replace('"3.11"', '"3.12"')
     with running(image) as cloud:
         told = Story(RemoteProject(tmp_path, cloud, settings), cloud)
