@@ -5,6 +5,7 @@ It reaches executor, registry and remote stores through protocols only. run.json
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -250,11 +251,9 @@ class Steps:
 
     def _next_outcome(self) -> tuple[PlannedStep, StepResult | BaseException]:
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):
                 step, outcome = self.outcomes.get(timeout=0.2)  # a signal's handler runs between two waits
                 break
-            except queue.Empty:
-                continue
         self.running.discard(step.name)
         if isinstance(outcome, Detached):
             self.detached.add(step.name)
