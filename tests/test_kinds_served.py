@@ -17,7 +17,7 @@ from small_sagemaker.serving import ServingContainer, runner_image
 from support.kinds import FILES, records, saving
 from support.projects import ROOT, Project, parameters
 from support.served import CSV, JSON, Client, approved, serving
-from test_serve_container import ask
+from support.serving_image import ask
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, check_image, package, serving_image

@@ -37,6 +37,20 @@ ALLOWED = {
     "project": LEAVES | {"pipeline", "model", "run", "audit", "step", "serve", "aws"},
     "init": LEAVES | {"pipeline"},
     "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
+    "ui": LEAVES
+    | {
+        "project",
+        "decisions",
+        "pipeline",
+        "notebook",
+        "gate",
+        "model",
+        "run",
+        "audit",
+        "step",
+        "serve",
+        "report",
+    },
     "cli": LEAVES
     | {
         "project",
@@ -53,6 +67,7 @@ ALLOWED = {
         "serve",
         "report",
         "aws",
+        "ui",
     },
 }
 HEAVY = {

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 MISSING = "\x01missing"  # what a graph gets for a text that is missing; no request can have it as a category
-WITHOUT = 'This environment has no {}, which scores {}: pip install "papermill-runner[{}]".'
+WITHOUT = "This environment has no {}, which scores {}: pip install {}."
 FLOAT64, NORMAL, ROW_MAJOR = 1, 0, 1  # of LightGBM's C interface: a type of data, a kind of prediction, a layout
 
 
@@ -77,7 +77,7 @@ class Onnx:
 
     def __init__(self, graph: bytes, signature: Mapping[str, Any], threads: int) -> None:
         del threads
-        runtime = _imported("onnxruntime", "model.onnx", "onnx")
+        runtime = _imported("onnxruntime", "model.onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # or memory stays as the largest batch had it
@@ -205,11 +205,11 @@ def _lightgbm() -> Any:
 QUIET = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(lambda _: None)
 
 
-def _imported(module: str, file: str, extra: str) -> Any:
+def _imported(module: str, file: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(WITHOUT.format(module, file, extra)) from error
+        raise ValueError(WITHOUT.format(module, file, module)) from error
 
 
 def _first_line(error: Exception) -> str:
