@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OPSETS = {"": 19, "ai.onnx.ml": 3}  # 19: texts can be compared
-NO_EXTRA = 'A model of scikit-learn is saved as ONNX, for which {} is missing: pip install onnx onnxruntime skl2onnx.'
+NO_EXTRA = "A model of scikit-learn is saved as ONNX, for which {} is missing: pip install onnx onnxruntime skl2onnx."
 # estimators that make float32 of their features before they compare them with a tree's thresholds
 FORESTS = ("BaseForest", "BaseDecisionTree", "BaseGradientBoosting")
 

@@ -29,7 +29,7 @@ def fault(content: bytes, most_bytes: int = LARGEST_BYTES) -> str:
     try:
         import onnx
     except ImportError:
-        return 'cannot be checked, as onnx is not installed: pip install onnx'
+        return "cannot be checked, as onnx is not installed: pip install onnx"
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception:  # protobuf's own, which is no dependency of ours
