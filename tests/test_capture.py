@@ -88,11 +88,11 @@ class Kept:
         exchange = Exchange(200, 0, id or self.capture.id_of({}), None, content, kind)
         exchange.table = self.scorer.table(content, kind)
         exchange.scores = self.scorer.score(exchange.table)
-        self.capture.answered(exchange, 0.002)
+        self.capture.write(exchange, 0.002)
         return exchange.scores.tolist()
 
     def refuse(self, error: BadInput) -> None:
-        self.capture.answered(Exchange(error.status, 0, self.capture.id_of({}), error), 0.001)
+        self.capture.write(Exchange(error.status, 0, self.capture.id_of({}), error), 0.001)
 
     @property
     def read(self) -> list[Captured]:
