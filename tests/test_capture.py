@@ -542,7 +542,7 @@ def test_failed_and_damaged_envelopes_are_what_they_are(
         envelope("180.5,3,iron,1", CSV, refusal, JSON, eventId="e-2"),
         envelope(good_one, CSV, None, eventId="e-3"),
         envelope(good_one, CSV, "0.5\n0.5\n"),
-        envelope(good_one, CSV, "0.5", inferenceTime="2026-11-24T00:00:00Z"),
+        envelope(good_one, CSV, "0.5", inferenceTime="yesterday"),
         b'{"captureData": {}}',
         b'{"captureData": {"endpointInput": 3}, "eventMetadata": []}',
         b'{"time": "2026-11-29T12:00:00.000Z"}',
