@@ -20,6 +20,7 @@ from runner.errors import Refused, RunnerError, UsageError
 
 HIDDEN = ""  # instead of a first line: only programs call it
 COMMANDS = {
+    "init": ("init", "Make a project for a table: notebooks, pipeline.toml, all that it needs."),
     "run": ("run", "Run the pipeline's notebooks, judge, and register the model."),
     "resume": ("run", "Continue an interrupted or failed run with its own code and parameters."),
     "sweep": ("sweep", "Try many values for a step, ranked on validation rows; evaluate the winner."),
@@ -27,6 +28,7 @@ COMMANDS = {
     "fetch": ("transfer", "Bring a run's outputs here that stayed in S3."),
     "doctor": ("doctor", "Say what would keep a run from working, here or in SageMaker."),
     "upload": ("doctor", "Put a table into the project's bucket, from where jobs read it."),
+    "adopt": ("adopt", "Make existing notebooks the steps of a pipeline: show how, and write copies."),
     "check": ("before_run", "Say what is wrong with pipeline.toml and its notebooks; start nothing."),
     "open": ("before_run", "Open a step's notebook in Jupyter, with a run's inputs and parameters."),
     "kernel": ("before_run", "Register this environment as a Jupyter kernel."),
