@@ -24,6 +24,7 @@ ALLOWED = {
     "pipeline": LEAVES | {"gate", "notebook"},
     "scoring": set[str](),  # an endpoint's container takes inference.py as it is
     "model": LEAVES | {"scoring"},
+    "drift": LEAVES | {"model"},
     "kernel": LEAVES | {"notebook"},
     "step": LEAVES | {"pipeline", "notebook", "kernel"},
     "serve": LEAVES | {"model", "scoring"},
