@@ -6,9 +6,10 @@ What a monitoring notebook calls stands here. Statistics need numpy alone; a tab
 
 from __future__ import annotations
 
-from runner.drift.answers import auc, loss, mean, share
+from runner.drift.answers import auc, loss, mean, promise, share
 from runner.drift.classifier import Separation, separation
 from runner.drift.distance import Change, Comparison, Interval, compare, holm, psi, wasserstein
+from runner.drift.labels import read_answers
 from runner.drift.window import Requests, Window, read_window, reference_of, reference_rows, with_answers
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "holm",
     "loss",
     "mean",
+    "promise",
     "psi",
+    "read_answers",
     "read_window",
     "reference_of",
     "reference_rows",

@@ -9,8 +9,9 @@ X. Sun and W. Xu (2014); E. Wilson, *Probable inference* (1927).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.drift.distance import Interval
 
@@ -60,6 +61,18 @@ def mean(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
     values = np.asarray(values, dtype="float64")
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return around(float(values.mean()), error, confidence)
+
+
+def promise(fact: Mapping[str, Any], *, confidence: float = 0.95, recorded: float = 0.95) -> Interval:
+    """A metric of a version, with `value` and perhaps `low` and `high` of the confidence `recorded`, at another one.
+
+    Without an interval it is taken as exact.
+    """
+    value = float(fact["value"])
+    low, high = (value if fact.get(end) is None else float(fact[end]) for end in ("low", "high"))
+    normal = NormalDist()
+    scale = normal.inv_cdf((1 + confidence) / 2) / normal.inv_cdf((1 + recorded) / 2)
+    return Interval(value, value - scale * (value - low), value + scale * (high - value))
 
 
 def loss(promised: Interval, now: Interval, *, better: str = "higher") -> Interval:

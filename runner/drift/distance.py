@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +72,24 @@ class Comparison:
     def undecided(self) -> tuple[Change, ...]:
         """Those of which more rows are needed to say so."""
         return tuple(change for change in self.changes if change.state == "may have moved")
+
+    def facts(self) -> list[dict[str, Any]]:
+        """A row for each column, for a table."""
+        return [
+            {
+                "column": change.column,
+                "state": change.state,
+                "psi": change.psi.value,
+                "low": change.psi.low,
+                "high": change.psi.high,
+                "moved_sd": None if change.wasserstein is None else change.wasserstein.value,
+                "p": change.p,
+                "missing_before": change.missing_before,
+                "missing": change.missing,
+                "why": change.why,
+            }
+            for change in self.changes
+        ]
 
 
 def compare(
