@@ -1,11 +1,13 @@
 """How often the shipped monitor's gate raises a false alarm, and how often it finds a planted change and names it.
 
-    python -m benchmarks.monitoring [--table FILE] [--splits 20] [--keep FOLDER]
+    python -m benchmarks.monitoring [--table FILE] [--splits 0-19] [--keep FOLDER]
+    python -m benchmarks.monitoring --read FOLDER
 
 Each split of the table gives three fifths of the customers to a model, which the notebooks' own cells make and judge,
 and the others to windows of 1,000: ten drawn as they are, and one for each planted change. A window is looked at by the
 cells of 05_monitor, with labels, and judged by the rules of monitor.toml. With `--keep` the rows stay there, for
-`benchmarks/monitoring_peer.py`, which shows the same windows to evidently.
+`benchmarks/monitoring_peer.py`, which shows the same windows to evidently; `--read` counts what several such commands
+left.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -26,7 +28,7 @@ import pandas as pd
 
 from benchmarks.champion_rule import cells
 from benchmarks.paths import ROOT
-from benchmarks.seeds import OWN_TABLE, REAL_TABLE
+from benchmarks.seeds import OWN_TABLE, REAL_TABLE, seed_range
 from runner.gate import judge
 from runner.notebook.source import read_notebook
 from runner.pipeline.plan import plan
@@ -91,21 +93,40 @@ class Looked(msgspec.Struct, frozen=True):
     moved: list[str]
 
 
+class Line(msgspec.Struct, frozen=True):
+    """Of windows.jsonl."""
+
+    window: str
+    column: str
+    looked: Looked
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=REAL_TABLE if REAL_TABLE.is_file() else OWN_TABLE)
-    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--splits", type=seed_range, default=range(20), metavar="FIRST-LAST")
     parser.add_argument("--keep", type=Path, help="a folder for the rows and a line of JSON for each window")
+    parser.add_argument("--read", type=Path, help="count what is in such a folder; look at nothing")
     options = parser.parse_args()
+    if options.read:
+        finish(read(options.read))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when a cell imports xgboost; see benchmarks.seeds
     rules, looked, began = plan(ROOT / "monitor.toml").pipeline.gate, list[Looked](), time.process_time()
     with contextlib.ExitStack() as ends:
         folder = options.keep or Path(ends.enter_context(tempfile.TemporaryDirectory()))
-        for number in range(options.splits):
+        for number in options.splits:
             looked += split(options.table, number, rules, folder / f"{number:03}")
-            print(f"split {number + 1} of {options.splits}", file=sys.stderr, flush=True)
+            print(f"split {number}: {time.process_time() - began:.0f} s of processor time", file=sys.stderr, flush=True)
+    finish(looked)
+
+
+def read(folder: Path) -> list[Looked]:
+    lines = [line for file in sorted(folder.glob("*/windows.jsonl")) for line in file.read_bytes().splitlines()]
+    return [msgspec.json.decode(line, type=Line).looked for line in lines]
+
+
+def finish(looked: list[Looked]) -> NoReturn:
     print("\n".join(table(looked)))
-    print(f"\n{options.table.name}: {len(looked)} windows, {time.process_time() - began:.0f} s of processor time")
     sys.exit(0 if as_required(looked) else 1)
 
 
@@ -131,7 +152,7 @@ def split(table: Path, number: int, rules: list[Rule], folder: Path) -> list[Loo
         rows.drop(columns=ANSWER).to_parquet(folder / f"{name}.parquet", index=False)
         looked.append(look(planted, column, rules, {**parameters, "seed": int(chance.integers(2**31))}, folder / name))
         with (folder / "windows.jsonl").open("ab") as file:
-            file.write(msgspec.json.encode({"window": name, "column": column, "looked": looked[-1]}) + b"\n")
+            file.write(msgspec.json.encode(Line(name, column, looked[-1])) + b"\n")
     return looked
 
 

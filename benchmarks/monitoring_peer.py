@@ -54,7 +54,7 @@ def drifted(before: pd.DataFrame, now: pd.DataFrame) -> tuple[set[str], bool]:
     definition = DataDefinition(numerical_columns=numbers, categorical_columns=CATEGORIES)
     tables = []
     for frame in (now, before):
-        typed = frame.astype({name: "string" for name in CATEGORIES}).astype({name: "object" for name in CATEGORIES})
+        typed = frame.astype(dict.fromkeys(CATEGORIES, "string")).astype(dict.fromkeys(CATEGORIES, "object"))
         typed[numbers] = typed[numbers].apply(pd.to_numeric, errors="coerce")
         tables.append(Dataset.from_pandas(typed.reset_index(drop=True), data_definition=definition))
     try:

@@ -123,7 +123,7 @@ def compare(
             pairs.append(_of_numbers(name, "score", score, window.scores[name]))
     pairs = [pair for pair in pairs if pair.before.sum() and pair.now.sum()]
     tests = len(pairs) + sum(len(pair.absences) for pair in pairs)
-    draws = min(MOST_DRAWS, max(DRAWS, math.ceil(2 * tests / alpha)))  # else no p-value could be small enough
+    draws = min(MOST_DRAWS, max(DRAWS, math.ceil(1.25 * tests / alpha)))  # else no p-value could be small enough
     measured = [_measured(pair, draws, confidence, chance) for pair in pairs]
     flat = [p for pair, (_, p, _) in zip(pairs, measured, strict=True) for p in (p, *pair.absences.values())]
     adjusted, at, changes = holm(flat), 0, []
