@@ -88,11 +88,11 @@ class Kept:
         exchange = Exchange(200, 0, id or self.capture.id_of({}), None, content, kind)
         exchange.table = self.scorer.table(content, kind)
         exchange.scores = self.scorer.score(exchange.table)
-        self.capture.answered(exchange, 0.002)
+        self.capture.write(exchange, 0.002)
         return exchange.scores.tolist()
 
     def refuse(self, error: BadInput) -> None:
-        self.capture.answered(Exchange(error.status, 0, self.capture.id_of({}), error), 0.001)
+        self.capture.write(Exchange(error.status, 0, self.capture.id_of({}), error), 0.001)
 
     @property
     def read(self) -> list[Captured]:
@@ -542,7 +542,7 @@ def test_failed_and_damaged_envelopes_are_what_they_are(
         envelope("180.5,3,iron,1", CSV, refusal, JSON, eventId="e-2"),
         envelope(good_one, CSV, None, eventId="e-3"),
         envelope(good_one, CSV, "0.5\n0.5\n"),
-        envelope(good_one, CSV, "0.5", inferenceTime="2026-11-24T00:00:00Z"),
+        envelope(good_one, CSV, "0.5", inferenceTime="yesterday"),
         b'{"captureData": {}}',
         b'{"captureData": {"endpointInput": 3}, "eventMetadata": []}',
         b'{"time": "2026-11-29T12:00:00.000Z"}',

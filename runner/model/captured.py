@@ -81,8 +81,8 @@ class LocalFile:
                 continue
 
 
-class Line(msgspec.Struct):
-    """A line as it stands; a newer program may have more in it."""
+class Line(msgspec.Struct, omit_defaults=True):
+    """A line as it stands; a newer program may have more in it. Its time comes first."""
 
     time: str
     version: str
@@ -123,8 +123,8 @@ def windows(
 ) -> Iterator[Captured]:
     """The requests from `since` on and before `until` (UTC; "" is no bound), file by file, in bounded memory.
 
-    Within a file they are in order of time. A line that cannot be read is left out, and a warning counts them. Raises
-    UsageError for a bound that is not a time.
+    Within a file they are in order of time. A line that cannot be read is left out,
+    and a warning counts them. Raises UsageError for a bound that is not a time.
     """
     since, until = _bound(since), _bound(until)
     for file in files:

@@ -55,10 +55,17 @@ class Envelopes:
         return [(since(one), "" if one.kind == "removed" else f"{one.name}/{one.version}") for one in events]
 
     def _served(self, time: str) -> str:
-        labels = [label for began, label in self._history if began <= time]
-        if not labels or not labels[-1]:
+        """The version by the history. Before a change is in it, the new version has answered its sample already."""
+        second = f"{time[:19]}.999Z"  # an envelope's time has no fractions
+        now, later = "", ""
+        for began, label in self._history:
+            if began <= second:
+                now = label
+            elif label and not later:
+                later = label
+        if not now and not later:
             raise ValueError(f"Nothing was served at {self._target} at {time}.")
-        return labels[-1]
+        return now or later
 
     def _scorer(self, label: str) -> Scorer:
         from runner.model.files import check_bytes

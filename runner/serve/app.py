@@ -113,11 +113,11 @@ class Application:
             self.metrics.answered(scoring=scoring, status=status, seconds=seconds, rows=rows)
             self.log.write(method, path if path in KNOWN else "other", status, seconds, rows)
         if self.capture is not None and exchange is not None and exchange.id:
-            if len(exchange.body) < LARGE_BYTES:
-                self._keep(self.capture, exchange, seconds)
-            else:  # beside the others, as it was scored
+            if exchange.reserved:  # beside the others, as it was scored
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._aside, self._keep, self.capture, exchange, seconds)
+                await loop.run_in_executor(self._aside, self._keep, self.capture.write_large, exchange, seconds)
+            else:
+                self._keep(self.capture.write, exchange, seconds)
 
     async def _score(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> Exchange:
         """The request with the answer that was sent."""
@@ -144,7 +144,12 @@ class Application:
                 if self.capture is None or not self.capture.reserve(exchange):
                     exchange.body, exchange.id = b"", ""  # as its client may read slowly, and nobody needs it
                 del body
-            await self._send(send, 200, content, kind, *named)
+            try:
+                await self._send(send, 200, content, kind, *named)
+            except BaseException:
+                if self.capture is not None:
+                    self.capture.release(exchange)
+                raise
             return exchange
         except BadInput as error:
             later = [(b"retry-after", b"1")] if error.status == 503 else []
@@ -163,9 +168,9 @@ class Application:
         exchange.rows = len(exchange.scores)
         return self._scorer.reply(exchange.scores, accept)
 
-    def _keep(self, capture: RequestCapture, exchange: Exchange, seconds: float) -> None:
+    def _keep(self, write: Callable[[Exchange, float], None], exchange: Exchange, seconds: float) -> None:
         try:
-            capture.answered(exchange, seconds)
+            write(exchange, seconds)
         except Exception as error:  # a fault of ours, and the request was answered
             self.log.fault(error)
 

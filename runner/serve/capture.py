@@ -1,7 +1,4 @@
-"""Requests and answers as lines for monitoring; see `runner.model.captured` for who reads them.
-
-{"time": …, "version": "NAME/3", "id": …, "status": 200, "seconds": 0.0031,
- "columns": ["plan", …], "rows": [["gold", …], …], "scores": [0.12, …]}         or, refused, "error": the sentence
+"""Requests and answers as lines for monitoring; `runner.model.captured` has their form, and reads them.
 
 Columns that a target leaves out or hashes are gone before a line is queued. Knows neither sockets nor files.
 """
@@ -21,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from runner.model.captured import Line
 from runner.scoring.fast_reading import ARRAYS, Row
 from runner.scoring.inference import CSV, JSON, LINES, BadInput, category
 from runner.serve.capture_files import CaptureWriter
@@ -79,8 +77,8 @@ class RequestCapture:
         self._whole = not self._hidden.intersection(scorer.names) and not self.more
         self._places = [scorer.names.index(name) for name in names]
         self._hashed = [at for at, name in enumerate([*names, *self.more]) if name in spec.hash]
-        self._columns = _encode([*names, *self.more])
-        self._version = _encode(scorer.model)
+        self._columns: Any = msgspec.Raw(_encode([*names, *self.more]))
+        self._version = scorer.model
         self._second = (0, "")
         self._prefix, self._count = "", 0
 
@@ -109,20 +107,27 @@ class RequestCapture:
         return int.from_bytes(digest) % 100 < self._percent
 
     def reserve(self, exchange: Exchange) -> bool:
-        """Whether the exchange, a large one, is of the sample and may keep its body until it is `answered`."""
+        """Whether a large exchange is of the sample and may keep its body until `write_large` or `release`."""
         exchange.reserved = self.wants(exchange.id) and self.writer.reserve(len(exchange.body))
         return exchange.reserved
 
-    def answered(self, exchange: Exchange, seconds: float) -> None:
-        """Queue the line of an exchange, if it is of the sample; the answer was sent."""
+    def release(self, exchange: Exchange) -> None:
         if exchange.reserved:
-            try:
-                line = self._line(exchange, seconds, self._rows(exchange))
-            finally:
-                self.writer.release(len(exchange.body))
-            self.writer.offer(line)
-        elif self.wants(exchange.id) and self.writer.has_room(len(exchange.body)):
-            rows = b"" if exchange.table is None else self._rows(exchange)
+            exchange.reserved = False
+            self.writer.release(len(exchange.body))
+
+    def write_large(self, exchange: Exchange, seconds: float) -> None:
+        """Queue the line of an exchange that is reserved; the answer was sent."""
+        try:
+            line = self._line(exchange, seconds, self._rows(exchange))
+        finally:
+            self.release(exchange)
+        self.writer.offer(line)
+
+    def write(self, exchange: Exchange, seconds: float) -> None:
+        """Queue the line of an exchange, if it is of the sample; the answer was sent."""
+        if self.wants(exchange.id) and self.writer.has_room(len(exchange.body)):
+            rows = None if exchange.table is None else self._rows(exchange)
             self.writer.offer(self._line(exchange, seconds, rows))
 
     def part(
@@ -136,20 +141,24 @@ class RequestCapture:
                 continue
             absent = [None] * len(rows)
             more = list(zip(*(further[name][some] if name in further else absent for name in self.more), strict=True))
-            encoded = _encoded(rows if self._whole else self._chosen(rows, [list(map(_plain, row)) for row in more]))
+            kept = rows if self._whole else self._chosen(rows, [list(map(_plain, row)) for row in more])
             exchange = Exchange(200, len(rows), request_id, scores=scores[some])
-            self.writer.offer(self._line(exchange, seconds * len(rows) / len(table), encoded))
+            self.writer.offer(self._line(exchange, seconds * len(rows) / len(table), kept))
         self.writer.flush()
 
-    def _line(self, exchange: Exchange, seconds: float, rows: bytes) -> bytes:
-        head = (
-            f'{{"time":"{self._now()}","version":{self._version.decode()},"id":{json.dumps(exchange.id)},'
-            f'"status":{exchange.status},"seconds":{seconds:.6f}'
-        ).encode()
-        if not rows:
-            return b'%b,"error":%b}\n' % (head, json.dumps(self._sentence(exchange.error)).encode())
-        scores = _encode(exchange.scores.tolist())
-        return b'%b,"columns":%b,"rows":%b,"scores":%b}\n' % (head, self._columns, rows, scores)
+    def _line(self, exchange: Exchange, seconds: float, rows: Any) -> bytes:
+        """`rows` are values, or JSON of them; None where it was refused."""
+        line = Line(self._now(), self._version, exchange.id, exchange.status, round(seconds, 6))
+        if rows is None:
+            line.error = self._sentence(exchange.error)
+        else:
+            line.columns, line.scores = self._columns, exchange.scores.tolist()
+            line.rows = rows if isinstance(rows, msgspec.Raw) or len(rows) <= SOME else _encoded(rows)
+        try:
+            return _encode(line) + b"\n"
+        except (TypeError, ValueError, OverflowError):  # a whole number of more than 64 bits, or half a character
+            line.rows = _encoded(rows)
+            return _encode(line) + b"\n"
 
     def _now(self) -> str:
         now = time.time()
@@ -166,18 +175,18 @@ class RequestCapture:
             return f"{where}{NOT_KEPT}"
         return str(error)
 
-    def _rows(self, exchange: Exchange) -> bytes:
-        """The records as the sender wrote them: JSON of a list of rows, in the order of the columns."""
+    def _rows(self, exchange: Exchange) -> Any:
+        """The records as the sender wrote them, in the order of the columns; JSON where they are kept as they stand."""
         table = exchange.table
+        if self._whole and not isinstance(table, list):  # numbers, read by runner.scoring.fast_reading
+            as_it_stands = _as_it_stands(exchange.body, exchange.content_type)
+            if as_it_stands is not None:
+                return as_it_stands
+        values = table if isinstance(table, list) else [table.values] if isinstance(table, Row) else table.tolist()
         if self._whole:
-            if isinstance(table, Row):
-                return _encoded([table.values])
-            if isinstance(table, list):
-                return _encoded(table)
-            return _as_it_stands(exchange.body, exchange.content_type) or _encoded(table.tolist())
-        rows = [table.values] if isinstance(table, Row) else table if isinstance(table, list) else table.tolist()
-        more = self._further(exchange.body, exchange.content_type, len(rows)) if self.more else []
-        return _encoded(self._chosen(rows, more))
+            return values
+        more = self._further(exchange.body, exchange.content_type, len(values)) if self.more else []
+        return self._chosen(values, more)
 
     def _chosen(self, rows: Sequence[Sequence[Any]], more: Sequence[Sequence[Any]]) -> list[list[Any]]:
         chosen = [[row[at] for at in self._places] for row in rows]
@@ -212,35 +221,35 @@ class RequestCapture:
         return [[_plain(record.get(name)) for name in self.more] for record in records]
 
 
-def _encoded(rows: Sequence[Any]) -> bytes:
+def _encoded(rows: Sequence[Any]) -> Any:
+    """JSON of the rows, which takes the place of them."""
     parts = []
     for at in range(0, len(rows), SOME):
         some = rows[at : at + SOME]
         try:
             parts.append(_encode(some)[1:-1])
-        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
-            # a whole number of more than 64 bits, or half a character
+        except (TypeError, ValueError, OverflowError):
             parts.append(json.dumps([list(row) for row in some], default=str)[1:-1].encode())
-    return b"[%b]" % b",".join(parts)
+    return msgspec.Raw(b"[%b]" % b",".join(parts))
 
 
-def _as_it_stands(body: bytes, content_type: str) -> bytes:
+def _as_it_stands(body: bytes, content_type: str) -> Any:
     """Rows of numbers without names as they came: to write them anew would take as long as to score them.
 
-    b"" where the body has anything else in it, which nobody asked to be kept.
+    None where the body has anything else in it, which nobody asked to be kept.
     """
     text = body.decode().removeprefix("\ufeff")
     if content_type.lower().startswith(CSV):
         rows = text.removesuffix("\n").replace("\n", "],[")
-        return f"[[{rows}]]".encode()
+        return msgspec.Raw(f"[[{rows}]]")
     opening = ARRAYS.match(text)
     if opening is None:
-        return b""
+        return None
     inner = text[opening.end(1) if opening[1] else 0 : text.rindex("]") + 1]
     rest = text[text.rindex("]") + 1 :].strip()
     if '"' in inner or rest != ("}" if opening[1] else ""):
-        return b""
-    return inner.replace("\n", " ").replace("\r", " ").encode()
+        return None
+    return msgspec.Raw(inner.replace("\n", " ").replace("\r", " "))
 
 
 def _plain(value: Any) -> Any:
