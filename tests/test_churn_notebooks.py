@@ -1,4 +1,4 @@
-"""The four notebooks: their style, their order by hand, their data checks, and what they promise of the model."""
+"""The notebooks: their style, their order by hand, their data checks, and what they promise of the model."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def name(path: Path) -> str:
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 
 
-def test_there_are_four_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_data", "02_train", "03_evaluate", "04_register"]
+def test_there_are_four_notebooks_and_one_that_watches() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["01_data", "02_train", "03_evaluate", "04_register", "05_monitor"]
 
 
 @each_notebook

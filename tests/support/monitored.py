@@ -83,7 +83,9 @@ def customers(rows: int, seed: int) -> pd.DataFrame:
 def monitored(folder: Path) -> Project:
     """tiny/1 passed, was approved and serves at production, by the history; monitor.toml and its notebook are there."""
     project = Project(folder)
-    project.write("train.ipynb", parameters('source: str = ""\nmodel: str = ""\ntable: str = ""'), CUSTOMERS, LEARN, JUDGE)
+    project.write(
+        "train.ipynb", parameters('source: str = ""\nmodel: str = ""\ntable: str = ""'), CUSTOMERS, LEARN, JUDGE
+    )
     project.toml(TOML)
     (folder / "day.txt").write_text("1")  # from which the rows follow
     (folder / "notebooks").mkdir()
