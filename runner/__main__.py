@@ -11,7 +11,7 @@ STACK_KB = 512
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
     from runner.run.fast_path import Repetition
 
@@ -30,10 +30,24 @@ def main() -> None:
 
         repetition = repeat(sys.argv[2:])
         if repetition is not None:
-            sys.exit(write(repetition))
+            leave(write(repetition))
     from runner.cli import entry
 
-    sys.exit(entry(sys.argv[1:]))
+    leave(entry(sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with the code. What a full disk did not take is dropped, as Python would make it exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if not code:
+                from runner.cli import machine_trouble
+
+                code = machine_trouble(error, sys.argv[1:])
+    sys.exit(code)
 
 
 def write(repetition: Repetition) -> int:

@@ -201,6 +201,7 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     name: str  # letters, digits and `-`
     from_: str = msgspec.field(name="from")  # `step.output`: a folder written by `runner.model.save`
     registry: Literal["local", "sagemaker"] = "local"  # where versions are kept
+    register: bool = True  # false, in a profile perhaps: a run registers nothing, `runner register RUN` does it later
 
 
 class MonitorSpec(Record, frozen=True, kw_only=True, omit_defaults=True):

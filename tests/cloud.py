@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from account import attach, key, whose
-from small_sagemaker import Image, NotPermittedError, SmallSageMaker, own_image
+from small_sagemaker import Image, SmallSageMaker, own_image
 from support import botocore_files, sdk
 from support.commands import Done
 from support.projects import ROOT, Project
@@ -95,10 +95,7 @@ def in_sagemaker(content: str, settings: str = SAGEMAKER) -> str:
 @contextmanager
 def running(image: Image | None = None, **options: Any) -> Iterator[SmallSageMaker]:
     """The small SageMaker with a bucket; skips, saying why, where this machine may not mount."""
-    try:
-        made = SmallSageMaker(images={"*": image or own_image(warm=True)}, **options)
-    except NotPermittedError as error:
-        pytest.skip(f"the small SageMaker cannot run containers here: {error}")
+    made = SmallSageMaker(images={"*": image or own_image(warm=True)}, **options)
     with made as cloud:
         place = {"LocationConstraint": cloud.region}
         cloud.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)

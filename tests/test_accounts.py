@@ -107,6 +107,7 @@ def not_the_groups(folder: Path) -> list[str]:
     return wrong
 
 
+@pytest.mark.soak
 def test_two_accounts_run_resume_decide_and_clean_up_in_one_folder(shared: Shared) -> None:
     done = shared.by(ANA, "run", "--json", env={"RUNNER_NO_REPORT": "0"})
     assert done.code == 0, done.err

@@ -316,6 +316,7 @@ def bombs(packed: Path, folder: Path) -> Iterator[Path]:
     yield bomb(folder / "record", first, header("run/pipeline.toml", 2 << 30), mebibytes=2048, of=b"#")
 
 
+@pytest.mark.soak
 def test_files_that_unpack_to_gigabytes_are_refused_in_little_memory(packed: Path, laptop: Project) -> None:
     files = list(bombs(packed, laptop.folder.parent))
     assert all(file.stat().st_size < 5_000_000 for file in files)
@@ -583,6 +584,7 @@ while True:
 """
 
 
+@pytest.mark.soak
 def test_garbage_that_is_collected_meanwhile_takes_nothing_from_imports_and_packs(
     origin: Project, packed: Path, laptop: Project, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) ->
     assert decided[-1] == ("registered", done.json["model_version"]["version"])
 
 
+@pytest.mark.soak
 def test_by_hand_with_run_all_and_no_pipeline_they_make_the_same_model(churn: Project, tmp_path: Path) -> None:
     for name in ("notebooks", "data"):
         shutil.copytree(churn.folder / name, tmp_path / name, ignore=shutil.ignore_patterns("work", "__pycache__"))

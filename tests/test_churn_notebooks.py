@@ -347,6 +347,7 @@ def test_a_model_that_asks_no_question_is_shown_as_one(execute: Execute, made: P
     assert found["auc"] == Metric(value=0.5, low=0.5, high=0.5, better="higher")
 
 
+@pytest.mark.soak
 def test_the_samples_of_a_large_table_are_the_same_and_take_little_memory() -> None:
     """60,000 customers, some samples at a time; a few samples are compared with scikit-learn's own numbers."""
     import numpy as np
@@ -499,6 +500,7 @@ def test_in_a_fresh_clone_a_notebook_says_which_one_to_run_first(tmp_path: Path)
         "FileNotFoundError: There is no work/data/train.parquet. Run 01_data.ipynb first, which writes it.",
         "FileNotFoundError: There is no work/data/test.parquet. Run 01_data.ipynb first, which writes it.",
         "FileNotFoundError: There is no work/train/model. Run 02_train.ipynb first, which writes it.",
+        "FileNotFoundError: There is no work/data/test.parquet. Run 01_data.ipynb first, which writes it.",
     ]
     (tmp_path / "work/data").mkdir(parents=True)
     for side in ("test", "train"):

@@ -92,6 +92,7 @@ def test_no_request_fails_while_deployments_are_killed_at_random_moments(place: 
     wait_for(lambda: len(list(children_of(place.supervisor()))) == 2)
 
 
+@pytest.mark.soak
 def test_a_connection_that_rests_while_versions_change_is_answered(place: Place) -> None:
     assert place.deploy(1).code == 0
     caller = Caller(place.ports["staging"], place.sample(1)[0])
@@ -205,6 +206,7 @@ def test_a_version_that_cannot_start_is_not_switched_to(place: Place, code: str,
     served_still(place, place.deploy(4), said)
 
 
+@pytest.mark.soak
 def test_where_no_process_can_be_started_the_one_that_serves_goes_on(place: Place) -> None:
     """As where the interpreter is gone with its environment, or the machine has no process or memory to spare."""
     environment_ = place.folder / "environment"
@@ -368,7 +370,7 @@ def test_a_release_has_one_way_to_go(place: Place) -> None:
 # Deployments that die, and several at once
 
 
-@pytest.mark.parametrize("at", FAILPOINTS)
+@pytest.mark.parametrize("at", [FAILPOINTS[0], *(pytest.param(at, marks=pytest.mark.soak) for at in FAILPOINTS[1:])])
 def test_a_deployment_killed_anywhere_leaves_a_version_serving_and_the_next_one_goes_on(place: Place, at: str) -> None:
     assert place.deploy(1).code == 0
     assert place.deploy(2, env={VARIABLE: at}).code == -signal.SIGKILL
@@ -435,6 +437,7 @@ def test_a_worker_that_dies_is_replaced(place: Place) -> None:
     assert place.told == [(1, "deployed")]
 
 
+@pytest.mark.soak
 def test_a_target_whose_process_was_killed_is_down_until_it_is_restarted(place: Place) -> None:
     assert place.deploy(1).code == 0
     before = place.deployments("staging")[0]

@@ -132,11 +132,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     )
     (project.folder / "nb" / "helper.py").write_text("SHIFT = 1\n")
     assert (
-        project.runner("run", "-p", "depth=6", "-p", f"train.label={HOSTILE}", "-m", "<b>deeper</b>", env=PAGES).code
+        project.runner(
+            "run", "--no-register", "-p", "depth=6", "-p", f"train.label={HOSTILE}", "-m", "<b>deeper</b>", env=PAGES
+        ).code
         == 0
     )
     (project.folder / "rows.csv").write_text("1\n2\n3\n")
-    assert project.runner("run", "-p", "depth=6", "-p", f"train.label={HOSTILE}").code == 0
+    assert project.runner("run", "--no-register", "-p", "depth=6", "-p", f"train.label={HOSTILE}").code == 0
     return Compared(project, *(folder.name for folder in project.runs))
 
 

@@ -103,6 +103,7 @@ def test_a_long_notebook_in_another_store_is_kept_while_it_runs(shelf: Shelf) ->
     assert kept[-1].metadata.papermill.status == "completed"
 
 
+@pytest.mark.soak
 def test_without_autosave_a_long_cell_is_written_once_it_has_ended(shelf: Shelf) -> None:
     run("import time; time.sleep(7)", to="shelf://out.ipynb", autosave_cell_every=0)
     assert all("running" not in text for text in shelf.written["shelf://out.ipynb"])
@@ -294,7 +295,7 @@ def test_it_runs_where_a_loop_runs_already() -> None:
     assert code_cells(written())[0].outputs[0].data["text/plain"] == "'slept'"
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_notebook_that_executes_another_is_interrupted_with_it(late: bool) -> None:
     slow = "from pathlib import Path\nimport os, time\nPath('pid').write_text(str(os.getpid())); time.sleep(300)"
     imports = "import importlib\nimportlib.import_module('ipywidgets').IntSlider()" if late else "1"

@@ -541,6 +541,7 @@ def test_a_stop_interrupts_the_cell(tmp_path: Path, forked: LocalExecutor, nap: 
         "from IPython.display import display\ndisplay({'text/plain': ''}, metadata={'a': ['x' * 1000] * 1_000_000}, raw=True)",
     ],
 )
+@pytest.mark.soak
 def test_a_gigabyte_of_output_costs_neither_the_runner_nor_the_kernel_its_memory(tmp_path: Path, source: str) -> None:
     peak = "import resource\nresource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
     folder = step(tmp_path / "s", source, peak, "'end'")
@@ -692,6 +693,7 @@ def test_papermills_users_fall_back_to_the_standard_kernel_too(tmp_path: Path) -
     assert "application/vnd.jupyter.widget-state+json" in made["metadata"]["widgets"]
 
 
+@pytest.mark.soak
 def test_a_papermill_that_is_killed_leaves_a_whole_file_and_no_kernel(tmp_path: Path) -> None:
     (tmp_path / "out.ipynb").write_text('{"kept": true}')
     cells = ["open('started', 'w').close()\nimport time; time.sleep(300)"]
@@ -705,6 +707,7 @@ def test_a_papermill_that_is_killed_leaves_a_whole_file_and_no_kernel(tmp_path: 
     assert json.loads((tmp_path / "out.ipynb").read_text())
 
 
+@pytest.mark.soak
 def test_a_papermill_that_is_interrupted_leaves_what_was_executed_and_no_kernel(tmp_path: Path) -> None:
     cells = ["print('done')", "open('started', 'w').close()\nimport time; time.sleep(300)", "never = 1"]
     (tmp_path / "in.ipynb").write_text(json.dumps(notebook(*cells, kernel="python3")))
@@ -719,6 +722,7 @@ def test_a_papermill_that_is_interrupted_leaves_what_was_executed_and_no_kernel(
     assert made[-3]["outputs"][0]["text"] == ["done\n"]
 
 
+@pytest.mark.soak
 def test_papermills_users_hear_of_a_missing_output_folder_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "in.ipynb").write_text(json.dumps(notebook("open('ran', 'w').close()", kernel="python3")))
     command = [part if part != "out.ipynb" else "missing/out.ipynb" for part in papermill_command()]

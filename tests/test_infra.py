@@ -23,9 +23,9 @@ from iam import ACCOUNT, REGION, Request, Stack, allowing, read_template, unneed
 from small_sagemaker import CLIENT_KEY, JOB_KEY, Call, SmallSageMaker
 from small_sagemaker.rights import scaling_role
 from support.commands import Done
+from support.machines import Machines
 from support.projects import ROOT, parameters
 from support.tiny_training import TRAIN
-from test_sagemaker_deploy import Machines
 
 INFRA = ROOT / "infra"
 TEMPLATES = sorted(INFRA.glob("*.yaml"))

@@ -98,6 +98,7 @@ def test_an_archive_that_needs_a_package_index_is_not_deployed_and_goes_on_where
     assert check_package(data, sha256, running=True) == files
 
 
+@pytest.mark.soak
 def test_an_archive_that_unpacks_to_gigabytes_is_not_deployed(tmp_path: Path) -> None:
     for beginning in (header("././@LongLink", 3 << 30, tarfile.GNUTYPE_LONGNAME), header("model.json", 3 << 30)):
         data = bomb(tmp_path / "model.tar.gz", beginning, mebibytes=3072).read_bytes()

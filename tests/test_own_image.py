@@ -18,7 +18,7 @@ from small_sagemaker.serving import ServingContainer, runner_image
 from support.commands import Done
 from support.models import records, saved
 from support.projects import ROOT, parameters
-from test_serve_container import ask, documented, status_of
+from support.serving_image import ask, documented, status_of
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, package
@@ -188,6 +188,7 @@ def test_a_build_that_fails_leaves_with_the_end_of_its_log_and_the_next_is_anoth
     assert unneeded(rights("image.yaml", "BuildRole", **STACK), place.cloud.asked(NAME)) == []
 
 
+@pytest.mark.soak
 def test_two_who_build_the_same_at_once_both_get_it(deployed: Place) -> None:
     place = deployed
     file = place.folder / "pipeline.toml"

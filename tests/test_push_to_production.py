@@ -25,10 +25,10 @@ from code_pipeline import CodePipeline, git
 from iam import ACCOUNT, INFRA, REGION, Stack
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from support.commands import environment
+from support.machines import Machines
 from support.projects import REAL_TABLE, ROOT
-from test_rest import front
-from test_sagemaker_deploy import Machines
-from test_serve_container import aws_image
+from support.rest_front import front
+from support.serving_image import aws_image
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/churn-jobs"
 CONNECTION = f"arn:aws:codeconnections:{REGION}:{ACCOUNT}:connection/1"
@@ -175,6 +175,7 @@ def furnish(cloud: SmallSageMaker, deploy: Stack) -> str:
     return str(queue)
 
 
+@pytest.mark.soak
 def test_a_push_becomes_an_answer_in_production_and_is_taken_back(account: Account) -> None:
     cloud = account.cloud
     uploaded = cloud.client("s3")

@@ -10,47 +10,33 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from account import identities
-from botocore.exceptions import ClientError
 from cloud import BUCKET, RemoteProject, jobs, running
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
-from small_sagemaker.trying import read_log
 from support.commands import Done
-from support.projects import Project, parameters, recorded, text
+from support.job_cases import (
+    FIELDS,
+    GATE,
+    NEEDS,
+    SLOW,
+    Case,
+    executed,
+    made_project,
+    notebook_begun,
+    plain,
+    wait_for,
+)
+from support.projects import Project, parameters, recorded
 from support.web import serving
 
 from runner.failpoint import SAGEMAKER_NAMES, VARIABLE
-
-WRITE = parameters("out: str = 'work/x.txt'  # what it writes\nnumber: int = 3  # how many lines, 1 to 9")
-TOML = """
-name = "tiny"
-[steps.make]
-notebook = "nb/make.ipynb"
-inputs = { source = "./in.txt" }
-outputs = { out = "x.txt" }
-[steps.judge]
-notebook = "nb/judge.ipynb"
-inputs = { table = "make.out" }
-outputs = { folder = "folder/" }
-"""
-GATE = """
-[[gate]]
-metric = "judge.score"
-min = 0.5
-"""
-NEEDS = """
-[steps.after]
-notebook = "nb/after.ipynb"
-inputs = { verdict = "gate.verdict" }
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +59,6 @@ def far(cloud: SmallSageMaker, tmp_path: Path) -> RemoteProject:
     return RemoteProject(tmp_path, cloud, sources=("arn:aws:s3:::elsewhere", "arn:aws:s3:::elsewhere/*"))
 
 
-@dataclass(frozen=True)
-class Case:
-    """Cells of the two notebooks, further TOML, and the exit code that it comes to."""
-
-    make: tuple[Any, ...] = ("open(out, 'w').write(open(source).read() * number)",)
-    judge: tuple[Any, ...] = (
-        "import pathlib; pathlib.Path(folder, 'a').mkdir(); pathlib.Path(folder, 'a', 'b.txt').write_text(open(table).read())",
-        recorded("score", "0.75"),
-    )
-    toml: str = GATE + NEEDS
-    code: int = 0
-
-
-SLOW = "import time\ntime.sleep(600)"
 CASES = {
     "success": Case(),
     "failing cell": Case(make=("print('before')", "{}['region']", "print('after')"), code=3),
@@ -111,41 +83,6 @@ CASES["time-out of a cell"] = Case(make=(SLOW,), toml="", code=6)
 def made(project: Project, case: Case, name: str) -> Done:
     made_project(project, case, name)
     return project.runner("run", "--json", *(["--on", "sagemaker"] if isinstance(project, RemoteProject) else []))
-
-
-def made_project(project: Project, case: Case, name: str) -> None:
-    (project.folder / "in.txt").write_text("one line\n")
-    first = parameters("source: str = ''  # a text\n" + WRITE["source"])
-    project.write("nb/make.ipynb", text("Makes."), first, *case.make)
-    project.write("nb/judge.ipynb", parameters("table: str = ''\nfolder: str = ''"), *case.judge)
-    project.write("nb/after.ipynb", parameters("verdict: str = ''"), "print(open(verdict).read())")
-    limit = "cell_timeout_s = 1.5\n" if case.make == (SLOW,) else ""
-    project.toml(TOML.replace("tiny", name).replace("[steps.judge]", f"{limit}[steps.judge]") + case.toml)
-
-
-def plain(value: Any, folder: Path) -> Any:
-    """JSON without what differs from place to place: paths, times, ids."""
-    said = json.dumps(value, sort_keys=True)
-    said = re.sub(re.escape(str(folder)) + r"/runs/[^/\"]+/steps/\w+|/tmp/runner-work/step", "STEP", said)
-    said = re.sub(re.escape(str(folder / "nb")) + r"|/tmp/runner-work/project/nb", "CWD", said)
-    said = re.sub(r"\d{8}-\d{6}-[0-9a-f]{4}", "RUN", said)
-    said = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z?(\+00:00)?", "TIME", said)
-    said = re.sub(r"ipykernel_\d+/\d+", "ipykernel", said)
-    return json.loads(said)
-
-
-def executed(project: Project, step: str) -> Any:
-    """The executed notebook without its times."""
-    found = project.executed(step)
-    found["metadata"].pop("papermill", None)
-    for cell in found["cells"]:
-        cell["metadata"].pop("papermill", None)
-        cell["metadata"].pop("execution", None)
-        cell.pop("id", None)
-    return plain(found, project.folder)
-
-
-FIELDS = ("status", "cells", "cells_run", "metrics", "problems", "outputs", "error", "kernel", "redacted")
 
 
 LONG = ("stopped early", "time-out of a cell", "gate in error", "gate inconclusive")
@@ -304,13 +241,7 @@ def begun(far: RemoteProject, name: str) -> subprocess.Popen[str]:
     return process
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.1)
-
-
+@pytest.mark.soak
 def test_ctrl_c_leaves_the_job_running_and_resume_follows_it_again(far: RemoteProject) -> None:
     process = begun(far, "leave")
     process.send_signal(signal.SIGINT)
@@ -341,6 +272,7 @@ def test_stop_ends_the_job_and_resume_starts_another(far: RemoteProject) -> None
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("stop-")) == ["1", "1", "2"]
 
 
+@pytest.mark.soak
 def test_a_run_that_is_stopped_while_its_client_looks_on_needs_one_resume(far: RemoteProject) -> None:
     process = begun(far, "halt")
     (job,) = [job for job in jobs(far.cloud) if job.startswith("halt-")]
@@ -353,6 +285,7 @@ def test_a_run_that_is_stopped_while_its_client_looks_on_needs_one_resume(far: R
     assert sorted(job[-1] for job in jobs(far.cloud) if job.startswith("halt-")) == ["1", "1", "2"]
 
 
+@pytest.mark.soak
 def test_a_job_that_ran_into_its_limit_is_a_time_out_and_no_stop(far: RemoteProject) -> None:
     """A job may run for at least 900 s, so the request is shortened before it is sent."""
     made_project(far, Case(make=(SLOW,), toml=""), "limit")
@@ -366,14 +299,6 @@ def test_a_job_that_ran_into_its_limit_is_a_time_out_and_no_stop(far: RemoteProj
     assert done.code == 6, done.err
     assert "ran into its time limit of 6 s" in done.err
     assert far.step("make")["status"] == "failed"
-
-
-def notebook_begun(cloud: SmallSageMaker, name: str) -> bool:
-    """Whether the job's log tells of a first cell that has run."""
-    try:
-        return any(line.startswith("runner:progress [1,") for line in read_log(cloud.client("logs"), name))
-    except (ClientError, ValueError):  # there is no log yet
-        return False
 
 
 @pytest.mark.soak
@@ -476,6 +401,7 @@ def registered(far: RemoteProject, name: str, *points: str) -> None:
     assert far.runner("verify", f"{name}/1").code == 0
 
 
+@pytest.mark.soak
 def test_a_run_with_jobs_killed_at_every_boundary_of_its_registration_registers_once(far: RemoteProject) -> None:
     # after "package created" whoever looks records the registration, and a resume finds it done
     registered(far, "chain", *(point for point in REGISTERING if point != "registration recorded"))
@@ -487,6 +413,23 @@ def test_a_run_with_jobs_killed_at_any_boundary_of_its_registration_registers_on
     far: RemoteProject, point: str
 ) -> None:
     registered(far, f"alone-{REGISTERING.index(point)}", point)
+
+
+@pytest.mark.soak
+def test_a_run_with_jobs_registers_itself_where_no_step_does(far: RemoteProject) -> None:
+    far.write(
+        "fit.ipynb",
+        parameters('model: str = ""'),
+        "import pathlib\nplace = pathlib.Path(model)\nplace.mkdir(exist_ok=True)\n"
+        "(place / 'model.json').write_text('{}'); (place / 'signature.json').write_text('{}')",
+        recorded("score", "0.75"),
+    )
+    far.toml(REGISTERED.format("itself").partition("[steps.last]")[0])
+    for _ in range(2):
+        done = far.runner("run", "--on", "sagemaker", "--json")
+        assert (done.code, done.json["model_version"]["version"]) == (0, 1), done.err
+    assert done.json["steps"][0]["status"] == "cached"
+    assert [event["kind"] for event in far.runner("history", "itself", "--json").json] == ["registered"]
 
 
 # A service that fails
@@ -508,6 +451,7 @@ def test_a_lost_reply_is_the_same_job_and_a_taken_name_is_refused(far: RemotePro
     assert "made by another request" in refused.err
 
 
+@pytest.mark.soak
 def test_what_passes_is_waited_out_and_a_job_the_service_lost_is_tried_again(far: RemoteProject) -> None:
     for action, error in (
         ("CreateProcessingJob", "Throttling"),
@@ -699,6 +643,7 @@ def test_two_runs_at_once_keep_apart(far: RemoteProject) -> None:
     assert lengths == {len("one line\n"), 2 * len("one line\n")}
 
 
+@pytest.mark.soak
 def test_credentials_that_expire_leave_the_job_and_its_run_to_be_taken_up(far: RemoteProject) -> None:
     far.cloud.faults.add("DescribeProcessingJob", "ExpiredTokenException", times=None, skip=1, caller=CLIENT_KEY)
     made_project(far, WAIT, "expired")

@@ -46,6 +46,7 @@ def ended(project: RemoteProject, *arguments: str) -> Done:
     return done
 
 
+@pytest.mark.soak
 def test_the_real_table_becomes_a_model_package_that_is_approved_and_challenged(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

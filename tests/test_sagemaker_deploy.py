@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
 import signal
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 from account import identities, key
 from botocore.exceptions import ClientError
 from cloud import BUCKET, RemoteProject
-from small_sagemaker import SERVICE_KEY, Image, SmallSageMaker
+from small_sagemaker import SmallSageMaker
 from small_sagemaker.faults import LOST_REPLY
-from small_sagemaker.serving import ServingContainer
 from small_sagemaker.trying import ONE_ATTEMPT
 from support.commands import Done
+from support.machines import Machines
 from support.models import records, trained
 from support.projects import ROOT
-from test_serve_container import aws_image
+from support.serving_image import aws_image
 
 import runner.model
 from runner.aws.endpoint import SageMakerTarget
@@ -55,7 +51,6 @@ from runner.pipeline.file import load
 from runner.project import Project
 from runner.records import SageMakerTargetSpec, Verdict, encode, utc_text
 from runner.run import provenance
-from runner.scoring import inference
 from runner.serve.openapi import record_schema
 
 MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"})
@@ -83,77 +78,6 @@ image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/own:1"
 poll_s = 0.1
 tags = {{ team = "growth" }}
 """
-
-
-class Container(BaseHTTPRequestHandler):
-    """What SageMaker's image answers, without the ten seconds in which it starts: deployments ask only for the sample."""
-
-    scorer: Any
-    wrong: set[str]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        scores = self.scorer.score(self.scorer.table(body, self.headers["Content-Type"]))
-        answer, kind = self.scorer.reply(scores, self.headers["Accept"])
-        if self.scorer.model in self.wrong:
-            answer = b"0.123\n"
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
-class Machines:
-    """Starts a server of the model's archive for each configuration an endpoint is to have."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.cloud: SmallSageMaker | None = None
-        self.wrong: set[str] = set()  # NAME/VERSION that answers something else
-        self.broken: set[str] = set()  # that does not come up
-        self.held: dict[str, threading.Event] = {}  # that comes up once the event is set
-        self.image: Image | None = None  # AWS's, to start a container of it instead
-        self.containers: list[ServingContainer] = []
-        self._servers: list[ThreadingHTTPServer] = []
-
-    def __call__(self, asked: dict[str, Any]) -> str:
-        assert self.cloud is not None
-        sagemaker, s3 = (self.cloud.client(service, access_key=SERVICE_KEY) for service in ("sagemaker", "s3"))
-        (container,) = asked["Models"][0]["Containers"]
-        label = container["Environment"]["RUNNER_MODEL"]
-        if label in self.held:
-            assert self.held[label].wait(100)
-        if label in self.broken:
-            raise ValueError("it did not answer /ping")
-        address = container.get("ModelDataUrl")
-        if address is None:
-            described = sagemaker.describe_model_package(ModelPackageName=container["ModelPackageName"])
-            address = described["InferenceSpecification"]["Containers"][0]["ModelDataUrl"]
-        place = urlsplit(address)
-        data = s3.get_object(Bucket=place.netloc, Key=place.path[1:])["Body"].read()
-        if self.image is not None:
-            self.containers.append(ServingContainer(self.image, data, container["Environment"]))
-            return self.containers[-1].url
-        folder = self.folder / hashlib.sha256(data).hexdigest()
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            archive.extractall(folder, filter="data")
-        scorer = inference.loaded(folder, container["Environment"])
-        kind = type("Kind", (Container,), {"scorer": scorer, "wrong": self.wrong})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        self._servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    def close(self) -> None:
-        for container in self.containers:
-            container.close()
-        for server in self._servers:
-            server.shutdown()
-            server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -383,6 +307,7 @@ def test_an_endpoint_is_made_as_the_target_asks(make: Callable[..., Place]) -> N
     assert left["ScalableTargets"] == []
 
 
+@pytest.mark.soak
 def test_an_image_of_ones_own_serves_what_is_deployed_by_the_deployer(make: Callable[..., Place]) -> None:
     place = make('serving_image = "own"\nscaling = { min = 1, max = 2, requests_per_minute = 300 }')
     (place.folder / "infra").mkdir()
@@ -409,6 +334,7 @@ def test_an_image_of_ones_own_serves_what_is_deployed_by_the_deployer(make: Call
     assert place.here("undeploy", "staging").code == 0
 
 
+@pytest.mark.soak
 def test_sagemaker_is_told_where_a_version_serves_and_its_refusal_is_a_warning(make: Callable[..., Place]) -> None:
     place = make()
 
@@ -674,6 +600,7 @@ def test_a_version_whose_archive_was_swapped_is_not_approved(make: Callable[...,
     assert place.here(*approve).code == 0
 
 
+@pytest.mark.soak
 def test_an_archive_swapped_while_it_is_deployed_is_taken_back(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
@@ -704,6 +631,7 @@ def test_a_name_that_means_something_else_is_refused(make: Callable[..., Place])
     assert place.found() is None
 
 
+@pytest.mark.soak
 def test_a_lost_reply_makes_nothing_twice(make: Callable[..., Place]) -> None:
     place = make()
     for action in ("CreateModel", "CreateEndpointConfig", "CreateEndpoint"):
@@ -716,6 +644,7 @@ def test_a_lost_reply_makes_nothing_twice(make: Callable[..., Place]) -> None:
 # Deployments that die, and several at once
 
 
+@pytest.mark.soak
 def test_an_endpoint_that_somebody_else_made_meanwhile_is_left_to_them(make: Callable[..., Place]) -> None:
     place = make(versions=2)
     place.cloud.faults.add("CreateEndpoint", delay_s=3)
@@ -763,6 +692,7 @@ def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
     }.get(at, ["deployment begun", "deployed", "deployment begun", "deployed"])
 
 
+@pytest.mark.soak
 def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
@@ -788,6 +718,7 @@ def test_a_deployment_killed_while_machines_come_up_is_judged_by_the_next(make: 
     ]
 
 
+@pytest.mark.soak
 def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[..., Place]) -> None:
     place = make()
     place.registry.decide(place.name, 3, "approved", who="ben@desk", why="reviewed")
@@ -810,6 +741,7 @@ def test_of_two_deployments_from_two_checkouts_one_is_refused(make: Callable[...
     assert other.here("deployments", "--json").json[0]["model"] == place.label(won)
 
 
+@pytest.mark.soak
 def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0

@@ -9,10 +9,9 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from typing import Any
 import msgspec
 import pytest
 from account import identities
-from cloud import BUCKET, SAGEMAKER, RemoteProject, running
+from cloud import BUCKET, RemoteProject, running
 from hypothesis import given
 from hypothesis import strategies as st
-from small_sagemaker import CLIENT_KEY, NotPermittedError, SmallSageMaker, distribution_image
+from small_sagemaker import CLIENT_KEY, SmallSageMaker, distribution_image
 from small_sagemaker.trying import read_log
 from support import sdk
-from support.commands import Done, environment
+from support.commands import environment
+from support.flow import SETTINGS, TOML, Story, write
 from support.projects import ROOT, Project, parameters, recorded
 
 from runner.aws.bucket import Bucket
@@ -46,134 +46,6 @@ from runner.run.ids import RUN_ID
 from runner.run.store import Store
 
 SCHEMA = ROOT.parent / "shared" / "data" / "pipeline-definition.schema.json"
-TOML = """
-name = "flow"
-[parameters]
-level = "007"
-[steps.data]
-notebook = "nb/data.ipynb"
-inputs = { source = "./in.txt" }
-outputs = { table = "table.txt" }
-parameters = { factor = 2 }
-[steps.train]
-notebook = "nb/train.ipynb"
-inputs = { table = "data.table" }
-outputs = { model = "model/" }
-[steps.evaluate]
-notebook = "nb/evaluate.ipynb"
-inputs = { model = "train.model", champion = "approved:flow" }
-parameters = { score = 0.75, sound = true }
-[[gate]]
-metric = "evaluate.score"
-min = 0.5
-[[gate]]
-metric = "evaluate.score"
-min = 0.6
-when = "evaluate.champion"
-[model]
-name = "flow"
-from = "train.model"
-registry = "sagemaker"
-[steps.register]
-notebook = "nb/register.ipynb"
-inputs = { model = "train.model", verdict = "gate.verdict" }
-"""
-# a prefix with a word in it that the jobs' own folders have too
-SETTINGS = SAGEMAKER.replace('"team"', '"team/out"') + 'tags = { team = "blue" }\n'
-ENDED = ("Succeeded", "Failed", "Stopped")
-
-
-def write(project: Project) -> None:
-    """Four tiny notebooks: a table, a model of it, a score, a registration."""
-    project.write(
-        "nb/data.ipynb",
-        parameters("source: str = ''\ntable: str = ''\nfactor: int = 1\nlevel: str = '1'"),
-        "open(table, 'w').write(open(source).read() * factor + level)",
-        recorded("rows", "float(factor)"),
-    )
-    project.write(
-        "nb/train.ipynb",
-        parameters("table: str = ''\nmodel: str = ''"),
-        "import json, pathlib\npathlib.Path(model, 'model.json').write_text(json.dumps({'table': open(table).read()}))",
-        "pathlib.Path(model, 'signature.json').write_text('{}')",
-    )
-    project.write(
-        "nb/evaluate.ipynb",
-        parameters("model: str = ''\nchampion: str = ''\nscore: float = 0.1\nsound: bool = True"),
-        "import pathlib\nprint('champion', champion and pathlib.Path(champion, 'model.json').read_text())",
-        "assert sound, 'no sound table'",
-        recorded("score", "score"),
-    )
-    project.write(
-        "nb/register.ipynb",
-        parameters("model: str = ''\nverdict: str = ''"),
-        "import json\nassert json.load(open(verdict))['outcome'] == 'pass'",
-        "from runner.model import register\nregister(model, card='# Tiny', description='a tiny one')",
-    )
-    (project.folder / "in.txt").write_text("hello\n")
-    project.toml(TOML)
-
-
-@dataclass
-class Story:
-    """What was done, in order; executions as `pipeline status --json` has them once they have ended."""
-
-    project: RemoteProject
-    cloud: SmallSageMaker
-    pushed: list[str] = field(default_factory=list)
-    seen: dict[str, dict[str, Any]] = field(default_factory=dict)
-    runs: dict[str, str] = field(default_factory=dict)
-    said: dict[str, Done] = field(default_factory=dict)
-    started: dict[str, str] = field(default_factory=dict)
-    throttled: int = 0
-
-    def start(self, name: str, *arguments: str) -> None:
-        done = self.project.here("pipeline", "start", "--json", *arguments)
-        assert done.code == 0, done.err
-        self.started[name] = done.json["arn"]
-
-    def start_elsewhere(self, name: str, **values: str) -> None:
-        """As Studio or EventBridge do."""
-        given = [{"Name": key.replace("_", "-"), "Value": value} for key, value in values.items()]
-        schedule = self.cloud.client("sagemaker", access_key=f"{CLIENT_KEY}.flow-start")
-        found = schedule.start_pipeline_execution(PipelineName="flow", PipelineParameters=given)
-        self.started[name] = found["PipelineExecutionArn"]
-
-    def follow(self, *names: str) -> None:
-        client = self.cloud.client("sagemaker")
-        for name in names:
-            arn = self.started[name]
-            while client.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] not in ENDED:
-                time.sleep(0.3)
-            done = self.project.here("pipeline", "status", arn, "--json")
-            assert done.code == 0, done.err
-            self.seen[name] = done.json
-
-    def take_in(self, name: str) -> dict[str, Any]:
-        done = self.project.here("import", self.started[name], "--json", "--no-report")
-        assert done.code == 0, done.err
-        self.runs[name] = done.json["run"]
-        return self.manifest(name)
-
-    def manifest(self, name: str) -> dict[str, Any]:
-        if name not in self.runs:
-            return self.take_in(name)
-        found: dict[str, Any] = json.loads((self.project.folder / "runs" / self.runs[name] / "run.json").read_text())
-        return found
-
-    def steps(self, name: str) -> dict[str, str]:
-        """What became of each step: "ran", "cached", or the service's word."""
-        return {
-            step["name"]: "cached"
-            if step["cached_from"]
-            else "ran"
-            if step["status"] == "Succeeded"
-            else step["status"]
-            for step in self.seen[name]["steps"]
-        }
-
-    def state(self, name: str, step: str) -> dict[str, Any]:
-        return next(state for state in self.manifest(name)["steps"] if state["name"] == step)
 
 
 @pytest.fixture(scope="module")
@@ -659,6 +531,7 @@ inputs = { verdict = "gate.verdict" }
 """
 
 
+@pytest.mark.soak
 def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_where_no_step_comes_last(
     cloud: SmallSageMaker, aws: None, tmp_path: Path
 ) -> None:
@@ -678,6 +551,47 @@ def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_wher
     assert [call.parameters.get("IfNoneMatch") for call in puts] == ["*"] * len(puts)
     assert len({told.state("sides", name)["job"]["run"] for name in ("left", "right", "last")}) == 1
     assert told.project.here("verify", told.runs["sides"]).code == 0
+
+
+@pytest.mark.parametrize("judge", ["evaluate", pytest.param("", marks=pytest.mark.soak)])
+def test_the_job_that_judges_registers_the_model_where_no_step_does_and_once(
+    cloud: SmallSageMaker, aws: None, tmp_path: Path, judge: str
+) -> None:
+    name = f"itself{'-' + judge if judge else ''}"
+    told = Story(RemoteProject(tmp_path, cloud, SETTINGS), cloud)
+    write(told.project)
+    toml = (
+        TOML.partition("[steps.register]")[0]
+        .replace('"flow"', f'"{name}"')
+        .replace("approved:flow", "approved:" + name)
+    )
+    if not judge:  # nothing comes after all others, so the gate has a job of its own
+        toml = toml.replace('inputs = { model = "train.model", champion', "inputs = { champion")
+        toml = toml.replace('inputs = { table = "data.table" }', 'inputs = { table = "./in.txt" }')
+    told.project.toml(toml)
+    assert f"registers {name} from train.model, with a card" in told.project.here("check").out
+    assert told.project.here("pipeline", "push").code == 0
+    for execution in ("first", "again"):
+        told.start(execution)
+        told.follow(execution)
+        told.take_in(execution)
+    steps = ["data", "train", "evaluate", *(["gate"] if not judge else []), "gate-passed"]
+    assert list(told.steps("first")) == steps
+    versions = told.project.here("models", name, "--json").json
+    assert [(version["version"], version["status"], version["run"]) for version in versions] == [
+        (1, "pending", told.runs["first"])
+    ]
+    found = [told.manifest(execution)["model_version"] for execution in ("first", "again")]
+    assert found == [{"name": name, "version": 1, "status": "pending"}] * 2
+    verified = told.project.here("verify", told.runs["first"])
+    assert verified.code == 0, verified.out
+    described = cloud.client("sagemaker").describe_model_package(
+        ModelPackageName=cloud.client("sagemaker").list_model_packages(ModelPackageGroupName=name)[
+            "ModelPackageSummaryList"
+        ][0]["ModelPackageArn"]
+    )
+    details = json.loads(described["ModelCard"]["ModelCardContent"])["additional_information"]["custom_details"]
+    assert "`data.factor`: `2`" in details["Parameters"]
 
 
 @pytest.mark.parametrize(
@@ -924,10 +838,7 @@ def test_a_step_with_more_inputs_than_a_job_takes_is_refused(
 @pytest.mark.soak
 def test_pin_and_gate_install_nothing_in_an_image_that_is_not_the_lock(tmp_path: Path) -> None:
     """In SageMaker Distribution's image, by its user; notebooks that are executed have the lock's packages."""
-    try:
-        image = distribution_image()
-    except NotPermittedError as error:
-        pytest.skip(str(error))
+    image = distribution_image()
     settings = SETTINGS.replace('packages = "image"', 'packages = "lock"').replace('"3.11"', '"3.12"')
     with running(image) as cloud:
         told = Story(RemoteProject(tmp_path, cloud, settings), cloud)

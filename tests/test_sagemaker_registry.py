@@ -271,6 +271,7 @@ def test_one_run_with_two_models_is_refused_wherever_the_other_got_to(
     assert numbers(registry.list()) == [("m", 1, "pending")]
 
 
+@pytest.mark.soak
 def test_eight_processes_number_their_versions_without_gaps(registry: SageMakerRegistry, tmp_path: Path) -> None:
     processes = [start(tmp_path, "register", new(number)) for number in range(8)]
     assert sorted(ended(process) for process in processes) == [(0, str(number)) for number in range(1, 9)]
@@ -556,6 +557,7 @@ def test_without_the_last_event_a_revoked_version_is_not_approved_again(
 # What it costs
 
 
+@pytest.mark.soak
 def test_listing_fifty_versions_takes_two_calls_once_they_are_known(cloud: SmallSageMaker, tmp_path: Path) -> None:
     registry = in_sagemaker(tmp_path)
     registry.groups.make("m")

@@ -15,9 +15,9 @@ import pytest
 from account import identities, key
 from cloud import BUCKET, SAGEMAKER, RemoteProject, jobs, running
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from support.flow import SETTINGS, Story, write
+from support.job_cases import FIELDS, GATE, NEEDS, TOML, Case, executed, made_project, notebook_begun, plain, wait_for
 from support.projects import parameters, recorded
-from test_sagemaker import FIELDS, GATE, NEEDS, TOML, Case, executed, made_project, notebook_begun, plain, wait_for
-from test_sagemaker_pipeline import SETTINGS, Story, write
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.queue_job import next_order
@@ -103,6 +103,7 @@ def test_a_step_that_fails_is_the_last_of_its_job_and_resume_goes_on_in_another(
 
 
 @pytest.mark.parametrize("point", ["job about to be created", "job created"])
+@pytest.mark.soak
 def test_a_killed_client_finds_the_job_that_waits_and_orders_each_step_once(
     cloud: SmallSageMaker, tmp_path: Path, point: str
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_killed_client_finds_the_job_that_waits_and_orders_each_step_once(
     assert project.runner("verify", "latest").code == 0
 
 
+@pytest.mark.soak
 def test_a_step_that_was_to_be_ordered_from_a_job_that_is_over_has_its_own(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_step_that_was_to_be_ordered_from_a_job_that_is_over_has_its_own(
 SLOWER = ("import pathlib, time\ntime.sleep(3)", "pathlib.Path(folder, 'a').write_text('a')")
 
 
+@pytest.mark.soak
 def test_a_client_that_leaves_ends_the_job_with_the_step_and_resume_follows_that(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import json
 import shutil
 import socket
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import flask
 import pandas as pd
 import pytest
-import xgboost as xgb
-from small_sagemaker.container import check_permitted
-from small_sagemaker.errors import NotPermittedError
 from small_sagemaker.images import Image
-from small_sagemaker.serving import ServingContainer, xgboost_image
+from small_sagemaker.serving import ServingContainer
 from support.models import records, saved, trained
 from support.projects import REAL_TABLE, ROOT
+from support.serving_image import ask, aws_image, documented, of_real_table, serving, status_of
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, INSIDE, check_package, package
@@ -58,51 +54,9 @@ def transform(frame):
 """
 
 
-def aws_image() -> Image:
-    """Skips, saying why, where this machine cannot run it."""
-    try:
-        made = xgboost_image()
-        check_permitted([made])
-        return made
-    except NotPermittedError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="module")
 def image() -> Image:
     return aws_image()
-
-
-@contextmanager
-def serving(image: Image, folder: Path, **told: str) -> Iterator[ServingContainer]:
-    """The folder as it is deployed."""
-    sha256 = artifact(folder, name="model").sha256
-    made = ServingContainer(image, package(folder).archive, {**ENVIRONMENT, "RUNNER_SHA256": sha256, **told})
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def ask(
-    container: ServingContainer, body: str | bytes, kind: str = "text/csv", accept: str = "*/*", **more: str
-) -> tuple[int, http.client.HTTPMessage, bytes]:
-    made = http.client.HTTPConnection(container.url.removeprefix("http://"), timeout=60)
-    try:
-        content = body.encode() if isinstance(body, str) else body
-        made.request("POST", "/invocations", content, {"Content-Type": kind, "Accept": accept, **more})
-        reply = made.getresponse()
-        return reply.status, reply.headers, reply.read()
-    finally:
-        made.close()
-
-
-def status_of(container: ServingContainer, head: str) -> int:
-    """Of an answer to what is sent as it stands."""
-    place, _, port = container.url.removeprefix("http://").partition(":")
-    with socket.create_connection((place, int(port)), timeout=60) as client:
-        client.sendall(head.replace("\n", "\r\n").encode())
-        return int(client.makefile("rb").readline().split()[1])
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +64,6 @@ def plain(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     """A model without code, from the start of its container to the first 200 without a network."""
     with serving(image, saved(tmp_path_factory.mktemp("plain") / "model"), RUNNER_MODEL="leaving/3") as made:
         yield made
-
-
-def documented() -> set[int]:
-    """The statuses of docs/serving.md that come from an endpoint's container."""
-    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
-    table = text.split("| status | when | at an endpoint |")[1].split("\n\n")[0]
-    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
-    assert len(rows) == 9
-    return {int(one) for codes, _, there in rows if there.strip() == "the same" for one in codes.split(",")}
 
 
 def test_every_refusal_has_its_own_status_through_awss_servers(plain: ServingContainer) -> None:
@@ -210,17 +155,6 @@ def test_features_that_the_containers_pandas_makes_otherwise_are_refused_when_sa
     with pytest.raises(UsageError, match=r"Row 9 of the frame scores .* here and .* with pandas 2\.2"):
         runner.model.save(tmp_path / "model", booster, raw, target="left", code=tmp_path / "features.py")
     assert not (tmp_path / "model").exists()
-
-
-def of_real_table(folder: Path) -> Path:
-    frame = pd.read_csv(REAL_TABLE)
-    raw = frame.drop(columns=["Churn?", "Phone"])
-    for name in ("State", "Area Code", "Int'l Plan", "VMail Plan"):
-        raw[name] = runner.model.as_category(raw[name]).astype("category")
-    data = xgb.DMatrix(raw, frame["Churn?"] == "True.", enable_categorical=True)
-    booster = xgb.train({"objective": "binary:logistic"}, data, 30)
-    runner.model.save(folder, booster, raw, target="Churn?", positive="True.")
-    return folder
 
 
 @pytest.mark.soak

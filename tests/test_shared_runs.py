@@ -89,6 +89,7 @@ def test_one_runs_and_the_other_sees_takes_and_verifies_it(machines: tuple[Machi
     assert "n" in differ.out
 
 
+@pytest.mark.soak
 def test_a_run_of_another_machine_is_not_resumed_unless_taken_over(
     machines: tuple[Machine, Machine], cloud: SmallSageMaker
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_job_of_a_machine_that_died_is_gone_on_with_by_another(
     assert [entry["status"] for entry in ana.runner("runs", "--json").json] == ["succeeded"]
 
 
+@pytest.mark.soak
 def test_a_run_that_could_not_be_shared_is_whole_and_shared_later(
     machines: tuple[Machine, Machine], cloud: SmallSageMaker
 ) -> None:

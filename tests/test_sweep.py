@@ -159,6 +159,7 @@ def test_what_is_said_to_be_next_is_a_command_as_the_shell_reads_it(tiny: Projec
     assert [step["status"] for step in after.json["steps"]] == ["cached", "cached", "cached", "succeeded"]
 
 
+@pytest.mark.soak
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(tiny: Project) -> None:
     tiny.write(
         "fit.ipynb",

@@ -298,6 +298,7 @@ def tiny(folder: Path, version: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.soak
 def test_reproduce_names_the_package_that_changed_the_result_and_the_cache_notices_it(
     project: Project, tmp_path: Path
 ) -> None:
@@ -609,6 +610,7 @@ def test_gc_killed_half_way_leaves_a_sound_project_and_goes_on_the_next_time(pro
     assert (done.code, "thing/2 (rejected)" in done.out) == (0, True), done.out
 
 
+@pytest.mark.soak
 def test_gc_beside_runs_imports_and_readers_harms_none_of_them(project: Project, tmp_path: Path) -> None:
     assert project.runner("pack", "latest", "-o", str(tmp_path / "run.tar.gz")).code == 0
     flag = tmp_path / "flag"

@@ -246,6 +246,7 @@ def test_wheels_are_those_of_the_image_and_are_fetched_once(arrived: list[Wheel]
     assert [wheel.path.stat().st_mtime_ns for wheel in again] == before
 
 
+@pytest.mark.soak
 def test_wheels_for_another_python_than_this_one(lock: Path, cache: Path, index: None) -> None:
     other = "3.12" if HERE != "3.12" else "3.13"
     found = wheels(lock, python=other, platform=PLATFORM, cache=cache / "wheels")
@@ -253,6 +254,7 @@ def test_wheels_for_another_python_than_this_one(lock: Path, cache: Path, index:
     assert "cp" + other.replace(".", "") in found[1].filename
 
 
+@pytest.mark.soak
 def test_a_wheel_altered_in_the_cache_is_fetched_anew(tmp_path: Path, index: None) -> None:
     file = lock_of(tmp_path / "requirements.lock", "six")
     (first,) = wheels(file, python="3.12", platform=PLATFORM, cache=tmp_path)
@@ -261,6 +263,7 @@ def test_a_wheel_altered_in_the_cache_is_fetched_anew(tmp_path: Path, index: Non
     assert hashlib.sha256(first.path.read_bytes()).hexdigest() == first.sha256
 
 
+@pytest.mark.soak
 def test_a_package_without_a_wheel_is_named_with_what_to_do(tmp_path: Path, index: None) -> None:
     file = tmp_path / "requirements.lock"
     file.write_text(f"docopt==0.6.2 {HASH}\n")  # on the index as a source archive only
@@ -292,6 +295,7 @@ def test_wheels_are_moved_once_and_of_a_changed_lock_only_what_is_new(bucket: Bu
     assert {str(fact["key"]).removeprefix("project/") for fact in index.values()} <= dict(bucket.keys()).keys()
 
 
+@pytest.mark.soak
 def test_an_upload_that_broke_off_is_completed(bucket: Bucket, arrived: list[Wheel]) -> None:
     upload(bucket, arrived)
     index = f"project/wheels/{digest(arrived)}/index.json"
@@ -406,6 +410,7 @@ def test_an_altered_wheel_is_refused_and_nothing_of_the_environment_stays(
     assert not job.made
 
 
+@pytest.mark.soak
 def test_a_wheel_that_is_not_what_its_name_says_is_refused(
     job: Job, bucket: Bucket, arrived: list[Wheel], tmp_path: Path
 ) -> None:
@@ -458,6 +463,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         """Not into the tests' output."""
 
 
+@pytest.mark.soak
 def test_a_store_that_fails_for_a_moment_is_asked_again(job: Job, arrived: list[Wheel], lock: Path) -> None:
     server = Shaky({wheel.filename: wheel.path for wheel in arrived})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

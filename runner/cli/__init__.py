@@ -27,6 +27,7 @@ COMMANDS = {
     "fetch": ("transfer", "Bring a run's outputs here that stayed in S3."),
     "doctor": ("doctor", "Say what would keep a run from working, here or in SageMaker."),
     "upload": ("doctor", "Put a table into the project's bucket, from where jobs read it."),
+    "adopt": ("adopt", "Make existing notebooks the steps of a pipeline: show how, and write copies."),
     "check": ("before_run", "Say what is wrong with pipeline.toml and its notebooks; start nothing."),
     "open": ("before_run", "Open a step's notebook in Jupyter, with a run's inputs and parameters."),
     "kernel": ("before_run", "Register this environment as a Jupyter kernel."),

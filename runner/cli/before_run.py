@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -31,7 +32,18 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
     Example:
       runner check --profile smoke
     """
+    return print_check(project, profile=profile, parameters=parameters, as_json=as_json)
+
+
+def print_check(
+    project: Project, *, profile: str | None = None, parameters: Sequence[str] = (), as_json: bool = False
+) -> int:
+    """Print what is wrong with the pipeline file and its notebooks; the exit code.
+
+    Raises PipelineError, where the result is not to be JSON.
+    """
     from runner.pipeline.plan import plan as make_plan
+    from runner.pipeline.registering import prospect
     from runner.run.cache import Cache
 
     try:
@@ -52,9 +64,8 @@ def check_command(parameters: tuple[str, ...], profile: str | None, as_json: boo
         return 0
     for warning in warnings:
         say(f"  note: {warning}")
-    model = plan.pipeline.model
-    if model is not None and plan.pipeline.gate and any(step.registers and not step.skip for step in plan.steps):
-        say(f"a run that passes its gate registers {model.name}")
+    if sentence := prospect(plan.pipeline, plan.registering):
+        say(sentence)
     say(plan.summary)
     return 0
 

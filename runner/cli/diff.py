@@ -16,6 +16,7 @@ from runner.errors import Refused, UsageError, counted
 from runner.project import Project
 
 if TYPE_CHECKING:
+    from runner.audit.cells import CellChange
     from runner.audit.compare import RunComparison, RunFacts
     from runner.audit.diff import Change, Difference, MetricChange, StepChange
     from runner.run.store import Store
@@ -234,21 +235,26 @@ def _say_data_and_packages(difference: Difference) -> None:
 
 
 def _say_step(step: StepChange) -> None:
-    from runner.report.comparison import cell_place
-
     if step.kind != "changed":
         say(f"step {step.step} {step.kind}: {step.notebook}, {counted(len(step.cells), 'code cell')}")
         return
     say(f"code of {step.step}, {step.notebook}")
-    for cell in step.cells:
-        first_line = f": {cell.first_line}" if cell.kind == "moved" else ""
-        say(f"  cell {cell_place(cell)} {cell.kind}{first_line}")
-        _say_lines(cell.diff)
+    say_cells(step.cells)
     for module in step.modules:
         say(f"  module {module.name} {module.kind}")
         _say_lines(module.diff)
     if step.text_cells:
         say(f"  {counted(step.text_cells, 'text cell')} changed")
+
+
+def say_cells(cells: Iterable[CellChange]) -> None:
+    """The change of each cell, with its lines."""
+    from runner.report.comparison import cell_place
+
+    for cell in cells:
+        first_line = f": {cell.first_line}" if cell.kind == "moved" else ""
+        say(f"  cell {cell_place(cell)} {cell.kind}{first_line}")
+        _say_lines(cell.diff)
 
 
 def _say_lines(lines: Iterable[str]) -> None:

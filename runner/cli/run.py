@@ -105,7 +105,7 @@ def run_command(  # noqa: PLR0913 - click passes each option by its name
         kernel=kernel,
         note=note,
         tags=tags,
-        register=not no_register,
+        register=not no_register and (plan.pipeline.model is None or plan.pipeline.model.register),
         force=force,
         report=not no_report,
         profile=profile,

@@ -222,8 +222,10 @@ class _Board:
 
 def _remaining_steps(winner: RunManifest) -> str:
     """What a run with the winner's values still executes: the steps that wait for the verdict."""
+    from runner.run.registration import own_request
+
     left = [step for step in winner.steps if step.status == "skipped" and step.name not in winner.pipeline.skip]
-    if not left:
+    if not left and own_request(winner) is None:
         return "all of it is cached"
     names = ["registration"] if all(step.registers for step in left) else [step.name for step in left]
     return f"cached up to the gate; only {', '.join(names)} remain{'s' * (len(names) == 1)}"

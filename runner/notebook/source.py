@@ -84,7 +84,7 @@ def read_notebook(path: Path) -> Notebook:
     metadata = document.get("metadata") or {}
     kernelspec = metadata.get("kernelspec") or {}
     language = (metadata.get("language_info") or {}).get("name") or kernelspec.get("language") or "python"
-    cells = tuple(_cells(document["cells"]))
+    cells = tuple(cells_of(document["cells"]))
     tagged = [cell for cell in cells if cell.kind == "code" and PARAMETERS in cell.tags]
     parameters, rest = dict[str, Declared](), ""
     if len(tagged) == 1:
@@ -109,7 +109,7 @@ def first_line(source: str) -> str:
 
 def code_cells(document: dict[str, Any]) -> list[str]:
     """The sources of the cells that run, in order, of a notebook's JSON; for comparing two states of it."""
-    return [cell.source for cell in _cells(document.get("cells") or []) if cell.number is not None]
+    return [cell.source for cell in cells_of(document.get("cells") or []) if cell.number is not None]
 
 
 def python_source(cell: Cell) -> str:
@@ -126,9 +126,11 @@ def _as_python(source: str) -> str:
         return source
     lines = []
     continued = False  # by a backslash at the end of a magic's line
+    indent = ""
     for line in source.splitlines():
         magic = _MAGIC_LINE.match(line)
-        indent = line[: len(line) - len(line.lstrip())]
+        if not continued:
+            indent = line[: len(line) - len(line.lstrip())]
         lines.append(f"{indent}pass" if magic or continued else line)
         continued = bool(magic or continued) and line.endswith("\\")
     return "\n".join(lines)
@@ -285,7 +287,8 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _cells(raw: list[Any]) -> Iterator[Cell]:
+def cells_of(raw: list[Any]) -> Iterator[Cell]:
+    """The cells of a notebook's JSON."""
     number = 0
     for cell in raw:
         source = cell.get("source") or ""

@@ -23,7 +23,7 @@ from runner.notebook.strip_outputs import INJECTED
 from runner.notebook.types import DoesNotFit, Type, check, read_text
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import APPROVED, AT_TARGET, examine, is_address, is_path, nearest
-from runner.pipeline.registering import gated, needs_of, outlook, registers
+from runner.pipeline.registering import gated, needs_of, outlook, registers, registers_itself
 from runner.records import Pipeline, StepSpec, Value
 
 ENVIRONMENT = "env:"
@@ -63,6 +63,24 @@ class Plan:
     @property
     def root(self) -> Path:
         return self.file.parent
+
+    @property
+    def registering(self) -> list[str]:
+        """The steps that register, as far as their code says."""
+        return [step.name for step in self.steps if step.registers]
+
+    @property
+    def registers_itself(self) -> bool:
+        """Whether a run that passes registers the model without a step; all that it takes for that runs."""
+        model = self.pipeline.model
+        if (
+            model is None
+            or not model.register
+            or not self.judges
+            or not registers_itself(self.pipeline, self.registering)
+        ):
+            return False
+        return any(step.name == model.from_.partition(".")[0] and not step.skip for step in self.steps)
 
     @property
     def summary(self) -> str:

@@ -1,7 +1,7 @@
 """Which notebooks ask for their model to be registered, as far as their code says; and which steps wait for the gate.
 
 A step that registers needs the verdict whether it takes `gate.verdict` as an input or not: a model that did not pass is
-not registered.
+not registered. Where [model] stands and no step registers, the run itself does.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from runner.notebook.source import Notebook, parsed, python_source
 from runner.pipeline.file import VERDICT, upstream
 from runner.records import Pipeline, StepSpec
 
-HOW_TO_REGISTER = (
-    "Add a step that takes the model and `gate.verdict` as inputs, with `runner.model.register(model)` in its notebook "
-    "(docs/own-notebooks.md)."
-)
 REGISTER = ("runner.model.register", "runner.model.request.register")
 
 
@@ -48,9 +44,15 @@ def needs_of(name: str, pipeline: Pipeline, waiting: Iterable[str]) -> list[str]
     return [step for step in pipeline.steps if step in needs]
 
 
+def registers_itself(pipeline: Pipeline, registering: Collection[str]) -> bool:
+    """Whether a run that passes registers the model without a step that asks for it."""
+    return pipeline.model is not None and bool(pipeline.gate) and not registering
+
+
 def outlook(pipeline: Pipeline, registering: Collection[str]) -> Iterator[str]:
     """What stands in the way of registering the model of a run that passes."""
     steps = ", ".join(name for name in pipeline.steps if name in registering)
+    how = "`runner register RUN` does it for a run that passed"
     if pipeline.model is None:
         if registering:
             reason = "there is no [model] to say its name: it will be refused"
@@ -58,14 +60,33 @@ def outlook(pipeline: Pipeline, registering: Collection[str]) -> Iterator[str]:
     elif not pipeline.gate:
         model = pipeline.model.name
         yield f"there is no [[gate]], and only a run that passes its gate registers a model: no run registers {model}."
-    elif not registering:
-        yield (
-            "no notebook calls runner.model.register, as far as their code says, so a run that passes its gate "
-            f"registers nothing. {HOW_TO_REGISTER}"
-        )
-    elif all(name in pipeline.skip for name in registering):
-        how = "`runner register RUN` does it for a run that passed"
+    elif not pipeline.model.register:
+        yield f"[model] register is false, so nothing is registered; {how}."
+    elif registering and all(name in pipeline.skip for name in registering):
         yield f"the profile skips {steps}, so nothing is registered; {how}."
+    elif not registering and (missing := _skipped_parts(pipeline)):
+        yield f"the profile skips {missing}, so nothing is registered."
+
+
+def prospect(pipeline: Pipeline, registering: Collection[str]) -> str:
+    """What a run that passes registers, in a sentence; "" where `outlook` says why it registers nothing."""
+    model = pipeline.model
+    if model is None:
+        return "" if registering else "no run registers a model: there is no [model]"
+    if any(outlook(pipeline, registering)):
+        return ""
+    how = "" if registering else f" from {model.from_}, with a card made from the run's records: no step registers"
+    return f"a run that passes its gate registers {model.name}{how}"
+
+
+def _skipped_parts(pipeline: Pipeline) -> str:
+    """The steps that the profile skips though the model or the verdict comes from them, with the reason."""
+    assert pipeline.model is not None
+    maker = pipeline.model.from_.partition(".")[0]
+    if maker in pipeline.skip:
+        return f"{maker}, which makes the model"
+    judged = (rule.metric.partition(".")[0] for rule in pipeline.gate)
+    return next((f"{name}, which the gate judges" for name in judged if name in pipeline.skip), "")
 
 
 def needs_verdict(spec: StepSpec) -> bool:

@@ -21,7 +21,17 @@ from runner.gate import judge
 from runner.manifest import RunManifest, RunSettings, StepState, recorded
 from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import Artifact, InputFact, InputSpec, StepError, StepResult, Verdict, encode, utc_text
+from runner.records import (
+    Artifact,
+    InputFact,
+    InputSpec,
+    Registration,
+    StepError,
+    StepResult,
+    Verdict,
+    encode,
+    utc_text,
+)
 from runner.run import folder as run_folder
 from runner.run import provenance, registration
 from runner.run.cache import Cache, Miss
@@ -137,9 +147,12 @@ class Steps:
         statuses = {step.status for step in self.manifest.steps}
         interrupted = self.world.stop.is_set() or "interrupted" in statuses
         status = "interrupted" if interrupted else "failed" if "failed" in statuses else "succeeded"
+        refused = self._register_unasked() if status == "succeeded" else None
         reach("before the end")
         self._save(replace(self.manifest, status=status, ended=utc_text()))
         self._share(ended=True)
+        if refused is not None:  # after the run has ended: none of its steps is to blame
+            raise refused
         return self.manifest
 
     def _share(self, *, ended: bool = False) -> None:
@@ -301,17 +314,38 @@ class Steps:
         for state in self.manifest.steps:
             if state.complete and state.result and state.result.registration and state.name not in self.registered:
                 self.registered.add(state.name)
-                self._register(state, state.result)
+                self._register(state, state.result.registration)
 
-    def _register(self, state: StepState, result: StepResult) -> None:
+    def _register_unasked(self) -> RunnerError | None:
+        """Register the model where no step does; the error that prevented it."""
+        request = registration.own_request(self.manifest)
+        if request is None or not self.options.register or self.manifest.model_version is not None:
+            return None
+        reach("before registering")
+        try:
+            version = registration.commit_unasked(
+                self.manifest, request, self.world.registry, content=self.world.store.object
+            )
+        except RunnerError as error:
+            error.add_note(
+                f"Run {self.manifest.run} has passed and is whole; `runner register {self.manifest.run}` tries again."
+            )
+            return error
+        reach("registered")
+        self._save(replace(self.manifest, model_version=version))
+        reach("version recorded")
+        return None
+
+    def _register(self, state: StepState, request: Registration) -> None:
         reach("before registering")
         try:
             version = registration.commit(
-                self.manifest, result, self.world.registry, content=self.world.store.object, from_run=state.from_run
+                self.manifest, request, self.world.registry, content=self.world.store.object, from_run=state.from_run
             )
         except RunnerError as error:
             refused = StepError(kind="refused", ename=type(error).__name__, evalue=str(error))
-            self._announce(replace(state, status="failed", result=replace(result, error=refused)))
+            assert state.result is not None
+            self._announce(replace(state, status="failed", result=replace(state.result, error=refused)))
             self._save(replace(self.manifest, status="failed", ended=utc_text()))
             raise
         reach("registered")

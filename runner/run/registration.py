@@ -1,8 +1,11 @@
-"""Registering the model of a run that passed, once, by the run's owner; and the status of its version now."""
+"""Registering the model of a run that passed, once, by the run's owner; and the status of its version now.
+
+A step asks for it, or, where no step of the pipeline does, the run itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -12,14 +15,15 @@ from runner.manifest import ModelVersionRef, RunManifest
 from runner.model.events import verify_chain
 from runner.model.files import check_files
 from runner.model.versions import Claim, Event, ModelVersion, NewVersion, Registry
-from runner.pipeline.registering import HOW_TO_REGISTER
-from runner.records import Artifact, FileFact, StepResult
+from runner.pipeline.registering import registers_itself
+from runner.records import Artifact, FileFact, Registration
+from runner.run.card import card, description
 from runner.run.store import facts_of
 
 
 def commit(
     manifest: RunManifest,
-    result: StepResult,
+    request: Registration,
     registry: Registry,
     *,
     content: Callable[[FileFact], Path] | None,
@@ -32,23 +36,58 @@ def commit(
 
     Raises Refused as `new_version`, and where the files are not a model that can be approved.
     """
-    new = new_version(manifest, result)
-    if content is not None:
-        _check_approvable(new.artifact, content)
+    new = new_version(manifest, request)
     known = registry.list() if from_run is not None else ()
     same = (v for v in known if (v.name, v.run, v.sha256) == (new.name, from_run, new.sha256))
+    return _registered(new, registry, same, content)
+
+
+def commit_unasked(
+    manifest: RunManifest, request: Registration, registry: Registry, *, content: Callable[[FileFact], Path] | None
+) -> ModelVersionRef:
+    """Register what the run itself asks for, its `own_request`. Idempotent.
+
+    A model that came from an earlier run, with the same metrics on the same data, stays the version that it is. Raises
+    as `commit`.
+    """
+    new = new_version(manifest, request)
+    assert manifest.pipeline.model is not None
+    is_new = manifest.step(manifest.pipeline.model.from_.partition(".")[0]).status != "cached"
+    evidence = (new.name, new.sha256, new.metrics, new.sources)
+    same = (v for v in (() if is_new else registry.list()) if (v.name, v.sha256, v.metrics, v.sources) == evidence)
+    return _registered(new, registry, (version for version in same if version.imported is None), content)
+
+
+def own_request(manifest: RunManifest) -> Registration | None:
+    """What a run that passed asks to register by itself, with a card made from its records; None where a step does
+    that, or there is no model."""
+    registering = [state.name for state in manifest.steps if state.registers]
+    model = model_artifact(manifest)
+    passed = manifest.verdict is not None and manifest.verdict.outcome == "pass"
+    if model is None or not passed or not registers_itself(manifest.pipeline, registering):
+        return None
+    return Registration(model_sha256=model.sha256, card=card(manifest, model), description=description(manifest))
+
+
+def _registered(
+    new: NewVersion,
+    registry: Registry,
+    same: Iterator[ModelVersion],
+    content: Callable[[FileFact], Path] | None,
+) -> ModelVersionRef:
+    if content is not None:
+        _check_approvable(new.artifact, content)
     version = next(same, None) or registry.register(new)
     return ModelVersionRef(name=version.name, version=version.version, status=version.status)
 
 
-def new_version(manifest: RunManifest, result: StepResult) -> NewVersion:
-    """What the step asks to register. The version of an imported run is created by whoever imported it.
+def new_version(manifest: RunManifest, request: Registration) -> NewVersion:
+    """What is to be registered. The version of an imported run is created by whoever imported it.
 
     Raises Refused where the run did not pass, has no [model], or the notebook registered other bytes than
     [model] from names.
     """
-    model, request = manifest.pipeline.model, result.registration
-    assert request is not None
+    model = manifest.pipeline.model
     if model is None:
         raise Refused("A notebook called runner.model.register, but pipeline.toml has no [model] to say its name.")
     if manifest.verdict is None or manifest.verdict.outcome != "pass":
@@ -91,10 +130,10 @@ def claimed(manifest: RunManifest, events: Sequence[Event]) -> NewVersion:
     if broken is not None:
         raise Tampered(f"The history of {events[0].name} was altered: {broken}")
     registered = [event for event in events if event.kind == "registered" and event.data.get("run") == manifest.run]
-    result = registering_result(manifest)
-    if not registered or result is None or any(event.name != registered[0].name for event in events):
+    request = step_request(manifest) or own_request(manifest)
+    if not registered or request is None or any(event.name != registered[0].name for event in events):
         raise Tampered(f"The history of {events[0].name} that came with run {manifest.run} does not know that run.")
-    new, event = new_version(manifest, result), registered[0]
+    new, event = new_version(manifest, request), registered[0]
     if (new.name, new.sha256) != (event.name, event.data.get("sha256")):
         raise Tampered(f"{event.name}/{event.version} is not the model that run {manifest.run} made.")
     own = [other for other in events if other.version == event.version]
@@ -102,9 +141,10 @@ def claimed(manifest: RunManifest, events: Sequence[Event]) -> NewVersion:
     return replace(new, imported=replace(new.imported, version=event.version, events=own))
 
 
-def registering_result(manifest: RunManifest) -> StepResult | None:
-    """The result of the step that called runner.model.register."""
-    return next((state.result for state in manifest.steps if state.result and state.result.registration), None)
+def step_request(manifest: RunManifest) -> Registration | None:
+    """What the step that called runner.model.register asks for."""
+    results = (state.result for state in manifest.steps if state.result is not None)
+    return next((result.registration for result in results if result.registration is not None), None)
 
 
 def not_registered(manifest: RunManifest) -> str:
@@ -114,14 +154,18 @@ def not_registered(manifest: RunManifest) -> str:
         return ""
     afterwards = f"`runner register {manifest.run}` does it now."
     registering = [state for state in manifest.steps if state.registers]
-    asked = registering_result(manifest) is not None
+    asked = step_request(manifest) is not None
     left_out = [state for state in registering if state.status == "skipped"]
-    if not registering and not asked:
-        return f"No model was registered: no step called runner.model.register. {HOW_TO_REGISTER}"
+    if not registering and not asked and model_artifact(manifest) is None:
+        maker = manifest.pipeline.model.from_.partition(".")[0]
+        return f"No model was registered: step {maker}, which makes it, did not run."
     if manifest.imported is not None:
         return f"No model was registered here: the run was imported without a version. {afterwards}"
-    if asked or (left_out and not manifest.register):
-        return f"No model was registered, as --no-register says. {afterwards}"
+    if not manifest.register and (asked or left_out or not registering):
+        says = "--no-register says" if manifest.pipeline.model.register else "[model] register = false says"
+        return f"No model was registered, as {says}. {afterwards}"
+    if asked or not registering:  # the registration was refused, or the process ended before it
+        return f"No model was registered. {afterwards}"
     if left_out:
         return f"No model was registered: step {left_out[0].name} did not run ({left_out[0].why}). {afterwards}"
     name = registering[0].name
@@ -136,8 +180,8 @@ def _check_approvable(artifact: Artifact, content: Callable[[FileFact], Path]) -
     except Refused as error:
         raise Refused(
             f"{error} Nobody could approve it, so it is not registered. Write the folder with runner.model.save alone, "
-            "which takes XGBoost models; for another model remove [model] from pipeline.toml and the call of "
-            "runner.model.register: the run keeps it as an output of its step."
+            "which takes XGBoost models; for another model remove [model] from pipeline.toml, and the call of "
+            "runner.model.register where a notebook has one: the run keeps it as an output of its step."
         ) from error
 
 

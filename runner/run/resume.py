@@ -15,7 +15,6 @@ from runner.content import artifact
 from runner.errors import Refused, RunnerError
 from runner.manifest import RunManifest, StepState
 from runner.notebook.source import read_notebook
-from runner.pipeline.registering import HOW_TO_REGISTER
 from runner.records import InputFact
 from runner.run import folder as run_folder
 from runner.run import registration
@@ -75,9 +74,12 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
                 f"Run {run_id} cannot be registered: its status is {manifest.status}, its verdict {verdict}. "
                 "Only a run that passed its gate registers a model."
             )
-        result = registration.registering_result(manifest)
-        if result is not None:
-            version = registration.commit(manifest, result, world.registry, content=store.object)
+        version = None
+        if (request := registration.step_request(manifest)) is not None:
+            version = registration.commit(manifest, request, world.registry, content=store.object)
+        elif (request := registration.own_request(manifest)) is not None:
+            version = registration.commit_unasked(manifest, request, world.registry, content=store.object)
+        if version is not None:
             manifest = replace(manifest, model_version=version, register=True)
             store.write(manifest)
             return manifest
@@ -90,8 +92,8 @@ def register(run_id: str, file: Path, options: Options, world: World) -> RunMani
         manifest = Steps(plan, options, world, manifest).finish()
     if manifest.model_version is None:
         raise Refused(
-            f"No step of run {run_id} called runner.model.register: `runner show {run_id}`. {HOW_TO_REGISTER} Then "
-            "`runner run`, which takes what has not changed from this run."
+            f"No step of run {run_id} called runner.model.register, and there is no model to register: "
+            f"`runner show {run_id}`. Run the step that [model] from names, then `runner register` that run."
         )
     return manifest
 

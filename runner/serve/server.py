@@ -62,6 +62,7 @@ class WorkerPool:
         self._ending = False
 
     def run(self, on_ready: Callable[[], None]) -> None:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what a model's code prints is the log
         for ending in ENDINGS:
             signal.signal(ending, self._end)
         signal.signal(signal.SIGALRM, self._kill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -38,14 +39,19 @@ def quick(item: pytest.Function) -> bool:
     return True
 
 
-def _names(code: CodeType) -> Iterator[tuple[str, bool]]:
+@functools.cache
+def _names(code: CodeType) -> frozenset[tuple[str, bool]]:
     """(name, whether it is an attribute) of all that the code and the functions in it refer to."""
+    return frozenset(_each_name(code))
+
+
+def _each_name(code: CodeType) -> Iterator[tuple[str, bool]]:
     for step in dis.get_instructions(code):
         if isinstance(step.argval, str):
             yield step.argval, step.opname not in GLOBALS
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _names(inner)
+            yield from _each_name(inner)
 
 
 def _ours(value: Any) -> list[FunctionType]:

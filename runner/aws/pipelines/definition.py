@@ -26,8 +26,8 @@ from runner.aws.pipelines.pushed import (
     LEFT,
     PIN,
     STEPS,
-    GateRules,
     PushedAssets,
+    gate_rules,
     is_pinned,
     pin_key,
     step_key,
@@ -142,7 +142,8 @@ class _Definition:
             rules = self.assets.plan.pipeline.gate
             results |= {rule.metric.partition(".")[0] for rule in rules}
             results |= {rule.when.partition(".")[0] for rule in rules if rule.when}
-            environment["RUNNER_RULES"] = hashlib.sha256(encode(GateRules(rules=rules))).hexdigest()
+            results |= set(self.ungated) if self.pushed.registers_itself else set()
+            environment["RUNNER_RULES"] = hashlib.sha256(encode(gate_rules(self.assets.plan))).hexdigest()
         elif not set(self.gated).isdisjoint(group.names):
             environment["RUNNER_GATE"] = self._folder_of(self.judging)
         environment |= self._results([name for name in self.group_of if name in results and name not in group.names])

@@ -275,9 +275,14 @@ class _ExecutionImport:
         return verdict
 
     def _version(self) -> ModelVersionRef | None:
-        for step, address in self.folders.items():
+        places = [(self.job_of[step], address) for step, address in self.folders.items()]
+        if self.pushed.registers_itself:  # by the job that judged the gate
+            job = self.job_of.get(self.pushed.judge, GATE)
+            description = self.descriptions.get(job)
+            places = [(job, _output_address(description))] if description else []
+        for job, address in places:
             content = self._content(f"{address}/", VERSION)
-            if content is not None and self.steps[self.job_of[step]].status == "Succeeded":
+            if content is not None and self.steps[job].status == "Succeeded":
                 return decode(ModelVersionRef, content, where=address)
         return None
 

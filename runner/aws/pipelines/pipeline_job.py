@@ -17,9 +17,10 @@ import msgspec
 
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.execution_job import OWN, ExecutionJob, own_description
+from runner.aws.pipelines.job_registration import register_unasked
 from runner.aws.pipelines.pin import pins
 from runner.aws.pipelines.pushed import LEFT, PIN, PINS, PUSHED, RULES, STEPS, GateRules, JobReport, Pins, Pushed
-from runner.aws.pipelines.step_sequence import StepSequence, gate_report, results_before
+from runner.aws.pipelines.step_sequence import StepSequence, folders_before, gate_report, jobs_of, results_before
 from runner.aws.processing import inside
 from runner.aws.processing.request import INPUT
 from runner.aws.s3 import split
@@ -35,9 +36,14 @@ def main() -> int:
     session = Session(job.region, kms_key=job.kms_key)
     if sys.argv[1] == STEPS:
         return StepSequence(job, session, execution_pins(job, session)).run(sys.argv[2:])
-    report = gate_report(dict(results_before(session)), read(GateRules, OWN / RULES).rules)
+    gate, results = read(GateRules, OWN / RULES), results_before(session)
+    report = gate_report(results, gate.rules)
     job.folder(session).put(VERDICT_FILE, encode(report.verdict))
     job.folder(session).put(LEFT, encode(JobReport(outcome=report.verdict.outcome, reasons=report.reasons)))
+    if gate.model is not None:
+        made_by, jobs = execution_pins(job, session), jobs_of(folders_before(), session)
+        bucket = Bucket(session, job.bucket, settings(made_by.pushed.pipeline).prefix)
+        register_unasked(results, jobs, job, made_by, bucket, report.verdict)
     return 0
 
 

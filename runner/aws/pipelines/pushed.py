@@ -7,7 +7,7 @@
     <bucket>/<prefix>runs/<execution>/
         pin/pins.json                       the execution's parameters and all it depends on outside; put once
         <step>/                             job.json, executed.ipynb, result.json, out/…, version.json
-        <job>/verdict.json                  where the gate was judged
+        <job>/verdict.json                  where the gate was judged; version.json too, where no step registers
         <job>/left.json                     for the Pipeline itself: addresses of the steps' folders, the pins, the
                                             gate's outcome with its reasons. A job has the name of its first step
     <bucket>/<prefix>runs/inputs/<sha256>/  sources on the web, by content
@@ -40,7 +40,7 @@ from runner.paths import FileName
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import APPROVED, is_address, is_path
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import FORMAT, InputFact, InputSpec, Pipeline, Record, Rule, StepJob, encode
+from runner.records import FORMAT, InputFact, InputSpec, ModelSpec, Pipeline, Record, Rule, StepJob, encode
 from runner.run import provenance
 from runner.run.cache import Cache
 from runner.run.store import Store, facts_of
@@ -66,6 +66,7 @@ class StepTask(Record, frozen=True, kw_only=True):
 class GateRules(Record, frozen=True, kw_only=True):
     format: int = FORMAT
     rules: list[Rule]
+    model: ModelSpec | None = None  # what is registered after a pass; None where a step does, or nothing is
 
 
 class PushedStep(Record, frozen=True, kw_only=True):
@@ -91,6 +92,7 @@ class Pushed(Record, frozen=True, kw_only=True):
     sources: list[str]  # "step.input" of those that are pinned when an execution starts
     git: GitState | None
     runner_version: str
+    registers_itself: bool = False  # the job that judges the gate registers the model
     serving_image: str | None = None  # of versions that an execution registers
 
 
@@ -195,6 +197,7 @@ def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) 
         steps=[PushedStep(name=name, key=key, gated=name in gated, job=job_of[name]) for name, key in keys.items()],
         judge=judge,
         skipped={step.name: step.skip for step in plan.steps if step.skip},
+        registers_itself=plan.registers_itself,
         parameters=parameters,
         sources=[
             f"{step.name}.{name}" for step in active(plan) for name, spec in step.spec.inputs.items() if is_pinned(spec)
@@ -205,7 +208,7 @@ def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) 
     )
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
     for name in own_gate:
-        keys[name] = _put_record(bucket, RULES, encode(GateRules(rules=plan.pipeline.gate)))
+        keys[name] = _put_record(bucket, RULES, encode(gate_rules(plan)))
     return PushedAssets(
         plan=plan,
         pushed=pushed,
@@ -215,6 +218,11 @@ def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) 
         bundles={name: bucket.address(key) for name, key in keys.items()},
         runs=bucket.address("runs"),
     )
+
+
+def gate_rules(plan: Plan) -> GateRules:
+    """What the job that judges has to do; a part of its cache key."""
+    return GateRules(rules=plan.pipeline.gate, model=plan.pipeline.model if plan.registers_itself else None)
 
 
 def put_source(path: Path, bucket: Bucket, *, below: str = "inputs/") -> str:
@@ -247,7 +255,7 @@ def _refuse(plan: Plan) -> None:
     model = plan.pipeline.model
     local = model is None or model.registry != "sagemaker"
     findings = [finding for step in active(plan) for finding in _findings(step, plan.pipeline, local=local)]
-    if model is not None and local and gated_steps(plan):
+    if model is not None and local and (gated_steps(plan) or plan.registers_itself):
         findings.append(
             '[model] registry = "local" is on this machine, where no execution can register; write registry = '
             '"sagemaker".'

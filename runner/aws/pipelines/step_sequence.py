@@ -20,7 +20,7 @@ import msgspec
 
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.execution_job import OWN, ExecutionJob
-from runner.aws.pipelines.job_registration import registered
+from runner.aws.pipelines.job_registration import register_unasked, registered
 from runner.aws.pipelines.parameters import parameter_key
 from runner.aws.pipelines.pushed import LEFT, TASK, EarlierResult, JobReport, Pins, StepTask, is_pinned, step_key
 from runner.aws.processing import inside
@@ -80,6 +80,11 @@ def results_before(session: Session) -> dict[str, StepResult]:
     return {step: _result(address, session) for step, address in folders_before().items()}
 
 
+def jobs_of(folders: Mapping[str, str], session: Session) -> dict[str, StepJob]:
+    """The jobs of steps, by the addresses of their folders."""
+    return {step: decode(StepJob, _content(at, JOB, session), where=at) for step, at in folders.items()}
+
+
 class StepSequence:
     def __init__(self, execution_job: ExecutionJob, session: Session, pins: Pins) -> None:
         self.execution_job, self.session, self.pins, self.pushed = execution_job, session, pins, pins.pushed
@@ -122,6 +127,9 @@ class StepSequence:
                 self.verdict = gate.verdict
                 self.execution_job.folder(self.session).put(VERDICT_FILE, encode(gate.verdict))
                 self._report(outcome=gate.verdict.outcome, reasons=gate.reasons)
+                if self.pushed.registers_itself:
+                    jobs = jobs_of(self.folders, self.session)
+                    register_unasked(self.results, jobs, self.execution_job, self.pins, self.bucket, gate.verdict)
         return 0
 
     def _report(self, **changes: object) -> None:
@@ -195,7 +203,8 @@ class _Step:
             result = inside.execute_step(self.job, place, session, sequence.stop, paths=paths, code=self.code)
             if result.error is None or result.error.kind not in RETRIED or not retries_left or sequence.stop.is_set():
                 break
-        if result.error is None and result.registration is not None:
+        model = sequence.pushed.pipeline.model
+        if result.error is None and result.registration is not None and (model is None or model.register):
             results = {**sequence.results, self.name: result}
             result = registered(results, self.job, execution_job, sequence.pins, sequence.bucket, sequence.verdict)
         if several and result.remote is not None:

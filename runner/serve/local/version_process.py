@@ -123,6 +123,7 @@ def main() -> None:
     _end_with(os.getppid())
     channel = os.dup(1)  # what a model's own code prints is not for the supervisor
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # workers end without emptying a buffer
 
     def report(status: str, why: str = "") -> None:
         os.write(channel, msgspec.json.encode(VersionMessage(status=status, why=why)) + b"\n")
