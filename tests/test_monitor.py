@@ -396,10 +396,9 @@ def test_ten_million_captured_rows_are_read_in_two_gigabytes(tmp_path: Path) -> 
 
     folder = saved(tmp_path / "model", reference=records(300))
     window(tmp_path / "w")
-    rows = records(100_000).assign(version="a/1", score=0.5, phone="1", time=pd.Timestamp("2026-11-29", tz="UTC"))
-    group = pa.Table.from_pandas(
-        rows.assign(plan=rows["plan"].astype("object"), id="0", status=200, seconds=0.1, error="")
-    )
+    rows = records(100_000).assign(version="a/1", score=0.5, phone="1", id="0", status=200, seconds=0.1, error="")
+    group = pa.Table.from_pandas(rows.assign(plan=rows["plan"].astype("object")))
+    group = group.append_column("time", pa.array([0] * len(rows), pa.timestamp("ms", tz="UTC")))
     for name in ("records.parquet", "requests.parquet"):
         with pq.ParquetWriter(tmp_path / "w" / name, group.schema) as file:
             for _ in range(100):
