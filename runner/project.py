@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -313,21 +313,17 @@ class Project:
             return None
         return capture_settings(spec.capture, target, self.root, working=working)
 
+    def capturing(self, target: str) -> AbstractContextManager[CaptureSettings]:
+        """How rows that are scored here are kept for the target; see `runner.captures`."""
+        from runner.captures import capturing
+
+        return capturing(self, target)
+
     def captured(self, target: str, *, since: str = "", until: str = "") -> Iterator[Captured]:
         """The requests that were captured at the target; see `runner.model.captured.windows`."""
-        from runner.model.captured import local_files, windows
+        from runner.captures import captured
 
-        spec = self.target(target)
-        if isinstance(spec, SageMakerTargetSpec):
-            from runner.aws.captured import captured_files
-            from runner.model.captured_envelopes import Envelopes
-
-            envelopes = Envelopes(self.registry, target, self.version_folder)
-            files = captured_files(self.session(), self.spec, target, since=since, until=until)
-            return windows(files, since=since, until=until, envelopes=envelopes)
-        settings = self.capture_settings(target)
-        folder = Path(settings.folder) if settings is not None else self.root / RUNS / "captured" / target
-        return windows(local_files(folder), since=since, until=until)
+        return captured(self, target, since=since, until=until)
 
     def watched_target(self, name: str) -> WatchedTarget:
         """One of [targets], for a pipeline that watches it. Raises as `target`."""

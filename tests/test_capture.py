@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.disk import BLOCK, small_disk  # noqa: F401  # a fixture
 from support.models import good, mixed, records, saved, several, trained
+from support.places import TOML, Place
 from support.projects import Project, children_of
 from support.served import CSV, JSON, ROW, Client, approved, serving
 
@@ -289,6 +290,24 @@ def test_a_file_that_is_scored_is_kept_where_the_targets_requests_are(house: Pro
     assert scores == pd.read_csv(tmp_path / "out.csv")["probability"].tolist()
     csv_rows = house.runner("predict", "tiny", str(tmp_path / "out.csv"), "--capture", "none")
     assert (csv_rows.code, "keeps no requests" in csv_rows.err) == (2, True)
+
+
+def test_a_local_target_keeps_what_it_is_asked_while_versions_change(place: Place) -> None:
+    ports = place.ports.values()
+    place.toml(TOML.format(*ports).replace("workers = 1", 'workers = 1\ncapture = { hash = ["calls"] }'))
+    for version in (1, 2):
+        done = place.deploy(version)
+        assert done.code == 0, done.err
+        assert place.scored() == f"tiny/{version}"
+    assert place.runner("undeploy", "staging").code == 0
+    captured = list(runner.project.Project(place.folder / "pipeline.toml").captured("staging"))
+    assert [(one.version, len(one.rows), one.status) for one in captured] == [("tiny/1", 1, 200), ("tiny/2", 1, 200)]
+    (calls,) = {one.records[0]["calls"] for one in captured}
+    assert re.fullmatch("[0-9a-f]{32}", calls)
+    folder = place.folder / "runs"
+    assert [file.suffix for file in (folder / "captured/staging").glob("*/*")] == [".jsonl", ".jsonl"]
+    assert (folder / "capture.key").stat().st_size == 32
+    assert place.state()["start"] is None
 
 
 # What a line has
@@ -618,6 +637,42 @@ def test_several_classes_have_a_score_each_and_no_requests_make_empty_tables(tmp
     assert table.num_rows == 0
     with pytest.raises(UsageError, match="'score'"):
         to_parquet([], tmp_path, [Column(name="score", kind="number")])
+
+
+READING = """
+import resource, sys
+from pathlib import Path
+from runner.model.captured import local_files, windows
+from runner.model.captured_tables import to_parquet
+from runner.model.signature import Column
+columns = [Column(name=f"n{at}", kind="number") for at in range(15)]
+columns += [Column(name=f"c{at}", kind="category", categories=["basic", "gold"]) for at in range(5)]
+folder = Path(sys.argv[1])
+print(*to_parquet(windows(local_files(folder)), folder, columns), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.soak
+def test_ten_million_captured_rows_become_tables_in_two_gib(tmp_path: Path) -> None:
+    rows = int(os.environ.get("CAPTURED_ROWS", "10000000"))
+    names = [*(f"n{at}" for at in range(15)), *(f"c{at}" for at in range(5))]
+    row = [*(round(1.25 * at, 2) for at in range(15)), *["gold", "basic"] * 2, "iron"]
+    one = {"version": "tiny/1", "id": "x-1", "status": 200, "seconds": 0.003, "columns": names}
+    now = datetime.now(UTC).replace(minute=1)
+    for hour in range(10):
+        time_of = utc_text(now - timedelta(hours=hour))
+        file = tmp_path / time_of[:10] / f"{time_of[11:13]}-1x1-00001.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        single = json.dumps({"time": time_of, **one, "rows": [row], "scores": [0.25]}) + "\n"
+        many = json.dumps({"time": time_of, **one, "rows": [row] * 500, "scores": [0.25] * 500}) + "\n"
+        with file.open("w") as written:
+            for _ in range(rows // 10 // 1000):
+                written.write(single * 500 + many)
+    done = subprocess.run([sys.executable, "-c", READING, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    requests, records, peak_kib = map(int, done.stdout.split())
+    assert (requests, records) == (rows // 1000 * 501, rows)
+    assert peak_kib < 2 * 2**20
 
 
 # pipeline.toml

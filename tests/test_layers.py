@@ -34,7 +34,8 @@ ALLOWED = {
     "audit": LEAVES | {"pipeline", "notebook", "gate", "model", "run", "step"},
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
-    "project": LEAVES | {"pipeline", "model", "run", "audit", "step", "serve", "aws"},
+    "captures": LEAVES | {"model", "serve", "aws"},
+    "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws"},
     "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
     "cli": LEAVES
     | {

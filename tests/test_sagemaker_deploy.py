@@ -834,6 +834,12 @@ def test_what_an_endpoint_captures_is_read_as_what_is_captured_here(make: Callab
     path = re.compile(rf"{place.name}/captured/staging/{place.endpoint}/all/\d{{4}}/\d\d/\d\d/\d\d/\d\d-\d\d-.*jsonl")
     assert len([one for one in keys if path.fullmatch(one["Key"])]) == 6
     assert list(Project(place.file).captured("staging", until="2026-01-01T00:00Z")) == []
+    (place.folder / "more.jsonl").write_text(lines)
+    done = place.here("predict", place.label(1), "more.jsonl", "--capture", "staging")
+    assert done.code == 0, done.err
+    beside = list(Project(place.file).captured("staging"))[-1]
+    assert (beside.version, beside.scores, len(beside.rows)) == (place.label(1), scores, 2)
+    assert place.here("serve", place.label(1), "--capture", "staging").code == 2
     assert place.here("undeploy", "staging").code == 0
 
 

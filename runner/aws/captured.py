@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from runner.aws.bucket import Bucket
 from runner.aws.endpoint_request import endpoint_name
 from runner.aws.s3 import split
 from runner.aws.session import Session
 from runner.aws.settings import settings
-from runner.model.captured import time_text, within
+from runner.model.captured import hour_of, local_files, time_text, within
 from runner.records import Pipeline, SageMakerTargetSpec
+
+BATCH = "batch"  # among an endpoint's variants: what was scored elsewhere
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,23 @@ def capture_address(pipeline: Pipeline, target: str) -> str:
     return f"{(written or f's3://{aws.bucket}/{aws.prefix}captured/{target}').rstrip('/')}/"
 
 
+def send_captured(session: Session, pipeline: Pipeline, target: str, folder: Path) -> None:
+    """Put the closed files of a folder, with what was scored here, beside what the endpoint captures itself."""
+    spec = pipeline.targets[target]
+    assert isinstance(spec, SageMakerTargetSpec)
+    name, key = split(capture_address(pipeline, target))
+    bucket = Bucket(session, name, f"{key}{endpoint_name(pipeline.name, target, spec)}/{BATCH}/")
+    for file in local_files(folder):
+        path = Path(file.path)
+        bucket.upload(path.relative_to(folder).as_posix(), path)
+
+
 def captured_files(
     session: Session, pipeline: Pipeline, target: str, *, since: str = "", until: str = ""
 ) -> Iterator[CapturedObject]:
     """The objects of the endpoint that may have requests of these times; see `runner.model.captured.windows`.
 
-    The service puts them below ENDPOINT/VARIANT/yyyy/mm/dd/hh/.
+    The service puts them below ENDPOINT/VARIANT/yyyy/mm/dd/hh/, `send_captured` below ENDPOINT/batch/yyyy-mm-dd/hh-.
     """
     spec = pipeline.targets[target]
     assert isinstance(spec, SageMakerTargetSpec)
@@ -50,4 +64,4 @@ def captured_files(
     since, until = (time_text(bound) if bound else "" for bound in (since, until))
     below = f"{endpoint_name(pipeline.name, target, spec)}/"
     found = (CapturedObject(bucket, path) for path, _ in bucket.keys(below))
-    yield from sorted((one for one in found if within(one.path, since, until)), key=lambda one: one.path)
+    yield from sorted((one for one in found if within(one.path, since, until)), key=lambda one: hour_of(one.path))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from runner.model.signature import Unknown
     from runner.scoring.inference import Scorer
     from runner.serve.capture import RequestCapture
-    from runner.serve.capture_settings import CaptureSettings
 
 capture_option = click.option(
     "--capture",
@@ -173,7 +172,10 @@ def serve_command(  # noqa: PLR0913 - click passes each option by its name
     if capture is not None:
         from runner.serve.capture import RequestCapture
 
-        kept = RequestCapture(scorer, _settings(capture, project), metrics=metrics, writers=processes)
+        if project.target(capture).kind != "local":
+            raise UsageError(f"{capture} is an endpoint, which SageMaker captures. Name a local target.")
+        with project.capturing(capture) as settings:
+            kept = RequestCapture(scorer, settings, metrics=metrics, writers=processes)
     application = Application(scorer, version, limits=limits, metrics=metrics, token=token or None, capture=kept)
     try:
         listening = bind(host, port)
@@ -185,15 +187,6 @@ def serve_command(  # noqa: PLR0913 - click passes each option by its name
     serve(application, listening, workers=processes, on_ready=lambda: say(ready, err=True))
 
 
-def _settings(target: str, project: Project) -> CaptureSettings:
-    settings = project.capture_settings(target)
-    if settings is None:
-        raise UsageError(
-            f"[targets.{target}] keeps no requests. Write `capture = {{}}` there, or leave --capture {target} out."
-        )
-    return settings
-
-
 @contextmanager
 def _capturing(scorer: Scorer, target: str | None, project: Project) -> Iterator[RequestCapture | None]:
     """What keeps scored rows for the target; None without one."""
@@ -202,13 +195,14 @@ def _capturing(scorer: Scorer, target: str | None, project: Project) -> Iterator
         return
     from runner.serve.capture import RequestCapture
 
-    kept = RequestCapture(scorer, _settings(target, project))
-    try:
-        yield kept
-    finally:
-        kept.close()
-        if kept.writer.dropped:
-            say(f"{counted(kept.writer.dropped, 'part')} of the rows not captured; see above", err=True)
+    with project.capturing(target) as settings:
+        kept = RequestCapture(scorer, settings)
+        try:
+            yield kept
+        finally:
+            kept.close()
+            if kept.writer.dropped:
+                say(f"{counted(kept.writer.dropped, 'part')} of the rows not captured; see above", err=True)
 
 
 def _cores() -> int:

@@ -26,7 +26,6 @@ from runner.errors import UsageError
 from runner.records import utc_text
 
 HOUR = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)/(\d\d)[-/][^/]*\.jsonl(\.part)?\Z")  # ours, and …/yyyy/mm/dd/hh/…
-HOUR_CHARACTERS = len("2026-11-29T12")
 _log = logging.getLogger(__name__)
 
 
@@ -106,16 +105,19 @@ def local_files(folder: Path) -> list[LocalFile]:
 
 def within(path: str, since: str, until: str) -> bool:
     """Whether the file may have lines of these times: its hour, or the one beside it, as clocks differ."""
-    match = HOUR.search(path)
-    if match is None:
-        return False
-    year, month, day, hour = map(int, match.groups()[:4])
+    hour, _ = hour_of(path)
     try:
-        began = datetime(year, month, day, hour, tzinfo=UTC)
+        began = datetime.fromisoformat(f"{hour}:00Z")
     except ValueError:
         return False
     latest, earliest = utc_text(began + timedelta(hours=2)), utc_text(began - timedelta(hours=1))
     return latest > since and (not until or earliest < until)
+
+
+def hour_of(path: str) -> tuple[str, str]:
+    """The file's hour, "2026-11-29T12", and its path, by which files are in order; "" where it names none."""
+    match = HOUR.search(path)
+    return ("{}-{}-{}T{}".format(*match.groups()) if match else "", path)
 
 
 def windows(
