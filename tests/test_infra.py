@@ -476,7 +476,7 @@ def test_without_a_pipeline_the_jobs_role_registers_and_starts_nothing() -> None
         assert not allowing(granted, Request(f"sagemaker:{action}", f"{AT}:processing-job/pipelines-x"))
 
 
-@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy", "ImagePolicy"])
+@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy", "ImagePolicy", "MonitorPolicy"])
 def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: SmallSageMaker, resource: str) -> None:
     long = {"Tables": "t" * 32, "Project": "p" * 32, "Bucket": "b" * 63, "Prefix": "p" * 32, "Model": "m" * 32}
     made = stack(**long, WithVpc="yes", KmsKeyArn=f"arn:aws:kms:{REGION}:{ACCOUNT}:key/{'0' * 36}")
@@ -484,6 +484,13 @@ def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: Sm
     text = json.dumps(document, separators=(",", ":"))
     assert len(text) <= LONGEST_POLICY
     cloud.client("iam").create_policy(PolicyName=resource, PolicyDocument=text)  # refuses what is not a policy
+
+
+def test_who_watches_reads_captures_and_nothing_else() -> None:
+    granted, below = stack().policy("MonitorPolicy"), f"arn:aws:s3:::{BUCKET}/tiny"
+    assert allowing(granted, Request("s3:GetObject", f"{below}/captured/production/x/AllTraffic/2026/11/29/12/a.jsonl"))
+    for action, key in (("GetObject", "runs/a/run.json"), ("PutObject", "captured/a.jsonl"), ("GetObject", "other")):
+        assert not allowing(granted, Request(f"s3:{action}", f"{below}/{key}"))
 
 
 def test_the_key_is_in_the_policies_where_there_is_one() -> None:
