@@ -489,8 +489,8 @@ def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: Sm
 def test_who_watches_reads_captures_and_nothing_else() -> None:
     granted, below = stack().policy("MonitorPolicy"), f"arn:aws:s3:::{BUCKET}/tiny"
     assert allowing(granted, Request("s3:GetObject", f"{below}/captured/production/x/AllTraffic/2026/11/29/12/a.jsonl"))
-    for action, key in (("GetObject", "runs/a/run.json"), ("PutObject", "captured/a.jsonl"), ("GetObject", "other")):
-        assert not allowing(granted, Request(f"s3:{action}", f"{below}/{key}"))
+    for action, place in (("GetObject", "runs/a/run.json"), ("PutObject", "captured/a.jsonl"), ("GetObject", "other")):
+        assert not allowing(granted, Request(f"s3:{action}", f"{below}/{place}"))
 
 
 def test_the_key_is_in_the_policies_where_there_is_one() -> None:

@@ -110,7 +110,8 @@ def capture(project: Project, rows: pd.DataFrame, *, version: str = "tiny/1", re
     folder = project.folder / "runs" / "captured" / "production"
     shutil.rmtree(folder, ignore_errors=True)
     moment = datetime.now(UTC) - 2 * HOUR
-    model = runner.model.load(next((project.folder / "runs").glob("*/steps/train/out/model")))
+    served = registry_of(project).get("tiny", int(version.removeprefix("tiny/")))
+    model = runner.model.load(project.folder / "runs" / served.run / served.artifact.path)
     scores = model.predict(rows, unknown="missing")
     lines = [
         {"seconds": 0.002, "status": 200, "records": [record], "scores": [float(score)]}
