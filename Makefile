@@ -83,6 +83,8 @@ locks: $(VENV)/.core
 		--all-extras -o requirements-all.lock pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		-c requirements-all.lock -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--extra sagemaker --extra studio -c requirements-all.lock -o requirements-project.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build

@@ -111,7 +111,8 @@ def report(servers: list[Running], *, write: bool) -> None:
     lines.append(f"Missed: {'; '.join(missed)}." if missed else "All that was wanted is met.")
     print("\n".join(lines))
     if write:
-        write_between(PAGE, BEGIN, END, "\n".join([machine(), "", *lines]))
+        busy = f"{machine()} On the average {os.getloadavg()[1]:.0f} processes wanted the cores."
+        write_between(PAGE, BEGIN, END, "\n".join([busy, "", *lines]))
     sys.exit(1 if missed else 0)
 
 

@@ -27,6 +27,7 @@ ALLOWED = {
     "scoring": set[str](),  # an endpoint's container takes inference.py as it is
     "model": LEAVES | {"scoring"},
     "drift": LEAVES | {"model"},
+    "tabular": LEAVES | {"model", "scoring"},
     "kernel": LEAVES | {"notebook"},
     "step": LEAVES | {"pipeline", "notebook", "kernel"},
     "serve": LEAVES | {"model", "scoring"},
@@ -36,10 +37,12 @@ ALLOWED = {
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
     "captures": LEAVES | {"model", "serve", "aws"},
     "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws"},
+    "init": LEAVES | {"pipeline"},
     "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
     "cli": LEAVES
     | {
         "project",
+        "init",
         "decisions",
         "adopt",
         "pipeline",
@@ -97,7 +100,7 @@ def modules() -> list[tuple[str, Path]]:
     return [
         (path.relative_to(folder).parts[0].removesuffix(".py"), path)
         for path in sorted(folder.rglob("*.py"))
-        if path.relative_to(folder).parts[0] not in ("__init__.py", "__main__.py")
+        if path.relative_to(folder).parts[0] not in ("__init__.py", "__main__.py", "templates")
     ]
 
 

@@ -43,14 +43,20 @@ unknown_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A .csv, .jsonl or .parquet file."
 )
 @unknown_option
+@click.option(
+    "--delimiter", default=",", show_default=True, metavar="SIGN", help="What separates the values of a CSV file."
+)
+@click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of a CSV file's text.")
 @click.option("--raw", is_flag=True, help="CSV for programs alone: cells that a spreadsheet would compute stay so.")
 @capture_option
 @result_options
-def predict_command(
+def predict_command(  # noqa: PLR0913 - click passes each option by its name
     model: str,
     file: Path,
     output: Path | None,
     unknown: Unknown,
+    delimiter: str,
+    encoding: str,
     raw: bool,
     capture: str | None,
     as_json: bool,
@@ -70,7 +76,7 @@ def predict_command(
       runner predict NAME/3 customers.parquet | head
     """
     from runner.serve.approved import load
-    from runner.serve.predict import format_of, predict, writing
+    from runner.serve.predict import csv_form, format_of, predict, writing
 
     if as_json and output is None:
         raise UsageError("--json prints the result; with it, name the file of the rows: -o FILE.")
@@ -78,6 +84,7 @@ def predict_command(
         raise UsageError(f"{output} is the file that is read; name another with -o.")
     for path in (file, *([output] if output else [])):
         format_of(path)
+    form = csv_form(delimiter, encoding)
     version = project.version(model)
     folder = project.version_folder(version)
     began = time.monotonic()
@@ -88,7 +95,7 @@ def predict_command(
             _capturing(scorer, capture, project) as kept,
             writing(output, sys.__stdout__ or sys.stdout, raw=raw) as writer,
         ):
-            rows = predict(scorer, file, writer, on_rows=_progress(began), capture=kept)
+            rows = predict(scorer, file, writer, on_rows=_progress(began), form=form, capture=kept)
     except BrokenPipeError:  # `| head` has seen enough; click would call that a failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return

@@ -32,6 +32,8 @@ DAYS, MAX_MB = 30, 1000
 HASH_BYTES = 16
 BATCH = 1000  # rows of a file that are one request
 SOME = 64  # rows that are encoded at once: a request of many must not keep the others waiting for longer than a moment
+OPENING_BYTES = 64  # of a body, in which arrays begin
+BOM = "\ufeff".encode()
 LONGEST_ID = 128
 ID_HEADERS = (b"x-amzn-sagemaker-inference-id", b"x-request-id")
 NOT_KEPT = "The sentence is not kept: it may have a value of a column that is hidden here."
@@ -238,18 +240,17 @@ def _as_it_stands(body: bytes, content_type: str) -> Any:
 
     None where the body has anything else in it, which nobody asked to be kept.
     """
-    text = body.decode().removeprefix("\ufeff")
     if content_type.lower().startswith(CSV):
-        rows = text.removesuffix("\n").replace("\n", "],[")
-        return msgspec.Raw(f"[[{rows}]]")
-    opening = ARRAYS.match(text)
+        rows = body.removeprefix(BOM).removesuffix(b"\n").replace(b"\n", b"],[")
+        return msgspec.Raw(b"[[%b]]" % rows)
+    opening = ARRAYS.match(body[:OPENING_BYTES].decode(errors="replace"))
     if opening is None:
         return None
-    inner = text[opening.end(1) if opening[1] else 0 : text.rindex("]") + 1]
-    rest = text[text.rindex("]") + 1 :].strip()
-    if '"' in inner or rest != ("}" if opening[1] else ""):
+    end = body.rindex(b"]") + 1
+    inner = body[opening.end(1) if opening[1] else 0 : end]  # all before it is ASCII
+    if b'"' in inner or body[end:].strip() != (b"}" if opening[1] else b""):
         return None
-    return msgspec.Raw(inner.replace("\n", " ").replace("\r", " "))
+    return msgspec.Raw(inner.replace(b"\n", b" ").replace(b"\r", b" "))
 
 
 def _plain(value: Any) -> Any:

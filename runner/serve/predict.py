@@ -5,6 +5,7 @@ Knows the formats; the records are read by `runner.scoring.inference`, as from a
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
 ROWS = 10_000  # at a time
 FORMATS = {".csv": "csv", ".txt": "csv", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
 ADDED = ("prediction", "probability")
+
+
+@dataclass(frozen=True)
+class CsvForm:
+    """How a CSV file is written; a byte order mark before UTF-8 is no part of it."""
+
+    encoding: str = "utf-8-sig"
+    delimiter: str = ","
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,27 @@ def format_of(path: Path) -> str:
     return format_name
 
 
+def csv_form(delimiter: str, encoding: str) -> CsvForm:
+    """Raises UsageError for a delimiter or an encoding that there is not."""
+    try:
+        name = codecs.lookup(encoding).name
+        csv.reader((), delimiter=delimiter)
+    except LookupError as error:
+        raise UsageError(
+            f"--encoding {encoding}: there is none of that name; utf-8, utf-16, cp1252 are some."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--delimiter {delimiter!r}: it is one character, such as ; or a tab.") from error
+    return CsvForm(CsvForm.encoding if name == "utf-8" else name, delimiter)
+
+
 def predict(
     scorer: Scorer,
     source: Path,
     writer: Writer,
     *,
     on_rows: Callable[[int, float], None],
+    form: CsvForm = CsvForm(),
     capture: RequestCapture | None = None,
 ) -> int:
     """Score the file; the number of rows. `on_rows` is told rows done and the part of the file, 0 to 1; `capture` keeps
@@ -78,7 +103,12 @@ def predict(
     from runner.scoring.inference import BadInput
 
     done = 0
-    parts = {"csv": _csv, "lines": _lines, "parquet": _parquet}[format_of(source)](source, scorer)
+    readers: dict[str, Callable[[Path, Scorer], Iterator[tuple[Part, float]]]] = {
+        "csv": partial(_csv, form=form),
+        "lines": _lines,
+        "parquet": _parquet,
+    }
+    parts = readers[format_of(source)](source, scorer)
     try:
         for part, part_done in parts:
             twice = [name for name in ADDED if name in part.names]
@@ -94,7 +124,7 @@ def predict(
     except BadInput as error:
         raise BadRecords(f"{source}: {table.message(error, done)}") from error  # counted from the part's first
     except UnicodeDecodeError as error:
-        raise BadRecords(f"{source}: after row {done} it is not UTF-8: {error.reason}.") from error
+        raise BadRecords(f"{source}: after row {done} it is not {_encoding(form)}: {error.reason}.") from error
     if not done:
         raise BadRecords(f"{source} has no record.")
     return done
@@ -227,13 +257,18 @@ def csv_text(rows: list[list[Any]]) -> str:
     return buffer.getvalue()
 
 
-def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
+def _encoding(form: CsvForm) -> str:
+    return "UTF-8" if form.encoding == CsvForm.encoding else form.encoding
+
+
+def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, float]]:
     from runner.scoring.inference import BadInput
 
     header: list[str] | None = None
     size, first = source.stat().st_size or 1, True
     with open(source, "rb") as file:
-        reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        text = io.TextIOWrapper(file, encoding=form.encoding, newline="")
+        reader = csv.reader(text, delimiter=form.delimiter, strict=True)
         while True:
             try:
                 rows = list(islice(reader, ROWS))
