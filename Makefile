@@ -53,6 +53,7 @@ endif
 
 bench-serving: $(VENV)/.all $(VENV)-peers-serving/.ready
 	$(BIN)/python -m benchmarks.serving $(if $(QUICK),--rounds 2 --seconds 1,--write)
+	$(BIN)/python -m benchmarks.onnx $(if $(QUICK),--rounds 2 --seconds 1,--write)
 
 bench-capture: $(VENV)/.all
 	$(BIN)/python -m benchmarks.capture $(if $(QUICK),--rounds 2 --seconds 1,--write)

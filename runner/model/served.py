@@ -136,8 +136,11 @@ def since(event: Event) -> str:
     return str(event.data.get("since", event.at))
 
 
-def write_events(registry: Registry, change: Deployment) -> None:
+def write_events(registry: Registry, change: Deployment, *, known_by: str = "") -> None:
     """Write the events of the change that are not there: its own, and the end of what another model served there.
+
+    `known_by` says how its person was known. The change has no such field, as a target's process may be of an older
+    release and would not read it; so an event that is written after its command died does not say it.
 
     Raises as the registry does, with a message that says what was changed nevertheless.
     """
@@ -145,6 +148,7 @@ def write_events(registry: Registry, change: Deployment) -> None:
         return
     data: dict[str, Any] = {
         "target": change.target, "deployment": change.id, "since": change.at, "place": change.place,
+        **({"known_by": known_by} if known_by else {}),
     }  # fmt: skip
     other, _, other_version = change.replaced.rpartition("/")
     try:
