@@ -424,4 +424,4 @@ def test_in_a_fresh_clone_a_notebook_says_which_one_to_run_first(tmp_path: Path)
         "FileNotFoundError: There is no work/train/model. Run 02_train.ipynb first, which writes it.",
     ]
     (tmp_path / "work/train/model").mkdir(parents=True)
-    assert "There is no work/evaluate/predictions.parquet. Run 03_evaluate.ipynb first" in said()[-1]
+    assert "There is no work/evaluate/predictions.parquet. Run 03_evaluate.ipynb first" in said()[-2]
