@@ -26,6 +26,7 @@ ALLOWED = {
     "adopt": LEAVES | {"pipeline", "notebook"},
     "scoring": set[str](),  # an endpoint's container takes inference.py as it is
     "model": LEAVES | {"scoring"},
+    "drift": LEAVES | {"model"},
     "tabular": LEAVES | {"model", "scoring"},
     "kernel": LEAVES | {"notebook"},
     "step": LEAVES | {"pipeline", "notebook", "kernel"},
