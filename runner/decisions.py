@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError
 from runner.model import approval, deployment
 from runner.model.compatibility import Callers, SchemaComparison, compare
-from runner.model.deployment import Deployer
-from runner.model.registry_rules import Decider
+from runner.model.deployment import Deployer, Health
+from runner.model.registry_rules import Decider, Person
 from runner.model.release import ReleaseStep
-from runner.model.served import Deployment, recorded, serves
+from runner.model.served import Deployment, command_to_end, recorded, serves
 from runner.model.versions import ModelVersion
 from runner.project import Project, model_folder
 from runner.records import SageMakerTargetSpec
@@ -26,9 +27,17 @@ REST_SCHEMA = Path("build", "rest", "record.schema.json")  # where `runner rest`
 
 
 def approve(
-    project: Project, name: str, version: int, *, why: str, allow_schema_change: bool = False, say: Say = lambda _: None
+    project: Project,
+    name: str,
+    version: int,
+    *,
+    why: str,
+    by: Person | None = None,
+    allow_schema_change: bool = False,
+    say: Say = lambda _: None,
 ) -> ModelVersion:
-    """See `runner.model.approval.approve`; beside what serves and what is approved now."""
+    """See `runner.model.approval.approve`; beside what serves and what is approved now. `by` is this process's account
+    where it is left out, here and below."""
     store, registered = project.store, project.registry.get(name, version)
     if project.registry_is_remote:
         from runner.aws.registered_archive import check_registered
@@ -38,7 +47,7 @@ def approve(
         project.registry,
         name,
         version,
-        _decider(project),
+        decider(project, by),
         why=why,
         manifest=store.manifest(registered.run),
         model_folder=model_folder(store, registered.run, registered.artifact),
@@ -53,6 +62,7 @@ def approve_for(
     *,
     target: str,
     why: str,
+    by: Person | None = None,
     allow_schema_change: bool = False,
     say: Say = lambda _: None,
 ) -> ModelVersion:
@@ -62,7 +72,7 @@ def approve_for(
         project.registry,
         name,
         version,
-        _decider(project),
+        decider(project, by),
         target=target,
         targets=project.spec.targets,
         why=why,
@@ -71,12 +81,40 @@ def approve_for(
     return project.registry.get(name, version)
 
 
-def reject(project: Project, name: str, version: int, *, why: str) -> ModelVersion:
-    return approval.reject(project.registry, name, version, _decider(project), why=why)
+def reject(project: Project, name: str, version: int, *, why: str, by: Person | None = None) -> ModelVersion:
+    return approval.reject(project.registry, name, version, decider(project, by), why=why)
 
 
-def _decider(project: Project) -> Decider:
-    return Decider(provenance.who(), project.identity, project.spec.approval)
+def decider(project: Project, by: Person | None = None) -> Decider:
+    """Who decides by the project's rules. The ARN is that of this process, so it says nothing of others."""
+    person = by or Person(provenance.who())
+    identity = project.identity if person.is_account else ""
+    return Decider(person.who, identity, project.spec.approval, person.known_by)
+
+
+def why_not(project: Project, version: ModelVersion, by: Person, *, target: str | None = None) -> str:
+    """Why this person may not approve the version, or not for the target, in a sentence; "" where they may.
+
+    Reads no model: what the bytes and the callers say comes when it is approved.
+    """
+    try:
+        if target is None:
+            approval.check_may_approve(version, decider(project, by), project.store.manifest(version.run))
+        else:
+            events = project.registry.events(version.name)
+            approval.check_may_approve_for(version, events, decider(project, by), target)
+    except RunnerError as error:
+        return str(error)
+    return ""
+
+
+def why_not_reject(project: Project, version: ModelVersion, by: Person) -> str:
+    """As `why_not`, for rejecting and revoking."""
+    try:
+        decider(project, by).check_named(version.label)
+    except RunnerError as error:
+        return str(error)
+    return ""
 
 
 def carry_out(
@@ -96,7 +134,50 @@ def carry_out(
 
 def deploy(project: Project, deployer: Deployer, name: str, version: int, **options: Any) -> Deployment:
     """See `runner.model.deployment.deploy`, which takes the `options`."""
-    return deployment.deploy(project.registry, deployer, name, version, who=provenance.who(), **options)
+    return deployment.deploy(project.registry, deployer, name, version, **_by_somebody(options))
+
+
+def rollback(project: Project, deployer: Deployer, **options: Any) -> Deployment:
+    """See `runner.model.deployment.rollback`, which takes the `options`."""
+    return deployment.rollback(project.registry, deployer, **_by_somebody(options))
+
+
+def undeploy(project: Project, deployer: Deployer, **options: Any) -> Deployment:
+    """See `runner.model.deployment.remove`, which takes the `options`."""
+    return deployment.remove(project.registry, deployer, **_by_somebody(options))
+
+
+def _by_somebody(options: dict[str, Any]) -> dict[str, Any]:
+    return {**options, "by": options.get("by") or Person(provenance.who())}
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """What a target serves, None for nothing, and whether it answers and may."""
+
+    name: str
+    kind: str
+    deployment: Deployment | None
+    health: Health | None
+
+
+def target_state(project: Project, target: str, *, restart: bool = False, no_token: bool = False) -> TargetState:
+    """The target as it is now, its history caught up; with `restart` one that is down is started first."""
+    registry, deployer, who = project.registry, project.deployer(target, no_token=no_token), provenance.who()
+    deployment.catch_up(registry, deployer, who)
+    deployed, health = deployer.last(), None
+    if deployed is not None and deployed.kind == "removed":
+        deployed = None
+    if deployed is not None:
+        health = deployer.health()
+        if restart and health.status == "down":
+            deployed = deployment.restart(registry, deployer, who=who)
+            health = deployer.health()
+        status = registry.get(deployed.name, deployed.version).status
+        if status != "approved":
+            message = f"{deployed.label} is {status} since it was deployed: {command_to_end(registry, target)}"
+            health = Health(status="unhealthy", detail=message, process=health.process)
+    return TargetState(target, project.spec.targets[target].kind, deployed, health)
 
 
 def check(

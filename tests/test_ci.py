@@ -145,7 +145,8 @@ def test_a_workflow_keeps_its_reports(path: Path) -> None:
     )
     assert "runs/*/report.html" in kept
     assert "executed.html" in kept
-    assert "runs/*/report.html" in read(BUILDSPEC)["artifacts"]["files"]
+    assert "build/site" in kept
+    assert {"runs/*/report.html", "build/site/**/*"} <= set(read(BUILDSPEC)["artifacts"]["files"])
 
 
 # The flows themselves, in a repository with an origin

@@ -35,6 +35,20 @@ ALLOWED = {
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
     "project": LEAVES | {"pipeline", "model", "run", "audit", "step", "serve", "aws"},
     "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
+    "ui": LEAVES
+    | {
+        "project",
+        "decisions",
+        "pipeline",
+        "notebook",
+        "gate",
+        "model",
+        "run",
+        "audit",
+        "step",
+        "serve",
+        "report",
+    },
     "cli": LEAVES
     | {
         "project",
@@ -50,6 +64,7 @@ ALLOWED = {
         "serve",
         "report",
         "aws",
+        "ui",
     },
 }
 HEAVY = {

@@ -41,7 +41,9 @@ def test_the_core_lock_has_the_pins_of_the_whole_lock() -> None:
 
 def test_every_direct_requirement_is_locked() -> None:
     assert set(direct()) <= {name for name, *_ in pins("requirements.lock")}
-    assert set(direct("sagemaker", "studio", "dev", "docs")) <= {name for name, *_ in pins("requirements-all.lock")}
+    assert set(direct("sagemaker", "studio", "ui", "dev", "docs")) <= {
+        name for name, *_ in pins("requirements-all.lock")
+    }
 
 
 def test_every_pin_has_hashes_and_no_address() -> None:
@@ -59,7 +61,7 @@ def test_environment_yml_has_the_locked_versions_of_all_direct_requirements() ->
     )
     locked = {(name, version) for name, version, _ in pins("requirements-all.lock")}
     assert {(name, version) for name, version, _ in lines} <= locked
-    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "dev", "docs")
+    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "ui", "dev", "docs")
 
 
 def test_nothing_says_to_install_a_package_of_this_name_which_on_a_public_index_is_another_projects() -> None:

@@ -44,6 +44,7 @@ from runner.model.deployment import FAILPOINTS
 from runner.model.events import verify_chain
 from runner.model.folder import load as load_model
 from runner.model.registry import LocalRegistry
+from runner.model.registry_rules import Person
 from runner.model.served import before, recorded
 from runner.model.versions import NewVersion
 from runner.pipeline.file import load
@@ -759,7 +760,7 @@ def test_what_another_machine_began_is_left_to_it_until_it_is_silent(make: Calla
     made: Any = Project(place.file).deployer("staging")
     assert isinstance(made, SageMakerTarget)
     made.quiet_s = 0.0
-    deployment.deploy(place.registry, made, place.name, 2, who="ana@desk")
+    deployment.deploy(place.registry, made, place.name, 2, by=Person("ana@desk"))
     assert place.scored() == place.label(2)
     assert place.story[2:] == [
         (2, "deployment begun"),

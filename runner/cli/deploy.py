@@ -92,7 +92,6 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
     from runner import decisions
     from runner.model import deployment
     from runner.model.served import before
-    from runner.run.provenance import who
 
     deployer, registry = project.deployer(target, no_token=no_token), project.registry
     if dry_run:
@@ -100,7 +99,7 @@ def rollback_command(target: str, reason: str, no_token: bool, dry_run: bool, as
         deployment.comparison(registry, deployer, earlier).permitted(allow=True, say=note)
         _print_plan(f"{target} would go back to {earlier.label}", deployer.plan(earlier), as_json)
         return
-    deployed = deployment.rollback(registry, deployer, who=who(), why=reason, say=note)
+    deployed = decisions.rollback(project, deployer, why=reason, say=note)
     note(*decisions.older_rest(project, deployed.name, deployed.version, target))
     _print_deployment(deployed, as_json)
 
@@ -117,16 +116,15 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pro
     Example:
       runner undeploy staging --reason "not needed any more"
     """
-    from runner.model import deployment
-    from runner.run.provenance import who
+    from runner import decisions
 
-    deployer, registry = project.deployer(target), project.registry
+    deployer = project.deployer(target)
     if dry_run:
         last = deployer.last()
         served = last.label if last is not None and last.kind != "removed" else "nothing"
         _print_plan(f"{target} serves {served}", [f"end it at {last.place}"] if last and last.place else [], as_json)
         return
-    _print_deployment(deployment.remove(registry, deployer, who=who(), why=reason), as_json)
+    _print_deployment(decisions.undeploy(project, deployer, why=reason), as_json)
 
 
 @click.command("deployments")
@@ -230,28 +228,14 @@ def release_command(
 
 
 def _target_row(project: Project, target: str, *, restart: bool, no_token: bool) -> dict[str, Any]:
-    """What a target serves, and whether it answers and may; with `restart`, a target that is down is started first."""
-    from runner.model import deployment
-    from runner.model.served import command_to_end
-    from runner.run.provenance import who
+    """A target's state as the table and the JSON have it."""
+    from runner import decisions
 
-    registry, deployer = project.registry, project.deployer(target, no_token=no_token)
-    deployment.catch_up(registry, deployer, who())
-    deployed, health = deployer.last(), None
-    if deployed is not None and deployed.kind == "removed":
-        deployed = None
-    if deployed is not None:
-        health = deployer.health()
-        if restart and health.status == "down":
-            deployed = deployment.restart(registry, deployer, who=who())
-            health = deployer.health()
-        status = registry.get(deployed.name, deployed.version).status
-        if status != "approved":
-            message = f"{deployed.label} is {status} since it was deployed: {command_to_end(registry, target)}"
-            health = deployment.Health(status="unhealthy", detail=message, process=health.process)
+    state = decisions.target_state(project, target, restart=restart, no_token=no_token)
+    deployed, health = state.deployment, state.health
     return {
         "target": target,
-        "kind": project.spec.targets[target].kind,
+        "kind": state.kind,
         "model": deployed and deployed.label,
         "since": deployed and deployed.at,
         "by": deployed and deployed.who,

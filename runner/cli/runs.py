@@ -19,7 +19,7 @@ from runner.cli.options import (
     project_option,
     result_options,
     run_json,
-    time_text,
+    table_lines,
 )
 from runner.cli.summary import hint, summary
 from runner.cli.terminal import say
@@ -29,6 +29,8 @@ from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.run.store import Store
+
+COLUMNS = 100  # that a line of `runs` takes at most; --json has everything
 
 
 @click.command("runs")
@@ -56,22 +58,31 @@ def runs_command(count: int, best: str | None, tag: str | None, as_json: bool, p
     if as_json:
         print_json([_full_json(manifest, store.folder(manifest.run)) for manifest in project.as_of_now(listed)])
         return
-    print_table(
-        ["run", "status", "verdict", *shown, "model", "started (UTC)", "profile", "note"],
+    headers = ["run", "status", "verdict", *_short(shown), "model", "note"]
+    rows = [
         [
-            [
-                manifest.run,
-                manifest.status,
-                manifest.verdict.outcome if manifest.verdict else None,
-                *(metric_text(manifest.metrics[name]) if name in manifest.metrics else None for name in shown),
-                manifest.model_version.label if manifest.model_version else None,
-                time_text(manifest.started),
-                manifest.profile or None,
-                " ".join([manifest.note, *(f"#{tag}" for tag in manifest.tags)]).strip(),
-            ]
-            for manifest in listed
-        ],
-    )
+            manifest.run,  # its start in UTC
+            manifest.status,
+            manifest.verdict.outcome if manifest.verdict else None,
+            *(f"{manifest.metrics[name].value:.4g}" if name in manifest.metrics else None for name in shown),
+            manifest.model_version.label if manifest.model_version else None,
+            _note(manifest),
+        ]
+        for manifest in listed
+    ]
+    for line in table_lines([headers, *rows]):
+        say(line if len(line) <= COLUMNS else f"{line[: COLUMNS - 1]}…")
+
+
+def _short(metrics: list[str]) -> list[str]:
+    """The metrics' names without their steps, where that leaves no two alike."""
+    names = [name.partition(".")[2] or name for name in metrics]
+    return names if len(set(names)) == len(names) else metrics
+
+
+def _note(manifest: RunManifest) -> str:
+    profile = [f"profile {manifest.profile}"] if manifest.profile else []
+    return " ".join([*profile, manifest.note, *(f"#{tag}" for tag in manifest.tags)]).strip()
 
 
 def _manifests(store: Store, tag: str | None) -> Iterator[RunManifest]:

@@ -140,8 +140,9 @@ def serve_command(  # noqa: PLR0913 - click passes each option by its name
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core, and forked ones
     from runner.serve.app import Application, RequestLimits
     from runner.serve.approved import load
+    from runner.serve.listening import bind
     from runner.serve.metrics import Metrics
-    from runner.serve.server import bind, serve
+    from runner.serve.server import serve
 
     version = project.version(model)
     scorer = load(version, project.version_folder(version), unknown=unknown)

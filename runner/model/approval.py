@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,8 @@ def approve(
     """
     _check_reason(why)
     label = f"{name}/{version}"
-    decider.check_named(label)
     registered = registry.get(name, version)
-    decider.check_not_starter(registered, (manifest.started_by, manifest.identity or registered.identity))
-    if manifest.run != registered.run:
-        raise Refused(f"{label} comes from run {registered.run}, not {manifest.run}.")
-    if manifest.status != "succeeded":
-        raise Refused(f"The run of {label}, {manifest.run}, is {manifest.status}. Only one that succeeded counts.")
-    outcome = manifest.verdict.outcome if manifest.verdict else "none"
-    if outcome != "pass":
-        raise Refused(f"The gate's verdict on {label} is {outcome}. Only what passed can be approved.")
+    check_may_approve(registered, decider, manifest)
     try:
         now = artifact(model_folder, name=registered.artifact.path)
     except RunnerError as error:
@@ -57,6 +49,23 @@ def approve(
     check_format(model_folder)
     lost = schema_change(registered) if registered.status == "pending" else {}
     return registry.decide(name, version, "approved", who=decider.who, why=why, data=_data(decider, lost))
+
+
+def check_may_approve(registered: ModelVersion, decider: Decider, manifest: RunManifest) -> None:
+    """Raises Refused where this person may not approve the version, or its run, of `manifest`, did not pass.
+
+    Reads no files, so that it can be asked before anybody decides.
+    """
+    label = registered.label
+    decider.check_named(label)
+    decider.check_not_starter(registered, (manifest.started_by, manifest.identity or registered.identity))
+    if manifest.run != registered.run:
+        raise Refused(f"{label} comes from run {registered.run}, not {manifest.run}.")
+    if manifest.status != "succeeded":
+        raise Refused(f"The run of {label}, {manifest.run}, is {manifest.status}. Only one that succeeded counts.")
+    outcome = manifest.verdict.outcome if manifest.verdict else "none"
+    if outcome != "pass":
+        raise Refused(f"The gate's verdict on {label} is {outcome}. Only what passed can be approved.")
 
 
 def approve_for(
@@ -73,13 +82,22 @@ def approve_for(
     """The second approval, of an approved version for one target. Raises Refused where the same person gave the first;
     `schema_change` is as in `approve`."""
     _check_reason(why)
-    label = f"{name}/{version}"
     if not targets[target].second_approval:
-        raise UsageError(f"{target} needs no second approval; `runner approve {label}` without --to is enough.")
-    decider.check_named(label)
+        raise UsageError(
+            f"{target} needs no second approval; `runner approve {name}/{version}` without --to is enough."
+        )
     registered = registry.get(name, version)
+    check_may_approve_for(registered, registry.events(name), decider, target)
+    data = {"target": target, **_data(decider, schema_change(registered))}
+    return registry.record(name, version, f"approved for {target}", who=decider.who, why=why, data=data)
+
+
+def check_may_approve_for(registered: ModelVersion, events: Sequence[Event], decider: Decider, target: str) -> None:
+    """Raises Refused where this person may not give the second approval for the target, or it was given; `events` has
+    all of the version's name."""
+    label, version = registered.label, registered.version
+    decider.check_named(label)
     check_approved(registered)
-    events = registry.events(name)
     decider.check_not_starter(registered)
     _, first = state(events, version)
     giver = first.who.removeprefix("external (").removesuffix(")") if first is not None else "external"
@@ -90,8 +108,6 @@ def approve_for(
     second = second_approval(events, version, target)
     if second is not None:
         raise Refused(f"{label} is approved for {target} already, by {second.who} at {second.at} ({second.why}).")
-    data = {"target": target, **_data(decider, schema_change(registered))}
-    return registry.record(name, version, f"approved for {target}", who=decider.who, why=why, data=data)
 
 
 def reject(registry: Registry, name: str, version: int, decider: Decider, *, why: str) -> ModelVersion:
@@ -110,5 +126,5 @@ def _check_reason(why: str) -> None:
 
 
 def _data(decider: Decider, lost: dict[str, list[str]]) -> dict[str, Any]:
-    optional = {"identity": decider.identity, "schema_change": lost}
+    optional = {"identity": decider.identity, "known_by": decider.known_by, "schema_change": lost}
     return {key: value for key, value in optional.items() if value}

@@ -23,7 +23,7 @@ from runner.errors import Refused
 from runner.failpoint import reach
 from runner.model.compatibility import Callers, SchemaComparison, compare
 from runner.model.events import second_approval, state
-from runner.model.registry_rules import check_approved
+from runner.model.registry_rules import Person, check_approved
 from runner.model.served import SERVES, Deployment, before, is_written, write_events
 from runner.model.signature import Signature
 from runner.model.versions import Change, Event, ModelVersion, Registry
@@ -84,7 +84,7 @@ def deploy(
     name: str,
     version: int,
     *,
-    who: str,
+    by: Person,
     why: str = "",
     allow_schema_change: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -94,25 +94,32 @@ def deploy(
     Raises Refused where it may not be served there, or refuses what the served one answers, Tampered where its bytes
     are not those of its run, RunnerError where it does not answer as recorded: the version before keeps serving then.
     """
-    with deployer.changing(who):
+    with deployer.changing(by.who):
         settle(registry, deployer)
         new = deployable(registry, deployer, name, version)
         lost = comparison(registry, deployer, new).permitted(allow=allow_schema_change, say=say)
-        return _serve(registry, deployer, _change(deployer, "deployed", new, who=who, why=why, schema_change=lost), new)
+        return _serve(registry, deployer, _change(deployer, "deployed", new, by=by, why=why, schema_change=lost), new)
 
 
 def rollback(
-    registry: Registry, deployer: Deployer, *, who: str, why: str = "", say: Callable[[str], None] = lambda _: None
+    registry: Registry,
+    deployer: Deployer,
+    *,
+    by: Person,
+    why: str = "",
+    expected: str = "",
+    say: Callable[[str], None] = lambda _: None,
 ) -> Deployment:
     """Serve what was served at the target before; `say` is told what callers may notice, and nothing is refused for it.
 
-    Raises Refused where there is nothing to go back to.
+    Raises Refused where there is nothing to go back to, or another version than `expected` (NAME/VERSION; "" is any).
     """
-    with deployer.changing(who):
+    with deployer.changing(by.who):
         settle(registry, deployer)
         old = before(registry, deployer.name)
+        _check_expected(f"{deployer.name} would go back to", old.label, expected)
         lost = comparison(registry, deployer, old).permitted(allow=True, say=say)
-        change = _change(deployer, "rolled back", old, who=who, why=why, schema_change=lost)
+        change = _change(deployer, "rolled back", old, by=by, why=why, schema_change=lost)
         return _serve(registry, deployer, change, old)
 
 
@@ -125,13 +132,14 @@ def comparison(registry: Registry, deployer: Deployer, version: ModelVersion) ->
     return compare(version, [Callers(served, f"serves at {last.target}", deployer.spec.unknown)], deployer.signature)
 
 
-def remove(registry: Registry, deployer: Deployer, *, who: str, why: str = "") -> Deployment:
-    """Serve nothing at the target any more. Raises Refused where nothing is."""
-    with deployer.changing(who):
+def remove(registry: Registry, deployer: Deployer, *, by: Person, why: str = "", expected: str = "") -> Deployment:
+    """Serve nothing at the target any more. Raises Refused where nothing is, or another version than `expected`."""
+    with deployer.changing(by.who):
         last = _serving(settle(registry, deployer))
         if last is None:
             raise Refused(f"Nothing is served at {deployer.name}.")
-        removal = deployer.remove(_change(deployer, "removed", last, who=who, why=why))
+        _check_expected(f"{deployer.name} serves", last.label, expected)
+        removal = deployer.remove(_change(deployer, "removed", last, by=by, why=why))
         reach("target switched")
         write_events(registry, removal)
     return removal
@@ -206,6 +214,11 @@ def locked(folder: Path, target: str, who: str) -> Iterator[None]:
         lock.truncate(0)
 
 
+def _check_expected(sentence: str, label: str, expected: str) -> None:
+    if expected and label != expected:
+        raise Refused(f"{sentence} {label} now, not {expected}: somebody changed it meanwhile. Nothing was done.")
+
+
 def _serving(last: Deployment | None) -> Deployment | None:
     return None if last is None or last.kind == "removed" else last
 
@@ -227,13 +240,13 @@ def _change(
     kind: Change,
     of: ModelVersion | Deployment,
     *,
-    who: str,
+    by: Person,
     why: str,
     schema_change: dict[str, list[str]] | None = None,
 ) -> Deployment:
     return Deployment(
         id=secrets.token_hex(8), target=deployer.name, kind=kind, name=of.name, version=of.version, sha256=of.sha256,
-        who=who, why=why, schema_change=schema_change or {},
+        who=by.who, why=why, schema_change=schema_change or {}, known_by=by.known_by,
     )  # fmt: skip
 
 

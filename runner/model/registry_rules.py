@@ -33,12 +33,32 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Person:
+    """Somebody who changes something. `known_by` says how that was known, and is kept with the change.
+
+    `account`: of the process; `address`: the account of the pages' server, whose one-time address the person had;
+    `password`; `header NAME`: as a proxy says.
+    """
+
+    who: str
+    known_by: str = "account"
+
+    @property
+    def is_account(self) -> bool:
+        return self.known_by in ("account", "address")
+
+
+@dataclass(frozen=True)
 class Decider:
-    """Who decides, and the rules about that. `who` is `user@host`; `identity` the ARN where AWS knows the caller."""
+    """Who decides, and the rules about that. `who` is `user@host`; `identity` the ARN where AWS knows the caller.
+
+    `known_by` is as in `Person`, and is kept with the decision.
+    """
 
     who: str
     identity: str = ""
     rules: ApprovalSpec = ANYBODY
+    known_by: str = ""
 
     def __str__(self) -> str:
         return f"{self.who} ({_last_part(self.identity)})" if self.identity else self.who

@@ -34,6 +34,7 @@ class Deployment(Record, frozen=True, kw_only=True, omit_defaults=True):
     place: str = ""  # http://… or an endpoint's ARN
     replaced: str = ""  # NAME/VERSION that was served before
     schema_change: dict[str, list[str]] = {}  # by what was served, what it answers and this does not; allowed
+    known_by: str = ""  # how the person was known as `Person` in runner.model.registry_rules has it
 
     @property
     def label(self) -> str:
@@ -105,7 +106,7 @@ def of_event(registry: Registry, event: Event) -> Deployment:
         id=str(data.get("deployment", "")), target=str(data["target"]), kind=data.get("kind", event.kind),
         name=event.name, version=event.version, sha256=registry.get(event.name, event.version).sha256, who=event.who,
         why=event.why, at=since(event), place=str(data.get("place", "")), replaced=str(data.get("replaced", "")),
-        schema_change=data.get("schema_change", {}),
+        schema_change=data.get("schema_change", {}), known_by=str(data.get("known_by", "")),
     )  # fmt: skip
 
 
@@ -153,7 +154,7 @@ def write_events(registry: Registry, change: Deployment) -> None:
             why, end = f"replaced by {change.label}", {**data, "replaced_by": change.label, "number": number}
             registry.record(other, int(other_version), "removed", who=change.who, why=why, data=end)
             number += 1
-        optional = {"replaced": change.replaced, "schema_change": change.schema_change}
+        optional = {"replaced": change.replaced, "schema_change": change.schema_change, "known_by": change.known_by}
         data |= {"number": number, **{key: value for key, value in optional.items() if value}}
         registry.record(change.name, change.version, change.kind, who=change.who, why=change.why, data=data)
     except (RunnerError, OSError) as error:

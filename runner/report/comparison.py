@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.audit.cells import CellChange
 from runner.audit.compare import MetricRow, RunComparison, RunFacts
@@ -18,13 +17,14 @@ from runner.escape import visible
 from runner.notebook.recorded import Figure, read_figures
 from runner.records import Metric, Value
 from runner.report import clean
-from runner.report.files import number, reason, svg_address, write_page
+from runner.report.axis import axis
+from runner.report.files import environment, number, page, reason, write_page
 from runner.report.page import WORDS
 
 # Okabe and Ito, Color Universal Design, 2008; without the yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PANELS = 8
-WIDTH_IN, TITLE_IN, ROW_IN, TICKS_IN, LETTER_IN = 4.6, 0.32, 0.27, 0.3, 0.075
+WIDTH, TOP, ROW, LETTER = 440, 28, 24, 6.6  # of a panel, in pixels
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,22 @@ def write_comparison(
     path: Path, *, comparison: RunComparison | None, difference: Difference | None, runs: Path
 ) -> Path:
     """Write the page of several runs, or of a difference; its path. `runs` is the folder of the runs."""
+    links = _links(path, comparison, runs)
+    return write_page(path, comparison_page(comparison, difference, runs=runs, links=links))
+
+
+def comparison_page(
+    comparison: RunComparison | None, difference: Difference | None, *, runs: Path, links: Sequence[str | None]
+) -> bytes:
+    """As `write_comparison`, written nowhere; `links` has the address of each run's report, None for no link."""
     labels = short_names(comparison) if comparison else []
     pairs, same = _figures(comparison, runs) if comparison and difference else ([], [])
-    return write_page(
-        path,
+    return page(
         "comparison.html.j2",
         comparison=comparison,
         difference=difference,
         labels=labels,
-        links=_links(path, comparison, runs),
+        links=links,
         headline=headline(comparison, difference),
         summary=summary(difference) if difference else "",
         tone=_tone(difference),
@@ -206,9 +213,10 @@ def panels(comparison: RunComparison) -> list[Panel]:
 
 
 def _worth_plotting(row: MetricRow) -> bool:
-    """Whether a plot of it shows more than the same number again."""
+    """Whether a plot of it shows more than the same number again, of something that can be better or worse."""
     values = {value.value for value in row.values if value is not None}
-    return len(values) > 1 or (row.in_gate and sum(value is not None for value in row.values) > 1)
+    says = row.better is not None or any(value is not None and value.low is not None for value in row.values)
+    return (len(values) > 1 and says) or (row.in_gate and sum(value is not None for value in row.values) > 1)
 
 
 def _panel_or_why(row: MetricRow, labels: Sequence[str]) -> Panel:
@@ -219,53 +227,34 @@ def _panel_or_why(row: MetricRow, labels: Sequence[str]) -> Panel:
 
 
 def _panel(row: MetricRow, labels: Sequence[str]) -> Panel:
-    import matplotlib as mpl  # takes 0.3 s
-    from matplotlib.figure import Figure as Canvas
-
     better = f", {row.better} is better" if row.better else ""
-    height = TITLE_IN + ROW_IN * len(labels) + TICKS_IN
-    # a notebook may name a metric anything: names are never read as formulas, and need not have a glyph here
-    with mpl.rc_context({"svg.hashsalt": "comparison", "font.size": 9}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure = Canvas(figsize=(WIDTH_IN, height), facecolor="none")
-        left = (0.15 + LETTER_IN * max(map(len, labels))) / WIDTH_IN  # finding it out takes as long as drawing
-        figure.subplots_adjust(left=left, right=0.97, top=1 - TITLE_IN / height, bottom=TICKS_IN / height)
-        axes = figure.subplots()
-        for place, (value, why) in enumerate(zip(row.values, row.not_comparable, strict=True)):
-            if value is not None:
-                _point(axes, place, value, comparable=not why)
-        axes.set_title(visible(f"{row.name}{better}"), loc="left", x=0, fontsize=10, parse_math=False)
-        axes.set_yticks(range(len(labels)), labels=labels, parse_math=False)
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.margins(x=0.08)
-        axes.locator_params(axis="x", nbins=5)
-        axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.set_facecolor("none")
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-        address = svg_address(figure)
+    ends = [end for value in row.values if value is not None for end in (value.value, value.low, value.high)]
+    scale = axis([end for end in ends if end is not None])
+    left = 24 + LETTER * max(map(len, labels))
+    bottom = TOP + ROW * len(labels)
+
+    def at(value: float | None) -> float | None:
+        return None if value is None else round(left + scale.at(value, WIDTH - left - 14), 1)
+
+    rows = [
+        {
+            "label": label,
+            "y": TOP + ROW * place + ROW / 2,
+            "colour": COLOURS[place % len(COLOURS)],
+            "hollow": bool(why),
+            "x": at(value.value) if value else None,
+            "low": at(value.low) if value and value.high is not None else None,
+            "high": at(value.high) if value else None,
+        }
+        for place, (label, value, why) in enumerate(zip(labels, row.values, row.not_comparable, strict=True))
+    ]
+    drawing = environment().get_template("panel.svg.j2").render(
+        title=f"{row.name}{better}", ticks=[(at(value), text) for value, text in scale.ticks], rows=rows,
+        width=WIDTH, height=bottom + 24, top=TOP, bottom=bottom, left=left,
+    )  # fmt: skip
+    content = drawing.encode("utf-8", "backslashreplace")
+    address = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
     return Panel(address, f"{row.name}{better}: {_in_words(row, labels)}")
-
-
-def _point(axes: Any, place: int, value: Metric, *, comparable: bool) -> None:
-    """The value with its interval as a bar; hollow where it cannot be compared."""
-    colour = COLOURS[place % len(COLOURS)]
-    reach = None
-    if value.low is not None and value.high is not None:  # an interval may not contain its value
-        reach = [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
-    axes.errorbar(
-        [value.value],
-        [place],
-        xerr=reach,
-        fmt="o",
-        markersize=6,
-        color=colour,
-        markerfacecolor=colour if comparable else "white",
-        capsize=3,
-        linewidth=1.6,
-        linestyle="-" if comparable else ":",
-    )
 
 
 def _in_words(row: MetricRow, labels: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.content import atomic_write
-from runner.escape import visible
+from runner.escape import html, visible
 from runner.report.clean import POLICY
 
 if TYPE_CHECKING:
@@ -20,31 +20,36 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Fill in the template and write it to `path`, whose folder is made; the path."""
+def page(template: str, **values: Any) -> bytes:
+    """The template filled in, as a page that needs no other file."""
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    page = _environment().get_template(template).render(style=style, policy=POLICY, **values)
+    text = environment().get_template(template).render(style=style, policy=POLICY, **values)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_page(path: Path, content: bytes) -> Path:
+    """Write a page to `path`, whose folder is made; the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, page.encode("utf-8", "backslashreplace"))
+    atomic_write(path, content)
     return path
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    """Escapes every value, with escapes for control characters too."""
+def environment(*more: Path) -> jinja2.Environment:
+    """Escapes every value, with escapes for control characters too. `more` are further folders of templates."""
     import jinja2
 
     def shown(value: Any) -> Any:
         return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([*more, TEMPLATES]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=shown,
     )
-    environment.filters.update(number=number, when=when, size=size, short=lambda text: str(text)[:12])
+    environment.filters.update(prose=prose, number=number, when=when, size=size, short=lambda text: str(text)[:12])
     return environment
 
 
@@ -75,6 +80,16 @@ def when(text: str | None) -> str:
         return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
     except ValueError:
         return text
+
+
+def prose(text: object) -> str:
+    """A sentence of ours with what stands in backticks as code; all of it is escaped."""
+    from jinja2.filters import do_mark_safe
+
+    parts = html(str(text)).split("`")
+    paired = len(parts) % 2 == 1
+    marked = "".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts))
+    return do_mark_safe(marked if paired else "`".join(parts))
 
 
 def size(count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.manifest import RunManifest, StepState
 from runner.report import clean, markup
-from runner.report.files import reason, write_page
+from runner.report.files import page, reason, write_page
 
 EXECUTED, PAGE = "executed.ipynb", "executed.html"
 PAGE_S = 20.0  # of processor time for laying out one page; what is left then stays text
@@ -20,6 +20,11 @@ HIDDEN = ("application/scrapbook.", "application/papermill.")
 
 def write_notebook_page(step_folder: Path, *, manifest: RunManifest, state: StepState) -> Path:
     """Write `executed.html` beside the step's executed notebook, finished or not, and return its path."""
+    return write_page(step_folder / PAGE, notebook_page(step_folder, manifest=manifest, state=state))
+
+
+def notebook_page(step_folder: Path, *, manifest: RunManifest, state: StepState, code: bool = True) -> bytes:
+    """The page of the step's executed notebook, written nowhere; without `code` its cells show what they made alone."""
     content = (step_folder / EXECUTED).read_bytes()
     problem, language, cells = "", "python", list[dict[str, Any]]()
     try:
@@ -30,9 +35,9 @@ def write_notebook_page(step_folder: Path, *, manifest: RunManifest, state: Step
         cells = list(_cells(document, state, _Layout()))
     except Exception as error:
         problem = f"This notebook cannot be shown: {reason(error)}."
-    return write_page(
-        step_folder / PAGE,
+    return page(
         "notebook.html.j2",
+        code=code,
         cells=cells,
         problem=problem,
         manifest=manifest,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.errors import RunnerError
+from runner.audit.compare import not_comparable
+from runner.errors import RunnerError, counted
 from runner.gate import describe
 from runner.manifest import RunManifest, StepState
 from runner.notebook.recorded import read_figures
 from runner.records import Metric, RuleResult, read
 from runner.report import clean
-from runner.report.files import number, reason, write_page
+from runner.report.axis import axis
+from runner.report.files import number, page, reason, write_page
 from runner.run.cost import cost
 from runner.run.registration import not_registered
+from runner.run.store import MANIFEST
 
 REPORT = "report.html"
 WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
@@ -29,18 +33,26 @@ def write_report(run_folder: Path, manifest: RunManifest | None = None, path: Pa
     without it, what run.json holds.
     """
     manifest = manifest or read(RunManifest, run_folder / "run.json")
+    return write_page(path or run_folder / REPORT, report(run_folder, manifest))
+
+
+def report(run_folder: Path, manifest: RunManifest, *, files: bool = True) -> bytes:
+    """The page of the run, written nowhere; without `files` it links to pages alone."""
     failed = next((step for step in manifest.steps if step.status == "failed"), None)
     error = failed.result.error if failed and failed.result else None
-    return write_page(
-        path or run_folder / REPORT,
+    champion = _champion_metrics(run_folder.parent, manifest)
+    return page(
         "run.html.j2",
+        files=files,
         manifest=manifest,
-        headline=_headline(manifest, failed),
-        tone=_tone(manifest),
+        headline=headline(manifest),
+        tone=tone(manifest),
         failed=failed,
         source=_failing_source(run_folder, failed),
         traceback=clean.plain("\n".join(error.traceback)) if error else "",
-        rules=[_rule(result) for result in manifest.verdict.rules] if manifest.verdict else [],
+        rules=[_rule(result, champion.get(result.rule.metric)) for result in manifest.verdict.rules]
+        if manifest.verdict
+        else [],
         comparison=_comparison(manifest),
         steps=[_step(run_folder, step) for step in manifest.steps],
         paid=cost(manifest),
@@ -68,7 +80,9 @@ def write_all(run_folder: Path, manifest: RunManifest) -> Path:
     return write_report(run_folder, manifest)
 
 
-def _headline(manifest: RunManifest, failed: StepState | None) -> str:
+def headline(manifest: RunManifest) -> str:
+    """What became of the run, in a sentence."""
+    failed = next((step for step in manifest.steps if step.status == "failed"), None)
     if manifest.status == "running":
         return "This run is still going on."
     if manifest.status == "interrupted":
@@ -89,7 +103,7 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
     unsure = dict.fromkeys(rule.rule.metric for rule in judged if rule.outcome == "inconclusive")
     words = {
         "pass": f"Passed: {count}.",
-        "fail": f"Not passed: {count}.",
+        "fail": f"Not passed: {_failing([rule for rule in judged if rule.outcome == 'fail'])}.",
         "inconclusive": f"Inconclusive: not enough test rows to judge {' and '.join(unsure)}.",
         "error": f"No verdict could be given: {count}.",
     }[manifest.verdict.outcome]
@@ -97,7 +111,21 @@ def _headline(manifest: RunManifest, failed: StepState | None) -> str:
     return words if version is None else f"{words} {version.label} is registered, {version.words}."
 
 
-def _tone(manifest: RunManifest) -> str:
+def _failing(rules: Sequence[RuleResult]) -> str:
+    """The first of the rules that do not hold, and how many more: "evaluate.accuracy 0.78 is below 0.8"."""
+    if not rules:  # of a record that contradicts itself
+        return "a rule does not hold"
+    result = rules[0]
+    threshold, side = (result.rule.min, "below") if result.rule.min is not None else (result.rule.max, "above")
+    value = "" if result.value is None else f" {number(result.value)}"
+    end = result.high if side == "below" else result.low
+    confident = f", even at {number(end)}," if result.rule.confident and end is not None and end != result.value else ""
+    more = f", and {counted(len(rules) - 1, 'more rule')} {'does' if len(rules) == 2 else 'do'} not hold"
+    return f"{result.rule.metric}{value}{confident} is {side} {number(threshold)}{more if len(rules) > 1 else ''}"
+
+
+def tone(manifest: RunManifest) -> str:
+    """good, bad, unsure or plain: the colour of the headline."""
     if manifest.status in ("running", "interrupted"):
         return "unsure"
     if manifest.status == "failed":
@@ -106,38 +134,58 @@ def _tone(manifest: RunManifest) -> str:
     return {"pass": "good", "fail": "bad", "error": "bad", "inconclusive": "unsure", None: "plain"}[outcome]
 
 
-def _rule(result: RuleResult) -> dict[str, Any]:
+def _champion_metrics(runs: Path, manifest: RunManifest) -> dict[str, Metric]:
+    """What the champion's own run recorded, of the metrics that were measured on the same data."""
+    if manifest.champion is None or manifest.champion.run == manifest.run:
+        return {}
+    with contextlib.suppress(OSError, RunnerError):
+        champion = read(RunManifest, runs / manifest.champion.run / MANIFEST)
+        return {
+            name: metric
+            for name, metric in champion.metrics.items()
+            if name in manifest.metrics and not not_comparable(name, champion, manifest)
+        }
+    return {}
+
+
+def _rule(result: RuleResult, champion: Metric | None) -> dict[str, Any]:
     threshold = result.rule.min if result.rule.min is not None else result.rule.max
     return {
         "result": result,
         "text": describe(result.rule),
         "threshold": threshold,
         "word": WORDS.get(result.outcome, result.outcome),
-        "plot": _interval(result, threshold),
+        "champion": champion,
+        "plot": _interval(result, threshold, champion),
     }
 
 
-def _interval(result: RuleResult, threshold: float | None) -> dict[str, Any] | None:
-    """Where threshold, value and interval lie on a line from 0 to 100."""
+def _interval(result: RuleResult, threshold: float | None, champion: Metric | None) -> dict[str, Any] | None:
+    """Where threshold, value, interval and the champion's value lie on a line from 0 to 100, with its numbers."""
     if result.value is None or threshold is None:
         return None
     points = [result.value, threshold, *(end for end in (result.low, result.high) if end is not None)]
-    low, high = min(points), max(points)
-    spread = (high - low) or abs(high) or 1.0
-    low, spread = low - 0.12 * spread, 1.24 * spread
+    try:
+        scale = axis([*points, *([champion.value] if champion else [])], most=4, margin=0.12)
+    except (OverflowError, ValueError):
+        return None
 
     def at(value: float | None) -> float | None:
-        return None if value is None else round(100 * (value - low) / spread, 2)
+        return None if value is None else scale.at(value)
 
     text = f"value {number(result.value)}"
     if result.low is not None:
         text += f", interval {number(result.low)} to {number(result.high)}"
+    if champion is not None:
+        text += f", the champion's {number(champion.value)}"
     side = "right" if result.rule.min is not None else "left"
     return {
         "value": at(result.value),
         "low": at(result.low),
         "high": at(result.high),
         "threshold": at(threshold),
+        "champion": at(champion.value) if champion else None,
+        "ticks": [(at(value), label) for value, label in scale.ticks],
         "side": side,
         "text": f"{text}; the threshold is {number(threshold)}, good is {side} of it",
     }

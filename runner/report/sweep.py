@@ -12,7 +12,7 @@ from runner.content import atomic_write
 from runner.errors import counted
 from runner.escape import visible
 from runner.report.comparison import COLOURS
-from runner.report.files import number, reason, svg_address, write_page
+from runner.report.files import number, page, reason, svg_address, write_page
 from runner.run.sweep import SweepResult
 
 SWEEPS, PAGE, FACTS = "sweeps", "report.html", "sweep.json"
@@ -22,8 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def write_sweep(swept: SweepResult, runs: Path, *, drawn: tuple[str, str] | None) -> Path:
     """Write runs/sweeps/<first run>/report.html and sweep.json beside it; the page's path. `drawn` is its plot."""
     first_run = min((tried.run for tried in swept.tried if tried.run), default="none")
-    page = write_page(
-        runs / SWEEPS / first_run / PAGE,
+    content = page(
         "sweep.html.j2",
         swept=swept,
         names=list(swept.tried[0].values),
@@ -31,6 +30,7 @@ def write_sweep(swept: SweepResult, runs: Path, *, drawn: tuple[str, str] | None
         plot=drawn,
         others=sorted({name for tried in swept.tried for name in tried.metrics} - {swept.metric}),
     )
+    path = write_page(runs / SWEEPS / first_run / PAGE, content)
     facts = {
         "step": swept.step,
         "metric": swept.metric,
@@ -38,8 +38,8 @@ def write_sweep(swept: SweepResult, runs: Path, *, drawn: tuple[str, str] | None
         "winner": swept.winner.run if swept.winner else None,
         "tried": [{"values": dict(tried.values), "run": tried.run, "why": tried.why} for tried in swept.tried],
     }
-    atomic_write(page.with_name(FACTS), msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
-    return page
+    atomic_write(path.with_name(FACTS), msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+    return path
 
 
 def plot(swept: SweepResult) -> tuple[str, str] | None:
@@ -91,7 +91,10 @@ def _plot(swept: SweepResult) -> tuple[str, str] | None:
         axes.set_facecolor("none")
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
-            legend = axes.legend(frameon=False, fontsize=8, ncols=1 + len(lines) // 8, loc="best")
+            beside = (1.01, 1.0)  # never on a line
+            legend = axes.legend(
+                frameon=False, fontsize=8, ncols=1 + len(lines) // 12, loc="upper left", bbox_to_anchor=beside
+            )
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a value may have a `$`
         figure.tight_layout()

@@ -15,10 +15,11 @@ from runner.pipeline.file import REGISTRATION
 from runner.run import folder as run_folder
 from runner.run import layout
 from runner.run.orchestrate import VERDICT_FILE
+from runner.run.progress import PROGRESS
 from runner.run.store import LOCK, OWNED, Store, files_of
 
 # made from records, or temporary
-OF_A_RUN = (LOCK, OWNED, VERDICT_FILE, "report.html")
+OF_A_RUN = (LOCK, OWNED, PROGRESS, VERDICT_FILE, "report.html")
 OF_A_STEP = ("executed.html", "executed.partial", "job.log", "request.json", "opened.jsonl")
 BYTECODE = "__pycache__"
 # temporary files of a killed process

@@ -38,6 +38,7 @@ from runner.run.cache import Cache, Miss
 from runner.run.keys import step_key
 from runner.run.pinned_inputs import pinned
 from runner.run.ports import Options, World
+from runner.run.progress import ProgressFile
 from runner.run.retries import retries
 from runner.run.sources import public_values, without_credentials
 
@@ -118,6 +119,7 @@ class Steps:
         self.detached: set[str] = set()  # steps that keep running elsewhere after this process
         self.registered = {state.name for state in manifest.steps if manifest.model_version is not None}
         self.cache = Cache(world.store, plan.root)
+        self.progress = ProgressFile(world.store.folder(manifest.run))
         self.threads = _cores(options) if world.runtime is None else 0  # elsewhere each step has its own machine
         # attempts number a step's executions over all resumptions; `retries` counts from this process's first
         self.first = {state.name: max(1, state.attempt) for state in manifest.steps}
@@ -144,6 +146,7 @@ class Steps:
         finally:
             self.world.executor.close()
             self.cache.hashes.save()
+            self.progress.close()
         statuses = {step.status for step in self.manifest.steps}
         interrupted = self.world.stop.is_set() or "interrupted" in statuses
         status = "interrupted" if interrupted else "failed" if "failed" in statuses else "succeeded"
@@ -228,10 +231,9 @@ class Steps:
     def _execute(self, step: PlannedStep) -> None:
         """In a thread of its own: execute, and pass the outcome to the thread that owns the manifest."""
         folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
+        on_progress = self.progress.telling(self.world.watcher.progress)
         try:
-            result = self.world.executor.run(
-                folder, cwd=self._cwd(step), stop=self.world.stop, on_progress=self.world.watcher.progress
-            )
+            result = self.world.executor.run(folder, cwd=self._cwd(step), stop=self.world.stop, on_progress=on_progress)
             self.outcomes.put((step, result))
         except BaseException as error:  # must reach the owner, whatever it is
             self.outcomes.put((step, error))

@@ -25,8 +25,9 @@ def main() -> NoReturn:
     from runner.scoring.fast_reading import quick
     from runner.scoring.inference import loaded
     from runner.serve.app import Application, RequestLimits
+    from runner.serve.listening import bind
     from runner.serve.metrics import Metrics
-    from runner.serve.server import bind, serve
+    from runner.serve.server import serve
 
     try:
         scorer = loaded(FOLDER, os.environ)

@@ -30,20 +30,6 @@ ENDINGS = (signal.SIGTERM, signal.SIGINT)
 AGAIN_S = 0.5  # before a worker that could not be started is tried again
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises UsageError for an address that is not available."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(2048)
-    except OSError as error:
-        raise UsageError(f"{host}:{port} cannot be served: {error.strerror}.") from error
-    listening.setblocking(False)
-    return listening
-
-
 def serve(application: Application, listening: socket.socket, *, workers: int, on_ready: Callable[[], None]) -> None:
     """Answer until SIGTERM or SIGINT; requests under way are answered first. Raises RunnerError where workers die."""
     if workers == 1:

@@ -27,8 +27,10 @@ class Browser:
         self.requests: list[str] = []  # every address asked for since the page was opened, answered or not
         self._events: list[str] = []
 
-    def open(self, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Load the page in a tab of its own and wait until it has loaded."""
+    def open(
+        self, address: str, *, width: int = 1280, height: int = 900, dark: bool = False, script: bool = True
+    ) -> None:
+        """Load the page in a tab of its own and wait until it has loaded; without `script` none of the page's runs."""
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.requests, self._events = [], []
@@ -39,9 +41,41 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        self._ask("Emulation.setScriptExecutionDisabled", value=not script)
         self._ask("Page.navigate", url=address)
+        self._wait_for_load()
+
+    def _wait_for_load(self) -> None:
         while "Page.loadEventFired" not in self._events:
             self._take(self._read())
+
+    def press(self, key: str) -> None:
+        """Tab, Space or Enter, as somebody without a mouse does."""
+        codes = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
+        code, text = codes[key]
+        for kind in ("keyDown", "keyUp"):
+            typed = {"text": text} if text and kind == "keyDown" else {}
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **typed)
+
+    def focus(self, selector: str, *, most: int = 80) -> None:
+        """Press Tab until the element that the selector finds has the focus."""
+        for _ in range(most):
+            self.press("Tab")
+            if self.value(f"document.activeElement === document.querySelector({json.dumps(selector)})"):
+                return
+        raise AssertionError(f"{selector} cannot be reached by Tab")
+
+    def follow(self, selector: str) -> None:
+        """Reach the link or button by Tab, press Enter, and wait for the page that comes."""
+        self.focus(selector)
+        self._events = []
+        self.press("Enter")
+        self._wait_for_load()
+
+    def write(self, selector: str, text: str) -> None:
+        """Reach the field by Tab and type."""
+        self.focus(selector)
+        self._ask("Input.insertText", text=text)
 
     def value(self, script: str) -> Any:
         """What the expression comes to, in the page's own world; the page's policy does not hold for it."""

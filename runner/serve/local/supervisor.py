@@ -369,7 +369,7 @@ def main(folder: Path) -> None:
 
 
 def _bound(address: Address, *, wait_s: float) -> socket.socket:
-    from runner.serve.server import bind
+    from runner.serve.listening import bind
 
     until = time.monotonic() + wait_s
     while True:

@@ -162,7 +162,8 @@ def _ready(start: Start) -> tuple[Application, socket.socket]:
 @contextlib.contextmanager
 def _trial(application: Application) -> Iterator[int]:
     """A worker of its own on a port of its own, as the workers to come will be."""
-    from runner.serve.server import bind, serve
+    from runner.serve.listening import bind
+    from runner.serve.server import serve
 
     private = bind("127.0.0.1", 0)
     pid = os.fork()

@@ -1,0 +1,134 @@
+"""Serving the pages: the address, the process, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio.to_thread
+import uvicorn
+
+from runner import escape
+from runner.errors import UsageError
+from runner.loopback import is_loopback
+from runner.run.provenance import who
+from runner.ui.access import USERS, OneTimeToken, Passwords, users
+from runner.ui.app import Pages
+from runner.ui.guard import TOKEN, Access
+
+END_S = 1  # for requests under way; the live rows would never end by themselves
+THREADS = 8  # that make pages
+CONNECTIONS = 500
+
+
+def access(
+    host: str,
+    port: int,
+    *,
+    header: str = "",
+    hosts: tuple[str, ...] = (),
+    users_text: str = "",
+    on_sign_in: Callable[[], None] = lambda: None,
+) -> Access:
+    """Who may come in. Raises UsageError where others can reach the host and nothing says who they are."""
+    if header and users_text:
+        raise UsageError(f"Either {USERS} or --trust-user-header says who somebody is, not both.")
+    if not is_loopback(host) and not header and not users_text:
+        raise UsageError(
+            f"{host} can be reached from other machines, so it has to be known who comes: {USERS}=FILE with a line "
+            "NAME:HASH for each (`runner ui --user NAME` makes one), or behind a proxy --trust-user-header NAME."
+        )
+    return Access(
+        account=who(),
+        cookie=f"runner-ui-{port}",  # cookies know no ports, and two projects' pages may be open
+        token=None if header or users_text else OneTimeToken(),
+        passwords=Passwords(users(users_text)) if users_text else None,
+        header=header,
+        hosts=frozenset(name.lower().rstrip(".") for name in hosts),
+        on_sign_in=on_sign_in,
+    )
+
+
+def address(host: str, port: int, access: Access) -> str:
+    """Where the pages are, with the token that lets one browser in."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"?{TOKEN}={access.token.now}" if access.token is not None else "")
+
+
+def serve(file: Path, access: Access, listening: socket.socket, *, prefix: str, on_ready: Callable[[], None]) -> None:
+    """Answer until SIGTERM or SIGINT; see `server`."""
+    _escape_log()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn sends itself the signal again, once it has ended well
+        server(file, access, prefix=prefix, on_ready=on_ready).run(sockets=[listening])
+
+
+def server(
+    file: Path, access: Access, *, prefix: str = "", on_ready: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """The server of a project's pages. `prefix` is the path under which a proxy shows them, if it does not take it
+    away itself."""
+    pages = Pages(file, access)
+    config = uvicorn.Config(
+        pages.application(prefix=prefix),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=END_S,
+    )
+    threading.Thread(target=pages.warm, name="warm", daemon=True).start()
+    return _Server(config, on_ready)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        await super().startup(sockets)
+        self._on_ready()
+
+
+class _Inert(logging.Formatter):
+    """A fault's traceback may quote a notebook."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape.terminal(super().format(record))
+
+
+def _escape_log() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Inert("%(message)s"))
+    log = logging.getLogger("uvicorn.error")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def opened(where: str) -> Iterator[None]:
+    """The browser at the address, by a file that others cannot read: a program's arguments they could."""
+    handle, name = tempfile.mkstemp(suffix=".html", prefix="runner-ui-")
+    path = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(
+                '<!DOCTYPE html><meta charset="utf-8"><title>runner</title>'
+                f'<meta http-equiv="refresh" content="0; url={escape.html(where)}">'
+                f'<p><a href="{escape.html(where)}">Open the pages</a></p>'
+            )
+        webbrowser.open(path.as_uri())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
