@@ -33,8 +33,9 @@ ALLOWED = {
     "audit": LEAVES | {"pipeline", "notebook", "gate", "model", "run", "step"},
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
+    "notify": LEAVES | {"notebook", "model", "report"},
     "project": LEAVES | {"pipeline", "model", "run", "audit", "step", "serve", "aws"},
-    "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
+    "decisions": LEAVES | {"project", "notify", "model", "run", "serve", "aws"},
     "ui": LEAVES
     | {
         "project",
@@ -52,6 +53,7 @@ ALLOWED = {
     "cli": LEAVES
     | {
         "project",
+        "notify",
         "decisions",
         "adopt",
         "pipeline",

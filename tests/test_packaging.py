@@ -41,7 +41,7 @@ def test_the_core_lock_has_the_pins_of_the_whole_lock() -> None:
 
 def test_every_direct_requirement_is_locked() -> None:
     assert set(direct()) <= {name for name, *_ in pins("requirements.lock")}
-    assert set(direct("sagemaker", "studio", "ui", "dev", "docs")) <= {
+    assert set(direct("sagemaker", "studio", "ui", "notify", "dev", "docs")) <= {
         name for name, *_ in pins("requirements-all.lock")
     }
 
@@ -61,7 +61,7 @@ def test_environment_yml_has_the_locked_versions_of_all_direct_requirements() ->
     )
     locked = {(name, version) for name, version, _ in pins("requirements-all.lock")}
     assert {(name, version) for name, version, _ in lines} <= locked
-    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "ui", "dev", "docs")
+    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "ui", "notify", "dev", "docs")
 
 
 def test_nothing_says_to_install_a_package_of_this_name_which_on_a_public_index_is_another_projects() -> None:

@@ -15,6 +15,7 @@ import click
 from runner.cli.options import (
     fields,
     no_report_option,
+    note,
     on_option,
     parse_overrides,
     print_json,
@@ -171,7 +172,13 @@ def resume_command(
 
     pages = manifest.chosen.report and not no_report
     return carry_out(
-        project.of(manifest.pipeline), go_on, on=manifest.on, kernel=options.kernel, as_json=as_json, pages=pages
+        project.of(manifest.pipeline),
+        go_on,
+        on=manifest.on,
+        kernel=options.kernel,
+        as_json=as_json,
+        pages=pages,
+        told=manifest.status == "succeeded",
     )
 
 
@@ -184,10 +191,12 @@ def carry_out(
     as_json: bool,
     pages: bool,
     again: bool = False,
+    told: bool = False,
 ) -> int:
-    """Start or continue a run, show its progress, print its result; the exit code.
+    """Start or continue a run, show its progress, print its result, tell whom [notify] names; the exit code.
 
-    With `again` the report that a repetition of the run will have is made too.
+    With `again` the report that a repetition of the run will have is made too. `told` says that nothing new can come
+    of the run.
     """
     from runner.cli.display import display
     from runner.cli.reporting import Reporter
@@ -205,6 +214,10 @@ def carry_out(
             say(str(error), err=True)
             say(f"  `runner resume {short}` follows it again, `runner stop {short}` ends it", err=True)
             return 143 if received and received[0] == signal.SIGTERM else Detached.exit_code
+        except Exception as error:
+            shown.close()
+            _tell(project, world, watcher.manifest, error=str(error) or type(error).__name__)
+            raise
         finally:
             shown.close()
     folder = world.store.folder(manifest.run)
@@ -213,7 +226,20 @@ def carry_out(
     say(summary(manifest, folder, pages=pages), err=as_json)  # for a person who reads a CI log
     for line in hint(manifest):
         say(line, err=True)
+    _tell(project, world, None if told else manifest, pages=pages)
     return exit_code(manifest, received)
+
+
+def _tell(
+    project: Project, world: World, manifest: RunManifest | None, *, pages: bool = False, error: str = ""
+) -> None:
+    """Tell whom [notify] names what has become of the run; what does not work is a note."""
+    if manifest is None or project.spec.notify.to is None:
+        return
+    from runner import notify
+
+    report = world.store.folder(manifest.run) / "report.html" if pages else None
+    notify.tell(project.spec.notify, notify.of_run(manifest, report, registry=world.registry, error=error), note)
 
 
 def _preview(project: Project, plan: Plan, options: Options, as_json: bool) -> int:

@@ -194,7 +194,7 @@ class Pages:
 
         def decide(project: Project) -> str:
             why = form.get("reason", "").strip()
-            decisions.reject(project, name, number, why=why, by=_person(request))
+            decisions.reject(project, name, number, why=why, by=_person(request), say=notes.append)
             served = still_served(project.registry, name, number)
             notes.extend(
                 f"{target} serves it still; end that at Targets, or by {one}." for target, one in served.items()
@@ -241,7 +241,7 @@ class Pages:
             deployed = decisions.rollback(project, deployer, **options, expected=label, say=notes.append)
             sentence = f"{target} serves {deployed.label} again."
         else:
-            deployed = decisions.undeploy(project, deployer, **options, expected=label)
+            deployed = decisions.undeploy(project, deployer, **options, expected=label, say=notes.append)
             sentence = f"{deployed.label} is not served at {target} any more."
         notes.extend(decisions.older_rest(project, deployed.name, deployed.version, target))
         request.state.session.notes += [("good", sentence), *(("unsure", note) for note in notes)]
