@@ -102,7 +102,7 @@ class Pages:
             depth=max(0, page_path(request.scope).count("/") - 1),
             person=session.person,
             form_token=lambda path: self._access.sessions.form_token(session, path),
-            can_sign_out=not self._access.header,
+            can_sign_out=not self._access.asks_each_time,
             notes=notes,
         )
 
