@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # a file's tests share what it has built, so they stay in one process
 TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-.PHONY: same-python run test quick durations test-standard soak coverage bench bench-serving lab studio lint docs locks clean
+.PHONY: same-python run test quick durations test-standard soak coverage bench bench-serving bench-capture lab studio lint docs locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -53,6 +53,10 @@ endif
 
 bench-serving: $(VENV)/.all $(VENV)-peers-serving/.ready
 	$(BIN)/python -m benchmarks.serving $(if $(QUICK),--rounds 2 --seconds 1,--write)
+	$(BIN)/python -m benchmarks.onnx $(if $(QUICK),--rounds 2 --seconds 1,--write)
+
+bench-capture: $(VENV)/.all
+	$(BIN)/python -m benchmarks.capture $(if $(QUICK),--rounds 2 --seconds 1,--write)
 
 # --allow-root: a container has no other account, and for others it means nothing
 lab: $(VENV)/.all
@@ -80,6 +84,8 @@ locks: $(VENV)/.core
 		--all-extras -o requirements-all.lock pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		-c requirements-all.lock -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--extra sagemaker --extra studio -c requirements-all.lock -o requirements-project.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-peers-serving build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build

@@ -269,7 +269,7 @@ def limit_us(case: Case, model: Path, table: np.ndarray) -> float:
     def read() -> object:
         return msgspec.json.decode(body) if case.kind != "csv" else msgspec.json.decode(text, type=list[float])
 
-    return least_us(lambda: booster.predict(matrix.__array_interface__["data"][0], *matrix.shape)) + least_us(read)
+    return least_us(lambda: booster.predict(matrix, *matrix.shape)) + least_us(read)
 
 
 def least_us(call: Callable[[], object]) -> float:

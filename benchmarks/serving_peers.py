@@ -5,6 +5,7 @@ flask     gunicorn, gevent and Flask as in AWS' xgboost container, without the n
           https://github.com/aws/sagemaker-xgboost-container (algorithm_mode/serve.py, encoder.csv_to_dmatrix)
 fastapi   uvicorn, FastAPI and XGBoost's inplace_predict: what is written by hand for one model
 mlserver  MLServer with mlserver-xgboost
+sklearn   uvicorn, FastAPI and a pipeline of scikit-learn as joblib keeps it
 """
 
 import json
@@ -85,6 +86,26 @@ def fastapi_app(model: str) -> Any:
     return app
 
 
+def sklearn_app(model: str) -> Any:
+    import fastapi
+    import joblib
+    import pandas as pd
+
+    app = fastapi.FastAPI()
+    pipeline = joblib.load(model)
+
+    @app.get("/ping")
+    def ping() -> dict[str, str]:
+        return {}
+
+    @app.post("/invocations")
+    async def invocations(request: fastapi.Request) -> Any:
+        frame = pd.DataFrame(await request.json())
+        return {"predictions": pipeline.predict_proba(frame)[:, 1].tolist()}
+
+    return app
+
+
 def mlserver_folder(folder: Path, model: str, port: int) -> Path:
     """What `mlserver start` reads."""
     folder.mkdir()
@@ -101,10 +122,10 @@ if __name__ == "__main__":
     scripts = Path(sys.executable).parent
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(Path(__file__).parent))
-    if kind in ("floor", "fastapi"):
+    if kind in ("floor", "fastapi", "sklearn"):
         import uvicorn
 
-        app = floor_app() if kind == "floor" else fastapi_app(model)
+        app = floor_app() if kind == "floor" else {"fastapi": fastapi_app, "sklearn": sklearn_app}[kind](model)
         uvicorn.run(app, port=port, access_log=False, lifespan="off", ws="none", log_level="critical")
     elif kind == "flask":
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)

@@ -39,6 +39,8 @@ SAGEMAKER_NAMES = (
     "decision recorded",
     "decision carried out",
 )
+# of `init`
+INIT_NAMES = ("project half written", "project written")
 # of `gc`
 GC_NAMES = ("removal recorded", "run moved away", "objects removed")
 

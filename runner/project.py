@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, NewVersion, Registry
 from runner.pipeline.file import load, nearest
-from runner.records import USUAL_KERNEL, Artifact, Pipeline, SageMakerTargetSpec, utc_text
+from runner.records import USUAL_KERNEL, Artifact, Pipeline, SageMakerTargetSpec, Target, utc_text
 from runner.run import sources
 from runner.run.folder import PIPELINE
 from runner.run.ports import Executor, Runtime, RunWatcher, Silent, World
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     from runner.aws.session import Session
     from runner.aws.shared import SharedRuns
+    from runner.model.captured import Captured
     from runner.model.deployment import Deployer
     from runner.model.signature import Signature
     from runner.records import FileFact
+    from runner.serve.capture_settings import CaptureSettings
     from runner.step.local import ForkServers
 
 RUNS, REGISTRY = "runs", "registry.db"
@@ -293,11 +295,37 @@ class Project:
             return signature(self.session(), version)
         return signature_in(model_folder(self.store, version.run, version.artifact), version)
 
+    def capture_settings(self, target: str, *, working: Path | None = None) -> CaptureSettings | None:
+        """How requests to the target are captured by a process here, None where they are not."""
+        from runner.serve.capture_settings import capture_settings
+
+        spec = self.target(target)
+        if spec.capture is None or not spec.capture.percent:
+            return None
+        return capture_settings(spec.capture, target, self.root, working=working)
+
+    def capturing(self, target: str) -> AbstractContextManager[CaptureSettings]:
+        """How rows that are scored here are kept for the target; see `runner.captures`."""
+        from runner.captures import capturing
+
+        return capturing(self, target)
+
+    def captured(self, target: str, *, since: str = "", until: str = "") -> Iterator[Captured]:
+        """The requests that were captured at the target; see `runner.model.captured.windows`."""
+        from runner.captures import captured
+
+        return captured(self, target, since=since, until=until)
+
+    def target(self, name: str) -> Target:
+        """One of [targets]. UsageError names the nearest one."""
+        spec = self.spec.targets.get(name)
+        if spec is None:
+            raise UsageError(f"There is no target {name!r} in {self.file.name}{nearest(name, self.spec.targets)}")
+        return spec
+
     def deployer(self, target: str, *, no_token: bool = False) -> Deployer:
         """Of one of [targets]; with `no_token` requests need none from now on. UsageError names the nearest target."""
-        spec = self.spec.targets.get(target)
-        if spec is None:
-            raise UsageError(f"There is no target {target!r} in {self.file.name}{nearest(target, self.spec.targets)}")
+        spec = self.target(target)
         folder = self.root / RUNS / "targets" / target
         if isinstance(spec, SageMakerTargetSpec):
             from runner.aws.endpoint import SageMakerTarget
@@ -319,6 +347,7 @@ class Project:
             target,
             spec,
             folder,
+            capture=self.capture_settings(target, working=folder),
             model_folder=self.version_folder,
             recorded=lambda: recorded(self.registry, target),
             token="" if no_token else os.environ.get("RUNNER_TOKEN") or None,

@@ -137,10 +137,15 @@ class NotifySpec(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Capture(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What an endpoint keeps of its requests and answers, for monitoring."""
+    """What a target keeps of its requests and answers, for monitoring."""
 
-    percent: int = 100  # of the requests
-    to: str | None = None  # an s3:// prefix; `captured/TARGET/` in the project's bucket
+    percent: int = 100  # of the requests; a request's id decides
+    to: str | None = None  # a folder, `runs/captured/TARGET`; of an endpoint s3://…, `captured/TARGET/` in the bucket
+    days: int | None = None  # 30. Older files are removed. Only of a process here: S3 has rules of its own
+    max_mb: int | None = None  # 1000. All files together; the oldest are removed. Only of a process here
+    hash: list[str] = []  # columns of which a keyed hash is kept in place of the value. Only of a process here
+    leave_out: list[str] = []  # columns that are not kept. Only of a process here
+    keep: list[str] = []  # columns that are kept though the model has them not, such as the key. Only of a process here
 
 
 class Scaling(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -162,6 +167,7 @@ class AnyTarget(Record, frozen=True, kw_only=True, omit_defaults=True, tag_field
     requires: str | None = None  # the target at which the version must have served before, at any time
     second_approval: bool = False  # by somebody else: `runner approve NAME/VERSION --to TARGET`
     unknown: Literal["error", "missing"] = "error"  # a category the model has never seen: refused, or a missing value
+    capture: Capture | None = None  # requests and answers are kept. They have customers' data in them
 
     @property
     def kind(self) -> str:
@@ -188,7 +194,6 @@ class SageMakerTargetSpec(AnyTarget, frozen=True, kw_only=True, omit_defaults=Tr
     instance_count: int | None = None  # 1
     serverless: Serverless | None = None  # instead of instances and scaling, without `capture` and `vpc`
     scaling: Scaling | None = None  # machines by the requests that come
-    capture: Capture | None = None  # requests and answers are kept. They have customers' data in them
     serving_image: str | None = None  # `own`, or an address. The one that the version was registered with
     tags: dict[str, str] | None = None  # those of `[sagemaker]`
     vpc: Vpc | None = None  # that of `[sagemaker]`

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import gzip
 import io
 import json
@@ -11,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import notebook_rules
 from support.commands import environment
+from support.notebook_rules import cells, source
+from support.one_kernel import Execute, one_kernel
 from support.projects import REAL_TABLE, ROOT
 
 from runner.gate import judge
@@ -28,16 +29,6 @@ from runner.records import Metric, Rule, encode
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TABLE = ROOT / "data" / "churn.csv"
 TABLES = [TABLE, *([REAL_TABLE] if REAL_TABLE.exists() else [])]
-Execute = Callable[..., dict[str, Metric]]
-
-
-def cells(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [cell for cell in found if kind in (None, cell["cell_type"])]
-
-
-def source(cell: dict[str, Any]) -> str:
-    return "".join(cell["source"])
 
 
 def name(path: Path) -> str:
@@ -52,52 +43,8 @@ def test_there_are_four_notebooks() -> None:
 
 
 @each_notebook
-def test_a_notebook_is_short_and_its_cells_too(path: Path) -> None:
-    code = [source(cell).splitlines() for cell in cells(path, "code")]
-    assert 15 <= len(cells(path)) <= 30
-    assert max(len(lines) for lines in code) <= 15
-    assert sum(len(lines) for lines in code) <= 150
-
-
-@each_notebook
-def test_a_notebook_is_committed_without_outputs_and_with_readable_ids(path: Path) -> None:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
-    assert document["metadata"]["kernelspec"] == {
-        "display_name": "Python (runner)",
-        "language": "python",
-        "name": "runner",
-    }
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(path, "code"))
-    ids = [cell["id"] for cell in cells(path)]
-    assert len(set(ids)) == len(ids)
-    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", one) for one in ids)
-
-
-@each_notebook
-def test_a_notebook_begins_with_its_kernel_and_ends_with_metrics_and_a_link(path: Path) -> None:
-    first, *_, last = cells(path)
-    assert source(first).startswith("# ")
-    assert "**Python (runner)**" in source(first)
-    assert re.search(r"\]\(\d\d_\w+\.ipynb\)", source(last))
-    assert "metric(" in source(cells(path, "code")[-1])
-
-
-@each_notebook
-def test_every_parameter_has_a_type_a_literal_and_a_meaning(path: Path) -> None:
-    (tagged,) = [cell for cell in cells(path, "code") if "parameters" in cell["metadata"].get("tags", [])]
-    for line in source(tagged).splitlines():
-        assert re.fullmatch(r"\w+: (str|int|float) = \S+  # \S.*", line)
-    for statement in ast.parse(source(tagged)).body:
-        assert isinstance(statement, ast.AnnAssign)
-        assert statement.value is not None
-        ast.literal_eval(statement.value)
-
-
-@each_notebook
-def test_a_notebook_installs_nothing_and_leaves_the_shell_alone(path: Path) -> None:
-    code = "\n".join(source(cell) for cell in cells(path, "code"))
-    assert not re.search(r"^\s*[%!]|\bpip\b|subprocess|os\.system|sagemaker|getenv|environ", code, re.MULTILINE)
+def test_a_notebook_keeps_the_rules_of_notebooks(path: Path) -> None:
+    notebook_rules.check(path)
 
 
 def test_the_script_makes_the_table_byte_for_byte(tmp_path: Path) -> None:
@@ -109,41 +56,8 @@ def test_the_script_makes_the_table_byte_for_byte(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def execute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Execute]:
-    """Runs a notebook with parameters in a real kernel, the same for all: most of a notebook's time is its imports."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the notebook packages' own imports
-        import nbformat
-        from jupyter_client.manager import AsyncKernelManager
-        from nbclient import NotebookClient
-        from papermill.translators import PythonTranslator
-    manager = AsyncKernelManager(kernel_name="python3")
-    folder = tmp_path_factory.mktemp("executed")
-
-    def run(notebook: str, **parameters: Any) -> dict[str, Metric]:
-        made = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jupyter_client's own: an unencrypted port
-            injected = PythonTranslator.codify({key: _plain(value) for key, value in parameters.items()})
-            at = next(n for n, cell in enumerate(made.cells) if "parameters" in cell.metadata.get("tags", []))
-            made.cells.insert(at + 1, nbformat.v4.new_code_cell(injected))
-            client = NotebookClient(made, km=manager, resources={"metadata": {"path": str(folder)}}, timeout=120)
-            try:
-                client.execute()
-            finally:
-                client.kc.stop_channels()
-                nbformat.write(made, folder / f"{notebook}.ipynb")
-        return read_scraps(folder / f"{notebook}.ipynb").metrics
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with one_kernel(ROOT / "notebooks", tmp_path_factory.mktemp("executed")) as run:
         yield run
-        import asyncio
-
-        asyncio.run(manager.shutdown_kernel(now=True))
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def data(execute: Execute, folder: Path, **parameters: Any) -> dict[str, Metric]:

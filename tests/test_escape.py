@@ -206,6 +206,7 @@ COMMANDS = (
     ["diff", "{first}", "latest"], ["diff", "{first}", "latest", "--json"], ["compare", "{first}", "latest"],
     ["compare", "{first}", "latest", "--json"], ["runs", "--best", "only.judged\x9b"], ["runs", "--tag", "\u202e"],
     ["show", "{first}"], ["show", "{first}", "--json"], ["debug", "latest", "only", "--no-open"], ["report", "latest"],
+    ["graph"], ["graph", "latest"], ["graph", "latest", "--json"], ["logs", "latest"], ["logs", "latest", "only"],
 )  # fmt: skip
 
 

@@ -175,6 +175,9 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     do("approve", "tiny/1", "--reason", "looks well")
     do("deploy", "tiny/1", "--to", "staging", "--reason", "it is the first")
     do("deployments")
+    signature = next(far.folder.glob("runs/2*/steps/train/out/model/signature.json"))
+    (far.folder / "one.jsonl").write_text(json.dumps(json.loads(signature.read_text())["sample_request"]) + "\n")
+    do("predict", "tiny/1", "one.jsonl", "--capture", "staging")
     do("pipeline", "push")
     do("pipeline", "push")
     execution = do("pipeline", "start", "--json").out

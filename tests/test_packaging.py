@@ -32,22 +32,25 @@ def direct(*groups: str) -> dict[str, str]:
     return {re.match(r"[\w.-]+", line)[0]: line.partition(";")[2].strip() for line in lines}  # type: ignore[index]
 
 
+def extras() -> list[str]:
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+
 def test_the_core_lock_has_the_pins_of_the_whole_lock() -> None:
-    core, whole = pins("requirements.lock"), pins("requirements-all.lock")
+    core, of_projects, whole = (pins(f"requirements{of}.lock") for of in ("", "-project", "-all"))
     assert len(core) > 80
-    versions = {(name, version) for name, version, _ in whole}
-    assert {(name, version) for name, version, _ in core} <= versions
+    versions, project_versions = ({(name, version) for name, version, _ in lock} for lock in (whole, of_projects))
+    assert {(name, version) for name, version, _ in core} <= project_versions <= versions
 
 
 def test_every_direct_requirement_is_locked() -> None:
     assert set(direct()) <= {name for name, *_ in pins("requirements.lock")}
-    assert set(direct("sagemaker", "studio", "ui", "notify", "dev", "docs")) <= {
-        name for name, *_ in pins("requirements-all.lock")
-    }
+    assert set(direct("sagemaker", "studio")) <= {name for name, *_ in pins("requirements-project.lock")}
+    assert set(direct(*extras())) <= {name for name, *_ in pins("requirements-all.lock")}
 
 
 def test_every_pin_has_hashes_and_no_address() -> None:
-    for name in ("requirements.lock", "requirements-all.lock"):
+    for name in ("requirements.lock", "requirements-project.lock", "requirements-all.lock"):
         content = (ROOT / name).read_text()
         assert "://" not in content
         assert "--index" not in content
@@ -61,7 +64,7 @@ def test_environment_yml_has_the_locked_versions_of_all_direct_requirements() ->
     )
     locked = {(name, version) for name, version, _ in pins("requirements-all.lock")}
     assert {(name, version) for name, version, _ in lines} <= locked
-    assert {name: marker for name, _, marker in lines} == direct("sagemaker", "studio", "ui", "notify", "dev", "docs")
+    assert {name: marker for name, _, marker in lines} == direct(*extras())
 
 
 def test_nothing_says_to_install_a_package_of_this_name_which_on_a_public_index_is_another_projects() -> None:

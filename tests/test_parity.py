@@ -234,8 +234,8 @@ def test_what_is_not_an_xgboost_model_is_named(tmp_path: Path) -> None:
     frame, answers = numbers(300)
     pipe = make_pipeline(StandardScaler(), xgb.XGBClassifier(n_estimators=2, n_jobs=1)).fit(frame, answers)
     said = refused(tmp_path / "model", pipe, frame)
-    assert "A Pipeline is not a booster or an estimator of XGBoost" in said
-    assert "`.steps` may hold one" in said
+    assert "The pipeline ends in a XGBClassifier, which ONNX would score otherwise" in said
+    assert "save(…, code=…)" in said
     assert "is not fitted" in refused(tmp_path / "model", xgb.XGBClassifier(), frame)
     model = trained(frame, answers)
     assert "has them in another order" in refused(tmp_path / "model", model, frame[["charges", "tenure"]])

@@ -214,6 +214,21 @@ WRONG = {
 }
 
 
+def test_a_file_with_another_delimiter_and_encoding_is_read_as_it_is_said(house: Made, tmp_path: Path) -> None:
+    project, model = house
+    frame = records(40).assign(note="für 5 €")
+    frame.to_csv(tmp_path / "export.csv", sep=";", index=False, encoding="cp1252")
+    given = ("predict", "tiny", str(tmp_path / "export.csv"), "-o", str(tmp_path / "out.csv"))
+    done = project.runner(*given, "--delimiter", ";", "--encoding", "cp1252")
+    assert done.code == 0, done.err
+    scored = pd.read_csv(tmp_path / "out.csv")
+    assert scored["note"].unique() == ["für 5 €"]
+    assert np.allclose(scored["probability"], model.predict(frame), atol=1e-6)
+    for wrong, said in ((("--delimiter", ";;"), "one character"), (("--encoding", "no-such"), "none of that name")):
+        done = project.runner(*given, *wrong)
+        assert (done.code, said in done.err) == (2, True), done.err
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_file_that_cannot_be_scored_is_refused_with_the_place(house: Made, tmp_path: Path, name: str) -> None:
     project, _ = house

@@ -280,7 +280,7 @@ def test_another_folder_than_the_pipeline_names_is_refused(project: Project) -> 
 
 UNFIT = {  # what the folder has beside, or instead of, what runner.model.save writes
     "joblib": ("import joblib\njoblib.dump({'a': 1}, model + '/model.joblib')", "model.joblib is a pickle"),
-    "none": ("import os\nos.remove(model + '/model.ubj')", "has no model.ubj or model.json"),
+    "none": ("import os\nos.remove(model + '/model.ubj')", "has no model.ubj or model.json or model.onnx or model.txt"),
     "no signature": ("import os\nos.remove(model + '/signature.json')", "has no signature.json"),
 }
 

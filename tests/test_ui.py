@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -587,7 +588,7 @@ def test_the_rows_of_runs_that_go_on_follow_the_progress_of_the_terminal(pages: 
     visitor = pages.by_address()
     with store.lock(run):
         note = ProgressFile(store.folder(run))
-        note.telling(lambda _: None)(Progress("train", 3, 7, 4, "model.fit(rows)"))
+        note.note(Progress("train", 3, 7, 4, "model.fit(rows)"))
         page = visitor.get()
         assert f'data-running="{run}"' in page.text
         assert "train: 3 of 7 cells, now [4] model.fit(rows)" in page.text
@@ -597,7 +598,7 @@ def test_the_rows_of_runs_that_go_on_follow_the_progress_of_the_terminal(pages: 
         stream = connection.getresponse()
         assert event(stream) == ("row", {"run": run, "lines": ["train: 3 of 7 cells, now [4] model.fit(rows)"]})
         time.sleep(0.3)
-        note.telling(lambda _: None)(Progress("train", 4, 7, 5, "score(rows)"))
+        note.note(Progress("train", 4, 7, 5, "score(rows)"))
         assert event(stream)[1]["lines"] == ["train: 4 of 7 cells, now [5] score(rows)"]
         note.close()
         judged.write(place, manifest)
@@ -699,10 +700,15 @@ def test_the_command_prints_the_address_and_ends_with_a_signal(place: Project) -
     line = process.stderr.readline()
     found = re.search(r"http://127\.0\.0\.1:(\d+)/\?(token=\S+)", line)
     assert found, line
-    assert Visitor(int(found[1])).get(f"/?{found[2]}").status == 200
+    visitor = Visitor(int(found[1]))
+    assert visitor.get(f"/?{found[2]}").status == 200
     assert "signed in; for another browser: http://127.0.0.1" in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) in (0, -signal.SIGTERM)
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=30)) as connection:
+        cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
+        connection.request("GET", "/events", headers={"cookie": cookie})
+        assert connection.getresponse().status == 200  # and goes on, until the server ends
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
     assert process.stderr.read() == ""
     process.stdout.close()
     process.stderr.close()
@@ -803,7 +809,7 @@ def test_the_live_rows_and_the_checkboxes_work_in_a_browser(place: Project, tab:
     with pages_of(place.folder / "pipeline.toml") as served, store.lock(run):
         tab.open(served.address)
         wait_until(lambda: tab.value("document.getElementById('compare')?.disabled") is True)
-        ProgressFile(store.folder(run)).telling(lambda _: None)(Progress("train", 2, 9, 3, "fit()"))
+        ProgressFile(store.folder(run)).note(Progress("train", 2, 9, 3, "fit()"))
         wait_until(lambda: "2 of 9 cells" in tab.value("document.querySelector('.live').textContent"))
         for number in (2, 1):
             tab.focus(f'input[value="{RUN.format(number)}"]')

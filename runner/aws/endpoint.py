@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ from runner.aws.endpoint_request import (
 )
 from runner.aws.endpoint_scaling import EndpointScaling
 from runner.aws.own_image import serving
-from runner.aws.package import ModelSource, package, signature
+from runner.aws.package import ModelSource, check_image, package, signature
 from runner.aws.processing.prices import Prices
 from runner.aws.registered_archive import check_archive
 from runner.aws.registry import SageMakerRegistry
@@ -117,8 +117,8 @@ class SageMakerTarget:
         if status in BUSY:
             raise Refused(f"The endpoint {self.endpoint} is {status}. Try again when it has settled.")
         self._check_kind(description)
-        source, _ = self._source(version, upload=True)
-        request = self._request(version, source)
+        source, files = self._source(version, upload=True)
+        request = self._request(version, source, files)
         if description is not None and status == "Failed":  # was never in service
             self._go_back("", description["EndpointConfigName"])
             description = None
@@ -178,8 +178,8 @@ class SageMakerTarget:
         return signature_in(self.model_folder(version), version)
 
     def plan(self, version: ModelVersion) -> Sequence[str]:
-        source, _ = self._source(version)
-        request, description, limits = self._request(version, source), self._describe(), self.spec.scaling
+        source, files = self._source(version)
+        request, description, limits = self._request(version, source, files), self._describe(), self.spec.scaling
         self._check_kind(description)
         change, otherwise = f"create the endpoint {self.endpoint}", "remove it"
         if description is not None:
@@ -213,7 +213,7 @@ class SageMakerTarget:
             self.bucket.put(key, archive.archive)
         return ModelSource(self.bucket.address(key), archive.sha256), files
 
-    def _request(self, version: ModelVersion, source: ModelSource) -> EndpointRequest:
+    def _request(self, version: ModelVersion, source: ModelSource, files: Mapping[str, bytes]) -> EndpointRequest:
         capture_to = self.bucket.address(f"captured/{self.name}/")
         if self.spec.serving_image is not None or not source.package:  # a package names its own
             image, key = self.spec.serving_image, f"[targets.{self.name}] serving_image"
@@ -221,6 +221,7 @@ class SageMakerTarget:
                 image, key = self.aws.serving_image, "[sagemaker] serving_image"
             address = serving(self.session, self.project, self.aws, self.root, image, what=key)
             source = replace(source, package="", image=address)
+        check_image(files, source.image or source.packaged_image, version.label, f"[targets.{self.name}] serving_image")
         return endpoint_request(self.project, self.name, self.spec, version, source, self.aws, capture_to=capture_to)
 
     def _create_parts(self, request: EndpointRequest) -> None:

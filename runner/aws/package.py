@@ -2,6 +2,7 @@
 
 model.ubj  signature.json  features.py     the folder's files, as they are
 code/inference.py                          runner/scoring/inference.py, which needs nothing of ours beside it
+code/runtimes.py                           runner/scoring/runtimes.py, where the model is not XGBoost's
 code/pyproject.toml  wheel_backend.py      by which pip installs it there, without a package index
 """
 
@@ -12,6 +13,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +22,13 @@ from runner.aws.bucket import Bucket
 from runner.aws.session import Session, domain
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.compatibility import registered
-from runner.model.files import SIGNATURE, check_files, read_files, sha256_of
+from runner.model.files import GRAPH, MODEL, SIGNATURE, TREES, check_files, read_files, sha256_of
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.paths import inside
 
 SCORING = Path(__file__).parents[1] / "scoring"
-PROGRAM = "inference.py"
+PROGRAM, RUNTIMES = "inference.py", "runtimes.py"
 CODE = "code/"
 INSIDE = f"{CODE}{PROGRAM}"
 PROJECT = f"{CODE}pyproject.toml"
@@ -59,6 +61,7 @@ class ModelSource:
     archive_sha256: str
     package: str = ""
     image: str = ""
+    packaged_image: str = ""  # that the package names
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def package(folder: Path) -> Package:
         gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for name, content in sorted({**files, **code()}.items()):
+        for name, content in sorted({**files, **code(files)}.items()):
             member = tarfile.TarInfo(name)  # no time, no owner
             member.size, member.mode = len(content), 0o644
             archive.addfile(member, io.BytesIO(content))
@@ -116,11 +119,12 @@ def package(folder: Path) -> Package:
     return Package(archive=data, sha256=hashlib.sha256(data).hexdigest(), files=files)
 
 
-def code() -> dict[str, bytes]:
-    """The archive's files that are not of the model folder."""
+def code(files: Collection[str] = (MODEL,)) -> dict[str, bytes]:
+    """The archive's files that are not of the model folder, which has `files`."""
     backend = f"{BACKEND}.py"  # as text; nothing here runs it
+    programs = (PROGRAM,) if any(name in files for name in TREES) else (PROGRAM, RUNTIMES)
     return {
-        INSIDE: (SCORING / PROGRAM).read_bytes(),
+        **{f"{CODE}{name}": (SCORING / name).read_bytes() for name in programs},
         f"{CODE}{backend}": Path(__file__).with_name(backend).read_bytes(),
         PROJECT: PYPROJECT.encode(),
     }
@@ -163,6 +167,18 @@ def signature(session: Session, version: ModelVersion) -> Signature:
     if content is None:
         raise Tampered(f"{address} is gone.")
     return registered(content, version, where=address)
+
+
+def check_image(files: Mapping[str, bytes], image: str, label: str, key: str) -> None:
+    """Raises UsageError where the image is SageMaker's for XGBoost, and the version's model is another; `key` is that
+    of pipeline.toml by which there is another image."""
+    if image.partition("/")[2].partition(":")[0] != REPOSITORY or any(name in files for name in TREES):
+        return
+    runtime = "onnxruntime" if GRAPH in files else "LightGBM"
+    raise UsageError(
+        f"{label} needs {runtime}, and {image}, which is to serve it, has XGBoost alone. Serve it with an image of "
+        f'your own: {key} = "own", with {runtime.lower()} in its lock (docs/sagemaker.md, section 8).'
+    )
 
 
 def serving_image(region: str, named: str | None = None) -> str:

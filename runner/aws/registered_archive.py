@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runner.aws.bucket import Bucket
 from runner.aws.package import CODE, ModelSource, check_package
 from runner.aws.registry import SageMakerRegistry
@@ -32,7 +34,8 @@ def check_archive(
     if sha256_of({name: content for name, content in files.items() if not name.startswith(CODE)}) != version.sha256:
         raise Tampered(f"{registered.archive} has other files than {label} was registered with.")
     description = registry.groups.describe(registered.package)
-    addresses = [container.get("ModelDataUrl") for container in description["InferenceSpecification"]["Containers"]]
+    containers = description["InferenceSpecification"]["Containers"]
+    addresses = [container.get("ModelDataUrl") for container in containers]
     if addresses != [registered.archive]:
         raise Tampered(f"{registered.package} names {addresses} as its model; registered was {registered.archive}.")
-    return registered, files
+    return replace(registered, packaged_image=str(containers[0].get("Image", ""))), files

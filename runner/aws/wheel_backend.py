@@ -12,7 +12,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-MODULE = "inference.py"
+MODULES = ("inference.py", "runtimes.py")  # of which an archive may have the first alone
 INFO = "inference-1.dist-info"
 METADATA = b"Metadata-Version: 2.1\nName: inference\nVersion: 1\n"
 WHEEL = b"Wheel-Version: 1.0\nGenerator: runner\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -21,7 +21,8 @@ WHEEL = b"Wheel-Version: 1.0\nGenerator: runner\nRoot-Is-Purelib: true\nTag: py3
 def build_wheel(wheel_directory: str, config_settings: object = None, metadata_directory: object = None) -> str:
     """The wheel's name; pip calls this in the code folder."""
     del config_settings, metadata_directory  # pip's, and nothing here depends on them
-    files = {MODULE: Path(MODULE).read_bytes(), f"{INFO}/METADATA": METADATA, f"{INFO}/WHEEL": WHEEL}
+    files = {name: Path(name).read_bytes() for name in MODULES if Path(name).exists()}
+    files |= {f"{INFO}/METADATA": METADATA, f"{INFO}/WHEEL": WHEEL}
     lines = [f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in files.items()]
     files[f"{INFO}/RECORD"] = "".join([*lines, f"{INFO}/RECORD,,\n"]).encode()
     made = Path(wheel_directory, "inference-1-py3-none-any.whl")

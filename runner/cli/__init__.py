@@ -20,6 +20,7 @@ from runner.errors import Refused, RunnerError, UsageError
 
 HIDDEN = ""  # instead of a first line: only programs call it
 COMMANDS = {
+    "init": ("init", "Make a project for a table: notebooks, pipeline.toml, all that it needs."),
     "run": ("run", "Run the pipeline's notebooks, judge, and register the model."),
     "resume": ("run", "Continue an interrupted or failed run with its own code and parameters."),
     "sweep": ("sweep", "Try many values for a step, ranked on validation rows; evaluate the winner."),

@@ -21,6 +21,13 @@ def confirm(question: str) -> bool:
     return click.confirm(terminal(question), err=True)
 
 
+def ask(question: str, default: str) -> str:
+    """A person's answer; `default` where they only press return."""
+    shown = terminal(default)
+    answer: str = click.prompt(terminal(question), default=shown, err=True)
+    return default if answer == shown else answer
+
+
 def drawn(text: str, **style: Any) -> Any:
     """The text for rich to draw: none of it is markup, and none of it acts on the terminal."""
     from rich.text import Text  # 0.1 s, and a log needs none of it

@@ -98,7 +98,9 @@ def deploy(
         settle(registry, deployer)
         new = deployable(registry, deployer, name, version)
         lost = comparison(registry, deployer, new).permitted(allow=allow_schema_change, say=say)
-        return _serve(registry, deployer, _change(deployer, "deployed", new, by=by, why=why, schema_change=lost), new)
+        return _serve(
+            registry, deployer, _change(deployer, "deployed", new, by=by, why=why, schema_change=lost), new, by
+        )
 
 
 def rollback(
@@ -120,7 +122,7 @@ def rollback(
         _check_expected(f"{deployer.name} would go back to", old.label, expected)
         lost = comparison(registry, deployer, old).permitted(allow=True, say=say)
         change = _change(deployer, "rolled back", old, by=by, why=why, schema_change=lost)
-        return _serve(registry, deployer, change, old)
+        return _serve(registry, deployer, change, old, by)
 
 
 def comparison(registry: Registry, deployer: Deployer, version: ModelVersion) -> SchemaComparison:
@@ -141,7 +143,7 @@ def remove(registry: Registry, deployer: Deployer, *, by: Person, why: str = "",
         _check_expected(f"{deployer.name} serves", last.label, expected)
         removal = deployer.remove(_change(deployer, "removed", last, by=by, why=why))
         reach("target switched")
-        write_events(registry, removal)
+        write_events(registry, removal, known_by=by.known_by)
     return removal
 
 
@@ -223,14 +225,14 @@ def _serving(last: Deployment | None) -> Deployment | None:
     return None if last is None or last.kind == "removed" else last
 
 
-def _serve(registry: Registry, deployer: Deployer, change: Deployment, version: ModelVersion) -> Deployment:
+def _serve(registry: Registry, deployer: Deployer, change: Deployment, version: ModelVersion, by: Person) -> Deployment:
     reach("deployment checked")
     last = _serving(deployer.last())
     if last is not None:
         change = msgspec.structs.replace(change, replaced=last.label)
     completed = deployer.deploy(change, version)
     reach("target switched")
-    write_events(registry, completed)
+    write_events(registry, completed, known_by=by.known_by)
     reach("deployment recorded")
     return completed
 
@@ -246,7 +248,7 @@ def _change(
 ) -> Deployment:
     return Deployment(
         id=secrets.token_hex(8), target=deployer.name, kind=kind, name=of.name, version=of.version, sha256=of.sha256,
-        who=by.who, why=why, schema_change=schema_change or {}, known_by=by.known_by,
+        who=by.who, why=why, schema_change=schema_change or {},
     )  # fmt: skip
 
 

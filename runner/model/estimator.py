@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner.errors import UsageError, counted
+from runner.model.kinds import ROUNDING, ClassNames, Converted, Judged, plain
 from runner.model.signature import Column, Label, distinct
 
 if TYPE_CHECKING:
@@ -82,12 +83,26 @@ class Estimator:
             ) from error
 
 
-@dataclass(frozen=True)
-class ClassNames:
-    """What an answer calls the classes."""
+def judged(model: Any, missing: float | None, positive: Label | None, labels: Sequence[Label] | None) -> Judged:
+    """`missing` is DMatrix's, for a booster. Raises UsageError for what cannot be saved, with what to do."""
+    own = estimator(model, missing)
 
-    positive: str | None
-    labels: list[Label] | None
+    def convert(features: pd.DataFrame, columns: Sequence[Column]) -> Converted:
+        check_columns(own, features)
+        check_learned(own, features)
+        return Converted(bytes(own.booster.save_raw("ubj")), in_tree_order(own, columns))
+
+    return Judged(
+        file="model.ubj",
+        objective=own.objective,
+        names=check_names(own, positive, labels),
+        missing=own.missing,
+        categorical=True,
+        tolerance=None if own.exact else ROUNDING,
+        advice=own.advice,
+        scores=own.scores,
+        convert=convert,
+    )
 
 
 def estimator(model: Any, missing: float | None = None) -> Estimator:
@@ -148,8 +163,8 @@ def check_names(judged: Estimator, positive: Label | None, labels: Sequence[Labe
             f"The model gives {targets} probabilities of a record; an answer has one. Save a model for each."
         )
     if labels is None:
-        return ClassNames(None if positive is None else str(_plain(positive)), None)
-    names, count = [_plain(label) for label in labels], int(judged.config["learner_model_param"]["num_class"])
+        return ClassNames(None if positive is None else str(plain(positive)), None)
+    names, count = [plain(label) for label in labels], int(judged.config["learner_model_param"]["num_class"])
     if not several:
         raise UsageError(
             f"labels are for several classes; {judged.objective} has none. For two classes, say positive=…."
@@ -323,7 +338,3 @@ def _config(booster: xgb.Booster) -> dict[str, Any]:
 
 def _number(missing: float | None) -> float | None:
     return None if missing is None or not math.isfinite(missing) else float(missing)
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if hasattr(label, "item") else label

@@ -9,13 +9,17 @@ from pathlib import Path
 
 from runner.content import folder_artifact, walk
 from runner.errors import Refused, RunnerError, Tampered
+from runner.model import lightgbm_file, onnx_file
 from runner.model.earlier import check_earlier
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.records import FileFact, checked, decode
 
 MODEL, SIGNATURE, CODE = "model.ubj", "signature.json", "features.py"
-MODEL_FILES = (MODEL, "model.json")
+GRAPH, TEXT = "model.onnx", "model.txt"
+TREES = (MODEL, "model.json")  # of XGBoost
+MODEL_FILES = (*TREES, GRAPH, TEXT)
+FAULTS = {GRAPH: onnx_file.fault, TEXT: lightgbm_file.fault}
 # pickle from protocol 2 on, zip (torch), and what joblib compresses with (zlib, gzip, bzip2, xz, lz4): formats that
 # execute code when they are loaded; pickles of protocol 0 and 1 have no such beginning and are parsed
 PICKLES = (
@@ -57,17 +61,22 @@ def check_format(folder: Path) -> None:
 
 
 def check_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Raises Refused where the model is not XGBoost's own UBJ or JSON, has no signature, or any file is a pickle."""
+    """Raises Refused where there is not one model of a format that holds no code, and where a file is a pickle."""
     for relative, content in files.items():
         if Path(relative).suffix in (".pkl", ".pickle", ".joblib") or _is_pickle(content):
             raise Refused(
-                f"{folder / relative} is a pickle or an archive, which can run code when it is loaded. Use UBJ or JSON."
+                f"{folder / relative} is a pickle or an archive, which can run code when it is loaded. Write the "
+                "folder with runner.model.save alone."
             )
-        if relative in MODEL_FILES and not content.startswith(b"{"):
+        if relative in TREES and not content.startswith(b"{"):
             raise Refused(f"{folder / relative} is neither UBJ nor JSON.")
+        if relative in FAULTS and (fault := FAULTS[relative](content)):
+            raise Refused(f"{folder / relative} {fault}.")
     for needed in (MODEL_FILES, (SIGNATURE,)):
         if not any(name in files for name in needed):
             raise Refused(f"{folder} has no {' or '.join(needed)}. Save the model with runner.model.save.")
+    if len(models := [name for name in MODEL_FILES if name in files]) > 1:
+        raise Refused(f"{folder} has {' and '.join(models)}, and a folder holds one model.")
     check_earlier(files, folder)
 
 

@@ -1,6 +1,6 @@
-"""A model as a folder that scores raw records: the trees, the signature, and the code of its features.
+"""A model as a folder that scores raw records: what scores, the signature, and the code of its features.
 
-model.ubj        XGBoost's own format; never a pickle
+model.ubj        XGBoost's own format; or model.txt, LightGBM's; or model.onnx, of scikit-learn. Never a pickle
 signature.json   what a raw record looks like, and a sample with its prediction
 features.py      only where features are computed: `transform(frame) -> frame`, frozen and hashed
 contributions.json    only where they were given: how much each column moves the score
@@ -25,25 +25,25 @@ import msgspec
 
 from runner.errors import Refused, Tampered, UsageError, counted
 from runner.model import parity, table
-from runner.model.estimator import check_columns, check_learned, check_names, estimator, in_tree_order
 from runner.model.files import CODE, MODEL, SIGNATURE, check_files, read_files, sha256_of, signature_of
+from runner.model.kinds import judged as judged_model
 from runner.model.signature import BadRecords, Label, Signature, SplitRule, Unknown, describe
 from runner.model.split import split
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    import xgboost as xgb
 
     from runner.scoring.inference import Scorer
 
 CONTRIBUTIONS = "contributions.json"
 BLOCK = 100_000  # rows that are read at a time
+FORMAT = 2  # of a signature with trees of XGBoost, which earlier programs read too
 
 
 def save(  # noqa: PLR0913 - what a notebook says of its model, each by its name
     folder: str | Path,
-    booster: xgb.Booster | xgb.XGBModel,
+    estimator: Any,
     frame: pd.DataFrame,
     *,
     target: str,
@@ -58,44 +58,47 @@ def save(  # noqa: PLR0913 - what a notebook says of its model, each by its name
 ) -> None:
     """Write the model folder; an older one at that place is replaced whole.
 
-    `booster` may be a fitted estimator of XGBoost, whose best round and missing value are kept. `frame` has the raw
-    records it was trained on, shape (n_rows, n_columns), category columns as pandas categories: its columns are the
-    signature's, its first row the sample. `positive` names what a probability is of, `labels` several classes by their
-    numbers; `missing` is what DMatrix was given with a booster. `split` is {"seed", "key", "shares"}, see
-    `runner.model.split`. `code` is a module (or its file) whose `transform` makes the booster's features from such
-    records. `contributions` has the mean absolute SHAP value of each of the booster's columns, for whoever reviews the
-    model. Equal arguments give equal bytes. Raises UsageError where the folder would not score every row of the frame
-    as the estimator does, to the bit and in whatever form it is sent.
+    `estimator` is a booster or a fitted estimator of XGBoost or LightGBM, whose best round and missing value are kept,
+    or a fitted estimator or pipeline of scikit-learn. `frame` has the raw records it was trained on, shape (n_rows,
+    n_columns), category columns as pandas categories: its columns are the signature's, its first row the sample.
+    `positive` names what a probability is of, `labels` several classes by their numbers; where the estimator has names
+    of its own they are taken from it. `missing` is what XGBoost's DMatrix was given with a booster. `split` is {"seed",
+    "key", "shares"}, see `runner.model.split`. `code` is a module (or its file) whose `transform` makes the estimator's
+    features from such records. `contributions` has the mean absolute SHAP value of each of the estimator's columns, for
+    whoever reviews the model. Equal arguments give equal bytes. Raises UsageError where the folder would not score
+    every row of the frame as the estimator does, in whatever form it is sent: to the bit, with scikit-learn within
+    `runner.model.kinds.ROUNDING`; and for what cannot be saved without a pickle.
     """
     if not len(frame):
         raise UsageError("The frame has no rows, so the model cannot be saved with a sample record.")
     columns = describe(frame, open_text=code is not None)
-    judged = estimator(booster, missing)
-    named = check_names(judged, positive, labels)
+    judged = judged_model(estimator, missing, positive, labels)
     rule = _split_rule(split) if split else None
     with _replacing(Path(folder)) as beside:
         features, code_sha256 = (frame, None) if code is None else _frozen(code, frame, beside / CODE)
         taken = columns if code is None else describe(features)
         texts = [one.name for one in taken if one.kind == "category" and features[one.name].dtype != "category"]
-        features = features.astype(dict.fromkeys(texts, "category")) if texts else features
-        check_columns(judged, features)
-        check_learned(judged, features)
-        taken = in_tree_order(judged, taken)
-        judged.booster.save_model(beside / MODEL)
+        if texts and judged.categorical:
+            features = features.astype(dict.fromkeys(texts, "category"))
+        converted = judged.convert(features, taken)
+        taken = converted.columns
+        (beside / judged.file).write_bytes(converted.content)
         if contributions is not None:
             (beside / CONTRIBUTIONS).write_bytes(_contributed(contributions, {column.name for column in taken}))
         signature = Signature(
+            format=FORMAT if judged.file == MODEL else Signature.newest,
             columns=taken if code is None else columns,
             features=None if code is None else taken,
             code_sha256=code_sha256,
             target=target,
-            positive=named.positive,
-            labels=named.labels,
+            positive=judged.names.positive,
+            labels=judged.names.labels,
             threshold=threshold,
             objective=judged.objective,
             missing=judged.missing,
             key=key,
             split=rule,
+            required=converted.required or msgspec.UNSET,
             sample_request={},
             sample_prediction=0.0,
         )
@@ -132,8 +135,8 @@ class Model:
     def predict(self, frame: pd.DataFrame, unknown: Unknown = "error") -> np.ndarray:
         """Probability of the positive label, or the predicted number: shape (n_rows,); (n_rows, n_classes) for several.
 
-        Takes raw records in any column order; further columns are ignored. A missing value is XGBoost's missing. Raises
-        BadRecords naming row and column.
+        Takes raw records in any column order; further columns are ignored. A missing value is the estimator's missing.
+        Raises BadRecords naming row and column.
         """
         import numpy as np
 
@@ -206,7 +209,7 @@ def _scorer(files: Mapping[str, bytes], folder: Path, unknown: Unknown = "error"
     try:
         return Scorer(dict(files), unknown=unknown, threads=0)
     except ValueError as error:
-        raise Refused(f"{folder} has no model that XGBoost reads: {error}") from error
+        raise Refused(f"{folder} has no model that can be loaded: {error}") from error
 
 
 @contextlib.contextmanager

@@ -20,21 +20,21 @@ import msgspec
 
 from runner.errors import UsageError, counted
 from runner.model import table
+from runner.model.kinds import Tolerance
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from runner.model.estimator import Estimator
+    from runner.model.kinds import Judged
     from runner.scoring.inference import Rows, Scorer
 
-BLOCK = 10_000  # rows
 ALONE = 20  # rows that are sent one by one too
 JSON, CSV = "application/json", "text/csv; header="
 SHOWN = 6  # values of a row in a message
 
 
-def check(scorer: Scorer, frame: pd.DataFrame, judged: Estimator, features: pd.DataFrame) -> tuple[dict[str, Any], Any]:
+def check(scorer: Scorer, frame: pd.DataFrame, judged: Judged, features: pd.DataFrame) -> tuple[dict[str, Any], Any]:
     """The frame's first record, and its score as plain numbers.
 
     `features` are what the estimator takes of the frame, row by row. Raises UsageError naming the first row that the
@@ -44,8 +44,8 @@ def check(scorer: Scorer, frame: pd.DataFrame, judged: Estimator, features: pd.D
 
     alone = set(np.linspace(0, len(frame) - 1, ALONE).astype(int).tolist())
     seen_values: list[set[Any]] = [set() for _ in scorer.columns]
-    for start in range(0, len(frame), BLOCK):
-        rows = range(start, min(start + BLOCK, len(frame)))
+    for start in range(0, len(frame), table.BLOCK):
+        rows = range(start, min(start + table.BLOCK, len(frame)))
         block = _Block(scorer, frame.iloc[rows.start : rows.stop], rows)
         block.compare(judged.scores(features.iloc[rows.start : rows.stop]), judged)
         if scorer.computes is not None:
@@ -54,7 +54,7 @@ def check(scorer: Scorer, frame: pd.DataFrame, judged: Estimator, features: pd.D
         if fresh or not start:
             block.compare_requests(fresh if start else list(range(len(rows))))
         for row in sorted(alone.intersection(rows)):
-            block.compare_alone(row - start)
+            block.compare_alone(row - start, judged)
         if not start:
             sample = block.named(0), block.scores[0].tolist()
     return sample
@@ -93,13 +93,16 @@ class _Block:
             known.update(first)
         return sorted(places)
 
-    def compare(self, expected: np.ndarray, judged: Estimator) -> None:
+    def compare(self, expected: np.ndarray, judged: Judged) -> None:
         import numpy as np
 
         if expected.shape != self.scores.shape:
             shapes = f"of shape {expected.shape}, and the saved folder {self.scores.shape}"
             raise UsageError(f"The estimator gives scores {shapes}, so the model was not saved. {judged.advice}")
-        close = expected == self.scores if judged.exact else np.isclose(expected, self.scores, rtol=1e-5, atol=1e-6)
+        close = expected == self.scores
+        if judged.tolerance is not None:
+            near = judged.tolerance
+            close = np.isclose(self.scores, expected, rtol=near.relative, atol=near.absolute)
         finite, same = (one.reshape(len(expected), -1).all(axis=1) for one in (np.isfinite(expected), close))
         if not finite.all():
             at = int(finite.argmin())
@@ -107,7 +110,8 @@ class _Block:
         if not same.all():
             at = int(same.argmin())
             what = f"scores {_shown(expected[at])} by the estimator and {_shown(self.scores[at])} by the saved folder"
-            raise self._refusal(at, what, judged.advice)
+            more = "" if judged.tolerance is None else f", which is more apart than {judged.tolerance}"
+            raise self._refusal(at, f"{what}{more}", judged.advice)
 
     def compare_older_pandas(self) -> None:
         """SageMaker's serving image has pandas 2.2, where text is Python's objects; pandas 3 still can have it so."""
@@ -163,7 +167,8 @@ class _Block:
             raise UsageError(
                 f"{name} has {len(numbers)} of the frame's {counted(len(places), 'row')}, so it was not saved."
             )
-        read, expected = np.asarray(numbers, dtype="float32"), self.read[places].astype("float32")
+        code = self.scorer.code
+        read, expected = np.asarray(numbers, dtype=code), self.read[places].astype(code)
         wrong = ~((read == expected) | (np.isnan(read) & np.isnan(expected)))
         for column in (at for at, column in enumerate(self.scorer.columns) if column.kind == "text"):
             texts = [self.values[column][at] or None for at in places]
@@ -182,7 +187,7 @@ class _Block:
             places[row], difference, f"{alike}Rename the category, in the frame that the model learns from."
         )
 
-    def compare_alone(self, at: int) -> None:
+    def compare_alone(self, at: int, judged: Judged) -> None:
         import numpy as np
 
         from runner.scoring.fast_reading import quick
@@ -191,7 +196,8 @@ class _Block:
         body = msgspec.json.encode([self.named(at)])
         with _refusing("JSON by name", [self.rows[at]]):
             score = self.scorer.score(self.scorer.table(body, JSON))[0]
-        if not np.array_equal(score, self.scores[at]):
+        near = judged.tolerance or Tolerance(0, 0)
+        if not np.allclose(score, self.scores[at], rtol=near.relative, atol=near.absolute):
             difference = f"scores {_shown(self.scores[at])} among the others and {_shown(score)} alone"
             raise self._refusal(
                 at,

@@ -34,7 +34,6 @@ class Deployment(Record, frozen=True, kw_only=True, omit_defaults=True):
     place: str = ""  # http://… or an endpoint's ARN
     replaced: str = ""  # NAME/VERSION that was served before
     schema_change: dict[str, list[str]] = {}  # by what was served, what it answers and this does not; allowed
-    known_by: str = ""  # how the person was known as `Person` in runner.model.registry_rules has it
 
     @property
     def label(self) -> str:
@@ -106,7 +105,7 @@ def of_event(registry: Registry, event: Event) -> Deployment:
         id=str(data.get("deployment", "")), target=str(data["target"]), kind=data.get("kind", event.kind),
         name=event.name, version=event.version, sha256=registry.get(event.name, event.version).sha256, who=event.who,
         why=event.why, at=since(event), place=str(data.get("place", "")), replaced=str(data.get("replaced", "")),
-        schema_change=data.get("schema_change", {}), known_by=str(data.get("known_by", "")),
+        schema_change=data.get("schema_change", {}),
     )  # fmt: skip
 
 
@@ -137,8 +136,11 @@ def since(event: Event) -> str:
     return str(event.data.get("since", event.at))
 
 
-def write_events(registry: Registry, change: Deployment) -> None:
+def write_events(registry: Registry, change: Deployment, *, known_by: str = "") -> None:
     """Write the events of the change that are not there: its own, and the end of what another model served there.
+
+    `known_by` says how its person was known. The change has no such field, as a target's process may be of an older
+    release and would not read it; so an event that is written after its command died does not say it.
 
     Raises as the registry does, with a message that says what was changed nevertheless.
     """
@@ -146,6 +148,7 @@ def write_events(registry: Registry, change: Deployment) -> None:
         return
     data: dict[str, Any] = {
         "target": change.target, "deployment": change.id, "since": change.at, "place": change.place,
+        **({"known_by": known_by} if known_by else {}),
     }  # fmt: skip
     other, _, other_version = change.replaced.rpartition("/")
     try:
@@ -154,7 +157,7 @@ def write_events(registry: Registry, change: Deployment) -> None:
             why, end = f"replaced by {change.label}", {**data, "replaced_by": change.label, "number": number}
             registry.record(other, int(other_version), "removed", who=change.who, why=why, data=end)
             number += 1
-        optional = {"replaced": change.replaced, "schema_change": change.schema_change, "known_by": change.known_by}
+        optional = {"replaced": change.replaced, "schema_change": change.schema_change}
         data |= {"number": number, **{key: value for key, value in optional.items() if value}}
         registry.record(change.name, change.version, change.kind, who=change.who, why=change.why, data=data)
     except (RunnerError, OSError) as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import msgspec
+
 from runner.errors import UsageError
 from runner.records import Record
 
@@ -47,9 +49,10 @@ class Signature(Record, frozen=True, kw_only=True):
     """signature.json. `columns` are a raw record's; `features` the model's own, where code computes them.
 
     Format 1 had neither labels, nor a missing value, nor open text; its categories were stripped text in any order.
+    Format 2 is of XGBoost alone, and written still for its models; format 3 of every kind.
     """
 
-    newest: ClassVar[int] = 2
+    newest: ClassVar[int] = 3
     format: int = newest
     columns: list[Column]
     features: list[Column] | None = None
@@ -58,10 +61,11 @@ class Signature(Record, frozen=True, kw_only=True):
     positive: str | None = None  # the label that a probability is of; None for a number
     labels: list[Label] | None = None  # of several classes, by their numbers; None where only those are known
     threshold: float | None = None  # a probability from here on is the positive label
-    objective: str
+    objective: str  # what scores are, by XGBoost's words: binary:logistic, multi:softprob, reg:…
     missing: float | None = None  # the number that means a missing value, as NaN does
     key: str | None = None
     split: SplitRule | None = None
+    required: list[str] | msgspec.UnsetType = msgspec.UNSET  # columns whose missing value the estimator does not take
     sample_request: dict[str, Any]  # in the order of `columns`
     sample_prediction: float | list[float]
 

@@ -9,12 +9,16 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from runner.model.signature import Column
     from runner.scoring.inference import BadInput, ColumnReader, Scorer
 
+BLOCK = 10_000  # rows
 Values = Any  # of a column: numpy's numbers or truth values, or a list with None where one is missing
 
 
@@ -40,6 +44,16 @@ def numbers(scorer: Scorer, table: Sequence[Values]) -> np.ndarray:
     for at, (column, values) in enumerate(zip(scorer.columns, table, strict=True)):
         matrix[:, at] = _read(column, values)
     return matrix
+
+
+def matrix(frame: pd.DataFrame, declared: Iterable[Column]) -> np.ndarray:
+    """As `numbers`, of a frame that has all these columns."""
+    import numpy as np
+
+    from runner.scoring.inference import ColumnReader
+
+    readers = [ColumnReader(msgspec.to_builtins(column), "error") for column in declared]
+    return np.column_stack([np.asarray(_read(one, _values(frame[one.name])), dtype="float64") for one in readers])
 
 
 def rows(table: Iterable[Values]) -> list[tuple[Any, ...]]:

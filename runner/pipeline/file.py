@@ -18,6 +18,7 @@ import msgspec
 from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
 from runner.pipeline.addresses import is_public, public
+from runner.pipeline.capture import capture_findings
 from runner.records import (
     ApprovalSpec,
     InputSpec,
@@ -297,6 +298,7 @@ def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
     if not STEP.match(name):
         yield f"{where}: a target's name is letters, digits, `_` and `-`, at most 31."
     yield from _required_targets(name, pipeline)
+    yield from capture_findings(where, target)
     match target:
         case LocalTargetSpec():
             if target.port is not None and not 1 <= target.port <= 65535:
@@ -306,8 +308,6 @@ def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
             if target.serverless is not None and (target.instance or target.instance_count or target.scaling):
                 yield f"{where}: serverless has no instances to name, count or scale."
             yield from _not_above_zero(where, target, "instance_count")
-            if target.capture is not None and not 0 <= target.capture.percent <= 100:
-                yield f"{where}.capture.percent is {target.capture.percent}; it is 0 to 100."
             if target.scaling is not None and not 0 < target.scaling.min <= target.scaling.max:
                 yield f"{where}.scaling: min is above 0, and not above max."
 

@@ -21,6 +21,7 @@ from runner.notebook.parameters import Declared
 from runner.notebook.source import Notebook, project_modules, read_notebook
 from runner.notebook.strip_outputs import INJECTED
 from runner.notebook.types import DoesNotFit, Type, check, read_text
+from runner.pipeline import serving_image
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import examine, is_address, is_path, nearest
 from runner.pipeline.registering import gated, needs_of, outlook, registers, registers_itself
@@ -148,7 +149,8 @@ def plan(
     judges = bool(pipeline.gate) and {rule.metric.partition(".")[0] for rule in pipeline.gate} <= wanted
     if pipeline.gate and all(rule.when for rule in pipeline.gate):
         warnings.append(f"{file.name}: every gate rule has `when`; where none is judged, the verdict is an error.")
-    warnings += [f"{file.name}: {sentence}" for sentence in outlook(pipeline, registering)]
+    sentences = (*outlook(pipeline, registering), *serving_image.outlook(pipeline, notebooks))
+    warnings += [f"{file.name}: {sentence}" for sentence in sentences]
     return Plan(file=file, pipeline=pipeline, steps=tuple(steps), judges=judges, warnings=tuple(warnings))
 
 

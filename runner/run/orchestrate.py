@@ -5,6 +5,7 @@ It reaches executor, registry and remote stores through protocols only. run.json
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -119,7 +120,7 @@ class Steps:
         self.detached: set[str] = set()  # steps that keep running elsewhere after this process
         self.registered = {state.name for state in manifest.steps if manifest.model_version is not None}
         self.cache = Cache(world.store, plan.root)
-        self.progress = ProgressFile(world.store.folder(manifest.run))
+        self.progress = ProgressFile(world.store.folder(manifest.run), world.watcher.progress)
         self.threads = _cores(options) if world.runtime is None else 0  # elsewhere each step has its own machine
         # attempts number a step's executions over all resumptions; `retries` counts from this process's first
         self.first = {state.name: max(1, state.attempt) for state in manifest.steps}
@@ -231,9 +232,9 @@ class Steps:
     def _execute(self, step: PlannedStep) -> None:
         """In a thread of its own: execute, and pass the outcome to the thread that owns the manifest."""
         folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
-        on_progress = self.progress.telling(self.world.watcher.progress)
+        run, note = self.world.executor.run, self.progress.note
         try:
-            result = self.world.executor.run(folder, cwd=self._cwd(step), stop=self.world.stop, on_progress=on_progress)
+            result = run(folder, cwd=self._cwd(step), stop=self.world.stop, on_progress=note)
             self.outcomes.put((step, result))
         except BaseException as error:  # must reach the owner, whatever it is
             self.outcomes.put((step, error))
@@ -250,11 +251,9 @@ class Steps:
 
     def _next_outcome(self) -> tuple[PlannedStep, StepResult | BaseException]:
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):
                 step, outcome = self.outcomes.get(timeout=0.2)  # a signal's handler runs between two waits
                 break
-            except queue.Empty:
-                continue
         self.running.discard(step.name)
         if isinstance(outcome, Detached):
             self.detached.add(step.name)

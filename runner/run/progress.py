@@ -23,22 +23,15 @@ EVERY_S = 0.25  # between two writes; the last one before a pause may be missed,
 class ProgressFile:
     """Notes each step's progress in the run's folder. Safe to call from several threads."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / PROGRESS
+    def __init__(self, folder: Path, tell: Callable[[Progress], None] = lambda _: None) -> None:
+        """`tell` is told of each progress too."""
+        self._path, self._tell = folder / PROGRESS, tell
         self._steps: dict[str, Progress] = {}
         self._written = 0.0
         self._lock = threading.Lock()
 
-    def telling(self, watcher: Callable[[Progress], None]) -> Callable[[Progress], None]:
-        """A callback that notes the progress and passes it on."""
-
-        def note(progress: Progress) -> None:
-            self._note(progress)
-            watcher(progress)
-
-        return note
-
-    def _note(self, progress: Progress) -> None:
+    def note(self, progress: Progress) -> None:
+        self._tell(progress)
         with self._lock:
             is_new = progress.step not in self._steps
             self._steps[progress.step] = progress

@@ -180,8 +180,9 @@ def _check_approvable(artifact: Artifact, content: Callable[[FileFact], Path]) -
     except Refused as error:
         raise Refused(
             f"{error} Nobody could approve it, so it is not registered. Write the folder with runner.model.save alone, "
-            "which takes XGBoost models; for another model remove [model] from pipeline.toml, and the call of "
-            "runner.model.register where a notebook has one: the run keeps it as an output of its step."
+            "which takes models of XGBoost, LightGBM and scikit-learn; for another model remove [model] from "
+            "pipeline.toml, and the call of runner.model.register where a notebook has one: the run keeps it as an "
+            "output of its step."
         ) from error
 
 

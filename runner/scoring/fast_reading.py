@@ -28,6 +28,12 @@ NONE = type(None)
 ARRAYS = re.compile(r'\s*(\{\s*"instances"\s*:\s*)?\[\s*\[')
 
 
+class Row(array):  # type: ignore[type-arg]
+    """A single row as numbers. `values` are what they were read from: runner.serve.capture keeps these."""
+
+    values: Sequence[Any]
+
+
 class Arrays(msgspec.Struct):
     instances: list[list[float]]
 
@@ -41,7 +47,7 @@ def quick(scorer: Scorer) -> Callable[[str, str], Any]:
     # a category may be written 1e2, which as a number would be 100; a header of numbers would be taken for a record
     odd = any(column.kind in CODED or NUMBER.fullmatch(column.name) for column in scorer.columns)
     numeric = not odd and "instances" not in names
-    row = _row(scorer.columns) if scorer.computes is None else lambda _: None
+    row = _row(scorer.columns, scorer.code) if scorer.computes is None else lambda _: None
 
     def read(text: str, kind: str) -> Any:
         if kind.startswith(LINES):
@@ -64,8 +70,8 @@ def quick(scorer: Scorer) -> Callable[[str, str], Any]:
     return read
 
 
-def _row(columns: Sequence[ColumnReader]) -> Callable[[Sequence[Any]], array[float] | None]:
-    """What makes of a row's values the numbers that the trees take; None where one is of another form, or wrong."""
+def _row(columns: Sequence[ColumnReader], code: str) -> Callable[[Sequence[Any]], array[float] | None]:
+    """What makes of a row's values the numbers that the model takes; None where one is of another form, or wrong."""
     coded = [at for at, one in enumerate(columns) if one.kind in CODED]
     plain = [at for at in range(len(columns)) if at not in coded]
     places = sorted(range(len(columns)), key=[*plain, *coded].__getitem__)
@@ -83,7 +89,9 @@ def _row(columns: Sequence[ColumnReader]) -> Callable[[Sequence[Any]], array[flo
             codes = [columns[at].codes[values[at]] for at in coded]
         except (KeyError, TypeError):
             return None
-        return array("f", arrange([*numbers, *codes]) if arrange else codes or numbers)
+        row = Row(code, arrange([*numbers, *codes]) if arrange else codes or numbers)
+        row.values = values
+        return row
 
     return read
 

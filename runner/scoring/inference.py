@@ -1,4 +1,4 @@
-"""Scores raw records by a model folder: reads them, asks XGBoost's C library, writes the answer.
+"""Scores raw records by a model folder: reads them, asks XGBoost's C library or another runtime, writes the answer.
 
 `runner.model`, `predict`, `serve` and an endpoint's container (as `code/inference.py`) run these lines: there is
 one rule by which a record is read. They import nothing of ours, and pandas only for a model's code.
@@ -36,6 +36,7 @@ CODED = ("category", "boolean", "text")  # kinds of columns whose values are loo
 NUMBER = re.compile(r"[ \t\n\r\f\v]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\n\r\f\v]*", re.ASCII)
 WHOLE = re.compile(r"^([+-]?\d+)\.0+$")  # both are linear in a text's length, which `\d+\.?\d*` is not
 Open = type("Open", (dict,), {"__missing__": lambda *_: math.nan})  # codes of any text, which the model's code reads
+Predict = Callable[[Any, int, int], np.ndarray]  # of numbers, and how many rows and columns they are
 Rows = Sequence[Sequence[Any]]  # records, each with the values of the model's columns in its order
 TRUTH_VALUES = dict.fromkeys((True, "true", "True", "1"), 1.0) | dict.fromkeys((False, "false", "False", "0"), 0.0)
 
@@ -135,7 +136,13 @@ class Scorer:
             name = f"_features_{signature['code_sha256'][:12]}"
             self.computes = sys.modules[name] = ModuleType(name)  # where dataclasses look for it
             exec(compile(files["features.py"], "features.py", "exec"), self.computes.__dict__)
-        self._booster = Booster(files.get("model.ubj") or files["model.json"], threads, signature.get("missing"))
+        trees = files.get("model.ubj") or files.get("model.json")
+        self.code = "f" if trees else "d"  # the numbers that are scored, as `array` and numpy call them
+        if trees:
+            self._predict: Predict = Booster(trees, threads, signature.get("missing")).predict
+        else:  # by runtimes.py, which stands beside this file, in a container too
+            runtimes = importlib.import_module(f"{__package__}.runtimes" if __package__ else "runtimes")
+            self._predict = runtimes.Runtime(files, signature, threads, BadInput).predict
         declared = [signature[part] or () for part in ("columns", "features")]
         tables = [ColumnReaders(ColumnReader(one, unknown) for one in columns) for columns in declared]
         self.columns, self._features = tables[0], tables[self.computes is not None]
@@ -183,12 +190,12 @@ class Scorer:
     def score(self, rows: Any) -> np.ndarray:
         """Probabilities or predicted numbers: float32, shape (n_rows,) or (n_rows, n_classes). Raises BadInput."""
         if isinstance(rows, array):  # a single one, as runner.scoring.fast_reading reads it
-            return self._booster.predict(rows.buffer_info()[0], 1, len(rows))
+            return self._predict(rows, 1, len(rows))
         numbers = self.columns.read(rows)
         if self.computes is not None:
             numbers = self._features.read(self._computed(numbers, rows))
-        matrix = numbers.astype("float32", order="C")
-        return self._booster.predict(matrix.__array_interface__["data"][0], *matrix.shape)
+        matrix = numbers.astype(self.code, order="C")
+        return self._predict(matrix, *matrix.shape)
 
     def answers(self, scores: np.ndarray) -> tuple[list[Any], list[float] | None]:
         """Per row the prediction and its probability; None where the model predicts a number."""
@@ -322,14 +329,15 @@ class Booster:
         settings = {"type": 0, "training": False, "iteration_begin": 0, "iteration_end": 0, "strict_shape": False}
         self._settings = json.dumps({**settings, "missing": math.nan if missing is None else missing}).encode()
 
-    def predict(self, address: int, rows: int, columns: int) -> np.ndarray:
-        """Of the float32 numbers from the address on, row after row, of which there is at least one."""
+    def predict(self, numbers: Any, rows: int, columns: int) -> np.ndarray:
+        """Of float32 numbers in memory, row after row, of which there is at least one."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(numbers))
         out = shape, dimensions, content = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64(), ctypes.c_void_p()
-        array = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
+        matrix = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, rows, columns)
         proxy = self._proxies.pop() if self._proxies else ctypes.c_void_p()
         if not proxy:  # a new one takes as long as the call
             self._call("XGProxyDMatrixCreate", ctypes.byref(proxy))
-        self._call("XGBoosterPredictFromDense", self._handle, array, self._settings, proxy, *map(ctypes.byref, out))
+        self._call("XGBoosterPredictFromDense", self._handle, matrix, self._settings, proxy, *map(ctypes.byref, out))
         lengths = shape[: dimensions.value]
         scores = ctypes.string_at(content.value or 0, 4 * math.prod(lengths))
         self._proxies.append(proxy)

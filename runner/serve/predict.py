@@ -5,13 +5,16 @@ Knows the formats; the records are read by `runner.scoring.inference`, as from a
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -23,10 +26,19 @@ from runner.model.signature import BadRecords
 
 if TYPE_CHECKING:
     from runner.scoring.inference import Rows, Scorer
+    from runner.serve.capture import RequestCapture
 
 ROWS = 10_000  # at a time
 FORMATS = {".csv": "csv", ".txt": "csv", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
 ADDED = ("prediction", "probability")
+
+
+@dataclass(frozen=True)
+class CsvForm:
+    """How a CSV file is written; a byte order mark before UTF-8 is no part of it."""
+
+    encoding: str = "utf-8-sig"
+    delimiter: str = ","
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,31 @@ def format_of(path: Path) -> str:
     return format_name
 
 
-def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[int, float], None]) -> int:
-    """Score the file; the number of rows. `on_rows` is told rows done and the part of the file, 0 to 1.
+def csv_form(delimiter: str, encoding: str) -> CsvForm:
+    """Raises UsageError for a delimiter or an encoding that there is not."""
+    try:
+        name = codecs.lookup(encoding).name
+        csv.reader((), delimiter=delimiter)
+    except LookupError as error:
+        raise UsageError(
+            f"--encoding {encoding}: there is none of that name; utf-8, utf-16, cp1252 are some."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--delimiter {delimiter!r}: it is one character, such as ; or a tab.") from error
+    return CsvForm(CsvForm.encoding if name == "utf-8" else name, delimiter)
+
+
+def predict(
+    scorer: Scorer,
+    source: Path,
+    writer: Writer,
+    *,
+    on_rows: Callable[[int, float], None],
+    form: CsvForm = CsvForm(),
+    capture: RequestCapture | None = None,
+) -> int:
+    """Score the file; the number of rows. `on_rows` is told rows done and the part of the file, 0 to 1; `capture` keeps
+    each part for monitoring.
 
     Raises BadRecords naming row (from 1, the header not counted) and column; rows before it may be written by then.
     """
@@ -68,24 +103,45 @@ def predict(scorer: Scorer, source: Path, writer: Writer, *, on_rows: Callable[[
     from runner.scoring.inference import BadInput
 
     done = 0
-    parts = {"csv": _csv, "lines": _lines, "parquet": _parquet}[format_of(source)](source, scorer)
+    readers: dict[str, Callable[[Path, Scorer], Iterator[tuple[Part, float]]]] = {
+        "csv": partial(_csv, form=form),
+        "lines": _lines,
+        "parquet": _parquet,
+    }
+    parts = readers[format_of(source)](source, scorer)
     try:
         for part, part_done in parts:
             twice = [name for name in ADDED if name in part.names]
             if twice:
                 raise UsageError(f"{source} has a column {twice[0]} already, which would be added. Rename it.")
-            count = len(part.table)
+            count, began = len(part.table), time.perf_counter()
             scores = scorer.score(part.table) if count else np.empty(0, dtype="float32")
+            if capture is not None and count:
+                capture.part(part.table, _further(part, capture.more), scores, time.perf_counter() - began)
             writer.write(part, *scorer.answers(scores))
             done += count
             on_rows(done, part_done)
     except BadInput as error:
         raise BadRecords(f"{source}: {table.message(error, done)}") from error  # counted from the part's first
     except UnicodeDecodeError as error:
-        raise BadRecords(f"{source}: after row {done} it is not UTF-8: {error.reason}.") from error
+        raise BadRecords(f"{source}: after row {done} it is not {_encoding(form)}: {error.reason}.") from error
     if not done:
         raise BadRecords(f"{source} has no record.")
     return done
+
+
+def _further(part: Part, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """The values of these columns, of those that the file has."""
+    columns: dict[str, Sequence[Any]] = {}
+    for name in names:
+        if part.records is not None:
+            columns[name] = [record.get(name) for record in part.records]
+        elif name in part.names and part.batch is not None:
+            columns[name] = part.batch.column(part.batch.schema.get_field_index(name)).to_pylist()
+        elif name in part.names:
+            at = part.names.index(name)
+            columns[name] = [row[at] for row in part.rows]
+    return columns
 
 
 @contextmanager
@@ -201,13 +257,18 @@ def csv_text(rows: list[list[Any]]) -> str:
     return buffer.getvalue()
 
 
-def _csv(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
+def _encoding(form: CsvForm) -> str:
+    return "UTF-8" if form.encoding == CsvForm.encoding else form.encoding
+
+
+def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, float]]:
     from runner.scoring.inference import BadInput
 
     header: list[str] | None = None
     size, first = source.stat().st_size or 1, True
     with open(source, "rb") as file:
-        reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        text = io.TextIOWrapper(file, encoding=form.encoding, newline="")
+        reader = csv.reader(text, delimiter=form.delimiter, strict=True)
         while True:
             try:
                 rows = list(islice(reader, ROWS))

@@ -42,6 +42,7 @@ class Pages:
         self._table = RunTable()
         self._styles = styles()
         self._pulled = -PULL_S
+        self.is_ending: Callable[[], bool] = lambda: False  # set by who serves them
 
     def application(self, *, prefix: str = "") -> Guard:
         routes = [
@@ -248,9 +249,8 @@ class Pages:
         return RedirectResponse("../", 303)
 
     async def events(self, request: Request) -> Response:
-        lines = live.events(
-            self._project(), request.query_params.getlist("run"), request.query_params.get("newest", "")
-        )
+        runs, newest = request.query_params.getlist("run"), request.query_params.get("newest", "")
+        lines = live.events(self._project(), runs, newest, is_ending=self.is_ending)
         return StreamingResponse(lines, media_type="text/event-stream")
 
     def static(self, request: Request) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ MOST = 50  # runs that one page follows
 LOCK_S = 5.0  # between two looks at whether a run's process lives
 
 
-async def events(project: Project, runs: Sequence[str], newest: str) -> AsyncIterator[str]:
+async def events(
+    project: Project, runs: Sequence[str], newest: str, *, is_ending: Callable[[], bool]
+) -> AsyncIterator[str]:
     """`row` with a run's lines as JSON; `ended` for one that is over, `begun` where there is a run after `newest`."""
     store = project.store_here
     watched = [run for run in dict.fromkeys(runs) if RUN_ID.match(run)][:MOST]
@@ -32,7 +34,7 @@ async def events(project: Project, runs: Sequence[str], newest: str) -> AsyncIte
     root_stamp: object = None
     told, quiet_s = newest, 0.0
     yield ": hello\n\n"
-    while True:
+    while not is_ending():
         messages = []
         stamp = _stamp(store.root)
         if stamp != root_stamp:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -29,7 +30,7 @@ from runner.ui.several import Several
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-END_S = 1  # for requests under way; the live rows would never end by themselves
+END_S = 5  # for requests under way
 THREADS = 8  # that make pages
 CONNECTIONS = 500
 
@@ -85,13 +86,15 @@ def serve(file: Path, access: Access, listening: socket.socket, *, prefix: str, 
 
 def serve_several(folder: Path, access: Access, listening: socket.socket) -> None:
     """Answer for all projects in the folder until SIGTERM or SIGINT."""
-    _run(_Server(_configured(Several(folder, access)), lambda: None), listening)
+    several = Several(folder, access)
+    serving = _Server(_configured(several), lambda: None)
+    several.is_ending = lambda: serving.should_exit
+    _run(serving, listening)
 
 
 def _run(server: uvicorn.Server, listening: socket.socket) -> None:
     _escape_log()
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn sends itself the signal again, once it has ended well
-        server.run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 def server(
@@ -101,7 +104,9 @@ def server(
     away itself."""
     pages = Pages(file, access)
     threading.Thread(target=pages.warm, name="warm", daemon=True).start()
-    return _Server(_configured(pages.application(prefix=prefix)), on_ready)
+    serving = _Server(_configured(pages.application(prefix=prefix)), on_ready)
+    pages.is_ending = lambda: serving.should_exit
+    return serving
 
 
 def _configured(application: ASGIApp) -> uvicorn.Config:
@@ -127,6 +132,14 @@ class _Server(uvicorn.Server):
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await super().startup(sockets)
         self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal has been obeyed then and is not raised again."""
+        if threading.current_thread() is threading.main_thread():
+            for ending in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(ending, self.handle_exit)
+        yield
 
 
 class _Inert(logging.Formatter):

@@ -5,6 +5,7 @@ Whoever gets this far is let in, so it is served where only this account comes: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -30,6 +31,7 @@ class Several:
     def __init__(self, folder: Path, access: Access) -> None:
         self._folder, self._access = folder.resolve(), access
         self._guards: dict[str, Guard] = {}
+        self.is_ending: Callable[[], bool] = lambda: False  # live rows end then
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -44,7 +46,9 @@ class Several:
         if name and name not in self._guards:
             file = projects(self._folder).get(name)
             if file is not None:
-                self._guards[name] = Pages(file, self._access).application(prefix=f"/{name}")
+                pages = Pages(file, self._access)
+                pages.is_ending = lambda: self.is_ending()
+                self._guards[name] = pages.application(prefix=f"/{name}")
         if name in self._guards:
             return self._guards[name] if slash else RedirectResponse(f"./{quote(name, safe='')}/", 303, HEADERS)
         return self._first_page("" if path == "/" else name)

@@ -75,12 +75,14 @@ def runner_bundle(environment: Mapping[str, object], *, library: bytes | None = 
 
 
 def package_files() -> dict[str, bytes]:
-    """This package's sources, by path from the folder above it."""
+    """This package's sources, by path from the folder above it, without what makes new projects."""
     package = Path(__file__).parents[2]
+    relatives = {path.relative_to(package): path for path in sorted(package.rglob("*"))}
     return {
-        f"{package.name}/{path.relative_to(package).as_posix()}": path.read_bytes()
-        for path in sorted(package.rglob("*"))
+        f"{package.name}/{relative.as_posix()}": path.read_bytes()
+        for relative, path in relatives.items()
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+        if relative.parts[0] not in ("init", "templates")
     }
 
 

@@ -1,0 +1,1 @@
+"""A new project: what a table looks like, and the files that a project begins with."""

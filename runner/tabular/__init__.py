@@ -1,0 +1,38 @@
+"""What the notebooks of the `tabular` template call: a table read as columns.toml says, and a model judged by it.
+
+Nothing heavy is imported before one of them is called. The rules of cleaning, the model and what its numbers mean stand
+in the notebooks.
+"""
+
+from __future__ import annotations
+
+from runner.tabular.alone import alone
+from runner.tabular.bootstrap import main_measure, measures, resample
+from runner.tabular.columns import Columns, read_columns
+from runner.tabular.confusion import draw_confusion
+from runner.tabular.contributions import contributions, model_features, reasons
+from runner.tabular.features import write_features
+from runner.tabular.slices import slices
+from runner.tabular.table import as_date, as_label, as_number, may_have_seen, only_file, read_table, row_hash
+
+__all__ = [
+    "Columns",
+    "alone",
+    "as_date",
+    "as_label",
+    "as_number",
+    "contributions",
+    "draw_confusion",
+    "main_measure",
+    "may_have_seen",
+    "measures",
+    "model_features",
+    "only_file",
+    "read_columns",
+    "read_table",
+    "reasons",
+    "resample",
+    "row_hash",
+    "slices",
+    "write_features",
+]
