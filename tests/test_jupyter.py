@@ -192,7 +192,7 @@ def test_a_page_has_its_address_in_the_jupyterlab_whose_terminal_this_is(home: P
     assert jupyter.page_address(home / "churn", "run", "r1", environment={}) is None
 
 
-def test_report_open_and_debug_print_addresses_in_a_terminal_of_jupyterlab(home: Path, tmp_path: Path) -> None:
+def test_report_and_open_print_addresses_in_a_terminal_of_jupyterlab(home: Path, tmp_path: Path) -> None:
     env = {"JUPYTER_SERVER_URL": "http://localhost:8888/jupyterlab/default/", "JUPYTER_SERVER_ROOT": str(home)}
     project = Project(home / "churn")
     project.write("train.ipynb", parameters('source: str = ""\nmodel: str = ""'), "print(1)")
