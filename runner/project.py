@@ -23,10 +23,10 @@ from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, NewVersion, Registry
 from runner.pipeline.file import load, nearest
-from runner.records import USUAL_KERNEL, Artifact, Pipeline, SageMakerTargetSpec, Target, utc_text
+from runner.records import USUAL_KERNEL, Artifact, Capture, Pipeline, SageMakerTargetSpec, Target, utc_text
 from runner.run import sources
 from runner.run.folder import PIPELINE
-from runner.run.ports import Executor, Runtime, RunWatcher, Silent, World
+from runner.run.ports import Executor, Runtime, RunWatcher, Silent, WatchedTarget, World
 from runner.run.sources import RemoteSource
 from runner.run.store import Store, facts_of, is_fetched
 
@@ -59,6 +59,12 @@ class Project:
     @cached_property
     def spec(self) -> Pipeline:
         return load(self.file, self.profile)
+
+    @cached_property
+    def watched(self) -> Project:
+        """The project whose targets this one's notebooks look at: of the file in [monitor] of, beside this one."""
+        monitor = self.spec.monitor
+        return self if monitor is None or monitor.of == self.file.name else Project(self.root / monitor.of)
 
     def of(self, spec: Pipeline) -> Project:
         """The same place with another specification, such as the one that a run was made by."""
@@ -104,6 +110,8 @@ class Project:
 
     def registry_within(self, patience_s: float | None) -> Registry:
         """`patience_s` is how long requests to a remote registry are repeated while it does not answer."""
+        if self.watched is not self:
+            return self.watched.registry_within(patience_s)
         if not self.registry_is_remote:
             return self.local_registry
         from runner.aws import own_image
@@ -187,6 +195,7 @@ class Project:
             runtime=runtime,
             place=sources.place_input if runtime is None else sources.name_only,
             shared=self.shared,
+            target=self.watched.watched_target,
             identity=lambda: self.identity,
         )
 
@@ -315,6 +324,13 @@ class Project:
         from runner.captures import captured
 
         return captured(self, target, since=since, until=until)
+
+    def watched_target(self, name: str) -> WatchedTarget:
+        """One of [targets], for a pipeline that watches it. Raises as `target`."""
+        capture = self.target(name).capture
+        return WatchedTarget(
+            capture or Capture(percent=0), lambda since, until: self.captured(name, since=since, until=until)
+        )
 
     def target(self, name: str) -> Target:
         """One of [targets]. UsageError names the nearest one."""

@@ -37,9 +37,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InputSpec(Record, frozen=True, kw_only=True):
-    """The long form of an input. `from_` is `step.output`, a path, an address, `approved:NAME` or `gate.verdict`."""
+    """The long form of an input. `from_` is `step.output`, a path, an address, `gate.verdict`, `approved:NAME`, or what
+    is known of a target: `captured:TARGET`, `deployed:TARGET`, `reference:TARGET`, `promised:TARGET`."""
 
-    from_: str = msgspec.field(name="from")  # `step.output`, path, address, `approved:NAME` or `gate.verdict`
+    from_: str = msgspec.field(
+        name="from"
+    )  # `step.output`, path, address, `gate.verdict`, `approved:NAME`, of a target
     as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")  # `uri`: the notebook gets the address
     optional: bool = False  # the notebook gets an empty text where it is not there
     keep: bool = False  # the bytes stay with the run, also of a large source
@@ -210,6 +213,13 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     register: bool = True  # false, in a profile perhaps: a run registers nothing, `runner register RUN` does it later
 
 
+class MonitorSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[monitor] of a pipeline that watches what another one deployed. Both files lie in one folder."""
+
+    of: FileName = "pipeline.toml"  # the file that has the targets and the model's registry
+    retrain: FileName | None = None  # the file that is run where the gate says no; it registers by its own gate alone
+
+
 class Pipeline(Record, frozen=True, kw_only=True):
     """pipeline.toml with one profile applied; paths are as written, relative to the file."""
 
@@ -224,6 +234,7 @@ class Pipeline(Record, frozen=True, kw_only=True):
     approval: ApprovalSpec = ApprovalSpec()  # who may approve
     notify: NotifySpec = NotifySpec()  # who is told
     targets: dict[str, Target] = {}  # where versions are served
+    monitor: MonitorSpec | None = None  # whose targets this pipeline watches
 
 
 class Metric(Record, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ ALLOWED = {
     "adopt": LEAVES | {"pipeline", "notebook"},
     "scoring": set[str](),  # an endpoint's container takes inference.py as it is
     "model": LEAVES | {"scoring"},
+    "drift": LEAVES | {"model"},
     "tabular": LEAVES | {"model", "scoring"},
     "kernel": LEAVES | {"notebook"},
     "step": LEAVES | {"pipeline", "notebook", "kernel"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
     "captures": LEAVES | {"model", "serve", "aws"},
-    "notify": LEAVES | {"notebook", "model", "report"},
+    "notify": LEAVES | {"pipeline", "notebook", "model", "report"},
     "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws"},
     "init": LEAVES | {"pipeline"},
     "decisions": LEAVES | {"project", "notify", "model", "run", "serve", "aws"},

@@ -40,6 +40,7 @@ TABLES: dict[str, type[Record]] = {
     "approval": records.ApprovalSpec,
     "store": records.StoreSpec,
     "notify": records.NotifySpec,
+    "monitor": records.MonitorSpec,
     "targets.NAME": records.AnyTarget,
     "targets.NAME.local": records.LocalTargetSpec,
     "targets.NAME.sagemaker": records.SageMakerTargetSpec,

@@ -21,6 +21,7 @@ from runner.errors import RunnerError
 from runner.escape import message
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.notebook.redaction import Redactor
+from runner.pipeline.file import CAPTURED
 from runner.records import Metric, NotifyEvent, NotifySpec, Pipeline
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 LIMIT_S = 4.0  # for all services together; one attempt
 START_S = 8.0  # of the process, at most; it takes one
 MOST_METRICS, MOST_RULES, LONGEST_VALUE, LONGEST = 12, 6, 300, 1800  # a service of chats takes 2,000 characters
-FROM_A_TARGET = "captured:"  # how a source begins by which a pipeline watches what was deployed
 Say = Callable[[str], None]
 
 
@@ -99,7 +99,7 @@ def _is_of(run: str, version: ModelVersionRef, registry: Registry) -> bool:
 def watches(pipeline: Pipeline) -> bool:
     """Whether the pipeline looks at what was deployed: one of its inputs is what a target captured."""
     inputs = (spec for step in pipeline.steps.values() for spec in step.inputs.values())
-    return any(spec.from_.startswith(FROM_A_TARGET) for spec in inputs)
+    return any(spec.from_.startswith(CAPTURED) for spec in inputs)
 
 
 def of_decision(pipeline: Pipeline, version: ModelVersion, decision: str, *, who: str, why: str) -> Notice:

@@ -24,6 +24,7 @@ from runner.records import (
     InputSpec,
     LocalTargetSpec,
     ModelSpec,
+    MonitorSpec,
     NotifySpec,
     Pipeline,
     Record,
@@ -36,6 +37,8 @@ from runner.records import (
 )
 
 APPROVED, VERDICT = "approved:", "gate.verdict"
+CAPTURED, DEPLOYED, REFERENCE, PROMISED = "captured:", "deployed:", "reference:", "promised:"
+AT_TARGET = (CAPTURED, DEPLOYED, REFERENCE, PROMISED)  # and the name of a target
 ADDRESSES = ("s3://", "https://")
 RESERVED_STEPS = ("gate", "approved")
 REGISTRATION = "registration.json"  # what runner.model.register leaves in a step's outputs
@@ -47,6 +50,7 @@ TABLES: dict[str, type[Record]] = {
     "store": StoreSpec,
     "approval": ApprovalSpec,
     "notify": NotifySpec,
+    "monitor": MonitorSpec,
 }
 TOP = ("name", "parameters", "steps", "gate", "model", "profiles", *TABLES, "targets")
 VARIABLE = re.compile(r"env:[A-Za-z_]\w*", re.ASCII)
@@ -108,7 +112,7 @@ def upstream(spec: StepSpec) -> set[str]:
 
 
 def is_output(source: str) -> bool:
-    return not (source == VERDICT or source.startswith(APPROVED) or is_path(source) or is_address(source))
+    return not (source == VERDICT or source.startswith((APPROVED, *AT_TARGET)) or is_path(source) or is_address(source))
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -359,6 +363,9 @@ def _input_references(step: str, where: str, spec: InputSpec, pipeline: Pipeline
     elif source.startswith(APPROVED):
         if not NAME.match(source.removeprefix(APPROVED)):
             yield f"{where}: {source!r} names no model; write `approved:NAME`."
+    elif source.startswith(AT_TARGET):
+        if not STEP.match(source.partition(":")[2]):
+            yield f"{where}: {source!r} names no target; write `{source.partition(':')[0]}:TARGET`."
     elif is_output(source):
         yield from _output_reference(source, where, pipeline)
     if spec.as_ == "uri" and not is_address(source):
@@ -385,7 +392,7 @@ def _output_reference(source: str, where: str, pipeline: Pipeline) -> Iterator[s
     if not output or "://" in source:
         yield (
             f"{where}: {public(source)!r} is not a source: write `step.output`, a path that begins with ./ or /, "
-            "s3://…, https://…, `approved:NAME` or `gate.verdict`."
+            "s3://…, https://…, `approved:NAME`, `captured:TARGET`, `deployed:TARGET` or `gate.verdict`."
         )
     elif step not in pipeline.steps:
         yield f"{where}: there is no step `{step}`{nearest(step, pipeline.steps)}"
