@@ -70,6 +70,16 @@ def format_of(path: Path) -> str:
     return format_name
 
 
+def source_format(path: Path) -> str:
+    """As `format_of`; with any other ending a file that is text is CSV. Raises OSError where it cannot be read."""
+    if path.suffix.lower() not in FORMATS:
+        with path.open("rb") as file:
+            beginning = file.read(4096)
+        if beginning and b"\0" not in beginning:
+            return "csv"
+    return format_of(path)
+
+
 def csv_form(delimiter: str, encoding: str) -> CsvForm:
     """Raises UsageError for a delimiter or an encoding that there is not."""
     try:
@@ -108,7 +118,7 @@ def predict(
         "lines": _lines,
         "parquet": _parquet,
     }
-    parts = readers[format_of(source)](source, scorer)
+    parts = readers[source_format(source)](source, scorer)
     try:
         for part, part_done in parts:
             twice = [name for name in ADDED if name in part.names]
@@ -262,7 +272,7 @@ def _encoding(form: CsvForm) -> str:
 
 
 def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, float]]:
-    from runner.scoring.inference import BadInput
+    from runner.scoring.inference import BadInput, other_delimiter
 
     header: list[str] | None = None
     size, first = source.stat().st_size or 1, True
@@ -273,7 +283,11 @@ def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, fl
             try:
                 rows = list(islice(reader, ROWS))
             except csv.Error as error:
-                raise BadInput(f"Line {reader.line_num} is not CSV: {error}.") from None
+                with open(source, encoding=form.encoding, newline="") as again:
+                    mark = other_delimiter(again.readline(), error) if form.delimiter == "," else ""
+                option = f"--delimiter {'$' * (mark < ' ')}{mark!r}"  # a tab as bash writes it
+                remedy = f" Its fields are separated by {mark!r}: add {option}." * bool(mark)
+                raise BadInput(f"Line {reader.line_num} is not CSV: {error}.{remedy}") from None
             if not rows:
                 return
             rows = scorer.without_blank_lines(rows)
