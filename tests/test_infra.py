@@ -142,7 +142,7 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     (far.folder / "in.txt").write_text("x\n")
     far.toml(TOML)
     inbox = prepare(cloud)
-    calls: dict[str, list[Call]] = {"caller": [], "job": [], "approver": [], "deployer": []}
+    calls: dict[str, list[Call]] = {"caller": [], "job": [], "approver": [], "deployer": [], "watcher": []}
 
     def take(who: str) -> None:
         for call in cloud.calls:
@@ -169,6 +169,9 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     do("approve", "tiny/1", "--reason", "looks well")
     do("deploy", "tiny/1", "--to", "staging", "--reason", "it is the first")
     do("deployments")
+    signature = next(far.folder.glob("runs/2*/steps/train/out/model/signature.json"))
+    (far.folder / "one.jsonl").write_text(json.dumps(json.loads(signature.read_text())["sample_request"]) + "\n")
+    do("predict", "tiny/1", "one.jsonl", "--capture", "staging")
     do("pipeline", "push")
     do("pipeline", "push")
     execution = do("pipeline", "start", "--json").out
@@ -330,7 +333,14 @@ BESIDE: dict[str, list[Beside]] = {
     ],
 }  # fmt: skip
 # whose managed policy a role of infra/ has beside its own: it does there what they do
-AS = {"tiny-build": "caller", "tiny-github": "caller", "tiny-deploy-build": "deployer", "owner": "", "studio-grace": ""}
+AS = {
+    "tiny-build": "caller",
+    "tiny-github": "caller",
+    "tiny-deploy-build": "deployer",
+    "owner": "",
+    "studio-grace": "",
+    "watcher": "",
+}
 # their own documents are asked about in test_delivery.py, test_own_image.py and test_project.py
 ASKED_ELSEWHERE = {
     "builder", "runner-studio-launch", "tiny-build", "tiny-delivery", "tiny-deploy", "tiny-deploy-build",
@@ -473,7 +483,7 @@ def test_without_a_pipeline_the_jobs_role_registers_and_starts_nothing() -> None
         assert not allowing(granted, Request(f"sagemaker:{action}", f"{AT}:processing-job/pipelines-x"))
 
 
-@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy", "ImagePolicy"])
+@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy", "ImagePolicy", "MonitorPolicy"])
 def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: SmallSageMaker, resource: str) -> None:
     long = {"Tables": "t" * 32, "Project": "p" * 32, "Bucket": "b" * 63, "Prefix": "p" * 32, "Model": "m" * 32}
     made = stack(**long, WithVpc="yes", KmsKeyArn=f"arn:aws:kms:{REGION}:{ACCOUNT}:key/{'0' * 36}")
@@ -481,6 +491,15 @@ def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: Sm
     text = json.dumps(document, separators=(",", ":"))
     assert len(text) <= LONGEST_POLICY
     cloud.client("iam").create_policy(PolicyName=resource, PolicyDocument=text)  # refuses what is not a policy
+
+
+def test_who_watches_reads_captures_puts_scored_files_beside_them_and_nothing_else(recorded: Recorded) -> None:
+    granted, below = stack().policy("MonitorPolicy"), f"arn:aws:s3:::{BUCKET}/tiny"
+    assert allowing(granted, Request("s3:GetObject", f"{below}/captured/production/x/AllTraffic/2026/11/29/12/a.jsonl"))
+    assert allowing(granted, Request("s3:PutObject", f"{below}/captured/production/x/batch/2026/11/29/12/a.jsonl"))
+    assert "PutObject" in {call.action for call in recorded.calls["watcher"]}
+    for action, place in (("GetObject", "runs/a/run.json"), ("PutObject", "captured/a.jsonl"), ("GetObject", "other")):
+        assert not allowing(granted, Request(f"s3:{action}", f"{below}/{place}"))
 
 
 def test_the_key_is_in_the_policies_where_there_is_one() -> None:

@@ -26,6 +26,7 @@ ALLOWED = {
     "adopt": LEAVES | {"pipeline", "notebook"},
     "scoring": set[str](),  # an endpoint's container takes inference.py as it is
     "model": LEAVES | {"scoring"},
+    "drift": LEAVES | {"model"},
     "tabular": LEAVES | {"model", "scoring"},
     "kernel": LEAVES | {"notebook"},
     "step": LEAVES | {"pipeline", "notebook", "kernel"},
@@ -34,7 +35,8 @@ ALLOWED = {
     "audit": LEAVES | {"pipeline", "notebook", "gate", "model", "run", "step"},
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
-    "project": LEAVES | {"pipeline", "model", "run", "audit", "step", "serve", "aws"},
+    "captures": LEAVES | {"model", "serve", "aws"},
+    "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws"},
     "init": LEAVES | {"pipeline"},
     "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
     "ui": LEAVES

@@ -39,6 +39,7 @@ TABLES: dict[str, type[Record]] = {
     "model": records.ModelSpec,
     "approval": records.ApprovalSpec,
     "store": records.StoreSpec,
+    "monitor": records.MonitorSpec,
     "targets.NAME": records.AnyTarget,
     "targets.NAME.local": records.LocalTargetSpec,
     "targets.NAME.sagemaker": records.SageMakerTargetSpec,

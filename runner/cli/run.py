@@ -6,7 +6,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -189,6 +190,33 @@ def carry_out(
 
     With `again` the report that a repetition of the run will have is made too.
     """
+    followed = follow(project, start, on=on, kernel=kernel, pages=pages, again=again)
+    if followed.manifest is not None:
+        if as_json:
+            print_json(run_json(followed.manifest, followed.folder))
+        print_result(followed.manifest, followed.folder, pages=pages, as_json=as_json)
+    return followed.code
+
+
+@dataclass(frozen=True)
+class FollowedRun:
+    """A run that has ended, with its folder and the exit code; without a manifest where it keeps running elsewhere."""
+
+    manifest: RunManifest | None
+    folder: Path
+    code: int
+
+
+def follow(
+    project: Project,
+    start: Callable[[World], RunManifest],
+    *,
+    on: str,
+    kernel: str,
+    pages: bool,
+    again: bool = False,
+) -> FollowedRun:
+    """Start or continue a run, and show its progress. See `carry_out`, which also prints its result."""
     from runner.cli.display import display
     from runner.cli.reporting import Reporter
 
@@ -204,16 +232,18 @@ def carry_out(
             short = error.run.rpartition("-")[2]
             say(str(error), err=True)
             say(f"  `runner resume {short}` follows it again, `runner stop {short}` ends it", err=True)
-            return 143 if received and received[0] == signal.SIGTERM else Detached.exit_code
+            code = 143 if received and received[0] == signal.SIGTERM else Detached.exit_code
+            return FollowedRun(None, world.store.folder(error.run), code)
         finally:
             shown.close()
-    folder = world.store.folder(manifest.run)
-    if as_json:
-        print_json(run_json(manifest, folder))
+    return FollowedRun(manifest, world.store.folder(manifest.run), exit_code(manifest, received))
+
+
+def print_result(manifest: RunManifest, folder: Path, *, pages: bool, as_json: bool) -> None:
+    """The run in words, on stderr beside JSON, and the next command."""
     say(summary(manifest, folder, pages=pages), err=as_json)  # for a person who reads a CI log
     for line in hint(manifest):
         say(line, err=True)
-    return exit_code(manifest, received)
 
 
 def _preview(project: Project, plan: Plan, options: Options, as_json: bool) -> int:

@@ -19,11 +19,13 @@ from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
 from runner.pipeline import mapping
 from runner.pipeline.addresses import public
+from runner.pipeline.capture import capture_findings
 from runner.records import (
     ApprovalSpec,
     InputSpec,
     LocalTargetSpec,
     ModelSpec,
+    MonitorSpec,
     Pipeline,
     Record,
     Rule,
@@ -35,14 +37,30 @@ from runner.records import (
 )
 
 APPROVED, VERDICT = "approved:", "gate.verdict"
+CAPTURED, DEPLOYED, REFERENCE, PROMISED = "captured:", "deployed:", "reference:", "promised:"
+AT_TARGET = (CAPTURED, DEPLOYED, REFERENCE, PROMISED)  # and the name of a target
 ADDRESSES = ("s3://", "https://")
 RESERVED_STEPS = ("gate", "approved")
 REGISTRATION = "registration.json"  # what runner.model.register leaves in a step's outputs
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")  # also what SageMaker accepts as a model package group
 STEP = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}\Z")
 
-TOP = ("name", "parameters", "steps", "gate", "model", "profiles", "sagemaker", "store", "approval", "targets")
-TABLES: dict[str, type[Record]] = {"sagemaker": SageMaker, "store": StoreSpec, "approval": ApprovalSpec}
+TOP = (
+    "name",
+    "parameters",
+    "steps",
+    "gate",
+    "model",
+    "profiles",
+    "sagemaker",
+    "store",
+    "approval",
+    "targets",
+    "monitor",
+)
+TABLES: dict[str, type[Record]] = {
+    "sagemaker": SageMaker, "store": StoreSpec, "approval": ApprovalSpec, "monitor": MonitorSpec
+}  # fmt: skip
 
 R = TypeVar("R", bound=Record)
 
@@ -102,7 +120,7 @@ def upstream(spec: StepSpec) -> set[str]:
 
 
 def is_output(source: str) -> bool:
-    return not (source == VERDICT or source.startswith(APPROVED) or is_path(source) or is_address(source))
+    return not (source == VERDICT or source.startswith((APPROVED, *AT_TARGET)) or is_path(source) or is_address(source))
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -281,6 +299,7 @@ def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
     if not STEP.match(name):
         yield f"{where}: a target's name is letters, digits, `_` and `-`, at most 31."
     yield from _required_targets(name, pipeline)
+    yield from capture_findings(where, target)
     match target:
         case LocalTargetSpec():
             if target.port is not None and not 1 <= target.port <= 65535:
@@ -290,8 +309,6 @@ def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
             if target.serverless is not None and (target.instance or target.instance_count or target.scaling):
                 yield f"{where}: serverless has no instances to name, count or scale."
             yield from _not_above_zero(where, target, "instance_count")
-            if target.capture is not None and not 0 <= target.capture.percent <= 100:
-                yield f"{where}.capture.percent is {target.capture.percent}; it is 0 to 100."
             if target.scaling is not None and not 0 < target.scaling.min <= target.scaling.max:
                 yield f"{where}.scaling: min is above 0, and not above max."
 
@@ -347,6 +364,9 @@ def _input_references(step: str, where: str, spec: InputSpec, pipeline: Pipeline
     elif source.startswith(APPROVED):
         if not NAME.match(source.removeprefix(APPROVED)):
             yield f"{where}: {source!r} names no model; write `approved:NAME`."
+    elif source.startswith(AT_TARGET):
+        if not STEP.match(source.partition(":")[2]):
+            yield f"{where}: {source!r} names no target; write `{source.partition(':')[0]}:TARGET`."
     elif is_output(source):
         yield from _output_reference(source, where, pipeline)
     if spec.as_ == "uri" and not is_address(source):
@@ -373,7 +393,7 @@ def _output_reference(source: str, where: str, pipeline: Pipeline) -> Iterator[s
     if not output or "://" in source:
         yield (
             f"{where}: {public(source)!r} is not a source: write `step.output`, a path that begins with ./ or /, "
-            "s3://…, https://…, `approved:NAME` or `gate.verdict`."
+            "s3://…, https://…, `approved:NAME`, `captured:TARGET`, `deployed:TARGET` or `gate.verdict`."
         )
     elif step not in pipeline.steps:
         yield f"{where}: there is no step `{step}`{nearest(step, pipeline.steps)}"
