@@ -103,6 +103,10 @@ def test_each_key_is_executed_and_the_next_step_takes_the_folder_of_all(ran: Pro
         assert f'region = \\"{key}\\"' in (folder / "keys" / key / "executed.ipynb").read_text()
         assert (folder / "out/extra" / key / "more.txt").read_text() == key
         assert lines(ran)[key]["metrics"]["error"]["value"] == len(key) / 10
+    results = [json.loads(path.read_text())["result"] for path in folder.glob("keys/*/state.json")]
+    began = [result["started"] for result in results]
+    at_once = max(sum(one["started"] <= moment < one["ended"] for one in results) for moment in began)
+    assert at_once == 2, "as many as -j says"
 
 
 def test_the_run_is_sound_and_can_be_shown_reproduced_packed_and_imported(ran: Project, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def prepare(manifest: RunManifest, step: str, *, store: Store, project: Path) ->
     source = run_folder.step_folder(store, manifest.run, step)
     if state.result is not None and state.result.mapped is not None:
         key = _key_folder(state.result.mapped, step, key)
-        state, step = of_key(state, key, source), f"{step}-{key}"
+        state, step = of_key(state, key, store), f"{step}-{key}"
     assert state.job is not None
     target = (store.root / DEBUG / f"{manifest.run}-{step}").absolute()
     shutil.rmtree(target, ignore_errors=True)

@@ -57,7 +57,7 @@ def reproduce(
         if state.job is None or state.result is None or not state.complete:
             continue
         on_step(step.name)
-        for key, part in _executions(state, run_folder.step_folder(original, manifest.run, state.name)):
+        for key, part in _executions(state, original):
             assert part.result is not None
             first = _execute(manifest, part, original, scratch, executor, root, below=f"{key or 'step'}-1")
             differences = tuple(compare(part.result, first, tolerance))
@@ -70,14 +70,14 @@ def reproduce(
     return Reproduction(manifest.run, environment, tuple(same))
 
 
-def _executions(state: StepState, folder: Path) -> Iterator[tuple[str, StepState]]:
+def _executions(state: StepState, store: Store) -> Iterator[tuple[str, StepState]]:
     """The step, or each key of a mapped one that has succeeded, as a step with its folder's name."""
     if state.result is None or state.result.mapped is None:
         yield "", state
         return
     for line in state.result.mapped.keys:
         if line.complete:
-            yield line.folder, of_key(state, line.folder, folder)
+            yield line.folder, of_key(state, line.folder, store)
 
 
 def compare(before: StepResult, now: StepResult, tolerance: float) -> Iterator[str]:

@@ -21,7 +21,7 @@ from runner.run.cost import cost
 from runner.run.folder import KEYS
 from runner.run.mapped import of_key
 from runner.run.registration import not_registered
-from runner.run.store import MANIFEST
+from runner.run.store import MANIFEST, Store
 
 REPORT = "report.html"
 MOST_PAGES, MOST_ROWS = 20, 2_000  # of a mapped step: keys that failed with a page of their own, keys in its table
@@ -79,9 +79,10 @@ def write_step(run_folder: Path, manifest: RunManifest, state: StepState) -> Non
     if (folder / "executed.ipynb").exists():
         write_notebook_page(folder, manifest=manifest, state=state)
     for key in _with_page(state):
-        one = of_key(state, key.folder, folder)
-        content = notebook_page(folder / KEYS / key.folder, manifest=manifest, state=one, up="../../../")
-        write_page(folder / key_page(key.folder), content)
+        with contextlib.suppress(RunnerError, FileNotFoundError):  # `verify` says what is gone
+            one = of_key(state, key.folder, Store(run_folder.parent))
+            content = notebook_page(folder / KEYS / key.folder, manifest=manifest, state=one, up="../../../")
+            write_page(folder / key_page(key.folder), content)
 
 
 def write_all(run_folder: Path, manifest: RunManifest) -> Path:

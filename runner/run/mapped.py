@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from msgspec.structs import replace
 
 from runner.content import atomic_write, bytes_fact, folder_artifact
-from runner.errors import RunnerError, Tampered, counted
+from runner.errors import RunnerError, counted
 from runner.failpoint import reach
 from runner.manifest import KeyState, StepState
 from runner.pipeline import mapping
@@ -94,15 +94,15 @@ def state_path(folder: Path, key_folder: str) -> Path:
     return folder / run_folder.KEYS / key_folder / run_folder.STATE
 
 
-def of_key(state: StepState, key_folder: str, folder: Path) -> StepState:
-    """The mapped step as it was for one key, with that key's job and result; `folder` is the step's.
+def of_key(state: StepState, key_folder: str, store: Store) -> StepState:
+    """The mapped step as it was for one key that has ended, with that key's job and result, fetched if need be.
 
-    Raises Tampered where its record is gone or cannot be read.
+    Raises Tampered where the key's record is gone or cannot be read.
     """
-    try:
-        ended = read(KeyState, state_path(folder, key_folder))
-    except FileNotFoundError as error:
-        raise Tampered(f"{error.filename} is missing.") from error
+    assert state.result is not None
+    assert state.result.mapped is not None
+    fact = facts_of(state.result.mapped.files)[f"{key_folder}/{run_folder.STATE}"]
+    ended = read(KeyState, store.object(fact))
     return replace(state, job=ended.job, result=ended.result)
 
 
