@@ -30,6 +30,7 @@ StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", 
 RunStatus = Literal["running", "succeeded", "failed", "interrupted"]
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
 Better = Literal["higher", "lower"]
+NotifyEvent = Literal["pending", "failed", "drift", "decided", "deployed"]
 FORKED, STANDARD = "forked", "standard"  # kernels that a notebook may be executed by
 USUAL_KERNEL = FORKED if sys.platform.startswith("linux") else STANDARD
 LOCK = "requirements.lock"  # the packages of a project, with their hashes
@@ -145,6 +146,14 @@ class ApprovalSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     not_starter: bool = False  # whoever started the run, or took it in, may not approve
 
 
+class NotifySpec(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[notify]: who is told what has happened. The addresses stand in the environment alone."""
+
+    to: str | None = None  # `env:NAME`: the variable that has an address of apprise, or several
+    on: list[NotifyEvent] | None = None  # `pending`, `failed`, `drift`, `decided`, `deployed`; all of them
+    pages: str | None = None  # where `runner ui` or `runner site` is reached, for links
+
+
 class Capture(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What a target keeps of its requests and answers, for monitoring."""
 
@@ -238,6 +247,7 @@ class Pipeline(Record, frozen=True, kw_only=True):
     sagemaker: SageMaker = SageMaker()  # jobs, for `--on sagemaker`
     store: StoreSpec = StoreSpec()  # where runs are shared
     approval: ApprovalSpec = ApprovalSpec()  # who may approve
+    notify: NotifySpec = NotifySpec()  # who is told
     targets: dict[str, Target] = {}  # where versions are served
     monitor: MonitorSpec | None = None  # whose targets this pipeline watches
 

@@ -36,9 +36,10 @@ ALLOWED = {
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
     "captures": LEAVES | {"model", "serve", "aws"},
+    "notify": LEAVES | {"pipeline", "notebook", "model", "report"},
     "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws"},
     "init": LEAVES | {"pipeline"},
-    "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
+    "decisions": LEAVES | {"project", "notify", "model", "run", "serve", "aws"},
     "ui": LEAVES
     | {
         "project",
@@ -56,6 +57,7 @@ ALLOWED = {
     "cli": LEAVES
     | {
         "project",
+        "notify",
         "init",
         "decisions",
         "adopt",

@@ -39,6 +39,7 @@ TABLES: dict[str, type[Record]] = {
     "model": records.ModelSpec,
     "approval": records.ApprovalSpec,
     "store": records.StoreSpec,
+    "notify": records.NotifySpec,
     "monitor": records.MonitorSpec,
     "targets.NAME": records.AnyTarget,
     "targets.NAME.local": records.LocalTargetSpec,
@@ -53,6 +54,7 @@ WORDS = {
     "str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Any": "anything",
     "AnyPath": "path", "RelativePath": "path below", "FileName": "name", "Value": "any value",
     "MapSource": "`step.output`, or list: text or number", "Flag": "`true`", "Share": "number",
+    "NotifyEvent": "event",
     "Target": "[table](#keys-targets-name)",
 }  # fmt: skip
 

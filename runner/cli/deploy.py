@@ -126,7 +126,7 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pro
         served = last.label if last is not None and last.kind != "removed" else "nothing"
         _print_plan(f"{target} serves {served}", [f"end it at {last.place}"] if last and last.place else [], as_json)
         return
-    _print_deployment(decisions.undeploy(project, deployer, why=reason), as_json)
+    _print_deployment(decisions.undeploy(project, deployer, why=reason, say=note), as_json)
 
 
 @click.command("deployments")

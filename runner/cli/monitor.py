@@ -98,6 +98,7 @@ def monitor_command(  # noqa: PLR0913 - click passes each option by its name
     for what, why in reasons:
         say(f"{what}: {why}", err=as_json)
     print_result(watched.manifest, watched.folder, pages=not no_report, as_json=as_json)
+    watched.tell()
     retrained = None if no_retrain else _retrained(project, target, watched.manifest, reasons, options)
     if as_json:
         result: dict[str, Any] = {
@@ -167,6 +168,7 @@ def _retrained(
     trained = _run(training.of(plan.pipeline), plan, options)
     if trained.manifest is not None:
         print_result(trained.manifest, trained.folder, pages=options.report, as_json=True)
+        trained.tell()
     return trained
 
 

@@ -18,7 +18,7 @@ import msgspec
 from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
 from runner.pipeline import mapping
-from runner.pipeline.addresses import public
+from runner.pipeline.addresses import is_public, public
 from runner.pipeline.capture import capture_findings
 from runner.records import (
     ApprovalSpec,
@@ -26,6 +26,7 @@ from runner.records import (
     LocalTargetSpec,
     ModelSpec,
     MonitorSpec,
+    NotifySpec,
     Pipeline,
     Record,
     Rule,
@@ -45,22 +46,15 @@ REGISTRATION = "registration.json"  # what runner.model.register leaves in a ste
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")  # also what SageMaker accepts as a model package group
 STEP = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}\Z")
 
-TOP = (
-    "name",
-    "parameters",
-    "steps",
-    "gate",
-    "model",
-    "profiles",
-    "sagemaker",
-    "store",
-    "approval",
-    "targets",
-    "monitor",
-)
 TABLES: dict[str, type[Record]] = {
-    "sagemaker": SageMaker, "store": StoreSpec, "approval": ApprovalSpec, "monitor": MonitorSpec
-}  # fmt: skip
+    "sagemaker": SageMaker,
+    "store": StoreSpec,
+    "approval": ApprovalSpec,
+    "notify": NotifySpec,
+    "monitor": MonitorSpec,
+}
+TOP = ("name", "parameters", "steps", "gate", "model", "profiles", *TABLES, "targets")
+VARIABLE = re.compile(r"env:[A-Za-z_]\w*", re.ASCII)
 
 R = TypeVar("R", bound=Record)
 
@@ -164,6 +158,9 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
     for key in table:
         if key not in valid:
             findings.append(f"`{key}` is not a key{nearest(key, TOP)}")
+    if not isinstance(table.get("notify", {}), dict):
+        del table["notify"]  # an address is a secret, so that it is not quoted
+        findings.append('notify: write [notify] with to = "env:NAME"; the addresses belong into that variable.')
     steps = {
         name: step for name, raw in _items(table, "steps", findings) if (step := _step(name, raw, findings)) is not None
     }
@@ -291,7 +288,18 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
             yield f"model.from: {pipeline.model.from_} has many models, as its step is mapped. Take one step's."
     for name in pipeline.targets:
         yield from _target_references(name, pipeline)
+    yield from _notify_addresses(pipeline.notify)
     yield from (f"sagemaker: {said}" for said in _contradictions(pipeline.sagemaker))
+
+
+def _notify_addresses(notify: NotifySpec) -> Iterator[str]:
+    """What is written where a variable belongs is a secret, so that it is not quoted."""
+    if notify.to is not None and not VARIABLE.fullmatch(notify.to):
+        yield 'notify.to is the name of a variable, "env:NAME"; the addresses belong into that variable.'
+    if notify.pages is not None and not (
+        notify.pages.startswith(("https://", "http://")) and is_public(notify.pages) and notify.pages.isprintable()
+    ):
+        yield "notify.pages is an address, https://…, without a password or token."
 
 
 def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
