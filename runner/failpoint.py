@@ -27,6 +27,8 @@ NAMES = (
     "version recorded",
     "before the end",
 )
+# of a mapped step
+MAP_NAMES = ("key ended",)
 # of a step in SageMaker
 JOB_NAMES = ("job about to be created", "job created", "job ended")
 # of a registration or a decision in SageMaker's registry

@@ -7,10 +7,12 @@ steps run that need the verdict.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from runner.records import Metric, Outcome, Rule, RuleResult, Verdict
+from runner.records import KeyResult, Metric, Outcome, Rule, RuleResult, Verdict
 
+NAMED_KEYS = 3  # of those that do not hold a rule, in its sentence
 WORST_FIRST: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
 
 
@@ -20,13 +22,20 @@ def judge(
     *,
     problems: Mapping[str, str] | None = None,
     present: Collection[str] = (),
+    keyed: Mapping[str, Sequence[KeyResult]] | None = None,
 ) -> Verdict:
     """The verdict on `metrics` (keyed `step.name`) under `rules`.
 
     `problems` says why a recorded value is not a metric; `present` are the inputs (`step.input`) that were given, for
-    rules with `when`. The outcome is the worst of the judged rules in the order error, fail, inconclusive, pass.
+    rules with `when`; `keyed` are the keys of mapped steps, for rules with `each` or `share`. The outcome is the worst
+    of the judged rules in the order error, fail, inconclusive, pass.
     """
-    results = [_judged(rule, metrics, problems or {}, present) for rule in rules]
+    results = [
+        _judged(rule, metrics, problems or {}, present)
+        if rule.by_key is None
+        else _judged_by_key(rule, rule.by_key, (keyed or {}).get(rule.metric.partition(".")[0], ()), present)
+        for rule in rules
+    ]
     outcomes = [result.outcome for result in results if result.outcome != "not judged"]
     judged = {rule.metric: metrics[rule.metric] for rule in rules if _is_sound(metrics.get(rule.metric))}
     return Verdict(outcome=min(outcomes, key=WORST_FIRST.index, default="error"), rules=results, metrics=judged)
@@ -35,7 +44,10 @@ def judge(
 def describe(rule: Rule) -> str:
     """The rule as a person writes it: `evaluate.auc >= 0.85`."""
     sign, threshold = _threshold(rule)
-    return f"{rule.metric} {sign} {threshold:g}{' confidently' if rule.confident else ''}"
+    keys = (
+        "" if rule.by_key is None else " for each key" if rule.by_key == 1 else f" for {_percent(rule.by_key)} of keys"
+    )
+    return f"{rule.metric} {sign} {threshold:g}{' confidently' if rule.confident else ''}{keys}"
 
 
 def _judged(
@@ -60,6 +72,61 @@ def _judged(
     if not _is_sound(metric):
         return _error(rule, f"{metric.low} to {metric.high}, recorded for {rule.metric}, is not an interval around it.")
     return _compared(rule, metric)
+
+
+def _judged_by_key(rule: Rule, share: float, keys: Sequence[KeyResult], present: Collection[str]) -> RuleResult:
+    """A rule on each key of a mapped step. It passes where enough keys hold it.
+
+    A key that failed, or has no sound metric, does not. What is missing makes an error only where it could decide.
+    """
+    step, _, name = rule.metric.partition(".")
+    if rule.when is not None and rule.when not in present:
+        return RuleResult(rule=rule, outcome="not judged", sentence=f"Not judged: {_absent(rule.when)}.")
+    if not keys:
+        return _error(rule, f"Step {step} has no keys, so {rule.metric} cannot be judged.")
+    judged = []
+    for key in keys:
+        metrics = {rule.metric: key.metrics[name]} if name in key.metrics else {}
+        problems = {rule.metric: key.problems[name]} if name in key.problems else {}
+        judged.append((key, _judged(rule, metrics, problems, present)))
+    counts = Counter(result.outcome for _, result in judged)
+    needed = math.ceil(share * len(keys) - 1e-9)
+    outcome: Outcome = "fail"
+    if counts["pass"] >= needed:
+        outcome = "pass"
+    elif counts["pass"] + counts["inconclusive"] >= needed:
+        outcome = "inconclusive"
+    elif counts["pass"] + counts["inconclusive"] + counts["error"] >= needed:
+        outcome = "error"
+    return RuleResult(rule=rule, outcome=outcome, sentence=_sentence_by_key(rule, share, judged))
+
+
+def _sentence_by_key(rule: Rule, share: float, judged: Sequence[tuple[KeyResult, RuleResult]]) -> str:
+    """How many keys hold the rule, and the first of those that do not, the worst first."""
+    sign, threshold = _threshold(rule)
+    direction = 1 if sign == ">=" else -1
+    others = [(key, result.value) for key, result in judged if result.outcome != "pass"]
+    others.sort(key=lambda pair: (pair[1] is not None, direction * (pair[1] or 0.0)))
+    shown = ", ".join(f"{key.folder} ({_value_of(key, value)})" for key, value in others[:NAMED_KEYS])
+    more = f" and {len(others) - NAMED_KEYS:,} more" if len(others) > NAMED_KEYS else ""
+    good = len(judged) - len(others)
+    confidently = " confidently" if rule.confident else ""
+    return (
+        f"{rule.metric} {sign} {threshold:,.12g} holds{confidently} for {good:,} of {len(judged):,} keys "
+        f"({_percent(good / len(judged))}); {'all' if share == 1 else _percent(share)} must"
+        f"{f'. Not for {shown}{more}' if others else ''}."
+    )
+
+
+def _value_of(key: KeyResult, value: float | None) -> str:
+    if not key.complete:
+        return "failed"
+    return "no value" if value is None else _number(value)
+
+
+def _percent(share: float) -> str:
+    """A share as text that shows 100% only for all."""
+    return "100%" if share == 1 else f"{min(share * 100, 99.9):.3g}%"
 
 
 def _compared(rule: Rule, metric: Metric) -> RuleResult:

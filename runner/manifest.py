@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from runner.errors import UsageError
@@ -11,6 +11,8 @@ from runner.records import (
     FORMAT,
     USUAL_KERNEL,
     InputFact,
+    Key,
+    KeyResult,
     Metric,
     Pipeline,
     Record,
@@ -42,6 +44,18 @@ class StepState(Record, frozen=True, kw_only=True):
     def complete(self) -> bool:
         """Whether the step has succeeded, in this run or in the one whose result was reused."""
         return self.status in ("succeeded", "cached")
+
+
+class KeyState(Record, frozen=True, kw_only=True):
+    """state.json of one key of a mapped step, written when it has ended."""
+
+    format: int = FORMAT
+    key: Key
+    folder: FileName
+    step_key: Sha256  # hash of the step key with this key in it
+    from_run: FileName | None = None  # the run whose result was reused
+    job: StepJob
+    result: StepResult
 
 
 class Champion(Record, frozen=True, kw_only=True):
@@ -158,6 +172,21 @@ class RunManifest(Record, frozen=True, kw_only=True):
         jobs = {state.name: state.job for state in self.steps if state.job is not None}
         return {f"{step}.{name}" for step, job in jobs.items() for name, fact in job.inputs.items() if fact.present}
 
+    def keyed(self) -> dict[str, list[KeyResult]]:
+        """The keys of each mapped step that has ended, by step."""
+        results = {state.name: state.result for state in self.steps if state.result is not None}
+        return {name: result.mapped.keys for name, result in results.items() if result.mapped is not None}
+
+    def all_metrics(self) -> dict[str, Metric]:
+        """The metrics with those of each key of mapped steps, as "fit.error[north]"."""
+        of_keys = {
+            f"{step}.{name}[{line.key}]": metric
+            for step, lines in self.keyed().items()
+            for line in lines
+            for name, metric in line.metrics.items()
+        }
+        return self.metrics | of_keys
+
     @property
     def why_not_judged(self) -> str:
         """Why a run that has succeeded has no verdict."""
@@ -172,3 +201,8 @@ def recorded(results: Mapping[str, StepResult]) -> tuple[dict[str, Metric], dict
         {f"{step}.{name}": metric for step, result in results.items() for name, metric in result.metrics.items()},
         {f"{step}.{name}": problem for step, result in results.items() for name, problem in result.problems.items()},
     )
+
+
+def failures_first(keys: Sequence[KeyResult]) -> list[KeyResult]:
+    """The keys of a mapped step for a reader: those that failed, those that did not run, then the others in order."""
+    return sorted(keys, key=lambda key: (key.complete, key.status == "skipped"))

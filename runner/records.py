@@ -22,6 +22,10 @@ FORMAT = 1  # of every stored file without its own `newest`; raised when an olde
 
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Any] | dict[str, Any]
+Key = str | int | float  # of a mapped step
+MapSource = str | list[Key]
+Flag = bool | msgspec.UnsetType  # written only where it is set: what older runs hold keeps its bytes
+Share = float | msgspec.UnsetType
 StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", "skipped"]
 RunStatus = Literal["running", "succeeded", "failed", "interrupted"]
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
@@ -97,6 +101,8 @@ class StepSpec(Record, frozen=True, kw_only=True):
     timeout_s: float | None = None  # of the whole notebook
     cell_timeout_s: float | None = None  # of each cell
     retries: int = 0  # further attempts when it has failed
+    map: dict[str, MapSource] = {}  # a parameter = the list of its keys, or the output that has it
+    share: float = 1.0  # of the map's keys, how many must succeed
     sagemaker: SageMaker = SageMaker()  # what differs for this step
 
 
@@ -111,6 +117,15 @@ class Rule(Record, frozen=True, kw_only=True):
     max: float | None = None  # the value must be at most this
     confident: bool = False  # the interval's worse end must satisfy the rule
     when: str | None = None  # a `step.input`: judged exactly when it is there
+    each: Flag = msgspec.UNSET  # of a mapped step: every key must satisfy the rule
+    share: Share = msgspec.UNSET  # of a mapped step's keys, how many must satisfy the rule
+
+    @property
+    def by_key(self) -> float | None:
+        """The share of a mapped step's keys that must satisfy the rule; None where it judges one value."""
+        if self.each is True:
+            return 1.0
+        return None if isinstance(self.share, msgspec.UnsetType) else self.share
 
     def __post_init__(self) -> None:
         thresholds = [threshold for threshold in (self.min, self.max) if threshold is not None]
@@ -392,13 +407,46 @@ class StepResult(Record, frozen=True, kw_only=True):
     kernel: str = STANDARD
     threads: int = 0
     registration: Registration | None = None
+    mapped: Mapped | None = None  # of a step that executed its notebook once for each key
     opened: dict[RelativePath, Opened] = {}  # path relative to the project
     redacted: list[str] = []  # "cell [4]: AWS access key id": what was taken out of the executed notebook
     remote: RemoteJob | None = None  # None where it ran on this machine
 
     def artifacts(self) -> list[Artifact]:
-        """Everything the step leaves: its outputs and the executed notebook."""
-        return [*self.outputs.values(), *([self.executed] if self.executed else [])]
+        """Everything the step leaves: its outputs, and the executed notebook or those of its keys."""
+        own = [self.executed, self.mapped.files if self.mapped is not None else None]
+        return [*self.outputs.values(), *(artifact for artifact in own if artifact is not None)]
+
+
+class KeyResult(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A line about one key of a mapped step; `folder` below the step's `keys/` has the rest."""
+
+    key: Key
+    folder: FileName
+    status: StepStatus
+    seconds: float = 0.0
+    metrics: dict[str, Metric] = {}
+    problems: dict[str, str] = {}  # scrap name -> why it is not a metric
+    error: str = ""  # "ValueError: no rows"
+    cell: int | None = None  # that raised it
+    from_run: FileName | None = None  # the run whose result was reused
+
+    @property
+    def complete(self) -> bool:
+        return self.status in ("succeeded", "cached")
+
+
+class Mapped(Record, frozen=True, kw_only=True):
+    """The keys of a mapped step in their order, and `files`, what lies in its folder `keys/`."""
+
+    parameter: str
+    keys: list[KeyResult]
+    files: Artifact
+
+    @property
+    def failed(self) -> list[KeyResult]:
+        """Those that have not succeeded."""
+        return [key for key in self.keys if not key.complete]
 
 
 class Registration(Record, frozen=True, kw_only=True):

@@ -53,6 +53,7 @@ TABLES: dict[str, type[Record]] = {
 WORDS = {
     "str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Any": "anything",
     "AnyPath": "path", "RelativePath": "path below", "FileName": "name", "Value": "any value",
+    "MapSource": "`step.output`, or list: text or number", "Flag": "`true`", "Share": "number",
     "NotifyEvent": "event",
     "Target": "[table](#keys-targets-name)",
 }  # fmt: skip
@@ -125,7 +126,7 @@ def _default(kind: type[Record], field: Any) -> str:
     if kind is records.SageMaker:  # left out, it is the pipeline's, and then this
         meant = {one.name: one.default for one in dataclasses.fields(Settings)}
         default = meant.get(field.name)
-    if isinstance(default, Record) or default in (None, dataclasses.MISSING, msgspec.NODEFAULT):
+    if isinstance(default, Record) or default in (None, dataclasses.MISSING, msgspec.NODEFAULT, msgspec.UNSET):
         return "–"
     return f"`{msgspec.json.encode(default).decode()}`"
 

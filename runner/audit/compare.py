@@ -69,14 +69,17 @@ def compare(manifests: Sequence[RunManifest]) -> RunComparison:
     rows = list(_parameters(manifests))
     differing = [row for row in rows if not row.same]
     judged = {rule.metric for manifest in manifests for rule in manifest.pipeline.gate}
-    metrics = {name for manifest in manifests for name in manifest.metrics}
+    values = [manifest.all_metrics() for manifest in manifests]
+    of_runs = {name for manifest in manifests for name in manifest.metrics}
+    of_keys = {name for other in values for name in other} - of_runs  # a mapped step's: only those that differ
+    differing_keys = {name for name in of_keys if any(other.get(name) != values[0].get(name) for other in values)}
     return RunComparison(
         runs=[_facts(manifest) for manifest in manifests],
         parameters=differing,
         same=len(rows) - len(differing),
         metrics=[
-            _row(name, manifests, in_gate=name in judged)
-            for name in sorted(metrics, key=lambda n: (n not in judged, n))
+            _row(name, manifests, values, in_gate=name.partition("[")[0] in judged)
+            for name in sorted(of_runs | differing_keys, key=lambda n: (n.partition("[")[0] not in judged, n))
         ],
     )
 
@@ -137,8 +140,10 @@ def _facts(manifest: RunManifest) -> RunFacts:
     )
 
 
-def _row(name: str, manifests: Sequence[RunManifest], *, in_gate: bool) -> MetricRow:
-    values = [manifest.metrics.get(name) for manifest in manifests]
+def _row(
+    name: str, manifests: Sequence[RunManifest], recorded: Sequence[Mapping[str, Metric]], *, in_gate: bool
+) -> MetricRow:
+    values = [metrics.get(name) for metrics in recorded]
     first = next(number for number, value in enumerate(values) if value is not None)
     reference = _data(name, manifests[first])
     return MetricRow(

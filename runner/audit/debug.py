@@ -15,13 +15,15 @@ from runner.content import artifact, atomic_write
 from runner.errors import UsageError
 from runner.manifest import RunManifest, StepState
 from runner.notebook.source import read_notebook
-from runner.records import StepJob, Value
+from runner.records import Mapped, StepJob, Value
 from runner.run import folder as run_folder
 from runner.run.contents import copy_code
 from runner.run.inputs import copy, recorded_input
+from runner.run.mapped import of_key
 from runner.run.store import Store
 
 DEBUG = "debug"
+NAMED = 5  # keys in a sentence
 FAILED = "failed-cell"  # the tag of the cell that raised
 
 
@@ -29,14 +31,20 @@ def prepare(manifest: RunManifest, step: str, *, store: Store, project: Path) ->
     """Make the notebook to open; replaces what an earlier call made for this step.
 
     Run All in a fresh kernel does what the step did: in its working folder, on its inputs (the first cell checks their
-    hashes), with its parameters. Raises UsageError for a step that did not run, Refused where an input is gone,
-    Tampered where the run's own code was altered.
+    hashes), with its parameters. `step` is `step/key` for a key of a mapped step, whose first failure it is without.
+    Raises UsageError for a step that did not run, Refused where an input is gone, Tampered where the run's own code was
+    altered.
     """
+    step, _, key = step.partition("/")
     state = manifest.find_step(step)
     if state is None or state.job is None:
         known = ", ".join(state.name for state in manifest.steps if state.job is not None) or "none"
         raise UsageError(f"Run {manifest.run} did not run a step {step!r}; it ran: {known}.")
     source = run_folder.step_folder(store, manifest.run, step)
+    if state.result is not None and state.result.mapped is not None:
+        key = _key_folder(state.result.mapped, step, key)
+        state, step = of_key(state, key, store), f"{step}-{key}"
+    assert state.job is not None
     target = (store.root / DEBUG / f"{manifest.run}-{step}").absolute()
     shutil.rmtree(target, ignore_errors=True)
     copy_code(state, source, target)
@@ -50,6 +58,18 @@ def prepare(manifest: RunManifest, step: str, *, store: Store, project: Path) ->
     (target / run_folder.SOURCE).unlink()
     atomic_write(notebook, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
     return notebook
+
+
+def _key_folder(mapped: Mapped, step: str, key: str) -> str:
+    """The folder of the key that is asked for, by its text or its folder's name; without one, of the first failure."""
+    executed = [line for line in mapped.keys if line.status != "skipped"]
+    wanted = [line for line in executed if key in (str(line.key), line.folder)]
+    wanted = wanted if key else [line for line in executed if not line.complete]
+    if not wanted:
+        missing = f"has no key {key!r}" if key else "has no key that failed"
+        known = ", ".join(f"{step}/{line.folder}" for line in executed[:NAMED])
+        raise UsageError(f"Step {step} {missing}. Name one: {known or 'none was executed'}.")
+    return wanted[0].folder
 
 
 def _place(

@@ -15,12 +15,16 @@ from pathlib import Path
 from runner.content import file_fact
 from runner.errors import RunnerError
 from runner.failpoint import reach
-from runner.manifest import RunManifest
+from runner.manifest import RunManifest, StepState
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, Registry
+from runner.pipeline import mapping
 from runner.records import FileFact, utc_text
+from runner.run import folder as run_folder
 from runner.run import removal
 from runner.run.cache import CACHE, Cache
+from runner.run.keys import digest, of_one
+from runner.run.mapped import states
 from runner.run.sources import FETCHED
 from runner.run.store import ELSEWHERE, MANIFEST, Store, facts_of
 
@@ -55,7 +59,7 @@ def collect(store: Store, registry: Registry, project: Path, request: GcRequest)
     with store.shared() if request.dry_run else store.exclusive():
         versions = registry.list()  # while no run can add to it
         kept, removed, manifests = _divide(store, request, _runs_of_versions(registry, versions))
-        needed = {fact.sha256 for manifest in manifests for fact in _facts(manifest)}
+        needed = {fact.sha256 for manifest in manifests for fact in _facts(manifest, store)}
         needed |= {
             fact.sha256 for version in versions for fact in facts_of(version.artifact).values() if version.run in kept
         }
@@ -171,12 +175,19 @@ def _tidy(store: Store, needed: set[str]) -> None:
             pointer.unlink()
 
 
-def _facts(manifest: RunManifest) -> Iterator[FileFact]:
+def _facts(manifest: RunManifest, store: Store) -> Iterator[FileFact]:
     """Every object that the run may need."""
+    unsealed = [
+        ended
+        for state in manifest.steps
+        if state.result is None and manifest.pipeline.steps[state.name].map
+        for ended in states(run_folder.step_folder(store, manifest.run, state.name))
+    ]
     jobs = [state.job for state in manifest.steps if state.job is not None]
     inputs = [*manifest.sources.values(), *(fact for job in jobs for fact in job.inputs.values())]
     artifacts = [fact.artifact for fact in inputs if fact.artifact and fact.as_ == "path" and not fact.listed]
     artifacts += [artifact for state in manifest.steps if state.result for artifact in state.result.artifacts()]
+    artifacts += [artifact for ended in unsealed for artifact in ended.result.artifacts()]
     for artifact in artifacts:
         yield from facts_of(artifact).values()
 
@@ -190,3 +201,16 @@ def _rebuild_cache(store: Store, manifests: list[RunManifest], project: Path) ->
         for state in manifest.steps:
             if state.complete:
                 cache.remember(manifest.run, state)
+            _remember_keys(cache, manifest, state)
+
+
+def _remember_keys(cache: Cache, manifest: RunManifest, state: StepState) -> None:
+    """The keys of a mapped step that succeeded, also where the step as a whole did not."""
+    spec = manifest.pipeline.steps[state.name]
+    if state.key is None or not spec.map:
+        return
+    parameter, _ = mapping.source(spec)
+    for ended in states(run_folder.step_folder(cache.store, manifest.run, state.name)):
+        key = of_one(state.key, parameter, ended.key)
+        if ended.result.error is None and digest(key) == ended.step_key:
+            cache.remember_key(manifest.run, state.name, ended.folder, key, ended.result)

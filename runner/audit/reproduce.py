@@ -16,6 +16,7 @@ from runner.records import InputFact, Metric, StepResult
 from runner.run import folder as run_folder
 from runner.run.contents import copy_code
 from runner.run.inputs import origin, recorded_input
+from runner.run.mapped import of_key
 from runner.run.ports import Executor
 from runner.run.store import Store
 
@@ -56,14 +57,27 @@ def reproduce(
         if state.job is None or state.result is None or not state.complete:
             continue
         on_step(step.name)
-        first = _execute(manifest, state, original, scratch, executor, root, attempt=1)
-        differences = tuple(compare(state.result, first, tolerance))
-        if differences:
-            second = _execute(manifest, state, original, scratch, executor, root, attempt=2)
-            cause = _cause(state, first, second, environment, tolerance)
-            return Reproduction(manifest.run, environment, tuple(same), step.name, differences, cause)
+        for key, part in _executions(state, original):
+            assert part.result is not None
+            first = _execute(manifest, part, original, scratch, executor, root, below=f"{key or 'step'}-1")
+            differences = tuple(compare(part.result, first, tolerance))
+            if differences:
+                second = _execute(manifest, part, original, scratch, executor, root, below=f"{key or 'step'}-2")
+                cause = _cause(part, first, second, environment, tolerance)
+                differences = tuple(f"key {key}: {difference}" if key else difference for difference in differences)
+                return Reproduction(manifest.run, environment, tuple(same), step.name, differences, cause)
         same.append(step.name)
     return Reproduction(manifest.run, environment, tuple(same))
+
+
+def _executions(state: StepState, store: Store) -> Iterator[tuple[str, StepState]]:
+    """The step, or each key of a mapped one that has succeeded, as a step with its folder's name."""
+    if state.result is None or state.result.mapped is None:
+        yield "", state
+        return
+    for line in state.result.mapped.keys:
+        if line.complete:
+            yield line.folder, of_key(state, line.folder, store)
 
 
 def compare(before: StepResult, now: StepResult, tolerance: float) -> Iterator[str]:
@@ -104,12 +118,12 @@ def _execute(
     executor: Executor,
     root: Path,
     *,
-    attempt: int,
+    below: str,
 ) -> StepResult:
     """The step once more, in a folder of its own below the scratch store."""
     assert state.job is not None
     source = run_folder.step_folder(original, manifest.run, state.name)
-    target = run_folder.step_folder(scratch, f"{manifest.run}-{attempt}", state.name)
+    target = run_folder.step_folder(scratch, f"{manifest.run}-{below}", state.name)
     (target / run_folder.MODULES).mkdir(parents=True)
     copy_code(state, source, target)
     inputs = {name: _input(manifest, state, name, fact, original) for name, fact in state.job.inputs.items()}

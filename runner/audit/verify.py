@@ -11,14 +11,14 @@ import msgspec
 from runner.content import file_fact
 from runner.errors import RunnerError
 from runner.gate import judge
-from runner.manifest import RunManifest, StepState, recorded
+from runner.manifest import KeyState, RunManifest, StepState, recorded
 from runner.model.events import verify_chain
 from runner.model.registry import LocalRegistry
 from runner.model.versions import Event, ModelVersion, Registry
 from runner.notebook.recorded import read_scraps
-from runner.records import Artifact, FileFact, StepJob, StepResult, encode, read
+from runner.records import Artifact, FileFact, KeyResult, StepJob, StepResult, encode, read
 from runner.run import folder as run_folder
-from runner.run import removal
+from runner.run import mapped, removal
 from runner.run.contents import unknown_files
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.registration import model_artifact
@@ -179,6 +179,24 @@ class Verifier:
             else:
                 if (scraps.metrics, scraps.problems) != (result.metrics, result.problems):
                     yield f"{where}: its metrics are not those in its executed notebook."
+        for line in result.mapped.keys if result.mapped is not None else ():
+            if mapped.state_path(folder, line.folder).exists():  # else its file is missing, or elsewhere
+                yield from self._key(folder, line, f"{where} {line.folder}")
+
+    def _key(self, folder: Path, line: KeyResult, where: str) -> Iterator[str]:
+        """What a key's files say other than run.json."""
+        path = mapped.state_path(folder, line.folder)
+        try:
+            state = read(KeyState, path)
+            executed = path.with_name(EXECUTED)
+            scraps = read_scraps(executed) if executed.exists() else None
+        except RunnerError as error:
+            yield f"{where}: {error}"
+            return
+        if mapped.line(state) != line:
+            yield f"{where}: {path} does not say what run.json says."
+        if scraps is not None and (scraps.metrics, scraps.problems) != (line.metrics, line.problems):
+            yield f"{where}: its metrics are not those in its executed notebook."
 
     def _artifact(self, folder: Path, artifact: Artifact, where: str) -> Iterator[str]:
         fetched = is_fetched(folder, artifact, self.store)
@@ -234,6 +252,12 @@ class Verifier:
 def _judged_again(manifest: RunManifest) -> Iterator[str]:
     assert manifest.verdict is not None
     present = manifest.present_inputs()
-    again = judge(manifest.metrics, manifest.pipeline.gate, problems=manifest.problems, present=present)
+    again = judge(
+        manifest.metrics,
+        manifest.pipeline.gate,
+        problems=manifest.problems,
+        present=present,
+        keyed=manifest.keyed(),
+    )
     if again.outcome != manifest.verdict.outcome:
         yield f"{manifest.run}: its metrics give the verdict {again.outcome}, not {manifest.verdict.outcome}."

@@ -10,6 +10,7 @@ from typing import Any
 from runner.cli.terminal import drawn, live, say
 from runner.errors import counted
 from runner.manifest import RunManifest, StepState
+from runner.records import Mapped
 from runner.run.ports import Silent
 from runner.step.execute import Progress
 
@@ -50,13 +51,20 @@ def step_line(step: StepState, progress: Progress | None, *, started: float | No
         return line
     if result.error is None:
         why = f"   why: {step.why}" if step.why else ""
-        cells = counted(result.cells_run, "cell")
+        cells = counted(result.cells_run, "cell") if result.mapped is None else keys_words(result.mapped)
         return f"{line}{cells}{' ' if result.cells_run == 1 else ''}   {result.seconds:.1f} s{why}"
     error = result.error
     # a terminal cuts the end off, so the error comes first
     where = f"   cell [{error.cell}] {error.first_line} …" if error.cell is not None else ""
     first_line = next(iter(error.evalue.strip().splitlines()), "")
     return f"{line}{error.ename}: {first_line}{where}"
+
+
+def keys_words(mapped: Mapped) -> str:
+    """What became of a mapped step's keys: "6 keys (4 cached, 1 failed)"."""
+    counts = {"cached": sum(key.status == "cached" for key in mapped.keys), "failed": len(mapped.failed)}
+    details = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+    return counted(len(mapped.keys), "key") + (f" ({details})" if details else "")
 
 
 class PlainDisplay(Silent):
@@ -126,7 +134,7 @@ class LiveDisplay(Silent):
 def _cells(progress: Progress | None) -> str:
     if progress is None:
         return "starting"
-    return f"{progress.done}/{progress.total} cells" if progress.total else progress.first_line
+    return f"{progress.done:,}/{progress.total:,} {progress.unit}" if progress.total else progress.first_line
 
 
 def _clock(seconds: float) -> str:

@@ -15,7 +15,7 @@ from runner.escape import json as escape_json
 from runner.escape import terminal
 from runner.manifest import ModelVersionRef, RunManifest, StepState
 from runner.project import Project
-from runner.records import Metric, utc_text
+from runner.records import KeyResult, Metric, utc_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 project_option = click.option(
@@ -144,11 +144,23 @@ def _step_json(step: StepState, folder: Path) -> dict[str, Any]:
     result = step.result
     executed = str(folder / "steps" / step.name / "executed.ipynb") if result and result.executed else None
     error = result.error if result else None
+    keys = result.mapped.keys if result is not None and result.mapped is not None else []
     return {
         **fields(step, "name", "status"),
         "seconds": result.seconds if result else None,
         "executed": executed,
+        **({"keys": [_key_json(key, folder / "steps" / step.name) for key in keys]} if keys else {}),
         **({"error": fields(error, "kind", "ename", "evalue", "cell", "first_line")} if error else {}),
+    }
+
+
+def _key_json(key: KeyResult, folder: Path) -> dict[str, Any]:
+    executed = key.status != "skipped"
+    return {
+        **fields(key, "key", "folder", "status", "seconds", "cell"),
+        "executed": str(folder / "keys" / key.folder / "executed.ipynb") if executed else None,
+        "metrics": metrics_json(key.metrics),
+        "error": key.error or None,
     }
 
 

@@ -24,12 +24,13 @@ from runner.cli.options import (
 from runner.cli.summary import hint, summary
 from runner.cli.terminal import say
 from runner.errors import RunnerError, UsageError
-from runner.manifest import RunManifest
+from runner.manifest import RunManifest, failures_first
 from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.run.store import Store
 
+SHOWN_KEYS = 20  # of a mapped step
 COLUMNS = 100  # that a line of `runs` takes at most; --json has everything
 
 
@@ -136,6 +137,7 @@ def show_command(run: str, as_markdown: bool, as_json: bool, project: Project) -
     say(headline(manifest))
     for step in manifest.steps:
         say(step_line(step, None, started=None))
+    _say_keys(manifest)
     if manifest.metrics:
         say("metrics")
         print_table(
@@ -145,6 +147,26 @@ def show_command(run: str, as_markdown: bool, as_json: bool, project: Project) -
         if fact.artifact:
             say(f"  from {fact.source} ({key}, sha256 {fact.artifact.sha256[:12]})")
     say(summary(manifest, folder))
+
+
+def _say_keys(manifest: RunManifest) -> None:
+    """A table of the keys of each mapped step, those that failed first; of many the first."""
+    for step, keys in manifest.keyed().items():
+        names = list(dict.fromkeys(name for key in keys for name in key.metrics))
+        print_table(
+            [f"  {step}", "status", *names, ""],
+            [
+                [
+                    f"  {key.key}",
+                    key.status,
+                    *(metric_text(key.metrics[name]) if name in key.metrics else None for name in names),
+                    key.error,
+                ]
+                for key in failures_first(keys)[:SHOWN_KEYS]
+            ],
+        )
+        if len(keys) > SHOWN_KEYS:
+            say(f"  and {len(keys) - SHOWN_KEYS:,} more, in the report and with --json")
 
 
 @click.command("report")

@@ -66,6 +66,7 @@ def _files() -> dict[str, Path]:
     for source, target in _of_the_checkout(root).items():
         place = root / source
         below = {f"/{relative}": path for relative, path in walk(place)} if place.is_dir() else {"": place}
+        below = {relative: path for relative, path in below.items() if path.parent.name != "__pycache__"}
         files |= {f"{target}{relative}": path for relative, path in below.items()}
     return dict(sorted(files.items()))
 

@@ -17,6 +17,7 @@ import msgspec
 
 from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
+from runner.pipeline import mapping
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.capture import capture_findings
 from runner.records import (
@@ -108,7 +109,8 @@ def is_address(source: str) -> bool:
 def upstream(spec: StepSpec) -> set[str]:
     """The steps whose outputs `spec` takes as inputs, and those it is to run after."""
     steps = {source.from_.partition(".")[0] for source in spec.inputs.values() if is_output(source.from_)}
-    return steps | set(spec.after)
+    mapped = {source.partition(".")[0] for source in spec.map.values() if isinstance(source, str)}
+    return steps | mapped | set(spec.after)
 
 
 def is_output(source: str) -> bool:
@@ -281,6 +283,9 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
         if not NAME.match(pipeline.model.name):
             yield f"model.name: {pipeline.model.name!r} is not made of letters, digits and `-`, at most 63."
         yield from _output_reference(pipeline.model.from_, "model.from", pipeline)
+        maker = pipeline.steps.get(pipeline.model.from_.partition(".")[0])
+        if maker is not None and maker.map:
+            yield f"model.from: {pipeline.model.from_} has many models, as its step is mapped. Take one step's."
     for name in pipeline.targets:
         yield from _target_references(name, pipeline)
     yield from _notify_addresses(pipeline.notify)
@@ -351,6 +356,10 @@ def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[
         if said not in _contradictions(pipeline.sagemaker):
             yield f"{where}.sagemaker: {said}"
     yield from _output_paths(where, step)
+    for key, keys in step.map.items():
+        if isinstance(keys, str):
+            yield from _output_reference(keys, f"{where}.map.{key}", pipeline)
+    yield from mapping.findings(name, step, pipeline)
 
 
 def _input_references(step: str, where: str, spec: InputSpec, pipeline: Pipeline) -> Iterator[str]:
@@ -404,6 +413,7 @@ def _rule_references(rule: Rule, pipeline: Pipeline) -> Iterator[str]:
     step, _, name = rule.metric.partition(".")
     if step not in pipeline.steps or not name:
         yield f"gate: {rule.metric!r} is not a `step.metric`{nearest(step, pipeline.steps)}"
+    yield from mapping.rule_findings(rule, pipeline)
     if rule.when is not None:
         step, _, name = rule.when.partition(".")
         if step not in pipeline.steps:

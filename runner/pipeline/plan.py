@@ -9,7 +9,7 @@ from __future__ import annotations
 import graphlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,7 @@ from runner.notebook.parameters import Declared
 from runner.notebook.source import Notebook, project_modules, read_notebook
 from runner.notebook.strip_outputs import INJECTED
 from runner.notebook.types import DoesNotFit, Type, check, read_text
-from runner.pipeline import serving_image
+from runner.pipeline import mapping, serving_image
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import APPROVED, AT_TARGET, examine, is_address, is_path, nearest
 from runner.pipeline.registering import gated, needs_of, outlook, registers, registers_itself
@@ -119,6 +119,10 @@ def plan(
         values = _values(
             name, pipeline, notebooks[name], texts.get(name, {}), findings, warnings, file.name, secrets_here
         )
+        if len(pipeline.steps[name].map) == 1:
+            findings += mapping.parameter_findings(
+                name, pipeline.steps[name], notebooks[name], file=file.name, registers=name in registering
+            )
         skip = ""
         if name in wanted:
             findings += _sources(name, pipeline.steps[name], file.parent)
@@ -235,6 +239,8 @@ def _overridden(
             source = text if as_written else str(Path(text).absolute())
             spec = msgspec.structs.replace(steps[step].inputs[name], from_=source)
             steps[step] = msgspec.structs.replace(steps[step], inputs={**steps[step].inputs, name: spec})
+        elif name in steps[step].map:
+            findings.append(f"-p {key}: step {step} is mapped over it; change `map` in pipeline.toml.")
         elif name in steps[step].outputs:
             findings.append(f"-p {key}: is an output; the runner decides where it is written.")
         elif step in notebooks and name not in notebooks[step].parameters and not notebooks[step].open:
@@ -250,8 +256,11 @@ def _not_plain(
 ) -> Iterator[str]:
     """Why -p's key needs a step's name before it, or is no parameter of any."""
     inputs = [step for step in steps if key in steps[step].inputs]
+    mapped = [step for step in steps if key in steps[step].map]
     if inputs:
         yield f"-p {key}: is an input; write -p {inputs[0]}.{key}=…"
+    elif mapped:
+        yield f"-p {key}: step {mapped[0]} is mapped over it; change `map` in pipeline.toml."
     elif not takers:
         valid = {name for step, book in notebooks.items() for name in book.parameters if name not in steps[step].inputs}
         yield f"-p {key}: no notebook declares it{nearest(key, valid)}"
@@ -259,7 +268,7 @@ def _not_plain(
 
 def _is_parameter(name: str, spec: StepSpec, notebook: Notebook) -> bool:
     declared = name in notebook.parameters or (notebook.open and name in spec.parameters)
-    return declared and name not in spec.inputs and name not in spec.outputs
+    return declared and not any(name in names for names in (spec.inputs, spec.outputs, spec.map))
 
 
 def _order(
@@ -311,7 +320,13 @@ def _values(
     declared = {**notebook.parameters}
     if notebook.open:  # a parameter that its cell does not show is handed over as it is
         declared = {**{key: Declared(key, None, None, False) for key in (*spec.parameters, *texts)}, **declared}
-    for role, keys in (("inputs", spec.inputs), ("outputs", spec.outputs), ("parameters", spec.parameters)):
+    roles: list[tuple[str, Collection[str]]] = [
+        ("inputs", spec.inputs),
+        ("outputs", spec.outputs),
+        ("parameters", spec.parameters),
+        ("map", spec.map),
+    ]
+    for role, keys in roles:
         findings += [finding for key in keys for finding in _role(name, role, key, notebook, spec)]
     findings += [
         f"{spec.notebook}: `{key}` is secret, so its default must be empty text."
@@ -375,10 +390,10 @@ def _role(step: str, role: str, key: str, notebook: Notebook, spec: StepSpec) ->
             yield f"{where}: {spec.notebook} does not declare it in its parameters cell{near}"
     elif (type_ := notebook.parameters[key].type) is not None and type_.kind == "unsupported":
         yield f"{where}: declared as {type_}, which papermill cannot hand over; declare it `str` and convert it below."
-    elif role != "parameters" and type_ is not None and type_.kind != "str":
+    elif role in ("inputs", "outputs") and type_ is not None and type_.kind != "str":
         yield f"{where}: declared as {type_}; a path arrives as text, so declare it `str`."
-    if [key in names for names in (spec.inputs, spec.outputs, spec.parameters)].count(True) > 1:
-        yield f"{where}: `{key}` has more than one role; one name is an input, an output or a parameter."
+    if [key in names for names in (spec.inputs, spec.outputs, spec.parameters, spec.map)].count(True) > 1:
+        yield f"{where}: `{key}` has more than one role; one name is an input, an output, a parameter or mapped."
 
 
 def _drift(declared: Declared, value: Value, notebook: str, file: str) -> Iterator[str]:

@@ -81,6 +81,9 @@ def graph(pipeline: Pipeline, manifest: RunManifest | None = None) -> list[Node]
                 nodes.setdefault(need, _source(need, source, key, name, manifest))
             needs[need] = None
             takes.append(source or f"{key} (not given)")
+        for source in (source for source in spec.map.values() if isinstance(source, str)):
+            needs[f"step:{source.partition('.')[0]}"] = None
+            takes.append(source)
         needs |= {f"step:{other}": None for other in spec.after}
         state = states.get(name)
         status, detail = _state(state) if manifest is not None else ("", spec.notebook.rpartition("/")[2])

@@ -23,8 +23,13 @@ def write_notebook_page(step_folder: Path, *, manifest: RunManifest, state: Step
     return write_page(step_folder / PAGE, notebook_page(step_folder, manifest=manifest, state=state))
 
 
-def notebook_page(step_folder: Path, *, manifest: RunManifest, state: StepState, code: bool = True) -> bytes:
-    """The page of the step's executed notebook, written nowhere; without `code` its cells show what they made alone."""
+def notebook_page(
+    step_folder: Path, *, manifest: RunManifest, state: StepState, code: bool = True, up: str = "../../"
+) -> bytes:
+    """The page of the step's executed notebook, written nowhere; without `code` its cells show what they made alone.
+
+    `up` leads from the page to the run's folder.
+    """
     content = (step_folder / EXECUTED).read_bytes()
     problem, language, cells = "", "python", list[dict[str, Any]]()
     try:
@@ -38,6 +43,7 @@ def notebook_page(step_folder: Path, *, manifest: RunManifest, state: StepState,
     return page(
         "notebook.html.j2",
         code=code,
+        up=up,
         cells=cells,
         problem=problem,
         manifest=manifest,

@@ -10,17 +10,21 @@ from typing import Any
 from runner.audit.compare import not_comparable
 from runner.errors import RunnerError, counted
 from runner.gate import describe
-from runner.manifest import RunManifest, StepState
+from runner.manifest import RunManifest, StepState, failures_first
 from runner.notebook.recorded import read_figures
-from runner.records import Metric, RuleResult, read
+from runner.records import KeyResult, Metric, RuleResult, read
 from runner.report import clean
 from runner.report.axis import axis
 from runner.report.files import number, page, reason, write_page
+from runner.run.contents import key_page
 from runner.run.cost import cost
+from runner.run.folder import KEYS
+from runner.run.mapped import of_key
 from runner.run.registration import not_registered
-from runner.run.store import MANIFEST
+from runner.run.store import MANIFEST, Store
 
 REPORT = "report.html"
+MOST_PAGES, MOST_ROWS = 20, 2_000  # of a mapped step: keys that failed with a page of their own, keys in its table
 WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
 STATES = {"succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", "running": "▸", None: "·"}
@@ -55,6 +59,9 @@ def report(run_folder: Path, manifest: RunManifest, *, files: bool = True) -> by
         else [],
         comparison=_comparison(manifest),
         steps=[_step(run_folder, step) for step in manifest.steps],
+        mapped=[
+            _keys(state) for state in manifest.steps if state.result is not None and state.result.mapped is not None
+        ],
         paid=cost(manifest),
         not_registered=not_registered(manifest),
         metrics=sorted(manifest.metrics.items()),
@@ -66,11 +73,16 @@ def report(run_folder: Path, manifest: RunManifest, *, files: bool = True) -> by
 
 def write_step(run_folder: Path, manifest: RunManifest, state: StepState) -> None:
     """Write the page of one step, where it has an executed notebook."""
-    from runner.report.notebook import write_notebook_page
+    from runner.report.notebook import notebook_page, write_notebook_page
 
     folder = run_folder / "steps" / state.name
     if (folder / "executed.ipynb").exists():
         write_notebook_page(folder, manifest=manifest, state=state)
+    for key in _with_page(state):
+        with contextlib.suppress(RunnerError, FileNotFoundError):  # `verify` says what is gone
+            one = of_key(state, key.folder, Store(run_folder.parent))
+            content = notebook_page(folder / KEYS / key.folder, manifest=manifest, state=one, up="../../../")
+            write_page(folder / key_page(key.folder), content)
 
 
 def write_all(run_folder: Path, manifest: RunManifest) -> Path:
@@ -116,6 +128,8 @@ def _failing(rules: Sequence[RuleResult]) -> str:
     if not rules:  # of a record that contradicts itself
         return "a rule does not hold"
     result = rules[0]
+    if result.rule.by_key is not None:
+        return result.sentence.rstrip(".")
     threshold, side = (result.rule.min, "below") if result.rule.min is not None else (result.rule.max, "above")
     value = "" if result.value is None else f" {number(result.value)}"
     end = result.high if side == "below" else result.low
@@ -212,6 +226,37 @@ def _step(run_folder: Path, state: StepState) -> dict[str, Any]:
         "page": f"steps/{state.name}/executed.html" if executed else None,
         "notebook": f"steps/{state.name}/executed.ipynb" if executed else None,
         "inputs": [(name, fact) for name, fact in inputs.items() if fact.present],
+    }
+
+
+def _with_page(state: StepState) -> list[KeyResult]:
+    """The keys of a mapped step that have a page: the first of those that failed."""
+    mapped = state.result.mapped if state.result is not None else None
+    failed = [key for key in mapped.failed if key.status != "skipped"] if mapped is not None else []
+    return failed[:MOST_PAGES]
+
+
+def _keys(state: StepState) -> dict[str, Any]:
+    """The table of a mapped step's keys, failures first."""
+    assert state.result is not None
+    assert state.result.mapped is not None
+    mapped, pages = state.result.mapped, {key.folder for key in _with_page(state)}
+    at = f"steps/{state.name}"
+    return {
+        "step": state.name,
+        "parameter": mapped.parameter,
+        "total": len(mapped.keys),
+        "failed": len(mapped.failed),
+        "metrics": list(dict.fromkeys(name for key in mapped.keys for name in key.metrics)),
+        "rows": [
+            {
+                "key": key,
+                "mark": STATES[key.status],
+                "page": f"{at}/{key_page(key.folder)}" if key.folder in pages else None,
+                "notebook": f"{at}/{KEYS}/{key.folder}/executed.ipynb" if key.status != "skipped" else None,
+            }
+            for key in failures_first(mapped.keys)[:MOST_ROWS]
+        ],
     }
 
 

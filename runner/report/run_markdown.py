@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runner.escape import code, markdown
-from runner.manifest import RunManifest, StepState
+from runner.manifest import RunManifest, StepState, failures_first
 from runner.notebook.source import read_notebook
 from runner.report import clean
 from runner.report.files import number
@@ -17,6 +17,7 @@ from runner.run.registration import not_registered
 MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "error": "⚠️", "not judged": "–"}
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "is inconclusive", "error": "is in error"}
 TRACEBACK_LINES = 15
+MOST_KEYS = 20  # of a mapped step, that have not succeeded
 
 
 def run_markdown(manifest: RunManifest, folder: Path, hints: list[str]) -> str:
@@ -49,6 +50,13 @@ def _blocks(manifest: RunManifest, folder: Path, hints: list[str]) -> Iterator[s
             for step in manifest.steps
         ],
     )
+    for step, keys in manifest.keyed().items():
+        shown = [key for key in failures_first(keys) if not key.complete][:MOST_KEYS]
+        failed_keys = [[code(str(key.key)), key.status, markdown(key.error)] for key in shown]
+        good = sum(key.complete for key in keys)
+        yield f"{code(step)}: {good:,} of {len(keys):,} keys succeeded"
+        if failed_keys:
+            yield table(["key", "status", ""], failed_keys)
     if (paid := cost(manifest)) is not None:
         yield f"SageMaker: {markdown(str(paid))}."
     if manifest.model_version is not None:

@@ -17,7 +17,7 @@ import msgspec
 
 from runner.content import atomic_write, file_fact, stamp
 from runner.errors import RunnerError, Tampered, UsageError
-from runner.manifest import StepState
+from runner.manifest import KeyState, StepState
 from runner.paths import FileName, RelativePath
 from runner.pipeline.plan import PlannedStep
 from runner.records import FileFact, Opened, Record, StepJob, StepKey, StepResult, encode, read
@@ -34,6 +34,7 @@ KEPT = 20  # entries a key keeps: same code and inputs, other undeclared files
 
 class _Entry(Record, frozen=True, kw_only=True):
     run: FileName
+    folder: FileName | None = None  # of a key of a mapped step
     key: StepKey
     opened: dict[RelativePath, Opened] = {}
 
@@ -71,19 +72,24 @@ class Cache:
 
     def find(self, step: PlannedStep, key: StepKey) -> Hit | Miss:
         """The earlier result that is good for this key, or why there is none."""
+        match = self.find_key(step.name, key)
+        return match if isinstance(match, Hit) else Miss(match.why or self._difference(step, key))
+
+    def find_key(self, step: str, key: StepKey) -> Hit | Miss:
+        """As `find`, also of one key of a mapped step; `why` is "" where nothing with this key was kept."""
         why = ""
-        for entry in reversed(self._read(step.name, f"{digest(key)}.json")):
+        for entry in reversed(self._read(step, f"{digest(key)}.json")):
             changed = self._changed(entry.opened)
             try:
                 if not changed:
-                    return self._hit(entry.run, step.name)
+                    return self._hit(entry, step)
             except Tampered:
                 why = ALTERED
             except (RunnerError, OSError):
                 has_manifest = (self.store.folder(entry.run) / MANIFEST).exists()
                 changed = f"run {entry.run} {'did not end well' if has_manifest else 'is gone'}"
             why = why or changed
-        return Miss(why or self._difference(step, key))
+        return Miss(why)
 
     def undeclared(self, step: str) -> dict[str, Opened]:
         """Files of the project that the step's last success read without their being inputs."""
@@ -102,12 +108,22 @@ class Cache:
         if state.key is None or state.result is None:
             return
         entry = _Entry(run=run, key=state.key, opened=state.result.opened)
-        name = f"{digest(state.key)}.json"
-        others = [other for other in self._read(state.name, name) if other.opened != entry.opened]
-        folder = self.folder / state.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, entries in ((name, [*others[-KEPT:], entry]), (LATEST, [entry])):
-            atomic_write(folder / file, encode(_Entries(entries=entries)))
+        if state.result.mapped is None or not state.result.mapped.failed:  # else its keys alone are of use
+            self._keep(state.name, entry)
+        atomic_write(self._made(state.name) / LATEST, encode(_Entries(entries=[entry])))
+
+    def remember_key(self, run: str, step: str, folder: str, key: StepKey, result: StepResult) -> None:
+        """Keep the success of one key of a mapped step. Safe to call from several threads for different keys."""
+        self._keep(step, _Entry(run=run, folder=folder, key=key, opened=result.opened))
+
+    def _keep(self, step: str, entry: _Entry) -> None:
+        name = f"{digest(entry.key)}.json"
+        others = [other for other in self._read(step, name) if other.opened != entry.opened]
+        atomic_write(self._made(step) / name, encode(_Entries(entries=[*others[-KEPT:], entry])))
+
+    def _made(self, step: str) -> Path:
+        (self.folder / step).mkdir(parents=True, exist_ok=True)
+        return self.folder / step
 
     def link(self, hit: Hit, run: str) -> None:
         """Put the earlier step's folder into the new run: records copied, outputs and executed notebook linked."""
@@ -122,13 +138,13 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(source / name, target / name)
 
-    def _hit(self, run: str, step: str) -> Hit:
+    def _hit(self, entry: _Entry, step: str) -> Hit:
         """The step's result in that run. Raises Tampered where an output or the executed notebook is not what it was.
 
         What lies elsewhere is checked when it is fetched.
         """
-        state = self.store.manifest(run).step(step)
-        if state.result is None or state.job is None or not state.complete:
+        run, state = entry.run, self._state(entry, step)
+        if state.result is None or state.job is None or state.result.error is not None:
             raise UsageError(f"Step {step} of run {run} did not succeed.")
         for artifact in state.result.artifacts():
             for _, fact in files_of(artifact):
@@ -138,6 +154,15 @@ class Cache:
                 if self.hashes.fact(path) != fact:
                     raise Tampered(f"{path} was altered.")
         return Hit(step, state.from_run or run, state.job, state.result)
+
+    def _state(self, entry: _Entry, step: str) -> StepState | KeyState:
+        if entry.folder is not None:
+            folder = run_folder.step_folder(self.store, entry.run, step)
+            return read(KeyState, folder / run_folder.KEYS / entry.folder / run_folder.STATE)
+        state = self.store.manifest(entry.run).step(step)
+        if not state.complete:
+            raise UsageError(f"Step {step} of run {entry.run} did not succeed.")
+        return state
 
     def _difference(self, step: PlannedStep, key: StepKey) -> str:
         """What is not as it was when the step last succeeded."""

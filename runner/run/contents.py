@@ -29,6 +29,11 @@ UNFINISHED = re.compile(
 LOOKED_AT = (".ipynb_checkpoints", ".DS_Store")  # left by Jupyter and macOS when somebody looks at the folder
 
 
+def key_page(key_folder: str) -> str:
+    """The page of one key of a mapped step, in the step's folder; not in the key's, which is sealed."""
+    return f"pages/{key_folder}.html"
+
+
 def unknown_files(manifest: RunManifest, store: Store) -> Iterator[Path]:
     """Files in the run's folder that its manifest does not know, sorted; links and pipes are included.
 
@@ -61,6 +66,8 @@ def _known(manifest: RunManifest) -> set[str]:
         at = f"{run_folder.STEPS}/{state.name}"
         paths |= {f"{at}/{name}" for name in OF_A_STEP}
         paths |= {f"{at}/in/{name}" for name in (state.job.inputs if state.job else ())}  # a link to a source outside
+        if state.result is not None and state.result.mapped is not None:
+            paths |= {f"{at}/{key_page(key.folder)}" for key in state.result.mapped.keys}
         if state.result is not None:
             outputs = [*state.result.undeclared, *([REGISTRATION] if state.result.registration else [])]
             paths |= {f"{at}/{run_folder.OUT}/{path}" for path in outputs}

@@ -69,12 +69,13 @@ class Invocation:
 def keep(plan: Plan, manifest: RunManifest, world: World, command: Invocation) -> None:
     """Keep all that the run depended on, and what the next one consists of.
 
-    Nothing is kept of a failed run, or of one that asked a service for its sources or a registry.
+    Nothing is kept of a failed run, of one with a mapped step, or one that asked a service for sources or a registry.
     """
     store = world.store
     page = page_of(store, manifest.run)
     local = plan.pipeline.model is None or plan.pipeline.model.registry == "local"
-    if manifest.status == "succeeded" and local:
+    mapped = any(step.spec.map for step in plan.steps)  # its keys' folders are not in the record
+    if manifest.status == "succeeded" and local and not mapped:
         with contextlib.suppress(Changed, RunnerError, OSError):
             recorder = _Recorder(plan, manifest, store, command, page if command.pages else None)
             recorder.project()

@@ -23,6 +23,7 @@ from runner.run.store import Store, facts_of, files_of
 Place = Callable[[InputFact, str, Path, Store], InputFact]
 
 PIPELINE, STEPS = "pipeline.toml", "steps"
+KEYS, STATE = "keys", "state.json"  # of a mapped step: the folder of its keys' folders, and the record in each
 JOB, SOURCE, MODULES, RESULT, OUT = "job.json", "notebook.ipynb", "modules", "result.json", "out"
 
 _ADDRESS = re.compile(r"https?://[^\s\"']+")

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from runner.errors import counted
 from runner.notebook.source import PARAMETERS, Cell, Notebook, imported_names, module_source, python_source
 from runner.pipeline.file import APPROVED
 from runner.pipeline.plan import PlannedStep
-from runner.records import CellFact, InputFact, StepKey, Value
+from runner.records import CellFact, InputFact, Key, StepKey, Value
 from runner.run import editable
 from runner.run.packages import closure, provided
 from runner.run.ports import Runtime
@@ -27,6 +27,7 @@ from runner.run.ports import Runtime
 OURS = {"runner.scraps": {"scrapbook"}, "runner.model": {"xgboost", "pandas"}}
 MOST_PACKAGES, NAMED_PACKAGES = 5, 3  # up to 5 that differ are all named; of more, the first 3
 SINGLE = {"installed": "was installed", "removed": "was removed", "changed": "changed"}
+SHORT = 12  # items of two lists that a sentence shows
 CODE = "code"  # in the version of an editable package: the hash of its code follows
 # packages that pandas imports only for such a file
 PANDAS = re.compile(r"\b(?:read|to)_(parquet|feather|orc|excel|hdf|sql|html|xml|markdown)")
@@ -44,15 +45,23 @@ READERS = {
 
 
 def step_key(
-    step: PlannedStep, inputs: Mapping[str, InputFact], *, index_file: Path, runtime: Runtime | None = None
+    step: PlannedStep,
+    inputs: Mapping[str, InputFact],
+    *,
+    index_file: Path,
+    runtime: Runtime | None = None,
+    keys: Sequence[Key] = (),
 ) -> StepKey:
-    """The key of a step with these inputs, here or on `runtime`; without prose, outputs, metadata and thread counts."""
+    """The key of a step with these inputs, here or on `runtime`; without prose, outputs, metadata and thread counts.
+
+    A mapped step's `keys` stand in it as the value of their parameter.
+    """
     if runtime is None:
         packages = packages_of(step, index_file=index_file)
         runtime = Runtime(f"{platform.python_implementation()} {platform.python_version()}", packages)
     return StepKey(
         code=[_code(cell, step.notebook) for cell in step.notebook.code],
-        parameters=_resolved(step),
+        parameters=_resolved(step) | {parameter: list(keys) for parameter in step.spec.map},
         inputs={name: fact.artifact.sha256 if fact.artifact else "" for name, fact in sorted(inputs.items())},
         modules={name: file_fact(path).sha256 for name, path in step.modules.items()},
         outputs=dict(sorted(step.spec.outputs.items())),
@@ -88,6 +97,11 @@ def written(step: PlannedStep, *, index_file: Path) -> dict[str, Path | None]:
     """The step's imports that no installed package provides, with the place of their code."""
     own = {relative.partition("/")[0].removesuffix(".py") for relative in step.modules}
     return editable.places(imports(step), known=own | provided(index_file=index_file))
+
+
+def of_one(key: StepKey, parameter: str, value: Key) -> StepKey:
+    """The key of one key of a mapped step, from that of the whole step."""
+    return msgspec.structs.replace(key, parameters={**key.parameters, parameter: value})
 
 
 def digest(key: StepKey) -> str:
@@ -175,7 +189,16 @@ def _values(before: Mapping[str, Value], now: Mapping[str, Value]) -> Iterator[s
         elif name not in now:
             yield f"parameter {name} removed"
         elif before[name] != now[name] or type(before[name]) is not type(now[name]):
-            yield f"{name} {before[name]!r} → {now[name]!r}"
+            if isinstance(old := before[name], list) and isinstance(new := now[name], list) and len(old + new) > SHORT:
+                yield f"{name} {_list_change(old, new)}"
+            else:
+                yield f"{name} {before[name]!r} → {now[name]!r}"
+
+
+def _list_change(before: list[Any], now: list[Any]) -> str:
+    old, new = {repr(item) for item in before}, {repr(item) for item in now}
+    counts = {f"{len(new - old):,} added": len(new - old), f"{len(old - new):,} removed": len(old - new)}
+    return f"({', '.join(words for words, count in counts.items() if count) or 'in another order'})"
 
 
 def _files(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
     run.json  pipeline.toml  verdict.json                                       of the run
     steps/<step>/notebook.ipynb  modules/…  job.json  result.json               of each step, as far as it came
     steps/<step>/in/<name>  out/…  executed.ipynb                               objects
+    steps/<step>/keys/<folder>/state.json  executed.ipynb                       objects, of a mapped step
 
 Everything else there, pages, logs and locks, is made from these or temporary, and is not copied elsewhere.
 """
@@ -101,8 +102,11 @@ def _contradiction(manifest: RunManifest, state: StepState) -> str:
             return f"input {name} lies at {fact.value!r}"
     if state.result is not None:
         for name, output in state.result.outputs.items():
-            if output.path != f"out/{spec.outputs.get(name)}":
+            if output.path != (f"out/{name}/" if spec.map else f"out/{spec.outputs.get(name)}"):
                 return f"output {name} lies at {output.path!r}"
+        mapped = state.result.mapped
+        if mapped is not None and (not spec.map or mapped.files.path != f"{run_folder.KEYS}/"):
+            return f"its keys lie at {mapped.files.path!r}"
         if state.result.executed is not None and state.result.executed.path != EXECUTED:
             return f"its executed notebook lies at {state.result.executed.path!r}"
     return ""

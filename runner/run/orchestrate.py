@@ -6,10 +6,11 @@ It reaches executor, registry and remote stores through protocols only. run.json
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -26,22 +27,25 @@ from runner.records import (
     Artifact,
     InputFact,
     InputSpec,
+    Key,
     Registration,
     StepError,
+    StepJob,
     StepResult,
     Verdict,
     encode,
     utc_text,
 )
 from runner.run import folder as run_folder
-from runner.run import provenance, registration
+from runner.run import mapped, provenance, registration
 from runner.run.cache import Cache, Miss
 from runner.run.keys import step_key
 from runner.run.pinned_inputs import pinned
-from runner.run.ports import Options, World
+from runner.run.ports import Executor, Options, World
 from runner.run.progress import ProgressFile
 from runner.run.retries import retries
 from runner.run.sources import public_values, without_credentials
+from runner.run.turns import InTurn
 
 VERDICT_FILE = "verdict.json"
 
@@ -121,6 +125,10 @@ class Steps:
         self.registered = {state.name for state in manifest.steps if manifest.model_version is not None}
         self.cache = Cache(world.store, plan.root)
         self.progress = ProgressFile(world.store.folder(manifest.run), world.watcher.progress)
+        # keys and steps share the places
+        self.executor: Executor = world.executor
+        if any(step.spec.map for step in plan.steps):
+            self.executor = InTurn(world.executor, threading.Semaphore(options.jobs), ahead=True)
         self.threads = _cores(options) if world.runtime is None else 0  # elsewhere each step has its own machine
         # attempts number a step's executions over all resumptions; `retries` counts from this process's first
         self.first = {state.name: max(1, state.attempt) for state in manifest.steps}
@@ -198,7 +206,13 @@ class Steps:
 
     def _start(self, step: PlannedStep, retry: int = 0) -> None:
         inputs = {name: self._input(step, name, spec) for name, spec in step.spec.inputs.items()}
-        if not retry and self._use_cached(step, inputs):
+        try:
+            keys = mapped.keys_of(step, self.results, self.world.store)
+        except RunnerError as error:
+            failed = mapped.without_keys(step, self._folder(step), error)
+            self._complete(replace(self.manifest.step(step.name), status=failed.status), failed)
+            return
+        if not retry and self._use_cached(step, inputs, keys):
             return
         job = run_folder.job(
             step,
@@ -214,12 +228,13 @@ class Steps:
         self._share()
         reach("step about to run", step.name)
         self.running.add(step.name)
-        threading.Thread(target=self._execute, args=(step,), name=f"step-{step.name}").start()
+        threading.Thread(target=self._execute, args=(step, job, keys), name=f"step-{step.name}").start()
         self._prepare_next()
 
-    def _use_cached(self, step: PlannedStep, inputs: dict[str, InputFact]) -> bool:
+    def _use_cached(self, step: PlannedStep, inputs: dict[str, InputFact], keys: list[Key]) -> bool:
         """Whether an earlier result was put in place; if not, the step's key and why it has to run are recorded."""
-        key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=self.world.runtime)
+        runtime = self.world.runtime
+        key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=runtime, keys=keys)
         match = Miss("forced") if self.options.force else self.cache.find(step, key)
         state = replace(self.manifest.step(step.name), key=key)
         if isinstance(match, Miss):
@@ -229,15 +244,35 @@ class Steps:
         self._complete(replace(state, status="cached", from_run=match.run, job=match.job), match.result)
         return True
 
-    def _execute(self, step: PlannedStep) -> None:
+    def _execute(self, step: PlannedStep, job: StepJob, keys: list[Key]) -> None:
         """In a thread of its own: execute, and pass the outcome to the thread that owns the manifest."""
-        folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
-        run, note = self.world.executor.run, self.progress.note
+        folder = self._folder(step)
+        note = self.progress.note
+        one = functools.partial(self.executor.run, folder)
+        run: Callable[..., StepResult] = self._mapped(step, job, keys).run if keys else one
         try:
-            result = run(folder, cwd=self._cwd(step), stop=self.world.stop, on_progress=note)
-            self.outcomes.put((step, result))
+            self.outcomes.put((step, run(cwd=self._cwd(step), stop=self.world.stop, on_progress=note)))
         except BaseException as error:  # must reach the owner, whatever it is
             self.outcomes.put((step, error))
+
+    def _mapped(self, step: PlannedStep, job: StepJob, keys: list[Key]) -> mapped.MappedExecution:
+        key = self.manifest.step(step.name).key
+        assert key is not None
+        return mapped.MappedExecution(
+            step,
+            keys,
+            job,
+            key,
+            folder=self._folder(step),
+            store=self.world.store,
+            cache=self.cache,
+            executor=self.executor,
+            jobs=self.options.jobs,
+            force=self.options.force,
+        )
+
+    def _folder(self, step: PlannedStep) -> Path:
+        return run_folder.step_folder(self.world.store, self.manifest.run, step.name)
 
     def _cwd(self, step: PlannedStep) -> Path:
         return (self.plan.root / step.spec.notebook).parent
@@ -246,8 +281,10 @@ class Steps:
         """Start the next step's kernel beside the current one; one in advance is enough for two cores."""
         if self.waiting and self.options.beside == 1 and not self.world.stop.is_set():
             step = self.waiting[0]
-            folder = run_folder.step_folder(self.world.store, self.manifest.run, step.name)
-            self.world.executor.prepare(folder, cwd=self._cwd(step), threads=self.threads)
+            if step.spec.map:  # each key has a kernel of its own
+                self.world.executor.expect(step.notebook.path, threads=self.threads)
+                return
+            self.world.executor.prepare(self._folder(step), cwd=self._cwd(step), threads=self.threads)
 
     def _next_outcome(self) -> tuple[PlannedStep, StepResult | BaseException]:
         while True:
@@ -362,6 +399,7 @@ class Steps:
             self.plan.pipeline.gate,
             problems=self.manifest.problems,
             present=self.manifest.present_inputs(),
+            keyed=self.manifest.keyed(),
         )
         atomic_write(self.world.store.folder(self.manifest.run) / VERDICT_FILE, encode(verdict))
         reach("verdict written")

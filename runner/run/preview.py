@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runner.content import bytes_fact
 from runner.gate import judge
 from runner.manifest import recorded
+from runner.pipeline import mapping
 from runner.pipeline.file import VERDICT
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import Artifact, InputFact, InputSpec, StepResult, Verdict, encode
+from runner.records import Artifact, InputFact, InputSpec, Key, StepKey, StepResult, Verdict, encode
 from runner.run import folder as run_folder
 from runner.run.cache import Cache, Miss
-from runner.run.keys import step_key
+from runner.run.keys import of_one, step_key
+from runner.run.mapped import keys_of
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.pinned_inputs import pinned
 from runner.run.ports import Options, Runtime, World
@@ -71,12 +74,21 @@ class _Previewed:
         if verdict is not None and verdict.outcome != "pass":
             return StepPreview(step.name, "skip", f"the gate's verdict is {verdict.outcome}")
         inputs = {name: self._input(f"{step.name}.{name}", spec, verdict) for name, spec in step.spec.inputs.items()}
-        key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=self.runtime)
+        keys = keys_of(step, self.results, self.cache.store)
+        key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=self.runtime, keys=keys)
         match = self.cache.find(step, key)
         if isinstance(match, Miss):
-            return StepPreview(step.name, "run", match.why)
+            return StepPreview(step.name, "run", self._missing_keys(step, key, keys) + match.why)
         self.results[step.name] = match.result
         return StepPreview(step.name, "cached", f"from {match.run}")
+
+    def _missing_keys(self, step: PlannedStep, key: StepKey, keys: Sequence[Key]) -> str:
+        """ "2 of 6 keys: " of a mapped step, those that were not executed before."""
+        if not keys:
+            return ""
+        parameter, _ = mapping.source(step.spec)
+        matches = [self.cache.find_key(step.name, of_one(key, parameter, value)) for value in keys]
+        return f"{sum(isinstance(match, Miss) for match in matches):,} of {len(keys):,} keys: "
 
     def _input(self, key: str, spec: InputSpec, verdict: Verdict | None) -> InputFact:
         if key in self.sources:
@@ -91,4 +103,5 @@ class _Previewed:
         metrics, problems = recorded(self.results)
         inputs = {f"{step.name}.{name}" for step in self.plan.steps for name in step.spec.inputs}
         present = {key for key in inputs if key not in self.sources or self.sources[key].present}
-        return judge(metrics, self.plan.pipeline.gate, problems=problems, present=present)
+        keyed = {name: result.mapped.keys for name, result in self.results.items() if result.mapped is not None}
+        return judge(metrics, self.plan.pipeline.gate, problems=problems, present=present, keyed=keyed)

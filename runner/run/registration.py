@@ -115,7 +115,7 @@ def new_version(manifest: RunManifest, request: Registration) -> NewVersion:
         identity=manifest.identity if imported is None else imported.identity,
         commit=manifest.git.commit if manifest.git else None,
         sources={key: fact.artifact.sha256 for key, fact in manifest.sources.items() if fact.artifact},
-        description=request.description,
+        description=f"Profile {manifest.profile}: {request.description}" if manifest.profile else request.description,
         card=request.card,
         imported=None if imported is None else claim,
     )
@@ -152,7 +152,8 @@ def not_registered(manifest: RunManifest) -> str:
     passed = manifest.verdict is not None and manifest.verdict.outcome == "pass"
     if not passed or manifest.status != "succeeded" or manifest.pipeline.model is None or manifest.model_version:
         return ""
-    afterwards = f"`runner register {manifest.run}` does it now."
+    by = f", judged by the gate of profile {manifest.profile}" if manifest.profile else ""
+    afterwards = f"`runner register {manifest.run}` does it now{by}."
     registering = [state for state in manifest.steps if state.registers]
     asked = step_request(manifest) is not None
     left_out = [state for state in registering if state.status == "skipped"]

@@ -20,11 +20,11 @@ from runner.manifest import RunManifest
 from runner.pipeline.file import nearest
 from runner.pipeline.plan import Plan
 from runner.pipeline.plan import plan as make_plan
-from runner.records import Metric, StepResult
+from runner.records import Metric
 from runner.run.orchestrate import run
-from runner.run.ports import Executor, Options, RunWatcher, World
+from runner.run.ports import Options, RunWatcher, World
 from runner.run.sources import public_values
-from runner.step.execute import Progress
+from runner.run.turns import InTurn
 
 MOST = 1000  # combinations
 TAG = "sweep"
@@ -127,7 +127,7 @@ def sweep(
         if world.stop.is_set():
             return replace(combination, why="not started")
         options = replace(task.run_options(combination.parameters, (step,)), beside=task.jobs)
-        world = replace(world, executor=_InTurn(world.executor, turns))
+        world = replace(world, executor=InTurn(world.executor, turns))
         return _tried(combination, run(plans[number], options, world), step)
 
     # one run more than steps, so that a core does not wait while a run is sealed
@@ -153,29 +153,6 @@ def sweep(
     result = replace(result, winner=task.run(best.parameters, targets, world))
     on_change(result)
     return result
-
-
-@dataclass(frozen=True)
-class _InTurn:
-    """An executor that waits for its turn before it executes, and prepares nothing."""
-
-    inner: Executor
-    turns: threading.Semaphore
-
-    def expect(self, notebook: Path, *, threads: int) -> None:
-        """Other runs are executing already."""
-
-    def prepare(self, folder: Path, *, cwd: Path | None, threads: int) -> None:
-        """Other runs are executing already."""
-
-    def run(
-        self, folder: Path, *, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
-    ) -> StepResult:
-        with self.turns:
-            return self.inner.run(folder, cwd=cwd, stop=stop, on_progress=on_progress)
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 def _run_earlier_steps(

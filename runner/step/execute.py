@@ -71,6 +71,7 @@ class Progress:
     total: int
     cell: int | None = None
     first_line: str = ""
+    unit: str = "cells"  # of `done` and `total`; keys of a mapped step
 
 
 def execute(

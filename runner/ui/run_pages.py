@@ -74,7 +74,7 @@ def _live_line(state: StepState, progress: Progress | None) -> str:
     if progress is None or not progress.total:
         return f"{state.name}: {progress.first_line if progress and progress.first_line else 'starting'}"
     where = f", now [{progress.cell}] {progress.first_line}" if progress.cell else ""
-    return f"{state.name}: {progress.done} of {progress.total} cells{where}"[:300]
+    return f"{state.name}: {progress.done} of {progress.total} {progress.unit}{where}"[:300]
 
 
 def run(view: View, manifest: RunManifest, *, show: str = "", code: bool = True) -> str:

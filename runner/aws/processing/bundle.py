@@ -82,7 +82,7 @@ def package_files() -> dict[str, bytes]:
         f"{package.name}/{relative.as_posix()}": path.read_bytes()
         for relative, path in relatives.items()
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
-        if relative.parts[0] not in ("init", "templates")
+        if relative.parts[0] not in ("adopt", "init", "templates", "ui")
     }
 
 

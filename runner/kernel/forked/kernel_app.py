@@ -133,6 +133,8 @@ class ForkedIPythonKernel(NotebookKernel):
             self.log.exception("Exception in message handler:")
         finally:
             if not self.session.is_ours:  # a cell has forked, and this is the fork that reached its end
+                for stream in self.parent.streams:
+                    stream.flush()
                 os._exit(0)
             self.post_handler_hook()
         with pump.settled():
