@@ -72,7 +72,7 @@ def format_of(path: Path) -> str:
 
 def source_format(path: Path) -> str:
     """As `format_of`; with any other ending a file that is text is CSV. Raises OSError where it cannot be read."""
-    if path.suffix.lower() not in FORMATS:
+    if path.suffix.lower() not in FORMATS and path.is_file():  # what a pipe holds could be read only once
         with path.open("rb") as file:
             beginning = file.read(4096)
         if beginning and b"\0" not in beginning:
