@@ -342,8 +342,8 @@ def test_a_column_that_is_not_used_may_have_any_text(house: Made, tmp_path: Path
 
 
 SPELT = {
-    "semicolons.csv": ("minutes;calls;plan;roaming\n1;2;gold;1\n", "Row 1: the fields are separated by ';'. Write commas."),
-    "tabs.csv": ("minutes\tcalls\tplan\troaming\n1\t2\tgold\t1\n", "Row 1: the fields are separated by '\\t'. Write commas."),
+    "semicolons.csv": ("minutes;calls;plan;roaming\n1;2;gold;1\n", "Line 1 is one field. Its fields are separated by ';': add --delimiter ';'."),
+    "tabs.csv": ("minutes\tcalls\tplan\troaming\n1\t2\tgold\t1\n", "Line 1 is one field. Its fields are separated by '\\t': add --delimiter $'\\t'."),
     "quoted.csv": ('"minutes";"calls"\n1;2\n', "Its fields are separated by ';': add --delimiter ';'."),
     "quoted.tsv": ('"minutes"\t"calls"\n1\t2\n', "Its fields are separated by '\\t': add --delimiter $'\\t'."),
     "present.csv": ("minutes,calls,plan,roamin\n1,2,gold,1\n", "Missing column: roaming. There is 'roamin'."),

@@ -297,6 +297,7 @@ REFUSED: list[tuple[bytes, str, int, int | None, str | None, str]] = [
     (b"1,2,gold,1\n1,2,gold\n", "text/csv", 400, 2, None, "Row 2: 3 fields where the model has 4."),
     (b"minutes,calls,plan,roaming\n1,2,gold,1,9\n", "text/csv", 400, 1, None, "Row 1: 5 fields where the header has 4."),
     (b'1,2,"gold,1\n', "text/csv", 400, None, None, "not CSV"),
+    (b"1;2;gold;1\n", "text/csv", 400, 1, None, "Row 1: the fields are separated by ';'. Write commas."),
     (b'"gold";1;"2";1\n', "text/csv", 400, None, None, "The body is not CSV: the fields are separated by ';'. Write commas."),
     (b'"gold" ,1\n', "text/csv", 400, None, None, "The body is not CSV: ',' expected after '\"'."),
     (b"1,2,gold,1\n1,2,gold,x\n", "text/csv", 400, 2, "roaming", "Row 2, column roaming: 'x' is neither true nor false."),

@@ -285,13 +285,14 @@ def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, fl
             except csv.Error as error:
                 with open(source, encoding=form.encoding, newline="") as again:
                     mark = other_delimiter(again.readline(), error) if form.delimiter == "," else ""
-                option = f"--delimiter {'$' * (mark < ' ')}{mark!r}"  # a tab as bash writes it
-                remedy = f" Its fields are separated by {mark!r}: add {option}." * bool(mark)
+                remedy = f" {_separated_by(mark)}" if mark else ""
                 raise BadInput(f"Line {reader.line_num} is not CSV: {error}.{remedy}") from None
             if not rows:
                 return
             rows = scorer.without_blank_lines(rows)
             if first and rows:
+                if len(rows[0]) == 1 < len(scorer.names) and (marks := [one for one in ";\t|" if one in rows[0][0]]):
+                    raise BadInput(f"Line 1 is one field. {_separated_by(marks[0])}")
                 # a file's first line that names all columns is a header, whatever could be read into it
                 whole = set(scorer.names) <= {name.strip() for name in rows[0]} | set(rows[0])
                 first, table = False, scorer.fields(rows, "present" if whole else "")
@@ -300,6 +301,10 @@ def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, fl
             else:
                 table = scorer.fields([header, *rows] if header else rows, "present" if header else "absent")
             yield Part(header or scorer.names, rows, table), file.tell() / size
+
+
+def _separated_by(mark: str) -> str:
+    return f"Its fields are separated by {mark!r}: add --delimiter {'$' * (mark < ' ')}{mark!r}."  # a tab as in bash
 
 
 def _lines(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
