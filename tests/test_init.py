@@ -316,7 +316,7 @@ def hostile(folder: Path) -> dict[str, tuple[Path | bytes, str]]:
         "one value": (b"a,y\n" + b"1,no\n" * 30, "'no' in every row"),
         "blank target": (b"a,y\n" + b"1,no\n2,\n3,yes\n" * 10, "blank in 10 of 30 rows, first in row 2"),
         "NA among numbers": ("a,y\n" + "".join(f"{n},{n * 7}.5\n{n},-\n{n},NA\n" for n in range(30)), "has '-' and 'NA' in 60 of 90 rows, first in row 2"),
-        "NA among answers": (b"a,y\n" + b"1,no\n2,NA\n3,yes\n" * 10, "has 'NA' in 10 of 30 rows, first in row 2: no answer"),
+        "NA among answers": (b"a,y\n" + b"1,no\n2,NA\n3,yes\n" * 10, "has 'NA' in 10 of 30 rows, first in row 2: no value"),
         "capital letters": (b"a,y\n" + b"1,no\n2,Yes\n3,yes\n" * 10, "has 'Yes' in 10 rows and 'yes' in 10"),
         "blanks between": (b"a b y\n" + b"1 2 no\n" * 9, "has one column"),
         "all blank target": (b"a,y\n" + b"1,\n2,\n" * 10, "blank in every row"),

@@ -93,7 +93,7 @@ def _refuse_missing(name: str, texts: Sequence[str], words: Sequence[str]) -> No
         rows = [row for row, text in enumerate(texts, start=1) if text in missing]
         raise UsageError(
             f"The target {name} has {' and '.join(map(repr, missing))} in {len(rows):,} of {len(texts):,} rows, first "
-            f"in row {rows[0]:,}: no answer. Fill them in or leave those rows out; write another word for what is one."
+            f"in row {rows[0]:,}: no value. Fill it in or leave those rows out; if it is an answer, use another word."
         )
 
 
