@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # a file's tests share what it has built, so they stay in one process
 TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-.PHONY: same-python run test quick durations test-standard soak coverage bench bench-serving lab studio lint docs locks clean
+.PHONY: same-python run test quick durations test-standard soak coverage bench bench-serving bench-capture lab studio lint docs locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -54,6 +54,9 @@ endif
 bench-serving: $(VENV)/.all $(VENV)-peers-serving/.ready
 	$(BIN)/python -m benchmarks.serving $(if $(QUICK),--rounds 2 --seconds 1,--write)
 	$(BIN)/python -m benchmarks.onnx $(if $(QUICK),--rounds 2 --seconds 1,--write)
+
+bench-capture: $(VENV)/.all
+	$(BIN)/python -m benchmarks.capture $(if $(QUICK),--rounds 2 --seconds 1,--write)
 
 # --allow-root: a container has no other account, and for others it means nothing
 lab: $(VENV)/.all

@@ -1,4 +1,7 @@
-"""Deciding on versions: approving, rejecting and deploying them, beside what those who call a model would notice."""
+"""Deciding on versions: approving, rejecting and deploying them, beside what those who call a model would notice.
+
+What was done is told to whom [notify] names; `say` gets a sentence where that did not work.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner import notify
 from runner.errors import RunnerError
 from runner.model import approval, deployment
 from runner.model.compatibility import Callers, SchemaComparison, compare
@@ -43,7 +47,7 @@ def approve(
         from runner.aws.registered_archive import check_registered
 
         check_registered(project.registry, registered)  # what an endpoint would load, beside what the run has made
-    return approval.approve(
+    approved = approval.approve(
         project.registry,
         name,
         version,
@@ -53,6 +57,8 @@ def approve(
         model_folder=model_folder(store, registered.run, registered.artifact),
         schema_change=lambda new: beside_others(project, new).permitted(allow=allow_schema_change, say=say),
     )
+    _tell_decision(project, approved, "approved", by, why=why, say=say)
+    return approved
 
 
 def approve_for(
@@ -78,11 +84,24 @@ def approve_for(
         why=why,
         schema_change=lambda new: beside_others(project, new, target).permitted(allow=allow_schema_change, say=say),
     )
-    return project.registry.get(name, version)
+    approved = project.registry.get(name, version)
+    _tell_decision(project, approved, f"approved for {target}", by, why=why, say=say)
+    return approved
 
 
-def reject(project: Project, name: str, version: int, *, why: str, by: Person | None = None) -> ModelVersion:
-    return approval.reject(project.registry, name, version, decider(project, by), why=why)
+def reject(
+    project: Project, name: str, version: int, *, why: str, by: Person | None = None, say: Say = lambda _: None
+) -> ModelVersion:
+    rejected = approval.reject(project.registry, name, version, decider(project, by), why=why)
+    _tell_decision(project, rejected, "rejected", by, why=why, say=say)
+    return rejected
+
+
+def _tell_decision(
+    project: Project, version: ModelVersion, decision: str, by: Person | None, *, why: str, say: Say
+) -> None:
+    who = (by or Person(provenance.who())).who
+    notify.tell(project.spec.notify, notify.of_decision(project.spec, version, decision, who=who, why=why), say)
 
 
 def decider(project: Project, by: Person | None = None) -> Decider:
@@ -134,17 +153,25 @@ def carry_out(
 
 def deploy(project: Project, deployer: Deployer, name: str, version: int, **options: Any) -> Deployment:
     """See `runner.model.deployment.deploy`, which takes the `options`."""
-    return deployment.deploy(project.registry, deployer, name, version, **_by_somebody(options))
+    deployed = deployment.deploy(project.registry, deployer, name, version, **_by_somebody(options))
+    return _told(project, deployed, options)
 
 
 def rollback(project: Project, deployer: Deployer, **options: Any) -> Deployment:
     """See `runner.model.deployment.rollback`, which takes the `options`."""
-    return deployment.rollback(project.registry, deployer, **_by_somebody(options))
+    return _told(project, deployment.rollback(project.registry, deployer, **_by_somebody(options)), options)
 
 
-def undeploy(project: Project, deployer: Deployer, **options: Any) -> Deployment:
+def undeploy(project: Project, deployer: Deployer, *, say: Say = lambda _: None, **options: Any) -> Deployment:
     """See `runner.model.deployment.remove`, which takes the `options`."""
-    return deployment.remove(project.registry, deployer, **_by_somebody(options))
+    removed = deployment.remove(project.registry, deployer, **_by_somebody(options))
+    return _told(project, removed, {"say": say})
+
+
+def _told(project: Project, deployed: Deployment, options: dict[str, Any]) -> Deployment:
+    say: Say = options.get("say") or (lambda _: None)
+    notify.tell(project.spec.notify, notify.of_deployment(project.spec, deployed), say)
+    return deployed
 
 
 def _by_somebody(options: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,16 @@ def code(text: object) -> str:
     return f"{ticks}{pad}{flat}{pad}{ticks}".replace("|", "\\|")
 
 
+def message(text: str) -> str:
+    """For a chat or an e-mail: one line that mentions nobody, leads nowhere and has no element.
+
+    Services know no common escape, so what they would act on is spelled otherwise: `＠all`, `‹!here>`, `https: //`.
+    """
+    flat = re.sub(r"(?<![\w.+-])@(?=\w)", "＠", visible(_flat(text)))
+    flat = re.sub(r"<(?=[\w!@#/?&])", "‹", flat)
+    return re.sub(r"(?i)\b(www)\.", r"\1 .", flat.replace("://", ": //")).replace("](", "] (")
+
+
 def csv_cell(text: str) -> str:
     """For a file that people open in a spreadsheet: an apostrophe before what it would compute; numbers stay.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +23,10 @@ from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, NewVersion, Registry
 from runner.pipeline.file import load, nearest
-from runner.records import USUAL_KERNEL, Artifact, Pipeline, SageMakerTargetSpec, utc_text
+from runner.records import USUAL_KERNEL, Artifact, Capture, Pipeline, SageMakerTargetSpec, Target, utc_text
 from runner.run import sources
 from runner.run.folder import PIPELINE
-from runner.run.ports import Executor, Runtime, RunWatcher, Silent, World
+from runner.run.ports import Executor, Runtime, RunWatcher, Silent, WatchedTarget, World
 from runner.run.sources import RemoteSource
 from runner.run.store import Store, facts_of, is_fetched
 
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     from runner.aws.session import Session
     from runner.aws.shared import SharedRuns
+    from runner.model.captured import Captured
     from runner.model.deployment import Deployer
     from runner.model.signature import Signature
     from runner.records import FileFact
+    from runner.serve.capture_settings import CaptureSettings
     from runner.step.local import ForkServers
 
 RUNS, REGISTRY = "runs", "registry.db"
@@ -57,6 +59,12 @@ class Project:
     @cached_property
     def spec(self) -> Pipeline:
         return load(self.file, self.profile)
+
+    @cached_property
+    def watched(self) -> Project:
+        """The project whose targets this one's notebooks look at: of the file in [monitor] of, beside this one."""
+        monitor = self.spec.monitor
+        return self if monitor is None or monitor.of == self.file.name else Project(self.root / monitor.of)
 
     def of(self, spec: Pipeline) -> Project:
         """The same place with another specification, such as the one that a run was made by."""
@@ -102,6 +110,8 @@ class Project:
 
     def registry_within(self, patience_s: float | None) -> Registry:
         """`patience_s` is how long requests to a remote registry are repeated while it does not answer."""
+        if self.watched is not self:
+            return self.watched.registry_within(patience_s)
         if not self.registry_is_remote:
             return self.local_registry
         from runner.aws import own_image
@@ -185,6 +195,7 @@ class Project:
             runtime=runtime,
             place=sources.place_input if runtime is None else sources.name_only,
             shared=self.shared,
+            target=self.watched.watched_target,
             identity=lambda: self.identity,
         )
 
@@ -293,11 +304,44 @@ class Project:
             return signature(self.session(), version)
         return signature_in(model_folder(self.store, version.run, version.artifact), version)
 
+    def capture_settings(self, target: str, *, working: Path | None = None) -> CaptureSettings | None:
+        """How requests to the target are captured by a process here, None where they are not."""
+        from runner.serve.capture_settings import capture_settings
+
+        spec = self.target(target)
+        if spec.capture is None or not spec.capture.percent:
+            return None
+        return capture_settings(spec.capture, target, self.root, working=working)
+
+    def capturing(self, target: str) -> AbstractContextManager[CaptureSettings]:
+        """How rows that are scored here are kept for the target; see `runner.captures`."""
+        from runner.captures import capturing
+
+        return capturing(self, target)
+
+    def captured(self, target: str, *, since: str = "", until: str = "") -> Iterator[Captured]:
+        """The requests that were captured at the target; see `runner.model.captured.windows`."""
+        from runner.captures import captured
+
+        return captured(self, target, since=since, until=until)
+
+    def watched_target(self, name: str) -> WatchedTarget:
+        """One of [targets], for a pipeline that watches it. Raises as `target`."""
+        capture = self.target(name).capture
+        return WatchedTarget(
+            capture or Capture(percent=0), lambda since, until: self.captured(name, since=since, until=until)
+        )
+
+    def target(self, name: str) -> Target:
+        """One of [targets]. UsageError names the nearest one."""
+        spec = self.spec.targets.get(name)
+        if spec is None:
+            raise UsageError(f"There is no target {name!r} in {self.file.name}{nearest(name, self.spec.targets)}")
+        return spec
+
     def deployer(self, target: str, *, no_token: bool = False) -> Deployer:
         """Of one of [targets]; with `no_token` requests need none from now on. UsageError names the nearest target."""
-        spec = self.spec.targets.get(target)
-        if spec is None:
-            raise UsageError(f"There is no target {target!r} in {self.file.name}{nearest(target, self.spec.targets)}")
+        spec = self.target(target)
         folder = self.root / RUNS / "targets" / target
         if isinstance(spec, SageMakerTargetSpec):
             from runner.aws.endpoint import SageMakerTarget
@@ -319,6 +363,7 @@ class Project:
             target,
             spec,
             folder,
+            capture=self.capture_settings(target, working=folder),
             model_folder=self.version_folder,
             recorded=lambda: recorded(self.registry, target),
             token="" if no_token else os.environ.get("RUNNER_TOKEN") or None,

@@ -26,6 +26,7 @@ StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", 
 RunStatus = Literal["running", "succeeded", "failed", "interrupted"]
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
 Better = Literal["higher", "lower"]
+NotifyEvent = Literal["pending", "failed", "drift", "decided", "deployed"]
 FORKED, STANDARD = "forked", "standard"  # kernels that a notebook may be executed by
 USUAL_KERNEL = FORKED if sys.platform.startswith("linux") else STANDARD
 LOCK = "requirements.lock"  # the packages of a project, with their hashes
@@ -36,9 +37,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InputSpec(Record, frozen=True, kw_only=True):
-    """The long form of an input. `from_` is `step.output`, a path, an address, `approved:NAME` or `gate.verdict`."""
+    """The long form of an input. `from_` is `step.output`, a path, an address, `gate.verdict`, `approved:NAME`, or what
+    is known of a target: `captured:TARGET`, `deployed:TARGET`, `reference:TARGET`, `promised:TARGET`."""
 
-    from_: str = msgspec.field(name="from")  # `step.output`, path, address, `approved:NAME` or `gate.verdict`
+    from_: str = msgspec.field(
+        name="from"
+    )  # `step.output`, path, address, `gate.verdict`, `approved:NAME`, of a target
     as_: Literal["path", "uri"] = msgspec.field(name="as", default="path")  # `uri`: the notebook gets the address
     optional: bool = False  # the notebook gets an empty text where it is not there
     keep: bool = False  # the bytes stay with the run, also of a large source
@@ -127,11 +131,24 @@ class ApprovalSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     not_starter: bool = False  # whoever started the run, or took it in, may not approve
 
 
-class Capture(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What an endpoint keeps of its requests and answers, for monitoring."""
+class NotifySpec(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[notify]: who is told what has happened. The addresses stand in the environment alone."""
 
-    percent: int = 100  # of the requests
-    to: str | None = None  # an s3:// prefix; `captured/TARGET/` in the project's bucket
+    to: str | None = None  # `env:NAME`: the variable that has an address of apprise, or several
+    on: list[NotifyEvent] | None = None  # `pending`, `failed`, `drift`, `decided`, `deployed`; all of them
+    pages: str | None = None  # where `runner ui` or `runner site` is reached, for links
+
+
+class Capture(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What a target keeps of its requests and answers, for monitoring."""
+
+    percent: int = 100  # of the requests; a request's id decides
+    to: str | None = None  # a folder, `runs/captured/TARGET`; of an endpoint s3://…, `captured/TARGET/` in the bucket
+    days: int | None = None  # 30. Older files are removed. Only of a process here: S3 has rules of its own
+    max_mb: int | None = None  # 1000. All files together; the oldest are removed. Only of a process here
+    hash: list[str] = []  # columns of which a keyed hash is kept in place of the value. Only of a process here
+    leave_out: list[str] = []  # columns that are not kept. Only of a process here
+    keep: list[str] = []  # columns that are kept though the model has them not, such as the key. Only of a process here
 
 
 class Scaling(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -153,6 +170,7 @@ class AnyTarget(Record, frozen=True, kw_only=True, omit_defaults=True, tag_field
     requires: str | None = None  # the target at which the version must have served before, at any time
     second_approval: bool = False  # by somebody else: `runner approve NAME/VERSION --to TARGET`
     unknown: Literal["error", "missing"] = "error"  # a category the model has never seen: refused, or a missing value
+    capture: Capture | None = None  # requests and answers are kept. They have customers' data in them
 
     @property
     def kind(self) -> str:
@@ -179,7 +197,6 @@ class SageMakerTargetSpec(AnyTarget, frozen=True, kw_only=True, omit_defaults=Tr
     instance_count: int | None = None  # 1
     serverless: Serverless | None = None  # instead of instances and scaling, without `capture` and `vpc`
     scaling: Scaling | None = None  # machines by the requests that come
-    capture: Capture | None = None  # requests and answers are kept. They have customers' data in them
     serving_image: str | None = None  # `own`, or an address. The one that the version was registered with
     tags: dict[str, str] | None = None  # those of `[sagemaker]`
     vpc: Vpc | None = None  # that of `[sagemaker]`
@@ -196,6 +213,13 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     register: bool = True  # false, in a profile perhaps: a run registers nothing, `runner register RUN` does it later
 
 
+class MonitorSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[monitor] of a pipeline that watches what another one deployed. Both files lie in one folder."""
+
+    of: FileName = "pipeline.toml"  # the file that has the targets and the model's registry
+    retrain: FileName | None = None  # the file that is run where the gate says no; it registers by its own gate alone
+
+
 class Pipeline(Record, frozen=True, kw_only=True):
     """pipeline.toml with one profile applied; paths are as written, relative to the file."""
 
@@ -208,7 +232,9 @@ class Pipeline(Record, frozen=True, kw_only=True):
     sagemaker: SageMaker = SageMaker()  # jobs, for `--on sagemaker`
     store: StoreSpec = StoreSpec()  # where runs are shared
     approval: ApprovalSpec = ApprovalSpec()  # who may approve
+    notify: NotifySpec = NotifySpec()  # who is told
     targets: dict[str, Target] = {}  # where versions are served
+    monitor: MonitorSpec | None = None  # whose targets this pipeline watches
 
 
 class Metric(Record, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ PEOPLE = {
     "approver": ["ApproverPolicy"],
     "deployer": ["DeployerPolicy"],
     "builder": ["ImagePolicy"],
+    "watcher": ["CallerPolicy", "MonitorPolicy"],
     "owner": ["CallerPolicy", "ApproverPolicy", "DeployerPolicy"],  # of a project of one's own
     "studio-grace": ["CallerPolicy", "ApproverPolicy"],  # a user of Studio, with an execution role of her own
 }
@@ -29,6 +30,7 @@ COMMANDS = {
     "approver": {"approve", "reject"},
     "deployer": {"deploy", "deployments", "rollback", "undeploy"},
     "builder": {"image"},
+    "watcher": {"predict", "monitor"},
     "owner": {"release"},
     "": {"studio"},  # `studio publish` is for the account's administrator
 }

@@ -1,4 +1,4 @@
-"""The four notebooks: their style, their order by hand, their data checks, and what they promise of the model."""
+"""The notebooks: their style, their order by hand, their data checks, and what they promise of the model."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def name(path: Path) -> str:
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 
 
-def test_there_are_four_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_data", "02_train", "03_evaluate", "04_register"]
+def test_there_are_four_notebooks_and_one_that_watches() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["01_data", "02_train", "03_evaluate", "04_register", "05_monitor"]
 
 
 @each_notebook
@@ -453,6 +453,7 @@ def test_in_a_fresh_clone_a_notebook_says_which_one_to_run_first(tmp_path: Path)
         "FileNotFoundError: There is no work/data/train.parquet. Run 01_data.ipynb first, which writes it.",
         "FileNotFoundError: There is no work/data/test.parquet. Run 01_data.ipynb first, which writes it.",
         "FileNotFoundError: There is no work/train/model. Run 02_train.ipynb first, which writes it.",
+        "FileNotFoundError: There is no work/data/test.parquet. Run 01_data.ipynb first, which writes it.",
     ]
     (tmp_path / "work/data").mkdir(parents=True)
     for side in ("test", "train"):
@@ -462,4 +463,4 @@ def test_in_a_fresh_clone_a_notebook_says_which_one_to_run_first(tmp_path: Path)
         "FileNotFoundError: There is no work/train/model. Run 02_train.ipynb first, which writes it.",
     ]
     (tmp_path / "work/train/model").mkdir(parents=True)
-    assert "There is no work/evaluate/predictions.parquet. Run 03_evaluate.ipynb first" in said()[-1]
+    assert "There is no work/evaluate/predictions.parquet. Run 03_evaluate.ipynb first" in said()[-2]

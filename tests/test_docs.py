@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from support.projects import ROOT, program
 
+import runner.drift
 import runner.model
 import runner.scraps
 from runner import records
@@ -87,7 +88,7 @@ def test_every_command_with_json_has_a_row_that_says_what_it_prints_and_every_ex
     assert all(meaning for _, meaning in reference.exit_codes())
 
 
-@pytest.mark.parametrize("module", [runner.scraps, runner.model])
+@pytest.mark.parametrize("module", [runner.scraps, runner.model, runner.drift])
 def test_every_public_function_says_what_it_does_and_stands_on_the_page(module: object) -> None:
     name = module.__name__  # type: ignore[attr-defined]
     assert f".. automodule:: {name}\n   :members:" in page("python.md")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +27,10 @@ from support.commands import Done
 from support.machines import Machines
 from support.projects import ROOT, parameters
 from support.tiny_training import TRAIN
+
+from runner.aws.card import card
+from runner.model.versions import NewVersion
+from runner.records import Artifact
 
 INFRA = ROOT / "infra"
 TEMPLATES = sorted(INFRA.glob("*.yaml"))
@@ -99,6 +104,7 @@ class Recorded:
     calls: dict[str, list[Call]]
     pending: list[dict[str, Any]]
     execution: str
+    runs: list[str]  # that registered the versions, in their order
 
 
 def stack(**changed: str) -> Stack:
@@ -142,7 +148,7 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     (far.folder / "in.txt").write_text("x\n")
     far.toml(TOML)
     inbox = prepare(cloud)
-    calls: dict[str, list[Call]] = {"caller": [], "job": [], "approver": [], "deployer": []}
+    calls: dict[str, list[Call]] = {"caller": [], "job": [], "approver": [], "deployer": [], "watcher": []}
 
     def take(who: str) -> None:
         for call in cloud.calls:
@@ -169,6 +175,9 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     do("approve", "tiny/1", "--reason", "looks well")
     do("deploy", "tiny/1", "--to", "staging", "--reason", "it is the first")
     do("deployments")
+    signature = next(far.folder.glob("runs/2*/steps/train/out/model/signature.json"))
+    (far.folder / "one.jsonl").write_text(json.dumps(json.loads(signature.read_text())["sample_request"]) + "\n")
+    do("predict", "tiny/1", "one.jsonl", "--capture", "staging")
     do("pipeline", "push")
     do("pipeline", "push")
     execution = do("pipeline", "start", "--json").out
@@ -185,7 +194,8 @@ def recorded(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) ->
     do("reject", "tiny/1", "--reason", "on second thoughts")
     messages = cloud.client("sqs").receive_message(QueueUrl=inbox, MaxNumberOfMessages=10).get("Messages", [])
     pending = [json.loads(message["Body"]) for message in messages]
-    return Recorded(calls, pending, json.loads(execution)["arn"])
+    runs = [version["run"] for version in do("models", "--json").json]
+    return Recorded(calls, pending, json.loads(execution)["arn"], runs)
 
 
 def prepare(cloud: SmallSageMaker) -> str:
@@ -315,6 +325,17 @@ BESIDE: dict[str, list[Beside]] = {
         ),
         Beside("Lambda", verbs("logs", "CreateLogStream PutLogEvents", f"{LOGS}/lambda/tiny-watch:log-stream:1")),
     ],
+    "tiny-pending": [
+        Beside(
+            "the function, whose own test has the very same",
+            [
+                *verbs("sagemaker", "DescribeModelPackage", f"{AT}:model-package/tiny/1"),
+                *verbs("sns", "Publish", f"arn:aws:sns:{REGION}:{ACCOUNT}:tiny-runs"),
+            ],
+        ),
+        Beside("Lambda", verbs("logs", "CreateLogStream PutLogEvents", f"{LOGS}/lambda/tiny-pending:log-stream:1")),
+        Beside("whoever opens a signed link", verbs("s3", "GetObject", "arn:aws:s3:::pages/site/run/1/report.html")),
+    ],
     "tiny-start": [
         Beside(
             "EventBridge Scheduler, for each of its schedules",
@@ -330,14 +351,28 @@ BESIDE: dict[str, list[Beside]] = {
     ],
 }  # fmt: skip
 # whose managed policy a role of infra/ has beside its own: it does there what they do
-AS = {"tiny-build": "caller", "tiny-github": "caller", "tiny-deploy-build": "deployer", "owner": "", "studio-grace": ""}
+AS = {
+    "tiny-build": "caller",
+    "tiny-github": "caller",
+    "tiny-deploy-build": "deployer",
+    "owner": "",
+    "studio-grace": "",
+    "watcher": "",
+}
 # their own documents are asked about in test_delivery.py, test_own_image.py and test_project.py
 ASKED_ELSEWHERE = {
     "builder", "runner-studio-launch", "tiny-build", "tiny-delivery", "tiny-deploy", "tiny-deploy-build",
     "tiny-deploy-start", "tiny-image", "tiny-pull-request",
 }  # fmt: skip
 EVERYBODY = identities(
-    Project="tiny", Bucket=BUCKET, Prefix="tiny", Model="tiny", KmsKeyArn=KEY, WithVpc="yes", Tables="guide"
+    Project="tiny",
+    Bucket=BUCKET,
+    Prefix="tiny",
+    Model="tiny",
+    KmsKeyArn=KEY,
+    WithVpc="yes",
+    Tables="guide",
+    Site="pages/site/",
 )
 JUDGED = sorted(EVERYBODY.keys() - ASKED_ELSEWHERE - AS.keys())
 
@@ -473,7 +508,7 @@ def test_without_a_pipeline_the_jobs_role_registers_and_starts_nothing() -> None
         assert not allowing(granted, Request(f"sagemaker:{action}", f"{AT}:processing-job/pipelines-x"))
 
 
-@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy", "ImagePolicy"])
+@pytest.mark.parametrize("resource", [*POLICIES.values(), "PipelinePolicy", "ImagePolicy", "MonitorPolicy"])
 def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: SmallSageMaker, resource: str) -> None:
     long = {"Tables": "t" * 32, "Project": "p" * 32, "Bucket": "b" * 63, "Prefix": "p" * 32, "Model": "m" * 32}
     made = stack(**long, WithVpc="yes", KmsKeyArn=f"arn:aws:kms:{REGION}:{ACCOUNT}:key/{'0' * 36}")
@@ -481,6 +516,15 @@ def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: Sm
     text = json.dumps(document, separators=(",", ":"))
     assert len(text) <= LONGEST_POLICY
     cloud.client("iam").create_policy(PolicyName=resource, PolicyDocument=text)  # refuses what is not a policy
+
+
+def test_who_watches_reads_captures_puts_scored_files_beside_them_and_nothing_else(recorded: Recorded) -> None:
+    granted, below = stack().policy("MonitorPolicy"), f"arn:aws:s3:::{BUCKET}/tiny"
+    assert allowing(granted, Request("s3:GetObject", f"{below}/captured/production/x/AllTraffic/2026/11/29/12/a.jsonl"))
+    assert allowing(granted, Request("s3:PutObject", f"{below}/captured/production/x/batch/2026/11/29/12/a.jsonl"))
+    assert "PutObject" in {call.action for call in recorded.calls["watcher"]}
+    for action, place in (("GetObject", "runs/a/run.json"), ("PutObject", "captured/a.jsonl"), ("GetObject", "other")):
+        assert not allowing(granted, Request(f"s3:{action}", f"{below}/{place}"))
 
 
 def test_the_key_is_in_the_policies_where_there_is_one() -> None:
@@ -492,7 +536,7 @@ def test_the_key_is_in_the_policies_where_there_is_one() -> None:
 
 ASSUMED_BY = {  # by role, as its resource in the template is called
     "JobRole": "sagemaker", "BuildRole": "codebuild", "PullRequestRole": "codebuild", "DeliveryRole": "codepipeline",
-    "PipelineRole": "codepipeline", "FunctionRole": "lambda", "LogRole": "apigateway", "WatchRole": "lambda", "LaunchRole": "cloudformation",
+    "PipelineRole": "codepipeline", "FunctionRole": "lambda", "LogRole": "apigateway", "WatchRole": "lambda", "PendingRole": "lambda", "LaunchRole": "cloudformation",
 }  # fmt: skip
 
 
@@ -536,15 +580,18 @@ class Watch:
     folder: Path
     inbox: str
 
-    def call(self, event: dict[str, Any], *, pipeline: str = "tiny", days: int = 8) -> tuple[str, list[str]]:
+    def call(
+        self, event: dict[str, Any], *, pipeline: str = "tiny", days: int = 8, function: str = "Watch", **links: str
+    ) -> tuple[str, list[str]]:
         """(the subject, the messages that reached a subscriber), in the stack of the pipeline's project."""
-        who, sns = f"{pipeline}-watch", self.cloud.client("sns")
-        self.cloud.grant(who, identities(Project=pipeline)[who][1])
+        who, sns = f"{pipeline}-{function.lower()}", self.cloud.client("sns")
+        self.cloud.grant(who, identities(Project=pipeline, Model="tiny")[who][1])
         topic = sns.create_topic(Name=f"{pipeline}-runs")["TopicArn"]
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{REGION}:{ACCOUNT}:messages")
-        code = read_template(INFRA / "schedule.yaml")["Resources"]["Watch"]["Properties"]["Code"]["ZipFile"]
+        code = read_template(INFRA / "schedule.yaml")["Resources"][function]["Properties"]["Code"]["ZipFile"]
         (self.folder / "index.py").write_text(code)
-        names = {"PIPELINE": pipeline, "TOPIC": topic, "DAYS": str(days)}
+        names = {"PIPELINE": pipeline, "TOPIC": topic, "DAYS": str(days), "HOURS": "6"}
+        names |= {"PAGES": "", "SITE": "", "STUDIO": "", **links}
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", "import json, sys, index; print(index.handler(json.load(sys.stdin), None))"],
             cwd=self.folder,
@@ -567,12 +614,60 @@ def watch(cloud: SmallSageMaker, recorded: Recorded, tmp_path: Path) -> Watch:
 
 def test_a_version_that_is_registered_sends_the_event_that_the_rule_asks_for(recorded: Recorded) -> None:
     assert [event["detail"]["ModelPackageVersion"] for event in recorded.pending] == [1, 2]
-    transformer = read_template(INFRA / "schedule.yaml")["Resources"]["PendingRule"]["Properties"]["Targets"][0]
-    paths = transformer["InputTransformer"]["InputPathsMap"]
-    for path in paths.values():
-        assert path.removeprefix("$.detail.") in recorded.pending[0]["detail"]
-    template = json.loads(transformer["InputTransformer"]["InputTemplate"])
-    assert template.startswith("<model>/<version> waits for a decision")
+
+
+def test_the_message_of_a_pending_version_has_verdict_reasons_metrics_and_links(
+    watch: Watch, recorded: Recorded
+) -> None:
+    links = {
+        "PAGES": "https://runs.example.org/",
+        "SITE": "pages/site/",
+        "STUDIO": "https://studio.example.org/MODEL/v/VERSION",
+    }
+    subject, (message,) = watch.call(recorded.pending[0], function="Pending", **links)
+    assert subject == "tiny/1 waits for a decision"
+    for line in (
+        f"Tiny model (run {(run := recorded.runs[0])})",
+        "verdict: pass (only such runs register a version)",  # the card of this notebook has no part of that name
+        "train.score = 0.9 (between 0.8 and 1, higher is better)",
+        f"run: {run}",
+        "Pages: https://runs.example.org/model/tiny/1/",
+        "Studio: https://studio.example.org/tiny/v/1",
+        "Look at it with: runner show tiny/1",
+    ):
+        assert line in message.splitlines(), message
+    signed = re.search(r"6 hours at most: (\S+)$", message, re.MULTILINE)
+    assert signed is not None
+    assert f"pages/site/run/{run}/report.html?" in signed[1]
+    assert "X-Amz-Expires=21600" in signed[1]
+    assert {made.action for made in watch.cloud.asked("tiny-pending")} == {
+        "sagemaker:DescribeModelPackage",
+        "sns:Publish",
+    }
+    gone = {"detail": {**recorded.pending[0]["detail"], "ModelPackageArn": f"{AT}:model-package/tiny/99"}}
+    subject, (message,) = watch.call(gone, function="Pending")
+    assert message.splitlines()[0] == "What it is could not be read: ClientError"
+    assert "In Studio" not in message
+
+
+def test_the_verdict_that_a_card_has_is_told_with_its_reasons_and_links_nowhere(tmp_path: Path) -> None:
+    code = read_template(INFRA / "schedule.yaml")["Resources"]["Pending"]["Properties"]["Code"]["ZipFile"]
+    assert len(code) <= 4096  # characters that a template may have of it
+    (tmp_path / "index.py").write_text(code)
+    verdict = "**pass**\n\n- train.score is 0.9, 0.4 inside the required >= 0.5.\n- see https://evil.example/approve"
+    new = NewVersion(
+        name="tiny", run="r1", sha256="0" * 64, artifact=Artifact(path="m", sha256="0" * 64, size_bytes=1), created_by="ana@desk",
+        card=f"# Card\n\n## Verdict\n\n{verdict}\n\n## Data\n\nhidden",
+    )  # fmt: skip
+    package = {"ModelCard": {"ModelCardContent": card(new, archive="s3://a/b")}}
+    script = "import json, sys, index; print('\\n'.join(index.told(json.load(sys.stdin))))"
+    names = dict.fromkeys(("TOPIC", "PAGES", "SITE", "STUDIO"), "")
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, **names, "HOURS": "1"}, input=json.dumps(package),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "verdict: pass\n- train.score is 0.9, 0.4 inside the required >= 0.5.\n" in done.stdout
+    assert ("https: //evil.example" in done.stdout, "hidden" in done.stdout) == (True, False)
 
 
 @pytest.mark.parametrize("outcome", ["fail", "inconclusive", "error"])

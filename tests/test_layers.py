@@ -26,6 +26,7 @@ ALLOWED = {
     "adopt": LEAVES | {"pipeline", "notebook"},
     "scoring": set[str](),  # an endpoint's container takes inference.py as it is
     "model": LEAVES | {"scoring"},
+    "drift": LEAVES | {"model"},
     "tabular": LEAVES | {"model", "scoring"},
     "kernel": LEAVES | {"notebook"},
     "step": LEAVES | {"pipeline", "notebook", "kernel"},
@@ -34,9 +35,11 @@ ALLOWED = {
     "audit": LEAVES | {"pipeline", "notebook", "gate", "model", "run", "step"},
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
     "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
-    "project": LEAVES | {"pipeline", "model", "run", "audit", "step", "serve", "aws"},
+    "captures": LEAVES | {"model", "serve", "aws"},
+    "notify": LEAVES | {"pipeline", "notebook", "model", "report"},
+    "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws"},
     "init": LEAVES | {"pipeline"},
-    "decisions": LEAVES | {"project", "model", "run", "serve", "aws"},
+    "decisions": LEAVES | {"project", "notify", "model", "run", "serve", "aws"},
     "ui": LEAVES
     | {
         "project",
@@ -54,6 +57,7 @@ ALLOWED = {
     "cli": LEAVES
     | {
         "project",
+        "notify",
         "init",
         "decisions",
         "adopt",

@@ -199,7 +199,7 @@ def test_histogram_boosting_takes_categories_and_gaps_as_they_are(tmp_path: Path
     runner.model.save(tmp_path / "model", model, frame, target="stays")
     loaded = runner.model.load(tmp_path / "model")
     assert near(loaded.predict(frame), model.predict_proba(frame)[:, 1]).all()
-    assert loaded.signature.required in ([], None) or not loaded.signature.required
+    assert not loaded.signature.required
 
 
 def test_an_estimator_alone_and_the_best_of_a_search_are_taken(tmp_path: Path) -> None:
@@ -277,13 +277,6 @@ class Doubling(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(frame) * 2
 
 
-class Moody(LogisticRegression):  # type: ignore[misc]
-    """Says otherwise than what it has learned."""
-
-    def predict_proba(self, frame: Any) -> Any:
-        return super().predict_proba(frame) + np.where(np.arange(len(frame)) == 3, 0.01, 0)[:, None] * [-1, 1]
-
-
 class Homemade:
     def predict(self, frame: Any) -> Any:
         return frame
@@ -321,10 +314,13 @@ def test_what_cannot_be_saved_is_named_with_what_is_taken(tmp_path: Path) -> Non
 
 def test_a_graph_that_scores_a_row_otherwise_is_refused_with_the_row_and_the_tolerance(tmp_path: Path) -> None:
     frame = records()[["calls"]].astype("float64")
-    said = refusal(tmp_path / "model", Moody().fit(frame, answers("binary")), frame)
-    assert "Row 4 of the frame scores" in said or "skl2onnx makes no ONNX graph" in said
-    if "Row 4" in said:
-        assert f"more apart than {ROUNDING}" in said
+    model = LogisticRegression().fit(frame, answers("binary"))
+    learned = model.predict_proba
+    model.predict_proba = lambda x: learned(x) + np.where(np.arange(len(x)) == 3, 0.01, 0)[:, None] * [-1, 1]
+    said = refusal(tmp_path / "model", model, frame)
+    assert "Row 4 of the frame scores" in said
+    assert f"more apart than {ROUNDING}" in said
+    assert not (tmp_path / "model").exists()
 
 
 def test_without_the_extra_the_command_that_installs_it_is_said(tmp_path: Path) -> None:

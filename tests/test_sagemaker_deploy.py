@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import threading
@@ -49,7 +50,7 @@ from runner.model.served import before, recorded
 from runner.model.versions import NewVersion
 from runner.pipeline.file import load
 from runner.project import Project
-from runner.records import SageMakerTargetSpec, Verdict, encode
+from runner.records import SageMakerTargetSpec, Verdict, encode, utc_text
 from runner.run import provenance
 from runner.serve.openapi import record_schema
 
@@ -792,6 +793,55 @@ def test_names_fit_the_service() -> None:
     long = endpoint_name("p" * 63, "production", plain)
     assert len(long) == 63
     assert long != endpoint_name("p" * 63, "staging", plain)
+
+
+def test_what_an_endpoint_captures_is_read_as_what_is_captured_here(make: Callable[..., Place]) -> None:
+    place = make("capture = { percent = 100 }", versions=2)
+    began = utc_text()
+    assert place.deploy(1).code == 0
+    runtime = place.cloud.client("sagemaker-runtime", config=ONE_ATTEMPT)
+    rows = [[180.5, 3, "gold", True], [None, 4, "südost", False]]
+    named = [dict(zip(("minutes", "calls", "plan", "roaming"), row, strict=True)) for row in rows]
+    lines = "\n".join(map(json.dumps, named))
+    table = "180.5,3,gold,true\n,4,südost,false\n"
+    answers = []
+    for number, (body, kind) in enumerate(
+        [
+            (table, "text/csv"),
+            (f"minutes,calls,plan,roaming\n{table}", "text/csv; header=present"),
+            (json.dumps({"instances": rows}), "application/json"),
+            (lines, "application/jsonlines"),
+            (lines, "application/x-ndjson"),  # which the configuration does not name: base64
+        ]
+    ):
+        accept = ("text/csv", "application/json", "application/jsonlines")[number % 3]
+        reply = runtime.invoke_endpoint(
+            EndpointName=place.endpoint,
+            Body=body.encode(),
+            ContentType=kind,
+            Accept=accept,
+            InferenceId=f"asked-{number}",
+        )
+        answers.append(reply["Body"].read())
+    captured = list(Project(place.file).captured("staging", since=began))
+    sample, asked = captured[0], sorted(captured[1:], key=lambda one: one.id)
+    assert (sample.version, len(sample.rows)) == (place.label(1), 1)  # that the deployment sent
+    assert [one.id for one in asked] == [f"asked-{number}" for number in range(5)]
+    scores = [float(line) for line in answers[0].splitlines()]
+    for one in asked:
+        assert (one.version, one.status, one.scores) == (place.label(1), 200, scores)
+        assert [record["plan"] for record in one.records] == ["gold", "südost"]
+    keys = place.cloud.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=f"{place.name}/captured/staging/")["Contents"]
+    path = re.compile(rf"{place.name}/captured/staging/{place.endpoint}/all/\d{{4}}/\d\d/\d\d/\d\d/\d\d-\d\d-.*jsonl")
+    assert len([one for one in keys if path.fullmatch(one["Key"])]) == 6
+    assert list(Project(place.file).captured("staging", until="2026-01-01T00:00Z")) == []
+    (place.folder / "more.jsonl").write_text(lines)
+    done = place.here("predict", place.label(1), "more.jsonl", "--capture", "staging")
+    assert done.code == 0, done.err
+    beside = list(Project(place.file).captured("staging"))[-1]
+    assert (beside.version, beside.scores, len(beside.rows)) == (place.label(1), scores, 2)
+    assert place.here("serve", place.label(1), "--capture", "staging").code == 2
+    assert place.here("undeploy", "staging").code == 0
 
 
 def test_serverless_takes_neither_capture_nor_vpc(make: Callable[..., Place]) -> None:

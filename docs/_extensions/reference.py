@@ -39,6 +39,8 @@ TABLES: dict[str, type[Record]] = {
     "model": records.ModelSpec,
     "approval": records.ApprovalSpec,
     "store": records.StoreSpec,
+    "notify": records.NotifySpec,
+    "monitor": records.MonitorSpec,
     "targets.NAME": records.AnyTarget,
     "targets.NAME.local": records.LocalTargetSpec,
     "targets.NAME.sagemaker": records.SageMakerTargetSpec,
@@ -51,6 +53,7 @@ TABLES: dict[str, type[Record]] = {
 WORDS = {
     "str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Any": "anything",
     "AnyPath": "path", "RelativePath": "path below", "FileName": "name", "Value": "any value",
+    "NotifyEvent": "event",
     "Target": "[table](#keys-targets-name)",
 }  # fmt: skip
 

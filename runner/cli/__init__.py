@@ -59,6 +59,7 @@ COMMANDS = {
     "rollback": ("deploy", "Serve again what a target served before."),
     "undeploy": ("deploy", "Serve nothing at a target any more."),
     "deployments": ("deploy", "Show what each target serves, since when and by whom, and whether it answers."),
+    "monitor": ("monitor", "Watch a target: judge what was captured there, learn anew where the answer is no."),
     "release": ("deploy", "Walk a version through approval, staging and production, asking before each step."),
     "pipeline": ("pipeline", "Show, push, start and follow the pipeline as a SageMaker Pipeline."),
     "studio": ("studio", "Publish the template by which people create such a project in SageMaker Studio."),

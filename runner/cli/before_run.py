@@ -113,7 +113,17 @@ def open_command(step: str, run: str | None, no_open: bool, project: Project) ->
 
 
 def open_in_jupyter(notebook: Path) -> int:
-    """Start Jupyter on the notebook and wait for its end; its exit code."""
+    """Start Jupyter on the notebook and wait for its end; its exit code. In a terminal of JupyterLab print where it is
+    there."""
+    from runner.ui.jupyter import notebook_address
+
+    if (address := notebook_address(notebook)) is not None:
+        say(address)
+        say(
+            "  open it in this JupyterLab; where there is only a path, it belongs behind the name in the browser",
+            err=True,
+        )
+        return 0
     # a container's only account is root, which Jupyter refuses without the option; it changes nothing for others
     line = [sys.executable, "-m", "jupyter", "lab", "--allow-root", str(notebook)]
     try:
@@ -168,6 +178,10 @@ def kernel_command(name: str, prefix: Path | None) -> None:
     """
     from ipykernel.kernelspec import install  # 0.3 s
 
+    from runner.ui.jupyter import STUDIO, configure
+
     target = str(prefix) if prefix else None
     folder = install(user=prefix is None, prefix=target, kernel_name=name, display_name=f"Python ({name})")
     say(f"kernel {name} in {folder}")
+    if prefix is None and STUDIO.exists():
+        say(f"the pages are in JupyterLab's launcher from its next start, by {configure()}")

@@ -17,8 +17,10 @@ from runner.cli.options import (
     schema_option,
     time_text,
 )
+from runner.cli.summary import OUTCOMES
 from runner.cli.terminal import confirm, say
 from runner.errors import AnswerIsNo, UsageError
+from runner.pipeline.file import DEPLOYED
 from runner.project import Project
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def undeploy_command(target: str, reason: str, dry_run: bool, as_json: bool, pro
         served = last.label if last is not None and last.kind != "removed" else "nothing"
         _print_plan(f"{target} serves {served}", [f"end it at {last.place}"] if last and last.place else [], as_json)
         return
-    _print_deployment(decisions.undeploy(project, deployer, why=reason), as_json)
+    _print_deployment(decisions.undeploy(project, deployer, why=reason, say=note), as_json)
 
 
 @click.command("deployments")
@@ -149,7 +151,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
         print_json(rows)
     else:
         print_table(
-            ["target", "kind", "model", "since (UTC)", "by", "place", "process", "health"],
+            ["target", "kind", "model", "since (UTC)", "by", "place", "process", "health", "monitor"],
             [
                 [
                     *(row[key] for key in ("target", "kind", "model")),
@@ -157,6 +159,7 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
                     *(row[key] for key in ("by", "place")),
                     str(row["process"]) if row["process"] else None,
                     f"{row['health']} ({row['message']})" if row["message"] else row["health"],
+                    _monitor_text(row["monitor"], row["model"]),
                 ]
                 for row in rows
             ],
@@ -245,7 +248,27 @@ def _target_row(project: Project, target: str, *, restart: bool, no_token: bool)
         "process": health and health.process,
         "health": health and health.status,
         "message": health and health.detail,
+        "monitor": _last_monitor(project, target),
     }
+
+
+def _last_monitor(project: Project, target: str) -> dict[str, Any] | None:
+    """The last look at what the target captured."""
+    from runner.run.monitored import last_monitored
+
+    manifest = last_monitored(project.store, target)
+    if manifest is None:
+        return None
+    versions = {fact.version for fact in manifest.sources.values() if fact.source == DEPLOYED + target}
+    verdict = manifest.verdict.outcome if manifest.verdict else None
+    return {"run": manifest.run, "verdict": verdict, "at": manifest.ended, "model": next(iter(versions), None)}
+
+
+def _monitor_text(last: dict[str, Any] | None, served: str | None) -> str | None:
+    if last is None:
+        return None
+    of = f", of {last['model']}" if last["model"] not in (None, served) else ""
+    return f"{OUTCOMES.get(last['verdict'], 'no verdict')} {time_text(last['at'])}{of}"
 
 
 def _print_plan(message: str, steps: Iterable[str], as_json: bool) -> None:

@@ -10,6 +10,7 @@ from runner.cli.options import json_text, run_json
 from runner.cli.summary import hint, summary
 from runner.escape import terminal
 from runner.manifest import RunManifest
+from runner.notify import event_of
 from runner.pipeline.plan import Plan
 from runner.run import fast_path, fast_path_record
 from runner.run.fast_path_record import Invocation
@@ -27,7 +28,13 @@ def keep(
     code: int,
     variables: Sequence[str],
 ) -> None:
-    """Record what the next run of this command line does and prints where nothing has changed."""
+    """Record what the next run of this command line does and prints where nothing has changed.
+
+    Not of a run of which somebody is told each time that it happens.
+    """
+    if plan.pipeline.notify.to is not None and event_of(manifest) not in (None, "pending"):
+        fast_path_record.page_of(world.store, manifest.run).unlink(missing_ok=True)
+        return
     template = fast_path_record.template(manifest)
     folder = world.store.folder(fast_path.RUN)
     summary_text = summary(template, folder, pages=pages)

@@ -82,22 +82,26 @@ def register_command(run: str, as_json: bool, project: Project) -> None:
     Example:
       runner register latest
     """
+    from runner import notify
     from runner.cli.display import PlainDisplay
     from runner.report.page import write_all
     from runner.run.ports import Options
     from runner.run.resume import register
 
     manifest = project.run(run)
+    is_new = manifest.model_version is None
     options = Options(jobs=manifest.chosen.jobs, kernel=manifest.chosen.kernel)
     world = project.of(manifest.pipeline).world(on=manifest.on, kernel=options.kernel, watcher=PlainDisplay())
     manifest = register(manifest.run, project.file, options, world)
     assert manifest.model_version is not None
-    write_all(project.store.folder(manifest.run), manifest)
+    report = write_all(project.store.folder(manifest.run), manifest)
     version = project.registry.get(manifest.model_version.name, manifest.model_version.version)
     if as_json:
         print_json(version_json(version))
     else:
         say(f"model {version.label} {version.status}")
+    if is_new:
+        notify.tell(project.spec.notify, notify.of_run(manifest, report, registry=project.registry), note)
 
 
 @click.command("approve")
@@ -145,7 +149,7 @@ def reject_command(version: str, reason: str, as_json: bool, project: Project) -
     from runner.model.served import still_served
 
     name, number = parse_version(version)
-    rejected = decisions.reject(project, name, number, why=reason)
+    rejected = decisions.reject(project, name, number, why=reason, say=note)
     served = still_served(project.registry, name, number)
     if as_json:
         print_json({**version_json(rejected), "served_at": served})

@@ -30,6 +30,7 @@ class Reporter:
         self._process: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
         self._runs: Path | None = None
+        self.manifest: RunManifest | None = None  # of the run, as far as it is; None before it has begun
 
     def at(self, runs: Path) -> None:
         """Where runs are; needed before the first event."""
@@ -50,6 +51,7 @@ class Reporter:
 
     def started(self, manifest: RunManifest) -> None:
         assert self._runs is not None
+        self.manifest = manifest
         self._folder = self._runs / manifest.run
         if self._pages:
             self._process = subprocess.Popen(
@@ -64,6 +66,7 @@ class Reporter:
         self._shown.progress(progress)
 
     def changed(self, manifest: RunManifest, step: str) -> None:
+        self.manifest = manifest
         self._shown.changed(manifest, step)
         state = manifest.step(step)
         if state.status in ENDED and self._process is not None and self._process.stdin is not None:

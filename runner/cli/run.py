@@ -6,7 +6,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import click
 from runner.cli.options import (
     fields,
     no_report_option,
+    note,
     on_option,
     parse_overrides,
     print_json,
@@ -171,7 +173,13 @@ def resume_command(
 
     pages = manifest.chosen.report and not no_report
     return carry_out(
-        project.of(manifest.pipeline), go_on, on=manifest.on, kernel=options.kernel, as_json=as_json, pages=pages
+        project.of(manifest.pipeline),
+        go_on,
+        on=manifest.on,
+        kernel=options.kernel,
+        as_json=as_json,
+        pages=pages,
+        told=manifest.status == "succeeded",
     )
 
 
@@ -184,11 +192,43 @@ def carry_out(
     as_json: bool,
     pages: bool,
     again: bool = False,
+    told: bool = False,
 ) -> int:
-    """Start or continue a run, show its progress, print its result; the exit code.
+    """Start or continue a run, show its progress, print its result, tell whom [notify] names; the exit code.
 
-    With `again` the report that a repetition of the run will have is made too.
+    With `again` the report that a repetition of the run will have is made too. `told` says that nothing new can come
+    of the run.
     """
+    followed = follow(project, start, on=on, kernel=kernel, pages=pages, again=again)
+    if followed.manifest is not None:
+        if as_json:
+            print_json(run_json(followed.manifest, followed.folder))
+        print_result(followed.manifest, followed.folder, pages=pages, as_json=as_json)
+    if not told:
+        followed.tell()
+    return followed.code
+
+
+@dataclass(frozen=True)
+class FollowedRun:
+    """A run that has ended, with its folder and the exit code; without a manifest where it keeps running elsewhere."""
+
+    manifest: RunManifest | None
+    folder: Path
+    code: int
+    tell: Callable[[], None] = lambda: None  # whom [notify] names; after its result was printed
+
+
+def follow(
+    project: Project,
+    start: Callable[[World], RunManifest],
+    *,
+    on: str,
+    kernel: str,
+    pages: bool,
+    again: bool = False,
+) -> FollowedRun:
+    """Start or continue a run, and show its progress. See `carry_out`, which also prints its result."""
     from runner.cli.display import display
     from runner.cli.reporting import Reporter
 
@@ -204,16 +244,39 @@ def carry_out(
             short = error.run.rpartition("-")[2]
             say(str(error), err=True)
             say(f"  `runner resume {short}` follows it again, `runner stop {short}` ends it", err=True)
-            return 143 if received and received[0] == signal.SIGTERM else Detached.exit_code
+            code = 143 if received and received[0] == signal.SIGTERM else Detached.exit_code
+            return FollowedRun(None, world.store.folder(error.run), code)
+        except Exception as error:
+            shown.close()
+            _tell(project, world, watcher.manifest, error=str(error) or type(error).__name__)
+            raise
         finally:
             shown.close()
-    folder = world.store.folder(manifest.run)
-    if as_json:
-        print_json(run_json(manifest, folder))
+    return FollowedRun(
+        manifest,
+        world.store.folder(manifest.run),
+        exit_code(manifest, received),
+        lambda: _tell(project, world, manifest, pages=pages),
+    )
+
+
+def print_result(manifest: RunManifest, folder: Path, *, pages: bool, as_json: bool) -> None:
+    """The run in words, on stderr beside JSON, and the next command."""
     say(summary(manifest, folder, pages=pages), err=as_json)  # for a person who reads a CI log
     for line in hint(manifest):
         say(line, err=True)
-    return exit_code(manifest, received)
+
+
+def _tell(
+    project: Project, world: World, manifest: RunManifest | None, *, pages: bool = False, error: str = ""
+) -> None:
+    """Tell whom [notify] names what has become of the run; what does not work is a note."""
+    if manifest is None or project.spec.notify.to is None:
+        return
+    from runner import notify
+
+    report = world.store.folder(manifest.run) / "report.html" if pages else None
+    notify.tell(project.spec.notify, notify.of_run(manifest, report, registry=world.registry, error=error), note)
 
 
 def _preview(project: Project, plan: Plan, options: Options, as_json: bool) -> int:

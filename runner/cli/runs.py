@@ -159,10 +159,13 @@ def report_command(run: str, open_: bool, project: Project) -> None:
       runner report latest --open
     """
     from runner.report.page import write_all
+    from runner.ui.jupyter import page_address
 
     (manifest,) = project.as_of_now([project.run(run)])
     path = write_all(project.store.folder(manifest.run), manifest)
     say(path)
+    if (address := page_address(project.root, "run", manifest.run)) is not None:
+        say(f"  in JupyterLab: {address}", err=True)
     if open_:
         webbrowser.open(path.absolute().as_uri())
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,14 @@ from runner.project import Project
 
 if TYPE_CHECKING:
     from runner.model.signature import Unknown
+    from runner.scoring.inference import Scorer
+    from runner.serve.capture import RequestCapture
 
+capture_option = click.option(
+    "--capture",
+    metavar="TARGET",
+    help="Keep records and scores for monitoring, as this target of pipeline.toml says, beside those it keeps itself.",
+)
 unknown_option = click.option(
     "--unknown",
     type=click.Choice(["error", "missing"]),
@@ -40,6 +48,7 @@ unknown_option = click.option(
 )
 @click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of a CSV file's text.")
 @click.option("--raw", is_flag=True, help="CSV for programs alone: cells that a spreadsheet would compute stay so.")
+@capture_option
 @result_options
 def predict_command(  # noqa: PLR0913 - click passes each option by its name
     model: str,
@@ -49,6 +58,7 @@ def predict_command(  # noqa: PLR0913 - click passes each option by its name
     delimiter: str,
     encoding: str,
     raw: bool,
+    capture: str | None,
     as_json: bool,
     project: Project,
 ) -> None:
@@ -81,8 +91,11 @@ def predict_command(  # noqa: PLR0913 - click passes each option by its name
     scorer = load(version, folder, unknown=unknown, threads=_cores())
     try:
         # unlike main's, the original stream raises where its reader is gone
-        with writing(output, sys.__stdout__ or sys.stdout, raw=raw) as writer:
-            rows = predict(scorer, file, writer, on_rows=_progress(began), form=form)
+        with (
+            _capturing(scorer, capture, project) as kept,
+            writing(output, sys.__stdout__ or sys.stdout, raw=raw) as writer,
+        ):
+            rows = predict(scorer, file, writer, on_rows=_progress(began), form=form, capture=kept)
     except BrokenPipeError:  # `| head` has seen enough; click would call that a failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
@@ -114,6 +127,7 @@ def predict_command(  # noqa: PLR0913 - click passes each option by its name
     "--timeout-s", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="For a request to arrive."
 )
 @click.option("--max-connections", type=click.IntRange(1), default=512, show_default=True, help="In each worker.")
+@capture_option
 @click.option(
     "--token",
     envvar="RUNNER_TOKEN",
@@ -130,6 +144,7 @@ def serve_command(  # noqa: PLR0913 - click passes each option by its name
     max_body_mb: float,
     timeout_s: float,
     max_connections: int,
+    capture: str | None,
     token: str | None,
     project: Project,
 ) -> None:
@@ -161,7 +176,15 @@ def serve_command(  # noqa: PLR0913 - click passes each option by its name
     scorer = load(version, project.version_folder(version), unknown=unknown)
     processes = workers or _cores()
     limits = RequestLimits(body_bytes=int(max_body_mb * 2**20), timeout_s=timeout_s, connections=max_connections)
-    application = Application(scorer, version, limits=limits, metrics=Metrics(processes), token=token or None)
+    metrics, kept = Metrics(processes), None
+    if capture is not None:
+        from runner.serve.capture import RequestCapture
+
+        if project.target(capture).kind != "local":
+            raise UsageError(f"{capture} is an endpoint, which SageMaker captures. Name a local target.")
+        with project.capturing(capture) as settings:
+            kept = RequestCapture(scorer, settings, metrics=metrics, writers=processes)
+    application = Application(scorer, version, limits=limits, metrics=metrics, token=token or None, capture=kept)
     try:
         listening = bind(host, port)
     except UsageError as error:
@@ -170,6 +193,24 @@ def serve_command(  # noqa: PLR0913 - click passes each option by its name
     address = f"http://{shown}:{listening.getsockname()[1]}"
     ready = f"serving {scorer.model} of run {version.run} at {address} ({counted(processes, 'worker')})"
     serve(application, listening, workers=processes, on_ready=lambda: say(ready, err=True))
+
+
+@contextmanager
+def _capturing(scorer: Scorer, target: str | None, project: Project) -> Iterator[RequestCapture | None]:
+    """What keeps scored rows for the target; None without one."""
+    if target is None:
+        yield None
+        return
+    from runner.serve.capture import RequestCapture
+
+    with project.capturing(target) as settings:
+        kept = RequestCapture(scorer, settings)
+        try:
+            yield kept
+        finally:
+            kept.close()
+            if kept.writer.dropped:
+                say(f"{counted(kept.writer.dropped, 'part')} of the rows not captured; see above", err=True)
 
 
 def _cores() -> int:

@@ -33,9 +33,23 @@ from runner.project import Project
 @click.option(
     "--user", default="", metavar="NAME", help="Ask for a password, print a line for RUNNER_UI_USERS, and end."
 )
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Listen at this file, for Jupyter of this account alone: the pages of all projects in this folder.",
+)
 @project_option
-def ui_command(
-    host: str, port: int, open_: bool, hosts: tuple[str, ...], header: str, prefix: str, user: str, project: Project
+def ui_command(  # noqa: PLR0913 - click passes each option by its name
+    host: str,
+    port: int,
+    open_: bool,
+    hosts: tuple[str, ...],
+    header: str,
+    prefix: str,
+    user: str,
+    socket: Path | None,
+    project: Project,
 ) -> None:
     """Show runs, models and targets as web pages, and decide there.
 
@@ -48,12 +62,15 @@ def ui_command(
       runner ui --user ana >> users
       RUNNER_UI_USERS=users runner ui --host 0.0.0.0
     """
-    from runner.serve.listening import bind
+    from runner.serve.listening import bind, bind_file
     from runner.ui import access as who_comes
-    from runner.ui.server import access, address, opened, serve
+    from runner.ui.server import access, address, jupyter_access, opened, serve, serve_several
 
     if user:
         say(f"{user}:{_hash(user)}")
+        return
+    if socket is not None:
+        serve_several(Path.cwd(), jupyter_access(socket), bind_file(socket))
         return
     if not project.file.is_file():
         _ = project.spec  # says what is missing

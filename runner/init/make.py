@@ -73,6 +73,7 @@ def make(folder: Path, template: str, asked: Asked, *, aws: bool = False, person
             "file": f"{table.removeprefix('./')}{_form(found.sample)}",
             "target": found.target,
             "task": found.answer.task,
+            "keep": f", keep = [{_toml(found.key)}]" if found.key else "",
         }
         contents: dict[str, Content] = {**project.files(template, values, aws=aws)}
         contents["columns.toml"] = columns.text(found, source.name).encode()

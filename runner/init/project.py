@@ -16,6 +16,7 @@ from runner.failpoint import reach
 from runner.init import shipped
 
 PIPELINE = "pipeline.toml"  # comes last, as it is what makes a folder a project
+MONITOR = "monitor.toml"
 SAGEMAKER = "sagemaker.toml"  # what --aws adds to it
 GROUPS = ("core", "jupyter", "sagemaker")  # of environment.yml, that a project has
 Content = bytes | Path  # of a file: its bytes, or the file to copy
@@ -49,6 +50,10 @@ def files(template: str, values: Mapping[str, str], *, aws: bool) -> dict[str, b
     values = {**values, "name": settings["name"]}
     if aws:
         pipeline = f"{pipeline.rstrip()}\n\n{_filled(contents.pop(SAGEMAKER).decode(), values)}"
+    if "model" in settings:
+        watching = shipped.template("monitor")
+        contents[MONITOR] = _filled(_text(watching.pop(MONITOR)), values).encode()
+        contents |= {path: source.read_bytes() for path, source in watching.items()}
     parts = {"about": _filled(about, values), "answer": _filled(answer, values) if "model" in settings else ""}
     if GUIDE in contents:
         contents[GUIDE] = _OTHER_PAGE.sub(r"\1", contents[GUIDE].decode()).encode()

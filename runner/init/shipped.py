@@ -1,7 +1,8 @@
 """The files that this program brings for projects, and this program as the wheel that a project keeps.
 
-In a wheel they lie in runner/templates, a folder for each template, beside `project`, which every project has, `aws`
-and an `example` of a table. In a checkout some of them are the repository's own, as pyproject.toml says.
+In a wheel they lie in runner/templates, a folder for each template, beside `project`, which every project has, `aws`,
+`monitor` for those with a model, and an `example` of a table. In a checkout some of them are the repository's own, as
+pyproject.toml says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from runner.errors import UsageError
 
 PACKAGE = Path(__file__).parents[1]
 TEMPLATES = f"{PACKAGE.name}/templates/"
-PARTS = ("project", "aws", "example")  # folders of templates/ that are no template
+PARTS = ("project", "aws", "example", "monitor")  # folders of templates/ that are no template
 DISTRIBUTION = "papermill-runner"
 METADATA = ("METADATA", "entry_points.txt", "licenses/LICENSE")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: runner init\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

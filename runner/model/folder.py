@@ -4,6 +4,7 @@ model.ubj        XGBoost's own format; or model.txt, LightGBM's; or model.onnx, 
 signature.json   what a raw record looks like, and a sample with its prediction
 features.py      only where features are computed: `transform(frame) -> frame`, frozen and hashed
 contributions.json    only where they were given: how much each column moves the score
+reference.json        only where rows were given: what the columns hold, and the scores, for monitoring
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from runner.errors import Refused, Tampered, UsageError, counted
 from runner.model import parity, table
 from runner.model.files import CODE, MODEL, SIGNATURE, check_files, read_files, sha256_of, signature_of
 from runner.model.kinds import judged as judged_model
+from runner.model.profile import REFERENCE, Profile, score_columns
+from runner.model.profile import describe as profile_of
 from runner.model.signature import BadRecords, Label, Signature, SplitRule, Unknown, describe
 from runner.model.split import split
+from runner.records import decode, encode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +59,7 @@ def save(  # noqa: PLR0913 - what a notebook says of its model, each by its name
     split: dict[str, Any] | None = None,
     code: str | Path | ModuleType | None = None,
     contributions: Mapping[str, float] | None = None,
+    reference: pd.DataFrame | None = None,
 ) -> None:
     """Write the model folder; an older one at that place is replaced whole.
 
@@ -65,9 +70,11 @@ def save(  # noqa: PLR0913 - what a notebook says of its model, each by its name
     of its own they are taken from it. `missing` is what XGBoost's DMatrix was given with a booster. `split` is {"seed",
     "key", "shares"}, see `runner.model.split`. `code` is a module (or its file) whose `transform` makes the estimator's
     features from such records. `contributions` has the mean absolute SHAP value of each of the estimator's columns, for
-    whoever reviews the model. Equal arguments give equal bytes. Raises UsageError where the folder would not score
-    every row of the frame as the estimator does, in whatever form it is sent: to the bit, with scikit-learn within
-    `runner.model.kinds.ROUNDING`; and for what cannot be saved without a pickle.
+    whoever reviews the model. `reference` are raw records that it did not learn from: what the columns of both tables
+    hold, and how these are scored, is kept as counts for whoever watches the model later. Equal arguments give equal
+    bytes. Raises UsageError where the folder would not score every row of the frame as the estimator does, in whatever
+    form it is sent: to the bit, with scikit-learn within `runner.model.kinds.ROUNDING`; and for what cannot be saved
+    without a pickle.
     """
     if not len(frame):
         raise UsageError("The frame has no rows, so the model cannot be saved with a sample record.")
@@ -106,6 +113,8 @@ def save(  # noqa: PLR0913 - what a notebook says of its model, each by its name
         record, score = parity.check(scorer, frame, judged, features)
         signature = msgspec.structs.replace(signature, sample_request=record, sample_prediction=score)
         (beside / SIGNATURE).write_bytes(_encoded(signature))
+        if reference is not None:
+            (beside / REFERENCE).write_bytes(_referred(frame, reference, load(beside)))
 
 
 def load(folder: str | Path, *, sha256: str | None = None) -> Model:
@@ -131,6 +140,12 @@ class Model:
         """`files` is the folder's content, with a model of either format."""
         self.signature, self._files, self._folder = signature, files, folder
         self._scorers: dict[Unknown, Scorer] = {"error": _scorer(files, folder)}
+
+    @property
+    def reference(self) -> Profile | None:
+        """What the rows looked like that it was made with; None where the folder does not have it."""
+        content = self._files.get(REFERENCE)
+        return None if content is None else decode(Profile, content, where=self._folder / REFERENCE)
 
     def predict(self, frame: pd.DataFrame, unknown: Unknown = "error") -> np.ndarray:
         """Probability of the positive label, or the predicted number: shape (n_rows,); (n_rows, n_classes) for several.
@@ -169,6 +184,13 @@ class Model:
         """The side each key was on when this model was trained; None where its split is not known."""
         rule = self.signature.split
         return None if rule is None else split(keys, seed=rule.seed, shares=rule.shares)
+
+
+def _referred(frame: pd.DataFrame, held_out: pd.DataFrame, model: Model) -> bytes:
+    """reference.json: the columns of all rows, and the scores of those that the model did not learn from."""
+    signature = model.signature
+    scores = score_columns(model.predict(held_out, unknown="missing"), signature.labels)
+    return encode(profile_of([frame, held_out], signature.columns, scores, missing=signature.missing))
 
 
 def _module(source: bytes, path: Path) -> ModuleType:

@@ -37,7 +37,7 @@ class Person:
     """Somebody who changes something. `known_by` says how that was known, and is kept with the change.
 
     `account`: of the process; `address`: the account of the pages' server, whose one-time address the person had;
-    `password`; `header NAME`: as a proxy says.
+    `jupyter`: the account, as Jupyter has let the person in; `password`; `header NAME`: as a proxy says.
     """
 
     who: str
@@ -45,7 +45,7 @@ class Person:
 
     @property
     def is_account(self) -> bool:
-        return self.known_by in ("account", "address")
+        return self.known_by in ("account", "address", "jupyter")
 
 
 @dataclass(frozen=True)

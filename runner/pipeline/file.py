@@ -17,12 +17,15 @@ import msgspec
 
 from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
-from runner.pipeline.addresses import public
+from runner.pipeline.addresses import is_public, public
+from runner.pipeline.capture import capture_findings
 from runner.records import (
     ApprovalSpec,
     InputSpec,
     LocalTargetSpec,
     ModelSpec,
+    MonitorSpec,
+    NotifySpec,
     Pipeline,
     Record,
     Rule,
@@ -34,14 +37,23 @@ from runner.records import (
 )
 
 APPROVED, VERDICT = "approved:", "gate.verdict"
+CAPTURED, DEPLOYED, REFERENCE, PROMISED = "captured:", "deployed:", "reference:", "promised:"
+AT_TARGET = (CAPTURED, DEPLOYED, REFERENCE, PROMISED)  # and the name of a target
 ADDRESSES = ("s3://", "https://")
 RESERVED_STEPS = ("gate", "approved")
 REGISTRATION = "registration.json"  # what runner.model.register leaves in a step's outputs
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")  # also what SageMaker accepts as a model package group
 STEP = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}\Z")
 
-TOP = ("name", "parameters", "steps", "gate", "model", "profiles", "sagemaker", "store", "approval", "targets")
-TABLES: dict[str, type[Record]] = {"sagemaker": SageMaker, "store": StoreSpec, "approval": ApprovalSpec}
+TABLES: dict[str, type[Record]] = {
+    "sagemaker": SageMaker,
+    "store": StoreSpec,
+    "approval": ApprovalSpec,
+    "notify": NotifySpec,
+    "monitor": MonitorSpec,
+}
+TOP = ("name", "parameters", "steps", "gate", "model", "profiles", *TABLES, "targets")
+VARIABLE = re.compile(r"env:[A-Za-z_]\w*", re.ASCII)
 
 R = TypeVar("R", bound=Record)
 
@@ -100,7 +112,7 @@ def upstream(spec: StepSpec) -> set[str]:
 
 
 def is_output(source: str) -> bool:
-    return not (source == VERDICT or source.startswith(APPROVED) or is_path(source) or is_address(source))
+    return not (source == VERDICT or source.startswith((APPROVED, *AT_TARGET)) or is_path(source) or is_address(source))
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -144,6 +156,9 @@ def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
     for key in table:
         if key not in valid:
             findings.append(f"`{key}` is not a key{nearest(key, TOP)}")
+    if not isinstance(table.get("notify", {}), dict):
+        del table["notify"]  # an address is a secret, so that it is not quoted
+        findings.append('notify: write [notify] with to = "env:NAME"; the addresses belong into that variable.')
     steps = {
         name: step for name, raw in _items(table, "steps", findings) if (step := _step(name, raw, findings)) is not None
     }
@@ -268,7 +283,18 @@ def _references(pipeline: Pipeline) -> Iterator[str]:
         yield from _output_reference(pipeline.model.from_, "model.from", pipeline)
     for name in pipeline.targets:
         yield from _target_references(name, pipeline)
+    yield from _notify_addresses(pipeline.notify)
     yield from (f"sagemaker: {said}" for said in _contradictions(pipeline.sagemaker))
+
+
+def _notify_addresses(notify: NotifySpec) -> Iterator[str]:
+    """What is written where a variable belongs is a secret, so that it is not quoted."""
+    if notify.to is not None and not VARIABLE.fullmatch(notify.to):
+        yield 'notify.to is the name of a variable, "env:NAME"; the addresses belong into that variable.'
+    if notify.pages is not None and not (
+        notify.pages.startswith(("https://", "http://")) and is_public(notify.pages) and notify.pages.isprintable()
+    ):
+        yield "notify.pages is an address, https://…, without a password or token."
 
 
 def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
@@ -276,6 +302,7 @@ def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
     if not STEP.match(name):
         yield f"{where}: a target's name is letters, digits, `_` and `-`, at most 31."
     yield from _required_targets(name, pipeline)
+    yield from capture_findings(where, target)
     match target:
         case LocalTargetSpec():
             if target.port is not None and not 1 <= target.port <= 65535:
@@ -285,8 +312,6 @@ def _target_references(name: str, pipeline: Pipeline) -> Iterator[str]:
             if target.serverless is not None and (target.instance or target.instance_count or target.scaling):
                 yield f"{where}: serverless has no instances to name, count or scale."
             yield from _not_above_zero(where, target, "instance_count")
-            if target.capture is not None and not 0 <= target.capture.percent <= 100:
-                yield f"{where}.capture.percent is {target.capture.percent}; it is 0 to 100."
             if target.scaling is not None and not 0 < target.scaling.min <= target.scaling.max:
                 yield f"{where}.scaling: min is above 0, and not above max."
 
@@ -338,6 +363,9 @@ def _input_references(step: str, where: str, spec: InputSpec, pipeline: Pipeline
     elif source.startswith(APPROVED):
         if not NAME.match(source.removeprefix(APPROVED)):
             yield f"{where}: {source!r} names no model; write `approved:NAME`."
+    elif source.startswith(AT_TARGET):
+        if not STEP.match(source.partition(":")[2]):
+            yield f"{where}: {source!r} names no target; write `{source.partition(':')[0]}:TARGET`."
     elif is_output(source):
         yield from _output_reference(source, where, pipeline)
     if spec.as_ == "uri" and not is_address(source):
@@ -364,7 +392,7 @@ def _output_reference(source: str, where: str, pipeline: Pipeline) -> Iterator[s
     if not output or "://" in source:
         yield (
             f"{where}: {public(source)!r} is not a source: write `step.output`, a path that begins with ./ or /, "
-            "s3://…, https://…, `approved:NAME` or `gate.verdict`."
+            "s3://…, https://…, `approved:NAME`, `captured:TARGET`, `deployed:TARGET` or `gate.verdict`."
         )
     elif step not in pipeline.steps:
         yield f"{where}: there is no step `{step}`{nearest(step, pipeline.steps)}"

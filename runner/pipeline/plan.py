@@ -23,7 +23,7 @@ from runner.notebook.strip_outputs import INJECTED
 from runner.notebook.types import DoesNotFit, Type, check, read_text
 from runner.pipeline import serving_image
 from runner.pipeline.addresses import is_public, public
-from runner.pipeline.file import examine, is_address, is_path, nearest
+from runner.pipeline.file import APPROVED, AT_TARGET, examine, is_address, is_path, nearest
 from runner.pipeline.registering import gated, needs_of, outlook, registers, registers_itself
 from runner.records import Pipeline, StepSpec, Value
 
@@ -231,7 +231,7 @@ def _overridden(
                 "another address: use https://…"
             )
         elif name in steps[step].inputs:
-            as_written = is_address(text) or not text or text.startswith("approved:")
+            as_written = is_address(text) or not text or text.startswith((APPROVED, *AT_TARGET))
             source = text if as_written else str(Path(text).absolute())
             spec = msgspec.structs.replace(steps[step].inputs[name], from_=source)
             steps[step] = msgspec.structs.replace(steps[step], inputs={**steps[step].inputs, name: spec})

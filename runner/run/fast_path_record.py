@@ -19,7 +19,7 @@ from runner.errors import RunnerError
 from runner.manifest import ModelVersionRef, RunManifest, StepState
 from runner.model.versions import Registry
 from runner.notebook.source import module_places, project_modules
-from runner.pipeline.file import APPROVED, is_address
+from runner.pipeline.file import APPROVED, AT_TARGET, is_address
 from runner.pipeline.plan import Plan, PlannedStep
 from runner.records import StepKey, StepResult, encode
 from runner.run import editable, fast_path, keys, provenance
@@ -139,8 +139,8 @@ class _Recorder:
             fact = self.manifest.sources.get(f"{step.name}.{name}")
             if fact is None or not spec.from_:
                 continue  # of a step before, or nothing
-            if is_address(spec.from_):
-                raise Changed(name)  # its service would have to be asked
+            if is_address(spec.from_) or spec.from_.startswith(AT_TARGET):
+                raise Changed(name)  # its service would have to be asked, or has been asked more since
             if spec.from_.startswith(APPROVED):
                 for part in facts_of(fact.artifact).values() if fact.artifact else ():
                     self._file(self.runs.objects / part.sha256, part.sha256)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from runner.content import file_fact
-from runner.errors import Refused
 from runner.manifest import Champion
-from runner.model.versions import ModelVersion
-from runner.pipeline.file import APPROVED, is_address, is_path
+from runner.pipeline.file import APPROVED, AT_TARGET, is_address, is_path
 from runner.pipeline.plan import Plan
 from runner.records import InputFact
 from runner.run import sources
 from runner.run.ports import World
-from runner.run.store import Store, facts_of
+from runner.run.target_inputs import of_target, pinned_version
 
 
 def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | None]:
@@ -33,24 +30,11 @@ def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | N
                 facts[key] = sources.remote(spec, world.store, world.remote_for, fetch=fetch)
             elif spec.from_.startswith(APPROVED):
                 version = world.registry.approved(spec.from_.removeprefix(APPROVED))
-                facts[key] = _approved(spec.from_, version, world.store)
+                facts[key] = pinned_version(spec.from_, version, world.store)
                 if version is not None:
                     champion = Champion(
                         name=version.name, version=version.version, run=version.run, sha256=version.sha256
                     )
+            elif spec.from_.startswith(AT_TARGET):
+                facts[key] = of_target(spec, step, world)
     return facts, champion
-
-
-def _approved(source: str, version: ModelVersion | None, store: Store) -> InputFact:
-    """The approved version's folder. Raises Refused where its bytes are not those that were approved."""
-    if version is None:
-        return sources.absent(source)
-    for path, fact in facts_of(version.artifact).items():
-        if version.location and not store.has(fact):
-            store.note_address(fact, version.location + path)
-        if file_fact(store.object(fact)) != fact:
-            raise Refused(
-                f"The approved {version.label} was altered: object {fact.sha256[:12]} has other bytes. "
-                f"Restore it, or revoke it with `runner reject {version.label} --reason …`."
-            )
-    return InputFact(source=source, artifact=version.artifact, version=version.label)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from runner.errors import UsageError
 from runner.manifest import RunManifest
 from runner.model.versions import Registry
-from runner.records import USUAL_KERNEL, InputFact, StepResult, Verdict
+from runner.records import USUAL_KERNEL, Capture, InputFact, StepResult, Verdict
 from runner.run.sources import RemoteSource, place_input
 from runner.run.store import Store
 from runner.step.execute import Progress
+
+if TYPE_CHECKING:
+    from runner.model.captured import Captured
 
 
 class Executor(Protocol):
@@ -98,6 +102,19 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class WatchedTarget:
+    """A target as a pipeline that watches it sees it. `captured` gives the requests since one time and before another,
+    "" for no bound."""
+
+    capture: Capture
+    captured: Callable[[str, str], Iterable[Captured]]
+
+
+def _no_targets(name: str) -> WatchedTarget:
+    raise UsageError(f"What was captured at {name} cannot be read where this step runs.")
+
+
+@dataclass(frozen=True)
 class World:
     """Everything outside a run that it uses. With a `runtime`, steps run elsewhere, and inputs are not brought here."""
 
@@ -110,4 +127,5 @@ class World:
     runtime: Runtime | None = None
     place: Callable[[InputFact, str, Path, Store], InputFact] = place_input
     shared: RunSharing | None = None
+    target: Callable[[str], WatchedTarget] = _no_targets  # raises UsageError where there is no such target
     identity: Callable[[], str] = str  # the caller's ARN, where AWS keeps the registry; ""

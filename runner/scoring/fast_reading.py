@@ -28,6 +28,12 @@ NONE = type(None)
 ARRAYS = re.compile(r'\s*(\{\s*"instances"\s*:\s*)?\[\s*\[')
 
 
+class Row(array):  # type: ignore[type-arg]
+    """A single row as numbers. `values` are what they were read from: runner.serve.capture keeps these."""
+
+    values: Sequence[Any]
+
+
 class Arrays(msgspec.Struct):
     instances: list[list[float]]
 
@@ -83,7 +89,9 @@ def _row(columns: Sequence[ColumnReader], code: str) -> Callable[[Sequence[Any]]
             codes = [columns[at].codes[values[at]] for at in coded]
         except (KeyError, TypeError):
             return None
-        return array(code, arrange([*numbers, *codes]) if arrange else codes or numbers)
+        row = Row(code, arrange([*numbers, *codes]) if arrange else codes or numbers)
+        row.values = values
+        return row
 
     return read
 

@@ -27,6 +27,7 @@ from starlette.routing import Route
 from runner.loopback import names_this_machine
 from runner.model.versions import ModelVersion
 from runner.scoring.inference import BadInput, Scorer, accepted
+from runner.serve.capture import Exchange, RequestCapture
 from runner.serve.describe import openapi, page
 from runner.serve.metrics import Metrics
 
@@ -37,6 +38,7 @@ LARGE_BYTES = 64 * 1024  # from here on a body is read and scored beside the oth
 BODIES = 16  # of the largest size: what all that one process holds at a time may add up to
 KNOWN = ("/invocations", "/ping", "/", "/metrics", "/openapi.json")
 ELSEWHERE = b'{"error": "This server has no such name. Ask it by localhost, or serve with a token: RUNNER_TOKEN=..."}'
+FAULT = b'{"error": "This is a fault of the server."}'
 CHALLENGE = (b"www-authenticate", b'Basic realm="runner", charset="UTF-8"')
 
 
@@ -65,11 +67,12 @@ class Application:
         metrics: Metrics,
         token: str | None = None,
         any_host: bool = False,
+        capture: RequestCapture | None = None,
     ) -> None:
         """Without a token only names of this machine are answered, unless `any_host`: where nobody else gets here."""
         self.draining = False
         self.left: Callable[[], None] | None = None  # called when others accept connections instead of this process
-        self.limits, self.metrics = limits, metrics
+        self.limits, self.metrics, self.capture = limits, metrics, capture
         self.log = AccessLog(scorer.model)
         self._scorer, self._token = scorer, token
         self._checks_host = token is None and not any_host
@@ -84,6 +87,7 @@ class Application:
         headers = dict(scope["headers"])
         scoring = path == "/invocations" and method == "POST"
         status, rows = 500, 0
+        exchange: Exchange | None = None
         try:
             if self._checks_host and not names_this_machine(headers.get(b"host", b"")):
                 status = 421
@@ -92,7 +96,8 @@ class Application:
                 status = 401
                 await self._send(send, 401, b'{"error": "This needs the token."}', "application/json", CHALLENGE)
             elif scoring:
-                status, rows = await self._score(headers, receive, send)
+                exchange = await self._score(headers, receive, send)
+                status, rows = exchange.status, exchange.rows
             else:
 
                 async def forward(message: Message) -> None:
@@ -107,41 +112,67 @@ class Application:
             seconds = time.perf_counter() - began
             self.metrics.answered(scoring=scoring, status=status, seconds=seconds, rows=rows)
             self.log.write(method, path if path in KNOWN else "other", status, seconds, rows)
+        if self.capture is not None and exchange is not None and exchange.id:
+            if exchange.reserved:  # beside the others, as it was scored
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._aside, self._keep, self.capture.write_large, exchange, seconds)
+            else:
+                self._keep(self.capture.write, exchange, seconds)
 
-    async def _score(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> tuple[int, int]:
-        """Status and rows of the answer that was sent."""
+    async def _score(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> Exchange:
+        """The request with the answer that was sent."""
+        named: tuple[tuple[bytes, bytes], ...] = (self._model,)
+        request_id = ""
+        if self.capture is not None:
+            request_id = self.capture.id_of(headers)
+            named = (self._model, (b"x-request-id", request_id.encode()))
         try:
             accept = headers.get(b"accept", b"").decode("latin-1")
             accepted(accept)
             if headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise BadInput("Content-Encoding is not supported; send the body as it is.", status=415)
             body = await self._body(headers, receive)
-            request = body, headers.get(b"content-type", b"").decode("latin-1"), accept
+            exchange = Exchange(200, 0, request_id, None, body, headers.get(b"content-type", b"").decode("latin-1"))
             if len(body) < LARGE_BYTES:
-                content, kind, rows = self._answer(*request)
+                content, kind = self._answer(exchange, accept)
             else:
                 try:
                     loop = asyncio.get_running_loop()
-                    content, kind, rows = await loop.run_in_executor(self._aside, self._answer, *request)
+                    content, kind = await loop.run_in_executor(self._aside, self._answer, exchange, accept)
                 finally:
                     self._held -= len(body)
-                    del body, request
-            await self._send(send, 200, content, kind, self._model)
-            return 200, rows
+                if self.capture is None or not self.capture.reserve(exchange):
+                    exchange.body, exchange.id = b"", ""  # as its client may read slowly, and nobody needs it
+                del body
+            try:
+                await self._send(send, 200, content, kind, *named)
+            except BaseException:
+                if self.capture is not None:
+                    self.capture.release(exchange)
+                raise
+            return exchange
         except BadInput as error:
             later = [(b"retry-after", b"1")] if error.status == 503 else []
-            await self._send(send, error.status, error.body(), "application/json", self._model, *later)
-            return error.status, 0
+            await self._send(send, error.status, error.body(), "application/json", *named, *later)
+            return Exchange(error.status, 0, request_id, error)
         except ClientLeft:
-            return 499, 0
+            return Exchange(499)
         except Exception as error:  # a fault of ours; its message could have a customer's values
             self.log.fault(error)
-            await self._send(send, 500, b'{"error": "This is a fault of the server."}', "application/json", self._model)
-            return 500, 0
+            await self._send(send, 500, FAULT, "application/json", *named)
+            return Exchange(500, 0, request_id, "This is a fault of the server.")
 
-    def _answer(self, body: bytes, content_type: str, accept: str) -> tuple[bytes, str, int]:
-        scores = self._scorer.score(self._scorer.table(body, content_type))
-        return (*self._scorer.reply(scores, accept), len(scores))
+    def _answer(self, exchange: Exchange, accept: str) -> tuple[bytes, str]:
+        exchange.table = self._scorer.table(exchange.body, exchange.content_type)
+        exchange.scores = self._scorer.score(exchange.table)
+        exchange.rows = len(exchange.scores)
+        return self._scorer.reply(exchange.scores, accept)
+
+    def _keep(self, write: Callable[[Exchange, float], None], exchange: Exchange, seconds: float) -> None:
+        try:
+            write(exchange, seconds)
+        except Exception as error:  # a fault of ours, and the request was answered
+            self.log.fault(error)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, held where it is a large one. Raises BadInput once it is too large or too slow, or there is

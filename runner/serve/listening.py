@@ -1,8 +1,10 @@
-"""A listening socket at a host and port."""
+"""A listening socket: at a host and port, or as a file that one account reaches."""
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 
 from runner.errors import UsageError
 
@@ -17,5 +19,27 @@ def bind(host: str, port: int) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be served: {error.strerror}.") from error
+    listening.setblocking(False)
+    return listening
+
+
+def bind_file(path: Path) -> socket.socket:
+    """A listening socket that only this account may connect to. Raises UsageError where it cannot be made.
+
+    The file of a socket nobody listens at any more is replaced.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(before)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise UsageError(f"{path} cannot be served: {error.strerror or error}.") from error
     listening.setblocking(False)
     return listening

@@ -14,10 +14,10 @@ from runner.model.versions import ModelVersion
 STATUSES = (200, 400, 401, 404, 405, 406, 408, 413, 415, 421, 499, 500, 503)
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # of one worker: answers to scoring by status, other answers by status, times by bound and above, their sum, rows,
-# connections now, connections refused
-WIDTH = 2 * len(STATUSES) + len(BOUNDS_S) + 1 + 4
+# connections now, connections refused, requests captured, requests to capture that were not, whether capture is stopped
+WIDTH = 2 * len(STATUSES) + len(BOUNDS_S) + 1 + 7
 BUCKETS = 2 * len(STATUSES)
-SECONDS, ROWS, CONNECTIONS, REFUSED = range(WIDTH - 4, WIDTH)
+SECONDS, ROWS, CONNECTIONS, REFUSED, CAPTURED, DROPPED, STOPPED = range(WIDTH - 7, WIDTH)
 
 
 class Metrics:
@@ -30,7 +30,7 @@ class Metrics:
     def of_worker(self, number: int) -> None:
         """From now on, count for this worker, from 0; its earlier self's connections are gone."""
         self._own = self._all[number * WIDTH : (number + 1) * WIDTH]
-        self._own[CONNECTIONS] = 0
+        self._own[CONNECTIONS] = self._own[STOPPED] = 0
 
     def answered(self, *, scoring: bool, status: int, seconds: float, rows: int) -> None:
         at = STATUSES.index(status) if status in STATUSES else STATUSES.index(500 if status >= 500 else 400)
@@ -45,6 +45,12 @@ class Metrics:
 
     def refused(self) -> None:
         self._own[REFUSED] += 1
+
+    def captured(self, written: int, dropped: int, stopped: bool) -> None:
+        """Requests kept and not kept since the last call; `stopped`: the disk takes none now."""
+        self._own[CAPTURED] += written
+        self._own[DROPPED] += dropped
+        self._own[STOPPED] = stopped
 
     def text(self, version: ModelVersion) -> str:
         """Prometheus' text format, version 0.0.4."""
@@ -69,6 +75,9 @@ class Metrics:
             *_family("rows_total", "counter", "Records scored.", [("", total[ROWS])]),
             *_family("connections", "gauge", "Open connections.", [("", total[CONNECTIONS])]),
             *_family("connections_refused_total", "counter", "Connections over the limit.", [("", total[REFUSED])]),
+            *_family("captured_total", "counter", "Requests that were captured.", [("", total[CAPTURED])]),
+            *_family("capture_dropped_total", "counter", "Requests to capture that were not.", [("", total[DROPPED])]),
+            *_family("capture_stopped", "gauge", "Workers whose disk takes nothing.", [("", total[STOPPED])]),
         ]
         return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from runner.model.signature import BadRecords
 
 if TYPE_CHECKING:
     from runner.scoring.inference import Rows, Scorer
+    from runner.serve.capture import RequestCapture
 
 ROWS = 10_000  # at a time
 FORMATS = {".csv": "csv", ".txt": "csv", ".jsonl": "lines", ".ndjson": "lines", ".parquet": "parquet"}
@@ -89,8 +91,10 @@ def predict(
     *,
     on_rows: Callable[[int, float], None],
     form: CsvForm = CsvForm(),
+    capture: RequestCapture | None = None,
 ) -> int:
-    """Score the file; the number of rows. `on_rows` is told rows done and the part of the file, 0 to 1.
+    """Score the file; the number of rows. `on_rows` is told rows done and the part of the file, 0 to 1; `capture` keeps
+    each part for monitoring.
 
     Raises BadRecords naming row (from 1, the header not counted) and column; rows before it may be written by then.
     """
@@ -110,8 +114,10 @@ def predict(
             twice = [name for name in ADDED if name in part.names]
             if twice:
                 raise UsageError(f"{source} has a column {twice[0]} already, which would be added. Rename it.")
-            count = len(part.table)
+            count, began = len(part.table), time.perf_counter()
             scores = scorer.score(part.table) if count else np.empty(0, dtype="float32")
+            if capture is not None and count:
+                capture.part(part.table, _further(part, capture.more), scores, time.perf_counter() - began)
             writer.write(part, *scorer.answers(scores))
             done += count
             on_rows(done, part_done)
@@ -122,6 +128,20 @@ def predict(
     if not done:
         raise BadRecords(f"{source} has no record.")
     return done
+
+
+def _further(part: Part, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """The values of these columns, of those that the file has."""
+    columns: dict[str, Sequence[Any]] = {}
+    for name in names:
+        if part.records is not None:
+            columns[name] = [record.get(name) for record in part.records]
+        elif name in part.names and part.batch is not None:
+            columns[name] = part.batch.column(part.batch.schema.get_field_index(name)).to_pylist()
+        elif name in part.names:
+            at = part.names.index(name)
+            columns[name] = [row[at] for row in part.rows]
+    return columns
 
 
 @contextmanager

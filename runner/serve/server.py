@@ -207,4 +207,10 @@ def _work(application: Application, listening: socket.socket, number: int, on_re
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    WorkerServer(config, application, on_ready).run(sockets=[listening])
+    if application.capture is not None:
+        application.capture.start()
+    try:
+        WorkerServer(config, application, on_ready).run(sockets=[listening])
+    finally:
+        if application.capture is not None:
+            application.capture.close()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-SAMPLE = 10_000  # rows
+EVERY = 100  # rows one is in a sample
 
 
 def read_parts(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
@@ -82,11 +82,11 @@ def write_parts(places: Mapping[str, str | Path]) -> Iterator[Callable[[str, pd.
             file.beside.unlink(missing_ok=True)
 
 
-def sample_rows(parts: Iterable[pd.DataFrame], rows: int = SAMPLE) -> pd.DataFrame:
-    """A single part whole; of several the first `rows` rows, and each later one with a category, or a gap, that is new.
+def sample_rows(parts: Iterable[pd.DataFrame], every: int = EVERY) -> pd.DataFrame:
+    """A single part whole; of several every hundredth row, and each with a category, or a gap in a column, that is new.
 
     Enough for `runner.model.save`, which needs every column's type with its categories, a gap in each column in which
-    the model has learned from one, and rows to compare scores by.
+    the model has learned from one, rows to compare scores by, and what the columns usually hold.
     """
     import pandas as pd
 
@@ -98,7 +98,7 @@ def sample_rows(parts: Iterable[pd.DataFrame], rows: int = SAMPLE) -> pd.DataFra
     taken: list[pd.DataFrame] = []
     for part in itertools.chain(beginning, parts):
         fresh = pd.Series(False, index=part.index)
-        fresh.iloc[: max(0, rows - sum(map(len, taken)))] = True
+        fresh.iloc[::every] = True
         for name in part:
             column = part[name]
             text = not pd.api.types.is_numeric_dtype(column)

@@ -103,7 +103,7 @@ class Pages:
             depth=max(0, page_path(request.scope).count("/") - 1),
             person=session.person,
             form_token=lambda path: self._access.sessions.form_token(session, path),
-            can_sign_out=not self._access.header,
+            can_sign_out=not self._access.asks_each_time,
             notes=notes,
         )
 
@@ -195,7 +195,7 @@ class Pages:
 
         def decide(project: Project) -> str:
             why = form.get("reason", "").strip()
-            decisions.reject(project, name, number, why=why, by=_person(request))
+            decisions.reject(project, name, number, why=why, by=_person(request), say=notes.append)
             served = still_served(project.registry, name, number)
             notes.extend(
                 f"{target} serves it still; end that at Targets, or by {one}." for target, one in served.items()
@@ -242,7 +242,7 @@ class Pages:
             deployed = decisions.rollback(project, deployer, **options, expected=label, say=notes.append)
             sentence = f"{target} serves {deployed.label} again."
         else:
-            deployed = decisions.undeploy(project, deployer, **options, expected=label)
+            deployed = decisions.undeploy(project, deployer, **options, expected=label, say=notes.append)
             sentence = f"{deployed.label} is not served at {target} any more."
         notes.extend(decisions.older_rest(project, deployed.name, deployed.version, target))
         request.state.session.notes += [("good", sentence), *(("unsure", note) for note in notes)]

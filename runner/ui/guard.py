@@ -39,13 +39,14 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in. Exactly one of `token`, `passwords` and `header` is how people are known."""
+    """Who may come in. Exactly one of `token`, `passwords`, `header` and `jupyter` is how people are known."""
 
     account: str  # of this process: who brings the token acts as it
     cookie: str
     token: OneTimeToken | None = None
     passwords: Passwords | None = None
     header: str = ""
+    jupyter: bool = False  # whoever comes is the account: only its own Jupyter reaches the socket
     hosts: frozenset[str] = frozenset()  # names beside this machine's that requests may come by
     on_sign_in: Callable[[], None] = lambda: None  # after the token was taken
     sessions: Sessions = field(default_factory=Sessions)
@@ -57,7 +58,12 @@ class Access:
         """
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         known = names_this_machine(host.encode("latin-1", "replace")) or name.lower() in self.hosts
-        return known or (self.passwords is not None and not self.hosts)
+        return known or self.jupyter or (self.passwords is not None and not self.hosts)
+
+    @property
+    def asks_each_time(self) -> bool:
+        """Whether who comes is known from each request, so that nobody signs in or out."""
+        return bool(self.header) or self.jupyter
 
 
 class Refusal(Exception):
@@ -143,6 +149,10 @@ class Guard:
         if self._access.cookie in jar:
             name = jar[self._access.cookie].value
         session = sessions.find(name) if name else None
+        if self._access.jupyter and session is None:
+            name = sessions.begin(Person(self._access.account, "jupyter"))
+            cookie.append(self._cookie(name, headers))
+            session = sessions.find(name)
         if not self._access.header:
             return name, session
         named = headers.getlist(self._access.header)

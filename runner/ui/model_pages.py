@@ -22,6 +22,7 @@ from runner.ui.view import View
 BY_WORDS = {
     "account": "by the account of a command",
     "address": "by the account of these pages' server",
+    "jupyter": "by the account of Jupyter",
     "password": "by a password",
 }
 

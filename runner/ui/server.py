@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import uvicorn
@@ -23,6 +25,10 @@ from runner.run.provenance import who
 from runner.ui.access import USERS, OneTimeToken, Passwords, users
 from runner.ui.app import Pages
 from runner.ui.guard import TOKEN, Access
+from runner.ui.several import Several
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 END_S = 5  # for requests under way
 THREADS = 8  # that make pages
@@ -57,6 +63,16 @@ def access(
     )
 
 
+def jupyter_access(path: Path) -> Access:
+    """Of pages that only Jupyter of this account reaches, at the socket in the file. Raises UsageError where others
+    could: the file's folder has to be closed to them."""
+    mode = path.absolute().parent.stat()
+    if mode.st_uid != os.getuid() or mode.st_mode & 0o077:
+        raise UsageError(f"{path.parent} can be entered by other accounts, so nothing is served there: chmod 700 it.")
+    folder = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()  # two Jupyters of this machine share cookies
+    return Access(account=who(), cookie=f"runner-ui-{folder[:8]}", jupyter=True)
+
+
 def address(host: str, port: int, access: Access) -> str:
     """Where the pages are, with the token that lets one browser in."""
     shown = f"[{host}]" if ":" in host else host
@@ -65,8 +81,20 @@ def address(host: str, port: int, access: Access) -> str:
 
 def serve(file: Path, access: Access, listening: socket.socket, *, prefix: str, on_ready: Callable[[], None]) -> None:
     """Answer until SIGTERM or SIGINT; see `server`."""
+    _run(server(file, access, prefix=prefix, on_ready=on_ready), listening)
+
+
+def serve_several(folder: Path, access: Access, listening: socket.socket) -> None:
+    """Answer for all projects in the folder until SIGTERM or SIGINT."""
+    several = Several(folder, access)
+    serving = _Server(_configured(several), lambda: None)
+    several.is_ending = lambda: serving.should_exit
+    _run(serving, listening)
+
+
+def _run(server: uvicorn.Server, listening: socket.socket) -> None:
     _escape_log()
-    server(file, access, prefix=prefix, on_ready=on_ready).run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 def server(
@@ -75,8 +103,15 @@ def server(
     """The server of a project's pages. `prefix` is the path under which a proxy shows them, if it does not take it
     away itself."""
     pages = Pages(file, access)
-    config = uvicorn.Config(
-        pages.application(prefix=prefix),
+    threading.Thread(target=pages.warm, name="warm", daemon=True).start()
+    serving = _Server(_configured(pages.application(prefix=prefix)), on_ready)
+    pages.is_ending = lambda: serving.should_exit
+    return serving
+
+
+def _configured(application: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -86,10 +121,6 @@ def server(
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=END_S,
     )
-    threading.Thread(target=pages.warm, name="warm", daemon=True).start()
-    serving = _Server(config, on_ready)
-    pages.is_ending = lambda: serving.should_exit
-    return serving
 
 
 class _Server(uvicorn.Server):

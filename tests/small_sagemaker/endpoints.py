@@ -6,12 +6,15 @@ Its machines pull the image, read the archive, write their log and keep what the
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
 import queue
+import random
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -265,24 +268,32 @@ class Endpoints:
                 LogStreamArn=f"arn:aws:logs:{self._region}:{ACCOUNT}:log-group:/aws/sagemaker/Endpoints/{name}",
             )
         variant = found.production_variants[0]["VariantName"] if found.production_variants else "AllTraffic"
-        if (found.data_capture_config or {}).get("EnableCapture"):
-            self._capture(found, variant, body, answer)
+        wanted = found.data_capture_config or {}
+        if wanted.get("EnableCapture") and random.uniform(0, 100) < wanted["InitialSamplingPercentage"]:
+            sent = read_headers(environ)
+            asked = _captured(wanted, "INPUT", sent.get("content-type") or "", body)
+            answered = {key.lower(): value for key, value in headers}.get("content-type", "")
+            kept = {"endpointInput": asked, "endpointOutput": _captured(wanted, "OUTPUT", answered, answer)}
+            self._capture(found, variant, kept, sent.get("x-amzn-sagemaker-inference-id"))
         return status, [*headers, ("x-Amzn-Invoked-Production-Variant", variant)], answer
 
-    def _capture(self, endpoint: Any, variant: str, body: bytes, answer: bytes) -> None:
+    def _capture(self, endpoint: Any, variant: str, kept: dict[str, Any], inference_id: str | None) -> None:
         """A line for what was asked and answered; the service answers its caller, whether or not the role may write."""
         wanted, name = endpoint.data_capture_config, endpoint.endpoint_name
         bucket, prefix = split_uri(wanted["DestinationS3Uri"])
-        kept = {"endpointInput": {"data": body.decode()}, "endpointOutput": {"data": answer.decode()}}
-        moment = time.strftime("%Y/%m/%d/%H/%M-%S", time.gmtime())
-        key = f"{prefix.rstrip('/')}/{name}/{variant}/{moment}-{time.time_ns()}.jsonl"
+        now = time.time()
+        moment = time.strftime("%Y/%m/%d/%H/%M-%S", time.gmtime(now))
+        key = f"{prefix.rstrip('/')}/{name}/{variant}/{moment}-{int(now % 1 * 1000):03d}-{uuid.uuid4()}.jsonl"
+        event = {"eventId": str(uuid.uuid4()), "inferenceTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))}
+        event |= {"inferenceId": inference_id} if inference_id else {}
+        line = {"captureData": kept, "eventMetadata": event, "eventVersion": "0"}
         (model,) = {model.execution_role_arn for model in self._models(name, None)[2]}
         encryption = (
             {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": wanted["KmsKeyId"]} if "KmsKeyId" in wanted else {}
         )
         with contextlib.suppress(self._s3.exceptions.ClientError):
             self._client_as("s3", model).put_object(
-                Bucket=bucket, Key=key, Body=json.dumps({"captureData": kept}).encode(), **encryption
+                Bucket=bucket, Key=key, Body=json.dumps(line).encode() + b"\n", **encryption
             )
 
     def _post(self, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -302,6 +313,22 @@ class Endpoints:
             connection.close()
         kept = ("content-type", "x-amzn-sagemaker-custom-attributes")
         return reply.status, [(key, value) for key, value in reply.getheaders() if key.lower() in kept], answer
+
+
+def _captured(wanted: dict[str, Any], mode: str, content_type: str, content: bytes) -> dict[str, str]:
+    """As text where the configuration names its content type, else in base64."""
+    named, plain = wanted.get("CaptureContentTypeHeader") or {}, content_type.partition(";")[0].strip().lower()
+    for encoding in ("CSV", "JSON"):
+        if plain in named.get(f"{encoding.title()}ContentTypes", ()):
+            with contextlib.suppress(UnicodeDecodeError):
+                return {
+                    "observedContentType": content_type,
+                    "mode": mode,
+                    "data": content.decode(),
+                    "encoding": encoding,
+                }
+    data = base64.b64encode(content).decode()
+    return {"observedContentType": content_type, "mode": mode, "data": data, "encoding": "BASE64"}
 
 
 def list_containers(model: Any) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     No page of a run's report is written: tests that look at pages ask for them, and half of a small run's time is
     theirs.
     """
-    left_out = ("RUNNER_", "PYTEST_", "PYTHONDONTWRITEBYTECODE")
+    left_out = ("RUNNER_", "PYTEST_", "PYTHONDONTWRITEBYTECODE", "JUPYTER_SERVER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return {**kept, "RUNNER_NO_REPORT": "1", **(extra or {})}
 

@@ -38,7 +38,7 @@ from runner.manifest import Champion, Environment, GitState
 from runner.notebook.strip_outputs import cleaned
 from runner.paths import FileName
 from runner.pipeline.addresses import is_public, public
-from runner.pipeline.file import APPROVED, is_address, is_path
+from runner.pipeline.file import APPROVED, AT_TARGET, is_address, is_path
 from runner.pipeline.plan import Plan, PlannedStep
 from runner.records import FORMAT, InputFact, InputSpec, ModelSpec, Pipeline, Record, Rule, StepJob, encode
 from runner.run import provenance
@@ -283,6 +283,11 @@ def _findings(step: PlannedStep, pipeline: Pipeline, *, local: bool) -> Iterator
             yield (
                 f"{where}.inputs.{name}: the approved version is looked up in SageMaker's registry when an execution "
                 'starts; write [model] registry = "sagemaker".'
+            )
+        if spec.from_.startswith(AT_TARGET):
+            yield (
+                f"{where}.inputs.{name}: {spec.from_} is looked up by the command that starts a run, not by an "
+                "execution: start `runner monitor TARGET --on sagemaker` on a schedule instead (docs/monitoring.md)."
             )
         if is_address(spec.from_) and not is_public(spec.from_):
             yield (

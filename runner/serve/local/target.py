@@ -25,6 +25,7 @@ from runner.model.served import Deployment
 from runner.model.signature import Signature
 from runner.model.versions import ModelVersion
 from runner.records import LocalTargetSpec, decode, encode, read, utc_text
+from runner.serve.capture_settings import CaptureSettings
 from runner.serve.local.protocol import (
     ALIVE,
     LOG,
@@ -46,7 +47,7 @@ class LocalTarget:
     """Implements `runner.model.deployment.Deployer`. `folder` is the target's own.
 
     `token` is what requests must bring from now on: "" is none, None what they had to bring before. `recorded` gives
-    the last change by the history, for where the folder's own record is damaged.
+    the last change by the history, for where the folder's own record is damaged. `capture` is relative to `folder`.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class LocalTarget:
         *,
         model_folder: Callable[[ModelVersion], Path],
         recorded: Callable[[], Deployment | None],
+        capture: CaptureSettings | None = None,
         token: str | None = None,
     ) -> None:
-        self.name, self.spec, self.folder, self.token = name, spec, folder, token
+        self.name, self.spec, self.folder, self.token, self.capture = name, spec, folder, token, capture
         self.model_folder, self.recorded = model_folder, recorded
         self.address = Address(host=spec.host or HOST, port=spec.port or PORT)
 
@@ -152,6 +154,7 @@ class LocalTarget:
             workers=self._workers(),
             unknown=self.spec.unknown,
             token=self._token(),
+            capture=self.capture,
             **limits,
         )
 

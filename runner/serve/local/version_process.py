@@ -27,6 +27,7 @@ from runner.errors import Refused, RunnerError
 from runner.model.sample import check_answer, sample_body
 from runner.model.versions import ModelVersion
 from runner.records import Record, decode
+from runner.serve.capture_settings import CaptureSettings
 
 if TYPE_CHECKING:
     from runner.serve.app import Application
@@ -35,7 +36,7 @@ GO = b"go\n"
 TRIAL_S = 30.0
 
 
-class Start(Record, frozen=True, kw_only=True):
+class Start(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What to serve, and how."""
 
     version: ModelVersion
@@ -46,6 +47,7 @@ class Start(Record, frozen=True, kw_only=True):
     timeout_s: float = 30.0
     max_connections: int = 512
     token: str | None = None  # that requests must bring; "" is none, None that of what serves
+    capture: CaptureSettings | None = None  # paths relative to the target's folder
     listening: int = -1  # the file descriptor of the socket, which is inherited
 
 
@@ -154,8 +156,14 @@ def _ready(start: Start) -> tuple[Application, socket.socket]:
     trial = Application(scorer, start.version, limits=limits, metrics=Metrics(1), token=start.token or None)
     with _trial(trial) as port:
         check_answer(scorer.signature, _ask(port, sample_body(scorer.signature), start.token), scorer.model)
-    metrics = Metrics(start.workers)
-    application = Application(scorer, start.version, limits=limits, metrics=metrics, token=start.token or None)
+    metrics, capture = Metrics(start.workers), None
+    if start.capture is not None:
+        from runner.serve.capture import RequestCapture
+
+        capture = RequestCapture(scorer, start.capture, metrics=metrics, writers=start.workers)
+    application = Application(
+        scorer, start.version, limits=limits, metrics=metrics, token=start.token or None, capture=capture
+    )
     return application, socket.socket(fileno=start.listening)
 
 
