@@ -285,7 +285,7 @@ def test_everything_is_printed_through_the_one_place_that_escapes() -> None:
 PRINTING = {"cli/terminal.py", "cli/options.py"}
 WRITING = {
     "run/fast_path.py",  # what an earlier run has printed
-    "serve/local/supervisor.py", "serve/app.py",  # JSON, in ASCII or for its parent
+    "serve/local/supervisor.py", "serve/app.py", "serve/capture_files.py",  # JSON, in ASCII or for its parent
     "aws/processing/_run.py",  # a job's log, before this package is there
     "kernel/forked/kernel_app.py", "kernel/fd_capture.py", "kernel/standard_main.py", "kernel/preload.py",  # a kernel's own streams
     "__main__.py", "step/client.py",  # numbers

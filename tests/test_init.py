@@ -195,6 +195,8 @@ def test_a_date_that_could_be_another_says_so_and_numbers_are_no_dates() -> None
         (["setosa", "virginica", "versicolor"], "multiclass", ""),
         (["0", "1", "2"], "multiclass", ""),
         (["3", "4", "6"], "regression", ""),
+        (["a", "A", "b", "c"], "multiclass", ""),
+        (["none", "mild", "-"], "multiclass", ""),
         ([1.5, 2.25, 7.0], "regression", ""),
         ([str(number) for number in range(29)], "regression", ""),
     ],
@@ -313,6 +315,10 @@ def hostile(folder: Path) -> dict[str, tuple[Path | bytes, str]]:
         "json deep": (b'{"a": 1, "y": 1}\n{"a":' + b"[" * 100_000 + b"}\n", "line 2 is not JSON"),
         "one value": (b"a,y\n" + b"1,no\n" * 30, "'no' in every row"),
         "blank target": (b"a,y\n" + b"1,no\n2,\n3,yes\n" * 10, "blank in 10 of 30 rows, first in row 2"),
+        "NA among numbers": ("a,y\n" + "".join(f"{n},{n * 7}.5\n{n},-\n{n},NA\n" for n in range(30)), "has '-' and 'NA' in 60 of 90 rows, first in row 2"),
+        "NA among answers": (b"a,y\n" + b"1,no\n2,NA\n3,yes\n" * 10, "has 'NA' in 10 of 30 rows, first in row 2: no answer"),
+        "capital letters": (b"a,y\n" + b"1,no\n2,Yes\n3,yes\n" * 10, "has 'Yes' in 10 rows and 'yes' in 10"),
+        "blanks between": (b"a b y\n" + b"1 2 no\n" * 9, "has one column"),
         "all blank target": (b"a,y\n" + b"1,\n2,\n" * 10, "blank in every row"),
         "all different": ("a,y\n" + "".join(f"{n},text {n}\n" for n in range(60)), "all different texts"),
         "rare answer": (b"a,y\n" + b"1,no\n" * 30 + b"1,yes\n", "'yes' in 1 of 31 rows"),
@@ -345,6 +351,26 @@ def test_a_file_without_a_header_takes_names(tmp_path: Path) -> None:
     found = guess(sample.read(path, ["a", "b", "y"]), target="y")
     assert kinds(found) == {"a": "number", "b": "number", "y": "target"}
     assert found.sample.rows == 30
+
+
+def test_of_values_that_nothing_separates_the_four_delimiters_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "bare.data"
+    path.write_text("1.5 2 0\n" * 30)
+    with pytest.raises(
+        UsageError, match=r"line 1: 1 value under 3 columns\. Separate values by a comma, a semicolon, a tab"
+    ):
+        sample.read(path, ["a", "b", "y"])
+
+
+def test_blanks_after_each_comma_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "adult.csv"
+    path.write_text("age, work, y\n" + "".join(f"{row}, w{row % 3}, {row % 2}\n" for row in range(30)))
+    found = guess(sample.read(path), target="y")
+    sentence = "Names and values begin with a blank, as the file has them."
+    assert (found.target, sentence in found.remarks) == (" y", True)
+    assert sentence in columns.text(found, path.name)
+    path.write_text(path.read_text().replace(", ", ","))
+    assert not [remark for remark in guess(sample.read(path), target="y").remarks if "blank" in remark]
 
 
 # The command

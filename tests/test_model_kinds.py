@@ -27,7 +27,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from support.kinds import FILES, answers, coded, expected, fitted, preprocessing, records, save
 from support.projects import ROOT
@@ -298,6 +298,10 @@ def test_what_cannot_be_saved_is_named_with_what_is_taken(tmp_path: Path) -> Non
     )
     unknown = make_pipeline(Doubling(), LogisticRegression()).fit(frame, wanted)
     assert "skl2onnx makes no ONNX graph of the Pipeline" in refusal(folder, unknown, frame)
+    computing = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(frame, wanted)
+    said = refusal(folder, computing, frame)
+    assert said.endswith("Put the function into a module: save(…, code=…).")
+    assert "issue" not in said
     boosted = make_pipeline(StandardScaler(), lgb.LGBMClassifier(n_estimators=2, verbose=-1)).fit(frame, wanted)
     assert "The pipeline ends in a LGBMClassifier" in refusal(folder, boosted, frame)
     assert "none of the estimator's classes, 'no', 'yes'" in refusal(

@@ -214,6 +214,16 @@ WRONG = {
 }
 
 
+def test_text_with_an_ending_of_its_own_is_csv(house: Made, tmp_path: Path) -> None:
+    project, _ = house
+    (tmp_path / "customers.data").write_text("minutes,calls,plan,roaming\n1,2,gold,1\n")
+    done = project.runner("predict", "tiny", str(tmp_path / "customers.data"))
+    assert (done.code, done.out.count("\n")) == (0, 2), done.err
+    (tmp_path / "customers.bin").write_bytes(b"PK\x03\x04\0")
+    done = project.runner("predict", "tiny", str(tmp_path / "customers.bin"))
+    assert (done.code, "write the format as its ending" in done.err) == (2, True), done.err
+
+
 def test_a_file_with_another_delimiter_and_encoding_is_read_as_it_is_said(house: Made, tmp_path: Path) -> None:
     project, model = house
     frame = records(40).assign(note="für 5 €")
@@ -332,8 +342,12 @@ def test_a_column_that_is_not_used_may_have_any_text(house: Made, tmp_path: Path
 
 
 SPELT = {
-    "semicolons.csv": ("minutes;calls;plan;roaming\n1;2;gold;1\n", "Row 1: the fields are separated by ';'. Write commas."),
-    "tabs.csv": ("minutes\tcalls\tplan\troaming\n1\t2\tgold\t1\n", "Row 1: the fields are separated by '\\t'. Write commas."),
+    "semicolons.csv": ("minutes;calls;plan;roaming\n1;2;gold;1\n", "Line 1 is one field. Its fields are separated by ';': add --delimiter ';'."),
+    "tabs.csv": ("minutes\tcalls\tplan\troaming\n1\t2\tgold\t1\n", "Line 1 is one field. Its fields are separated by '\\t': add --delimiter $'\\t'."),
+    "quoted.csv": ('"minutes";"calls"\n1;2\n', "Its fields are separated by ';': add --delimiter ';'."),
+    "quoted.tsv": ('"minutes"\t"calls"\n1\t2\n', "Its fields are separated by '\\t': add --delimiter $'\\t'."),
+    "present.csv": ("minutes,calls,plan,roamin\n1,2,gold,1\n", "Missing column: roaming. There is 'roamin'."),
+    "own.csv": ("calls,roaming,plans,minute\n1,1,gold,1\n", "Missing columns: minutes, plan. There is 'minute', 'plans'."),
     "case.csv": ("Minutes,CALLS,Plan,roaming\n1,2,gold,1\n", "Missing columns: minutes, calls, plan. There is 'Minutes', 'CALLS', 'Plan'."),
     "typing.csv": ("minute,calls,plan,roaming\n1,2,gold,1\n", "Missing column: minutes. There is 'minute'."),
     "case.jsonl": ('{"Minutes": 1, "calls": 2, "plan": "gold", "roaming": 1}', "Missing column in row 1: minutes. There is 'Minutes'."),

@@ -297,6 +297,9 @@ REFUSED: list[tuple[bytes, str, int, int | None, str | None, str]] = [
     (b"1,2,gold,1\n1,2,gold\n", "text/csv", 400, 2, None, "Row 2: 3 fields where the model has 4."),
     (b"minutes,calls,plan,roaming\n1,2,gold,1,9\n", "text/csv", 400, 1, None, "Row 1: 5 fields where the header has 4."),
     (b'1,2,"gold,1\n', "text/csv", 400, None, None, "not CSV"),
+    (b"1;2;gold;1\n", "text/csv", 400, 1, None, "Row 1: the fields are separated by ';'. Write commas."),
+    (b'"gold";1;"2";1\n', "text/csv", 400, None, None, "The body is not CSV: the fields are separated by ';'. Write commas."),
+    (b'"gold" ,1\n', "text/csv", 400, None, None, "The body is not CSV: ',' expected after '\"'."),
     (b"1,2,gold,1\n1,2,gold,x\n", "text/csv", 400, 2, "roaming", "Row 2, column roaming: 'x' is neither true nor false."),
     (b"1,2,gold,1\ninf,2,gold,1\n", "text/csv", 400, 2, "minutes", "Row 2, column minutes: 'inf' is not a number."),
     (b"1e39,2,gold,1\n", "text/csv", 400, 1, "minutes", "'1e39' is not a finite number."),
@@ -359,6 +362,9 @@ def test_code_that_fails_is_said_and_its_features_are_checked(pairs: dict[str, P
     runner.model.save(tmp_path / "model", trained(raw[["calls"]]), raw, target="left", code=tmp_path / "features.py")
     strict = of(tmp_path / "model")
     with pytest.raises(BadInput, match=r"features\.py has no features of these records: AssertionError\('too many'\)"):
+        strict.score(strict.table(b"1,9,gold,1\n", "text/csv"))
+    strict.computes.transform = lambda frame: float("many")
+    with pytest.raises(BadInput, match=r"of these records: could not convert string to float: 'many'\.$"):
         strict.score(strict.table(b"1,9,gold,1\n", "text/csv"))
 
 

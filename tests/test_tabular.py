@@ -199,7 +199,7 @@ def test_features_are_written_only_where_text_holds_numbers_or_dates(tmp_path: P
     assert list(made) == ["size", "sold (days)", "sold (month)", "sold (weekday)", "place"]
     assert made.iloc[0, :4].tolist() == [12.5, 20088, 12, 1]
     assert made.iloc[1:, :4].isna().all(axis=None)
-    with pytest.raises(ValueError, match="'12,5,1' is not a number"):
+    with pytest.raises(ValueError, match="column size: '12,5,1' is not a number"):
         module.transform(pd.DataFrame({**rows, "size": ["12,5,1", "1", "1"]}))
 
 

@@ -390,6 +390,20 @@ def test_a_forged_request_does_nothing(pages: Pages, place: Project, action: str
     assert decisions(place) == []
 
 
+def test_a_form_that_was_refused_is_sent_again_from_the_page_it_brings(pages: Pages, place: Project) -> None:
+    visitor = pages.by_address()
+    fields = {**visitor.get("/model/tiny/1/").form("approve"), "reason": " "}
+    refused = visitor.post("/model/tiny/1/approve", fields)
+    assert refused.status == 400
+    again = visitor.post("/model/tiny/1/approve", {**fields, "reason": "good"})
+    assert (again.status, "counted" in again.text, "Nothing was done now." in again.text) == (403, False, True)
+    assert visitor.post("/model/tiny/1/approve", {**refused.form("approve"), "reason": "good"}).status == 303
+    page = visitor.get("/model/tiny/1/").text
+    assert "Read what speaks" not in page
+    assert "Read what speaks" in visitor.get("/model/tiny/2/").text
+    assert [kind for _, kind, _, _ in decisions(place)] == ["approved"]
+
+
 def test_a_form_counts_once(pages: Pages, place: Project) -> None:
     visitor = pages.by_address()
     fields = {**visitor.get("/model/tiny/1/").form("approve"), "reason": "good"}
@@ -797,6 +811,9 @@ def test_nothing_is_wider_than_a_telephone_and_the_dark_is_dark(place: Project, 
             for width in (390, 1280):
                 tab.open(f"http://127.0.0.1:{served.port}/{path}", width=width, dark=width == 390)
                 assert tab.value("document.documentElement.scrollWidth - innerWidth") <= 0, (path, width)
+                if not path:
+                    shadows = "getComputedStyle(document.querySelector('.wide')).backgroundAttachment"
+                    assert tab.value(shadows) == "local, local, scroll, scroll"
                 ground = tab.value("getComputedStyle(document.body).backgroundColor")
                 assert ground == ("rgb(20, 24, 29)" if width == 390 else "rgb(255, 255, 255)")
 

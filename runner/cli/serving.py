@@ -62,7 +62,7 @@ def predict_command(  # noqa: PLR0913 - click passes each option by its name
     as_json: bool,
     project: Project,
 ) -> None:
-    """Score a file of raw records (.csv, .jsonl or .parquet) by an approved model version.
+    """Score a file of raw records (CSV, .jsonl or .parquet) by an approved model version.
 
     The rows come out as they are, with `prediction` and, unless the model predicts a number, `probability`: as CSV on
     stdout, or in the file of -o. Without /VERSION the highest approved version scores.
@@ -76,14 +76,15 @@ def predict_command(  # noqa: PLR0913 - click passes each option by its name
       runner predict NAME/3 customers.parquet | head
     """
     from runner.serve.approved import load
-    from runner.serve.predict import csv_form, format_of, predict, writing
+    from runner.serve.predict import csv_form, format_of, predict, source_format, writing
 
     if as_json and output is None:
         raise UsageError("--json prints the result; with it, name the file of the rows: -o FILE.")
     if output is not None and output.exists() and output.samefile(file):
         raise UsageError(f"{output} is the file that is read; name another with -o.")
-    for path in (file, *([output] if output else [])):
-        format_of(path)
+    source_format(file)
+    if output is not None:
+        format_of(output)
     form = csv_form(delimiter, encoding)
     version = project.version(model)
     folder = project.version_folder(version)

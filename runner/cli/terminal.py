@@ -28,6 +28,12 @@ def ask(question: str, default: str) -> str:
     return default if answer == shown else answer
 
 
+def new_password(question: str) -> str:
+    """What a person types twice, which is not shown."""
+    answer: str = click.prompt(terminal(question), hide_input=True, confirmation_prompt=True, err=True)
+    return answer
+
+
 def drawn(text: str, **style: Any) -> Any:
     """The text for rich to draw: none of it is markup, and none of it acts on the terminal."""
     from rich.text import Text  # 0.1 s, and a log needs none of it

@@ -10,13 +10,18 @@ from pathlib import Path
 import click
 
 from runner.cli.options import print_json, project_option, result_options
-from runner.cli.terminal import say
+from runner.cli.terminal import new_password, say
 from runner.errors import UsageError, counted
 from runner.project import Project
 
 
 @click.command("ui")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Another than loopback needs to know who comes.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="One that other machines reach needs RUNNER_UI_USERS or --trust-user-header.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one.")
 @click.option("--open", "open_", is_flag=True, help="Open the pages in the browser.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer by this name too, as a proxy's.")
@@ -104,7 +109,7 @@ def _hash(user: str) -> str:
     if ":" in user or user != user.strip() or not user.isprintable():
         raise UsageError(f"{user!r} cannot be a user's name: no colon, no space at its ends.")
     hasher_ = hasher()
-    password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    password = new_password("Password")
     if len(password) < 8:
         raise UsageError("A password has 8 characters or more.")
     return hasher_.hash(password)

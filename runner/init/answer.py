@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runner.errors import UsageError
-from runner.init.look import number
+from runner.init.look import MARKERS, number
 
 Task = Literal["binary", "multiclass", "regression"]
 MOST_CLASSES = 50
@@ -20,6 +20,7 @@ PAIRS = (  # (positive, negative), in small letters
     ("bad", "good"), ("malignant", "benign"), ("m", "b"), ("fraud", "normal"), ("spam", "ham"), ("lost", "kept"),
     ("left", "stayed"), ("default", "paid"), (">50k", "<=50k"), (">50k.", "<=50k."), ("abnormal", "normal"),
 )  # fmt: skip
+MISSING = ("na", "n/a", "#n/a", "nan", "null", "(null)", "?")  # of MARKERS those that hardly name an answer
 TARGET_NAMES = ("target", "label", "class", "outcome", "y")
 
 
@@ -45,14 +46,17 @@ def answer(name: str, values: Sequence[Any], *, comma: bool) -> Answer:
         )
     texts = [as_text(value) for value in values]
     counts = Counter(texts)
+    numbers = [number(value, comma=comma) for value in counts]
+    _refuse_missing(name, texts, [one for one, value in zip(counts, numbers, strict=True) if value is None])
     seen = ", ".join(f"{text} {count:,}" for text, count in counts.most_common(4))
     if len(counts) == 1:
         raise UsageError(f"The target {name} is {seen.partition(' ')[0]!r} in every row; there is nothing to predict.")
+    if None in numbers:
+        _refuse_alike(name, counts)
     if len(counts) == 2:
         _refuse_rare(name, counts)
         positive, sure = _positive(counts)
         return Answer("binary", positive, sure, seen)
-    numbers = [number(value, comma=comma) for value in counts]
     if None not in numbers and not (_whole(numbers) and len(counts) <= CODES and _are_codes(numbers)):
         plain = [value for value in numbers if value is not None]
         return Answer("regression", seen=f"{min(plain):.10g} to {max(plain):.10g}")
@@ -79,6 +83,31 @@ def as_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _refuse_missing(name: str, texts: Sequence[str], words: Sequence[str]) -> None:
+    """Raises UsageError for words such as NA, and for `-` or `none` beside numbers. `words` are no numbers."""
+    beside_numbers = len(set(texts)) - len(words) > 1 and set(words) <= set(MARKERS)
+    missing = [word for word in words if beside_numbers or word.lower() in MISSING]
+    if missing:
+        rows = [row for row, text in enumerate(texts, start=1) if text in missing]
+        raise UsageError(
+            f"The target {name} has {' and '.join(map(repr, missing))} in {len(rows):,} of {len(texts):,} rows, first "
+            f"in row {rows[0]:,}: no answer. Fill them in or leave those rows out; write another word for what is one."
+        )
+
+
+def _refuse_alike(name: str, counts: Counter[str]) -> None:
+    """Raises UsageError for answers that differ by capital letters alone; single letters may, where they are many."""
+    folded: dict[str, list[str]] = {}
+    for text in counts:
+        folded.setdefault(text.casefold(), []).append(text)
+    for alike in folded.values():
+        if len(alike) > 1 and (len(alike[0]) > 1 or len(folded) <= 2):
+            raise UsageError(
+                f"The target {name} has {alike[0][:40]!r} in {counts[alike[0]]:,} rows and {alike[1][:40]!r} in "
+                f"{counts[alike[1]]:,}. Write one answer in one way."
+            )
 
 
 def _refuse_rare(name: str, counts: Counter[str]) -> None:

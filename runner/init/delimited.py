@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.errors import UsageError
+from runner.errors import UsageError, counted
 
 DELIMITERS = ",;\t|"
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -72,10 +72,11 @@ def rows(text: str, delimiter: str, path: Path, *, header: list[str]) -> tuple[l
                 records.append(record)
                 width = len(header or records[0])
                 if len(record) != width:
-                    raise UsageError(
-                        f"{path}, line {reader.line_num}: {len(record):,} values under {width:,} columns. "
-                        "Each row needs a value, or a blank, for each column."
-                    )
+                    remedy = "Each row needs a value, or a blank, for each column."
+                    if len(record) == 1:
+                        remedy = "Separate values by a comma, a semicolon, a tab or |."
+                    values, columns = counted(len(record), "value"), counted(width, "column")
+                    raise UsageError(f"{path}, line {reader.line_num}: {values} under {columns}. {remedy}")
     except csv.Error as error:
         raise UsageError(f"{path}, line {reader.line_num}: {error}. Check the quotes there.") from error
     if header:

@@ -192,6 +192,9 @@ def _remarks(sample: Sample, asked: Answer, key: str) -> list[str]:
             f"The file is large: {sample.rows_read:,} of about {sample.rows:,} rows were looked at, from its "
             "beginning to its end. What is rare may be missing here."
         )
+    padded = ["names"] * any(name.startswith(" ") for name in sample.columns) + ["values"] * sample.padded
+    if padded:
+        remarks.append(f"{' and '.join(padded).capitalize()} begin with a blank, as the file has them.")
     if not asked.sure:
         remarks.append(f"Which answer is positive was guessed: {asked.positive}, the rarer one. --positive says it.")
     if not key:

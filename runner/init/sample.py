@@ -42,7 +42,8 @@ BINARY = {
 class Sample:
     """`columns` are lists of equal length by name, in the table's order; None is a missing value.
 
-    `rows` is how many the table has: counted where it is `whole`, otherwise about.
+    `rows` is how many the table has: counted where it is `whole`, otherwise about. `padded`: most rows have a blank
+    after their last delimiter, which the values here are without.
     """
 
     format: Format
@@ -51,6 +52,7 @@ class Sample:
     whole: bool = True
     encoding: str = "utf-8"
     delimiter: str = ","
+    padded: bool = False
 
     @property
     def rows_read(self) -> int:
@@ -149,6 +151,7 @@ def _csv(path: Path, names: list[str]) -> Sample:
         whole=whole,
         encoding=text.encoding,
         delimiter=delimiter,
+        padded=2 * sum(row[-1].startswith(" ") for row in rows) > len(rows),
     )
 
 

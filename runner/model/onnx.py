@@ -47,8 +47,9 @@ def graphs(model: Any, features: pd.DataFrame, columns: Sequence[Column], place:
             continue
         yield graph
     if len(reasons) == 3:
-        said = " ".join(str(reasons[0]).split()).rstrip(".")[:300]
-        raise UsageError(f"skl2onnx makes no ONNX graph of the {type(model).__name__}: {said}.") from reasons[0]
+        said = " ".join(str(reasons[0]).split()).partition(" You may raise")[0].rstrip(".")[:300]
+        remedy = " Put the function into a module: save(…, code=…)." * ("FunctionTransformer" in said)
+        raise UsageError(f"skl2onnx makes no ONNX graph of the {type(model).__name__}: {said}.{remedy}") from reasons[0]
 
 
 def _graph(model: Any, features: pd.DataFrame, columns: Sequence[Column], place: int | None, real: Any) -> bytes:

@@ -230,7 +230,9 @@ class Scorer:
             try:
                 rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
             except csv.Error as error:
-                raise BadInput(f"The body is not CSV: {error}.") from None
+                mark = other_delimiter(text.partition("\n")[0], error)
+                problem = f"the fields are separated by {mark!r}. Write commas" if mark else error
+                raise BadInput(f"The body is not CSV: {problem}.") from None
         else:
             lines = (text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text).removesuffix("\n")
             rows = [line.split(",") for line in lines.split("\n")] if lines else []
@@ -264,7 +266,8 @@ class Scorer:
 
     def check_complete(self, names: Mapping[str, Any], row: int | None = None) -> None:
         if absent := [name for name in self.names if name not in names]:
-            spellings = {name.casefold().strip()[:99]: name[:99] for name in itertools.islice(names, 200)}
+            others = itertools.islice((name for name in names if name not in self._wanted), 200)
+            spellings = {name.casefold().strip()[:99]: name[:99] for name in others}
             close = [name for one in absent[:3] for name in get_close_matches(one.casefold(), spellings, 1)]
             near = dict.fromkeys(repr(spellings[name]) for name in close)
             sentence = f"Missing column{'s' * (len(absent) > 1)}{f' in row {row}' * bool(row)}: {', '.join(absent)}."
@@ -310,7 +313,8 @@ class Scorer:
             columns = (features[column.name].astype("object") for column in self._features)
             return list(zip(*(one.where(one.notna(), None).tolist() for one in columns), strict=True))
         except Exception as error:  # whatever its author lets it raise: these records have no features
-            raise BadInput(f"The model's features.py has no features of these records: {error!r}.") from error
+            problem = str(error).rstrip(".") if isinstance(error, ValueError) and str(error) else repr(error)
+            raise BadInput(f"The model's features.py has no features of these records: {problem}.") from error
 
 
 class Booster:
@@ -360,6 +364,13 @@ def accepted(accept: str) -> str:
     if not weighted:
         raise BadInput(f"Accept {accept!r} has none of {', '.join(CONTENT_TYPES)}.", status=406)
     return max(weighted, key=itemgetter(0))[1]
+
+
+def other_delimiter(line: str, error: csv.Error) -> str:
+    """What separates the quoted fields of a table's first line where that is no comma, as the error says; else ""."""
+    bare = re.sub('"[^"]*"', "", line)
+    mark = max(";\t|", key=bare.count)
+    return mark if "expected after" in str(error) and bare.count(mark) >= max(bare.count(","), 1) else ""
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:

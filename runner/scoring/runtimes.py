@@ -30,7 +30,9 @@ class Runtime:
     ) -> None:
         """`refusal` makes the error for a record without a score, of a sentence, its row from 1 and its column."""
         self._refusal = refusal
-        name = next(name for name in MODELS if name in files)
+        name = next((name for name in MODELS if name in files), None)
+        if name is None:
+            raise ValueError(f"The folder has no model: none of model.ubj, model.json, {', '.join(MODELS)}.")
         self._model = MODELS[name](files[name], signature, threads)
         names = [column["name"] for column in signature.get("features") or signature["columns"]]
         self._required = [(names.index(name), name) for name in signature.get("required", ())]

@@ -70,6 +70,16 @@ def format_of(path: Path) -> str:
     return format_name
 
 
+def source_format(path: Path) -> str:
+    """As `format_of`; with any other ending a file that is text is CSV. Raises OSError where it cannot be read."""
+    if path.suffix.lower() not in FORMATS and path.is_file():  # what a pipe holds could be read only once
+        with path.open("rb") as file:
+            beginning = file.read(4096)
+        if beginning and b"\0" not in beginning:
+            return "csv"
+    return format_of(path)
+
+
 def csv_form(delimiter: str, encoding: str) -> CsvForm:
     """Raises UsageError for a delimiter or an encoding that there is not."""
     try:
@@ -108,7 +118,7 @@ def predict(
         "lines": _lines,
         "parquet": _parquet,
     }
-    parts = readers[format_of(source)](source, scorer)
+    parts = readers[source_format(source)](source, scorer)
     try:
         for part, part_done in parts:
             twice = [name for name in ADDED if name in part.names]
@@ -262,7 +272,7 @@ def _encoding(form: CsvForm) -> str:
 
 
 def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, float]]:
-    from runner.scoring.inference import BadInput
+    from runner.scoring.inference import BadInput, other_delimiter
 
     header: list[str] | None = None
     size, first = source.stat().st_size or 1, True
@@ -273,11 +283,16 @@ def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, fl
             try:
                 rows = list(islice(reader, ROWS))
             except csv.Error as error:
-                raise BadInput(f"Line {reader.line_num} is not CSV: {error}.") from None
+                with open(source, encoding=form.encoding, newline="") as again:
+                    mark = other_delimiter(again.readline(), error) if form.delimiter == "," else ""
+                remedy = f" {_separated_by(mark)}" if mark else ""
+                raise BadInput(f"Line {reader.line_num} is not CSV: {error}.{remedy}") from None
             if not rows:
                 return
             rows = scorer.without_blank_lines(rows)
             if first and rows:
+                if len(rows[0]) == 1 < len(scorer.names) and (marks := [one for one in ";\t|" if one in rows[0][0]]):
+                    raise BadInput(f"Line 1 is one field. {_separated_by(marks[0])}")
                 # a file's first line that names all columns is a header, whatever could be read into it
                 whole = set(scorer.names) <= {name.strip() for name in rows[0]} | set(rows[0])
                 first, table = False, scorer.fields(rows, "present" if whole else "")
@@ -286,6 +301,10 @@ def _csv(source: Path, scorer: Scorer, form: CsvForm) -> Iterator[tuple[Part, fl
             else:
                 table = scorer.fields([header, *rows] if header else rows, "present" if header else "absent")
             yield Part(header or scorer.names, rows, table), file.tell() / size
+
+
+def _separated_by(mark: str) -> str:
+    return f"Its fields are separated by {mark!r}: add --delimiter {'$' * (mark < ' ')}{mark!r}."  # a tab as in bash
 
 
 def _lines(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:

@@ -35,11 +35,18 @@ def transform(frame: pd.DataFrame) -> pd.DataFrame:
         if name in DATES:
             features.update(dates(safe, frame[name], DATES[name]))
         elif name in NUMBERS:
-            values = [number(value, DECIMAL, MISSING) for value in frame[name]]
-            features[safe] = pd.Series(values, index=frame.index, dtype="float64")
+            features[safe] = pd.Series(numbers(name, frame[name]), index=frame.index, dtype="float64")
         else:
             features[safe] = frame[name]
     return pd.DataFrame(features, index=frame.index)
+
+
+def numbers(name: str, column: pd.Series) -> list[float]:
+    """The column's values as floats. Raises ValueError naming the column and the first that is not a number."""
+    try:
+        return [number(value, DECIMAL, MISSING) for value in column]
+    except ValueError as error:
+        raise ValueError(f"column {name}: {error}") from error
 
 
 def dates(name: str, column: pd.Series, form: str) -> dict[str, pd.Series]:

@@ -94,7 +94,7 @@ class Sessions:
             while session.used and next(iter(session.used.values())) < now:
                 session.used.popitem(last=False)
             if head in session.used:
-                raise FormRefused("This form was sent before, and counted then.")
+                raise FormRefused("This form was sent before.")
             session.used[head] = now + FORM_S
 
 

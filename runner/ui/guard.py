@@ -128,7 +128,8 @@ class Guard:
             try:
                 self._access.sessions.take_form(session, path, form.get(TOKEN, ""))
             except FormRefused as error:
-                raise Refusal(403, f"{error} Nothing was done. Look at the page again, and repeat it there.") from error
+                remedy = "Nothing was done now. Look at the page again, and repeat there what is still to do."
+                raise Refusal(403, f"{error} {remedy}") from error
         if path == SIGN_OUT and method == "POST":
             self._access.sessions.end(session_id)
             cookie.append(f"{self._access.cookie}=; Max-Age=0; HttpOnly; SameSite=Strict")
