@@ -7,32 +7,48 @@ in the notebooks.
 from __future__ import annotations
 
 from runner.tabular.alone import alone
+from runner.tabular.blocks import parse_numbers, read_blocks
 from runner.tabular.bootstrap import main_measure, measures, resample
 from runner.tabular.columns import Columns, read_columns
 from runner.tabular.confusion import draw_confusion
 from runner.tabular.contributions import contributions, model_features, reasons
 from runner.tabular.features import write_features
+from runner.tabular.matrices import known_category, read_matrix
+from runner.tabular.parts import count_parts, known_values, read_parts, sample_rows, write_parts
+from runner.tabular.repeats import Repeats, key_hashes, repeats
 from runner.tabular.slices import slices
 from runner.tabular.table import as_date, as_label, as_number, may_have_seen, only_file, read_table, row_hash
 
 __all__ = [
     "Columns",
+    "Repeats",
     "alone",
     "as_date",
     "as_label",
     "as_number",
     "contributions",
+    "count_parts",
     "draw_confusion",
+    "key_hashes",
+    "known_category",
+    "known_values",
     "main_measure",
     "may_have_seen",
     "measures",
     "model_features",
     "only_file",
+    "parse_numbers",
+    "read_blocks",
     "read_columns",
+    "read_matrix",
+    "read_parts",
     "read_table",
     "reasons",
+    "repeats",
     "resample",
     "row_hash",
+    "sample_rows",
     "slices",
     "write_features",
+    "write_parts",
 ]

@@ -1,0 +1,159 @@
+"""Parquet files in parts: written part by part, and read so, where a table does not fit into memory.
+
+A part is a row group of one file. A table of one part is the very file that pandas writes of its frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.tabular.blocks import PART_ROWS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+EVERY = 100  # rows one is in a sample
+
+
+def read_parts(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+    """The Parquet file's rows, or those of a folder of such files by name, at most 500,000 at a time.
+
+    `columns` are all where it is None. The index counts the rows through the table, from 0.
+    """
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    start = 0
+    for file in _files(Path(path)):
+        with pq.ParquetFile(file) as opened:
+            names = None if columns is None else list(columns)
+            for group in range(opened.num_row_groups):
+                for batch in opened.iter_batches(PART_ROWS, row_groups=[group], columns=names):
+                    frame = batch.to_pandas()
+                    frame.index = pd.RangeIndex(start, start + len(frame))
+                    start += len(frame)
+                    yield frame
+
+
+def count_parts(path: str | Path) -> int:
+    """How many parts `read_parts` gives, by what the files' ends say."""
+    import pyarrow.parquet as pq
+
+    files = [pq.read_metadata(file) for file in _files(Path(path))]
+    groups = [file.row_group(at).num_rows for file in files for at in range(file.num_row_groups)]
+    return sum(-(-rows // PART_ROWS) for rows in groups)
+
+
+def known_values(path: str | Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Per column the values that are there, sorted; missing ones are none."""
+    values: dict[str, set[str]] = {name: set() for name in columns}
+    for part in read_parts(path, columns):
+        for name in columns:
+            values[name].update(part[name].dropna().unique())
+    return {name: sorted(there) for name, there in values.items()}
+
+
+@contextlib.contextmanager
+def write_parts(places: Mapping[str, str | Path]) -> Iterator[Callable[[str, pd.DataFrame], None]]:
+    """Gives `write(name, frame)`, which adds a part to the file of that name.
+
+    The files take their places when the block ends well, and none where it raises. A file of one part has the frame's
+    own types; in several, whole numbers of 64 bits are float64, as a later part may have a missing one.
+    """
+    files = {name: _File(Path(place)) for name, place in places.items()}
+    try:
+        yield lambda name, frame: files[name].add(frame)
+        for file in files.values():
+            file.close()
+        for file in files.values():
+            file.beside.replace(file.place)
+    finally:
+        for file in files.values():
+            if file.writer is not None:
+                file.writer.close()
+            file.beside.unlink(missing_ok=True)
+
+
+def sample_rows(parts: Iterable[pd.DataFrame], every: int = EVERY) -> pd.DataFrame:
+    """A single part whole; of several every hundredth row, and each with a category, or a gap in a column, that is new.
+
+    Enough for `runner.model.save`, which needs every column's type with its categories, a gap in each column in which
+    the model has learned from one, rows to compare scores by, and what the columns usually hold.
+    """
+    import pandas as pd
+
+    parts = iter(parts)
+    beginning = list(itertools.islice(parts, 2))
+    if len(beginning) == 1:
+        return beginning[0]
+    seen: dict[str, set[object]] = {}
+    taken: list[pd.DataFrame] = []
+    for part in itertools.chain(beginning, parts):
+        fresh = pd.Series(False, index=part.index)
+        fresh.iloc[::every] = True
+        for name in part:
+            column = part[name]
+            text = not pd.api.types.is_numeric_dtype(column)
+            values = column[~column.duplicated()] if text else column[column.isna()].head(1)
+            kinds = {None if pd.isna(value) else value: at for at, value in values.items()}
+            known = seen.setdefault(str(name), set())
+            fresh.loc[[at for value, at in kinds.items() if value not in known]] = True
+            known.update(kinds)
+        taken.append(part[fresh])
+    return pd.concat(taken, ignore_index=True)
+
+
+@dataclass
+class _File:
+    place: Path
+    first: pd.DataFrame | None = None  # held back, until it is known whether it is the only part
+    schema: pa.Schema | None = None
+    writer: pq.ParquetWriter | None = None
+    beside: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.beside = self.place.with_name(f".{self.place.name}-{secrets.token_hex(4)}")
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, frame: pd.DataFrame) -> None:
+        if self.writer is None and self.first is None:
+            self.first = frame.copy(deep=False)  # columns added to it later are not its
+            return
+        if self.first is not None:
+            first, self.first = self.first, None
+            self._write(first)
+        self._write(frame)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        elif self.first is not None:
+            self.first.to_parquet(self.beside, index=False)
+        else:
+            raise ValueError(f"Nothing was written to {self.place}.")
+
+    def _write(self, frame: pd.DataFrame) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        whole = frame.select_dtypes("int64").columns
+        frame = frame.astype(dict.fromkeys(whole, "float64"))
+        if self.writer is None:
+            schema = pa.Schema.from_pandas(frame, preserve_index=False)
+            for at, column in enumerate(schema):
+                if pa.types.is_null(column.type):  # nothing there in the first part
+                    schema = schema.set(at, column.with_type(pa.string()))
+            self.schema, self.writer = schema, pq.ParquetWriter(self.beside, schema)
+        self.writer.write_table(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
