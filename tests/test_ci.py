@@ -320,7 +320,10 @@ def test_a_pull_requests_build_asks_nothing_of_the_account(checkout: Checkout) -
     """Its role may write its log alone, and the branch has its versions in SageMaker."""
     inputs = 'inputs = { champion = "approved:tiny" }\noutputs = { model = "model/" }\n[[gate]]'
     model = '[model]\nname = "tiny"\nfrom = "only.model"\nregistry = "sagemaker"\n[profiles.smoke]'
-    kept = TOML.replace("[[gate]]", inputs, 1).replace("[profiles.smoke]", model) + 'model.registry = "local"\n'
+    kept = (
+        TOML.replace("[[gate]]", inputs, 1).replace("[profiles.smoke]", model)
+        + 'model = { registry = "local", register = false }\n'
+    )
     cell = "open(model + '/x', 'w').write(champion)\nscore = 0.8"
     checkout.write(
         "only.ipynb",

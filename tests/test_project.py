@@ -213,7 +213,7 @@ MADE = {  # what the nested policies put out
     "JobRoleArn": f"arn:aws:iam::{ACCOUNT}:role/tiny-jobs",
     **{
         f"{who.title()}PolicyArn": f"arn:aws:iam::{ACCOUNT}:policy/tiny-{who}"
-        for who in ("caller", "approver", "deployer", "image")
+        for who in ("caller", "approver", "deployer", "image", "monitor")
     },
 }
 

@@ -183,7 +183,7 @@ def test_two_answers_need_no_code_and_know_every_category_of_the_file(execute: E
     table = loans()
     metrics = learned(execute, tmp_path, table)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
-        "model.ubj", "signature.json", "contributions.json"
+        "model.ubj", "signature.json", "contributions.json", "reference.json"
     }  # fmt: skip
     assert len(scored(tmp_path, table)) == 400  # the boat, that one row has, is known
     assert metrics["unseen_categories"] == Metric(value=0)

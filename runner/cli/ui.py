@@ -117,8 +117,9 @@ def _hash(user: str) -> str:
 
 @click.command("site")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--profile", metavar="NAME", help="Of the registry that [profiles.NAME] of the pipeline file has.")
 @result_options
-def site_command(folder: Path, as_json: bool, project: Project) -> None:
+def site_command(folder: Path, profile: str | None, as_json: bool, project: Project) -> None:
     """Write the pages of all runs and versions into DIR, without forms, for a CI artifact or a bucket.
 
     \b
@@ -127,6 +128,7 @@ def site_command(folder: Path, as_json: bool, project: Project) -> None:
     """
     from runner.ui.site import write_site
 
+    project.profile = profile
     written = write_site(project, folder)
     for sentence in written.left_out:
         say(sentence, err=True)

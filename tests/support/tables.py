@@ -129,7 +129,7 @@ def tabular_project(folder: Path, table: Table, name: str = "loans") -> Project:
     (folder / "data" / "table.csv").write_bytes(table.content)
     (folder / "columns.toml").write_text(table.columns, encoding="utf-8")
     toml = (TEMPLATE / "pipeline.toml").read_text(encoding="utf-8")
-    for mark, value in {"name": name, "table": "table.csv", "address": '"./data/table.csv"'}.items():
+    for mark, value in {"name": name, "table": "table.csv", "address": '"./data/table.csv"', "keep": ""}.items():
         toml = toml.replace(f"{{{{{mark}}}}}", value)
     project.toml(toml)
     return project
