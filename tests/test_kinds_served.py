@@ -217,6 +217,7 @@ if champion:
 """
 
 
+@pytest.mark.soak
 def test_three_kinds_compete_for_one_name_and_each_in_turn_is_the_champion(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write("train.ipynb", parameters('model: str = ""\nkind: str = ""'), TRAIN)
