@@ -69,9 +69,10 @@ class Detached(RunnerError):
     exit_code = 130
     headline = "detached"
 
-    def __init__(self, message: str, *, run: str) -> None:
+    def __init__(self, message: str, *, run: str, goes_on: bool = True) -> None:
+        """`goes_on`: whether something keeps running elsewhere, or had not been started yet."""
         super().__init__(message)
-        self.run = run
+        self.run, self.goes_on = run, goes_on
 
 
 class Refused(RunnerError):

@@ -324,7 +324,8 @@ def test_an_error_of_one_step_does_not_keep_the_client_waiting_for_another(far: 
     far.write("nb/slow.ipynb", parameters("x: int = 1"), "import time\ntime.sleep(600)")
     far.write("nb/late.ipynb", parameters("x: int = 1"), "print(x)")
     far.toml('name = "apace"\n[steps.slow]\nnotebook = "nb/slow.ipynb"\n[steps.late]\nnotebook = "nb/late.ipynb"\n')
-    far.cloud.faults.add("CreateProcessingJob", "AccessDeniedException", times=None, match="-late-1")
+    # refused once the other one's job is there
+    far.cloud.faults.add("CreateProcessingJob", "AccessDeniedException", times=None, match="-late-1", delay_s=3)
     done = far.runner("run", "--on", "sagemaker", "-j", "2")
     assert done.code == 7
     assert "Grant the caller CreateProcessingJob" in done.err

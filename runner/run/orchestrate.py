@@ -121,7 +121,7 @@ class Steps:
         ended = {state.name for state in manifest.steps if state.complete or state.status == "skipped"}
         self.waiting = [step for step in plan.steps if step.name not in ended]
         self.running: set[str] = set()
-        self.detached: set[str] = set()  # steps that keep running elsewhere after this process
+        self.detached: dict[str, bool] = {}  # steps that this process leaves, and whether they keep running elsewhere
         self.registered = {state.name for state in manifest.steps if manifest.model_version is not None}
         self.cache = Cache(world.store, plan.root)
         self.progress = ProgressFile(world.store.folder(manifest.run), world.watcher.progress)
@@ -145,10 +145,7 @@ class Steps:
                 if self.running:
                     self._collect()
             if self.detached:
-                raise Detached(
-                    f"Steps of run {self.manifest.run} keep running: {', '.join(sorted(self.detached))}.",
-                    run=self.manifest.run,
-                )
+                raise Detached(self._left(), run=self.manifest.run, goes_on=any(self.detached.values()))
         except Exception as error:
             self._wind_down(error)
             raise
@@ -293,7 +290,7 @@ class Steps:
                 break
         self.running.discard(step.name)
         if isinstance(outcome, Detached):
-            self.detached.add(step.name)
+            self.detached[step.name] = outcome.goes_on
         return step, outcome
 
     def _wind_down(self, error: Exception) -> None:
@@ -307,9 +304,18 @@ class Steps:
                 error.add_note(f"Step {step.name}: {outcome}")
         if self.detached and not isinstance(error, Detached):
             error.add_note(
-                f"Steps of run {self.manifest.run} keep running: {', '.join(sorted(self.detached))}. "
-                f"`runner resume {self.manifest.run}` follows it again, `runner stop {self.manifest.run}` ends it."
+                f"{self._left()} `runner resume {self.manifest.run}` goes on with it, "
+                f"`runner stop {self.manifest.run}` ends it."
             )
+
+    def _left(self) -> str:
+        """Which steps keep running without this process, and which it has not started."""
+        words = {True: "keep running", False: "were not started"}
+        return " ".join(
+            f"Steps of run {self.manifest.run} {word}: {', '.join(sorted(names))}."
+            for goes_on, word in words.items()
+            if (names := [name for name, on in self.detached.items() if on is goes_on])
+        )
 
     def _collect(self) -> None:
         """Wait for one step to end, then retry it or take in its result."""

@@ -76,7 +76,7 @@ class SageMakerExecutor:
         try:
             request = self._request(folder, job, job_settings, bucket, on_progress, queue)
             if stop.is_set():
-                raise Detached(f"Step {job.step} was not started.", run=job.run)
+                raise Detached(f"Step {job.step} was not started.", run=job.run, goes_on=False)
         except BaseException:
             self._give_back(queue)
             raise
