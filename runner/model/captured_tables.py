@@ -6,6 +6,7 @@ records.parquet    time, version, id, row (from 0), the columns, score; of sever
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -63,7 +64,7 @@ def to_parquet(
     return requests.count, records.count
 
 
-class _Table:
+class _Table(ABC):
     """A Parquet file that is written a row group at a time; it appears even where there are no rows."""
 
     def __init__(self, file: Path) -> None:
@@ -83,13 +84,13 @@ class _Table:
                 self._writer.close()
 
     @property
+    @abstractmethod
     def held(self) -> int:
         """Rows that wait to be written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self) -> None:
         """What is held, as a row group."""
-        raise NotImplementedError
 
     def _append(self, columns: dict[str, pa.Array]) -> None:
         import pyarrow as pa
