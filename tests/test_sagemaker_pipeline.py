@@ -553,7 +553,8 @@ def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_wher
     assert told.project.here("verify", told.runs["sides"]).code == 0
 
 
-@pytest.mark.parametrize("judge", ["evaluate", pytest.param("", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("judge", ["evaluate", ""])
 def test_the_job_that_judges_registers_the_model_where_no_step_does_and_once(
     cloud: SmallSageMaker, aws: None, tmp_path: Path, judge: str
 ) -> None:
