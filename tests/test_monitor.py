@@ -19,7 +19,7 @@ from support.monitored import ask, capture, customers, monitored
 from support.projects import ROOT, Project
 
 import runner.model
-from runner import drift
+from runner import drift, escape
 from runner.cli.monitor import at_target, pending_version
 from runner.errors import PipelineError, Refused, UsageError
 from runner.model.profile import REFERENCE, Counting, Profile, describe
@@ -27,6 +27,8 @@ from runner.model.signature import describe as columns_of
 from runner.pipeline.file import load
 from runner.project import Project as OpenProject
 from runner.run.target_inputs import window_end
+from runner.ui import model_pages
+from runner.ui.view import View, minute
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,10 @@ def test_what_is_as_it_was_passes_also_by_its_labels_and_is_pinned_and_cached(wa
     again, repeated = monitor(watched, "-p", "monitor.labels=./left.csv")
     assert (again, repeated["steps"][0]["status"]) == (0, "cached")
     shutil.rmtree(watched.folder / "runs" / "captured")
-    assert watched.runner("verify", "latest").code == 0  # what was looked at stays with the run
+    # what was looked at stays with the run
+    assert watched.runner("verify", "latest").code == 0
+    done = watched.runner("reproduce", "latest", "--json")
+    assert (done.code, done.json["same"]) == (0, ["monitor"]), done.out + done.err
 
 
 def test_a_week_of_fifty_rows_is_inconclusive_and_trains_nothing(watched: Project) -> None:
@@ -120,6 +125,12 @@ def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched:
         assert look["since"] < row["since"] < look["until"] < look["at"]
         assert {one["what"] for one in look["reasons"]} == why.keys()
         assert f"  moved: {why['moved']}" in watched.runner("deployments").out
+        asked("site", str(watched.folder / "site"))
+        site = (watched.folder / "site" / "targets" / "index.html").read_text()
+        for page in (model_pages.targets(View(opened)), site):
+            assert f"run/{no['run']}/" in page
+            assert ("✗ failed" in page, escape.html(f"moved: {why['moved']}") in page) == (True, True)
+            assert f"from {minute(look['since'])} to {minute(look['until'])}" in page
 
         asked("approve", "tiny/2", "--reason", "it knows the new minutes")
         assert pending_version(opened) is None
@@ -399,7 +410,7 @@ def test_nothing_served_is_refused_and_absent_where_the_input_is_optional(tmp_pa
 MANY = """
 import resource, sys
 import runner.model
-from runner import drift
+from runner import drift, escape
 model = runner.model.load(sys.argv[1])
 before = drift.reference_of(model)
 window = drift.read_window(sys.argv[2], model, before, version="a/1")

@@ -17,6 +17,7 @@ from runner.cli.options import (
 )
 from runner.cli.terminal import say
 from runner.project import Project
+from runner.records import Pipeline
 
 
 @click.group("pipeline")
@@ -47,7 +48,8 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, project: Pro
     from runner.aws.pipelines.push import show
     from runner.pipeline.plan import plan as make_plan
 
-    definition = show(make_plan(project.file, profile=profile), project.store_here, profile=profile)
+    plan = make_plan(project.file, profile=profile)
+    definition = show(plan, project.store_here, profile=profile, watched=_watched(project))
     if as_json or not as_text:
         print_json(definition)
         return
@@ -72,7 +74,7 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, project: Pro
     from runner.pipeline.plan import plan as make_plan
 
     plan = make_plan(project.file, profile=profile)
-    pushed = push(plan, project.store_here, profile=profile, dry_run=dry_run)
+    pushed = push(plan, project.store_here, profile=profile, watched=_watched(project), dry_run=dry_run)
     if as_json:
         print_json({"pipeline": pushed.name, "outcome": pushed.what, "arn": pushed.arn or None, "dry_run": dry_run})
         return
@@ -167,6 +169,11 @@ def status_command(execution: str | None, as_json: bool, project: Project) -> No
     )
     if seen.ended is not None:
         say(f"  next: runner import {seen.id}", err=True)
+
+
+def _watched(project: Project) -> Pipeline | None:
+    """The pipeline that has the targets, where that is another file's."""
+    return None if project.watched is project else project.watched.spec
 
 
 def _flat(steps: list[dict[str, Any]], when: str = "") -> Iterator[tuple[dict[str, Any], str]]:

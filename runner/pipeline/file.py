@@ -5,6 +5,7 @@ Every finding names the key and, where a name is unknown, the nearest valid one.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import tomllib
@@ -79,6 +80,8 @@ def examine(path: Path, profile: str | None = None) -> tuple[Pipeline, list[str]
             raise PipelineError(f"{path.name}: there is no profile {profile!r}{nearest(profile, profiles)}")
         table = _merged(table, profiles[profile])
     table.pop("profiles", None)
+    if "monitor" in table:
+        table["sagemaker"] = _sagemaker_of_both(table, path)
     findings: list[str] = []
     pipeline = _pipeline(table, findings)
     findings += _references(pipeline)
@@ -151,6 +154,19 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _sagemaker_of_both(table: dict[str, Any], path: Path) -> Any:
+    """[sagemaker] over that of the file which has the targets: what watches runs and keeps its files where they do."""
+    own, monitor = table.get("sagemaker", {}), table["monitor"]
+    of = monitor.get("of", MonitorSpec().of) if isinstance(monitor, dict) else None
+    if not isinstance(of, str) or of == path.name or not isinstance(own, dict):
+        return own
+    with contextlib.suppress(PipelineError, ValueError):  # whoever needs that file says what is wrong with it
+        watched = _table(path.with_name(of))
+        if isinstance(watched.get("sagemaker"), dict):
+            return {"prefix": watched.get("name", ""), **watched["sagemaker"], **own}
+    return own
 
 
 def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:

@@ -15,9 +15,10 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -32,16 +33,34 @@ from runner.pipeline.file import DEPLOYED, PROMISED, REFERENCE
 from runner.pipeline.plan import PlannedStep
 from runner.records import Artifact, FileFact, InputFact, InputSpec, decode, encode, utc_text
 from runner.run import sources
-from runner.run.ports import WatchedTarget, World
+from runner.run.ports import WatchedTarget
 from runner.run.store import Store, facts_of
 
 SIGNATURE, CAPTURE = "signature.json", "capture.json"
+ENDS = ("since", "until")  # of a window, as its step's parameters
 AGO = re.compile(r"(\d+)\s*([mhdw])\Z")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def of_target(spec: InputSpec, step: PlannedStep, world: World) -> InputFact:
-    """The input, pinned. Raises Refused where nothing serves at the target, unless the input is optional."""
+class Watching(Protocol):
+    """What is asked about targets; a run's `World` is one."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def target(self) -> Callable[[str], WatchedTarget]:
+        """Raises UsageError where there is no such target."""
+
+
+def of_target(spec: InputSpec, step: str, window: tuple[str, str], world: Watching) -> InputFact:
+    """The input of the step, pinned; `window` is its `since` and `until` as they are written.
+
+    Raises Refused where nothing serves at the target, unless the input is optional.
+    """
     target = spec.from_.partition(":")[2]
     kind = spec.from_.removesuffix(target)
     watched = world.target(target)  # says where there is no such target
@@ -57,7 +76,7 @@ def of_target(spec: InputSpec, step: PlannedStep, world: World) -> InputFact:
         return _promised(spec.from_, deployed, version, world.store)
     if kind == REFERENCE:
         return _reference(spec.from_, version, world.store)
-    since, until = (window_end(_parameter(step, end), step.name, end) for end in ("since", "until"))
+    since, until = (window_end(written, step, end) for written, end in zip(window, ENDS, strict=True))
     return _captured(spec.from_, watched, version, (since, until), world.store)
 
 
@@ -102,6 +121,12 @@ def pinned_version(source: str, version: ModelVersion | None, store: Store) -> I
                 f"Restore it, or revoke it with `runner reject {version.label} --reason …`."
             )
     return InputFact(source=source, artifact=version.artifact, version=version.label)
+
+
+def window_of(step: PlannedStep) -> tuple[str, str]:
+    """The step's `since` and `until`, as they are written."""
+    since, until = (_parameter(step, end) for end in ENDS)
+    return since, until
 
 
 def _parameter(step: PlannedStep, name: str) -> str:

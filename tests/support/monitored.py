@@ -99,7 +99,7 @@ def write(project: Project, toml: str = TOML) -> None:
     (project.folder / "day.txt").write_text("1")
     (project.folder / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "05_monitor.ipynb", project.folder / "notebooks")
-    text = (ROOT / "monitor.toml").read_text().replace("# retrain", "retrain")
+    text = (ROOT / "monitor.toml").read_text().replace("# retrain", "retrain").replace('"churn-', '"tiny-')
     (project.folder / "monitor.toml").write_text(text)
 
 
@@ -136,7 +136,9 @@ def ask(place: str, rows: pd.DataFrame, model: str, *, refused: int = 0) -> None
 
 def kept(client: Client) -> int:
     """How many requests the target's process has captured."""
-    (count,) = re.findall(r"^runner_captured_total(?:{.*})? ([\d.]+)", client.ask("GET", "/metrics").body.decode(), re.M)
+    (count,) = re.findall(
+        r"^runner_captured_total(?:{.*})? ([\d.]+)", client.ask("GET", "/metrics").body.decode(), re.M
+    )
     return int(float(count))
 
 
