@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from cloud import SAGEMAKER, RemoteProject, running
+from cloud import BUCKET, SAGEMAKER, RemoteProject, running
 from small_sagemaker import SmallSageMaker
 from support import sdk
-from support.flow import Story
 from support.machines import Machines
 from support.monitored import TOML, customers, write
 
+MONITOR = ("--pipeline", "monitor.toml")
 ENDPOINT = TOML.partition("[targets")[0] + 'registry = "sagemaker"\n[targets.production]\nkind = "sagemaker"\ncapture = {}\n'
 
 
@@ -65,25 +65,75 @@ def drifted(seed: int) -> pd.DataFrame:
     return customers(1000, seed).assign(minutes=lambda rows: rows["minutes"] * 1.3)
 
 
-def executed(project: RemoteProject, name: str, story: Story) -> dict[str, Any]:
-    """An execution of the monitor as a Pipeline, which has ended; its run here."""
-    told = ("--pipeline", "monitor.toml")
-    story.started[name] = do(project, "pipeline", "start", *told)["arn"]
-    client, arn = project.cloud.client("sagemaker"), story.started[name]
+def executed(project: RemoteProject, *arguments: str) -> tuple[dict[str, Any], str]:
+    """An execution of the monitor, as `pipeline status` has it once it has ended; the run that it is here."""
+    arn = do(project, "pipeline", "start", *MONITOR, *arguments)["arn"]
+    client = project.cloud.client("sagemaker")
     while client.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] == "Executing":
         time.sleep(0.3)
-    story.seen[name] = do(project, "pipeline", "status", arn, *told)
-    run: dict[str, Any] = do(project, "import", arn, "--no-report", *told)
-    return run
+    status: dict[str, Any] = do(project, "pipeline", "status", arn, *MONITOR)
+    run: str = do(project, "import", arn, "--no-report", *MONITOR)["run"]
+    return status, run
 
 
+def manifest(project: RemoteProject, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((project.folder / "runs" / run / "run.json").read_text())
+    return found
+
+
+@pytest.mark.soak
 def test_the_circle_with_an_endpoint_and_the_monitor_as_a_pipeline(
     cloud: SmallSageMaker, watched: RemoteProject
 ) -> None:
-    story = Story(watched, cloud)
+    """The rest of it is `watched`: a run that is registered, its approval, its deployment."""
+    pushed = [do(watched, "pipeline", "push", *MONITOR)["outcome"] for _ in range(2)]
+    assert pushed == ["created", "unchanged"]
+    status, _ = executed(watched)  # nobody has asked anything but the deployment, whose sample does not count
+    assert "production captured no request since" in status["steps"][0]["reason"]
     ask(cloud, drifted(3))
-    assert do(watched, "pipeline", "push", "--pipeline", "monitor.toml")["outcome"] == "created"
-    no = executed(watched, "no", story)
-    print(no)
-    print(story.seen)
-    assert 0
+
+    status, run = executed(watched)
+    (said,) = (step["reason"] for step in status["steps"] if step["name"] == "gate-failed")
+    assert said.startswith("The gate's verdict is fail – moved: minutes: mean 1")
+    assert "monitor.columns_moved is 1" in said
+    looked = manifest(watched, run)
+    assert (looked["verdict"]["outcome"], looked["metrics"]["monitor.rows"]["value"]) == ("fail", 1000)
+    sources = looked["sources"]
+    assert {key: (fact["source"], fact.get("present", True)) for key, fact in sources.items()} == {
+        "monitor.captured": ("captured:production", True),
+        "monitor.model": ("deployed:production", True),
+        "monitor.reference": ("reference:production", False),  # the rows of its run are on another machine
+        "monitor.promised": ("promised:production", True),
+        "monitor.labels": ("", False),
+    }
+    assert sources["monitor.model"]["version"] == "tiny/1"
+    (row,) = do(watched, "deployments")
+    assert (row["model"], row["monitor"]["run"], row["monitor"]["verdict"]) == ("tiny/1", run, "fail")
+    assert row["monitor"]["reasons"][0]["why"].startswith("minutes: mean 1")
+
+    (watched.folder / "day.txt").write_text("21 1.3")  # the newer data
+    no = do(watched, "monitor", "production", code=4)
+    assert (no["verdict"], no["metrics"]["monitor.rows"]["value"]) == ("fail", 1000)
+    assert no["metrics"]["monitor.drift_auc"]["low"] > 0.65  # here there are the rows of its run
+    assert no["retrained"]["model_version"] == {"name": "tiny", "version": 2, "status": "pending"}
+    assert "moved: minutes: mean 1" in watched.here("show", "tiny/2").out
+    release(watched, "tiny/2")
+    ask(cloud, drifted(4))
+
+    (watched.folder / "monitor.toml").write_text(
+        (watched.folder / "monitor.toml").read_text().replace("max = 0.05", "max = 0.06")
+    )
+    assert do(watched, "pipeline", "push", *MONITOR)["outcome"] == "updated"
+    status, run = executed(watched, "-p", "since=2d")
+    assert status["status"] == "Succeeded", status
+    looked = manifest(watched, run)
+    assert (looked["verdict"]["outcome"], looked["metrics"]["monitor.rows"]["value"]) == ("pass", 2000)
+    assert looked["overrides"] == {"since": "2d"}
+    (row,) = do(watched, "deployments")
+    assert (row["model"], row["monitor"]["run"], row["monitor"]["verdict"]) == ("tiny/2", run, "pass")
+    # what was looked at stays: in the bucket, from where the run is repeated here
+    captured = cloud.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="team/captured/")["Contents"]
+    for item in captured:
+        cloud.client("s3").delete_object(Bucket=BUCKET, Key=item["Key"])
+    assert do(watched, "reproduce", run)["same"] == ["monitor"]
+    assert do(watched, "verify", run)["sound"]
