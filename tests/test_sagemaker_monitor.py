@@ -11,13 +11,16 @@ from typing import Any
 import pandas as pd
 import pytest
 from cloud import BUCKET, SAGEMAKER, RemoteProject, running
+from iam import INFRA, Request, Stack, unneeded
 from small_sagemaker import SmallSageMaker
 from support import sdk
 from support.machines import Machines
 from support.monitored import TOML, customers, write
 
 MONITOR = ("--pipeline", "monitor.toml")
-ENDPOINT = TOML.partition("[targets")[0] + 'registry = "sagemaker"\n[targets.production]\nkind = "sagemaker"\ncapture = {}\n'
+ENDPOINT = (
+    TOML.partition("[targets")[0] + 'registry = "sagemaker"\n[targets.production]\nkind = "sagemaker"\ncapture = {}\n'
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +140,12 @@ def test_the_circle_with_an_endpoint_and_the_monitor_as_a_pipeline(
         cloud.client("s3").delete_object(Bucket=BUCKET, Key=item["Key"])
     assert do(watched, "reproduce", run)["same"] == ["monitor"]
     assert do(watched, "verify", run)["sound"]
+
+    (watched.folder / "more.jsonl").write_text(
+        customers(5, 6).drop(columns="left").to_json(orient="records", lines=True)
+    )
+    scored = watched.runner("predict", "tiny/2", "more.jsonl", "--capture", "production")
+    assert scored.code == 0, scored.err
+    granted = Stack(INFRA / "policies.yaml", Project="tiny", Bucket=BUCKET, Prefix="team", Model="tiny")
+    large = Request("s3:AbortMultipartUpload", f"arn:aws:s3:::{BUCKET}/team/captured/production/x/batch/1")
+    assert unneeded(granted.policy("MonitorPolicy"), [*cloud.asked("watcher"), large]) == []
