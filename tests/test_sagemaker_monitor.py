@@ -6,16 +6,21 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from cloud import BUCKET, SAGEMAKER, RemoteProject, running
+from cloud import BUCKET, SAGEMAKER, RemoteProject, in_sagemaker, running
 from iam import INFRA, Request, Stack, unneeded
 from small_sagemaker import SmallSageMaker
 from support import sdk
 from support.machines import Machines
 from support.monitored import TOML, customers, write
+from support.projects import Project
+
+from runner.aws.settings import settings
+from runner.pipeline.file import load
 
 MONITOR = ("--pipeline", "monitor.toml")
 ENDPOINT = (
@@ -82,6 +87,35 @@ def executed(project: RemoteProject, *arguments: str) -> tuple[dict[str, Any], s
 def manifest(project: RemoteProject, run: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((project.folder / "runs" / run / "run.json").read_text())
     return found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('kind = "sagemaker"', 'kind = "local"', "production is on this machine, and an execution cannot look there"),
+        ('registry = "sagemaker"', 'registry = "local"', "looked up in SageMaker's registry when an execution starts"),
+        ("[targets.production]", "[targets.staging]", "there is no target 'production'; there is `staging`."),
+    ],
+)
+def test_a_push_refuses_to_watch_what_an_execution_cannot_see(tmp_path: Path, old: str, new: str, said: str) -> None:
+    project = Project(tmp_path)
+    write(project, in_sagemaker(ENDPOINT.replace(old, new)))
+    shown = project.runner("pipeline", "show", *MONITOR)
+    assert (shown.code, shown.err.count(said)) == (2, 4), shown.err  # of each input
+
+
+def test_what_watches_runs_where_what_it_watches_does_unless_it_says_otherwise(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    write(project, in_sagemaker(ENDPOINT).replace('prefix = "team"\n', ""))
+    file = tmp_path / "monitor.toml"
+    assert (settings(load(file)).bucket, settings(load(file)).prefix) == (BUCKET, "tiny/")
+    file.write_text(file.read_text() + '[sagemaker]\ninstance = "ml.m5.large"\nprefix = "other"\n')
+    found = settings(load(file))
+    assert (found.bucket, found.prefix, found.instance) == (BUCKET, "other/", "ml.m5.large")
+    refused = project.runner("pipeline", "show", *MONITOR)
+    assert "[sagemaker] names work/other/, and what is watched lies in work/tiny/." in refused.err
+    (tmp_path / "pipeline.toml").unlink()
+    assert load(file).sagemaker.bucket is None
 
 
 @pytest.mark.soak
