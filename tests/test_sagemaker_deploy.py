@@ -853,10 +853,10 @@ def test_what_an_endpoint_captures_is_read_as_what_is_captured_here(make: Callab
     assert place.here("undeploy", "staging").code == 0
 
 
-def test_serverless_takes_neither_capture_nor_vpc(make: Callable[..., Place]) -> None:
-    place = make("serverless = {}\ncapture = { percent = 10 }", versions=1)
+def test_serverless_takes_no_vpc(make: Callable[..., Place]) -> None:
+    place = make('serverless = {}\nvpc = { subnets = ["subnet-1"], security_groups = ["sg-1"] }', versions=1)
     done = place.deploy(1)
-    assert (done.code, "has no capture" in done.err) == (2, True)
+    assert (done.code, "has no vpc" in done.err) == (2, True)
     with pytest.raises(Refused):
         before(place.registry, "staging")
 
