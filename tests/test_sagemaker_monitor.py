@@ -42,7 +42,11 @@ def watched(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) -> 
     """tiny/1 is registered in SageMaker, approved, and serves at an endpoint that keeps what it is asked."""
     project = RemoteProject(tmp_path_factory.mktemp("watched"), cloud, SAGEMAKER)
     write(project, ENDPOINT)
-    assert do(project, "run")["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
+    assert do(project, "run", "--on", "sagemaker")["model_version"] == {
+        "name": "tiny",
+        "version": 1,
+        "status": "pending",
+    }
     release(project, "tiny/1")
     return project
 
@@ -79,7 +83,7 @@ def executed(project: RemoteProject, *arguments: str) -> tuple[dict[str, Any], s
     client = project.cloud.client("sagemaker")
     while client.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] == "Executing":
         time.sleep(0.3)
-    status: dict[str, Any] = do(project, "pipeline", "status", arn, *MONITOR)
+    status: dict[str, Any] = do(project, "pipeline", "status", *MONITOR)  # the latest
     run: str = do(project, "import", arn, "--no-report", *MONITOR)["run"]
     return status, run
 
@@ -139,11 +143,12 @@ def test_the_circle_with_an_endpoint_and_the_monitor_as_a_pipeline(
     assert {key: (fact["source"], fact.get("present", True)) for key, fact in sources.items()} == {
         "monitor.captured": ("captured:production", True),
         "monitor.model": ("deployed:production", True),
-        "monitor.reference": ("reference:production", False),  # the rows of its run are on another machine
+        "monitor.reference": ("reference:production", True),
         "monitor.promised": ("promised:production", True),
         "monitor.labels": ("", False),
     }
     assert sources["monitor.model"]["version"] == "tiny/1"
+    assert looked["metrics"]["monitor.drift_auc"]["low"] > 0.65
     (row,) = do(watched, "deployments")
     assert (row["model"], row["monitor"]["run"], row["monitor"]["verdict"]) == ("tiny/1", run, "fail")
     assert row["monitor"]["reasons"][0]["why"].startswith("minutes: mean 1")
@@ -151,7 +156,6 @@ def test_the_circle_with_an_endpoint_and_the_monitor_as_a_pipeline(
     (watched.folder / "day.txt").write_text("21 1.3")  # the newer data
     no = do(watched, "monitor", "production", code=4)
     assert (no["verdict"], no["metrics"]["monitor.rows"]["value"]) == ("fail", 1000)
-    assert no["metrics"]["monitor.drift_auc"]["low"] > 0.65  # here there are the rows of its run
     assert no["retrained"]["model_version"] == {"name": "tiny", "version": 2, "status": "pending"}
     assert "moved: minutes: mean 1" in watched.here("show", "tiny/2").out
     release(watched, "tiny/2")
@@ -166,6 +170,7 @@ def test_the_circle_with_an_endpoint_and_the_monitor_as_a_pipeline(
     looked = manifest(watched, run)
     assert (looked["verdict"]["outcome"], looked["metrics"]["monitor.rows"]["value"]) == ("pass", 2000)
     assert looked["overrides"] == {"since": "2d"}
+    assert not looked["sources"]["monitor.reference"]["present"]  # this version's run was here, and so are its rows
     (row,) = do(watched, "deployments")
     assert (row["model"], row["monitor"]["run"], row["monitor"]["verdict"]) == ("tiny/2", run, "pass")
     # what was looked at stays: in the bucket, from where the run is repeated here

@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,6 @@ import msgspec
 
 from runner.content import artifact, file_fact, folder_artifact
 from runner.errors import Refused, RunnerError, UsageError
-from runner.manifest import RunManifest
 from runner.model.captured import time_text
 from runner.model.served import Deployment, recorded
 from runner.model.signature import Signature
@@ -55,6 +54,10 @@ class Watching(Protocol):
     def target(self) -> Callable[[str], WatchedTarget]:
         """Raises UsageError where there is no such target."""
 
+    def outputs_of(self, version: ModelVersion) -> Iterable[tuple[str, Artifact]]:
+        """What the steps of the version's run have made, by name, with bytes that the store gives; none where the run
+        is gone."""
+
 
 def of_target(spec: InputSpec, step: str, window: tuple[str, str], world: Watching) -> InputFact:
     """The input of the step, pinned; `window` is its `since` and `until` as they are written.
@@ -75,7 +78,7 @@ def of_target(spec: InputSpec, step: str, window: tuple[str, str], world: Watchi
     if kind == PROMISED:
         return _promised(spec.from_, deployed, version, world.store)
     if kind == REFERENCE:
-        return _reference(spec.from_, version, world.store)
+        return _reference(spec.from_, version, world)
     since, until = (window_end(written, step, end) for written, end in zip(window, ENDS, strict=True))
     return _captured(spec.from_, watched, version, (since, until), world.store)
 
@@ -163,14 +166,13 @@ def _captured(
     return InputFact(source=source, artifact=content, version=f"{since}/{until or utc_text()}")
 
 
-def _reference(source: str, version: ModelVersion, store: Store) -> InputFact:
-    if version.imported is not None or not (store.folder(version.run) / "run.json").exists():
-        return sources.absent(source)
+def _reference(source: str, version: ModelVersion, world: Watching) -> InputFact:
     import pyarrow.parquet as pq
 
+    store = world.store
     names = {column.name for column in _signature(version, store).columns}
     files: dict[str, FileFact] = {}
-    for name, output in _outputs(store.manifest(version.run)):
+    for name, output in world.outputs_of(version):
         if output.files is None and output.path.endswith(".parquet"):
             fact = FileFact(sha256=output.sha256, size_bytes=output.size_bytes)
             with contextlib.suppress(RunnerError, OSError):  # removed, or not Parquet
@@ -179,12 +181,6 @@ def _reference(source: str, version: ModelVersion, store: Store) -> InputFact:
     if not files:
         return sources.absent(source)
     return InputFact(source=source, artifact=folder_artifact("reference", files), version=version.label)
-
-
-def _outputs(manifest: RunManifest) -> Iterator[tuple[str, Artifact]]:
-    for state in manifest.steps:
-        if state.complete and state.result is not None:
-            yield from state.result.outputs.items()
 
 
 def _promised(source: str, deployed: Deployment, version: ModelVersion, store: Store) -> InputFact:

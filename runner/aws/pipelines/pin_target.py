@@ -13,18 +13,19 @@ from pathlib import Path, PurePosixPath
 from runner.aws.bucket import Bucket
 from runner.aws.captured import captured_files
 from runner.aws.pipelines.parameters import parameter_key
-from runner.aws.pipelines.pushed import ABSENT, ABSENT_KEY, Pin, Pushed, put_source
+from runner.aws.pipelines.pushed import ABSENT, ABSENT_KEY, LEFT, JobReport, Pin, Pushed, put_source
 from runner.aws.registry import SageMakerRegistry
-from runner.aws.s3 import S3
+from runner.aws.s3 import S3, split
 from runner.errors import UsageError
 from runner.model.captured import Captured, windows
 from runner.model.captured_envelopes import Envelopes
 from runner.model.versions import ModelVersion
 from runner.pipeline.file import nearest
-from runner.records import Capture, InputFact, Pipeline, StepSpec
+from runner.records import Artifact, Capture, InputFact, Pipeline, StepResult, StepSpec, decode
 from runner.run.ports import WatchedTarget
-from runner.run.store import Store, facts_of
+from runner.run.store import Store, facts_of, files_of
 from runner.run.target_inputs import ENDS, of_target
+from runner.step.execute import RESULT
 
 COPIES = "runs/inputs/"  # where the jobs' role may write
 
@@ -77,6 +78,32 @@ class _Targets:
         return WatchedTarget(
             spec.capture or Capture(percent=0), lambda since, until: self._captured(name, since, until)
         )
+
+    def outputs_of(self, version: ModelVersion) -> Iterator[tuple[str, Artifact]]:
+        """What the version's run has left in S3: where its steps were jobs, or it was an execution itself."""
+        arn = self.registry.deployable(version.name, version.version).package
+        properties = self.registry.groups.describe(arn).get("MetadataProperties", {})
+        for address in self._result_folders(str(properties.get("GeneratedBy", ""))):
+            result = decode(StepResult, self._content(f"{address}{RESULT}"), where=address)
+            if result.error is None and result.remote is not None:
+                for name, output in result.outputs.items():
+                    for path, fact in files_of(output):
+                        self.store.note_address(fact, result.remote.at + path)
+                    yield name, output
+
+    def _result_folders(self, run: str) -> list[str]:
+        """The addresses of the folders with results: below the run's, and those that its jobs took from others."""
+        bucket, key = split(run)
+        below = [f"s3://{bucket}/{key}{path}" for path, _ in Bucket(self._bucket.session, bucket, key).keys("")]
+        folders = {path.removesuffix(RESULT) for path in below if path.endswith(f"/{RESULT}")}
+        for path in (path for path in below if path.endswith(f"/{LEFT}")):
+            report = decode(JobReport, self._content(path), where=path)
+            folders |= {f"{address}/" for address in report.at.values()}
+        return sorted(folders)
+
+    def _content(self, address: str) -> bytes:
+        bucket, key = split(address)
+        return Bucket(self._bucket.session, bucket).get(key) or b""
 
     def _captured(self, name: str, since: str, until: str) -> Iterator[Captured]:
         files = captured_files(self._bucket.session, self._watched, name, since=since, until=until)
