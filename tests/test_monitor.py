@@ -119,7 +119,7 @@ def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched:
         assert trained["tags"] == ["after-monitor-production"]
         assert pending_version(opened) == "tiny/2"  # so that the next no trains nothing
         assert trained["note"] in watched.runner("show", "tiny/2").out
-        (row,) = asked("deployments")
+        (row,) = asked("deployments", "production")
         look = row["monitor"]
         assert (row["model"], look["run"], look["verdict"], look["model"]) == ("tiny/1", no["run"], "fail", "tiny/1")
         assert look["since"] < row["since"] < look["until"] < look["at"]
@@ -139,7 +139,7 @@ def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched:
         code, yes = monitor(watched)
         assert (code, yes["verdict"], "retrained" in yes) == (0, "pass", False)
         assert yes["metrics"]["monitor.rows"]["value"] == 2000
-        (row,) = asked("deployments")
+        (row,) = asked("deployments", "production")
         assert (row["model"], row["monitor"]["run"], row["monitor"]["verdict"]) == ("tiny/2", yes["run"], "pass")
     finally:
         watched.runner("undeploy", "production")
