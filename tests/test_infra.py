@@ -714,7 +714,7 @@ def test_a_failed_execution_is_told_with_the_verdict_and_each_failed_step(
 ) -> None:
     sagemaker = watch.cloud.client("sagemaker")
     role = "arn:aws:iam::123456789012:role/tiny-jobs"
-    said = f"The gate's verdict is {outcome} – train.score is 0.4, 0.1 outside the required >= 0.5."
+    said = f"The gate's verdict is {outcome} – train.score is 0.4, 0.1 outside the required >= 0.5. plan: `http://evil`"
     step = {"Name": "gate-failed", "Type": "Fail", "Arguments": {"ErrorMessage": said}}
     text = json.dumps({"Version": "2020-12-01", "Metadata": {}, "Parameters": [], "Steps": [step]})
     sagemaker.create_pipeline(
@@ -729,7 +729,7 @@ def test_a_failed_execution_is_told_with_the_verdict_and_each_failed_step(
     project, watching = name.removesuffix("-monitor"), name.endswith("-monitor")
     told, messages = watch.call({"detail": detail}, pipeline=project, MONITOR=name if watching else "")
     assert told == f"{name}: {subject}"
-    assert said in messages[0]
+    assert said.replace("://", ": //") in messages[0]
     more = " --pipeline monitor.toml" if watching else ""
     assert messages[0].endswith(f"runner import {arn.rpartition('/')[2]}{more}")
 

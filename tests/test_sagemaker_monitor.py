@@ -129,6 +129,7 @@ def test_the_circle_with_an_endpoint_and_the_monitor_as_a_pipeline(
     """The rest of it is `watched`: a run that is registered, its approval, its deployment."""
     pushed = [do(watched, "pipeline", "push", *MONITOR)["outcome"] for _ in range(2)]
     assert pushed == ["created", "unchanged"]
+    assert "next: runner pipeline start --pipeline monitor.toml" in watched.here("pipeline", "push", *MONITOR).err
     status, _ = executed(watched)  # nobody has asked anything but the deployment, whose sample does not count
     assert "production captured no request since" in status["steps"][0]["reason"]
     ask(cloud, drifted(3))

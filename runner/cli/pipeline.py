@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -80,7 +82,7 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, project: Pro
         return
     say(f"pipeline {pushed.name} {'would be ' if dry_run else ''}{pushed.what}   {pushed.arn}".rstrip())
     if not dry_run:
-        say("  next: runner pipeline start", err=True)
+        say(f"  next: runner pipeline start{_file(project)}", err=True)
 
 
 @pipeline_command.command("start")
@@ -122,7 +124,8 @@ def start_command(
         print_json({"execution": execution, "arn": arn})
         return
     say(arn)
-    say(f"  `runner pipeline status {execution}` follows it, `runner import {execution}` makes it a run", err=True)
+    more = f"{execution}{_file(project)}"
+    say(f"  `runner pipeline status {more}` follows it, `runner import {more}` makes it a run", err=True)
 
 
 @pipeline_command.command("status")
@@ -168,12 +171,17 @@ def status_command(execution: str | None, as_json: bool, project: Project) -> No
         ],
     )
     if seen.ended is not None:
-        say(f"  next: runner import {seen.id}", err=True)
+        say(f"  next: runner import {seen.id}{_file(project)}", err=True)
 
 
 def _watched(project: Project) -> Pipeline | None:
     """The pipeline that has the targets, where that is another file's."""
     return None if project.watched is project else project.watched.spec
+
+
+def _file(project: Project) -> str:
+    """The option that the next command needs too, where this one did."""
+    return "" if project.file == Path("pipeline.toml") else f" --pipeline {shlex.quote(str(project.file))}"
 
 
 def _flat(steps: list[dict[str, Any]], when: str = "") -> Iterator[tuple[dict[str, Any], str]]:

@@ -38,7 +38,7 @@ def target_pin(of: str, pushed: Pushed, values: Mapping[str, str], bucket: Bucke
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "runs", S3(bucket.session))
         store.prepare()
-        targets = _Targets(pushed.watched, bucket, store, registry, Path(scratch))
+        targets = BucketTargets(pushed.watched, bucket, store, registry, Path(scratch))
         fact = of_target(spec.inputs[name], step, _window(step, spec, pushed, values), targets)
         if fact.artifact is None:
             return Pin(of=of, fact=fact, address=bucket.address(ABSENT_KEY), digest=ABSENT)
@@ -62,7 +62,7 @@ def _placed(fact: InputFact, store: Store, scratch: Path) -> Path:
     return place
 
 
-class _Targets:
+class BucketTargets:
     """Implements `runner.run.target_inputs.Watching` where there is nothing but the bucket and the registry."""
 
     def __init__(
@@ -83,9 +83,10 @@ class _Targets:
         """What the version's run has left in S3: where its steps were jobs, or it was an execution itself."""
         arn = self.registry.deployable(version.name, version.version).package
         properties = self.registry.groups.describe(arn).get("MetadataProperties", {})
-        for address in self._result_folders(str(properties.get("GeneratedBy", ""))):
-            result = decode(StepResult, self._content(f"{address}{RESULT}"), where=address)
-            if result.error is None and result.remote is not None:
+        for address in self._result_folders(str(properties["GeneratedBy"])) if "GeneratedBy" in properties else ():
+            content = self._content(f"{address}{RESULT}")
+            result = decode(StepResult, content, where=address) if content is not None else None
+            if result is not None and result.error is None and result.remote is not None:
                 for name, output in result.outputs.items():
                     for path, fact in files_of(output):
                         self.store.note_address(fact, result.remote.at + path)
@@ -97,13 +98,13 @@ class _Targets:
         below = [f"s3://{bucket}/{key}{path}" for path, _ in Bucket(self._bucket.session, bucket, key).keys("")]
         folders = {path.removesuffix(RESULT) for path in below if path.endswith(f"/{RESULT}")}
         for path in (path for path in below if path.endswith(f"/{LEFT}")):
-            report = decode(JobReport, self._content(path), where=path)
+            report = decode(JobReport, self._content(path) or b"", where=path)
             folders |= {f"{address}/" for address in report.at.values()}
         return sorted(folders)
 
-    def _content(self, address: str) -> bytes:
+    def _content(self, address: str) -> bytes | None:
         bucket, key = split(address)
-        return Bucket(self._bucket.session, bucket).get(key) or b""
+        return Bucket(self._bucket.session, bucket).get(key)
 
     def _captured(self, name: str, since: str, until: str) -> Iterator[Captured]:
         files = captured_files(self._bucket.session, self._watched, name, since=since, until=until)
