@@ -119,6 +119,7 @@ def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched:
         assert trained["tags"] == ["after-monitor-production"]
         assert pending_version(opened) == "tiny/2"  # so that the next no trains nothing
         assert trained["note"] in watched.runner("show", "tiny/2").out
+        assert escape.html(trained["note"]) in model_pages.version(View(opened), "tiny", 2)
         (row,) = asked("deployments", "production")
         look = row["monitor"]
         assert (row["model"], look["run"], look["verdict"], look["model"]) == ("tiny/1", no["run"], "fail", "tiny/1")

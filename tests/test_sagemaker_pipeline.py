@@ -36,6 +36,7 @@ from runner.aws.pipelines.pin import pins, run_id
 from runner.aws.pipelines.pin_target import BucketTargets
 from runner.aws.pipelines.push import show
 from runner.aws.pipelines.pushed import DryRunBucket, put_files
+from runner.aws.pipelines.refusals import refuse
 from runner.aws.pipelines.sdk import REGION_VARIABLE, SDK
 from runner.aws.pipelines.step_groups import step_groups
 from runner.aws.registry import SageMakerRegistry
@@ -527,6 +528,7 @@ def planned(tmp_path: Path) -> Callable[[str, str], Plan]:
 def rehearsed(made: Plan, tmp_path: Path) -> Any:
     (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
     bucket = DryRunBucket(Session("eu-west-1", anonymous=True), BUCKET, "team/")
+    refuse(made, None)
     return put_files(made, bucket, store=Store(tmp_path / "runs"), profile=None)
 
 
