@@ -99,7 +99,7 @@ class BucketTargets:
         folders = {path.removesuffix(RESULT) for path in below if path.endswith(f"/{RESULT}")}
         for path in (path for path in below if path.endswith(f"/{LEFT}")):
             report = decode(JobReport, self._content(path) or b"", where=path)
-            folders |= {f"{address}/" for address in report.at.values()}
+            folders |= {f"{address}/" for address in (*report.before.values(), *report.at.values())}
         return sorted(folders)
 
     def _content(self, address: str) -> bytes | None:

@@ -147,6 +147,7 @@ class JobReport(Record, frozen=True, kw_only=True):
 
     format: int = FORMAT
     at: dict[str, str] = {}  # step -> the address of the folder that has its result, without a last slash
+    before: dict[FileName, str] = {}  # step of another job that this one takes results of -> as `at`
     taken: dict[FileName, str] = {}  # step -> the execution that it was taken from
     pins: dict[str, Pin] = {}
     outcome: str = ""

@@ -95,7 +95,8 @@ class StepSequence:
         self.results, self.folders = results_before(session), folders_before()
         gate = os.environ.get("RUNNER_GATE")
         self.verdict = decode(Verdict, _content(gate, VERDICT_FILE, session), where=gate) if gate else None
-        self.report = JobReport(pins=pins.pins if "RUNNER_EXECUTION" in os.environ else {})
+        own_pins = pins.pins if "RUNNER_EXECUTION" in os.environ else {}
+        self.report = JobReport(before=dict(self.folders), pins=own_pins)
         self.since = float(os.environ["RUNNER_BEGAN"])
 
     def run(self, names: Sequence[str]) -> int:
