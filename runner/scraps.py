@@ -76,7 +76,7 @@ def report(name: str, value: float, step: int) -> None:
         f"{name}.report",
         {"value": number, "step": at},
         text=f"{name} {number:.6g} at step {at}",
-        display_id=f"runner.report.{name}",
+        display_id=f"runner.report.{name}.{shell.execution_count}",  # one line for each cell that reports
         update=not first,
     )
 

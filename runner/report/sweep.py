@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from runner.content import atomic_write
 from runner.errors import counted
 from runner.escape import visible
-from runner.records import Metric, encode
+from runner.records import Metric
 from runner.report.comparison import COLOURS
 from runner.report.files import number, page, reason, svg_address, write_page
-from runner.run.search import FACTS, SWEEPS, record_of
+from runner.run.search import FACTS, SWEEPS, write_record
 from runner.run.sweep import Combination, State, SweepResult
 
 PAGE = "report.html"
@@ -34,7 +33,7 @@ def write_sweep(swept: SweepResult, runs: Path, *, drawn: tuple[str, str] | None
         others=sorted({name for tried in swept.tried for name in tried.metrics} - {swept.metric}),
     )
     path = write_page(runs / SWEEPS / folder / PAGE, content)
-    atomic_write(path.with_name(FACTS), encode(record_of(swept)))
+    write_record(path.with_name(FACTS), swept)
     return path
 
 

@@ -32,15 +32,15 @@ class _Either(threading.Event):
 class PrunedExecutor:
     """An executor that ends the step, as pruned, once `outlasts` says no to what was reported of `metric`.
 
-    `metric` gives the name that counts, "" while it is not known; `reported` has the values so far by step, of which
-    one that is not above the steps before is left out.
+    `metric` gives the name that counts, "" while it is not known; `reported` has what was reported, by name and step.
+    A report of a step that is not above the ones before is left out.
     """
 
     inner: Executor
     step: str
     metric: Callable[[], str]
     outlasts: Callable[[Mapping[int, float]], bool]
-    reported: dict[int, float] = field(default_factory=dict)
+    reported: dict[str, dict[int, float]] = field(default_factory=dict)
     pruned: Report | None = None
 
     def expect(self, notebook: Path, *, threads: int) -> None:
@@ -68,16 +68,16 @@ class PrunedExecutor:
         words = f"{report.name} {report.value:.4g} at step {report.step:,} is worse than half of the trials before"
         cell = result.error.cell if result.error is not None else None
         error = StepError(kind="pruned", ename="Pruned", evalue=words, cell=cell)
-        result = replace(result, status="pruned", error=error, outputs={}, metrics={}, problems={}, registration=None)
+        result = replace(result, status="pruned", error=error, outputs={}, registration=None)
         atomic_write(folder / run_folder.RESULT, encode(result))
         return result
 
     def _take(self, report: Report, own: threading.Event) -> None:
-        is_later = report.step > max(self.reported, default=-1)
-        if report.name != self.metric() or self.pruned is not None or not is_later:
+        values = self.reported.setdefault(report.name, {})
+        if self.pruned is not None or report.step <= max(values, default=-1):
             return
-        self.reported[report.step] = report.value
-        if not self.outlasts(self.reported):
+        values[report.step] = report.value
+        if report.name == self.metric() and not self.outlasts(values):
             self.pruned = report
             own.set()
 

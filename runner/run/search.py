@@ -24,7 +24,7 @@ from runner.errors import Refused, RunnerError
 from runner.failpoint import reach
 from runner.paths import FileName
 from runner.pipeline.plan import Plan
-from runner.records import FORMAT, Record, encode, read
+from runner.records import FORMAT, Record, read
 from runner.run.orchestrate import run
 from runner.run.ports import RunWatcher, World
 from runner.run.preview import preview
@@ -38,6 +38,7 @@ from runner.run.sweep import (
     Sweep,
     SweepResult,
     evaluate_best,
+    metric_with_direction,
     ranked,
     run_earlier_steps,
     tried,
@@ -95,6 +96,11 @@ def record_of(swept: SweepResult) -> SweepRecord:
         search={"method": search.method, "trials": search.trials, "seed": search.seed} if search else None,
         tried=lines,
     )
+
+
+def write_record(file: Path, swept: SweepResult) -> None:
+    """Replace sweep.json; on one line, as it may have thousands of reports."""
+    atomic_write(file, msgspec.json.encode(record_of(swept)) + b"\n")
 
 
 def search(
@@ -204,7 +210,7 @@ class Trials:
 
     def changed(self, result: SweepResult) -> None:
         self.result = result
-        atomic_write(self.file, encode(record_of(result)))
+        write_record(self.file, result)
         self.on_change(result)
 
     def _set(self, number: int, trial: Combination) -> None:
@@ -249,15 +255,21 @@ class Trials:
         world, targets = self.new_world(), (self.task.step,)
         if world.stop.is_set():
             return replace(trial, state="waiting")
-        executor = PrunedExecutor(world.executor, self.task.step, self._reported_metric, self._outlasts)
+        executor = PrunedExecutor(world.executor, self.task.step, self._metric, self._outlasts)
         options = replace(self.task.run_options(trial.parameters, targets), beside=self.task.jobs)
         plan = self.task.plan(trial.parameters, targets)
         ended = tried(trial, run(plan, options, replace(world, executor=executor)), self.task.step)
         reach("trial ended", str(trial.number))
-        return replace(ended, reported=dict(executor.reported))
+        metric = self.result.metric or (metric_with_direction(self.task.step, ended.metrics) if ended.metrics else "")
+        return replace(ended, reported=executor.reported.get(_own(metric), {}))
 
-    def _reported_metric(self) -> str:
-        return (self.result.metric or "").rpartition(".")[2]
+    def _metric(self) -> str:
+        return _own(self.result.metric or "")
 
     def _outlasts(self, reported: Mapping[int, float]) -> bool:
         return not self.how.prune or self.study.outlasts(reported, tuple(self.trials), self.result.better)
+
+
+def _own(metric: str) -> str:
+    """The metric's name as its notebook has it."""
+    return metric.rpartition(".")[2]

@@ -250,7 +250,7 @@ def ranked(result: SweepResult, tried: Combination, combinations: Sequence[Combi
     metric, better = result.metric, result.better
     if tried.metrics:
         if metric is None:
-            metric = _metric_with_direction(result.step, tried.metrics)
+            metric = metric_with_direction(result.step, tried.metrics)
         if metric not in tried.metrics:
             raise UsageError(f"--metric {metric}: that was not recorded{nearest(metric, tried.metrics)}")
         better = tried.metrics[metric].better or "higher"
@@ -264,7 +264,7 @@ def ranked(result: SweepResult, tried: Combination, combinations: Sequence[Combi
     return replace(result, tried=tuple(sorted(combinations, key=rank)))
 
 
-def _metric_with_direction(step: str, recorded: Mapping[str, Metric]) -> str:
+def metric_with_direction(step: str, recorded: Mapping[str, Metric]) -> str:
     """The one metric that says which way is better. Raises UsageError where there is none, or several."""
     directed = [name for name, metric in recorded.items() if metric.better is not None]
     if len(directed) == 1:
