@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cloud import RemoteProject, jobs, running
 from support.commands import Done
 from support.projects import PAGES, Project, notebook, parameters, recorded
 
@@ -412,3 +413,24 @@ def test_a_second_process_waits_for_no_search_that_is_going_on(tmp_path: Path) -
     assert (second.code, "works on this search" in second.err) == (8, True), second.err
     out, err = first.communicate(timeout=120)
     assert first.returncode == 0, out + err
+
+
+@pytest.mark.soak
+def test_in_sagemaker_trials_are_jobs_and_none_is_pruned(tmp_path: Path) -> None:
+    with running() as cloud:
+        far = RemoteProject(tmp_path, cloud)
+        far.write(
+            "fit.ipynb",
+            parameters("depth: int = 1"),
+            "from runner.scraps import metric, report\nfor step in range(3): report('valid', -step - depth, step)",
+            "metric('valid', depth, better='higher')",
+        )
+        far.toml('name = "far"\n[steps.fit]\nnotebook = "fit.ipynb"\n')
+        command = ("sweep", "fit", "--trials", "7", "-p", "fit.depth=1:9", "--on", "sagemaker", "--json")
+        done = far.runner(*command)
+        assert done.code == 0, done.err
+        assert {trial["state"] for trial in done.json["tried"]} == {"complete"}
+        assert len(jobs(cloud)) == 7, "the winner is taken from its trial"
+        again = far.runner(*command)
+        assert again.json["tried"] == done.json["tried"]
+        assert len(jobs(cloud)) == 7
