@@ -173,7 +173,10 @@ def test_a_step_that_is_not_worth_its_end_is_ended_in_the_middle_of_a_cell(tmp_p
     (tmp_path / "job.json").write_bytes(encode(StepJob(run="r", step="fit", notebook="n.ipynb", kernel=kernel)))
     told: list[Progress] = []
     inner = LocalExecutor(kernel=kernel)
-    executor = PrunedExecutor(inner, "fit", lambda: "auc", lambda reported: max(reported.values()) == list(reported.values())[-1])  # fmt: skip
+    kept: list[Any] = []
+    executor = PrunedExecutor(
+        inner, "fit", lambda: "auc", lambda reported: max(reported.values()) == [*reported.values()][-1], kept.append
+    )
     stop = threading.Event()
     try:
         began = time.monotonic()
@@ -181,7 +184,7 @@ def test_a_step_that_is_not_worth_its_end_is_ended_in_the_middle_of_a_cell(tmp_p
         assert time.monotonic() - began < 200
     finally:
         executor.close()
-    assert executor.reported == {"other": {0: -5.0}, "auc": {0: 0.5, 7: -1.0}}, "of each step once"
+    assert kept == [{"other": {0: -5.0}, "auc": {0: 0.5, 7: -1.0}}], "of each step once"
     assert result.error is not None
     assert (result.status, result.error.kind, result.error.cell, stop.is_set()) == ("pruned", "pruned", 3, False)
     assert result.error.evalue == "auc -1 at step 7 is worse than half of the trials before"
@@ -263,6 +266,12 @@ def executed(project: Project) -> dict[str, int]:
     return {name: ran.count(name) for name in sorted(set(ran))}
 
 
+def reports(project: Project) -> dict[str, str]:
+    """What each trial's notebook reported, as it is kept; a trial that was drawn by a longer search apart."""
+    (folder,) = (project.folder / "runs/sweeps").iterdir()
+    return {path.name: path.read_text() for path in folder.glob("reported/*.json") if path.stem != "13"}
+
+
 def test_trials_are_drawn_pruned_and_ranked_and_the_best_alone_is_evaluated(whole: Searched) -> None:
     project, done = whole.project, whole.done
     assert done.code == 0, done.err
@@ -299,13 +308,16 @@ def test_a_pruned_trial_is_shown_as_such_and_no_failure(whole: Searched) -> None
 
 def test_the_page_and_the_record_have_every_trial_with_its_state(whole: Searched) -> None:
     made = whole.done.json
-    page = Path(made["report"]).read_text()
+    page_file = Path(made["report"])
+    page = page_file.read_text()
     assert "12 of 12 trials" in page
     assert page.count("<td>pruned</td>") == sum(trial["state"] == "pruned" for trial in made["tried"])
     assert 'alt="fit.valid of ' in page
-    record = json.loads(Path(made["report"]).with_name("sweep.json").read_text())
+    record = json.loads(page_file.with_name("sweep.json").read_text())
     assert [(t["values"], t["state"], t["value"]) for t in record["tried"]] == trials(made)
-    assert all(t["reported"] for t in record["tried"] if t["state"] != "failed")
+    for trial in record["tried"]:
+        reported = json.loads((page_file.parent / f"reported/{trial['number']}.json").read_text())["values"]
+        assert bool(reported.get("valid")) is (trial["state"] != "failed")
     assert record["winner"] == made["winner"]["run"]
 
 
@@ -344,6 +356,7 @@ def test_killed_anywhere_the_same_command_comes_to_the_same_trials(
     done = project.runner(*SEARCH)
     assert done.code == 0, done.err
     assert trials(done.json) == trials(whole.done.json)
+    assert reports(project) == reports(whole.project)
     assert executed(project)["judge"] == 1
 
 
@@ -357,7 +370,7 @@ def test_killed_at_random_moments_it_still_comes_to_the_same_trials(whole: Searc
         process.communicate()
     done = project.runner(*SEARCH)
     assert done.code == 0, done.err
-    assert trials(done.json) == trials(whole.done.json)
+    assert (trials(done.json), reports(project)) == (trials(whole.done.json), reports(whole.project))
 
 
 def test_two_at_once_end_with_as_many_trials_and_no_two_are_equal(tmp_path: Path) -> None:

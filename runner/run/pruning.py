@@ -33,13 +33,15 @@ class PrunedExecutor:
     """An executor that ends the step, as pruned, once `outlasts` says no to what was reported of `metric`.
 
     `metric` gives the name that counts, "" while it is not known; `reported` has what was reported, by name and step.
-    A report of a step that is not above the ones before is left out.
+    A report of a step that is not above the ones before is left out. `keep` is given all of it when the notebook has
+    come to something, before anything else knows that.
     """
 
     inner: Executor
     step: str
     metric: Callable[[], str]
     outlasts: Callable[[Mapping[int, float]], bool]
+    keep: Callable[[Mapping[str, Mapping[int, float]]], None]
     reported: dict[str, dict[int, float]] = field(default_factory=dict)
     pruned: Report | None = None
 
@@ -62,6 +64,8 @@ class PrunedExecutor:
             on_progress(progress)
 
         result = self.inner.run(folder, cwd=cwd, stop=own, on_progress=look)
+        if self.pruned is not None or result.status != "interrupted":
+            self.keep(self.reported)
         if self.pruned is None:
             return result
         report = self.pruned

@@ -1,7 +1,8 @@
 """A sweep whose combinations are drawn one after the other, each by what the ones before it came to.
 
-    runs/sweeps/<step>-<key>/sweep.json   the trials in their order, written before and after each
-    runs/sweeps/<step>-<key>/lock         held by flock while a process works on the search
+    runs/sweeps/<step>-<key>/sweep.json       the trials in their order, written before and after each
+    runs/sweeps/<step>-<key>/reported/7.json  what the notebook of trial 7 reported, written before its run ends
+    runs/sweeps/<step>-<key>/lock             held by flock while a process works on the search
 
 The key is made of the command and of all that the step's result depends on. The same command thus finds its trials
 again and goes on after them; what a trial came to is read from its run, and the record says which one that is.
@@ -24,7 +25,7 @@ from runner.errors import Refused, RunnerError
 from runner.failpoint import reach
 from runner.paths import FileName
 from runner.pipeline.plan import Plan
-from runner.records import FORMAT, Record, read
+from runner.records import FORMAT, Record, encode, read
 from runner.run.orchestrate import run
 from runner.run.ports import RunWatcher, World
 from runner.run.preview import preview
@@ -44,11 +45,11 @@ from runner.run.sweep import (
     tried,
 )
 
-SWEEPS, FACTS, LOCK = "sweeps", "sweep.json", "lock"
+SWEEPS, FACTS, REPORTED, LOCK = "sweeps", "sweep.json", "reported", "lock"
 
 
 class TriedRecord(Record, frozen=True, kw_only=True):
-    """One combination: `reported` has (step, value) pairs of what its notebook reported of the metric."""
+    """One combination, as it is now."""
 
     number: int
     values: dict[str, str]
@@ -56,7 +57,13 @@ class TriedRecord(Record, frozen=True, kw_only=True):
     run: FileName | None = None
     value: float | None = None
     why: str = ""
-    reported: list[tuple[int, float]] = []
+
+
+class ReportedRecord(Record, frozen=True, kw_only=True):
+    """What one notebook reported, by name: (step, value) pairs in their order."""
+
+    format: int = FORMAT
+    values: dict[str, list[tuple[int, float]]]
 
 
 class SweepRecord(Record, frozen=True, kw_only=True):
@@ -85,7 +92,6 @@ def record_of(swept: SweepResult) -> SweepRecord:
                 run=entry.run,
                 value=value.value if value is not None else None,
                 why=entry.why,
-                reported=sorted(entry.reported.items()),
             )
         )
     return SweepRecord(
@@ -99,8 +105,8 @@ def record_of(swept: SweepResult) -> SweepRecord:
 
 
 def write_record(file: Path, swept: SweepResult) -> None:
-    """Replace sweep.json; on one line, as it may have thousands of reports."""
-    atomic_write(file, msgspec.json.encode(record_of(swept)) + b"\n")
+    """Replace sweep.json."""
+    atomic_write(file, encode(record_of(swept)))
 
 
 def search(
@@ -234,10 +240,12 @@ class Trials:
             if line.state in ENDED and line.run is not None:
                 with contextlib.suppress(RunnerError, OSError):
                     known = tried(trial, store.manifest(line.run), self.task.step)
-                    trial = replace(known, reported=dict(line.reported)) if known.state == line.state else trial
+                    trial = known if known.state == line.state else trial
             self.trials.append(trial)
         for number, trial in enumerate(self.trials):
             self.result = self._ranked(number, trial)
+        metric = self.result.metric or ""
+        self.trials = [replace(trial, reported=self._reported(trial, metric)) for trial in self.trials]
         self.changed(self.result)
 
     def _drawn(self) -> int | None:
@@ -255,13 +263,30 @@ class Trials:
         world, targets = self.new_world(), (self.task.step,)
         if world.stop.is_set():
             return replace(trial, state="waiting")
-        executor = PrunedExecutor(world.executor, self.task.step, self._metric, self._outlasts)
+        file = self._reported_file(trial)
+
+        def keep(reported: Mapping[str, Mapping[int, float]]) -> None:
+            file.parent.mkdir(exist_ok=True)
+            values = {name: list(by_step.items()) for name, by_step in reported.items()}
+            atomic_write(file, encode(ReportedRecord(values=values)))
+
+        executor = PrunedExecutor(world.executor, self.task.step, self._metric, self._outlasts, keep)
         options = replace(self.task.run_options(trial.parameters, targets), beside=self.task.jobs)
         plan = self.task.plan(trial.parameters, targets)
         ended = tried(trial, run(plan, options, replace(world, executor=executor)), self.task.step)
         reach("trial ended", str(trial.number))
         metric = self.result.metric or (metric_with_direction(self.task.step, ended.metrics) if ended.metrics else "")
-        return replace(ended, reported=executor.reported.get(_own(metric), {}))
+        return replace(ended, reported=self._reported(trial, metric))
+
+    def _reported_file(self, trial: Combination) -> Path:
+        return self.file.parent / REPORTED / f"{trial.number}.json"
+
+    def _reported(self, trial: Combination, metric: str) -> dict[int, float]:
+        """What the trial's notebook reported of the metric, whichever process executed it."""
+        try:
+            return dict(read(ReportedRecord, self._reported_file(trial)).values.get(_own(metric), []))
+        except FileNotFoundError:
+            return {}
 
     def _metric(self) -> str:
         return _own(self.result.metric or "")
