@@ -213,7 +213,7 @@ min = 0.0
 FIT = """
 assert kind != 'broken'
 score = 1.0 - abs(depth - 5) / 10 - 2 * abs(eta - 0.1)
-from runner.scraps import metric, report
+from runner.scraps import report
 for step in range(3):
     report('valid', score * (step + 1) / 3, step)
 """
@@ -221,18 +221,22 @@ SEARCH = ("sweep", "fit", "--trials", "12", "--seed", "1", "-p", "fit.depth=1:9"
           "-p", "fit.kind=plain,broken,fine", "-p", "fit.rows=2", "--json")  # fmt: skip
 
 
+LAST = ("from runner.scraps import metric", "open(model, 'w').write(f'{depth} {eta}')\nmetric('valid', score, better='higher')\nmetric('rows', rows)")  # fmt: skip
+
+
+def fit_parameters() -> dict[str, Any]:
+    """The parameters of `fit`."""
+    return parameters(
+        "table: str = ''\nmodel: str = ''\nrows: int = 1\nkind: str = ''\n"
+        "depth: int = 1  # 1 to 20\neta: float = 0.5  # above 0 to 1"
+    )
+
+
 def tiny(folder: Path) -> Project:
     folder.mkdir(exist_ok=True)
     project = Project(folder)
     project.write("make.ipynb", parameters("table: str = ''"), "open(table, 'w').write('xxx')")
-    project.write(
-        "fit.ipynb",
-        parameters(
-            "table: str = ''\nmodel: str = ''\nrows: int = 1\ndepth: int = 1  # 1 to 20\neta: float = 0.5  # above 0 to 1\nkind: str = ''"
-        ),
-        FIT,
-        "open(model, 'w').write(f'{depth} {eta}')\nmetric('valid', score, better='higher')\nmetric('rows', rows)",
-    )
+    project.write("fit.ipynb", fit_parameters(), FIT, *LAST)
     project.write("judge.ipynb", parameters("model: str = ''"), recorded("score", "0.5"))
     project.toml(TOML)
     return project
@@ -335,9 +339,15 @@ def test_the_same_command_finds_everything_done_and_more_trials_go_on_from_there
     project = tiny(tmp_path / "other")
     shutil.copytree(whole.project.folder / "runs", project.folder / "runs")
     project.write("make.ipynb", parameters("table: str = ''"), "open(table, 'w').write('yyyy')")
+    (project.folder / "shift.txt").write_text("0")
+    project.write("fit.ipynb", fit_parameters(), "kind, score = 'fine', depth - float(open('shift.txt').read())", *LAST)
     other = project.runner(*SEARCH[:3], "1", *SEARCH[4:])
     assert len(other.json["tried"]) == 1
     assert other.json["report"] != more.json["report"]
+    # nor what it came to with another file, which is no input
+    (project.folder / "shift.txt").write_text("1")
+    shifted = project.runner(*SEARCH[:3], "1", *SEARCH[4:])
+    assert trials(shifted.json)[0][2] == trials(other.json)[0][2] - 1
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from runner.failpoint import reach
 from runner.paths import FileName
 from runner.pipeline.plan import Plan
 from runner.records import FORMAT, Record, encode, read
+from runner.run.cache import Cache
 from runner.run.orchestrate import run
 from runner.run.ports import RunWatcher, World
 from runner.run.preview import preview
@@ -232,15 +233,19 @@ class Trials:
         return result
 
     def _take_known(self) -> None:
-        """The trials of an earlier process. One whose run is gone, or that had not ended, is to run again."""
+        """The trials of an earlier process. One that had not ended, whose run is gone, or that read a file which is no
+        input and has changed, is to run again."""
         lines = read(SweepRecord, self.file).tried if self.file.exists() else []
         store = self.new_world().store
+        cache = Cache(store, self.task.file.parent)
         for line in lines:
             trial = Combination(line.values, line.values, line.number)
             if line.state in ENDED and line.run is not None:
                 with contextlib.suppress(RunnerError, OSError):
-                    known = tried(trial, store.manifest(line.run), self.task.step)
-                    trial = known if known.state == line.state else trial
+                    manifest = store.manifest(line.run)
+                    known, result = tried(trial, manifest, self.task.step), manifest.step(self.task.step).result
+                    if known.state == line.state and result is not None and not cache.changed(result.opened):
+                        trial = known
             self.trials.append(trial)
         for number, trial in enumerate(self.trials):
             self.result = self._ranked(number, trial)
