@@ -415,6 +415,20 @@ def test_what_cannot_be_searched_is_said_before_anything_runs(tmp_path: Path) ->
     assert not project.runs
 
 
+def test_what_cannot_be_ranked_ends_the_search_with_its_first_trial(tmp_path: Path) -> None:
+    project = tiny(tmp_path / "ranked")
+    command = ("sweep", "fit", "--trials", "9", "-p", "fit.depth=1:9")
+    done = project.runner(*command, "--metric", "fit.vald")
+    assert (done.code, "did you mean `fit.valid`" in done.err) == (2, True), done.err
+    project.write("fit.ipynb", fit_parameters(), "open(model, 'w').write('m')")
+    done = project.runner(*command)
+    assert (done.code, "fit records none" in done.err) == (2, True), done.err
+    assert executed(project) == {"fit": 2, "make": 1}
+    project.toml(TOML.replace('notebook = "fit.ipynb"', 'notebook = "fit.ipynb"\nmap = { kind = ["a", "b"] }'))
+    done = project.runner(*command)
+    assert (done.code, "for each of its keys" in done.err) == (2, True), done.err
+
+
 def test_a_second_process_waits_for_no_search_that_is_going_on(tmp_path: Path) -> None:
     project = tiny(tmp_path / "busy")
     project.write(

@@ -189,6 +189,8 @@ def _tried_values(
     from runner.notebook.source import read_notebook
 
     given = parse_overrides(parameters)
+    if project.spec.steps[step].map:
+        raise UsageError(f"Step {step} is executed for each of its keys: there is no one value of it to rank by.")
     declared = read_notebook(project.root / project.spec.steps[step].notebook).parameters
     if trials is not None:
         fixed, space = drawn_from(given, step, declared)

@@ -251,7 +251,7 @@ class Trials:
             self.result = self._ranked(number, trial)
         metric = self.result.metric or ""
         self.trials = [replace(trial, reported=self._reported(trial, metric)) for trial in self.trials]
-        self.changed(self.result)
+        self.changed(self._ranked(0, self.trials[0]) if self.trials else self.result)
 
     def _drawn(self) -> int | None:
         """The place of one more trial; None where there are enough, or nothing new is left to draw."""
@@ -280,8 +280,10 @@ class Trials:
         plan = self.task.plan(trial.parameters, targets)
         ended = tried(trial, run(plan, options, replace(world, executor=executor)), self.task.step)
         reach("trial ended", str(trial.number))
-        metric = self.result.metric or (metric_with_direction(self.task.step, ended.metrics) if ended.metrics else "")
-        return replace(ended, reported=self._reported(trial, metric))
+        metric = self.result.metric
+        if metric is None and ended.state == "complete":
+            metric = metric_with_direction(self.task.step, ended.metrics)
+        return replace(ended, reported=self._reported(trial, metric or ""))
 
     def _reported_file(self, trial: Combination) -> Path:
         return self.file.parent / REPORTED / f"{trial.number}.json"

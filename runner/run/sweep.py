@@ -248,7 +248,7 @@ def ranked(result: SweepResult, tried: Combination, combinations: Sequence[Combi
     Raises UsageError where it is not known by which metric, or this was not recorded.
     """
     metric, better = result.metric, result.better
-    if tried.metrics:
+    if tried.state == "complete":
         if metric is None:
             metric = metric_with_direction(result.step, tried.metrics)
         if metric not in tried.metrics:
