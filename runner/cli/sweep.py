@@ -196,7 +196,7 @@ def _tried_values(
         fixed, space = drawn_from(given, step, declared)
         method, seed, no_prune = how
         return fixed, {}, Search(space, trials, method or "tpe", seed or 0, prune=not no_prune)
-    if any(how):
+    if how != (None, None, False):
         raise UsageError("--search, --seed and --no-prune are for a search: say how many trials, as in --trials 50.")
     fixed, grid = {}, dict[str, list[str]]()
     for name, text in given.items():
