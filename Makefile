@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # a file's tests share what it has built, so they stay in one process
 TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-.PHONY: same-python run test quick durations test-standard soak coverage bench bench-serving bench-capture lab studio lint docs locks clean
+.PHONY: same-python run test quick durations budget test-standard soak coverage bench bench-scaling bench-serving bench-capture lab studio lint docs locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -27,6 +27,10 @@ quick: $(VENV)/.all
 # the order of the next runs: the longest files first
 durations: $(VENV)/.all
 	$(TESTED) -n 3 -m "not soak" --record-durations
+
+# what commands cost now, as the most that they may cost
+budget: $(VENV)/.all
+	$(TESTED) -n 0 tests/test_budget.py --renew-budget
 
 # of the tests those that need nothing of Linux
 STANDARD := $(patsubst %,tests/test_%.py,gate layers model_folder model_records parameters_cell paths pipeline registry registry_file scraps types)
@@ -51,6 +55,9 @@ ifndef QUICK
 	$(BIN)/python -m benchmarks.unchanged
 	$(BIN)/python -m benchmarks.many_runs
 endif
+
+bench-scaling: $(VENV)/.all $(VENV)-peers/.ready
+	$(BIN)/python -m benchmarks.scaling $(if $(QUICK),--quick)
 
 bench-serving: $(VENV)/.all $(VENV)-peers-serving/.ready
 	$(BIN)/python -m benchmarks.serving $(if $(QUICK),--rounds 2 --seconds 1,--write)

@@ -29,6 +29,8 @@ NAMES = (
 )
 # of a mapped step
 MAP_NAMES = ("key ended",)
+# of a search, with the trial's number
+SEARCH_NAMES = ("trial about to run", "trial ended", "trial recorded")
 # of a step in SageMaker
 JOB_NAMES = ("job about to be created", "job created", "job ended")
 # of a registration or a decision in SageMaker's registry

@@ -26,7 +26,7 @@ Key = str | int | float  # of a mapped step
 MapSource = str | list[Key]
 Flag = bool | msgspec.UnsetType  # written only where it is set: what older runs hold keeps its bytes
 Share = float | msgspec.UnsetType
-StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", "skipped"]
+StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", "skipped", "pruned"]
 RunStatus = Literal["running", "succeeded", "failed", "interrupted"]
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
 Better = Literal["higher", "lower"]
@@ -365,7 +365,7 @@ class StepError(Record, frozen=True, kw_only=True):
     """Why a step did not succeed, for a person and for `runner debug`."""
 
     kind: Literal["exception", "stopped early", "kernel died", "timeout", "out of memory", "output missing",
-                  "input changed", "interrupted", "refused", "remote"]  # fmt: skip
+                  "input changed", "interrupted", "refused", "remote", "pruned"]  # fmt: skip
     ename: str
     evalue: str
     cell: int | None = None  # as after Run All: the number in [9]

@@ -1,8 +1,9 @@
-"""What a notebook calls to record its results: `metric`, `figure`, `table`.
+"""What a notebook calls to record its results: `metric`, `figure`, `table`, and `report` on the way to a metric.
 
 Written as scrapbook writes, so that `scrapbook.read_notebook` reads them too: a metric's scrap is the plain number, as
 `scrapbook.glue(name, number)` would write it; an interval or direction is a second scrap, `NAME.interval`; a table is
-the scrap `NAME.table`; a figure is one of scrapbook's display outputs with alt text in its metadata.
+the scrap `NAME.table`, the last report the scrap `NAME.report`; a figure is one of scrapbook's display outputs with alt
+text in its metadata.
 
 Outside a kernel, in a plain script, the checks are the same and nothing is shown or recorded.
 """
@@ -10,6 +11,7 @@ Outside a kernel, in a plain script, the checks are the same and nothing is show
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _recorded: dict[str, tuple[str, int]] = {}  # metric name -> the cell and its execution, in this kernel
+_reported: dict[str, int] = {}  # metric name -> the cell execution that shows its reports, in this kernel
 
 
 def metric(
@@ -33,8 +36,7 @@ def metric(
     NaN, infinity, incomplete or reversed intervals, a name that is not an identifier, and a name that another cell has
     recorded in this kernel, or the same cell twice.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"The metric's name {name!r} must be a Python name; the gate calls it step.name.")
+    _check_name(name)
     number = _number(name, value)
     if (low is None) != (high is None):
         raise ValueError(f"Metric {name}: give both low and high, or neither.")
@@ -49,6 +51,34 @@ def metric(
     _glue(name, number)
     if interval:
         _glue(f"{name}.interval", interval)
+
+
+def report(name: str, value: float, step: int) -> None:
+    """Say how far the metric `name` is after `step` rounds, epochs or the like, 0 or more.
+
+    `runner sweep --trials` ends a trial that is worse than others were at that step; elsewhere the last value is shown.
+    The metric itself is still recorded by `metric`, at the end. Takes values as `metric` does and raises as it does,
+    TypeError for a step that is no whole number, ValueError for one below 0.
+    """
+    _check_name(name)
+    number = _number(name, value)
+    try:
+        at = operator.index(step)
+    except TypeError:
+        raise TypeError(f"Metric {name}: step is {step!r}, which is not a whole number.") from None
+    if at < 0:
+        raise ValueError(f"Metric {name}: step is {at}, which is below 0.")
+    shell = _shell()
+    if shell is None:
+        return
+    first, _reported[name] = _reported.get(name) != shell.execution_count, shell.execution_count
+    _glue(
+        f"{name}.report",
+        {"value": number, "step": at},
+        text=f"{name} {number:.6g} at step {at}",
+        display_id=f"runner.report.{name}.{shell.execution_count}",  # one line for each cell that reports
+        update=not first,
+    )
 
 
 def figure(name: str, fig: Figure, *, alt: str, caption: str = "") -> None:
@@ -100,6 +130,11 @@ def table(name: str, frame: pd.DataFrame, *, caption: str = "") -> None:
     _glue(f"{name}.table", {"columns": columns, "rows": content["data"], "caption": caption})
 
 
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"The metric's name {name!r} must be a Python name; the gate calls it step.name.")
+
+
 def _number(name: str, value: Any) -> float:
     """The value as a plain float. numpy's scalars are recognised by their dtype, so that numpy is not imported."""
     dtype = getattr(value, "dtype", None)
@@ -132,18 +167,19 @@ def _once(name: str) -> None:
     _recorded[name] = (cell, shell.execution_count)
 
 
-def _glue(name: str, data: Any) -> None:
-    """As `scrapbook.glue(name, data, "json")`, whose import takes one to four seconds."""
+def _glue(name: str, data: Any, *, text: str = "", **how: Any) -> None:
+    """As `scrapbook.glue(name, data, "json")`, whose import takes one to four seconds; with `text` also shown."""
     scrap = {"name": name, "data": data, "encoder": "json", "version": 1}
     metadata = {"scrapbook": {"name": name, "data": True, "display": False}}
     if _shell() is not None:
-        _show({"application/scrapbook.scrap.json+json": scrap}, metadata=metadata)
+        plain = {"text/plain": text} if text else {}
+        _show({"application/scrapbook.scrap.json+json": scrap, **plain}, metadata=metadata, **how)
 
 
-def _show(data: dict[str, Any], *, metadata: dict[str, Any] | None = None) -> None:
+def _show(data: dict[str, Any], *, metadata: dict[str, Any] | None = None, **how: Any) -> None:
     from IPython.display import display  # in a notebook it is there already
 
-    display(data, metadata=metadata or {}, raw=True)  # type: ignore[no-untyped-call]
+    display(data, metadata=metadata or {}, raw=True, **how)  # type: ignore[no-untyped-call]
 
 
 def _shell() -> Any:

@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record-durations", action="store_true", help=f"Write each file's seconds into {DURATIONS.name}."
     )
+    parser.addoption("--renew-budget", action="store_true", help="Write what commands cost now into tests/budget.json.")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -32,6 +32,8 @@ OUTPUTS: Cells = [
     "handle = display('first', display_id='a'); display('other')",
     "handle.update('second'); display('third', display_id='a', update=True)",
     "display('again', display_id='a')",
+    "from runner.scraps import report\nfor n in range(3): report('auc', n / 4, n); report('loss', 1 - n, n)",
+    "report('auc', 0.9, 3)",
     "for n in range(3):\n    clear_output(wait=True)\n    print('step', n)",
     "print('gone'); clear_output(); print('kept')",
     "print('progress 1\\rprogress 2')",

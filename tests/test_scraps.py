@@ -218,6 +218,38 @@ def test_a_name_is_recorded_once_unless_its_cell_is_run_again() -> None:
         place.cleanup()
 
 
+def test_what_is_reported_on_the_way_is_one_line_and_no_metric(tmp_path: Path) -> None:
+    sources = (
+        "from runner.scraps import metric, report\nimport numpy as np",
+        "for step in range(3):\n    report('auc', np.float32(step / 4), np.int64(step)); report('loss', -step, step)",
+        "report('auc', 0.9, 7); metric('auc', 0.95)",
+    )
+    path = executed(tmp_path / "nb.ipynb", *sources)
+    outputs = [cell["outputs"] for cell in json.loads(path.read_text())["cells"]]
+    assert [[output["data"]["text/plain"] for output in shown if "text/plain" in output["data"]] for shown in outputs] == [
+        [], [["auc 0.5 at step 2"], ["loss -2 at step 2"]], [["auc 0.9 at step 7"]]
+    ]  # fmt: skip
+    ours = read_scraps(path)
+    assert (ours.metrics, ours.problems) == ({"auc": Metric(value=0.95)}, {})
+    assert theirs(path)["loss.report"] == {"value": -2.0, "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (("auc", 0.5, 1.5), TypeError, "step is 1.5, which is not a whole number"),
+        (("auc", 0.5, "3"), TypeError, "step is '3', which is not a whole number"),
+        (("auc", 0.5, -1), ValueError, "step is -1, which is below 0"),
+        (("auc", math.nan, 1), ValueError, "not finite"),
+        (("auc", "0.5", 1), TypeError, "not a number"),
+        (("a.b", 0.5, 1), ValueError, "must be a Python name"),
+    ],
+)
+def test_a_report_that_cannot_be_compared_is_refused(arguments: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        scraps.report(*arguments)
+
+
 def test_figures_and_tables_are_shown_and_read_back(tmp_path: Path) -> None:
     draw = (
         "fig, ax = plt.subplots(figsize=(2, 1))\nax.plot([0, 1], [0, 1])\n"
@@ -295,6 +327,7 @@ def test_in_a_plain_script_values_are_checked_and_nothing_is_shown(capsys: pytes
 
     scraps.metric("auc", 0.5, low=0.4, high=0.6)
     scraps.metric("auc", 0.5)
+    scraps.report("auc", 0.5, 3)
     scraps.figure("line", plt.figure(), alt="Nothing")
     scraps.table("parts", pd.DataFrame({"n": [1]}))
     assert capsys.readouterr() == ("", "")

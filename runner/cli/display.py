@@ -14,7 +14,10 @@ from runner.records import Mapped
 from runner.run.ports import Silent
 from runner.step.execute import Progress
 
-MARKS = {"running": "▸", "succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", None: " "}
+MARKS = {
+    "running": "▸", "succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", "pruned": "–",
+    None: " ",
+}  # fmt: skip
 COLOURS = {"succeeded": "green", "cached": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 PLAIN_EVERY_S = 5.0  # between lines of progress in a log
 

@@ -13,7 +13,7 @@ from runner.records import Verdict
 from runner.run.ports import RunWatcher
 from runner.step.execute import Progress
 
-ENDED = ("succeeded", "cached", "failed", "interrupted")
+ENDED = ("succeeded", "cached", "failed", "interrupted", "pruned")
 
 
 class Reporter:

@@ -48,7 +48,7 @@ def failures(manifest: RunManifest) -> Iterator[str]:
     """The exception of each step that failed, with its whole message, then its cell."""
     for step in manifest.steps:
         error = step.result.error if step.result else None
-        if error is None:
+        if error is None or step.status == "pruned":
             continue
         lines = f"{error.ename}: {error.evalue}".strip().splitlines()
         yield f"  ✗ {step.name}: {lines[0]}"

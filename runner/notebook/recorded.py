@@ -22,7 +22,7 @@ from runner.records import Metric, typed
 PREFIX = "application/scrapbook.scrap."  # then the encoder's name and "+json"
 OLD_PREFIX = "application/papermill.record"  # then "+json": before scrapbook, papermill recorded by itself
 TABLES = ("pandas", "arrow")  # encoders of scrapbook now, and of its first versions
-INTERVAL, TABLE = ".interval", ".table"  # suffixes of the companions that runner.scraps writes
+INTERVAL, TABLE, REPORT = ".interval", ".table", ".report"  # suffixes of the companions that runner.scraps writes
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def read_scraps(path: Path) -> Scraps:
     metrics: dict[str, Metric] = {}
     problems: dict[str, str] = {}
     for name, scraps in recorded.items():
+        if name.endswith(REPORT) and isinstance(scraps[0].value, dict):
+            continue
         if name.endswith(TABLE) or (name.endswith(INTERVAL) and name.removesuffix(INTERVAL) in recorded):
             continue
         companions = recorded.get(name + INTERVAL, [])
@@ -92,6 +94,25 @@ def read_scraps(path: Path) -> Scraps:
         else:
             metrics[name] = _metric(scraps[0].value, companions[0].value if companions else {})
     return Scraps(metrics, problems, {name: scraps[-1].value for name, scraps in recorded.items()})
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a notebook reported on the way to the metric `name`, by `runner.scraps.report`."""
+
+    name: str
+    value: float
+    step: int
+
+
+def report_in(data: Any) -> Report | None:
+    """The report in a display's data, as a kernel sends it; None in any other."""
+    match data.get(f"{PREFIX}json+json") if isinstance(data, dict) else None:
+        case {"name": str(name), "data": {"value": int() | float() as value, "step": int(step)}} if name.endswith(
+            REPORT
+        ) and math.isfinite(value):
+            return Report(name.removesuffix(REPORT), float(value), step)
+    return None
 
 
 def read_figures(path: Path) -> tuple[list[Figure], list[Table]]:

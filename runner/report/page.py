@@ -27,7 +27,10 @@ REPORT = "report.html"
 MOST_PAGES, MOST_ROWS = 20, 2_000  # of a mapped step: keys that failed with a page of their own, keys in its table
 WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
-STATES = {"succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", "running": "▸", None: "·"}
+STATES = {
+    "succeeded": "✓", "cached": "✓", "failed": "✗", "interrupted": "‖", "skipped": "–", "pruned": "–", "running": "▸",
+    None: "·",
+}  # fmt: skip
 
 
 def write_report(run_folder: Path, manifest: RunManifest | None = None, path: Path | None = None) -> Path:

@@ -79,7 +79,7 @@ class Cache:
         """As `find`, also of one key of a mapped step; `why` is "" where nothing with this key was kept."""
         why = ""
         for entry in reversed(self._read(step, f"{digest(key)}.json")):
-            changed = self._changed(entry.opened)
+            changed = self.changed(entry.opened)
             try:
                 if not changed:
                     return self._hit(entry, step)
@@ -171,9 +171,9 @@ class Cache:
             return NEVER
         sources = {name: spec.from_ for name, spec in step.spec.inputs.items()}
         changes = differences(latest[-1].key, key, sources, lambda old, new: changed_objects(old, new, self.store))
-        return ", ".join(changes) or self._changed(latest[-1].opened) or NEVER
+        return ", ".join(changes) or self.changed(latest[-1].opened) or NEVER
 
-    def _changed(self, opened: Mapping[str, Opened]) -> str:
+    def changed(self, opened: Mapping[str, Opened]) -> str:
         """A sentence about the first undeclared file that is not as it was when the step read it; "" for none."""
         for name, before in sorted(opened.items()):
             reader = f"cell [{before.cell}]" if before.cell is not None else "the step"

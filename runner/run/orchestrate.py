@@ -331,7 +331,8 @@ class Steps:
             return
         run_folder.seal(outcome, store=self.world.store, run=self.manifest.run, step=step.name)
         reach("step sealed", step.name)
-        self._complete(replace(state, status=outcome.status), outcome)
+        why = outcome.error.evalue if outcome.status == "pruned" and outcome.error is not None else state.why
+        self._complete(replace(state, status=outcome.status, why=why), outcome)
 
     def _complete(self, state: StepState, result: StepResult) -> None:
         """Take in a new or an earlier result, and the registration it asks for."""

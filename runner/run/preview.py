@@ -32,10 +32,11 @@ class StepPreview:
 
 @dataclass(frozen=True)
 class Preview:
-    """The steps in order, and `sources`, what comes from outside the run, by "step.input"."""
+    """The steps in order, `sources`, what comes from outside the run, by "step.input", and the steps' known keys."""
 
     steps: list[StepPreview]
     sources: dict[str, InputFact]
+    keys: dict[str, StepKey] = field(default_factory=dict)
 
 
 def preview(plan: Plan, options: Options, world: World) -> Preview:
@@ -51,18 +52,19 @@ def preview(plan: Plan, options: Options, world: World) -> Preview:
         previewed = _Previewed(plan, sources, Cache(world.store, plan.root), world.runtime)
         steps = [previewed.step(step) for step in plan.steps]
         previewed.cache.hashes.save()
-        return Preview(steps, sources)
+        return Preview(steps, sources, previewed.keys)
 
 
 @dataclass
 class _Previewed:
-    """The steps looked at so far; `results` has those of steps that would be cached."""
+    """The steps looked at so far; `results` has those of steps that would be cached, `keys` those that are known."""
 
     plan: Plan
     sources: dict[str, InputFact]
     cache: Cache
     runtime: Runtime | None
     results: dict[str, StepResult] = field(default_factory=dict)
+    keys: dict[str, StepKey] = field(default_factory=dict)
 
     def step(self, step: PlannedStep) -> StepPreview:
         if step.skip:
@@ -76,6 +78,7 @@ class _Previewed:
         inputs = {name: self._input(f"{step.name}.{name}", spec, verdict) for name, spec in step.spec.inputs.items()}
         keys = keys_of(step, self.results, self.cache.store)
         key = step_key(step, inputs, index_file=self.cache.packages_file, runtime=self.runtime, keys=keys)
+        self.keys[step.name] = key
         match = self.cache.find(step, key)
         if isinstance(match, Miss):
             return StepPreview(step.name, "run", self._missing_keys(step, key, keys) + match.why)

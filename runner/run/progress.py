@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from runner.step.execute import Progress
@@ -34,7 +34,7 @@ class ProgressFile:
         self._tell(progress)
         with self._lock:
             is_new = progress.step not in self._steps
-            self._steps[progress.step] = progress
+            self._steps[progress.step] = replace(progress, report=None)
             if is_new or time.monotonic() - self._written >= EVERY_S:
                 self._written = time.monotonic()
                 with contextlib.suppress(OSError):  # a full disk must not end the run

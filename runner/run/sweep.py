@@ -14,20 +14,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from runner.errors import StepFailed, UsageError
 from runner.manifest import RunManifest
 from runner.pipeline.file import nearest
 from runner.pipeline.plan import Plan
 from runner.pipeline.plan import plan as make_plan
-from runner.records import Metric
+from runner.records import Better, Metric
 from runner.run.orchestrate import run
 from runner.run.ports import Options, RunWatcher, World
 from runner.run.sources import public_values
+from runner.run.space import MOST, Search
 from runner.run.turns import InTurn
 
-MOST = 1000  # combinations
 TAG = "sweep"
+State = Literal["waiting", "running", "complete", "pruned", "failed", "interrupted"]
+ENDED = ("complete", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -35,27 +38,60 @@ class Combination:
     """Values of the swept parameters; `run` is None before it has run. `metrics` are the step's, as "step.name".
 
     `parameters` are what the notebooks get, `values` the same without credentials. `why` says why there are no metrics.
+    `number` counts from 1 in the order in which they were made; `score` and `reported` (step: value) are of the metric
+    that ranks.
     """
 
     values: Mapping[str, str]
     parameters: Mapping[str, str]
+    number: int = 0
+    state: State = "waiting"
     run: str | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     why: str = ""
+    score: float | None = None
+    reported: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """`tried` has the best first, those without a value last. `metric` is None until it is known what to rank by."""
+    """`tried` has the best first, those without a value last. `metric` is None until it is known what to rank by.
+
+    Of a search `tried` has the trials that have begun, and `folder` is the name of its own below `sweeps/`.
+    """
 
     step: str
     metric: str | None
-    better: str
+    better: Better
     tried: tuple[Combination, ...]
     winner: RunManifest | None = None
+    search: Search | None = None
+    folder: str = ""
 
     def value(self, combination: Combination) -> Metric | None:
         return combination.metrics.get(self.metric) if self.metric is not None else None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the swept parameters."""
+        return list(self.search.space if self.search is not None else self.tried[0].values)
+
+    @property
+    def best(self) -> Combination | None:
+        """The best so far; None while none has a value."""
+        return self.tried[0] if self.tried and self.value(self.tried[0]) is not None else None
+
+    @property
+    def total(self) -> int:
+        return max(self.search.trials if self.search is not None else 0, len(self.tried))
+
+    @property
+    def ended(self) -> int:
+        """How many have come to something, whatever it is."""
+        return sum(tried.state in ENDED for tried in self.tried)
+
+    def count(self, state: State) -> int:
+        return sum(tried.state == state for tried in self.tried)
 
 
 @dataclass(frozen=True)
@@ -75,7 +111,15 @@ class Sweep:
         if count > MOST:
             raise UsageError(f"These are {count:,} combinations; {MOST:,} is the most. Leave values out.")
         products = (dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
-        return [Combination(public_values(parameters), parameters) for parameters in products]
+        return [Combination(public_values(chosen), chosen, number) for number, chosen in enumerate(products, 1)]
+
+    def check_metric(self) -> None:
+        """Raises UsageError for a metric of another step."""
+        if self.metric is not None and self.metric.partition(".")[0] != self.step:
+            raise UsageError(
+                f"--metric {self.metric}: a sweep ranks by what {self.step} itself records, on validation rows. "
+                "Choosing by what is measured on the test rows would leave nothing to measure the winner by."
+            )
 
     def plan(self, parameters: Mapping[str, str], targets: Sequence[str]) -> Plan:
         options = self.run_options(parameters, targets)
@@ -107,18 +151,14 @@ def sweep(
     `new_world` gives each run its own world; `watcher` is told of the winner's. Raises UsageError for what cannot be
     ranked, as soon as that is known, and StepFailed where no combination gave a value.
     """
-    step, metric = task.step, task.metric
-    if metric is not None and metric.partition(".")[0] != step:
-        raise UsageError(
-            f"--metric {metric}: a sweep ranks by what {step} itself records, on validation rows. "
-            "Choosing by what is measured on the test rows would leave nothing to measure the winner by."
-        )
+    step = task.step
+    task.check_metric()
     combinations = task.combinations()
     # every mistake is reported before the first kernel starts
     plans = [task.plan(combination.parameters, (step,)) for combination in combinations]
-    result = SweepResult(step, metric, "higher", tuple(combinations))
+    result = SweepResult(step, task.metric, "higher", tuple(combinations))
     on_change(result)
-    _run_earlier_steps(task, plans, combinations, new_world)
+    run_earlier_steps(task, plans, combinations, new_world)
 
     turns = threading.Semaphore(task.jobs)
 
@@ -128,34 +168,45 @@ def sweep(
             return replace(combination, why="not started")
         options = replace(task.run_options(combination.parameters, (step,)), beside=task.jobs)
         world = replace(world, executor=InTurn(world.executor, turns))
-        return _tried(combination, run(plans[number], options, world), step)
+        return tried(combination, run(plans[number], options, world), step)
 
     # one run more than steps, so that a core does not wait while a run is sealed
     with ThreadPoolExecutor(task.jobs + 1) as pool:
         pending = {pool.submit(try_one, number): number for number in range(len(combinations))}
         try:
             for future in as_completed(pending):
-                combinations[pending[future]] = tried = future.result()
-                result = _ranked(result, tried, combinations)
+                combinations[pending[future]] = ended = future.result()
+                result = ranked(result, ended, combinations)
                 on_change(result)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # start nothing more
             raise
+    return evaluate_best(task, result, new_world, on_change=on_change, watcher=watcher)
+
+
+def evaluate_best(
+    task: Sweep,
+    result: SweepResult,
+    new_world: Callable[[], World],
+    *,
+    on_change: Callable[[SweepResult], None],
+    watcher: RunWatcher | None,
+) -> SweepResult:
+    """Run the best combination on, through all steps that need no verdict. Raises StepFailed where none has a value."""
     world = new_world() if watcher is None else replace(new_world(), watcher=watcher)
     if world.stop.is_set():
         return result
-    best = result.tried[0]
-    if result.value(best) is None:
-        raise StepFailed(
-            f"No combination of the sweep gave a value to rank by. The first: {best.why or 'it has none'}."
-        )
+    best = result.best
+    if best is None:
+        why = result.tried[0].why if result.tried else ""
+        raise StepFailed(f"No combination of the sweep gave a value to rank by. The first: {why or 'it has none'}.")
     targets = [planned.name for planned in task.plan(best.parameters, ()).steps if not planned.needs_verdict]
     result = replace(result, winner=task.run(best.parameters, targets, world))
     on_change(result)
     return result
 
 
-def _run_earlier_steps(
+def run_earlier_steps(
     task: Sweep, plans: Sequence[Plan], combinations: Sequence[Combination], new_world: Callable[[], World]
 ) -> None:
     """Run what the step needs, once for each set of values that differs there: two combinations would do it at once."""
@@ -179,25 +230,27 @@ def _run_earlier_steps(
             )
 
 
-def _tried(combination: Combination, manifest: RunManifest, step: str) -> Combination:
+def tried(combination: Combination, manifest: RunManifest, step: str) -> Combination:
+    """The combination with what its run came to."""
     state = manifest.step(step)
     if state.complete:
         own = {name: metric for name, metric in manifest.metrics.items() if name.partition(".")[0] == step}
-        return replace(combination, run=manifest.run, metrics=own)
+        return replace(combination, state="complete", run=manifest.run, metrics=own)
     error = state.result.error if state.result is not None else None
     why = f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}" if error else state.status or ""
-    return replace(combination, run=manifest.run, why=why)
+    ended: State = "pruned" if state.status == "pruned" else "failed" if state.status == "failed" else "interrupted"
+    return replace(combination, state=ended, run=manifest.run, why=why)
 
 
-def _ranked(result: SweepResult, tried: Combination, combinations: Sequence[Combination]) -> SweepResult:
+def ranked(result: SweepResult, tried: Combination, combinations: Sequence[Combination]) -> SweepResult:
     """The result with one more combination: the best first, equal ones in the order of the grid.
 
     Raises UsageError where it is not known by which metric, or this was not recorded.
     """
     metric, better = result.metric, result.better
-    if tried.metrics:
+    if tried.state == "complete":
         if metric is None:
-            metric = _metric_with_direction(result.step, tried.metrics)
+            metric = metric_with_direction(result.step, tried.metrics)
         if metric not in tried.metrics:
             raise UsageError(f"--metric {metric}: that was not recorded{nearest(metric, tried.metrics)}")
         better = tried.metrics[metric].better or "higher"
@@ -211,7 +264,7 @@ def _ranked(result: SweepResult, tried: Combination, combinations: Sequence[Comb
     return replace(result, tried=tuple(sorted(combinations, key=rank)))
 
 
-def _metric_with_direction(step: str, recorded: Mapping[str, Metric]) -> str:
+def metric_with_direction(step: str, recorded: Mapping[str, Metric]) -> str:
     """The one metric that says which way is better. Raises UsageError where there is none, or several."""
     directed = [name for name, metric in recorded.items() if metric.better is not None]
     if len(directed) == 1:

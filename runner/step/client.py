@@ -28,6 +28,7 @@ with without(*PAPERMILLS, "pyarrow"):
 
 from runner.kernel.display_limits import DisplayLimits
 from runner.kernel.standard import GRACE_S, end
+from runner.notebook.recorded import report_in
 from runner.step.execution import CellError, Ending, Execution
 
 LEAVE_S = 30.0  # for the notebook's own threads and exit handlers
@@ -281,6 +282,8 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
                 content["data"] = {
                     name: _storable(name, value) for name, value in content["data"].items() if value is not None
                 }
+                if (report := report_in(content["data"])) is not None:
+                    self.execution.on_report(report)
             return super().process_message(msg, cell, cell_index)
         except CellExecutionComplete:
             raise

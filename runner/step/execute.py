@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from runner.escape import terminal
 from runner.failpoint import reach
 from runner.kernel.choose import OPENED, start
 from runner.kernel.choose import SOURCE as SOURCE  # its name beside those of the step folder's other files
-from runner.notebook.recorded import read_scraps
+from runner.notebook.recorded import Report, read_scraps
 from runner.notebook.redaction import Redactor
 from runner.notebook.source import Cell, Notebook, read_notebook
 from runner.paths import stays_below
@@ -72,6 +72,7 @@ class Progress:
     cell: int | None = None
     first_line: str = ""
     unit: str = "cells"  # of `done` and `total`; keys of a mapped step
+    report: Report | None = None  # what the notebook has just reported
 
 
 def execute(
@@ -235,14 +236,21 @@ def _execution(
             return notebook.cells[index]
         return None if index == tagged + 1 else notebook.cells[index - 1]
 
+    shown = Progress(job.step, 0, total)
+
     def on_cell(index: int, done: bool) -> None:
+        nonlocal shown
         cell = source_cell(index)
         if cell is not None and cell.number is not None:
-            on_progress(Progress(job.step, cell.number - (not done), total, cell.number, cell.first_line))
+            shown = Progress(job.step, cell.number - (not done), total, cell.number, cell.first_line)
+            on_progress(shown)
 
-    return Execution(
-        on_cell, stop, TimeLimits(job.cell_timeout_s, deadline), kernel, Saver(folder / EXECUTED, redactor)
-    )
+    def on_report(report: Report) -> None:
+        words = f"{report.name} {report.value:.4g} at step {report.step:,}"
+        on_progress(replace(shown, first_line=words, report=report))
+
+    limits = TimeLimits(job.cell_timeout_s, deadline)
+    return Execution(on_cell, stop, limits, kernel, Saver(folder / EXECUTED, redactor), on_report=on_report)
 
 
 def _outputs(job: StepJob, folder: Path) -> tuple[dict[str, Artifact], StepError | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runner.kernel.standard import Kernel
+from runner.notebook.recorded import Report
 
 # "left": a cell called exit(); "silent": the kernel runs, but did not reply that the cell had ended
 Ending = Literal["end", "error", "left", "cell timeout", "step timeout", "stopped", "died", "silent"]
@@ -45,3 +46,4 @@ class Execution:
     last_words: str = ""
     numbers_injected: bool = False  # the injected cell counts like any other
     saves_within_cells: bool = True
+    on_report: Callable[[Report], None] = lambda _: None
