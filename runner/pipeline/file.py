@@ -17,7 +17,7 @@ import msgspec
 
 from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
-from runner.pipeline import mapping
+from runner.pipeline import cluster, mapping
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.capture import capture_findings
 from runner.records import (
@@ -360,6 +360,7 @@ def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[
         if isinstance(keys, str):
             yield from _output_reference(keys, f"{where}.map.{key}", pipeline)
     yield from mapping.findings(name, step, pipeline)
+    yield from cluster.findings(name, step, pipeline)
 
 
 def _input_references(step: str, where: str, spec: InputSpec, pipeline: Pipeline) -> Iterator[str]:

@@ -14,6 +14,7 @@ from runner.aws.pipelines.parameters import active
 from runner.aws.pipelines.pushed import DryRunBucket, put_files
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.aws.settings import OWN, Settings, settings
+from runner.pipeline.cluster import refuse_pushed
 from runner.pipeline.mapping import refuse_elsewhere
 from runner.pipeline.plan import Plan
 from runner.run.store import Store
@@ -41,6 +42,7 @@ def show(plan: Plan, store: Store, *, profile: str | None) -> dict[str, Any]:
 def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> PushOutcome:
     """Upload what the jobs need, and create or update the Pipeline; an equal one is not updated."""
     refuse_elsewhere(plan.pipeline, "in a SageMaker Pipeline")
+    refuse_pushed(plan.pipeline)
     defaults, name = settings(plan.pipeline), plan.pipeline.name
     session = Session(defaults.region, kms_key=defaults.kms_key)
     _check_images(session, plan)

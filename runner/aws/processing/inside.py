@@ -28,7 +28,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing._run import leave_message
 from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
-from runner.aws.processing.outcome import not_executed, result_at
+from runner.aws.processing.outcome import result_at
 from runner.aws.processing.request import INPUT, JobPlace, input_name
 from runner.aws.processing.training import VARIABLE, metric_line
 from runner.aws.s3 import split
@@ -42,6 +42,7 @@ from runner.run.packages import versions
 from runner.run.store import files_of
 from runner.step.__main__ import exit_code
 from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE, Progress, execute
+from runner.step.outcome import not_executed
 
 THREADS = 4  # that send outputs, or fetch an input
 
