@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ TELL_EVERY_S = 0.5
 START_S = 600.0  # for the scheduler's machine to be there, and for a worker to find it again
 LINE = 1000  # characters of a log's line; 4096 bytes are written to a pipe as one
 TRY_EVERY_S = 0.5
+END_S = 2.0  # for a worker's task to end by itself
 CONNECT_S = 10.0
 
 
@@ -95,6 +95,7 @@ async def _lead(node: Node) -> None:
             own = scheduler.proc.memory_info().rss
             tell(memory=used + own, workers=len(scheduler.workers), seen=len(seen))
             await asyncio.wait({ended}, timeout=TELL_EVERY_S if ready else TELL_EVERY_S / 5)
+        tell(seen=len(seen | set(scheduler.workers)))
         starting.cancel()
 
 
@@ -128,7 +129,6 @@ async def _start_workers(node: Node, scheduler: str, stack: AsyncExitStack) -> l
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=node.scratch, ignore_cleanup_errors=True)))
     count = max(1, len(node.workers))
     nannies = [
         distributed.Nanny(
@@ -138,9 +138,8 @@ async def _start_workers(node: Node, scheduler: str, stack: AsyncExitStack) -> l
             nthreads=node.threads or max(1, CPU_COUNT // count),
             memory_limit=node.worker_memory_bytes or int(MEMORY_LIMIT / count),
             death_timeout=START_S,
-            local_directory=str(scratch),
             preload=["runner.cluster.worker_log"],
-            env={VARIABLE: str(_log_of(worker_name(number), scratch))},
+            env={VARIABLE: str(_log_of(worker_name(number), Path(node.scratch)))},
             dashboard=False,
         )
         for number in node.workers
@@ -151,7 +150,7 @@ async def _start_workers(node: Node, scheduler: str, stack: AsyncExitStack) -> l
 
 
 async def _close(nannies: Sequence[Any]) -> None:
-    await asyncio.gather(*(nanny.close() for nanny in nannies))
+    await asyncio.gather(*(nanny.close(timeout=END_S) for nanny in nannies))
 
 
 def _when_ended(engine: Any) -> asyncio.Future[Any]:

@@ -32,6 +32,7 @@ PORT = 8786  # of the scheduler, where other machines look for it
 LOG_BYTES = 1_000_000  # of a log; when it is full it becomes NAME.log.1, in place of an earlier one
 END_S = 10.0  # for workers to end by themselves
 LAST_LINES = 30
+NOTICE_S = 0.3
 
 
 class ClusterProcess:
@@ -48,18 +49,19 @@ class ClusterProcess:
         self.peak_bytes = 0
         command = [*python("runner.cluster.node"), msgspec.json.encode(node).decode()]
         pipe, out = subprocess.PIPE, subprocess.STDOUT
-        environment = general_environment(0)
+        environment = general_environment(0) | {"DASK_TEMPORARY_DIRECTORY": node.scratch}
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdin=pipe, stdout=pipe, stderr=out, start_new_session=True
         )
-        threading.Thread(target=self._read, daemon=True, name="cluster").start()
+        for work in (self._read, self._watch_end):
+            threading.Thread(target=work, daemon=True, name="cluster").start()
 
     def wait(self, fact: str, *, stop: threading.Event, deadline: float | None = None) -> StepError | None:
         """Wait until the machine has told `fact`; the error where it will not, or may not be waited for any longer."""
         until = time.monotonic() + START_S if deadline is None else min(deadline, time.monotonic() + START_S)
         with self._changed:
             while fact not in self._facts:
-                if self.process.poll() is not None and self._changed.wait_for(lambda: "ended" in self._facts, 1.0):
+                if self.lost.is_set() and self._changed.wait_for(lambda: "ended" in self._facts, END_S):
                     return self.error(None)
                 if stop.is_set():
                     return StepError(kind="interrupted", ename="Interrupted", evalue="the run was told to stop")
@@ -79,7 +81,9 @@ class ClusterProcess:
 
     def error(self, error: StepError | None) -> StepError | None:
         """The step's error: `error`, unless it comes from the end of the cluster."""
-        if not self.lost.is_set() or (error is not None and error.kind == "interrupted"):
+        # a cell may notice first that the scheduler is gone
+        noticed = self.lost.wait(NOTICE_S) if error is not None and error.kind == "exception" else self.lost.is_set()
+        if not noticed or (error is not None and error.kind == "interrupted"):
             return error
         code = self.process.wait()
         last = f": {self._last[-1]}" if self._last and code > 0 else ""
@@ -119,12 +123,15 @@ class ClusterProcess:
                 with self._changed:
                     self._facts |= facts
                     self._changed.notify_all()
-        # asked to end by the notebook itself, with client.shutdown(), it ends well
-        if self.process.wait() != 0 and not self._closing:
-            self.lost.set()
         with self._changed:
             self._facts["ended"] = True
             self._changed.notify_all()
+
+    def _watch_end(self) -> None:
+        # asked to end by the notebook itself, with client.shutdown(), it ends well
+        if self.process.wait() != 0 and not self._closing:
+            self.lost.set()
+            kill_family(self.process.pid)  # workers outlive a scheduler, and look for it
 
 
 class Cluster:
@@ -145,8 +152,9 @@ class Cluster:
         address = self.process["dashboard"]
         return f"{self.spec.workers} workers, {address}" if address else f"{self.spec.workers} workers"
 
-    def facts(self) -> ClusterFacts:
-        """What it was, so far."""
+    def end(self) -> ClusterFacts:
+        """End it; what it was."""
+        self.process.close()
         return ClusterFacts(
             engine=self.spec.engine,
             workers=self.spec.workers,

@@ -165,7 +165,7 @@ def execute(
         registration=registration,
         opened=opened,
         redacted=redactor.redacted,
-        cluster=cluster.facts() if cluster is not None else None,
+        cluster=cluster.end() if cluster is not None else None,
     )
     write_result(result, job, folder)
     return result

@@ -39,7 +39,9 @@ def execute_on_cluster(
     on_progress(Progress(job.step, 0, 0, None, f"starting {job.cluster.workers} workers"))
     with ExitStack() as stack:
         on_line = machines.on_line or stack.enter_context(logs(folder / FOLDER, secret_values(job)))
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scratch-", dir=folder)))
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="scratch-", dir=folder, ignore_cleanup_errors=True))
+        )
         process = start_cluster(
             job.cluster,
             machines,
@@ -62,7 +64,7 @@ def execute_on_cluster(
             process.watch(kernel.pid)
             error = process.wait("ready", stop=stop, deadline=deadline)
         if error is not None:
-            result = msgspec.structs.replace(not_executed(job, error), kernel=job.kernel, cluster=cluster.facts())
+            result = msgspec.structs.replace(not_executed(job, error), kernel=job.kernel, cluster=cluster.end())
             write_result(result, job, folder)
             return result
         return execute(
