@@ -395,7 +395,7 @@ class RemoteJob(Record, frozen=True, kw_only=True):
     python: str
     environment: Literal["image", "lock"]  # the image's own packages, or those installed from the lock
     packages: dict[str, str]  # as found in the job
-    billed_s: float | None = None
+    billed_s: float | None = None  # of each machine
     price_usd: float | None = None  # billed seconds by the price table, None where it has no such instance
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -56,13 +57,16 @@ class ClusterProcess:
         for work in (self._read, self._watch_end):
             threading.Thread(target=work, daemon=True, name="cluster").start()
 
-    def wait(self, fact: str, *, stop: threading.Event, deadline: float | None = None) -> StepError | None:
+    def wait(
+        self, fact: str, *, stop: threading.Event, deadline: float | None = None, seconds: float | None = START_S
+    ) -> StepError | None:
         """Wait until the machine has told `fact`; the error where it will not, or may not be waited for any longer."""
-        until = time.monotonic() + START_S if deadline is None else min(deadline, time.monotonic() + START_S)
+        until = min(deadline or math.inf, time.monotonic() + (seconds or math.inf))
         with self._changed:
             while fact not in self._facts:
-                if self.lost.is_set() and self._changed.wait_for(lambda: "ended" in self._facts, END_S):
-                    return self.error(None)
+                if self.lost.is_set():
+                    self._changed.wait_for(lambda: "ended" in self._facts, END_S)
+                    break
                 if stop.is_set():
                     return StepError(kind="interrupted", ename="Interrupted", evalue="the run was told to stop")
                 if time.monotonic() > until:
@@ -70,7 +74,7 @@ class ClusterProcess:
                     sentence = f"the cluster was not ready in time: {there} of its workers were there"
                     return StepError(kind="timeout", ename="ClusterTimeout", evalue=sentence, traceback=[*self._last])
                 self._changed.wait(0.1)
-        return None
+        return self.error(None)
 
     def __getitem__(self, fact: str) -> Any:
         return self._facts.get(fact)
@@ -123,13 +127,14 @@ class ClusterProcess:
                 with self._changed:
                     self._facts |= facts
                     self._changed.notify_all()
+        self._watch_end()
         with self._changed:
             self._facts["ended"] = True
             self._changed.notify_all()
 
     def _watch_end(self) -> None:
         # asked to end by the notebook itself, with client.shutdown(), it ends well
-        if self.process.wait() != 0 and not self._closing:
+        if self.process.wait() != 0 and not self._closing and not self.lost.is_set():
             self.lost.set()
             kill_family(self.process.pid)  # workers outlive a scheduler, and look for it
 
@@ -217,6 +222,22 @@ def logs(folder: Path, secrets: Sequence[str]) -> Iterator[OnLine]:
     finally:
         for file in files.values():
             file.close()
+
+
+def bounded(write: OnLine, secrets: Sequence[str]) -> OnLine:
+    """Writes lines without credentials, of each name the first LOG_BYTES."""
+    written = dict[str, int]()
+    redactor = Redactor(secrets)
+    lock = threading.Lock()
+
+    def write_some(name: str, line: str) -> None:
+        with lock:
+            before = written.get(name, 0)
+            written[name] = before + len(line) + 1
+            if before < LOG_BYTES:
+                write(name, redactor.text(line)[0] if written[name] < LOG_BYTES else "(log cut)")
+
+    return write_some
 
 
 def _resident_bytes(pid: int | None) -> int:

@@ -38,10 +38,10 @@ def download_results(result: StepResult, folder: Path, bucket: Bucket, *, small_
 
 
 def with_price(result: StepResult, prices: Prices, billed_s: float) -> StepResult:
-    """The result with its price; `billed_s` is the job's time, for a result that does not have its own."""
+    """The result with its price, of all its machines; `billed_s` is the job's time, for a result without its own."""
     assert result.remote is not None
     billed_s = billed_s if result.remote.billed_s is None else result.remote.billed_s
-    price = prices.of(result.remote.instance, billed_s)
+    price = prices.of(result.remote.instance, billed_s * result.remote.machines)
     remote = msgspec.structs.replace(result.remote, billed_s=billed_s, price_usd=price)
     return msgspec.structs.replace(result, remote=remote)
 
