@@ -17,6 +17,7 @@ from runner.records import Pipeline
 PACKAGES = {"dask": ("dask", "distributed")}  # of each engine
 FOLDER = "cluster"  # of a step: its logs
 SCHEDULER = "scheduler"  # its log, also of what starts the workers of its machine
+WORKERS = "workers"  # the same of a machine without scheduler
 LOOPBACK = "127.0.0.1"
 INSTALL = '`pip install "dask[dataframe]" distributed bokeh`'
 

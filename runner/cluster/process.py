@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from runner.cluster import LOOPBACK, SCHEDULER, Machines, OnLine, workers_of
+from runner.cluster import LOOPBACK, SCHEDULER, WORKERS, Machines, OnLine, workers_of
 from runner.cluster.node import MARK, START_S, Node
 from runner.kernel.choose import general_environment
 from runner.kernel.process_tree import descendants, kill_family, python
@@ -197,7 +197,7 @@ def start(
         scratch=str(scratch),
         path=[str(folder) for folder in path],
     )
-    return ClusterProcess(node, name=SCHEDULER if leads else machines.own, cwd=path[-1], on_line=on_line)
+    return ClusterProcess(node, name=SCHEDULER if leads else WORKERS, cwd=path[-1], on_line=on_line)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 VARIABLE = "RUNNER_WORKER_LOG"  # the path of a pipe
@@ -13,3 +14,5 @@ def dask_setup(_worker: Any) -> None:
     for stream in (1, 2):
         os.dup2(pipe, stream)
     os.close(pipe)
+    for text in (sys.stdout, sys.stderr):
+        text.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a killed worker has lost nothing
