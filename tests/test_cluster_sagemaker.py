@@ -137,6 +137,29 @@ def test_two_machines_make_the_model_of_one_and_a_killed_worker_costs_time_alone
     assert (facts["machines"], facts["restarts"]) == (2, 1)
 
 
+@pytest.mark.soak
+def test_a_machine_that_is_lost_fails_the_job_with_its_name(far: RemoteProject) -> None:
+    (far.folder / "table").mkdir()
+    (far.folder / "table" / "a.txt").write_text("12")
+    waits = "print('begun'); import time; client.submit(time.sleep, 600).result()"
+    begin = "import distributed\nclient = distributed.Client()"
+    far.write("nb.ipynb", parameters("table: str = ''\nout: str = ''"), begin, waits)
+    far.toml(TOML)
+    run = far.start("run", "--json", "--on", "sagemaker")
+
+    def waiting() -> bool:
+        file = next(iter(far.folder.glob("runs/2*/progress.json")), None)
+        return file is not None and "begun" in file.read_text()
+
+    wait_until(waiting, run)
+    os.kill(processes("algo-2", "runner.cluster.node")[0], signal.SIGKILL)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 7, err
+    error = far.step("work")["result"]["error"]
+    assert error["kind"] == "remote"
+    assert "algo-2: the process of this machine's workers was killed by signal 9" in error["evalue"]
+
+
 def test_the_examples_notebook_keeps_to_the_style_of_those_that_ship() -> None:
     for check in (check_size, check_commit, check_parameters, check_code):
         check(LARGE / "train.ipynb")

@@ -92,7 +92,9 @@ class ClusterProcess:
         code = self.process.wait()
         last = f": {self._last[-1]}" if self._last and code > 0 else ""
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        sentence = self._facts.get("sentence") or f"the cluster's scheduler {how}, and its workers with it{last}"
+        leads = self._name == SCHEDULER
+        who = "the cluster's scheduler" if leads else "the process of this machine's workers"
+        sentence = self._facts.get("sentence") or f"{who} {how}{', and its workers with it' * leads}{last}"
         lost = StepError(kind="cluster lost", ename="ClusterLost", evalue=sentence, traceback=[*self._last])
         return lost if error is None else replace(lost, cell=error.cell, first_line=error.first_line)
 
