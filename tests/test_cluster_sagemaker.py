@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cloud import RemoteProject, running
@@ -20,7 +19,6 @@ from support.notebook_rules import check_code, check_commit, check_parameters, c
 from support.projects import ROOT, Project, parameters
 
 LARGE = ROOT / "examples" / "large"
-FEWER = ("-p", "train.rounds=40")
 TOML = """
 name = "spread"
 [steps.work]
@@ -54,11 +52,13 @@ def example(project: Project) -> None:
     project.toml((LARGE / "pipeline.toml").read_text())
 
 
-def wait_until(look: Callable[[], Any], running: subprocess.Popen[str], seconds: float = 300) -> None:
+def wait_for_line(project: Project, run: subprocess.Popen[str], words: str, seconds: float = 300) -> None:
+    """Until the log of the job has a line with these words."""
     until = time.monotonic() + seconds
-    while not look():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < until
+    while not any(words in log.read_text() for log in project.folder.glob("runs/2*/steps/*/job.log")):
+        if run.poll() is not None or time.monotonic() > until:
+            run.kill()
+            pytest.fail(str(run.communicate()))
         time.sleep(0.1)
 
 
@@ -115,16 +115,12 @@ def test_two_machines_make_the_model_of_one_and_a_killed_worker_costs_time_alone
 ) -> None:
     here = Project(tmp_path_factory.mktemp("here"))
     example(here)
-    one = here.runner("run", "--json", *FEWER)
+    one = here.runner("run", "--json")
     assert one.code == 0, one.err
     example(far)
-    two = far.start("run", "--json", "--on", "sagemaker", *FEWER)
+    two = far.start("run", "--json", "--on", "sagemaker")
 
-    def learning() -> bool:
-        file = next(iter(far.folder.glob("runs/2*/progress.json")), None)
-        return file is not None and "for attempts" in file.read_text()
-
-    wait_until(learning, two)
+    wait_for_line(far, two, "got rank")  # XGBoost has begun
     os.kill(processes("algo-2", "spawn_main")[-1], signal.SIGKILL)
     out, err = two.communicate(timeout=600)
     assert two.returncode == 0, err
@@ -141,18 +137,15 @@ def test_two_machines_make_the_model_of_one_and_a_killed_worker_costs_time_alone
 def test_a_machine_that_is_lost_fails_the_job_with_its_name(far: RemoteProject) -> None:
     (far.folder / "table").mkdir()
     (far.folder / "table" / "a.txt").write_text("12")
-    waits = "print('begun'); import time; client.submit(time.sleep, 600).result()"
+    waits = "import time\nclient.submit(print, 'begun').result()\nclient.submit(time.sleep, 600).result()"
     begin = "import distributed\nclient = distributed.Client()"
     far.write("nb.ipynb", parameters("table: str = ''\nout: str = ''"), begin, waits)
     far.toml(TOML)
     run = far.start("run", "--json", "--on", "sagemaker")
 
-    def waiting() -> bool:
-        file = next(iter(far.folder.glob("runs/2*/progress.json")), None)
-        return file is not None and "begun" in file.read_text()
-
-    wait_until(waiting, run)
-    os.kill(processes("algo-2", "runner.cluster.node")[0], signal.SIGKILL)
+    wait_for_line(far, run, "| begun")
+    worker = processes("algo-2", "spawn_main")[0]
+    os.kill(int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
     _, err = run.communicate(timeout=300)
     assert run.returncode == 7, err
     error = far.step("work")["result"]["error"]
