@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.projects import Project, children_of, parameters, recorded
+from support.projects import PAGES, Project, children_of, parameters, recorded
 
 from runner import cluster
 from runner.cluster import process
@@ -57,7 +57,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "json.dump({'sum': sum(parts), 'facts': list(facts.values()), 'addresses': addresses}, open(out, 'w'))",
         recorded("total", "sum(parts)"),
     )
-    done = project.runner("run", "--json", "-m", "spread")
+    done = project.runner("run", "--json", env=PAGES)
     assert done.code == 0, done.err
     return project
 
@@ -82,7 +82,10 @@ def test_every_process_has_a_log_without_credentials_and_the_run_is_sound(ended:
     assert "part 7" in logs["worker-0.log"] + logs["worker-1.log"]
     assert "IOSFODNN7" not in "".join(logs.values())
     assert ended.runner("verify", "latest").code == 0
-    assert not list((ended.runs[-1] / "steps/work").glob("scratch*"))
+    assert not (ended.runs[-1] / "steps/work/scratch").exists()
+    page = (ended.runs[-1] / "report.html").read_text()
+    assert "2 workers of dask, " in page
+    assert "1 started again" in page
 
 
 def test_another_number_of_workers_is_no_reason_to_run_again(ended: Project) -> None:
@@ -91,7 +94,11 @@ def test_another_number_of_workers_is_no_reason_to_run_again(ended: Project) -> 
     assert again.json["steps"][0]["status"] == "cached", again.err
 
 
-WAITS = "pathlib.Path('begun').touch()\nclient.submit(time.sleep, 600).result()"
+WAITS = (
+    "pathlib.Path('begun').touch()\n"
+    "if not pathlib.Path('go on').exists():\n    client.submit(time.sleep, 600).result()\n"
+    "pathlib.Path(out).touch()"
+)
 
 
 def begun(project: Project) -> tuple[subprocess.Popen[str], dict[int, str]]:
@@ -145,6 +152,10 @@ def test_nothing_is_left_of_a_runner_that_was_killed(project: Project) -> None:
     running.kill()
     running.communicate()
     wait_until(lambda: gone(processes))
+    (project.folder / "go on").touch()
+    resumed = project.runner("resume", "latest", "--json")
+    assert resumed.code == 0, resumed.err
+    assert project.runner("verify", "latest").code == 0
 
 
 @pytest.mark.soak

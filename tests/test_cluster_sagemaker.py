@@ -26,7 +26,7 @@ notebook = "nb.ipynb"
 inputs = { table = "./table/" }
 outputs = { out = "out.json" }
 cluster = { engine = "dask", workers = 3 }
-sagemaker = { instance_count = 2 }
+sagemaker = { instance_count = 2, encrypt_traffic = true }
 """
 
 
@@ -107,6 +107,12 @@ def test_a_step_works_on_two_machines_and_what_they_print_comes_back(far: Remote
     assert any(line.startswith("worker-0 | part ") for line in lines)
     assert any(line.startswith("algo-2 | worker-2 | part ") for line in lines)
     assert far.runner("verify", "latest").code == 0
+    (job,) = far.cloud.jobs()
+    assert job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == 2
+    assert job["NetworkConfig"]["EnableInterContainerTrafficEncryption"] is True
+    dry = far.runner("run", "--on", "sagemaker", "--dry-run", "--force", "--json").json
+    assert dry["ways"][0]["jobs"] == {"2 × ml.m5.xlarge": 1}
+    assert dry["ceiling_usd"] == pytest.approx(2 * 3 * 0.23 * (24 + 900 / 3600), abs=0.01)
 
 
 @pytest.mark.soak

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +18,8 @@ from runner.kernel.choose import start as start_kernel
 from runner.records import StepJob, StepResult
 from runner.step.execute import Progress, execute, secret_values, write_result
 from runner.step.outcome import not_executed
+
+SCRATCH = "scratch"  # what workers have no memory for
 
 
 def execute_on_cluster(
@@ -39,9 +41,10 @@ def execute_on_cluster(
     on_progress(Progress(job.step, 0, 0, None, f"starting {job.cluster.workers} workers"))
     with ExitStack() as stack:
         on_line = machines.on_line or stack.enter_context(logs(folder / FOLDER, secret_values(job)))
-        scratch = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="scratch-", dir=folder, ignore_cleanup_errors=True))
-        )
+        scratch = folder / SCRATCH
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        scratch.mkdir()
         process = start_cluster(
             job.cluster,
             machines,
