@@ -223,12 +223,13 @@ SEEN = """(() => {
     const style = getComputedStyle(node);
     return style.position !== 'static' || style.float !== 'none' || style.transform !== 'none' || style.zIndex !== 'auto';
   });
-  const own = [...document.body.children].filter(node => !node.matches('p.meta, .cell, .text, section.verdict'));
+  const places = [...document.body.children, ...document.querySelector('body > main').children];
+  const own = places.filter(node => !node.matches('body > header, body > main, .cell, .text, section.verdict'));
   const wild = inside.filter(node => [...node.attributes].some(a => a.name.startsWith('on') ||
     (a.name === 'style' && !/^text-align: ?[a-z]+;?$/.test(a.value)) || (a.name === 'src' && !a.value.startsWith('data:image/'))));
   return {
-    title: document.title, owned: window.owned ?? null, cells: document.querySelectorAll('body > .cell').length,
-    prose: document.querySelectorAll('body > .text').length, named: named.map(node => node.outerHTML.slice(0, 200)),
+    title: document.title, owned: window.owned ?? null, cells: document.querySelectorAll('body > main > .cell').length,
+    prose: document.querySelectorAll('body > main > .text').length, named: named.map(node => node.outerHTML.slice(0, 200)),
     moved: moved.map(node => node.outerHTML.slice(0, 200)), wild: wild.map(node => node.outerHTML.slice(0, 200)),
     own: own.map(node => node.outerHTML.slice(0, 200)), wide: document.documentElement.scrollWidth - innerWidth,
     bad: document.querySelectorAll('script, iframe, object, embed, form, input, link, base, frame, video, audio').length,

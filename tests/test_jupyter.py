@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from html import unescape
@@ -18,15 +16,14 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import pytest
-import uvicorn
 from support import judged
 from support.commands import environment
 from support.projects import Project, parameters
-from support.visits import Visitor
+from support.visits import Visitor, answering
 
 from runner.errors import UsageError
 from runner.model.registry import LocalRegistry
-from runner.serve.listening import bind, bind_file
+from runner.serve.listening import bind_file
 from runner.ui import jupyter
 from runner.ui.server import jupyter_access
 from runner.ui.several import Several, projects
@@ -154,7 +151,8 @@ def test_several_projects_are_listed_and_a_name_leads_only_to_a_project(tmp_path
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "pipeline.toml").write_text('name = "p"\n[steps.a]\nnotebook = "a.ipynb"\n')
     assert sorted(projects(tmp_path)) == ["<img src=x>", "a", "b-a"]
-    with served(Several(tmp_path, jupyter_access(tmp_path / "socket"))) as visitor:
+    with answering(Several(tmp_path, jupyter_access(tmp_path / "socket"))) as port:
+        visitor = Visitor(port)
         first = visitor.get("/")
         linked_safely = 'href="./%3Cimg%20src%3Dx%3E/"' in first.text
         assert (first.status, "<img" in first.text, linked_safely) == (200, False, True)
@@ -164,20 +162,6 @@ def test_several_projects_are_listed_and_a_name_leads_only_to_a_project(tmp_path
         for name in ("..", "%2e%2e/", "near/", ".hidden/", "nothing/x"):
             reply = visitor.get(f"/{name}")
             assert (reply.status, "There is no project" in reply.text) == (404, True), name
-
-
-@contextlib.contextmanager
-def served(application: Several) -> Iterator[Visitor]:
-    listening = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(application, lifespan="off", log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield Visitor(listening.getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
 
 
 @pytest.mark.parametrize(

@@ -203,12 +203,12 @@ def test_each_verdict_is_told_in_words(passed: Project, tmp_path: Path, outcome:
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 DISPLAYED = {  # what a cell displays, and what the page says of it
-    "{'text/plain': 5}": "<pre class=\"result\">5</pre>",
+    "{'text/plain': 5}": "<pre class=\"result\" tabindex=\"0\">5</pre>",
     "{'text/html': None, 'text/plain': 'left'}": "left",
     "{'text/html': ['<b>a</b>', 'b', 3]}": '["<b>a</b>", "b", 3]',
     "{'image/png': 5, 'text/plain': 'a number'}": "a number",
     "{'image/png': {'a': 1}}": "Not shown: image/png",
-    "{'text/plain': 'p', 'application/x': {'k': 1}}": "<pre class=\"result\">p</pre>",
+    "{'text/plain': 'p', 'application/x': {'k': 1}}": "<pre class=\"result\" tabindex=\"0\">p</pre>",
     "{'application/json': deep(99)}": "]\n  ]\n ]\n]",
     "{'application/json': deep(900)}": "[not kept: an output of more than 100 lists or tables in one another]",
     "{'text/plain': 'meta'}, metadata={'deep': deep(900)}": "more than 100 lists",
@@ -402,7 +402,7 @@ def test_an_output_cannot_look_like_the_page_itself(copied: Path) -> None:
     body = page[page.index("</style>") :]
     assert "verdict" not in body
     assert "<h1>Passed</h1>" in body
-    assert "<span>passed</span><p>x</p><pre>y</pre>" in body
+    assert '<span>passed</span><p>x</p><pre tabindex="0">y</pre>' in body
     assert '<span class="k">z</span>' in body  # of code, which no name of the page's own is
     assert "cell-9" not in body
 

@@ -20,17 +20,18 @@ from urllib.parse import urlencode
 
 import msgspec
 import pytest
-from support import judged
+from support import axe, judged
 from support.browser import Browser, browser
 from support.judged import RUN
 from support.places import free_ports
 from support.projects import Project
-from support.visits import Pages, Reply, Visitor, pages_of
+from support.visits import Pages, Reply, Visitor, answering, pages_of
 
 from runner.errors import UsageError
 from runner.model.events import verify_chain
 from runner.model.registry import LocalRegistry
 from runner.model.versions import Event
+from runner.project import Project as Opened
 from runner.records import Metric, StepError
 from runner.run.progress import ProgressFile
 from runner.run.provenance import who
@@ -39,13 +40,11 @@ from runner.step.execute import Progress
 from runner.ui.access import Passwords, Sessions, TooManyTries, hasher, users
 from runner.ui.guard import POLICY
 from runner.ui.runs import Query, RunTable
-from runner.ui.server import access
+from runner.ui.server import access, jupyter_access
+from runner.ui.several import Several
 
 FORMS = ("approve", "reject")
-RULES = """
-[approval]
-by = ["ana", "ben", "eve"]
-not_starter = true
+TARGETS = """
 [targets.staging]
 kind = "local"
 port = {}
@@ -54,6 +53,12 @@ workers = 1
 kind = "local"
 port = {}
 second_approval = true
+"""
+RULES = f"""
+[approval]
+by = ["ana", "ben", "eve"]
+not_starter = true
+{TARGETS}
 """
 
 
@@ -631,11 +636,7 @@ def event(stream: http.client.HTTPResponse) -> tuple[str, Any]:
 
 
 def test_a_target_is_changed_only_by_a_confirmation_that_names_version_and_target(place: Project) -> None:
-    (place.folder / "pipeline.toml").write_text(
-        judged.TOML.format(
-            more=RULES.partition("[targets")[1].join(["", RULES.partition("[targets")[2]]).format(*free_ports(2))
-        )
-    )
+    (place.folder / "pipeline.toml").write_text(judged.TOML.format(more=TARGETS.format(*free_ports(2))))
     for number in (1, 2):
         assert place.runner("approve", f"tiny/{number}", "--reason", "fine").code == 0
     try:
@@ -816,6 +817,53 @@ def test_nothing_is_wider_than_a_telephone_and_the_dark_is_dark(place: Project, 
                     assert tab.value(shadows) == "local, local, scroll, scroll"
                 ground = tab.value("getComputedStyle(document.body).backgroundColor")
                 assert ground == ("rgb(20, 24, 29)" if width == 390 else "rgb(255, 255, 255)")
+
+
+# (width, dark): one after the other, page by page; in `make soak` all of them on each page, with a target that serves
+LOOKS = [(1280, False), (390, True), (1280, True), (390, False)]
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_axe_finds_no_fault_on_any_page(place: Project, tab: Browser, known: str, tmp_path: Path, whole: bool) -> None:
+    file = place.folder / "pipeline.toml"
+    file.write_text(judged.TOML.format(more=TARGETS.format(*free_ports(2))))
+    running = judged.of_every_kind(place)
+    for arguments in (("approve", "tiny/1"), ("approve", "tiny/2"), ("reject", "tiny/3")):
+        assert place.runner(*arguments, "--reason", "looked at").code == 0
+    tmp_path.chmod(0o700)  # the folder of several projects
+    with contextlib.ExitStack() as stack:
+        if whole:
+            stack.callback(place.runner, "undeploy", "staging")
+            for number in (1, 2):
+                assert place.runner("deploy", f"tiny/{number}", "--to", "staging").code == 0
+        stack.enter_context(Store(place.folder / "runs").lock(running))
+        asking = stack.enter_context(pages_of(file, users_text=known))
+        served = stack.enter_context(pages_of(file))
+        several = stack.enter_context(answering(Several(tmp_path, jupyter_access(tmp_path / "socket"))))
+        here = f"http://127.0.0.1:{served.port}/"
+        pages = [here, f"http://127.0.0.1:{asking.port}/", f"http://127.0.0.1:{several}/nothing"]
+        tab.open(here, policy=False)
+        assert "Open the address" in tab.value("document.body.innerText")
+        found = axe.faults(tab)
+        tab.open(served.address)
+        wait_until(lambda: tab.value("document.title") == "Runs · tiny")
+        pages += [axe.sweep_page(Opened(file)), *(here + path for path in axe.served_paths(whole=whole))]
+        if whole:
+            pages += axe.site_pages(Opened(file), tmp_path / "site")
+        for number, page in enumerate(pages):
+            tab.open(page, policy=False)
+            for width, dark in LOOKS if whole else [LOOKS[number % 4]]:
+                tab.show(width=width, dark=dark)
+                found += [f"{page} {width} {'dark' * dark} {fault}" for fault in axe.faults(tab)]
+    assert found == []
+
+
+def test_axe_finds_what_is_wrong_with_a_page(tab: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text('<!DOCTYPE html><title>x</title><p style="color: #999; background: #fff">pale<img src="data:,">')
+    tab.open(page.as_uri(), policy=False)
+    for rule in ("serious color-contrast: <p", "critical image-alt: <img", "serious html-has-lang: <html"):
+        assert [fault for fault in axe.faults(tab) if fault.startswith(rule)], rule
 
 
 def test_the_live_rows_and_the_checkboxes_work_in_a_browser(place: Project, tab: Browser) -> None:

@@ -158,6 +158,8 @@ def _cleaner(classes: frozenset[str]) -> nh3.Cleaner:
         attributes=ATTRIBUTES,
         attribute_filter=_attribute,
         url_schemes={*SCHEMES, "data"},
+        # what may scroll can be reached by keys; the tables of an output lie in an element that can
+        set_tag_attribute_values={name: {"tabindex": "0"} for name in (("pre", "table") if classes else ("pre",))},
         allowed_classes={"span": set(classes), "pre": set(classes)} if classes else {},
         filter_style_properties={"text-align"},
     )

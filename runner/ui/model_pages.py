@@ -160,7 +160,7 @@ def _card(text: str) -> str:
     try:
         return markup.markdown(escape.visible(text)) if text.strip() else ""
     except clean.TooMuch:
-        return f'<pre class="result">{escape.html(text[: clean.MOST_CHARACTERS])}</pre>'
+        return f'<pre class="result" tabindex="0">{escape.html(text[: clean.MOST_CHARACTERS])}</pre>'
 
 
 def _forbidden(view: View, chosen: ModelVersion) -> dict[str, str]:

@@ -23,27 +23,44 @@ class Browser:
 
     def __init__(self, to: int, came: int) -> None:
         self._to, self._came = to, came
-        self._buffer, self._number, self._session = b"", 0, ""
+        self._buffer, self._number, self._session, self._target = b"", 0, "", ""
         self.requests: list[str] = []  # every address asked for since the page was opened, answered or not
         self._events: list[str] = []
 
     def open(
-        self, address: str, *, width: int = 1280, height: int = 900, dark: bool = False, script: bool = True
+        self,
+        address: str,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        script: bool = True,
+        policy: bool = True,
     ) -> None:
-        """Load the page in a tab of its own and wait until it has loaded; without `script` none of the page's runs."""
-        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        """Load the page in a tab of its own and wait until it has loaded; without `script` none of the page's runs.
+
+        Without `policy` the page's does not hold: what `value` starts goes on also where a sandbox forbids scripts.
+        """
+        if self._target:
+            self._ask("Target.closeTarget", targetId=self._target)
+        self._target = self._ask("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._ask("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         self.requests, self._events = [], []
         for domain in ("Page", "Network", "Runtime"):
             self._ask(f"{domain}.enable")
+        self.show(width=width, height=height, dark=dark)
+        self._ask("Emulation.setScriptExecutionDisabled", value=not script)
+        self._ask("Page.setBypassCSP", enabled=not policy)
+        self._ask("Page.navigate", url=address)
+        self._wait_for_load()
+
+    def show(self, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """The tab's size in CSS pixels and its colours, from now on."""
         self._ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", features=[scheme])
-        self._ask("Emulation.setScriptExecutionDisabled", value=not script)
-        self._ask("Page.navigate", url=address)
-        self._wait_for_load()
 
     def _wait_for_load(self) -> None:
         while "Page.loadEventFired" not in self._events:
@@ -134,6 +151,8 @@ def browser(profile: Path) -> Iterator[Browser]:
         kept_in, kept_out = os.dup(theirs_in), os.dup(theirs_out)
         os.dup2(kept_in, 3)
         os.dup2(kept_out, 4)
+        for number in (3, 4):  # where it is its own copy, it would be closed
+            os.set_inheritable(number, True)
 
     process = subprocess.Popen(
         [path, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],

@@ -114,7 +114,45 @@ def executed(project: Project, number: int, *outputs: dict[str, Any]) -> None:
     document = json.loads(json.dumps(SOURCE))
     document["cells"][-1]["outputs"] = list(outputs)
     folder = project.folder / "runs" / RUN.format(number) / "steps" / "train"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "executed.ipynb").write_text(json.dumps(document), encoding="utf-8")
+
+
+def of_every_kind(project: Project) -> str:
+    """Beside its runs, which passed: one with a long card and outputs of many kinds (4), one that failed (5), two that did
+    not pass (6, 7), and one that runs for who holds its lock (8), whose id is given back."""
+    runs = project.folder / "runs"
+    shutil.copytree(runs / RUN.format(1) / "steps", runs / RUN.format(4) / "steps")
+    table = "| a | b |\n|---|---|\n| 1 | " + "wide " * 40 + "|"
+    card = f"# Tiny\n\n{table}\n\n```json\n{json.dumps(['long'] * 40)}\n```\n" + "\n## A part\n\nIts `text`.\n" * 20
+    passed(project, 4, Metric(value=0.9, low=0.8, high=0.95, better="higher"), card=card, tags=["nightly"])
+    error = StepError(
+        kind="exception", ename="ValueError", evalue="no rows " * 20, cell=1, first_line="print(1)",
+        traceback=["Traceback", *["  line " * 30] * 40],
+    )  # fmt: skip
+    write(project, manifest_of(project, RUN.format(5), {}, error=error, note="n" * 200, tags=["nightly"]))
+    for number, value, low in ((6, 0.7, 0.6), (7, 0.81, 0.7)):
+        auc = Metric(value=value, low=low, high=0.9, better="higher")
+        write(project, manifest_of(project, RUN.format(number), {"train.auc": auc}))
+    manifest = manifest_of(project, RUN.format(8), {})
+    running = msgspec.structs.replace(manifest.steps[0], status="running", result=None)
+    write(project, manifest, status="running", steps=[running], ended=None)
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    for number in (4, 5):
+        executed(
+            project, number,
+            {"output_type": "stream", "name": "stdout", "text": "wide " * 80 + "\n" * 60},
+            {"output_type": "stream", "name": "stderr", "text": "warned"},
+            {"output_type": "display_data", "data": {"text/html": f"<table><tr><th>a</th></tr><tr><td>{'x' * 300}</td></tr></table>"}},
+            {"output_type": "display_data", "data": {"image/png": pixel, "text/plain": "<Figure>"}},
+            {"output_type": "display_data", "data": {"text/markdown": f"## More\n\n{table}\n\n```python\nx = 1  # one\n```"}},
+            {"output_type": "error", "ename": "ValueError", "evalue": "no rows", "traceback": ["\x1b[0;31mValueError: no rows"]},
+        )  # fmt: skip
+    failed = project.folder / "runs" / RUN.format(5) / "steps" / "train" / "executed.ipynb"
+    document = json.loads(failed.read_text())
+    document["cells"].append({**document["cells"][1], "outputs": [], "metadata": {"papermill": {"status": "pending"}}})
+    failed.write_text(json.dumps(document))
+    return RUN.format(8)
 
 
 def copied(project: Project, folder: Path) -> Project:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
+
+import uvicorn
 
 from runner.serve.listening import bind
 from runner.ui.guard import Access
 from runner.ui.server import access, address, server
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 @dataclass
@@ -112,12 +118,26 @@ def pages_of(file: Path, *, prefix: str = "", **who: Any) -> Iterator[Pages]:
     told: list[str] = []
     entry = access("127.0.0.1", port, on_sign_in=lambda: told.append("signed in"), **who)
     ready = threading.Event()
-    serving = server(file.absolute(), entry, prefix=prefix, on_ready=ready.set)
+    with _at_work(server(file.absolute(), entry, prefix=prefix, on_ready=ready.set), listening):
+        assert ready.wait(30)
+        yield Pages(port, entry, told, prefix)
+
+
+@contextlib.contextmanager
+def answering(application: ASGIApp) -> Iterator[int]:
+    """The application at a free port, which is given back."""
+    listening = bind("127.0.0.1", 0)
+    serving = uvicorn.Server(uvicorn.Config(application, lifespan="off", log_config=None, access_log=False))
+    with _at_work(serving, listening):
+        yield listening.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _at_work(serving: uvicorn.Server, listening: socket.socket) -> Iterator[None]:
     thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        assert ready.wait(30)
-        yield Pages(port, entry, told, prefix)
+        yield
     finally:
         serving.should_exit = True
         thread.join(30)
