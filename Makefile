@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # a file's tests share what it has built, so they stay in one process
 TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-.PHONY: same-python run test quick durations budget test-standard soak coverage bench bench-scaling bench-serving bench-capture lab studio lint docs locks clean
+.PHONY: same-python run test quick durations budget test-standard soak coverage bench bench-scaling bench-serving bench-capture lab studio lint docs pictures locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -86,6 +86,10 @@ lint: $(VENV)/.all
 
 docs: $(VENV)/.all
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
+# of the pages, for docs/ui.md; needs Chromium
+pictures: $(VENV)/.all
+	PYTHONPATH=tests $(BIN)/python -m support.pictures
 
 locks: $(VENV)/.core
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
+from support.inboxes import web_inbox
 from support.model_folders import records, saved
 from support.monitored import ask, capture, customers, monitored
 from support.projects import ROOT, Project
@@ -108,8 +109,20 @@ def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched:
     try:
         ask(place, customers(1000, 3).assign(minutes=lambda rows: rows["minutes"] * 1.3), "tiny/1", refused=1)
         (watched.folder / "day.txt").write_text("21 1.3")  # the newer data
-        code, no = monitor(watched, "--since", "1d")
-        assert (code, no["verdict"]) == (4, "fail")
+        file = watched.folder / "monitor.toml"
+        written = file.read_text()
+        file.write_text(f'{written}[notify]\nto = "env:TELL"\n')
+        with web_inbox() as inbox:  # and a second address, where nobody answers
+            env = {"TELL": f"{inbox.address} json://127.0.0.1:1"}
+            done = watched.runner("monitor", "production", "--json", "--since", "1d", env=env)
+            (message,) = inbox.take()
+        file.write_text(written)
+        no = done.json
+        assert (done.code, no["verdict"]) == (4, "fail")
+        assert message["title"].startswith("churn-monitor: drift. Not passed: ")
+        assert f"look: runner show {no['run']}" in message["message"]
+        notes = [line for line in done.err.splitlines() if line.startswith("note: Nobody")]
+        assert notes == ["note: Nobody may have been told that this is drift: JSON not reached by one attempt of 4 s."]
         why = {reason["what"]: reason["why"] for reason in no["reasons"]}
         assert why["moved"].startswith("minutes: mean 1")
         assert why["refused"] == "1 of 21 requests"

@@ -16,7 +16,7 @@ from support.inboxes import Inbox, mail_inbox, web_inbox
 from support.projects import Project, parameters, recorded
 
 from runner import decisions, notify
-from runner.errors import PipelineError
+from runner.errors import PipelineError, UsageError
 from runner.escape import message
 from runner.gate import judge
 from runner.manifest import RunManifest
@@ -188,6 +188,30 @@ def test_a_command_ends_as_it_would_where_nobody_can_be_told(place: Project) -> 
     assert done.err.splitlines() == [
         "note: Nobody may have been told that this is decided: JSON not reached by one attempt of 4 s."
     ]
+
+
+def test_the_doctor_says_whether_people_can_be_told_sends_nothing_and_shows_no_address(
+    place: Project, inbox: Inbox, monkeypatch: Any
+) -> None:
+    def said(addresses: str | None) -> str:
+        monkeypatch.delenv("TELL", raising=False)
+        if addresses is not None:
+            monkeypatch.setenv("TELL", addresses)
+        try:
+            return ", ".join(notify.services(SPEC))
+        except UsageError as error:
+            return str(error)
+
+    assert said(None) == said(" ") == "[notify] to names TELL, which is not set."
+    assert said(",") == "TELL has no address."
+    assert said(HUSH) == said(f"{inbox.address} nothing://{HUSH}") == "TELL has an address that apprise does not know."
+    done = place.runner("doctor", "--json", env={"TELL": f"{inbox.address} mailto://a:{HUSH}@example.org"})
+    (check,) = [check for check in done.json["checks"] if check["name"] == "notify"]
+    assert (check["status"], check["message"]) == ("ok", "TELL leads to JSON, E-Mail; nothing was sent")
+    assert (HUSH in done.out + done.err, inbox.take()) == (False, [])
+    monkeypatch.delenv("TELL")
+    unset = place.runner("doctor").out.splitlines()[-1]
+    assert unset.startswith("✗ notify       [notify] to names TELL, which is not set: `export TELL=")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def learned(execute: Execute, folder: Path, table: Table) -> dict[str, Metric]:
     metrics |= execute(
         "03_evaluate", **some, model=model, champion=model, predictions=predictions, resamples=100, min_slice_rows=20
     )
-    return metrics | execute("04_register", model=model, predictions=predictions)
+    return metrics | execute("04_register", model=model, predictions=predictions, model_name="learned")
 
 
 def scored(folder: Path, table: Table) -> list[Any]:
@@ -102,6 +102,8 @@ def test_a_run_of_the_template_reaches_a_verdict_over_the_simple_models(project:
     assert 0.6 < metrics["evaluate.auc"]["low"] < metrics["evaluate.auc"]["high"] < 1
     assert {f"evaluate.{name}" for name in ("pr_auc", "brier", "worst_slice_auc", "gain_over_baseline")} < set(metrics)
     assert metrics["data.rows"]["value"] == 400
+    pipeline = project.manifest["pipeline"]
+    assert pipeline["steps"]["register"]["parameters"] == {"model_name": pipeline["model"]["name"]}
 
 
 @pytest.mark.soak
@@ -156,6 +158,7 @@ def test_several_answers_are_learned_and_a_row_of_the_file_is_scored_as_it_stand
     answers = scored(tmp_path, table)
     assert set(answers) == {"sort A", "sort B", "sort C"}
     assert sum(map(str.__eq__, answers, table.column("sort of flower"))) > 200
+    assert "# Model card: learned, predicting sort of flower" in (executed / "04_register.ipynb").read_text()
     figures, tables = read_figures(executed / "03_evaluate.ipynb")
     assert [figure.name for figure in figures] == ["calibration", "errors"]
     assert [one.name for one in tables] == ["headline", "reasons", "slices"]

@@ -275,6 +275,12 @@ def test_a_decision_on_a_page_is_the_event_that_the_command_makes(pages: Pages, 
     )
     assert (ours.data, theirs.data) == ({"known_by": "address"}, {"known_by": "account"})
     assert "by the account of these pages&#39; server" in after.text
+    lines = place.runner("history", "tiny").out.splitlines()
+    assert [re.split("  +", line)[4:] for line in lines[-2:]] == [
+        ["address", "as good as it gets"], ["account", "as good as it gets"]
+    ]  # fmt: skip
+    shown = place.runner("history", "tiny", "--json").json[-2:]
+    assert [event["data"]["known_by"] for event in shown] == ["address", "account"]
     assert visitor.decide("tiny/1", "reject", "drift").status == 303
     assert "Rejected by" in visitor.get("/model/tiny/1/").text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,8 @@ def doctor_command(on: str, probe: bool, as_json: bool, project: Project) -> int
     if probe and on != "sagemaker":
         raise click.UsageError("--probe starts a job, so it needs --on sagemaker.")
     checks: list[Check] = []
-    for check in _account_checks(project, probe) if on == "sagemaker" else machine(project.file, project.store_here):
+    found = _account_checks(project, probe) if on == "sagemaker" else machine(project.file, project.store_here)
+    for check in itertools.chain(found, _notify_checks(project)):
         checks.append(check)
         if not as_json:
             remedy = f": {check.fix}" if check.fix else ""
@@ -65,6 +67,30 @@ def _account_checks(project: Project, probe: bool) -> Iterator[Check]:
     except PipelineError:  # as the check above says
         return
     yield from account(spec, project.root, run_probe=probe, say=lambda line: say(f"  … {line}", err=True))
+
+
+def _notify_checks(project: Project) -> Iterator[Check]:
+    """Whether people can be told from here, where [notify] asks for it; nothing is sent."""
+    from runner import notify
+    from runner.errors import PipelineError, UsageError
+    from runner.run.doctor import failed, ok
+
+    try:
+        spec = project.spec.notify
+    except PipelineError:  # as an earlier check says
+        return
+    if spec.to is None:
+        return
+    variable = spec.to.removeprefix("env:")
+    try:
+        names = notify.services(spec)
+    except UsageError as error:
+        problem, _, fix = str(error).rstrip(".").partition(": ")
+        yield failed(
+            "notify", problem, fix or f'`export {variable}="…"` with addresses of apprise; see docs/everyday.md'
+        )
+    else:
+        yield ok("notify", f"{variable} leads to {', '.join(names)}; nothing was sent")
 
 
 @click.command("upload")

@@ -168,6 +168,9 @@ def reject_command(version: str, reason: str, as_json: bool, project: Project) -
 def history_command(name: str, at: str | None, target: str | None, head: bool, as_json: bool, project: Project) -> None:
     """Show everything that happened to a model's versions, oldest first, and whether the chain is whole.
 
+    "known by" says how it was known who it was: `account` of a command; of web pages `address`, `password`, `jupyter`
+    or `header NAME`.
+
     \b
     Example:
       runner history NAME
@@ -201,13 +204,14 @@ def history_command(name: str, at: str | None, target: str | None, head: bool, a
         else:
             claims = {} if broken else {version.version: claim(version) for version in registry.list(name)}
             print_table(
-                ["when (UTC)", "model", "what", "who", "why"],
+                ["when (UTC)", "model", "what", "who", "known by", "why"],
                 [
                     [
                         time_text(event.at),
                         f"{event.name}/{event.version}",
                         _event_text(event),
                         event.who,
+                        event.data.get("known_by"),
                         event.why or (event.kind == "registered" and claims.get(event.version)) or None,
                     ]
                     for event in shown

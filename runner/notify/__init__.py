@@ -11,13 +11,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import quote
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, UsageError
 from runner.escape import message
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.notebook.redaction import Redactor
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LIMIT_S = 4.0  # for all services together; one attempt
 START_S = 8.0  # of the process, at most; it takes one
 MOST_METRICS, MOST_RULES, LONGEST_VALUE, LONGEST = 12, 6, 300, 1800  # a service of chats takes 2,000 characters
+NO_ADDRESS, UNKNOWN = "no address", "an address that apprise does not know"
 Say = Callable[[str], None]
 
 
@@ -144,15 +145,28 @@ def tell(spec: NotifySpec, notice: Notice | None, say: Say) -> None:
         say(f"Nobody may have been told that this is {notice.event}: {problem}")
 
 
+def services(spec: NotifySpec) -> list[str]:
+    """The name of the service of each address that [notify] to leads to; sends nothing.
+
+    Raises UsageError where nobody could be told from here, with a sentence that names no address.
+    """
+    variable = (spec.to or "").removeprefix("env:")
+    if problem := _missing(variable, os.environ):
+        raise UsageError(problem)
+    try:
+        names = _services(_ask({"variable": variable}, os.environ))
+    except subprocess.TimeoutExpired:
+        raise UsageError("The process that reads the addresses took too long.") from None
+    if problem := next((name for name in names if name in (UNKNOWN, NO_ADDRESS)), "" if names else NO_ADDRESS):
+        raise UsageError(f"{variable} has {problem}.")
+    return names
+
+
 def _send(spec: NotifySpec, notice: Notice, variable: str, environment: Mapping[str, str]) -> str:
     """Why not everybody was told; "" where all were."""
-    from importlib.util import find_spec
-
-    addresses = environment.get(variable, "")
-    if not addresses.strip():
-        return f"[notify] to names {variable}, which is not set."
-    if find_spec("apprise") is None:
-        return "[notify] needs the extra `notify`: pip install apprise."
+    if problem := _missing(variable, environment):
+        return problem
+    addresses = environment[variable]
     redactor = Redactor([*notice.secrets, addresses.strip(), *addresses.split()])
     link = "/".join([(spec.pages or "").rstrip("/"), *(quote(part, safe="") for part in notice.page), ""])
     lines = [*(_inert(line, redactor) for line in notice.lines if line), *([link] if spec.pages else [])]
@@ -161,30 +175,46 @@ def _send(spec: NotifySpec, notice: Notice, variable: str, environment: Mapping[
         "title": _inert(notice.title, redactor),
         "body": "\n".join(lines)[:LONGEST],
     }
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "runner.notify"]
     try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(order).encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a library's own words may quote an address
-            env=dict(environment),
-            timeout=START_S + LIMIT_S,
-            check=False,
-            start_new_session=True,  # Ctrl-C must not end it half-way
-        )
+        return _problem(_ask(order, environment))
     except subprocess.TimeoutExpired:
         return "the process that sends it took too long."
-    return _problem(done.stdout)
 
 
-def _problem(output: bytes) -> str:
+def _missing(variable: str, environment: Mapping[str, str]) -> str:
+    """What is missing here before anything can be sent; "" for nothing."""
+    from importlib.util import find_spec
+
+    if not environment.get(variable, "").strip():
+        return f"[notify] to names {variable}, which is not set."
+    return "" if find_spec("apprise") else "[notify] needs the extra `notify`: pip install apprise."
+
+
+def _ask(order: dict[str, str], environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The records that the sending process writes. Raises subprocess.TimeoutExpired."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-m", "runner.notify"],
+        input=json.dumps(order).encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a library's own words may quote an address
+        env=dict(environment),
+        timeout=START_S + LIMIT_S,
+        check=False,
+        start_new_session=True,  # Ctrl-C must not end it half-way
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _services(records: Iterable[dict[str, Any]]) -> list[str]:
+    return [str(name) for record in records for name in record.get("services", [])]
+
+
+def _problem(records: Sequence[dict[str, Any]]) -> str:
     """What the sending process wrote, as a sentence about those that were not reached."""
-    records = [json.loads(line) for line in output.splitlines()]
-    services = [str(name) for record in records for name in record.get("services", [])]
+    names = _services(records)
     sent = {int(record["sent"]) for record in records if "sent" in record}
-    missing = [name for number, name in enumerate(services) if number not in sent]
-    if not services:
+    missing = [name for number, name in enumerate(names) if number not in sent]
+    if not names:
         return "the process that sends it has failed."
     return f"{', '.join(missing)} not reached by one attempt of {LIMIT_S:g} s." if missing else ""
 

@@ -14,7 +14,7 @@ from support.projects import chromium
 
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
 
 
@@ -100,12 +100,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def picture(self, *, height: int | None = None) -> bytes:
-        """The page from its top as PNG, base64 undone."""
+    def picture(self, *, top: float = 0, height: int | None = None) -> bytes:
+        """The page from `top` in CSS pixels on as PNG, base64 undone."""
         import base64
 
         size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], height or 16000), "scale": 1}
+        shown = min(size["height"] - top, height or 16000)
+        clip = {"x": 0, "y": top, "width": size["width"], "height": shown, "scale": 1}
         shot = self._ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(shot["data"])
 
