@@ -54,8 +54,9 @@ class Project:
     Nothing is read before it is needed. Every part but `store_here` raises PipelineError for a missing or wrong file.
     """
 
-    def __init__(self, file: Path, *, profile: str | None = None) -> None:
-        self.file, self.root, self.profile = file, file.parent, profile
+    def __init__(self, file: Path, *, profile: str | None = None, patience_s: float | None = None) -> None:
+        """`patience_s` is how long requests to AWS are repeated; None is minutes, for who has started something."""
+        self.file, self.root, self.profile, self.patience_s = file, file.parent, profile, patience_s
 
     @cached_property
     def spec(self) -> Pipeline:
@@ -65,11 +66,13 @@ class Project:
     def watched(self) -> Project:
         """The project whose targets this one's notebooks look at: of the file in [monitor] of, beside this one."""
         monitor = self.spec.monitor
-        return self if monitor is None or monitor.of == self.file.name else Project(self.root / monitor.of)
+        if monitor is None or monitor.of == self.file.name:
+            return self
+        return Project(self.root / monitor.of, patience_s=self.patience_s)
 
     def of(self, spec: Pipeline) -> Project:
         """The same place with another specification, such as the one that a run was made by."""
-        project = Project(self.file)
+        project = Project(self.file, patience_s=self.patience_s)
         project.spec = spec
         return project
 
@@ -144,8 +147,8 @@ class Project:
         from runner.aws.session import PATIENCE_S, Session
         from runner.aws.settings import settings
 
-        aws = settings(self.spec)
-        patience_s = PATIENCE_S if patience_s is None else patience_s
+        aws, known = settings(self.spec), (patience_s, self.patience_s, PATIENCE_S)
+        patience_s = next(limit for limit in known if limit is not None)
         return Session(aws.region, patience_s=patience_s, kms_key=aws.kms_key)
 
     @property
@@ -273,7 +276,7 @@ class Project:
 
         if not any(manifest.model_version for manifest in manifests):
             return [*manifests]
-        return as_of_now(manifests, self.registry_within(LOOK_S))
+        return as_of_now(manifests, self.registry_within(LOOK_S if self.patience_s is None else self.patience_s))
 
     def version(self, reference: str) -> ModelVersion:
         """The version of NAME/VERSION, or the highest approved one of NAME. Raises Refused if none is approved."""

@@ -18,6 +18,7 @@ from account import identities, key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sagemaker import CLIENT_KEY, SmallSageMaker
+from support import judged
 from support.commands import environment
 from support.registries import (
     BUCKET,
@@ -32,6 +33,7 @@ from support.registries import (
     started,
 )
 from support.three_steps import TOML, made
+from support.visits import pages_of
 
 from runner.aws.creation import archive_key, creation
 from runner.aws.history import facts_key, facts_sha256
@@ -45,6 +47,7 @@ from runner.model.events import verify_chain
 from runner.model.registry import LocalRegistry
 from runner.model.versions import NewVersion, Registry
 from runner.records import encode
+from runner.ui.access import hasher
 
 # registers the version in a file, or decides on m/1; writes what came of it
 WORKER = """
@@ -611,6 +614,48 @@ def test_a_versions_stage_is_that_of_the_target_it_was_brought_to_last(
     assert described(cloud)["ModelApprovalStatus"] == "Approved"
     assert stage("shadow_eu--1_") == "Shadow-eu-1"
     assert kinds(registry)[-1] == (1, "removed", "dee")  # nothing that was told there is taken for a decision
+
+
+# On the pages
+
+PAGES_TOML = """
+registry = "sagemaker"
+[sagemaker]
+bucket = "{}"
+prefix = "{}"
+role = "arn:aws:iam::123456789012:role/r"
+image = "i"
+"""
+
+
+def test_a_reviewer_reads_approves_and_rejects_on_the_pages(
+    cloud: SmallSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = judged.made(tmp_path / "project", versions=2, more=PAGES_TOML.format(BUCKET, tmp_path.name))
+    people = f"ana:{hasher().hash('anas password')}"
+    with pages_of(project.folder / "pipeline.toml", users_text=people, patience_s=0.5) as served:
+        ana = served.by_password("ana", "anas password")
+        assert "no version is approved; 2 pending" in ana.get("/models/").text
+        page = ana.get("/model/tiny/1/").text
+        for words in ("Pending: a person has to decide.", "The model of run 1.", "above the required minimum 0.8"):
+            assert words in page
+        assert ana.decide("tiny/1", "approve", "measured well").status == 303
+        assert ana.decide("tiny/2", "reject", "too few rows").status == 303
+        assert "tiny/1 is the approved version" in ana.get("/models/").text
+        found = cloud.client("sagemaker").describe_model_package(ModelPackageName=arn(cloud).replace("/m/", "/tiny/"))
+        assert (found["ModelApprovalStatus"], found["ApprovalDescription"]) == ("Approved", "ana: measured well")
+        told = project.runner("history", "tiny", "--json").json
+        assert [(event["version"], event["kind"], event["who"], event["why"]) for event in told[2:]] == [
+            (1, "approved", "ana", "measured well"), (2, "rejected", "ana", "too few rows"),
+        ]  # fmt: skip
+        assert [event["data"] for event in told[2:]] == [{"known_by": "password"}] * 2
+
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        for path in ("/models/", "/model/tiny/1/"):
+            reply = ana.get(path)
+            assert (reply.status, "<h1>AWS refused or failed</h1>" in reply.text) == (502, True)
+            assert "had no connection (EndpointConnectionError) for 0 s.</p>" in reply.text
+        assert judged.RUN.format(1) in ana.get("/").text  # what lies here is shown
 
 
 # Who may decide

@@ -100,7 +100,10 @@ class Session:
                 from botocore.config import Config
 
                 settings = Config(
-                    retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60, max_pool_connections=64
+                    retries={"total_max_attempts": 1},
+                    connect_timeout=min(10, max(1, self.patience_s)),
+                    read_timeout=60,
+                    max_pool_connections=64,
                 )
                 if self._unsigned:
                     settings = settings.merge(Config(signature_version=UNSIGNED))

@@ -21,7 +21,7 @@ from runner import decisions
 from runner.errors import PipelineError, Refused, RunnerError, UsageError
 from runner.model.registry_rules import Person
 from runner.model.served import still_served
-from runner.project import Project
+from runner.project import LOOK_S, Project
 from runner.report.clean import POLICY as REPORT_POLICY
 from runner.ui import live, model_pages, run_pages
 from runner.ui.access import Session
@@ -37,8 +37,9 @@ FRAMED = f"{REPORT_POLICY}; frame-ancestors 'self'; sandbox allow-same-origin"
 class Pages:
     """The pages of one project. Every request looks at the project anew."""
 
-    def __init__(self, file: Path, access: Access) -> None:
-        self._file, self._access = file, access
+    def __init__(self, file: Path, access: Access, *, patience_s: float = LOOK_S) -> None:
+        """`patience_s` is how long a page waits for AWS where that does not answer."""
+        self._file, self._access, self._patience_s = file, access, patience_s
         self._table = RunTable()
         self._styles = styles()
         self._pulled = -PULL_S
@@ -86,9 +87,12 @@ class Pages:
         with contextlib.suppress(RunnerError, OSError):
             self._table.warm(self._project().store_here)
 
-    def _project(self) -> Project:
-        """The project as it is now; runs that others share are asked for now and then."""
-        project = Project(self._file)
+    def _project(self, *, decides: bool = False) -> Project:
+        """The project as it is now; runs that others share are asked for now and then.
+
+        Whoever `decides` waits for AWS as long as by a command.
+        """
+        project = Project(self._file, patience_s=None if decides else self._patience_s)
         if time.monotonic() - self._pulled < PULL_S:
             project.store = project.store_here
         else:
@@ -207,7 +211,7 @@ class Pages:
     def _decided(self, request: Request, decide: Callable[[Project], str], notes: list[str]) -> Response:
         """Carry the decision out; then the version's page, which also says why where it was refused."""
         try:
-            sentence = decide(self._project())
+            sentence = decide(self._project(decides=True))
         except UsageError as error:
             return self._again(request, 400, _without_option(str(error)))
         except Refused as error:
@@ -226,7 +230,7 @@ class Pages:
     def change_target(self, request: Request) -> Response:
         """Deploy, roll back or undeploy, as it was confirmed: the version and the target that the form names."""
         form, target, action = request.state.form, request.path_params["target"], _action(request)
-        project, notes, label = self._project(), list[str](), form.get("version", "")
+        project, notes, label = self._project(decides=True), list[str](), form.get("version", "")
         deployer = project.deployer(target)
         options: dict[str, Any] = {"why": form.get("reason", "").strip(), "by": _person(request)}
         if action == "deploy":
@@ -264,15 +268,17 @@ class Pages:
     def refused(self, request: Request, error: Exception) -> Response:
         status = 400 if isinstance(error, PipelineError) else 404 if isinstance(error, UsageError) else 409
         if not isinstance(error, UsageError | Refused):
-            status = 502
+            title = error.headline[:1].upper() + error.headline[1:] if isinstance(error, RunnerError) else ""
+            return self.problem(request, 502, _without_command(str(error)), title=title)
         if status == 404 and (request.method == "POST" or page_path(request.scope).startswith("/compar")):
             status = 400
         return self.problem(request, status, str(error))
 
-    def problem(self, request: Request, status: int, sentence: str) -> Response:
+    def problem(self, request: Request, status: int, sentence: str, *, title: str = "") -> Response:
         with contextlib.suppress(AttributeError):  # a request for the style has no session
             view = self.view(request)
-            return HTMLResponse(view.render("problem.html.j2", sentence=sentence, status=status), status)
+            title = title or ("Not found" if status == 404 else "Not possible")
+            return HTMLResponse(view.render("problem.html.j2", sentence=sentence, title=title), status)
         return Response(status_code=status)
 
 
@@ -294,6 +300,11 @@ def _action(request: Request) -> str:
     if action not in ("deploy", "rollback", "undeploy"):
         raise UsageError(f"There is no {action!r}; a target can deploy, rollback and undeploy.")
     return action
+
+
+def _without_command(sentence: str) -> str:
+    """A sentence of a service that did not answer, for who only looks."""
+    return sentence.partition(" What was started goes on;")[0]
 
 
 def _without_option(sentence: str) -> str:

@@ -21,6 +21,7 @@ import uvicorn
 from runner import escape
 from runner.errors import UsageError
 from runner.loopback import is_loopback
+from runner.project import LOOK_S
 from runner.run.provenance import who
 from runner.ui.access import USERS, OneTimeToken, Passwords, users
 from runner.ui.app import Pages
@@ -98,11 +99,16 @@ def _run(server: uvicorn.Server, listening: socket.socket) -> None:
 
 
 def server(
-    file: Path, access: Access, *, prefix: str = "", on_ready: Callable[[], None] = lambda: None
+    file: Path,
+    access: Access,
+    *,
+    prefix: str = "",
+    patience_s: float = LOOK_S,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> uvicorn.Server:
     """The server of a project's pages. `prefix` is the path under which a proxy shows them, if it does not take it
-    away itself."""
-    pages = Pages(file, access)
+    away itself; `patience_s` is how long a page waits for AWS where that does not answer."""
+    pages = Pages(file, access, patience_s=patience_s)
     threading.Thread(target=pages.warm, name="warm", daemon=True).start()
     serving = _Server(_configured(pages.application(prefix=prefix)), on_ready)
     pages.is_ending = lambda: serving.should_exit

@@ -13,9 +13,9 @@ import runner.model
 from runner.content import artifact
 from runner.gate import judge
 from runner.manifest import Environment, ModelVersionRef, RunManifest, StepState
-from runner.model.registry import LocalRegistry
 from runner.model.versions import NewVersion
 from runner.pipeline.file import load
+from runner.project import Project as Opened
 from runner.records import Artifact, Metric, StepError, StepResult
 from runner.run.store import Store
 from support.models import records, trained
@@ -63,7 +63,7 @@ def passed(project: Project, number: int, auc: Metric, **more: Any) -> RunManife
     fact = artifact(project.folder / "runs" / run / MODEL, name="out/model/")
     manifest = manifest_of(project, run, {"train.auc": auc}, model=fact, **more)
     card = more.get("card", f"# Tiny\n\nThe model of run {number}.")
-    registered = LocalRegistry(project.folder / "runs" / "registry.db").register(
+    registered = Opened(project.folder / "pipeline.toml").registry.register(
         NewVersion(
             name="tiny", run=run, sha256=fact.sha256, artifact=artifact(project.folder / "runs" / run / MODEL, name=MODEL),
             metrics=manifest.metrics, created_by=manifest.started_by, sources={"train.source": "ab" * 32}, card=card,

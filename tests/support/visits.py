@@ -16,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 import uvicorn
 
+from runner.project import LOOK_S
 from runner.serve.listening import bind
 from runner.ui.guard import Access
 from runner.ui.server import access, address, server
@@ -111,14 +112,14 @@ class Pages:
 
 
 @contextlib.contextmanager
-def pages_of(file: Path, *, prefix: str = "", **who: Any) -> Iterator[Pages]:
+def pages_of(file: Path, *, prefix: str = "", patience_s: float = LOOK_S, **who: Any) -> Iterator[Pages]:
     """The pages of the pipeline file, served by a thread of this process on a free port."""
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
     told: list[str] = []
     entry = access("127.0.0.1", port, on_sign_in=lambda: told.append("signed in"), **who)
     ready = threading.Event()
-    with _at_work(server(file.absolute(), entry, prefix=prefix, on_ready=ready.set), listening):
+    with _at_work(server(file.absolute(), entry, prefix=prefix, patience_s=patience_s, on_ready=ready.set), listening):
         assert ready.wait(30)
         yield Pages(port, entry, told, prefix)
 
