@@ -54,6 +54,7 @@ bench: $(VENV)/.all $(VENV)-peers/.ready
 ifndef QUICK
 	$(BIN)/python -m benchmarks.unchanged
 	$(BIN)/python -m benchmarks.many_runs
+	$(BIN)/python -m benchmarks.pages
 endif
 
 bench-scaling: $(VENV)/.all $(VENV)-peers/.ready

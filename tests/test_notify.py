@@ -191,7 +191,7 @@ def test_a_command_ends_as_it_would_where_nobody_can_be_told(place: Project) -> 
 
 
 def test_the_doctor_says_whether_people_can_be_told_sends_nothing_and_shows_no_address(
-    place: Project, inbox: Inbox, monkeypatch: Any
+    place: Project, monkeypatch: Any
 ) -> None:
     def said(addresses: str | None) -> str:
         monkeypatch.delenv("TELL", raising=False)
@@ -204,11 +204,14 @@ def test_the_doctor_says_whether_people_can_be_told_sends_nothing_and_shows_no_a
 
     assert said(None) == said(" ") == "[notify] to names TELL, which is not set."
     assert said(",") == "TELL has no address."
-    assert said(HUSH) == said(f"{inbox.address} nothing://{HUSH}") == "TELL has an address that apprise does not know."
-    done = place.runner("doctor", "--json", env={"TELL": f"{inbox.address} mailto://a:{HUSH}@example.org"})
+    assert (
+        said(HUSH) == said(f"json://127.0.0.1:1 nothing://{HUSH}") == "TELL has an address that apprise does not know."
+    )
+    with web_inbox() as own:
+        done = place.runner("doctor", "--json", env={"TELL": f"{own.address} mailto://a:{HUSH}@example.org"})
     (check,) = [check for check in done.json["checks"] if check["name"] == "notify"]
     assert (check["status"], check["message"]) == ("ok", "TELL leads to JSON, E-Mail; nothing was sent")
-    assert (HUSH in done.out + done.err, inbox.take()) == (False, [])
+    assert (HUSH in done.out + done.err, own.take()) == (False, [])
     monkeypatch.delenv("TELL")
     unset = place.runner("doctor").out.splitlines()[-1]
     assert unset.startswith("✗ notify       [notify] to names TELL, which is not set: `export TELL=")
