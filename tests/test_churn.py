@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import axe
+from support.browser import browser
 from support.commands import environment
 from support.projects import PAGES, REAL_TABLE, ROOT, RUN_ALL, Project
 
@@ -47,6 +49,23 @@ def test_one_command_ingests_trains_evaluates_judges_and_registers(churn: Projec
         assert caption in report
     auc = made["metrics"]["evaluate.auc"]
     assert 0.85 < auc["low"] < auc["value"] < auc["high"] < 1
+
+
+@pytest.mark.soak
+def test_axe_finds_nothing_in_its_report_and_notebooks_but_how_pandas_writes_a_table(
+    churn: Project, tmp_path: Path
+) -> None:
+    folder = Path(told(churn)["report"]).parent
+    pages = [folder / "report.html", *(folder / "steps" / name / "executed.html" for name in STEPS)]
+    with browser(tmp_path / "profile") as tab:
+        for page in pages:
+            tab.open(page.as_uri(), policy=False)
+            for width, dark in ((1280, False), (390, True)):
+                tab.show(width=width, dark=dark)
+                found = [
+                    fault for fault in axe.faults(tab) if not fault.startswith("minor empty-table-header: <th></th>")
+                ]
+                assert found == [], page
 
 
 def test_a_version_leads_back_to_its_run_notebooks_data_and_model(churn: Project) -> None:
