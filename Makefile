@@ -45,8 +45,9 @@ coverage: $(VENV)/.all
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
+# all of them, or those of the files in SOAK
 soak: $(VENV)/.all
-	$(BIN)/python -m pytest -q -n 2 -m soak
+	$(TESTED) -n 3 -m soak $(SOAK)
 
 bench: $(VENV)/.all $(VENV)-peers/.ready
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -184,8 +184,10 @@ class Project:
                 self.session(), self.spec, root=self.root, store=store, undeclared=undeclared
             )
         else:
+            from runner import cluster
             from runner.step.local import LocalExecutor
 
+            cluster.require(self.spec)
             executor = LocalExecutor(self.root, kernel=kernel, servers=servers)
         return World(
             store=store,

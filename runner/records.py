@@ -57,6 +57,14 @@ class Vpc(Record, frozen=True, kw_only=True):
     security_groups: list[str]  # ids
 
 
+class ClusterSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """[steps.NAME] cluster: processes that the step's notebook hands work to. See `runner.cluster`."""
+
+    engine: Literal["dask"]  # what schedules the work: `dask`
+    workers: int  # processes in all, on one machine or several
+    worker_memory_gb: float | None = None  # that a worker may take; a machine's memory divided by its workers
+
+
 class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     """[sagemaker] and [steps.NAME.sagemaker]; what a step leaves out is the pipeline's. See `runner.aws.settings`."""
 
@@ -72,6 +80,7 @@ class SageMaker(Record, frozen=True, kw_only=True, omit_defaults=True):
     allow_other_versions: bool | None = None  # with `packages = "image"`: go on with what it has, recorded with the run
     include: list[str] | None = None  # patterns, as in .gitignore, of further files that notebooks read
     instance: str | None = None  # what a job runs on
+    instance_count: int | None = None  # 1. Machines of a step's job, that its `cluster` is spread over
     volume_gb: int | None = None  # a job's disk
     together: bool | None = None  # steps one after the other that need the same machine share a job
     job: Literal["processing", "training"] | None = None  # what a step is made; by itself `processing`
@@ -103,6 +112,7 @@ class StepSpec(Record, frozen=True, kw_only=True):
     retries: int = 0  # further attempts when it has failed
     map: dict[str, MapSource] = {}  # a parameter = the list of its keys, or the output that has it
     share: float = 1.0  # of the map's keys, how many must succeed
+    cluster: ClusterSpec | None = None  # processes that share the step's work: `{ engine = "dask", workers = 4 }`
     sagemaker: SageMaker = SageMaker()  # what differs for this step
 
 
@@ -334,6 +344,7 @@ class StepJob(Record, frozen=True, kw_only=True):
     cell_timeout_s: float | None = None
     kernel: str = STANDARD
     threads: int = 0  # OMP_NUM_THREADS of the kernel; 0 leaves it alone
+    cluster: ClusterSpec | None = None
     attempt: int = 1
 
 
@@ -365,7 +376,7 @@ class StepError(Record, frozen=True, kw_only=True):
     """Why a step did not succeed, for a person and for `runner debug`."""
 
     kind: Literal["exception", "stopped early", "kernel died", "timeout", "out of memory", "output missing",
-                  "input changed", "interrupted", "refused", "remote", "pruned"]  # fmt: skip
+                  "input changed", "interrupted", "refused", "remote", "pruned", "cluster lost"]  # fmt: skip
     ename: str
     evalue: str
     cell: int | None = None  # as after Run All: the number in [9]
@@ -380,11 +391,23 @@ class RemoteJob(Record, frozen=True, kw_only=True):
     at: str  # the address below which the result's paths lie; ends in `/`
     image: str
     instance: str
+    machines: int = 1
     python: str
     environment: Literal["image", "lock"]  # the image's own packages, or those installed from the lock
     packages: dict[str, str]  # as found in the job
-    billed_s: float | None = None
+    billed_s: float | None = None  # of each machine
     price_usd: float | None = None  # billed seconds by the price table, None where it has no such instance
+
+
+class ClusterFacts(Record, frozen=True, kw_only=True):
+    """The cluster that a step worked on."""
+
+    engine: str
+    workers: int
+    machines: int
+    versions: dict[str, str]  # of the engine's packages
+    restarts: int = 0  # workers that were started again after they had ended
+    peak_memory_bytes: int = 0  # the most at one moment: scheduler, all workers and the notebook, resident
 
 
 class StepResult(Record, frozen=True, kw_only=True):
@@ -411,6 +434,7 @@ class StepResult(Record, frozen=True, kw_only=True):
     opened: dict[RelativePath, Opened] = {}  # path relative to the project
     redacted: list[str] = []  # "cell [4]: AWS access key id": what was taken out of the executed notebook
     remote: RemoteJob | None = None  # None where it ran on this machine
+    cluster: ClusterFacts | None = None
 
     def artifacts(self) -> list[Artifact]:
         """Everything the step leaves: its outputs, and the executed notebook or those of its keys."""

@@ -36,8 +36,10 @@ COMMANDS = {
 }
 
 
-def whose(command: str) -> str:
-    """Whose command of the runner it is."""
+def whose(command: str, *arguments: str) -> str:
+    """Whose command of the runner it is, with its arguments."""
+    if "monitor.toml" in arguments:
+        return "watcher"
     return next((who for who, commands in COMMANDS.items() if command in commands), "caller")
 
 

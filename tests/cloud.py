@@ -62,7 +62,7 @@ class RemoteProject(Project):
 
     def environment(self, *arguments: str) -> dict[str, str]:
         self.attach()  # another project of the test may have been the account's since
-        return {**self.cloud.environment, **key(whose(arguments[0])), **self.extra}
+        return {**self.cloud.environment, **key(whose(*arguments)), **self.extra}
 
     def runner(self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Done:
         return super().runner(*arguments, env={**self.environment(*arguments), **(env or {})}, cwd=cwd)

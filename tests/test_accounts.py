@@ -137,6 +137,7 @@ def test_two_accounts_run_resume_decide_and_clean_up_in_one_folder(shared: Share
     assert not_the_groups(shared.folder / "runs") == []
 
 
+@pytest.mark.soak
 def test_an_account_that_may_not_write_what_another_made_is_told_so(shared: Shared) -> None:
     assert shared.by(ANA, "run", umask=0o022).code == 0
     assert shared.by(ANA, "run", "--force", env={VARIABLE: "step sealed:second"}, umask=0o022).code == -9

@@ -421,6 +421,7 @@ CELLS = st.lists(st.lists(LINES, min_size=1, max_size=5).map("\n".join), min_siz
 
 
 @given(CELLS.filter(lambda cells: any(cell.strip() for cell in cells)))
+@pytest.mark.soak
 def test_a_copys_code_is_the_originals_but_for_literals_and_places(tmp_path_factory: Any, cells: list[str]) -> None:
     folder = _folder(tmp_path_factory)
     step = proposed(folder, *cells)

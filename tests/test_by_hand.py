@@ -101,6 +101,7 @@ def kernels(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prefix / "share" / "jupyter"
 
 
+@pytest.mark.soak
 def test_open_brings_the_runs_parameters_so_that_run_all_does_what_the_run_did(
     project: Project, kernels: Path, tmp_path: Path
 ) -> None:

@@ -712,3 +712,13 @@ def test_an_endpoint_takes_no_key_that_only_a_process_here_can_follow(tmp_path: 
     file.write_text(f'{steps}[targets.there]\nkind = "sagemaker"\ncapture = {{ to = "there" }}\n')
     with pytest.raises(PipelineError, match="an endpoint writes to S3"):
         load(file)
+
+
+def test_a_serverless_endpoint_takes_no_capture(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.toml"
+    there = '[targets.there]\nkind = "sagemaker"\nserverless = {}\n'
+    file.write_text(f'name = "t"\n[steps.train]\nnotebook = "train.ipynb"\n{there}capture = {{}}\n')
+    with pytest.raises(
+        PipelineError, match=r"targets\.there\.capture: SageMaker captures nothing at a serverless endpoint"
+    ):
+        load(file)

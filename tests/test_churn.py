@@ -147,6 +147,7 @@ def test_by_hand_with_run_all_and_no_pipeline_they_make_the_same_model(churn: Pr
 
 
 @pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
+@pytest.mark.soak
 def test_the_real_table_passes_the_same_gate(churn: Project) -> None:
     done = churn.runner("run", "evaluate", "-p", f"data.source={REAL_TABLE}", "--json")
     assert done.code == 0, done.err

@@ -21,6 +21,7 @@ from support.commands import environment
 from support.notebook_rules import cells, source
 from support.one_kernel import Execute, one_kernel
 from support.projects import REAL_TABLE, ROOT
+from support.some import some
 
 from runner.gate import judge
 from runner.notebook.recorded import read_figures, read_scraps
@@ -233,6 +234,7 @@ def test_equal_seeds_give_equal_models_whatever_the_threads(execute: Execute, ma
     assert contents(made / "other") != contents(made / "model")
 
 
+@pytest.mark.soak
 def test_parts_give_the_same_model_and_the_same_metrics_as_one_piece(
     execute: Execute, made: Path, tmp_path: Path
 ) -> None:
@@ -261,6 +263,7 @@ def test_parts_give_the_same_model_and_the_same_metrics_as_one_piece(
     assert several["auc_gain"] == Metric(value=0, low=0, high=0, better="higher")  # the same trees
 
 
+@pytest.mark.soak
 def test_intervals_from_some_of_the_customers_are_about_as_wide_as_those_from_all(
     execute: Execute, made: Path, tmp_path: Path
 ) -> None:
@@ -279,7 +282,7 @@ def test_training_refuses_rows_of_another_split(execute: Execute, made: Path) ->
     assert not (made / "never").exists()
 
 
-@pytest.mark.parametrize("table", TABLES, ids=name)
+@pytest.mark.parametrize("table", some(TABLES, TABLES[:1]), ids=name)
 def test_both_tables_pass_the_gate_with_margin(execute: Execute, tmp_path: Path, table: Path) -> None:
     data(execute, tmp_path, source=table)
     train(execute, tmp_path)
@@ -291,6 +294,7 @@ def test_both_tables_pass_the_gate_with_margin(execute: Execute, tmp_path: Path,
     assert not {"auc_gain", "champion_seen"} & found.keys()
 
 
+@pytest.mark.soak
 def test_a_model_that_asks_no_question_is_shown_as_one(execute: Execute, made: Path) -> None:
     """As 30 customers give it: the figure of what the trees gain from has no bar, and no limit that is not a number."""
     train(execute, made, "nothing", rounds=2, gamma=1e9)
@@ -439,6 +443,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.soak
 def test_in_a_fresh_clone_a_notebook_says_which_one_to_run_first(tmp_path: Path) -> None:
     names = [Path(shutil.copy(path, tmp_path)).name for path in NOTEBOOKS if not path.name.startswith("01")]
     line = [sys.executable, "-W", "ignore", "-c", FIRST, *names]

@@ -31,7 +31,7 @@ from runner.pipeline.plan import plan
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # those that run the pipeline
-RUNNING = [path for path in WORKFLOWS if path.name not in ("comment.yml", "tests.yml")]
+RUNNING = [path for path in WORKFLOWS if path.name not in ("comment.yml", "soak.yml", "tests.yml")]
 BUILDSPEC = ROOT / "codebuild-buildspec.yml"
 LIFECYCLE = ROOT / "infra" / "studio-lifecycle.sh"
 GUIDE = ROOT / "docs" / "sagemaker.md"
@@ -284,6 +284,7 @@ def test_a_comment_is_made_of_what_the_run_left_by_a_workflow_that_runs_none_of_
     assert len(checkout.asked) == 3
 
 
+@pytest.mark.soak
 def test_a_pull_request_without_an_earlier_run_is_told_so_and_what_its_code_changes(checkout: Checkout) -> None:
     checkout.step_with("0.7")
     code, summary = checkout.workflow("pull-request.yml")
@@ -316,6 +317,7 @@ def test_the_buildspec_runs_the_smoke_profile_for_a_pull_request(checkout: Check
     assert buildspec(checkout, {"CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"}).returncode == 4
 
 
+@pytest.mark.soak
 def test_a_pull_requests_build_asks_nothing_of_the_account(checkout: Checkout) -> None:
     """Its role may write its log alone, and the branch has its versions in SageMaker."""
     inputs = 'inputs = { champion = "approved:tiny" }\noutputs = { model = "model/" }\n[[gate]]'
@@ -528,6 +530,7 @@ def answered(address: str) -> Any:
     return None
 
 
+@pytest.mark.soak
 def test_lab_opens_the_project_and_starts_as_root_too(studio: Path) -> None:
     project = studio / "churn"
     jupyter = project / ".venv" / "bin" / "jupyter"

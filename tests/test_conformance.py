@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from support.executed import WIDGETS, Cells, Executed, by_papermill, by_step, outputs, plain
 from support.projects import code, text
+from support.some import some
 
 from runner.step.local import LocalExecutor
 from runner.step.saving import Saver
@@ -216,7 +217,7 @@ def executors() -> Iterator[dict[str, LocalExecutor]]:
         executor.close()
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS)
+@pytest.fixture(scope="module", params=some(NOTEBOOKS, NOTEBOOKS.keys() - {"widgets", "async"}))
 def executed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, executors: dict[str, LocalExecutor]
 ) -> dict[str, Executed]:

@@ -460,6 +460,7 @@ def test_a_target_whose_process_was_killed_is_down_until_it_is_restarted(place: 
     assert place.scored() == "tiny/2"
 
 
+@pytest.mark.soak
 def test_a_target_told_to_end_answers_first_and_can_be_restarted(place: Place) -> None:
     assert place.deploy(1).code == 0
     os.kill(place.supervisor(), signal.SIGTERM)  # as when the machine is shut down
@@ -489,6 +490,7 @@ def test_a_rollback_goes_back_to_what_is_approved_still(place: Place) -> None:
     assert place.runner("rollback", "staging").code == 8
 
 
+@pytest.mark.soak
 def test_an_undeployed_target_is_free(place: Place) -> None:
     assert place.runner("undeploy", "staging").code == 8
     assert place.deploy(1).code == 0
@@ -519,6 +521,7 @@ def test_a_dry_run_starts_and_writes_nothing(place: Place) -> None:
     assert not (place.folder / "runs" / "targets").exists()
 
 
+@pytest.mark.soak
 def test_the_auditor_is_told_what_was_served_when(place: Place) -> None:
     assert place.deploy(1, "production", "--reason", "ticket 41").code == 0
     assert place.deploy(2, "production").code == 0
@@ -540,6 +543,7 @@ def test_the_auditor_is_told_what_was_served_when(place: Place) -> None:
     assert [row.split("  ")[2].strip() for row in rows[1:]] == ["deployed (production)"] * 2 + ["removed (production)"]
 
 
+@pytest.mark.soak
 def test_a_target_that_changes_its_model_ends_the_other_models_story(place: Place) -> None:
     other = msgspec.structs.replace(place.registry.get("tiny", 1), name="other")
     place.registry.register(NewVersion(**{name: getattr(other, name) for name in NewVersion.__struct_fields__}))
@@ -565,6 +569,7 @@ def test_an_address_that_is_taken_is_refused(place: Place) -> None:
     assert place.deploy(1).code == 0
 
 
+@pytest.mark.soak
 def test_a_target_that_moves_has_to_be_undeployed_first(place: Place) -> None:
     assert place.deploy(1).code == 0
     file, (port,) = place.folder / "pipeline.toml", free_ports(1)

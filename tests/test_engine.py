@@ -185,6 +185,7 @@ def test_nbclients_options_are_honoured() -> None:
         ({"allow_errors": True, "force_raise_errors": True}, [1, None, None]),
     ],
 )
+@pytest.mark.soak
 def test_errors_are_allowed_as_nbclient_allows_them(options: dict[str, Any], ran: list[int | None]) -> None:
     counts = []
     for engine in ("runner", None):
@@ -222,6 +223,7 @@ def test_what_the_engine_cannot_honour_it_refuses(name: str) -> None:
     assert not Path("ran").exists()
 
 
+@pytest.mark.soak
 def test_a_kernel_that_never_says_how_a_cell_ended_is_not_waited_for_for_ever() -> None:
     dumb = (
         "session = get_ipython().kernel.session\nspeak = session.send\n"
@@ -295,7 +297,8 @@ def test_it_runs_where_a_loop_runs_already() -> None:
     assert code_cells(written())[0].outputs[0].data["text/plain"] == "'slept'"
 
 
-@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("late", [False, True])
 def test_a_notebook_that_executes_another_is_interrupted_with_it(late: bool) -> None:
     slow = "from pathlib import Path\nimport os, time\nPath('pid').write_text(str(os.getpid())); time.sleep(300)"
     imports = "import importlib\nimportlib.import_module('ipywidgets').IntSlider()" if late else "1"

@@ -136,6 +136,7 @@ def asked(project: Project, record: dict[str, Any], bad: dict[str, Any]) -> Any:
     return scored.json["predictions"][0]
 
 
+@pytest.mark.soak
 def test_the_example_that_ships_becomes_a_version_that_answers(tmp_path: Path) -> None:
     project = made(tmp_path, None, None)
     record = first_record(project.folder / "data" / "deliveries.csv")

@@ -434,6 +434,7 @@ def test_a_server_that_is_importing_ends_with_its_runner_too(
     gone(family)
 
 
+@pytest.mark.soak
 def test_a_kernel_outlives_its_server_and_the_next_one_gets_another(tmp_path: Path) -> None:
     first = step(
         tmp_path / "first", f"open({str(tmp_path / 'started')!r}, 'w').close()\nimport time; time.sleep(2)", "'end'"
@@ -489,6 +490,7 @@ def test_how_a_kernel_ended_is_told(tmp_path: Path, forked: LocalExecutor, sourc
     assert cells(folder)[-1]["execution_count"] is None
 
 
+@pytest.mark.soak
 def test_time_outs_end_a_cell_and_all_that_it_started(tmp_path: Path, forked: LocalExecutor) -> None:
     ignore = "import signal\nfor n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.SIG_IGN)\n"
     loop = (
@@ -685,6 +687,7 @@ def test_papermills_users_are_told_the_truth(
     assert marks[-2:] == ["failed", "pending"]
 
 
+@pytest.mark.soak
 def test_papermills_users_fall_back_to_the_standard_kernel_too(tmp_path: Path) -> None:
     done = papermill(tmp_path, "import importlib\nimportlib.import_module('ipywidgets').IntSlider()", "print(x)")
     assert done.returncode == 0, done.stderr

@@ -301,6 +301,7 @@ BESIDE: dict[str, list[Beside]] = {
         Beside("an output that ends early", verbs("s3", BROKEN_OFF, f"{OBJECTS}/tiny/runs/1")),
         Beside("a registration that ends early", verbs("s3", BROKEN_OFF, f"{OBJECTS}/tiny/models/1/model.tar.gz")),
         Beside("SageMaker, for a job in a network of one's own", verbs("ec2", NETWORK, "*")),
+        Beside("the monitor as a Pipeline", verbs("sagemaker", "DescribePipelineExecution", f"{AT}:pipeline/tiny-monitor/execution/1")),
         Beside("SageMaker, when an execution is stopped", verbs("sagemaker", "StopProcessingJob ListTags", f"{AT}:processing-job/pipelines-1")),
         Beside("a first version that a Pipeline registers", verbs("sagemaker", "AddTags CreateModelPackageGroup", f"{AT}:model-package-group/tiny")),
     ],
@@ -320,6 +321,8 @@ BESIDE: dict[str, list[Beside]] = {
             [
                 *verbs("sagemaker", "DescribePipeline ListPipelineExecutions", f"{AT}:pipeline/tiny"),
                 *verbs("sagemaker", "DescribePipelineExecution ListPipelineExecutionSteps", f"{AT}:pipeline/tiny/execution/1"),
+                *verbs("sagemaker", "DescribePipeline ListPipelineExecutions", f"{AT}:pipeline/tiny-monitor"),
+                *verbs("sagemaker", "DescribePipelineExecution ListPipelineExecutionSteps", f"{AT}:pipeline/tiny-monitor/execution/1"),
                 *verbs("sns", "Publish", f"arn:aws:sns:{REGION}:{ACCOUNT}:tiny-runs"),
             ],
         ),
@@ -341,6 +344,7 @@ BESIDE: dict[str, list[Beside]] = {
             "EventBridge Scheduler, for each of its schedules",
             [
                 *verbs("sagemaker", "StartPipelineExecution", f"{AT}:pipeline/tiny"),
+                *verbs("sagemaker", "StartPipelineExecution", f"{AT}:pipeline/tiny-monitor"),
                 *verbs("lambda", "InvokeFunction", f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:tiny-watch"),
             ],
         )
@@ -527,6 +531,32 @@ def test_who_watches_reads_captures_puts_scored_files_beside_them_and_nothing_el
         assert not allowing(granted, Request(f"s3:{action}", f"{below}/{place}"))
 
 
+WATCHED = Beside(
+    "runner monitor, here and as a Pipeline, which tests/test_sagemaker_monitor.py walks",
+    [
+        *verbs("s3", "GetObject", f"{OBJECTS}/tiny/captured/production/x/all/2026/11/29/12/a.jsonl"),
+        *verbs("s3", "ListBucket", OBJECTS, **{"s3:prefix": "tiny/captured/production/x/"}),
+        *verbs("s3", BROKEN_OFF, f"{OBJECTS}/tiny/captured/production/x/batch/2026-11-29/12-1.jsonl"),
+        *verbs(
+            "sagemaker",
+            "AddTags CreatePipeline DescribePipeline ListPipelineExecutions ListTags StartPipelineExecution UpdatePipeline",
+            f"{AT}:pipeline/tiny-monitor",
+        ),
+        *verbs(
+            "sagemaker",
+            "DescribePipelineDefinitionForExecution DescribePipelineExecution ListPipelineExecutionSteps",
+            f"{AT}:pipeline/tiny-monitor/execution/1",
+        ),
+    ],
+)
+
+
+def test_nothing_could_be_taken_from_who_watches(cloud: SmallSageMaker, recorded: Recorded) -> None:
+    granted = stack().policy("MonitorPolicy")
+    assert [made for made in WATCHED.asked if not allowing(granted, made)] == []
+    assert unneeded(granted, cloud.asked("watcher") + WATCHED.asked) == []
+
+
 def test_the_key_is_in_the_policies_where_there_is_one() -> None:
     key = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1"
     for who in POLICIES:
@@ -591,7 +621,7 @@ class Watch:
         code = read_template(INFRA / "schedule.yaml")["Resources"][function]["Properties"]["Code"]["ZipFile"]
         (self.folder / "index.py").write_text(code)
         names = {"PIPELINE": pipeline, "TOPIC": topic, "DAYS": str(days), "HOURS": "6"}
-        names |= {"PAGES": "", "SITE": "", "STUDIO": "", **links}
+        names |= {"PAGES": "", "SITE": "", "STUDIO": "", "MONITOR": "", **links}
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", "import json, sys, index; print(index.handler(json.load(sys.stdin), None))"],
             cwd=self.folder,
@@ -670,26 +700,38 @@ def test_the_verdict_that_a_card_has_is_told_with_its_reasons_and_links_nowhere(
     assert ("https: //evil.example" in done.stdout, "hidden" in done.stdout) == (True, False)
 
 
-@pytest.mark.parametrize("outcome", ["fail", "inconclusive", "error"])
-def test_a_failed_execution_is_told_with_the_verdict_and_each_failed_step(watch: Watch, outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "outcome", "subject"),
+    [
+        ("gate-fail", "fail", "execution failed"),
+        ("gate-unsure", "inconclusive", "execution failed"),
+        ("gate-error", "error", "execution failed"),
+        ("gate-monitor", "fail", "the answer is no"),
+    ],
+)
+def test_a_failed_execution_is_told_with_the_verdict_and_each_failed_step(
+    watch: Watch, name: str, outcome: str, subject: str
+) -> None:
     sagemaker = watch.cloud.client("sagemaker")
     role = "arn:aws:iam::123456789012:role/tiny-jobs"
-    said = f"The gate's verdict is {outcome} – train.score is 0.4, 0.1 outside the required >= 0.5."
+    said = f"The gate's verdict is {outcome} – train.score is 0.4, 0.1 outside the required >= 0.5. plan: `http://evil`"
     step = {"Name": "gate-failed", "Type": "Fail", "Arguments": {"ErrorMessage": said}}
     text = json.dumps({"Version": "2020-12-01", "Metadata": {}, "Parameters": [], "Steps": [step]})
     sagemaker.create_pipeline(
-        PipelineName=f"gate-{outcome}", RoleArn=role, PipelineDefinition=text, ClientRequestToken=outcome.rjust(32, "0")
+        PipelineName=name, RoleArn=role, PipelineDefinition=text, ClientRequestToken=name.rjust(32, "0")
     )
-    arn = sagemaker.start_pipeline_execution(PipelineName=f"gate-{outcome}")["PipelineExecutionArn"]
+    arn = sagemaker.start_pipeline_execution(PipelineName=name)["PipelineExecutionArn"]
     until = time.monotonic() + 60
     while sagemaker.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] == "Executing":
         assert time.monotonic() < until
         time.sleep(0.1)
     detail = {"pipelineExecutionArn": arn, "currentPipelineExecutionStatus": "Failed"}
-    subject, messages = watch.call({"detail": detail}, pipeline=f"gate-{outcome}")
-    assert subject == f"gate-{outcome}: execution failed"
-    assert said in messages[0]
-    assert f"runner import {arn.rpartition('/')[2]}" in messages[0]
+    project, watching = name.removesuffix("-monitor"), name.endswith("-monitor")
+    told, messages = watch.call({"detail": detail}, pipeline=project, MONITOR=name if watching else "")
+    assert told == f"{name}: {subject}"
+    assert said.replace("://", ": //") in messages[0]
+    more = " --pipeline monitor.toml" if watching else ""
+    assert messages[0].endswith(f"runner import {arn.rpartition('/')[2]}{more}")
 
 
 def test_no_run_for_too_long_is_told_and_a_recent_one_is_not(watch: Watch) -> None:
@@ -703,6 +745,9 @@ def test_a_pipeline_that_is_not_there_is_told(watch: Watch) -> None:
     subject, messages = watch.call({}, pipeline="nobody")
     assert subject == "nobody: there is no such Pipeline"
     assert "runner pipeline push" in messages[0]
+    subject, messages = watch.call({}, MONITOR="tiny-monitor")
+    assert subject == "tiny-monitor: there is no such Pipeline"
+    assert "runner pipeline push --pipeline monitor.toml" in messages[0]
 
 
 def test_the_watch_does_what_it_may_and_the_schedule_starts_its_pipeline(watch: Watch, recorded: Recorded) -> None:
@@ -713,6 +758,11 @@ def test_the_watch_does_what_it_may_and_the_schedule_starts_its_pipeline(watch: 
     schedule = Stack(INFRA / "schedule.yaml", Project="tiny", Model="tiny", LongestGapDays="8")
     target = schedule.render(schedule.template["Resources"]["WeeklyStart"]["Properties"]["Target"])
     assert allowing(EVERYBODY["tiny-start"][1], Request("sagemaker:StartPipelineExecution", target["Arn"]))
+    watching = schedule.render(schedule.template["Resources"]["MonitorStart"]["Properties"]["Target"])
+    assert watching["Arn"] == f"{target['Arn']}-monitor"
+    assert allowing(EVERYBODY["tiny-start"][1], Request("sagemaker:StartPipelineExecution", watching["Arn"]))
+    pattern = schedule.render(schedule.template["Resources"]["FailedRule"]["Properties"]["EventPattern"])
+    assert pattern["detail"]["pipelineArn"] == [target["Arn"], watching["Arn"]]
 
 
 def test_the_inline_function_is_no_longer_than_cloudformation_takes() -> None:

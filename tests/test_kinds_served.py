@@ -18,6 +18,7 @@ from support.kinds import FILES, records, saving
 from support.projects import ROOT, Project, parameters
 from support.served import CSV, JSON, Client, approved, serving
 from support.serving_image import ask
+from support.some import some
 
 import runner.model
 from runner.aws.package import ENVIRONMENT, check_image, package, serving_image
@@ -49,7 +50,7 @@ def floats(text: str) -> np.ndarray:
     return np.array([[float(one) for one in line.split(",")] for line in text.splitlines()], dtype="float32").squeeze()
 
 
-@pytest.mark.parametrize("question", ["binary", "several"])
+@pytest.mark.parametrize("question", some(["binary", "several"], ["several"]))
 @pytest.mark.parametrize("kind", FILES)
 def test_predict_and_serve_give_the_bits_of_the_folder(
     projects: dict[tuple[str, str], Project], kind: str, question: str

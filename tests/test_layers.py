@@ -29,15 +29,16 @@ ALLOWED = {
     "drift": LEAVES | {"model"},
     "tabular": LEAVES | {"model", "scoring"},
     "kernel": LEAVES | {"notebook"},
-    "step": LEAVES | {"pipeline", "notebook", "kernel"},
+    "cluster": LEAVES | {"notebook", "kernel"},
+    "step": LEAVES | {"pipeline", "notebook", "kernel", "cluster"},
     "serve": LEAVES | {"model", "scoring"},
-    "run": LEAVES | {"pipeline", "notebook", "gate", "model", "step", "kernel"},
+    "run": LEAVES | {"pipeline", "notebook", "gate", "model", "step", "kernel", "cluster"},
     "audit": LEAVES | {"pipeline", "notebook", "gate", "model", "run", "step"},
     "report": LEAVES | {"pipeline", "notebook", "gate", "run", "audit"},
-    "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit"},
+    "aws": LEAVES | {"gate", "pipeline", "notebook", "model", "step", "run", "audit", "cluster"},
     "captures": LEAVES | {"model", "serve", "aws"},
     "notify": LEAVES | {"pipeline", "notebook", "model", "report"},
-    "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws"},
+    "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws", "cluster"},
     "init": LEAVES | {"pipeline"},
     "decisions": LEAVES | {"project", "notify", "model", "run", "serve", "aws"},
     "ui": LEAVES
@@ -85,6 +86,8 @@ HEAVY = {
     "xgboost",
     "matplotlib",
     "scrapbook",
+    "dask",
+    "distributed",
 }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from support.commands import Done, command, environment
 from support.projects import Project, notebook, parameters, program, recorded
+from support.some import some
 
 TOML = """
 name = "tiny"
@@ -170,7 +171,7 @@ def test_a_pipeline_file_nested_without_end_is_an_error_in_it(tiny: Project, dep
             assert len(done.err) < 4000
 
 
-@pytest.mark.parametrize("depth", [900, 100_000])
+@pytest.mark.parametrize("depth", some([900, 100_000], [900]))
 def test_a_notebook_nested_without_end_is_a_sentence_or_runs(tiny: Project, depth: int) -> None:
     deep = "[" * depth + "]" * depth
     cells = (parameters('table: str = ""'), recorded("rows", "3"))
@@ -234,6 +235,7 @@ def lacking(project: Project, error: int, calls: Sequence[str], *words: str) -> 
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.soak
 def test_without_locks_a_run_is_refused_and_what_is_there_can_be_looked_at(tiny: Project) -> None:
     assert tiny.runner("run").code == 0
     for error in (38, 37, 95):  # ENOSYS, ENOLCK, EOPNOTSUPP
@@ -249,6 +251,7 @@ def test_without_locks_a_run_is_refused_and_what_is_there_can_be_looked_at(tiny:
     assert "a disk of your own that has links and locks" in done.out
 
 
+@pytest.mark.soak
 def test_without_links_and_modes_a_run_is_as_any_other(tiny: Project) -> None:
     done = lacking(tiny, 1, ["symlink", "link", "chmod"], "run", "--json")
     assert done.code == 0, done.err

@@ -109,6 +109,7 @@ def test_each_key_is_executed_and_the_next_step_takes_the_folder_of_all(ran: Pro
     assert at_once == 2, "as many as -j says"
 
 
+@pytest.mark.soak
 def test_the_run_is_sound_and_can_be_shown_reproduced_packed_and_imported(ran: Project, tmp_path: Path) -> None:
     assert ran.runner("verify", "--all").code == 0
     shown = ran.runner("show", "latest", "--json").json
@@ -197,6 +198,7 @@ def test_a_key_that_fails_ends_no_other_and_resume_runs_only_that(project: Proje
     assert project.runner("verify", "--all").code == 0
 
 
+@pytest.mark.soak
 def test_a_step_succeeds_with_the_share_of_keys_that_it_asks_for(project: Project) -> None:
     gate = (
         '[[gate]]\nmetric = "fit.error"\nmax = 0.5\nshare = 0.5\n[[gate]]\nmetric = "fit.error"\nmax = 0.5\neach = true'

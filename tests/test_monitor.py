@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 from support.model_folders import records, saved
-from support.monitored import capture, customers, monitored, registry_of
+from support.monitored import ask, capture, customers, monitored
 from support.projects import ROOT, Project
 
 import runner.model
-from runner import drift
+from runner import drift, escape
 from runner.cli.monitor import at_target, pending_version
 from runner.errors import PipelineError, Refused, UsageError
 from runner.model.profile import REFERENCE, Counting, Profile, describe
@@ -27,6 +27,8 @@ from runner.model.signature import describe as columns_of
 from runner.pipeline.file import load
 from runner.project import Project as OpenProject
 from runner.run.target_inputs import window_end
+from runner.ui import model_pages
+from runner.ui.view import View, minute
 
 
 @pytest.fixture(scope="module")
@@ -64,32 +66,10 @@ def test_what_is_as_it_was_passes_also_by_its_labels_and_is_pinned_and_cached(wa
     again, repeated = monitor(watched, "-p", "monitor.labels=./left.csv")
     assert (again, repeated["steps"][0]["status"]) == (0, "cached")
     shutil.rmtree(watched.folder / "runs" / "captured")
-    assert watched.runner("verify", "latest").code == 0  # what was looked at stays with the run
-
-
-def test_a_column_that_moved_is_named_and_a_new_version_waits_with_the_reason(watched: Project) -> None:
-    rows = customers(1000, 3)
-    rows["minutes"] *= 1.3
-    capture(watched, rows, refused=3)
-    (watched.folder / "day.txt").write_text("21")
-    code, said = monitor(watched, "--since", "1d")
-    assert (code, said["verdict"]) == (4, "fail")
-    reasons = {reason["what"]: reason["why"] for reason in said["reasons"]}
-    assert reasons["moved"].startswith("minutes: mean 1")
-    assert reasons["refused"] == "3 of 1,003 requests"
-    assert said["metrics"]["monitor.refused_share"]["value"] == pytest.approx(3 / 1003)
-    assert said["retrained"]["model_version"] == {"name": "tiny", "version": 2, "status": "pending"}
-    trained = json.loads((watched.folder / "runs" / said["retrained"]["run"] / "run.json").read_text())
-    assert trained["note"].startswith(f"production said no in {said['run']}: moved: minutes: mean 1")
-    assert trained["tags"] == ["after-monitor-production"]
-    opened = OpenProject(watched.folder / "pipeline.toml")
-    assert pending_version(opened) == "tiny/2"  # so that the next no trains nothing
-    (row,) = watched.runner("deployments", "--json").json
-    assert row["monitor"] == {
-        "run": said["run"], "verdict": "fail", "at": row["monitor"]["at"], "model": "tiny/1"
-    }  # fmt: skip
-    registry_of(watched).decide("tiny", 2, "rejected", who="ben@desk", why="a test")
-    assert pending_version(opened) is None
+    # what was looked at stays with the run
+    assert watched.runner("verify", "latest").code == 0
+    done = watched.runner("reproduce", "latest", "--json")
+    assert (done.code, done.json["same"]) == (0, ["monitor"]), done.out + done.err
 
 
 def test_a_week_of_fifty_rows_is_inconclusive_and_trains_nothing(watched: Project) -> None:
@@ -112,6 +92,58 @@ def test_a_window_without_requests_and_a_target_that_serves_nothing_are_refused_
     (watched.folder / "pipeline.toml").write_text(f'{text}[targets.other]\nkind = "local"\n')
     done = watched.runner("monitor", "other")
     assert (done.code, "Nothing is served at other" in done.err) == (8, True)
+
+
+def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched: Project) -> None:
+    """It begins with `watched`: a run, and its approval."""
+
+    def asked(*arguments: str) -> Any:
+        done = watched.runner(*arguments, "--json")
+        assert done.code == 0, done.out + done.err
+        return done.json
+
+    opened = OpenProject(watched.folder / "pipeline.toml")
+    shutil.rmtree(watched.folder / "runs" / "captured", ignore_errors=True)
+    place = asked("deploy", "tiny/1", "--to", "production")["place"]
+    try:
+        ask(place, customers(1000, 3).assign(minutes=lambda rows: rows["minutes"] * 1.3), "tiny/1", refused=1)
+        (watched.folder / "day.txt").write_text("21 1.3")  # the newer data
+        code, no = monitor(watched, "--since", "1d")
+        assert (code, no["verdict"]) == (4, "fail")
+        why = {reason["what"]: reason["why"] for reason in no["reasons"]}
+        assert why["moved"].startswith("minutes: mean 1")
+        assert why["refused"] == "1 of 21 requests"
+        assert no["retrained"]["model_version"] == {"name": "tiny", "version": 2, "status": "pending"}
+        trained = json.loads((watched.folder / "runs" / no["retrained"]["run"] / "run.json").read_text())
+        assert trained["note"].startswith(f"production said no in {no['run']}: moved: minutes: mean 1")
+        assert trained["tags"] == ["after-monitor-production"]
+        assert pending_version(opened) == "tiny/2"  # so that the next no trains nothing
+        assert trained["note"] in watched.runner("show", "tiny/2").out
+        assert escape.html(trained["note"]) in model_pages.version(View(opened), "tiny", 2)
+        (row,) = asked("deployments", "production")
+        look = row["monitor"]
+        assert (row["model"], look["run"], look["verdict"], look["model"]) == ("tiny/1", no["run"], "fail", "tiny/1")
+        assert look["since"] < row["since"] < look["until"] < look["at"]
+        assert {one["what"] for one in look["reasons"]} == why.keys()
+        assert f"  moved: {why['moved']}" in watched.runner("deployments").out
+        asked("site", str(watched.folder / "site"))
+        site = (watched.folder / "site" / "targets" / "index.html").read_text()
+        for page in (model_pages.targets(View(opened)), site):
+            assert f"run/{no['run']}/" in page
+            assert ("✗ failed" in page, escape.html(f"moved: {why['moved']}") in page) == (True, True)
+            assert f"from {minute(look['since'])} to {minute(look['until'])}" in page
+
+        asked("approve", "tiny/2", "--reason", "it knows the new minutes")
+        assert pending_version(opened) is None
+        place = asked("deploy", "tiny/2", "--to", "production")["place"]
+        ask(place, customers(1000, 4).assign(minutes=lambda rows: rows["minutes"] * 1.3), "tiny/2")
+        code, yes = monitor(watched)
+        assert (code, yes["verdict"], "retrained" in yes) == (0, "pass", False)
+        assert yes["metrics"]["monitor.rows"]["value"] == 2000
+        (row,) = asked("deployments", "production")
+        assert (row["model"], row["monitor"]["run"], row["monitor"]["verdict"]) == ("tiny/2", yes["run"], "pass")
+    finally:
+        watched.runner("undeploy", "production")
 
 
 def test_a_file_that_watches_nothing_and_a_source_without_a_target_are_refused(tmp_path: Path) -> None:
@@ -379,7 +411,7 @@ def test_nothing_served_is_refused_and_absent_where_the_input_is_optional(tmp_pa
 MANY = """
 import resource, sys
 import runner.model
-from runner import drift
+from runner import drift, escape
 model = runner.model.load(sys.argv[1])
 before = drift.reference_of(model)
 window = drift.read_window(sys.argv[2], model, before, version="a/1")

@@ -155,6 +155,7 @@ def test_no_secret_of_a_run_is_sent_whatever_stands_in_its_error(
         assert secret not in title + text
 
 
+@pytest.mark.soak
 def test_who_cannot_be_told_is_one_note_that_names_no_address(place: Project, inbox: Inbox, monkeypatch: Any) -> None:
     registry = LocalRegistry(place.folder / "runs" / "registry.db")
     manifest = Store(place.folder / "runs").manifest(judged.RUN.format(3))

@@ -148,6 +148,7 @@ def test_a_gate_that_says_no_registers_nothing_and_leaves_with_4(project: Projec
     assert project.runner("models", "--json", "--pipeline", "diabètes.toml").json == before
 
 
+@pytest.mark.soak
 def test_some_steps_give_no_verdict_and_register_nothing(project: Project) -> None:
     done = run(project, "fit", "--force")
     assert done.code == 0, done.err

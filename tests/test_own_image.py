@@ -163,6 +163,7 @@ def test_an_image_is_built_once_and_jobs_in_it_install_nothing(deployed: Place) 
     assert len(place.tags()) == 2
 
 
+@pytest.mark.soak
 def test_a_build_that_fails_leaves_with_the_end_of_its_log_and_the_next_is_another(deployed: Place) -> None:
     place = deployed
     create_project(place.cloud, privilegedMode=False)
@@ -214,6 +215,7 @@ def test_two_who_build_the_same_at_once_both_get_it(deployed: Place) -> None:
     assert content["serving_image"] == f"{REGISTRY}:{server_tag}"
 
 
+@pytest.mark.soak
 def test_what_is_missing_is_told_in_one_sentence_with_what_to_do(place: Place) -> None:
     """Nothing of infra/image.yaml, then no image, then one of another lock, told by whoever needs one."""
     pushed = place.push()

@@ -282,6 +282,7 @@ def test_a_bash_notebook_gets_its_parameters_and_its_failure_has_a_name(bash: Pr
     assert error["cell"] == 2
 
 
+@pytest.mark.soak
 def test_what_a_bash_cell_does_not_show_is_taken_as_given_and_counts_for_the_cache(bash: Project) -> None:
     cell = "if true; then x=3; fi"
     for value, status in ((7, "succeeded"), (7, "cached"), (8, "succeeded")):

@@ -144,8 +144,8 @@ def test_sections_about_what_a_run_does_not_use_are_read_and_their_unknown_keys_
     assert "sagemaker.instanc is not a key; did you mean `instance`?" in findings(
         two, TWO + '[sagemaker]\ninstanc = "x"\n'
     )
-    assert "sagemaker.instance_count is not a key; did you mean `instance`?" in findings(
-        two, TWO + "[sagemaker]\ninstance_count = 1\n"
+    assert "sagemaker.instance_counts is not a key; did you mean `instance_count`?" in findings(
+        two, TWO + "[sagemaker]\ninstance_counts = 1\n"
     )
     assert "monitor: [{'target': 'production'}] is not a table" in findings(
         two, TWO + '[[monitor]]\ntarget = "production"\n'

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.commands import Done
 from support.projects import Project, parameters, recorded
+from support.some import some
 from support.tiny_training import TRAIN
 
 import runner.model
@@ -268,6 +269,7 @@ def test_a_run_that_was_not_to_register_can_register_later_and_once(
     assert project.manifest["model_version"] == {"name": "tiny", "version": 1, "status": "pending"}
 
 
+@pytest.mark.soak
 def test_another_folder_than_the_pipeline_names_is_refused(project: Project) -> None:
     registering(project, "aside")
     done = without_registry(project).runner("run")
@@ -285,7 +287,7 @@ UNFIT = {  # what the folder has beside, or instead of, what runner.model.save w
 }
 
 
-@pytest.mark.parametrize("what", UNFIT)
+@pytest.mark.parametrize("what", some(UNFIT, ["no signature"]))
 def test_a_model_that_nobody_could_approve_is_refused_when_it_is_registered(project: Project, what: str) -> None:
     change, said = UNFIT[what]
     project.write("train.ipynb", parameters('model: str = "work/m"\naside: str = "work/a"'), *TRAIN, change)
@@ -466,7 +468,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize("how", some(CALLS, ["the function"]))
 def test_a_registering_step_that_does_not_take_the_verdict_waits_for_it_all_the_same(
     project_by_hand: Project, how: str
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_pipeline_with_a_step_that_registers_leaves_it_to_that_step(prices: Pr
     assert "step register did not run" in done.json["not_registered"]
 
 
+@pytest.mark.soak
 def test_a_run_that_registers_itself_may_be_told_not_to_and_registers_later_and_once(prices: Project) -> None:
     done = prices.runner("run", "--json", "--no-register")
     said = f"No model was registered, as --no-register says. `runner register {done.json['run']}` does it now."

@@ -109,6 +109,7 @@ def test_a_record_is_scored_as_the_model_scores_it(asked: Front, model: runner.m
     assert line == {"status": 200, "model": "tiny/1"}
 
 
+@pytest.mark.soak
 def test_the_real_table_scores_the_same_wherever_it_is_sent(cloud: SmallSageMaker, project: Project) -> None:
     if not REAL_TABLE.exists():
         pytest.skip(f"the real table is not at {REAL_TABLE}")
@@ -321,6 +322,7 @@ def test_a_model_that_is_slow_or_gone_is_told_apart(odd: Front, cloud: SmallSage
         assert (nowhere.ask(ROW).status, nowhere.line()["reason"]) == (503, "no-endpoint")
 
 
+@pytest.mark.soak
 def test_a_number_has_no_probability_and_a_class_is_a_number(cloud: SmallSageMaker, odd: Front, tmp_path: Path) -> None:
     project = Project(tmp_path)
     for name, make in (("count", number), ("class", several)):

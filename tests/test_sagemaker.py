@@ -85,7 +85,7 @@ def made(project: Project, case: Case, name: str) -> Done:
     return project.runner("run", "--json", *(["--on", "sagemaker"] if isinstance(project, RemoteProject) else []))
 
 
-LONG = ("stopped early", "time-out of a cell", "gate in error", "gate inconclusive")
+LONG = ("dead kernel", "missing output", "stopped early", "time-out of a cell", "gate in error", "gate inconclusive")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LONG)) for name in CASES])
@@ -121,6 +121,7 @@ def test_a_step_comes_to_the_same_here_and_there(name: str, far: RemoteProject, 
         assert far.runner("verify", "latest").code == 0
 
 
+@pytest.mark.soak
 def test_a_source_on_the_web_comes_here_and_goes_to_the_job_without_what_signs_it(far: RemoteProject) -> None:
     made_project(far, Case(toml=""), "web")
     secret = "X-Amz-Signature=" + "5ca1ab1e" * 8
@@ -144,6 +145,7 @@ BIG = Case(
 )
 
 
+@pytest.mark.soak
 def test_outputs_stay_in_s3_and_come_when_they_are_asked_for(far: RemoteProject) -> None:
     assert made(far, BIG, "big").code == 0
     run = far.runs[-1]
@@ -204,6 +206,7 @@ def test_a_second_run_takes_everything_from_the_first_and_a_local_step_reads_wha
     assert reproduced.code == 0, reproduced.err
 
 
+@pytest.mark.soak
 def test_sources_in_s3_go_to_the_job_and_never_come_here(far: RemoteProject) -> None:
     s3 = far.cloud.client("s3")
     s3.create_bucket(Bucket="elsewhere", CreateBucketConfiguration={"LocationConstraint": far.cloud.region})
@@ -320,6 +323,7 @@ def test_a_job_stopped_in_the_console_interrupts_the_run(far: RemoteProject) -> 
     assert far.runner("resume", "latest").code == 0
 
 
+@pytest.mark.soak
 def test_an_error_of_one_step_does_not_keep_the_client_waiting_for_another(far: RemoteProject) -> None:
     far.write("nb/slow.ipynb", parameters("x: int = 1"), "import time\ntime.sleep(600)")
     far.write("nb/late.ipynb", parameters("x: int = 1"), "print(x)")
@@ -566,6 +570,7 @@ def test_logs_that_cannot_be_read_do_not_matter(far: RemoteProject, action: str,
     assert f"was answered {error}" in (far.runs[-1] / "steps/make/job.log").read_text()
 
 
+@pytest.mark.soak
 def test_a_log_longer_than_what_is_read_of_it_says_so(cloud: SmallSageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.aws.processing.jobs import DRAINS, LOG_GROUP, LogReader
     from runner.aws.session import Session
@@ -607,6 +612,7 @@ def test_a_value_longer_than_the_service_s_limits_arrives_whole(far: RemoteProje
     assert "5005 tail." in json.dumps(far.executed("x"))
 
 
+@pytest.mark.soak
 def test_files_that_the_notebook_reads_beside_its_inputs_go_along(far: RemoteProject) -> None:
     case = Case(make=("import helper, json\nopen(out, 'w').write(helper.say() + open('words.json').read())",), toml="")
     made_project(far, case, "beside")
@@ -736,6 +742,7 @@ def test_two_steps_never_have_one_job_name() -> None:
 # One listing
 
 
+@pytest.mark.soak
 def test_of_a_hundred_thousand_objects_one_that_changed_is_told(tmp_path: Path) -> None:
     from runner.records import InputSpec
     from runner.run import sources
@@ -803,6 +810,7 @@ sys.meta_path.insert(0, Forbid())
 """
 
 
+@pytest.mark.soak
 def test_a_local_run_imports_neither_boto3_nor_sagemaker(project: Project, tmp_path_factory: Any) -> None:
     site = tmp_path_factory.mktemp("site")
     log = site / "asked.txt"

@@ -33,17 +33,21 @@ from runner.aws.bucket import Bucket
 from runner.aws.evidence import executions
 from runner.aws.pipelines.parameters import as_text
 from runner.aws.pipelines.pin import pins, run_id
+from runner.aws.pipelines.pin_target import BucketTargets
 from runner.aws.pipelines.push import show
 from runner.aws.pipelines.pushed import DryRunBucket, put_files
+from runner.aws.pipelines.refusals import refuse
 from runner.aws.pipelines.sdk import REGION_VARIABLE, SDK
 from runner.aws.pipelines.step_groups import step_groups
+from runner.aws.registry import SageMakerRegistry
+from runner.aws.s3 import S3
 from runner.aws.session import Session
 from runner.errors import PipelineError, UsageError
 from runner.notebook.types import Type, read_text
 from runner.pipeline.plan import Plan, plan
 from runner.project import Project as Opened
 from runner.run.ids import RUN_ID
-from runner.run.store import Store
+from runner.run.store import Store, facts_of
 
 SCHEMA = ROOT.parent / "shared" / "data" / "pipeline-definition.schema.json"
 
@@ -379,6 +383,22 @@ def test_an_imported_run_has_parameters_as_declared_and_its_version_verifies(sto
     assert fetched.code == 0, fetched.err
 
 
+def test_what_the_execution_of_a_version_has_made_is_found_by_the_registry(story: Story, tmp_path: Path) -> None:
+    """Also what it took from an earlier one; a monitor compares with it."""
+    opened = Opened(story.project.folder / "pipeline.toml")
+    bucket = Bucket(opened.session(), BUCKET, "team/out/")
+    store = Store(tmp_path / "runs", S3(bucket.session))
+    store.prepare()
+    registry = opened.registry
+    assert isinstance(registry, SageMakerRegistry)
+    targets = BucketTargets(opened.spec, bucket, store, registry, tmp_path)
+    for version in (1, 2):
+        made = dict(targets.outputs_of(registry.get("flow", version)))
+        assert made.keys() == {"table", "model"}
+        (fact,) = facts_of(made["table"]).values()
+        assert store.object(fact).read_text() == "hello\nhello\n007"
+
+
 # The definition
 
 
@@ -508,6 +528,7 @@ def planned(tmp_path: Path) -> Callable[[str, str], Plan]:
 def rehearsed(made: Plan, tmp_path: Path) -> Any:
     (tmp_path / "requirements.lock").write_bytes((ROOT / "requirements.lock").read_bytes())
     bucket = DryRunBucket(Session("eu-west-1", anonymous=True), BUCKET, "team/")
+    refuse(made, None)
     return put_files(made, bucket, store=Store(tmp_path / "runs"), profile=None)
 
 
@@ -553,7 +574,8 @@ def test_steps_that_wait_for_nothing_hold_to_one_pin_and_the_gate_has_a_job_wher
     assert told.project.here("verify", told.runs["sides"]).code == 0
 
 
-@pytest.mark.parametrize("judge", ["evaluate", pytest.param("", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("judge", ["evaluate", ""])
 def test_the_job_that_judges_registers_the_model_where_no_step_does_and_once(
     cloud: SmallSageMaker, aws: None, tmp_path: Path, judge: str
 ) -> None:

@@ -184,6 +184,7 @@ def test_stop_ends_the_job_that_the_step_was_ordered_from(cloud: SmallSageMaker,
     assert project.step("make")["status"] == "succeeded"
 
 
+@pytest.mark.soak
 def test_a_step_on_another_machine_has_its_own_job_and_the_one_before_does_not_wait(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_number_is_an_order_or_the_end_for_whoever_puts_it_first(
 # In a SageMaker Pipeline
 
 
+@pytest.mark.soak
 def test_four_notebooks_of_a_pipeline_are_one_job_that_pins_judges_and_registers(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:
@@ -300,6 +302,7 @@ def test_parameters_that_nobody_could_give_are_not_taken_for_a_machine(tmp_path:
     assert [one_machine(made, "a", other) for other in "abcd"] == [True, True, False, False]
 
 
+@pytest.mark.soak
 def test_an_order_put_between_the_two_questions_for_it_is_read(
     cloud: SmallSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def refused(done: Done, *words: str) -> None:
         assert word in done.err, done.err
 
 
+@pytest.mark.soak
 def test_a_version_that_refuses_what_is_sent_is_served_only_where_that_is_allowed(
     place: Place,
     fourth: Callable[..., None],

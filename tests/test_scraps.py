@@ -122,6 +122,7 @@ def glued() -> list[tuple[str, str, str]]:
     return [cast(Any, tuple(part.strip() for part in line.strip("|").split("|"))) for line in lines if "`" in line[:4]]
 
 
+@pytest.mark.soak
 def test_what_is_glued_is_read_as_the_guide_says_by_both_readers_and_judged_so(tmp_path: Path) -> None:
     rows = glued()
     assert len(rows) > 20
@@ -158,6 +159,7 @@ def same(found: Any, expected: Any) -> bool:
     return bool(found == expected and isinstance(found, type(expected)))
 
 
+@pytest.mark.soak
 def test_plain_glue_and_metric_read_the_same_in_both_readers(tmp_path: Path) -> None:
     path = executed(
         tmp_path / "a.ipynb",

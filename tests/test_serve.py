@@ -32,6 +32,7 @@ from support.commands import command, environment
 from support.models import PLANS, good, mixed, number, records, saved, several, whole
 from support.projects import ROOT, Project, children_of, program
 from support.served import CSV, JSON, ROW, Client, Served, approved, serving
+from support.some import some
 
 import runner.model
 from runner.errors import RunnerError
@@ -149,7 +150,7 @@ def test_an_unknown_category_can_be_a_missing_value(house: Project, model: runne
     assert answer.json["predictions"][0]["probability"] == float(model.predict(frame, unknown="missing")[0])
 
 
-@pytest.mark.parametrize("make", [number, several])
+@pytest.mark.parametrize("make", some([number, several], [several]))
 def test_numbers_and_classes_are_served_too(project: Project, make: Callable[[Path], Path]) -> None:
     folder = approved(project, make)
     scores = runner.model.load(folder).predict(pd.DataFrame([ROW]))
@@ -431,7 +432,7 @@ def test_a_body_just_small_enough_is_scored_and_one_more_byte_is_not(client: Cli
     assert client.score(body + b"\n", CSV).status == 413
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /invoca", b"POST /invocations HTTP/1.1\r\nhost: x\r\nx: "])
+@pytest.mark.parametrize("sent", some([b"", b"POST /invoca", b"POST /invocations HTTP/1.1\r\nhost: x\r\nx: "], [b""]))
 def test_a_client_that_does_not_finish_its_headers_is_left(served: Served, sent: bytes) -> None:
     with connected(served) as connection:
         connection.sendall(sent)
@@ -602,7 +603,7 @@ def hammer(port: int, stop: threading.Event, wrong: list[str], counts: list[int]
     counts.append(answered)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", some(["1", "2"], ["2"]))
 def test_sigterm_under_load_loses_no_reply(house: Project, workers: str) -> None:
     with serving(house, "--workers", workers) as served:
         stop, wrong, counts = threading.Event(), list[str](), list[int]()
@@ -690,6 +691,7 @@ class AsNobody(Project):
         subprocess.run([*self.who, sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.soak
 def test_a_worker_that_cannot_be_started_is_tried_until_it_can(house: Project) -> None:
     if os.getuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("root has no limit on processes, and there is no setpriv to be somebody else")

@@ -179,6 +179,7 @@ def test_a_container_with_an_altered_model_does_not_come_up(image: Image, tmp_pa
         ServingContainer(image, made.archive, {**ENVIRONMENT, "RUNNER_SHA256": "00" * 32})
 
 
+@pytest.mark.soak
 def test_a_container_whose_code_has_no_build_backend_asks_for_an_index_and_does_not_come_up(
     image: Image, tmp_path: Path
 ) -> None:

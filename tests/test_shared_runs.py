@@ -107,6 +107,7 @@ def test_a_run_of_another_machine_is_not_resumed_unless_taken_over(
     assert "Contents" not in cloud.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="ours/shared/owners/")
 
 
+@pytest.mark.soak
 def test_a_job_of_a_machine_that_died_is_gone_on_with_by_another(
     machines: tuple[Machine, Machine], cloud: SmallSageMaker
 ) -> None:

@@ -186,6 +186,7 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(tiny: Project) -> None:
     assert fits.count("succeeded") == 3
 
 
+@pytest.mark.soak
 def test_runs_side_by_side_share_the_cores(tiny: Project) -> None:
     import os
 
@@ -199,6 +200,7 @@ def test_runs_side_by_side_share_the_cores(tiny: Project) -> None:
     assert threads == {max(1, (os.cpu_count() or 1) // 2)}
 
 
+@pytest.mark.soak
 def test_in_sagemaker_the_combinations_are_jobs_side_by_side(tmp_path: Path) -> None:
     with running() as cloud:
         far = RemoteProject(tmp_path, cloud)

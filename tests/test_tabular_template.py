@@ -104,6 +104,7 @@ def test_a_run_of_the_template_reaches_a_verdict_over_the_simple_models(project:
     assert metrics["data.rows"]["value"] == 400
 
 
+@pytest.mark.soak
 def test_with_little_data_the_gate_says_that_it_cannot_tell(execute: Execute, tmp_path: Path) -> None:
     """Of 150 rows some 30 are judged by: surely better than guessing, but not surely as good as a straight line."""
     metrics = learned(execute, tmp_path, loans(150))
@@ -122,6 +123,7 @@ def test_a_run_without_anything_to_read_first_says_which_notebook_to_run(execute
             execute(notebook, **{parameter: tmp_path / "absent"})
 
 
+@pytest.mark.soak
 def test_by_hand_the_notebooks_run_in_order_on_their_defaults(execute: Execute, executed: Path) -> None:
     table, folder = loans(), executed.parent
     (folder / "data").mkdir()
@@ -140,6 +142,7 @@ def test_by_hand_the_notebooks_run_in_order_on_their_defaults(execute: Execute, 
     assert (executed / "work" / "train" / "model" / "signature.json").exists()
 
 
+@pytest.mark.soak
 def test_several_answers_are_learned_and_a_row_of_the_file_is_scored_as_it_stands(
     execute: Execute, executed: Path, tmp_path: Path
 ) -> None:

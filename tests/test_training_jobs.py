@@ -134,6 +134,7 @@ def interrupted(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory)
     return Interrupted(project, described(cloud, project), [one["Key"].removeprefix(prefix) for one in listed])
 
 
+@pytest.mark.soak
 def test_what_is_put_away_is_not_executed_again(interrupted: Interrupted, cloud: SmallSageMaker) -> None:
     """Four starts and three executions: of a step's middle, of its end before its outputs were there, and a whole one."""
     entered = [one["Status"] for one in interrupted.job["SecondaryStatusTransitions"]]
@@ -151,6 +152,7 @@ def begun(interrupted: Interrupted, cloud: SmallSageMaker) -> str:
     return found.decode()
 
 
+@pytest.mark.soak
 def test_a_start_finds_the_checkpoints_of_those_before_and_gives_only_its_own_files(interrupted: Interrupted) -> None:
     project = interrupted.project
     folder = project.runs[-1] / "steps/make/out/folder"
@@ -165,12 +167,14 @@ def test_a_start_finds_the_checkpoints_of_those_before_and_gives_only_its_own_fi
     assert project.here("verify", "latest").code == 0
 
 
+@pytest.mark.soak
 def test_the_doctor_tells_what_the_latest_training_job_has_shown(interrupted: Interrupted) -> None:
     checks = interrupted.project.here("doctor", "--on", "sagemaker", "--json").json["checks"]
     (message,) = [check["message"] for check in checks if check["name"] == "training"]
     assert f"is Completed after 4 starts; its page has 1 metric, its checkpoints are in s3://{BUCKET}/spot/" in message
 
 
+@pytest.mark.soak
 def test_the_job_s_page_shows_what_the_notebook_recorded(interrupted: Interrupted, cloud: SmallSageMaker) -> None:
     found = interrupted.project.step("make")["result"]["metrics"]
     assert found["score"]["value"] == 0.75
@@ -179,6 +183,7 @@ def test_the_job_s_page_shows_what_the_notebook_recorded(interrupted: Interrupte
     assert {one["MetricName"]: one["Value"] for one in interrupted.job["FinalMetricDataList"]} == {"score": 0.75}
 
 
+@pytest.mark.soak
 def test_a_job_on_spot_costs_what_is_billed_of_it_and_runs_in_its_network_with_its_key(
     interrupted: Interrupted,
 ) -> None:
@@ -191,6 +196,7 @@ def test_a_job_on_spot_costs_what_is_billed_of_it_and_runs_in_its_network_with_i
     assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 86400 + 900, "MaxWaitTimeInSeconds": 2 * (86400 + 900)}
 
 
+@pytest.mark.soak
 def test_a_second_run_takes_the_step_from_the_first(interrupted: Interrupted, cloud: SmallSageMaker) -> None:
     project = interrupted.project
     done = project.here("run", "--on", "sagemaker", "--dry-run")

@@ -266,6 +266,7 @@ def test_reproduce_catches_what_is_not_seeded_and_names_the_first_step(project: 
     assert "not seeded" in done.json["cause"]
 
 
+@pytest.mark.soak
 def test_reproduce_takes_a_tolerance_for_metrics(project: Project) -> None:
     project.write(
         "notebooks/fit.ipynb",
@@ -357,6 +358,7 @@ def raised(path: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.soak
 def test_debug_brings_the_failure_into_a_fresh_kernel_and_leaves_the_source(project: Project) -> None:
     source = failing(project)
     before = source.read_bytes()
@@ -658,6 +660,7 @@ def test_a_run_without_its_manifest_that_has_results_is_kept_and_named(project: 
     assert project.runner("gc", "--keep", "0", "--json").json["runs"] == []
 
 
+@pytest.mark.soak
 def test_the_auditors_question_is_answered_after_a_year(project: Project) -> None:
     """Table overwritten, helper edited, notebooks rewritten, garbage collected, the version revoked: it still leads to all."""
     head = project.runner("history", "thing", "--head").out.split()
@@ -684,6 +687,7 @@ def test_the_auditors_question_is_answered_after_a_year(project: Project) -> Non
     assert events[int(head[1]) - 1]["hash"] == head[2]  # the head noted a year ago is in today's chain
 
 
+@pytest.mark.soak
 def test_runs_are_ranked_and_shown_with_what_the_gate_judges(project: Project) -> None:
     for boost in ("0.2", "0.1"):
         assert project.runner("run", "-p", f"fit.boost={boost}", "--no-register", "--tag", "sweep").code == 0

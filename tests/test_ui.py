@@ -736,7 +736,7 @@ def test_the_site_has_the_same_pages_without_forms_and_every_link_leads_to_a_fil
     done = place.runner("site", str(site), "--json")
     assert (done.code, done.json["runs"], done.json["versions"], done.json["left_out"]) == (0, 3, 3, []), done.err
     written = sorted(site.rglob("*.html"))
-    assert len(written) == 1 + 1 + 2 * 3 + 2 * 3 + 1
+    assert len(written) == 1 + 1 + 1 + 2 * 3 + 2 * 3 + 1
     for path in written:
         tags = Parsed(path.read_text()).tags
         assert not {"script", "input", "button"} & {tag for tag, _ in tags}, path

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from support.commands import environment
 from support.projects import Project, parameters, program, recorded
+from support.some import some
 
 from runner.cli.git import install
 from runner.model.registry import LocalRegistry
@@ -614,7 +615,7 @@ def same(quick: Answer, slow: Answer, told: list[str]) -> None:
         assert text == slow.files[name], f"{name}, {where}"
 
 
-@pytest.mark.parametrize("place", PLACES[:5], ids=lambda place: place.__name__)
+@pytest.mark.parametrize("place", some(PLACES[:5], [plain, in_a_submodule]), ids=lambda place: place.__name__)
 def test_the_way_back_answers_as_the_ordinary_way_or_not_at_all(
     place: Callable[[Drawn], None], asking: Any, tmp_path: Path
 ) -> None:

@@ -315,6 +315,7 @@ def test_a_lock_without_the_installer_is_refused_before_anything_moves(bucket: B
 # In the job
 
 
+@pytest.mark.soak
 def test_the_lock_is_made_into_an_environment(job: Job, bucket: Bucket, arrived: list[Wheel], lock: Path) -> None:
     locked = pins(lock, python=HERE, platform=PLATFORM)
     upload(bucket, arrived)

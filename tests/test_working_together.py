@@ -230,6 +230,7 @@ def test_an_edit_is_committed_without_outputs_and_stays_on_the_screen(shared: Pr
     assert status(shared) == ""
 
 
+@pytest.mark.soak
 def test_other_branches_can_be_taken_in_while_outputs_are_on_the_screen(shared: Project) -> None:
     git(shared, "switch", "-q", "-c", "one")
     commit(shared, edited(2, "a = 100"))
@@ -299,6 +300,7 @@ def removable_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
+@pytest.mark.soak
 def test_without_its_environment_notebooks_are_added_compared_and_merged_and_all_can_be_taken_out(
     repository: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -35,6 +35,7 @@ TABLES: dict[str, type[Record]] = {
     "pipeline.toml": records.Pipeline,
     "steps.NAME": records.StepSpec,
     "steps.NAME.inputs.NAME": records.InputSpec,
+    "steps.NAME.cluster": records.ClusterSpec,
     "gate": records.Rule,
     "model": records.ModelSpec,
     "approval": records.ApprovalSpec,

@@ -42,6 +42,7 @@ from runner.aws.session import AwsError, Session
 from runner.aws.settings import settings
 from runner.errors import Refused, RemoteError, RunnerError, Tampered, UsageError
 from runner.failpoint import reach
+from runner.model.captured import SAMPLE_ID
 from runner.model.compatibility import signature_in
 from runner.model.deployment import Health, locked
 from runner.model.files import check_bytes
@@ -250,7 +251,7 @@ class SageMakerTarget:
         _, files = self._source(version, running=True)
         signature = msgspec.json.decode(files["signature.json"])
         about, types = f"endpoint {self.endpoint}", {"ContentType": "application/json", "Accept": "text/csv"}
-        request = {"EndpointName": self.endpoint, "Body": sample_body(signature), **types}
+        request = {"EndpointName": self.endpoint, "Body": sample_body(signature), "InferenceId": SAMPLE_ID, **types}
         reply = self.session.call("sagemaker-runtime", "invoke_endpoint", about=about, **request)
         check_answer(signature, reply["Body"].read(), version.label)
 

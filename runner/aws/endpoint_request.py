@@ -54,9 +54,8 @@ def endpoint_request(
     own_tags = spec.tags if spec.tags is not None else aws.tags
     tags = tag_list({**own_tags, "runner:project": project, "runner:model": version.label})
     vpc = spec.vpc or aws.vpc
-    if spec.serverless is not None and (vpc is not None or spec.capture is not None):
-        key = "capture" if spec.capture is not None else "vpc"
-        raise PipelineError(f"targets.{target}: a serverless endpoint has no {key}. Name an instance instead.")
+    if spec.serverless is not None and vpc is not None:
+        raise PipelineError(f"targets.{target}: a serverless endpoint has no vpc. Name an instance instead.")
     # by the hash an instance that comes up later, when more are needed, knows an archive that was swapped meanwhile
     variables = {"RUNNER_MODEL": version.label, "RUNNER_SHA256": version.sha256, "RUNNER_UNKNOWN": spec.unknown}
     # all of it: a package's own environment need not reach a model that has one beside it

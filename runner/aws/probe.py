@@ -90,7 +90,9 @@ def _request(name: str, aws: Settings, bundle: str, answer: str, region: str) ->
         },
         "ProcessingInputs": [copied("bundle", bundle)],
         "ProcessingOutputConfig": {"Outputs": [{"OutputName": "out", "S3Output": target}]},
-        "ProcessingResources": {"ClusterConfig": cluster(dataclasses.replace(aws, instance=INSTANCE))},
+        "ProcessingResources": {
+            "ClusterConfig": cluster(dataclasses.replace(aws, instance=INSTANCE, instance_count=1))
+        },
         "StoppingCondition": {"MaxRuntimeInSeconds": LIMIT_S},
         "Tags": [{"Key": key, "Value": value} for key, value in sorted(aws.tags.items())],
     }

@@ -33,6 +33,7 @@ class Settings:
     allow_other_versions: bool = False
     include: list[str] = field(default_factory=list)
     instance: str = "ml.m5.xlarge"
+    instance_count: int = 1
     volume_gb: int = 30
     together: bool = False
     job: Literal["processing", "training"] = "processing"
@@ -93,10 +94,11 @@ def one_machine(pipeline: Pipeline, *steps: str) -> bool:
 
 
 def could_share(pipeline: Pipeline, *steps: str) -> bool:
-    """Whether they would with `together`, which is for processing jobs."""
+    """Whether they would with `together`, which is for processing jobs on one machine."""
     may_differ: dict[str, Any] = {"together": False, "timeout_s": 0, "include": [], "poll_s": 0.0, "small_mb": 0.0}
     machines = [replace(settings(pipeline, step), **may_differ) for step in steps]
-    return all(machine == machines[0] and not machine.trains for machine in machines)
+    first = machines[0]
+    return all(machine == first for machine in machines) and not first.trains and first.instance_count == 1
 
 
 def _in_range(key: str, value: object) -> bool:

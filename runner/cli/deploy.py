@@ -20,7 +20,6 @@ from runner.cli.options import (
 from runner.cli.summary import OUTCOMES
 from runner.cli.terminal import confirm, say
 from runner.errors import AnswerIsNo, UsageError
-from runner.pipeline.file import DEPLOYED
 from runner.project import Project
 
 if TYPE_CHECKING:
@@ -159,11 +158,13 @@ def deployments_command(target: str | None, restart: bool, no_token: bool, as_js
                     *(row[key] for key in ("by", "place")),
                     str(row["process"]) if row["process"] else None,
                     f"{row['health']} ({row['message']})" if row["message"] else row["health"],
-                    _monitor_text(row["monitor"], row["model"]),
+                    _look_text(row["monitor"], row["model"]),
                 ]
                 for row in rows
             ],
         )
+        for row in rows:
+            _say_why(row["target"], row["monitor"])
     if down := [row["target"] for row in rows if row["health"] in ("down", "unhealthy")]:
         raise AnswerIsNo(f"{', '.join(down)}: not as it should be, see above.")
 
@@ -248,27 +249,36 @@ def _target_row(project: Project, target: str, *, restart: bool, no_token: bool)
         "process": health and health.process,
         "health": health and health.status,
         "message": health and health.detail,
-        "monitor": _last_monitor(project, target),
+        "monitor": _last_look(project, target),
     }
 
 
-def _last_monitor(project: Project, target: str) -> dict[str, Any] | None:
+def _last_look(project: Project, target: str) -> dict[str, Any] | None:
     """The last look at what the target captured."""
-    from runner.run.monitored import last_monitored
+    from runner.run.monitored import last_look
 
-    manifest = last_monitored(project.store, target)
-    if manifest is None:
+    look = last_look(project.store, target)
+    if look is None:
         return None
-    versions = {fact.version for fact in manifest.sources.values() if fact.source == DEPLOYED + target}
-    verdict = manifest.verdict.outcome if manifest.verdict else None
-    return {"run": manifest.run, "verdict": verdict, "at": manifest.ended, "model": next(iter(versions), None)}
+    facts = fields(look, "run", "verdict", "at", "model", "since", "until")
+    return {**facts, "reasons": [fields(reason, "what", "why") for reason in look.reasons]}
 
 
-def _monitor_text(last: dict[str, Any] | None, served: str | None) -> str | None:
-    if last is None:
+def _look_text(look: dict[str, Any] | None, served: str | None) -> str | None:
+    if look is None:
         return None
-    of = f", of {last['model']}" if last["model"] not in (None, served) else ""
-    return f"{OUTCOMES.get(last['verdict'], 'no verdict')} {time_text(last['at'])}{of}"
+    of = f", of {look['model']}" if look["model"] not in (None, served) else ""
+    return f"{OUTCOMES.get(look['verdict'], 'no verdict')} {time_text(look['at'])}{of}"
+
+
+def _say_why(target: str, look: dict[str, Any] | None) -> None:
+    """Why the last look was not a yes, and at which window."""
+    if look is None or look["verdict"] == "pass":
+        return
+    window = " to ".join(time_text(bound) for bound in (look["since"], look["until"]) if bound)
+    say(f"{target}: run {look['run']} looked at what came in{f', {window}' * bool(window)}")
+    for reason in look["reasons"]:
+        say(f"  {reason['what']}: {reason['why']}")
 
 
 def _print_plan(message: str, steps: Iterable[str], as_json: bool) -> None:

@@ -44,8 +44,7 @@ def step_line(step: StepState, progress: Progress | None, *, started: float | No
     if step.status == "running":
         cells = _cells(progress)
         elapsed = "" if started is None else f"  {_clock(time.monotonic() - started)}"
-        where = f"  [{progress.cell}] {progress.first_line}" if progress and progress.cell else ""
-        return f"{line}{cells}{elapsed}{where}"
+        return f"{line}{cells}{elapsed}{_where(progress)}"
     if step.status == "cached":
         return f"{line}cached     from {step.from_run}"
     if step.status == "skipped":
@@ -83,8 +82,7 @@ class PlainDisplay(Silent):
     def progress(self, progress: Progress) -> None:
         with self._lock:
             if time.monotonic() - self._printed_at >= PLAIN_EVERY_S:
-                where = f"  [{progress.cell}] {progress.first_line}" if progress.cell else ""
-                self._print(f"    {progress.step} {_cells(progress)}{where}")
+                self._print(f"    {progress.step} {_cells(progress)}{_where(progress)}")
 
     def changed(self, manifest: RunManifest, step: str) -> None:
         state = manifest.step(step)
@@ -138,6 +136,14 @@ def _cells(progress: Progress | None) -> str:
     if progress is None:
         return "starting"
     return f"{progress.done:,}/{progress.total:,} {progress.unit}" if progress.total else progress.first_line
+
+
+def _where(progress: Progress | None) -> str:
+    """What a running step is doing: where it works, then the cell, whose end a terminal may cut off."""
+    if progress is None or not progress.cell:
+        return ""
+    note = f"  ({progress.note})" if progress.note else ""
+    return f"{note}  [{progress.cell}] {progress.first_line}"
 
 
 def _clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.options import (
+    fields,
     json_option,
     no_report_option,
     note,
@@ -28,9 +30,8 @@ if TYPE_CHECKING:
     from runner.manifest import RunManifest
     from runner.pipeline.plan import Plan
     from runner.records import Pipeline
+    from runner.run.monitored import Reason
     from runner.run.ports import Options, World
-
-WORRY = "worry"  # the table of a monitoring notebook that says whether to worry, and why
 
 
 @click.command("monitor")
@@ -82,6 +83,7 @@ def monitor_command(  # noqa: PLR0913 - click passes each option by its name
       runner monitor production --since 30d -p monitor.labels=./left.csv
     """
     from runner.pipeline.plan import plan as make_plan
+    from runner.run.monitored import reasons
     from runner.run.ports import Options
 
     project = Project(file, profile=profile)
@@ -94,17 +96,17 @@ def monitor_command(  # noqa: PLR0913 - click passes each option by its name
     watched = _run(project.of(plan.pipeline), plan, options)
     if watched.manifest is None:
         return watched.code
-    reasons = worries(watched.manifest, watched.folder)
-    for what, why in reasons:
-        say(f"{what}: {why}", err=as_json)
+    why = list(reasons(watched.manifest, project.store))
+    for reason in why:
+        say(reason, err=as_json)
     print_result(watched.manifest, watched.folder, pages=not no_report, as_json=as_json)
     watched.tell()
-    retrained = None if no_retrain else _retrained(project, target, watched.manifest, reasons, options)
+    retrained = None if no_retrain else _retrained(project, target, watched.manifest, why, options)
     if as_json:
         result: dict[str, Any] = {
             **run_json(watched.manifest, watched.folder),
             "target": target,
-            "reasons": [{"what": what, "why": why} for what, why in reasons],
+            "reasons": [fields(reason, "what", "why") for reason in why],
         }
         if retrained is not None and retrained.manifest is not None:
             result["retrained"] = run_json(retrained.manifest, retrained.folder)
@@ -127,22 +129,8 @@ def at_target(spec: Pipeline, target: str, file: Path) -> dict[str, str]:
     return inputs
 
 
-def worries(manifest: RunManifest, folder: Path) -> list[tuple[str, str]]:
-    """What the notebooks' table `worry` says: what, and why."""
-    from runner.notebook.recorded import read_figures
-
-    reasons = []
-    for state in manifest.steps:
-        executed = folder / "steps" / state.name / "executed.ipynb"
-        if executed.exists():
-            _, tables = read_figures(executed)
-            rows = [row for table in tables if table.name == WORRY for row in table.rows]
-            reasons += [(str(row[0]), str(row[1])) for row in rows if len(row) > 1]
-    return reasons
-
-
 def _retrained(
-    project: Project, target: str, manifest: RunManifest, reasons: list[tuple[str, str]], options: Options
+    project: Project, target: str, manifest: RunManifest, why: Sequence[Reason], options: Options
 ) -> FollowedRun | None:
     """The run of the pipeline that learns anew, where the gate said no. Registers nothing without a gate of its own."""
     from runner.pipeline.plan import plan as make_plan
@@ -154,13 +142,12 @@ def _retrained(
     if (waiting := pending_version(training)) is not None:
         note(f"nothing is trained, as {waiting} waits for a decision: runner show {waiting}")
         return None
-    why = "; ".join(f"{what}: {why}" for what, why in reasons)
     options = replace(
         options,
         profile=None,
         overrides={},
         tags=(f"after-monitor-{target}",),
-        note=f"{target} said no in {manifest.run}: {why}"[:500],
+        note=f"{target} said no in {manifest.run}: {'; '.join(map(str, why))}"[:500],
         register=bool(training.spec.gate),
     )
     say(f"training by {spec.retrain}, as the answer is no", err=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +19,7 @@ from runner.cli.options import (
 )
 from runner.cli.terminal import say
 from runner.project import Project
+from runner.records import Pipeline
 
 
 @click.group("pipeline")
@@ -47,7 +50,8 @@ def show_command(as_text: bool, profile: str | None, as_json: bool, project: Pro
     from runner.aws.pipelines.push import show
     from runner.pipeline.plan import plan as make_plan
 
-    definition = show(make_plan(project.file, profile=profile), project.store_here, profile=profile)
+    plan = make_plan(project.file, profile=profile)
+    definition = show(plan, project.store_here, profile=profile, watched=_watched(project))
     if as_json or not as_text:
         print_json(definition)
         return
@@ -72,13 +76,13 @@ def push_command(dry_run: bool, profile: str | None, as_json: bool, project: Pro
     from runner.pipeline.plan import plan as make_plan
 
     plan = make_plan(project.file, profile=profile)
-    pushed = push(plan, project.store_here, profile=profile, dry_run=dry_run)
+    pushed = push(plan, project.store_here, profile=profile, watched=_watched(project), dry_run=dry_run)
     if as_json:
         print_json({"pipeline": pushed.name, "outcome": pushed.what, "arn": pushed.arn or None, "dry_run": dry_run})
         return
     say(f"pipeline {pushed.name} {'would be ' if dry_run else ''}{pushed.what}   {pushed.arn}".rstrip())
     if not dry_run:
-        say("  next: runner pipeline start", err=True)
+        say(f"  next: runner pipeline start{_file(project)}", err=True)
 
 
 @pipeline_command.command("start")
@@ -120,7 +124,8 @@ def start_command(
         print_json({"execution": execution, "arn": arn})
         return
     say(arn)
-    say(f"  `runner pipeline status {execution}` follows it, `runner import {execution}` makes it a run", err=True)
+    more = f"{execution}{_file(project)}"
+    say(f"  `runner pipeline status {more}` follows it, `runner import {more}` makes it a run", err=True)
 
 
 @pipeline_command.command("status")
@@ -166,7 +171,17 @@ def status_command(execution: str | None, as_json: bool, project: Project) -> No
         ],
     )
     if seen.ended is not None:
-        say(f"  next: runner import {seen.id}", err=True)
+        say(f"  next: runner import {seen.id}{_file(project)}", err=True)
+
+
+def _watched(project: Project) -> Pipeline | None:
+    """The pipeline that has the targets, where that is another file's."""
+    return None if project.watched is project else project.watched.spec
+
+
+def _file(project: Project) -> str:
+    """The option that the next command needs too, where this one did."""
+    return "" if project.file == Path("pipeline.toml") else f" --pipeline {shlex.quote(str(project.file))}"
 
 
 def _flat(steps: list[dict[str, Any]], when: str = "") -> Iterator[tuple[dict[str, Any], str]]:

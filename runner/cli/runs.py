@@ -135,6 +135,8 @@ def show_command(run: str, as_markdown: bool, as_json: bool, project: Project) -
         say(run_markdown(manifest, folder, list(hint(manifest))), nl=False)
         return
     say(headline(manifest))
+    if note := _note(manifest):
+        say(f"  {note}")
     for step in manifest.steps:
         say(step_line(step, None, started=None))
     _say_keys(manifest)

@@ -14,7 +14,7 @@ from runner.run.registration import not_registered
 
 OUTCOMES = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
 CODES = {  # by the kind of the error that ended a step
-    **dict.fromkeys(("kernel died", "timeout", "out of memory"), KernelDied.exit_code),
+    **dict.fromkeys(("kernel died", "cluster lost", "timeout", "out of memory"), KernelDied.exit_code),
     "remote": RemoteError.exit_code,
     "refused": Refused.exit_code,
 }

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,12 +47,13 @@ def start(
     project: Path | None = None,
     kernel: str = STANDARD,
     server: Callable[[dict[str, str], Path], ForkServer] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Kernel:
     """The kernel for the step folder, started ahead of `execute` so that it is ready when its inputs are.
 
     The notebook and its modules must be in the folder; job.json may still be missing. A forked kernel comes from
     `server`, or from a server of its own. If the notebook needs the standard kernel, it gets that, and `instead` says
-    why.
+    why. `variables` are added to its environment.
     """
     from runner.kernel.standard import start_kernel
 
@@ -61,7 +62,7 @@ def start(
     modules = folder / "modules"
     cwd = cwd if cwd is not None and cwd.is_dir() else modules
     cwd.mkdir(exist_ok=True)
-    environment = _environment(threads, folder, [modules, cwd], imports.early, project)
+    environment = _environment(threads, folder, [modules, cwd], imports.early, project) | dict(variables or {})
     why = needs_standard(notebook, imports) if kernel == FORKED else ""
     if kernel == FORKED and not why:
         from runner.kernel.forked.client import ForkServer

@@ -68,6 +68,16 @@ def signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
+def group_runs(group: int) -> bool:
+    """Whether a process of the group runs. One that has ended and that nobody waits for does not count: in a container
+    the first program is the parent of all orphans, and may not wait for them."""
+    for process, _ in _all():
+        with contextlib.suppress(OSError, IndexError):
+            if int(_stat(process.pid)[2]) == group:
+                return True
+    return False
+
+
 def kill_family(pid: int) -> None:
     """Kill a kernel's process group and all its descendants, if there are any."""
     family = descendants(pid)

@@ -36,6 +36,10 @@ class Kernel(Protocol):
     refused: str  # why its notebook needs the standard one; the kernel then executes nothing more; ""
 
     @property
+    def pid(self) -> int | None:
+        """None until it is known."""
+
+    @property
     def returncode(self) -> int | None:
         """None while it runs."""
 
@@ -103,6 +107,10 @@ class KernelProcess:
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def returncode(self) -> int | None:

@@ -12,7 +12,7 @@ import select
 import signal
 from pathlib import Path
 
-from runner.kernel.process_tree import kill_family
+from runner.kernel.process_tree import group_runs, kill_family
 
 POLL_MS = 500.0
 LINE_BYTES = 4096
@@ -65,7 +65,7 @@ def _watch(runner: int, commands: int) -> None:
     for descriptor in (runner, commands):
         poll.register(descriptor, select.POLLIN)
     parent_ended, rest = False, b""
-    while not parent_ended or any(_exists(group) for group in groups):
+    while not parent_ended or any(group_runs(group) for group in groups):
         ready = [descriptor for descriptor, _ in poll.poll(POLL_MS if parent_ended else None)]
         if commands in ready:
             data = os.read(commands, LINE_BYTES)
@@ -79,13 +79,6 @@ def _watch(runner: int, commands: int) -> None:
             for group in groups:
                 kill_family(group)
             return
-
-
-def _exists(group: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, 0)
-        return True
-    return False
 
 
 def _keep_only(*descriptors: int) -> None:

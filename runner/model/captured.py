@@ -26,6 +26,8 @@ from runner.errors import UsageError
 from runner.records import utc_text
 
 HOUR = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)/(\d\d)[-/][^/]*\.jsonl(\.part)?\Z")  # ours, and …/yyyy/mm/dd/hh/…
+# the id of a deployment's or a health check's request to an endpoint: nobody has asked it, and `windows` leaves it out
+SAMPLE_ID = "runner-sample"
 _log = logging.getLogger(__name__)
 
 
@@ -139,7 +141,7 @@ def windows(
             except (ValueError, RecursionError):  # msgspec's, json's and what an envelope lacks
                 damaged += 1
                 continue
-            if captured.time >= since and (not until or captured.time < until):
+            if captured.time >= since and (not until or captured.time < until) and captured.id != SAMPLE_ID:
                 yield captured
         if damaged:
             _log.warning("%s: %d lines cannot be read and are left out", file.path, damaged)

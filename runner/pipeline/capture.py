@@ -19,6 +19,11 @@ def capture_findings(where: str, target: Target) -> Iterator[str]:
         yield f"{where}.percent is {capture.percent}; it is 0 to 100."
     remote = capture.to is not None and "://" in capture.to
     if isinstance(target, SageMakerTargetSpec):
+        if target.serverless is not None:
+            yield (
+                f"{where}: SageMaker captures nothing at a serverless endpoint, and its container may stand still from "
+                "one request to the next, before it has sent what it was asked. Name an instance, or take capture out."
+            )
         if capture.to is not None and not capture.to.startswith("s3://"):
             yield f"{where}.to is {capture.to!r}; an endpoint writes to S3: s3://BUCKET/PREFIX."
         for key in OF_PROCESSES:

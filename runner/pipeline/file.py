@@ -5,6 +5,7 @@ Every finding names the key and, where a name is unknown, the nearest valid one.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import tomllib
@@ -17,11 +18,12 @@ import msgspec
 
 from runner.errors import PipelineError
 from runner.paths import in_words, stays_below
-from runner.pipeline import mapping
+from runner.pipeline import cluster, mapping
 from runner.pipeline.addresses import is_public, public
 from runner.pipeline.capture import capture_findings
 from runner.records import (
     ApprovalSpec,
+    ClusterSpec,
     InputSpec,
     LocalTargetSpec,
     ModelSpec,
@@ -79,6 +81,8 @@ def examine(path: Path, profile: str | None = None) -> tuple[Pipeline, list[str]
             raise PipelineError(f"{path.name}: there is no profile {profile!r}{nearest(profile, profiles)}")
         table = _merged(table, profiles[profile])
     table.pop("profiles", None)
+    if "monitor" in table:
+        table["sagemaker"] = _sagemaker_of_both(table, path)
     findings: list[str] = []
     pipeline = _pipeline(table, findings)
     findings += _references(pipeline)
@@ -153,6 +157,19 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _sagemaker_of_both(table: dict[str, Any], path: Path) -> Any:
+    """[sagemaker] over that of the file which has the targets: what watches runs and keeps its files where they do."""
+    own, monitor = table.get("sagemaker", {}), table["monitor"]
+    of = monitor.get("of", MonitorSpec().of) if isinstance(monitor, dict) else None
+    if not isinstance(of, str) or of == path.name or not isinstance(own, dict):
+        return own
+    with contextlib.suppress(PipelineError, ValueError):  # whoever needs that file says what is wrong with it
+        watched = _table(path.with_name(of))
+        if isinstance(watched.get("sagemaker"), dict):
+            return {"prefix": watched.get("name", ""), **watched["sagemaker"], **own}
+    return own
+
+
 def _pipeline(table: dict[str, Any], findings: list[str]) -> Pipeline:
     valid = (*TOP, "skip")  # `skip` comes from a profile
     for key in table:
@@ -203,11 +220,13 @@ def _step(name: str, raw: Any, findings: list[str]) -> StepSpec | None:
         if (spec := _record(InputSpec, table, f"{where}.inputs.{key}", findings)) is not None:
             inputs[key] = spec
     remote = _record(SageMaker, raw.get("sagemaker", {}), f"{where}.sagemaker", findings) or SageMaker()
+    spread = _record(ClusterSpec, raw["cluster"], f"{where}.cluster", findings) if "cluster" in raw else None
     outputs = dict(_items(raw, "outputs", findings, where))  # `_output_paths` says better what they may be
     for key in [key for key, path in outputs.items() if not isinstance(path, str)]:
         findings.append(f"{where}.outputs.{key}: Expected a path as text, got {outputs.pop(key)!r}.")
-    step = _record(StepSpec, {**raw, "inputs": {}, "outputs": {}, "sagemaker": {}}, where, findings)
-    return msgspec.structs.replace(step, inputs=inputs, outputs=outputs, sagemaker=remote) if step else None
+    step = _record(StepSpec, {**raw, "inputs": {}, "outputs": {}, "sagemaker": {}, "cluster": None}, where, findings)
+    parts = {"inputs": inputs, "outputs": outputs, "sagemaker": remote, "cluster": spread}
+    return msgspec.structs.replace(step, **parts) if step else None
 
 
 def _target(name: str, raw: Any, findings: list[str]) -> Target | None:
@@ -360,6 +379,7 @@ def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[
         if isinstance(keys, str):
             yield from _output_reference(keys, f"{where}.map.{key}", pipeline)
     yield from mapping.findings(name, step, pipeline)
+    yield from cluster.findings(name, step, pipeline)
 
 
 def _input_references(step: str, where: str, spec: InputSpec, pipeline: Pipeline) -> Iterator[str]:

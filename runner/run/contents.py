@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner.cluster import log_files
 from runner.content import file_fact
 from runner.errors import RunnerError, Tampered
 from runner.manifest import RunManifest, StepState
@@ -68,6 +69,8 @@ def _known(manifest: RunManifest) -> set[str]:
         paths |= {f"{at}/in/{name}" for name in (state.job.inputs if state.job else ())}  # a link to a source outside
         if state.result is not None and state.result.mapped is not None:
             paths |= {f"{at}/{key_page(key.folder)}" for key in state.result.mapped.keys}
+        if state.result is not None and state.result.cluster is not None:
+            paths |= {f"{at}/{name}" for name in log_files(state.result.cluster.workers)}
         if state.result is not None:
             outputs = [*state.result.undeclared, *([REGISTRATION] if state.result.registration else [])]
             paths |= {f"{at}/{run_folder.OUT}/{path}" for path in outputs}

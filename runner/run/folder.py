@@ -16,7 +16,7 @@ from runner.pipeline.addresses import public
 from runner.pipeline.file import is_address
 from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.registering import gated, needs_of
-from runner.records import Artifact, InputFact, StepJob, StepResult, encode
+from runner.records import STANDARD, Artifact, InputFact, StepJob, StepResult, encode
 from runner.run.sources import place_input
 from runner.run.store import Store, facts_of, files_of
 
@@ -99,8 +99,10 @@ def job(
         outputs=step.spec.outputs,
         timeout_s=step.spec.timeout_s,
         cell_timeout_s=step.spec.cell_timeout_s,
-        kernel=kernel,
+        # the engine's library reads the cluster's address as it is loaded
+        kernel=kernel if step.spec.cluster is None else STANDARD,
         threads=threads,
+        cluster=step.spec.cluster,
         attempt=attempt,
     )
     return write_job(step_job, inputs, folder=step_folder(store, run, step.name), store=store, place=place)

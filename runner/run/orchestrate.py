@@ -57,7 +57,7 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
     """
     world.store.prepare()
     first = next((step for step in plan.steps if not step.skip), None)
-    if first is not None and options.beside == 1:
+    if first is not None and first.spec.cluster is None and options.beside == 1:
         world.executor.expect(first.notebook.path, threads=_cores(options))
     with world.store.shared():  # keeps `gc` out from the first byte of the run
         return _begun(plan, options, world)
@@ -278,6 +278,8 @@ class Steps:
         """Start the next step's kernel beside the current one; one in advance is enough for two cores."""
         if self.waiting and self.options.beside == 1 and not self.world.stop.is_set():
             step = self.waiting[0]
+            if step.spec.cluster is not None:  # its kernel needs the cluster's address
+                return
             if step.spec.map:  # each key has a kernel of its own
                 self.world.executor.expect(step.notebook.path, threads=self.threads)
                 return

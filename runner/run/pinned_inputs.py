@@ -8,7 +8,7 @@ from runner.pipeline.plan import Plan
 from runner.records import InputFact
 from runner.run import sources
 from runner.run.ports import World
-from runner.run.target_inputs import of_target, pinned_version
+from runner.run.target_inputs import of_target, pinned_version, window_of
 
 
 def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | None]:
@@ -36,5 +36,5 @@ def pinned(plan: Plan, world: World) -> tuple[dict[str, InputFact], Champion | N
                         name=version.name, version=version.version, run=version.run, sha256=version.sha256
                     )
             elif spec.from_.startswith(AT_TARGET):
-                facts[key] = of_target(spec, step, world)
+                facts[key] = of_target(spec, step.name, window_of(step), world)
     return facts, champion

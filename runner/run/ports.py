@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from runner.errors import UsageError
 from runner.manifest import RunManifest
-from runner.model.versions import Registry
-from runner.records import USUAL_KERNEL, Capture, InputFact, StepResult, Verdict
+from runner.model.versions import ModelVersion, Registry
+from runner.records import USUAL_KERNEL, Artifact, Capture, InputFact, StepResult, Verdict
 from runner.run.sources import RemoteSource, place_input
-from runner.run.store import Store
+from runner.run.store import MANIFEST, Store
 from runner.step.execute import Progress
 
 if TYPE_CHECKING:
@@ -129,3 +129,10 @@ class World:
     shared: RunSharing | None = None
     target: Callable[[str], WatchedTarget] = _no_targets  # raises UsageError where there is no such target
     identity: Callable[[], str] = str  # the caller's ARN, where AWS keeps the registry; ""
+
+    def outputs_of(self, version: ModelVersion) -> Iterator[tuple[str, Artifact]]:
+        """What the steps of the version's run have made, by name; none where the run is not here."""
+        if version.imported is None and (self.store.folder(version.run) / MANIFEST).exists():
+            for state in self.store.manifest(version.run).steps:
+                if state.complete and state.result is not None:
+                    yield from state.result.outputs.items()

@@ -6,7 +6,7 @@ from runner.pipeline.plan import PlannedStep
 from runner.records import StepError
 
 # errors that a second try can cure; a notebook that stopped early or wrote no output will do so again
-RETRIED = ("exception", "kernel died", "timeout")
+RETRIED = ("exception", "kernel died", "cluster lost", "timeout")
 # jobs that the service ended: tried again whatever `retries` says, as the step did not cause it
 TRANSIENT, TRANSIENT_RETRIES = ("InternalServerError", "CapacityError"), 2
 # the error's name where a step was stopped before this process started: resuming its run executes it

@@ -15,15 +15,15 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from runner.content import artifact, file_fact, folder_artifact
 from runner.errors import Refused, RunnerError, UsageError
-from runner.manifest import RunManifest
 from runner.model.captured import time_text
 from runner.model.served import Deployment, recorded
 from runner.model.signature import Signature
@@ -32,16 +32,38 @@ from runner.pipeline.file import DEPLOYED, PROMISED, REFERENCE
 from runner.pipeline.plan import PlannedStep
 from runner.records import Artifact, FileFact, InputFact, InputSpec, decode, encode, utc_text
 from runner.run import sources
-from runner.run.ports import WatchedTarget, World
+from runner.run.ports import WatchedTarget
 from runner.run.store import Store, facts_of
 
 SIGNATURE, CAPTURE = "signature.json", "capture.json"
+ENDS = ("since", "until")  # of a window, as its step's parameters
 AGO = re.compile(r"(\d+)\s*([mhdw])\Z")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def of_target(spec: InputSpec, step: PlannedStep, world: World) -> InputFact:
-    """The input, pinned. Raises Refused where nothing serves at the target, unless the input is optional."""
+class Watching(Protocol):
+    """What is asked about targets; a run's `World` is one."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def target(self) -> Callable[[str], WatchedTarget]:
+        """Raises UsageError where there is no such target."""
+
+    def outputs_of(self, version: ModelVersion) -> Iterable[tuple[str, Artifact]]:
+        """What the steps of the version's run have made, by name, with bytes that the store gives; none where the run
+        is gone."""
+
+
+def of_target(spec: InputSpec, step: str, window: tuple[str, str], world: Watching) -> InputFact:
+    """The input of the step, pinned; `window` is its `since` and `until` as they are written.
+
+    Raises Refused where nothing serves at the target, unless the input is optional.
+    """
     target = spec.from_.partition(":")[2]
     kind = spec.from_.removesuffix(target)
     watched = world.target(target)  # says where there is no such target
@@ -56,8 +78,8 @@ def of_target(spec: InputSpec, step: PlannedStep, world: World) -> InputFact:
     if kind == PROMISED:
         return _promised(spec.from_, deployed, version, world.store)
     if kind == REFERENCE:
-        return _reference(spec.from_, version, world.store)
-    since, until = (window_end(_parameter(step, end), step.name, end) for end in ("since", "until"))
+        return _reference(spec.from_, version, world)
+    since, until = (window_end(written, step, end) for written, end in zip(window, ENDS, strict=True))
     return _captured(spec.from_, watched, version, (since, until), world.store)
 
 
@@ -104,6 +126,12 @@ def pinned_version(source: str, version: ModelVersion | None, store: Store) -> I
     return InputFact(source=source, artifact=version.artifact, version=version.label)
 
 
+def window_of(step: PlannedStep) -> tuple[str, str]:
+    """The step's `since` and `until`, as they are written."""
+    since, until = (_parameter(step, end) for end in ENDS)
+    return since, until
+
+
 def _parameter(step: PlannedStep, name: str) -> str:
     """The step's value, or the default of its cell; "" where the notebook does not declare it."""
     declared = step.notebook.parameters.get(name)
@@ -138,14 +166,13 @@ def _captured(
     return InputFact(source=source, artifact=content, version=f"{since}/{until or utc_text()}")
 
 
-def _reference(source: str, version: ModelVersion, store: Store) -> InputFact:
-    if version.imported is not None or not (store.folder(version.run) / "run.json").exists():
-        return sources.absent(source)
+def _reference(source: str, version: ModelVersion, world: Watching) -> InputFact:
     import pyarrow.parquet as pq
 
+    store = world.store
     names = {column.name for column in _signature(version, store).columns}
     files: dict[str, FileFact] = {}
-    for name, output in _outputs(store.manifest(version.run)):
+    for name, output in world.outputs_of(version):
         if output.files is None and output.path.endswith(".parquet"):
             fact = FileFact(sha256=output.sha256, size_bytes=output.size_bytes)
             with contextlib.suppress(RunnerError, OSError):  # removed, or not Parquet
@@ -154,12 +181,6 @@ def _reference(source: str, version: ModelVersion, store: Store) -> InputFact:
     if not files:
         return sources.absent(source)
     return InputFact(source=source, artifact=folder_artifact("reference", files), version=version.label)
-
-
-def _outputs(manifest: RunManifest) -> Iterator[tuple[str, Artifact]]:
-    for state in manifest.steps:
-        if state.complete and state.result is not None:
-            yield from state.result.outputs.items()
 
 
 def _promised(source: str, deployed: Deployment, version: ModelVersion, store: Store) -> InputFact:

@@ -26,12 +26,12 @@ def main() -> int:
 
 
 def exit_code(result: StepResult) -> int:
-    """0 succeeded, 3 failed, 6 kernel died or timed out, 143 interrupted."""
+    """0 succeeded, 3 failed, 6 kernel or cluster died, or timed out, 143 interrupted."""
     if result.error is None:
         return 0
     if result.error.kind == "interrupted":
         return 143
-    return 6 if result.error.kind in ("kernel died", "timeout", "out of memory") else 3
+    return 6 if result.error.kind in ("kernel died", "cluster lost", "timeout", "out of memory") else 3
 
 
 def _say(progress: Progress) -> None:

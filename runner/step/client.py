@@ -192,8 +192,8 @@ class StepClient(PapermillNotebookClient):  # type: ignore[misc]
                 why = "died"
                 execution.exit_code = death.result()
                 execution.last_words = execution.kernel.last_words()
-            elif execution.stop.is_set():
-                why = "stopped"
+            elif execution.stop.is_set() or execution.lost.is_set():
+                why = "stopped" if execution.stop.is_set() else "lost"
             elif time.monotonic() >= deadline:
                 why = "step timeout"
             elif time.monotonic() >= cell_deadline:

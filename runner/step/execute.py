@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from runner.cluster import HERE, Machines
 from runner.content import artifact, atomic_write, file_fact, stamp
 from runner.errors import PipelineError, RunnerError, UsageError
 from runner.escape import terminal
@@ -54,6 +55,7 @@ from runner.records import (
 from runner.step.outcome import cells_run, out_of_memory_count, why_ended
 
 if TYPE_CHECKING:  # papermill and ipykernel take 0.7 s to import
+    from runner.cluster.process import Cluster
     from runner.kernel.standard import Kernel
     from runner.step.execution import Execution
 
@@ -71,6 +73,7 @@ class Progress:
     total: int
     cell: int | None = None
     first_line: str = ""
+    note: str = ""  # of the cluster: its size, and where its dashboard is
     unit: str = "cells"  # of `done` and `total`; keys of a mapped step
     report: Report | None = None  # what the notebook has just reported
 
@@ -83,20 +86,29 @@ def execute(
     kernel: Kernel | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    machines: Machines = HERE,
+    cluster: Cluster | None = None,
 ) -> StepResult:
     """Execute the step folder and write its result.json.
 
     `cwd` is the kernel's working folder (default: the step's own snapshot of modules); files of `project` that cells
     read although they are no inputs are noted in the result. Setting `stop` interrupts the kernel; the step is then
     `interrupted`. The notebook's errors are in the result's `error`; errors of the folder itself raise RunnerError.
+    A job that wants a cluster gets one on `machines`, of which this is the first; `cluster` is one that runs already.
     """
     job = read(StepJob, folder / JOB)
+    if job.cluster is not None and cluster is None:
+        from runner.step.on_cluster import execute_on_cluster  # which calls this function
+
+        stop = stop or threading.Event()
+        return execute_on_cluster(
+            job, folder, cwd=cwd, project=project, stop=stop, on_progress=on_progress, machines=machines
+        )
     notebook = read_notebook(folder / SOURCE)
     folder = folder.resolve()
-    began = datetime.now(UTC)
-    clock = time.monotonic()
+    began, clock = (cluster.began, cluster.clock) if cluster is not None else (datetime.now(UTC), time.monotonic())
     ooms = out_of_memory_count()
-    redactor = Redactor(_secret_values(job))
+    redactor = Redactor(secret_values(job))
 
     def attempt(kernel: Kernel) -> tuple[Execution, list[Any]]:
         _clear(job, folder)
@@ -104,6 +116,8 @@ def execute(
         execution = _execution(
             job, notebook, folder, kernel, stop or threading.Event(), on_progress, redactor, deadline
         )
+        if cluster is not None:
+            execution.lost = cluster.process.lost
         return execution, _cells(execution, job, notebook, folder)
 
     def start_kernel(kind: str) -> Kernel:
@@ -120,6 +134,7 @@ def execute(
         shutil.rmtree(folder / "out")
         execution, cells = attempt(start_kernel(STANDARD))
     error = why_ended(execution, cells, job, out_of_memory=out_of_memory_count() > ooms, redactor=redactor)
+    error = error if cluster is None else cluster.process.error(error)
     outputs, inputs = dict[str, Artifact](), dict(job.inputs)
     registration = None
     if error is None:
@@ -151,10 +166,16 @@ def execute(
         registration=registration,
         opened=opened,
         redacted=redactor.redacted,
+        cluster=cluster.end() if cluster is not None else None,
     )
+    write_result(result, job, folder)
+    return result
+
+
+def write_result(result: StepResult, job: StepJob, folder: Path) -> None:
+    """Write result.json, the last file of a step."""
     atomic_write(folder / RESULT, encode(result))
     reach("result written", job.step)
-    return result
 
 
 def _clear(job: StepJob, folder: Path) -> None:
@@ -204,7 +225,8 @@ def _values(job: StepJob, folder: Path) -> dict[str, Value]:
     return job.parameters | secrets | inputs | outputs
 
 
-def _secret_values(job: StepJob) -> list[str]:
+def secret_values(job: StepJob) -> list[str]:
+    """The values of the job's secrets. Raises UsageError where the environment lacks one."""
     missing = [variable for variable in job.secrets.values() if variable not in os.environ]
     if missing:
         raise UsageError(

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from runner.kernel.standard import Kernel
 from runner.notebook.recorded import Report
 
-# "left": a cell called exit(); "silent": the kernel runs, but did not reply that the cell had ended
-Ending = Literal["end", "error", "left", "cell timeout", "step timeout", "stopped", "died", "silent"]
+# "left": a cell called exit(); "silent": the kernel runs, but did not reply that the cell had ended;
+# "lost": the cluster that it worked on has ended
+Ending = Literal["end", "error", "left", "cell timeout", "step timeout", "stopped", "died", "silent", "lost"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Execution:
     limit_s: float | None = None  # where it ended with a cell's time-out
     exit_code: int | None = None
     last_words: str = ""
+    lost: threading.Event = field(default_factory=threading.Event)  # the cluster has ended
     numbers_injected: bool = False  # the injected cell counts like any other
     saves_within_cells: bool = True
     on_report: Callable[[Report], None] = lambda _: None

@@ -88,7 +88,9 @@ class LocalExecutor:
         stop: threading.Event,
         on_progress: Callable[[Progress], None],
     ) -> StepResult:
-        self.prepare(folder, cwd=cwd, threads=read(StepJob, folder / JOB).threads)
+        job = read(StepJob, folder / JOB)
+        if job.cluster is None:  # else its kernel starts when the cluster has an address
+            self.prepare(folder, cwd=cwd, threads=job.threads)
         with self._lock:
             kernel = self._ahead.pop(folder, None)
         return execute(folder, cwd=cwd, project=self._project, kernel=kernel, stop=stop, on_progress=on_progress)

@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from runner.notebook.redaction import Redactor
 from runner.notebook.source import first_line
-from runner.records import StepError, StepJob
+from runner.records import StepError, StepJob, StepResult, StepStatus, utc_text
 
 if TYPE_CHECKING:
     from runner.step.execution import CellError, Execution
 
 UNNAMED = ("NoneType", "<Error>")  # IPython's name of an error whose value could not be shown, nbclient's of none
 NOT_THE_END = "a notebook succeeds by reaching its end"
+
+
+def not_executed(job: StepJob, error: StepError) -> StepResult:
+    """The result of a step of which no cell was executed."""
+    now, inputs = utc_text(), dict(job.inputs)
+    status: StepStatus = "interrupted" if error.kind == "interrupted" else "failed"
+    return StepResult(
+        status=status, started=now, ended=now, seconds=0.0, cells=0, cells_run=0, inputs=inputs, error=error
+    )
 
 
 def cells_run(execution: Execution, cells: list[Any]) -> int:
@@ -77,6 +86,8 @@ def _ending(execution: Execution, job: StepJob, out_of_memory: bool, error: Cell
             return "timeout", "StepTimeout", f"the step ran longer than timeout_s = {job.timeout_s:g}"
         case "stopped":
             return "interrupted", "Interrupted", "the run was told to stop"
+        case "lost":
+            return "cluster lost", "ClusterLost", "the cluster that it worked on has ended"
         case "silent":
             return "kernel died", "KernelSilent", "the kernel runs, and did not say how the cell has ended"
     return _process_end(execution.exit_code, execution.last_words[-400:], out_of_memory)

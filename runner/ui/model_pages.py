@@ -13,10 +13,11 @@ from runner.errors import Refused, RunnerError
 from runner.manifest import RunManifest
 from runner.model.deployment import deployable
 from runner.model.events import claim, second_approval, verify_chain
-from runner.model.served import before, serves
+from runner.model.served import before, recorded, serves
 from runner.model.versions import Event, ModelVersion
 from runner.records import Metric
 from runner.report import clean, markup, page
+from runner.run.monitored import last_look
 from runner.ui.view import View
 
 BY_WORDS = {
@@ -190,14 +191,22 @@ def known_by(event: Event) -> str:
 
 def targets(view: View) -> str:
     """What serves where, and what can be done about it."""
-    return view.render("targets.html.j2", rows=[_target(view, name) for name in view.project.spec.targets])
+    rows = [_target(view, name) for name in view.project.spec.targets]
+    return view.render("targets.html.j2", rows=rows, marks=page.MARKS)
 
 
 def _target(view: View, name: str) -> dict[str, Any]:
     spec = view.project.spec.targets[name]
-    row: dict[str, Any] = {"name": name, "kind": spec.kind, "requires": spec.requires, "second": spec.second_approval}
+    row: dict[str, Any] = {
+        "name": name,
+        "kind": spec.kind,
+        "requires": spec.requires,
+        "second": spec.second_approval,
+        "captures": spec.capture is not None,
+        "look": last_look(view.project.store, name),
+    }
     try:
-        state = decisions.target_state(view.project, name)
+        state = _as_recorded(view, name) if view.static else decisions.target_state(view.project, name)
     except (RunnerError, OSError) as error:
         return {**row, "problem": str(error), "deployment": None, "health": None, "back": None, "choices": []}
     back = None
@@ -212,6 +221,13 @@ def _target(view: View, name: str) -> dict[str, Any]:
         "back": back,
         "choices": choices,
     }
+
+
+def _as_recorded(view: View, target: str) -> decisions.TargetState:
+    """By the history alone: whether it answers now, a page that is kept cannot say."""
+    deployed = recorded(view.project.registry, target)
+    deployed = None if deployed is not None and deployed.kind == "removed" else deployed
+    return decisions.TargetState(target, view.project.spec.targets[target].kind, deployed, None)
 
 
 def _choices(view: View, target: str, now: str) -> Sequence[tuple[ModelVersion, str]]:

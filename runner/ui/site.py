@@ -56,6 +56,7 @@ def _write_pages(project: Project, folder: Path) -> Written:
             left_out.append(f"{run}: {error}")
     versions = project.registry.list()
     _write(folder / "models" / "index.html", model_pages.models(replace(view, depth=1)))
+    _write(folder / "targets" / "index.html", model_pages.targets(replace(view, depth=1)))
     for version in versions:
         place = folder / "model" / version.name / str(version.version)
         page = model_pages.version(replace(view, depth=3), version.name, version.version)

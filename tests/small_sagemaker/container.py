@@ -140,9 +140,10 @@ def check_permitted(images: Iterable[Image]) -> None:
 class Container:
     """One container below `folder`. `start` is called once, from any thread; the listener is for the server."""
 
-    def __init__(self, folder: Path, image: Image) -> None:
+    def __init__(self, folder: Path, image: Image, *, network: int | None = None) -> None:
+        """`network` is a descriptor of one that others are in too (machines.py)."""
         self.root = folder / "root"
-        self.image = image
+        self.image, self.network = image, network
         self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
         for name in ("dev", "proc", "tmp", "root", "run", "var/tmp", "opt/ml/config", "opt/ml/output"):
             (self.root / name).mkdir(parents=True)
@@ -158,6 +159,10 @@ class Container:
                 (self._accounts / name).write_text(content)
                 (self._accounts / name).chmod(0o440 if name.startswith("s") else 0o644)
 
+    def account_file(self, name: str, content: str) -> None:
+        """Have the container see this as its file in /etc."""
+        (self._accounts / name).write_text(content)
+
     def host(self, path: str) -> Path:
         """Where a path of the container lies on this machine."""
         return self.root / path.lstrip("/")
@@ -169,7 +174,7 @@ class Container:
 
         def enter_and_start() -> None:  # a namespace is entered by a thread, and ends with it unless in use
             try:
-                made.append(listen_in_new_network(port))
+                made.append(listen_in_new_network(port, self.network))
                 self.process = self._spawn(command, environment)
             except BaseException as error:
                 trouble.append(error)
@@ -271,9 +276,10 @@ class Container:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def listen_in_new_network(port: int) -> socket.socket:
-    """Moves this thread into a network of its own and listens there on 127.0.0.1."""
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+def listen_in_new_network(port: int, network: int | None = None) -> socket.socket:
+    """Moves this thread into a network of its own, or that of the descriptor, and listens there on 127.0.0.1."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) if network is None else libc.setns(network, CLONE_NEWNET):
         number = ctypes.get_errno()
         raise NotPermittedError(f"containers need the right to make network namespaces: {os.strerror(number)}")
     listener = socket.socket()

@@ -2,7 +2,8 @@
 
 A job that exceeds MaxRuntimeInSeconds ends as Stopped without a FailureReason: the reference says of the condition that
 "the processing job is stopped"; what a real account adds to it is not known here. Outputs at EndOfJob are stored when the
-exit code is 0 and nobody ended the job. However many instances are asked for, one container runs. Inputs come as files.
+exit code is 0 and nobody ended the job. A job on several instances has as many containers (machines.py), each with all
+inputs, which come as files; it ends when all have ended.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from .container import SYSTEM_PATH, Container
 from .errors import ServiceError, refuse
 from .faults import Faults
 from .images import Image
+from .machines import Machines
 from .permissions import Permissions
 from .rights import name_of_role, pull, requests, writing_log
 from .tags import Tags
@@ -175,7 +177,8 @@ def check_quota(job: Job, others: Iterable[Job], quotas: Mapping[str, int]) -> N
 
 def check_input(item: Mapping[str, Any]) -> None:
     """Raises TransferError for what the service can do and this double cannot."""
-    for key, known in (("S3DataType", "S3Prefix"), ("S3InputMode", "File"), ("S3CompressionType", "None")):
+    only = {"S3DataType": "S3Prefix", "S3InputMode": "File", "S3CompressionType": "None"}
+    for key, known in (only | {"S3DataDistributionType": "FullyReplicated"}).items():
         if item.get(key, known) != known:
             raise TransferError(f"InternalServerError: this double knows {key} {known} only, not {item[key]}")
 
@@ -335,23 +338,17 @@ class Run:
         return str(self.job.request["AppSpecification"]["ImageUri"])
 
     def _run_image(self, image: Image) -> tuple[str, str | None]:
-        container = Container(self.folder, image)
+        machines = Machines(self.folder, image, self.job.instances[1])
         try:
-            return self._run_container(container)
+            return self._run_machines(machines)
         finally:
-            container.remove()
+            machines.remove()
 
-    def _run_container(self, container: Container) -> tuple[str, str | None]:
+    def _run_machines(self, machines: Machines) -> tuple[str, str | None]:
         job, request = self.job, self.job.request
-        for item in request.get("ProcessingInputs") or []:
-            if "S3Input" in item:
-                check_input(item["S3Input"])
-                download(self.s3, item["S3Input"]["S3Uri"], container.host(item["S3Input"]["LocalPath"]))
-        found = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
-        outputs = [(item["S3Output"], container.host(item["S3Output"]["LocalPath"])) for item in found]
-        for _, folder in outputs:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._write_configuration(container.host("/opt/ml/config"))
+        outputs: list[tuple[dict[str, Any], Path]] = []
+        for host, container in zip(machines.hosts, machines.containers, strict=True):
+            outputs += self._fill(container, host, machines.hosts)
         application = request["AppSpecification"]
         command = [*application.get("ContainerEntrypoint", []), *application.get("ContainerArguments", [])]
         if not command:
@@ -359,21 +356,38 @@ class Run:
         if job.stop_asked.is_set():
             return "Stopped", None
         job.started = time.time()
-        listener = container.start(command, self._environment(container.image), port=self.jobs.port)
-        stop_serving = self.jobs.serve(listener)
         delay_s = self.jobs.faults.logs_delay_s(job.name)
         job.logs_visible_at = time.monotonic() + delay_s
-        stream = LogStream(self.jobs.client_as("logs", self.role), job.name, container.output, delay_s)
+        logs, streams, serving = self.jobs.client_as("logs", self.role), list[LogStream](), list[Callable[[], None]]()
         try:
+            for host, container in zip(machines.hosts, machines.containers, strict=True):
+                listener = container.start(command, self._environment(container.image), port=self.jobs.port)
+                serving.append(self.jobs.serve(listener))
+                streams.append(LogStream(logs, job.name, container.output, delay_s, host=host))
             uploads = Uploads(self.s3, outputs, (request.get("ProcessingOutputConfig") or {}).get("KmsKeyId"))
-            ended, code = self._watch(container, uploads)
-            stream.finish(5)
+            ended, code = self._watch(machines, uploads)
+            for stream in streams:
+                stream.finish(5)
             uploads.send(end_of_job=ended is None and code == 0)
-            return self._conclude(container, ended, code)
+            return self._conclude(machines, ended, code)
         finally:
-            stop_serving()
+            for stop_serving in serving:
+                stop_serving()
 
-    def _watch(self, container: Container, uploads: Uploads) -> tuple[str | None, int]:
+    def _fill(self, container: Container, host: str, hosts: Sequence[str]) -> list[tuple[dict[str, Any], Path]]:
+        """Brings a container its inputs and what it is; its outputs with their folders."""
+        for item in self.job.request.get("ProcessingInputs") or []:
+            if "S3Input" in item:
+                check_input(item["S3Input"])
+                download(self.s3, item["S3Input"]["S3Uri"], container.host(item["S3Input"]["LocalPath"]))
+        found = (self.job.request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
+        outputs = [(item["S3Output"], container.host(item["S3Output"]["LocalPath"])) for item in found]
+        for _, folder in outputs:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._write_configuration(container.host("/opt/ml/config"), host, hosts)
+        return outputs
+
+    def _watch(self, container: Container | Machines, uploads: Uploads) -> tuple[str | None, int]:
         """Waits for the end; why it was ended ("stop", "limit", "fault") or None, and the exit code."""
         why: str | None = None
         begun, ended_at = time.monotonic(), 0.0
@@ -403,7 +417,7 @@ class Run:
             return "fault"
         return None
 
-    def _conclude(self, container: Container, ended: str | None, code: int) -> tuple[str, str | None]:
+    def _conclude(self, container: Container | Machines, ended: str | None, code: int) -> tuple[str, str | None]:
         message = container.host("/opt/ml/output/message")
         if message.is_file() and not message.is_symlink():
             try:
@@ -418,9 +432,9 @@ class Run:
             return "Failed", f"AlgorithmError: See job logs for more information, exit code: {code}"
         return "Completed", None
 
-    def _write_configuration(self, folder: Path) -> None:
-        host = {"current_host": "algo-1", "hosts": ["algo-1"]}
-        (folder / "resourceconfig.json").write_text(json.dumps(host))
+    def _write_configuration(self, folder: Path, host: str, hosts: Sequence[str]) -> None:
+        place = {"current_host": host, "hosts": list(hosts)}
+        (folder / "resourceconfig.json").write_text(json.dumps(place))
         job = {"ProcessingJobArn": self.job.arn, **{key: self.job.request.get(key) for key in KEPT}}
         (folder / "processingjobconfig.json").write_text(json.dumps(job))
 

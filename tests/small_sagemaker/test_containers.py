@@ -35,6 +35,50 @@ def test_a_container_has_a_host_file_and_a_job_file(sagemaker: Any, logs: Any) -
     assert job["ProcessingJobName"] == "configured"
 
 
+HELLO = """
+import json, socket, sys, time
+place = json.load(open("/opt/ml/config/resourceconfig.json"))
+if place["current_host"] == "algo-1":
+    private = socket.create_server(("127.0.0.1", 7001))
+    server = socket.create_server(("algo-1", 7000))
+    for _ in place["hosts"][1:]:
+        connection, (address, _) = server.accept()
+        print(connection.makefile().readline().strip(), address)
+else:
+    while True:
+        try:
+            connection = socket.create_connection(("algo-1", 7000), 1)
+            break
+        except OSError:
+            time.sleep(0.05)
+    connection.sendall(place["current_host"].encode() + b"\\n")
+    try:
+        socket.create_connection(("127.0.0.1", 7001), 1)
+    except OSError as error:
+        print(json.dumps(place), type(error).__name__)
+"""
+
+
+def test_the_machines_of_a_job_reach_each_other_by_name_and_see_no_others_loopback(
+    cloud: SmallSageMaker, s3: Any, sagemaker: Any, logs: Any
+) -> None:
+    script = "python3 -u /opt/ml/processing/input/in/hello.py"
+    given = give(put(s3, "hello/hello.py", HELLO))
+    job = run_job(sagemaker, "three", script, machines=3, ProcessingInputs=given)
+    assert job["ProcessingJobStatus"] == "Completed", read_log(logs, "three", "algo-1-")
+    assert sorted(read_log(logs, "three", "algo-1-")) == ["algo-2 10.11.0.2", "algo-3 10.11.0.3"]
+    place, error = read_log(logs, "three", "algo-3-")[0].rsplit(" ", 1)
+    assert json.loads(place) == {"current_host": "algo-3", "hosts": ["algo-1", "algo-2", "algo-3"]}
+    assert error == "ConnectionRefusedError"
+
+
+def test_a_job_fails_with_any_of_its_machines_and_the_others_end(sagemaker: Any, logs: Any) -> None:
+    script = "grep -q 'current_host\": \"algo-2' /opt/ml/config/resourceconfig.json && exit 3; sleep 600"
+    job = run_job(sagemaker, "one-fails", script, machines=2)
+    assert job["ProcessingJobStatus"] == "Failed"
+    assert "exit code: 3" in job["FailureReason"]
+
+
 def test_a_container_has_the_environment_it_was_given_and_no_more(sagemaker: Any, logs: Any) -> None:
     run_job(sagemaker, "environment", "env | sort", Environment={"MINE": "1"})
     names = {line.partition("=")[0] for line in read_log(logs, "environment")} - {"_", "SHLVL", "PWD"}

@@ -21,6 +21,7 @@ from .errors import refuse
 from .gateway import Action
 from .images import Image
 from .jobs import Job, Jobs, Run, Settings
+from .machines import Machines
 from .transfer import LogStream, TransferError, Uploads, download, list_prefix, split_uri
 
 KEPT = (
@@ -265,7 +266,7 @@ class TrainingRun(Run):
             self.job.enter(LIMITS[1] if late else LIMITS[0])
         return status, reason
 
-    def _conclude(self, container: Container, ended: str | None, code: int) -> tuple[str, str | None]:
+    def _conclude(self, container: Container | Machines, ended: str | None, code: int) -> tuple[str, str | None]:
         status, reason = super()._conclude(container, ended, code)
         failure = container.host("/opt/ml/output/failure")
         if code and ended is None:

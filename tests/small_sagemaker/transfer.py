@@ -120,13 +120,14 @@ class LogStream:
         group: str = LOG_GROUP,
         start: int = 0,
         hear: Callable[[str], None] = lambda _: None,
+        host: str = "algo-1",
     ) -> None:
         self._logs, self._group, self._hear = logs, group, hear
         self._lines = lines
         self._waiting: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self.name = f"{job}/algo-1-{int(time.time()) + start}"
+        self.name = f"{job}/{host}-{int(time.time()) + start}"
         self.visible_at = time.monotonic() + delay_s
         self._reader = threading.Thread(target=self._read, daemon=True, name=f"read {job}")
         self._sender = threading.Thread(target=self._send, daemon=True, name=f"logs {job}")

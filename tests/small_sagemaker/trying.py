@@ -17,14 +17,14 @@ EVERYTHING = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]  # for ROLE, 
 ONE_ATTEMPT = Config(retries={"total_max_attempts": 1})
 
 
-def ask(name: str, script: str = "true", **more: Any) -> dict[str, Any]:
+def ask(name: str, script: str = "true", *, machines: int = 1, **more: Any) -> dict[str, Any]:
     """A CreateProcessingJob request that runs a line of shell."""
     return {
         "ProcessingJobName": name,
         "RoleArn": ROLE,
         "AppSpecification": {"ImageUri": "any", "ContainerEntrypoint": ["bash", "-c", script]},
         "ProcessingResources": {
-            "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 30}
+            "ClusterConfig": {"InstanceCount": machines, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 30}
         },
         **more,
     }
@@ -62,8 +62,8 @@ def run_job(sagemaker: Any, name: str, script: str = "true", **more: Any) -> dic
     return await_end(sagemaker, name)
 
 
-def read_log(logs: Any, name: str) -> list[str]:
-    streams = logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{name}/")["logStreams"]
+def read_log(logs: Any, name: str, host: str = "") -> list[str]:
+    streams = logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{name}/{host}")["logStreams"]
     (stream,) = [item["logStreamName"] for item in streams]
     events = logs.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True)["events"]
     return [event["message"] for event in events]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import pandas as pd
 
 import runner.model
 from runner.model.registry import LocalRegistry
+from support.places import free_ports
 from support.projects import ROOT, Project, parameters
+from support.served import Client
 
 CUSTOMERS = '''
 import numpy as np
@@ -37,7 +42,9 @@ import xgboost as xgb
 import runner.model
 from runner import drift
 from runner.scraps import metric
-rows = customers(2400, int(open(source).read())).astype({"plan": "category"})
+seed, _, factor = open(source).read().partition(" ")
+rows = customers(2400, int(seed)).astype({"plan": "category"})
+rows["minutes"] *= float(factor or 1)
 learnt, held = rows[:1600], rows[1600:]
 raw = {name: part.drop(columns=["phone", "left"]) for name, part in (("learnt", learnt), ("held", held))}
 settings = {"objective": "binary:logistic", "max_depth": 3, "nthread": 1}
@@ -67,6 +74,8 @@ name = "tiny"
 from = "train.model"
 [targets.production]
 kind = "local"
+port = PORT
+workers = 1
 capture = { percent = 100, keep = ["phone"] }
 """
 HOUR = timedelta(hours=1)
@@ -80,25 +89,57 @@ def customers(rows: int, seed: int) -> pd.DataFrame:
     return made
 
 
-def monitored(folder: Path) -> Project:
-    """tiny/1 passed, was approved and serves at production, by the history; monitor.toml and its notebook are there."""
-    project = Project(folder)
+def write(project: Project, toml: str = TOML) -> None:
+    """A notebook that learns, and monitor.toml with its notebook."""
     project.write(
         "train.ipynb", parameters('source: str = ""\nmodel: str = ""\ntable: str = ""'), CUSTOMERS, LEARN, JUDGE
     )
-    project.toml(TOML)
-    (folder / "day.txt").write_text("1")  # from which the rows follow
-    (folder / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / "05_monitor.ipynb", folder / "notebooks")
-    text = (ROOT / "monitor.toml").read_text().replace("# retrain", "retrain")
-    (folder / "monitor.toml").write_text(text)
-    done = project.runner("run", "--json")
-    assert done.code == 0, done.err
-    registry = registry_of(project)
-    registry.decide("tiny", 1, "approved", who="ben@desk", why="reviewed")
+    project.toml(toml.replace("PORT", str(*free_ports(1))))
+    # from which the rows follow: a seed, and what the minutes are multiplied by
+    (project.folder / "day.txt").write_text("1")
+    (project.folder / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "05_monitor.ipynb", project.folder / "notebooks")
+    text = (ROOT / "monitor.toml").read_text().replace("# retrain", "retrain").replace('"churn-', '"tiny-')
+    (project.folder / "monitor.toml").write_text(text)
+
+
+def monitored(folder: Path) -> Project:
+    """tiny/1 passed, was approved and serves at production, by the history; monitor.toml and its notebook are there."""
+    project = Project(folder)
+    write(project)
+    for command in (["run"], ["approve", "tiny/1", "--reason", "its numbers are good"]):
+        done = project.runner(*command)
+        assert done.code == 0, done.err
     since = {"target": "production", "deployment": "first", "since": "2026-11-01T00:00:00.000Z", "number": 1}
-    registry.record("tiny", 1, "deployed", who="ben@desk", why="reviewed", data=since)
+    registry_of(project).record("tiny", 1, "deployed", who="ben@desk", why="reviewed", data=since)
     return project
+
+
+def ask(place: str, rows: pd.DataFrame, model: str, *, refused: int = 0) -> None:
+    """Send the rows to a target here, 50 a request, and so many that are refused; wait until all are kept.
+
+    `model` is the version that has to answer.
+    """
+    records = rows.drop(columns="left").to_dict("records")
+    bodies = [(200, records[at : at + 50]) for at in range(0, len(records), 50)] + [(400, [{"plan": "iron"}])] * refused
+    with contextlib.closing(Client(int(place.rpartition(":")[2]), patient=True)) as client:
+        expected = kept(client) + len(bodies)
+        for status, body in bodies:
+            answer = client.score(body)
+            assert answer.status == status, answer.body
+            assert answer.json.get("model", model) == model
+        until = time.monotonic() + 30
+        while kept(client) < expected and time.monotonic() < until:
+            time.sleep(0.05)
+        assert kept(client) == expected
+
+
+def kept(client: Client) -> int:
+    """How many requests the target's process has captured."""
+    (count,) = re.findall(
+        r"^runner_captured_total(?:{.*})? ([\d.]+)", client.ask("GET", "/metrics").body.decode(), re.M
+    )
+    return int(float(count))
 
 
 def registry_of(project: Project) -> LocalRegistry:

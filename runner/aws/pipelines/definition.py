@@ -157,7 +157,9 @@ class _Definition:
         request = self._request(group.name, tasks[group.name].job, job_settings, instance)
         limit = limit_s([tasks[name].job.timeout_s for name in group.names], job_settings)
         request["StoppingCondition"]["MaxRuntimeInSeconds"] = limit
-        request["AppSpecification"]["ContainerArguments"] = [*[PLAIN] * group.looks, MODULE, STEPS, *group.names]
+        # what a target has captured is read with the lock's packages
+        plain = group.looks and not (group.first and self.pushed.windows)
+        request["AppSpecification"]["ContainerArguments"] = [*[PLAIN] * plain, MODULE, STEPS, *group.names]
         request["ProcessingInputs"] = self._own_inputs(group.name, *["step"] * (len(group.steps) == 1)) + inputs
         if group.first:
             request["ProcessingInputs"].append(copied("pushed", self.assets.bundles[PIN]))

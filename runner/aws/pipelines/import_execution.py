@@ -27,6 +27,7 @@ from runner.aws.pipelines.pushed import (
     PINS,
     PUSHED,
     JobReport,
+    Pin,
     Pins,
     Pushed,
     PushedStep,
@@ -43,7 +44,7 @@ from runner.content import artifact, atomic_write, bytes_fact
 from runner.errors import Refused, Tampered, UsageError
 from runner.manifest import ModelVersionRef, RunManifest, StepState, recorded
 from runner.paths import inside
-from runner.pipeline.file import APPROVED
+from runner.pipeline.file import APPROVED, AT_TARGET
 from runner.records import (
     InputFact,
     RunStatus,
@@ -146,8 +147,9 @@ class _ExecutionImport:
         if self.pins is None:
             return manifest
         sources = {pin.of: pin.fact for pin in self.pins.pins.values()}
-        for fact in sources.values():
-            self._keep_approved(fact)
+        for pin in self.pins.pins.values():
+            self._keep_approved(pin.fact)
+            self._note_copy(pin)
         defaults = {parameter.key: parameter.default for parameter in self.pushed.parameters}
         overrides = {key: value for key, value in self.pins.parameters.items() if value != defaults[key]}
         return msgspec.structs.replace(
@@ -292,6 +294,12 @@ class _ExecutionImport:
         for path, part in facts_of(fact.artifact).items():
             self.store.note_address(part, self.bucket.address(f"models/{fact.artifact.sha256}/files/{path}"))
             self.store.object(part)
+
+    def _note_copy(self, pin: Pin) -> None:
+        """Where the bytes are that were taken of a target; they are fetched by whoever reproduces the run."""
+        if pin.fact.source.startswith(AT_TARGET) and pin.fact.artifact is not None:
+            for path, part in facts_of(pin.fact.artifact).items():
+                self.store.note_address(part, pin.address + path)
 
     def _status(self, states: list[StepState]) -> RunStatus:
         """A gate that does not pass is not a failure of the run."""

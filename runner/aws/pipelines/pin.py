@@ -23,7 +23,7 @@ from runner.manifest import Champion
 from runner.model.versions import NewVersion
 from runner.notebook.types import DoesNotFit, parse_annotation, read_text
 from runner.pipeline.addresses import public
-from runner.pipeline.file import APPROVED, is_address
+from runner.pipeline.file import APPROVED, AT_TARGET, is_address
 from runner.records import InputFact, InputSpec, Pipeline
 from runner.run import provenance, sources
 from runner.run.store import Store
@@ -44,6 +44,11 @@ def pins(pushed: Pushed, values: Mapping[str, str], bucket: Bucket, *, execution
         if spec.from_.startswith(APPROVED):
             by_key[pin_key(pushed, of)], approved = _approved(of, spec, pushed.pipeline, bucket)
             champion = approved or champion
+        elif spec.from_.startswith(AT_TARGET):
+            from runner.aws.pipelines.pin_target import target_pin  # numpy, which the first jobs of others have not
+
+            versions = registry(pushed.watched or pushed.pipeline, bucket, model_folder=_no_folder)
+            by_key[pin_key(pushed, of)] = target_pin(of, pushed, values, bucket, versions)
         else:
             by_key[pin_key(pushed, of)] = _source(of, msgspec.structs.replace(spec, from_=values[of]), bucket)
     who, arn = _starter(bucket.session, execution)
@@ -135,16 +140,18 @@ def _copied_source(address: str, bucket: Bucket, scratch: Path) -> str:
 def _approved(of: str, spec: InputSpec, pipeline: Pipeline, bucket: Bucket) -> tuple[Pin, Champion | None]:
     """The approved version's folder; its bytes are compared where they are read."""
 
-    def no_folder(_: NewVersion) -> Path:
-        raise AssertionError
-
     name = spec.from_.removeprefix(APPROVED)
-    version = registry(pipeline, bucket, model_folder=no_folder).approved(name)
+    version = registry(pipeline, bucket, model_folder=_no_folder).approved(name)
     if version is None:
         return Pin(of=of, fact=sources.absent(spec.from_), address=bucket.address(ABSENT_KEY), digest=ABSENT), None
     fact = InputFact(source=spec.from_, artifact=version.artifact, version=version.label)
     champion = Champion(name=version.name, version=version.version, run=version.run, sha256=version.sha256)
     return Pin(of=of, fact=fact, address=version.location, digest=version.sha256), champion
+
+
+def _no_folder(_: NewVersion) -> Path:
+    """Of a registry in which nothing is registered."""
+    raise AssertionError
 
 
 def _starter(session: Session, execution: str) -> tuple[str, str]:

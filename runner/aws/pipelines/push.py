@@ -12,10 +12,13 @@ from runner.aws.own_image import for_jobs, serving
 from runner.aws.pipelines.definition import definition
 from runner.aws.pipelines.parameters import active
 from runner.aws.pipelines.pushed import DryRunBucket, put_files
+from runner.aws.pipelines.refusals import refuse
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.aws.settings import OWN, Settings, settings
+from runner.pipeline.cluster import refuse_pushed
 from runner.pipeline.mapping import refuse_elsewhere
 from runner.pipeline.plan import Plan
+from runner.records import Pipeline
 from runner.run.store import Store
 
 LARGEST_BYTES = 100_000  # of a definition in the request itself; a larger one goes through the bucket
@@ -30,22 +33,32 @@ class PushOutcome:
     arn: str = ""  # "" where there is none yet
 
 
-def show(plan: Plan, store: Store, *, profile: str | None) -> dict[str, Any]:
-    """The definition that a push would make; nothing is uploaded and no service called."""
+def show(plan: Plan, store: Store, *, profile: str | None, watched: Pipeline | None = None) -> dict[str, Any]:
+    """The definition that a push would make; nothing is uploaded and no service called.
+
+    `watched` is the pipeline that has the targets, where that is another one. Raises PipelineError as `refuse` does.
+    """
     defaults = settings(plan.pipeline)
     session = Session(defaults.region, anonymous=True)
     bucket = DryRunBucket(session, defaults.bucket, defaults.prefix)
-    return definition(put_files(plan, bucket, store=store, profile=profile), region=session.region)
+    refuse(plan, watched)
+    assets = put_files(plan, bucket, store=store, profile=profile, watched=watched)
+    return definition(assets, region=session.region)
 
 
-def push(plan: Plan, store: Store, *, profile: str | None, dry_run: bool = False) -> PushOutcome:
-    """Upload what the jobs need, and create or update the Pipeline; an equal one is not updated."""
+def push(
+    plan: Plan, store: Store, *, profile: str | None, watched: Pipeline | None = None, dry_run: bool = False
+) -> PushOutcome:
+    """Upload what the jobs need, and create or update the Pipeline; an equal one is not updated. As `show` raises."""
     refuse_elsewhere(plan.pipeline, "in a SageMaker Pipeline")
+    refuse_pushed(plan.pipeline)
     defaults, name = settings(plan.pipeline), plan.pipeline.name
     session = Session(defaults.region, kms_key=defaults.kms_key)
     _check_images(session, plan)
     bucket = (DryRunBucket if dry_run else Bucket)(session, defaults.bucket, defaults.prefix)
-    wanted = definition(put_files(plan, bucket, store=store, profile=profile), region=session.region)
+    refuse(plan, watched)
+    assets = put_files(plan, bucket, store=store, profile=profile, watched=watched)
+    wanted = definition(assets, region=session.region)
     service = PipelineService(session, name)
     current = service.describe()
     tags = [{"Key": key, "Value": value} for key, value in {**defaults.tags, "runner:project": name}.items()]

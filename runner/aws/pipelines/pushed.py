@@ -33,17 +33,27 @@ from runner.aws.pipelines.step_groups import StepGroup, gated_steps, judging_ste
 from runner.aws.processing import bundle
 from runner.aws.settings import settings
 from runner.content import artifact
-from runner.errors import PipelineError
 from runner.manifest import Champion, Environment, GitState
 from runner.notebook.strip_outputs import cleaned
 from runner.paths import FileName
-from runner.pipeline.addresses import is_public, public
 from runner.pipeline.file import APPROVED, AT_TARGET, is_address, is_path
 from runner.pipeline.plan import Plan, PlannedStep
-from runner.records import FORMAT, InputFact, InputSpec, ModelSpec, Pipeline, Record, Rule, StepJob, encode
+from runner.records import (
+    FORMAT,
+    InputFact,
+    InputSpec,
+    ModelSpec,
+    Pipeline,
+    Record,
+    Rule,
+    StepJob,
+    StepSpec,
+    encode,
+)
 from runner.run import provenance
 from runner.run.cache import Cache
 from runner.run.store import Store, facts_of
+from runner.run.target_inputs import window_of
 
 TASK, PUSHED, RULES, PINS, LEFT = "task.json", "pipeline.json", "rules.json", "pins.json", "left.json"
 GATE, CONDITION, FAIL = "gate", "gate-passed", "gate-failed"  # the Pipeline's own steps
@@ -94,6 +104,8 @@ class Pushed(Record, frozen=True, kw_only=True):
     runner_version: str
     registers_itself: bool = False  # the job that judges the gate registers the model
     serving_image: str | None = None  # of versions that an execution registers
+    watched: Pipeline | None = None  # the one that has the targets, where a step looks at one
+    windows: dict[FileName, tuple[str, str]] = {}  # `since` and `until` of a step that does, unless they are parameters
 
 
 class Pin(Record, frozen=True, kw_only=True):
@@ -135,6 +147,7 @@ class JobReport(Record, frozen=True, kw_only=True):
 
     format: int = FORMAT
     at: dict[str, str] = {}  # step -> the address of the folder that has its result, without a last slash
+    before: dict[FileName, str] = {}  # step of another job that this one takes results of -> as `at`
     taken: dict[FileName, str] = {}  # step -> the execution that it was taken from
     pins: dict[str, Pin] = {}
     outcome: str = ""
@@ -170,12 +183,14 @@ class DryRunBucket(Bucket):
         return path.stat().st_size
 
 
-def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) -> PushedAssets:
+def put_files(
+    plan: Plan, bucket: Bucket, *, store: Store, profile: str | None, watched: Pipeline | None = None
+) -> PushedAssets:
     """Upload what the Pipeline's jobs need, once each, under names made of its content.
 
-    Raises PipelineError where the pipeline cannot run as a SageMaker Pipeline, UsageError as bundles do.
+    `watched` is the pipeline that has the targets, where that is another one.
+    Raises UsageError as bundles do.
     """
-    _refuse(plan)
     gated, judge, groups = gated_steps(plan), judging_step(plan), step_groups(plan)
     job_of = {name: group.name for group in groups for name in group.names}
     bucket.put(f"{ABSENT_KEY}absent.txt", b"There is no such input in this execution.\n")
@@ -184,6 +199,7 @@ def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) 
     jobs = [group.name for group in groups]
     parameters, taken = pipeline_parameters(plan, sources, jobs=jobs, small=bool(own_gate))
     cache, defaults = Cache(store, plan.root), settings(plan.pipeline)
+    windows = {step.name: window_of(step) for step in active(plan) if looks_at_target(step.spec)}
     tasks, keys = {}, {}
     for step in active(plan):
         tasks[step.name] = _task(step, taken[step.name], bucket.prefix)
@@ -205,6 +221,8 @@ def put_files(plan: Plan, bucket: Bucket, *, store: Store, profile: str | None) 
         git=provenance.git_state(plan.root, [step.notebook.path for step in plan.steps]),
         runner_version=__version__,
         serving_image=named(plan.pipeline.name, defaults, bucket.session.region, plan.root).serving_image,
+        watched=(watched or plan.pipeline) if windows else None,
+        windows=windows,
     )
     keys[PIN] = _put_record(bucket, PUSHED, encode(pushed))
     for name in own_gate:
@@ -247,53 +265,11 @@ def step_key(pushed: Pushed, step: str) -> str:
 def is_pinned(spec: InputSpec) -> bool:
     """Whether the input comes from outside the execution."""
     source = spec.from_
-    return not source or is_path(source) or is_address(source) or source.startswith(APPROVED)
+    return not source or is_path(source) or is_address(source) or source.startswith((APPROVED, *AT_TARGET))
 
 
-def _refuse(plan: Plan) -> None:
-    """Raises PipelineError with all that a SageMaker Pipeline cannot have."""
-    model = plan.pipeline.model
-    local = model is None or model.registry != "sagemaker"
-    findings = [finding for step in active(plan) for finding in _findings(step, plan.pipeline, local=local)]
-    if model is not None and local and (gated_steps(plan) or plan.registers_itself):
-        findings.append(
-            '[model] registry = "local" is on this machine, where no execution can register; write registry = '
-            '"sagemaker".'
-        )
-    if findings:
-        raise PipelineError(*findings)
-
-
-def _findings(step: PlannedStep, pipeline: Pipeline, *, local: bool) -> Iterator[str]:
-    where = f"steps.{step.name}"
-    if step.name in (PIN, CONDITION, FAIL):
-        yield f"{where}: in SageMaker `{step.name}` is a step of the Pipeline's own; rename it."
-    if settings(pipeline, step.name).trains:
-        yield (
-            f"{where}: it is a training job, and in the Pipeline steps are processing jobs; write job = "
-            '"processing" for it, in a profile for the Pipeline perhaps.'
-        )
-    if step.registers and not step.needs_verdict:
-        yield (
-            f"{where}: it registers, and the gate judges it; in SageMaker only a step after the gate can register. "
-            "Call runner.model.register in a step of its own."
-        )
-    for name, spec in step.spec.inputs.items():
-        if spec.from_.startswith(APPROVED) and local:
-            yield (
-                f"{where}.inputs.{name}: the approved version is looked up in SageMaker's registry when an execution "
-                'starts; write [model] registry = "sagemaker".'
-            )
-        if spec.from_.startswith(AT_TARGET):
-            yield (
-                f"{where}.inputs.{name}: {spec.from_} is looked up by the command that starts a run, not by an "
-                "execution: start `runner monitor TARGET --on sagemaker` on a schedule instead (docs/monitoring.md)."
-            )
-        if is_address(spec.from_) and not is_public(spec.from_):
-            yield (
-                f"{where}.inputs.{name}: {public(spec.from_)} is signed or has a password, and a Pipeline's parameters "
-                "are kept in the clear. `runner upload` the file and name its place in the bucket."
-            )
+def looks_at_target(spec: StepSpec) -> bool:
+    return any(source.from_.startswith(AT_TARGET) for source in spec.inputs.values())
 
 
 def _sources(plan: Plan, bucket: Bucket) -> dict[str, str]:

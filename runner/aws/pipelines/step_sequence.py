@@ -40,10 +40,11 @@ from runner.notebook.types import DoesNotFit, read_text
 from runner.pipeline.file import VERDICT
 from runner.records import InputFact, InputSpec, Rule, StepJob, StepResult, Verdict, decode, encode, read
 from runner.run.folder import upstream_input
+from runner.run.monitored import reasons_in
 from runner.run.orchestrate import VERDICT_FILE
 from runner.run.retries import RETRIED
 from runner.run.sources import name_only
-from runner.step.execute import JOB, RESULT, SOURCE
+from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE
 
 LONGEST_REASONS = 800  # characters, for a Fail step's message
 KEPT = timedelta(days=365)  # as in the service's own cache
@@ -55,14 +56,15 @@ class GateReport:
     reasons: str
 
 
-def gate_report(results: Mapping[str, StepResult], rules: Sequence[Rule]) -> GateReport:
-    """The gate's verdict on the metrics that the steps have recorded."""
+def gate_report(results: Mapping[str, StepResult], rules: Sequence[Rule], *, first: Sequence[str] = ()) -> GateReport:
+    """The gate's verdict on the metrics that the steps have recorded. Its reasons begin with the sentences `first`."""
     metrics, problems = recorded(results)
     present = {
         f"{step}.{name}" for step, result in results.items() for name, fact in result.inputs.items() if fact.present
     }
     verdict = judge(metrics, rules, problems=problems, present=present)
-    reasons = " ".join(rule.sentence for rule in verdict.rules if rule.outcome not in ("pass", "not judged"))
+    sentences = (rule.sentence for rule in verdict.rules if rule.outcome not in ("pass", "not judged"))
+    reasons = " ".join([*first, *sentences])
     return GateReport(verdict, reasons if len(reasons) <= LONGEST_REASONS else f"{reasons[:LONGEST_REASONS]} …")
 
 
@@ -93,7 +95,8 @@ class StepSequence:
         self.results, self.folders = results_before(session), folders_before()
         gate = os.environ.get("RUNNER_GATE")
         self.verdict = decode(Verdict, _content(gate, VERDICT_FILE, session), where=gate) if gate else None
-        self.report = JobReport(pins=pins.pins if "RUNNER_EXECUTION" in os.environ else {})
+        own_pins = pins.pins if "RUNNER_EXECUTION" in os.environ else {}
+        self.report = JobReport(before=dict(self.folders), pins=own_pins)
         self.since = float(os.environ["RUNNER_BEGAN"])
 
     def run(self, names: Sequence[str]) -> int:
@@ -123,7 +126,7 @@ class StepSequence:
             if looks:  # for other jobs the report has no reader
                 self._report(at={**self.report.at, step_key(self.pushed, name): self.folders[name]})
             if name == self.pushed.judge and "RUNNER_RULES" in os.environ:
-                gate = gate_report(self.results, self.pushed.pipeline.gate)
+                gate = gate_report(self.results, self.pushed.pipeline.gate, first=self._worries())
                 self.verdict = gate.verdict
                 self.execution_job.folder(self.session).put(VERDICT_FILE, encode(gate.verdict))
                 self._report(outcome=gate.verdict.outcome, reasons=gate.reasons)
@@ -135,6 +138,16 @@ class StepSequence:
     def _report(self, **changes: object) -> None:
         self.report = msgspec.structs.replace(self.report, **changes)
         self.execution_job.folder(self.session).put(LEFT, encode(self.report))
+
+    def _worries(self) -> list[str]:
+        """What the steps that have looked at a target say: whether to worry, and why."""
+        sentences = []
+        for name in self.pushed.windows:
+            if name in self.folders:
+                copy = inside.work() / f"{name}-{EXECUTED}"
+                atomic_write(copy, _content(self.folders[name], EXECUTED, self.session))
+                sentences += [f"{reason}." for reason in reasons_in(copy)]
+        return sentences
 
     def _earlier_result(self, step: _Step) -> StepResult | None:
         """The result of an earlier execution; None where there is none, or none any more."""

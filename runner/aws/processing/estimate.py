@@ -110,6 +110,7 @@ def _split(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bo
     for steps in groups:
         first = settings(plan.pipeline, steps[0])
         kind = f"{first.instance} as a {first.kind}" if first.trains else first.instance
+        kind = f"{first.instance_count} × {kind}" if first.instance_count > 1 else kind
         jobs[kind] = jobs.get(kind, 0) + 1
         prices = project_prices(first, plan.root)
         costs += [most_usd(plan.pipeline.steps[step], settings(plan.pipeline, step), prices) for step in steps]
@@ -120,11 +121,11 @@ def _split(name: str, groups: Sequence[Sequence[str]], plan: Plan, *, chosen: bo
 
 
 def most_usd(step: StepSpec | None, job_settings: Settings, prices: Prices) -> float | None:
-    """The cost of a step if each attempt takes all its time, and its instance waits unused where it is kept warm; None
-    where that has no price."""
+    """The cost of a step if each attempt takes all its time on all its machines, and its instance waits unused where it
+    is kept warm; None where that has no price."""
     attempts = 1 + max(step.retries if step is not None else 0, TRANSIENT_RETRIES)
     most_s = limit_s([step.timeout_s if step is not None else None], job_settings) + job_settings.keep_warm_s
-    price = prices.of(job_settings.instance, most_s)
+    price = prices.of(job_settings.instance, most_s * job_settings.instance_count)
     return None if price is None else attempts * price
 
 

@@ -15,7 +15,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.own_image import for_jobs
 from runner.aws.processing import bundle, step_queue, training, wheels
 from runner.aws.processing.inputs import put_inputs
-from runner.aws.processing.jobs import OVER, PROCESSING, JobEnd, Jobs, Kind, kind_of, name_in
+from runner.aws.processing.jobs import OVER, PROCESSING, JobEnd, Jobs, Kind, kind_of, machines_in, name_in
 from runner.aws.processing.outcome import JobLog, download_results, result_at, stopped, with_price, without_result
 from runner.aws.processing.prices import project_prices
 from runner.aws.processing.request import MODULE, JobAddresses, JobPlace, attempt_key, job_name
@@ -112,7 +112,7 @@ class SageMakerExecutor:
         name = name_in(request)
         arguments = request.get("AppSpecification", {}).get("ContainerArguments")
         if ORDER not in request and arguments != [step_queue.MODULE]:
-            return jobs.follow(name, detach=stop, log=jobs.log(name, log.line))
+            return jobs.follow(name, detach=stop, log=jobs.logs(name, log.line, machines=machines_in(request)))
         if queue is None or queue.job != name:
             queue = _queue(request, job)
 
@@ -185,6 +185,7 @@ class SageMakerExecutor:
             region=self._session.region,
             image=job_settings.image,
             instance=job_settings.instance,
+            machines=job_settings.instance_count,
             code=bundle.name_of(code),
             notebook_folder=str(PurePosixPath(job.notebook).parent),
             files=files,

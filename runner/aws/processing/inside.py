@@ -9,6 +9,7 @@ else it is executed from the beginning, with the outputs in a folder of this sta
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import secrets
@@ -28,13 +29,15 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing._run import leave_message
 from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
-from runner.aws.processing.outcome import not_executed, result_at
+from runner.aws.processing.outcome import result_at
 from runner.aws.processing.request import INPUT, JobPlace, input_name
 from runner.aws.processing.training import VARIABLE, metric_line
 from runner.aws.s3 import split
 from runner.aws.session import Session
+from runner.cluster import LOOPBACK, Machines
+from runner.cluster.process import bounded, start
 from runner.content import artifact
-from runner.errors import RemoteError, RunnerError, Tampered
+from runner.errors import KernelDied, RemoteError, RunnerError, Tampered
 from runner.escape import terminal
 from runner.paths import inside
 from runner.records import InputFact, RemoteJob, StepError, StepJob, StepResult, encode, read
@@ -42,13 +45,18 @@ from runner.run.packages import versions
 from runner.run.store import files_of
 from runner.step.__main__ import exit_code
 from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE, Progress, execute
+from runner.step.outcome import not_executed
 
+MACHINES = Path("/opt/ml/config/resourceconfig.json")  # of a processing job
 THREADS = 4  # that send outputs, or fetch an input
 
 
 def main() -> int:
     stop = stop_event()
     job, place, session = own_job()
+    machines = job_machines(job, place)
+    if machines.own != machines.hosts[0]:
+        return add_workers(job, place, session, stop)
     if VARIABLE in os.environ:
         earlier = result_at(Bucket(session, place.bucket, place.key))
         if earlier is not None and earlier.error is None:
@@ -157,13 +165,63 @@ def execute_step(
         if error is None:
             cwd = project / place.notebook_folder
             cwd.mkdir(parents=True, exist_ok=True)
-            result = execute(step_folder(), cwd=cwd, project=project, stop=stop, on_progress=_log_progress)
+            result = execute(
+                step_folder(),
+                cwd=cwd,
+                project=project,
+                stop=stop,
+                on_progress=_log_progress,
+                machines=job_machines(job, place),
+            )
         else:
             result = not_executed(job, error)
     finally:
         for variable in variables:  # another step of the same job must not see them
             del os.environ[variable]
     return msgspec.structs.replace(result, inputs={**result.inputs, **identified}, remote=_remote(place))
+
+
+def job_machines(job: StepJob, place: JobPlace) -> Machines:
+    """The machines of this job, as the service tells each. Raises RemoteError where they are not as many as asked."""
+    secret_values = [os.environ[variable] for variable in job.secrets.values() if variable in os.environ]
+    on_line = bounded(lambda name, line: log(f"{name} | {line}"), secret_values)
+    if place.machines == 1:
+        return Machines(LOOPBACK, [LOOPBACK], on_line)
+    content = json.loads(MACHINES.read_bytes())
+    own, hosts = str(content["current_host"]), [str(host) for host in content["hosts"]]
+    if len(hosts) != place.machines or own not in hosts:
+        raise RemoteError(
+            f"The job was made for {place.machines} machines, and {MACHINES} tells of {', '.join(hosts)}. Run again."
+        )
+    return Machines(own, sorted(hosts, key=lambda host: (len(host), host)), on_line)
+
+
+def add_workers(job: StepJob, place: JobPlace, session: Session, stop: threading.Event) -> int:
+    """Be another machine of the job: its workers, until the cluster ends; the exit code.
+
+    They find inputs and modules at the paths that the first machine's notebook names.
+    """
+    assert job.cluster is not None
+    code, project = input_folder() / "step", work() / "project"
+    check_code(place.code, code)
+    _set_secrets(job, place, session)
+    machines = job_machines(job, place)
+    assert machines.on_line is not None
+    _make_folders(job, code, step_folder(), project)
+    _, error = _link_inputs(job, service_inputs(place))
+    cwd, modules = project / place.notebook_folder, step_folder() / "modules"
+    for folder in (cwd, modules, work() / "scratch"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if error is None:
+        process = start(
+            job.cluster, machines, threads=0, path=[modules, cwd], scratch=work() / "scratch", on_line=machines.on_line
+        )
+        error = process.wait("ready", stop=stop) or process.wait("ended", stop=stop, seconds=None)
+        process.close()
+    if error is not None:
+        leave_message(f"{machines.own}: {error.evalue}")
+        log(f"runner: {error.evalue}")
+    return 0 if error is None else 143 if error.kind == "interrupted" else KernelDied.exit_code
 
 
 def send(result: StepResult, place: JobPlace, session: Session) -> int:
@@ -309,6 +367,7 @@ def _remote(place: JobPlace) -> RemoteJob:
         at=f"s3://{place.bucket}/{place.key}",
         image=place.image,
         instance=place.instance,
+        machines=place.machines,
         python=platform.python_version(),
         environment="image" if os.environ.get("RUNNER_ENVIRONMENT") == "image" else "lock",
         packages=versions(),

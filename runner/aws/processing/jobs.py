@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from runner.aws.bucket import Bucket
 from runner.aws.processing.request import HASH_TAG, digest
@@ -26,6 +26,7 @@ OVER = ("Completed", "Failed", "Stopped")
 TAKEN = "ResourceInUse"  # botocore: ResourceInUse, in the model without the suffix
 EVERY_DESCRIBE = 4  # of the ticks that read logs, one asks for the job itself
 LONGEST_MESSAGE = 4000
+HOSTS = "algo-{}"  # the service's names for a job's machines, from 1; a log's stream begins with one
 DRAINS = 8  # pages of logs at most that are read after a job has ended
 LATE = {  # by the secondary status of a training job
     "MaxRuntimeExceeded": "its time limit of {MaxRuntimeInSeconds} s",
@@ -57,6 +58,11 @@ def kind_of(request: dict[str, Any]) -> Kind:
 
 def name_in(request: dict[str, Any]) -> str:
     return str(request[f"{kind_of(request)}JobName"])
+
+
+def machines_in(request: dict[str, Any]) -> int:
+    """How many machines the job has."""
+    return int(request.get("ProcessingResources", {}).get("ClusterConfig", {}).get("InstanceCount", 1))
 
 
 def log_group(kind: Kind) -> str:
@@ -145,15 +151,27 @@ class Jobs:
             raise
         return True
 
-    def log(self, name: str, on_line: Callable[[str], None]) -> LogReader:
-        return LogReader(self.session, name, on_line, group=log_group(self.kind))
+    def log(self, name: str, on_line: Callable[[str], None], *, host: str = "") -> LogReader:
+        """The log of the job, or of one of its machines."""
+        return LogReader(self.session, name, on_line, group=log_group(self.kind), host=host)
+
+    def logs(self, name: str, on_line: Callable[[str], None], *, machines: int) -> Log:
+        """The log of a job on so many machines; lines of all but the first begin with the machine's name."""
+        if machines == 1:
+            return self.log(name, on_line)
+
+        def of(host: str) -> LogReader:
+            first = host == HOSTS.format(1)
+            return self.log(name, on_line if first else lambda line: on_line(f"{host} | {line}"), host=host)
+
+        return MachineLogs([of(HOSTS.format(number + 1)) for number in range(machines)])
 
     def follow(
         self,
         name: str,
         *,
         detach: threading.Event,
-        log: LogReader,
+        log: Log,
         part_ended: Callable[[int, bool], bool] = lambda _tick, _described: False,
     ) -> JobEnd | None:
         """Wait for the job's end and read its log; None once `detach` is set, while the job keeps running.
@@ -184,14 +202,60 @@ class Jobs:
         return self.session.call("sagemaker", action.format(kind), about=f"{kind} job {name}", **arguments)
 
 
+class Log(Protocol):
+    """What is read of a job's log while the job is followed."""
+
+    expected: bool  # the job has started, so a stream may be there
+
+    @property
+    def ended(self) -> bool:
+        """The job has written its last line."""
+
+    def read(self) -> bool:
+        """One call. False where none was made."""
+
+    def began(self, starts: int) -> None:
+        """The job has been started so many times."""
+
+    def drain(self) -> None:
+        """Read the rest of what has ended."""
+
+
+class MachineLogs:
+    """The logs of a job's machines, read in turn; the first machine says when the job has ended."""
+
+    def __init__(self, readers: list[LogReader]) -> None:
+        self._readers, self._turn, self.expected = readers, 0, False
+
+    @property
+    def ended(self) -> bool:
+        return self._readers[0].ended
+
+    def read(self) -> bool:
+        reader = self._readers[self._turn % len(self._readers)]
+        reader.expected, self._turn = self.expected, self._turn + 1
+        return reader.read()
+
+    def began(self, starts: int) -> None:
+        """Nothing: a processing job is started once."""
+
+    def drain(self) -> None:
+        for reader in self._readers:
+            reader.drain()
+
+
 class LogReader:
     """The job's lines in CloudWatch Logs; late or unreadable logs are no error of a run.
 
     There is a stream for each start of the job, named by its time.
     """
 
-    def __init__(self, session: Session, job: str, on_line: Callable[[str], None], *, group: str = LOG_GROUP) -> None:
+    def __init__(
+        self, session: Session, job: str, on_line: Callable[[str], None], *, group: str = LOG_GROUP, host: str = ""
+    ) -> None:
+        """`host` names one machine of several."""
         self.session, self.job, self.on_line, self.group = session, job, on_line, group
+        self._prefix = f"{job}/{host}-" if host else f"{job}/"
         self.expected = False  # the job has started, so a stream may be there
         self.readable = True  # as far as is known
         self.ended = False
@@ -206,7 +270,7 @@ class LogReader:
         if self._stream:
             self._page()
             return True
-        reply = self._call("describe_log_streams", logGroupName=self.group, logStreamNamePrefix=f"{self.job}/")
+        reply = self._call("describe_log_streams", logGroupName=self.group, logStreamNamePrefix=self._prefix)
         streams = sorted(stream["logStreamName"] for stream in reply.get("logStreams", []))
         self._stream = next((name for name in streams if name not in self._read), "")
         return True

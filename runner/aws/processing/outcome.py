@@ -11,10 +11,11 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing.jobs import END, JobEnd, read_progress
 from runner.aws.processing.prices import Prices
 from runner.notebook.redaction import Redactor
-from runner.records import StepError, StepJob, StepResult, StepStatus, decode, utc_text
+from runner.records import StepError, StepJob, StepResult, StepStatus, decode
 from runner.run.retries import STOPPED_BEFORE
 from runner.run.store import files_of
 from runner.step.execute import RESULT, Progress
+from runner.step.outcome import not_executed
 
 LAST_LINES = 30  # of the log, in the error of a job that left no result
 
@@ -37,20 +38,12 @@ def download_results(result: StepResult, folder: Path, bucket: Bucket, *, small_
 
 
 def with_price(result: StepResult, prices: Prices, billed_s: float) -> StepResult:
-    """The result with its price; `billed_s` is the job's time, for a result that does not have its own."""
+    """The result with its price, of all its machines; `billed_s` is the job's time, for a result without its own."""
     assert result.remote is not None
     billed_s = billed_s if result.remote.billed_s is None else result.remote.billed_s
-    price = prices.of(result.remote.instance, billed_s)
+    price = prices.of(result.remote.instance, billed_s * result.remote.machines)
     remote = msgspec.structs.replace(result.remote, billed_s=billed_s, price_usd=price)
     return msgspec.structs.replace(result, remote=remote)
-
-
-def not_executed(job: StepJob, error: StepError) -> StepResult:
-    """The result of a step of which no cell was executed."""
-    now, inputs = utc_text(), dict(job.inputs)
-    return StepResult(
-        status="failed", started=now, ended=now, seconds=0.0, cells=0, cells_run=0, inputs=inputs, error=error
-    )
 
 
 def without_result(job: StepJob, ended: JobEnd, name: str, log: JobLog) -> StepResult:

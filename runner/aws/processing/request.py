@@ -45,6 +45,7 @@ class JobPlace(Record, frozen=True, kw_only=True):
     region: str
     image: str
     instance: str
+    machines: int = 1
     code: str  # the hash of the step's files, which lie in input/step
     notebook_folder: AnyPath  # relative to the project, the kernel's working folder
     files: dict[FileName, OptionalPath]  # input -> the file's name in its folder; "" for an input that is a folder
@@ -167,7 +168,8 @@ def network(settings: Settings) -> dict[str, Any]:
 
 
 def cluster(settings: Settings) -> dict[str, Any]:
-    machine = {"InstanceCount": 1, "InstanceType": settings.instance, "VolumeSizeInGB": settings.volume_gb}
+    machine = {"InstanceCount": settings.instance_count, "InstanceType": settings.instance}
+    machine["VolumeSizeInGB"] = settings.volume_gb
     return {**machine, "VolumeKmsKeyId": settings.kms_key} if settings.kms_key else machine
 
 

@@ -134,6 +134,10 @@ class ForkedKernel:
         status.setblocking(False)
 
     @property
+    def pid(self) -> int | None:
+        return self._pid
+
+    @property
     def returncode(self) -> int | None:
         self._read_status()
         return self._code

@@ -1,0 +1,164 @@
+"""A step on two machines of the small SageMaker: the same model as on one, and what becomes of lost machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cloud import RemoteProject, running
+from small_sagemaker import SmallSageMaker
+from support.notebook_rules import check_code, check_commit, check_parameters, check_size
+from support.projects import ROOT, Project, parameters
+
+LARGE = ROOT / "examples" / "large"
+TOML = """
+name = "spread"
+[steps.work]
+notebook = "nb.ipynb"
+inputs = { table = "./table/" }
+outputs = { out = "out.json" }
+cluster = { engine = "dask", workers = 3 }
+sagemaker = { instance_count = 2, encrypt_traffic = true }
+"""
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[SmallSageMaker]:
+    with running() as made:
+        yield made
+
+
+@pytest.fixture
+def far(cloud: SmallSageMaker, tmp_path: Path) -> RemoteProject:
+    return RemoteProject(tmp_path, cloud)
+
+
+def example(project: Project) -> None:
+    """The example with its table in parts."""
+    for file in (LARGE / "train.ipynb", LARGE / "make_parts.py"):
+        shutil.copyfile(file, project.folder / file.name)
+    make = (
+        f"import sys; sys.path.insert(0, {str(LARGE)!r}); import make_parts; make_parts.write(make_parts.Path('table'))"
+    )
+    subprocess.run([sys.executable, "-c", make], cwd=project.folder, check=True)
+    project.toml((LARGE / "pipeline.toml").read_text())
+
+
+def wait_for_line(project: Project, run: subprocess.Popen[str], words: str, seconds: float = 300) -> None:
+    """Until the log of the job has a line with these words."""
+    until = time.monotonic() + seconds
+    while not any(words in log.read_text() for log in project.folder.glob("runs/2*/steps/*/job.log")):
+        if run.poll() is not None or time.monotonic() > until:
+            run.kill()
+            pytest.fail(str(run.communicate()))
+        time.sleep(0.1)
+
+
+def processes(host: str, word: str) -> list[int]:
+    """The processes of this command in a container of this machine."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str((entry / "root").readlink()).endswith(f"/{host}/root") and word in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def test_a_step_works_on_two_machines_and_what_they_print_comes_back(far: RemoteProject) -> None:
+    (far.folder / "table").mkdir()
+    (far.folder / "table" / "a.txt").write_text("12")
+    (far.folder / "own.py").write_text("def square(number):\n    return number * number\n")
+    far.write(
+        "nb.ipynb",
+        parameters("table: str = ''\nout: str = ''"),
+        "import distributed, json, own, pathlib, socket\nclient = distributed.Client()",
+        "def read(number):\n    print('part', number)\n"
+        "    return own.square(number) + int((pathlib.Path(table) / 'a.txt').read_text())\n"
+        "total = sum(client.gather(client.map(read, range(20))))",
+        "names = client.run(lambda dask_worker: [dask_worker.name, dask_worker.contact_address or dask_worker.address])\n"
+        "json.dump([total, sorted(names.values())], open(out, 'w'))",
+    )
+    far.toml(TOML)
+    done = far.runner("run", "--json", "--on", "sagemaker")
+    assert done.code == 0, done.err
+    total, workers = json.loads((far.runs[-1] / "steps/work/out/out.json").read_text())
+    assert total == sum(number * number + 12 for number in range(20))
+    assert [(name, address.rpartition(":")[0]) for name, address in workers] == [
+        ("worker-0", "tcp://10.11.0.1"),
+        ("worker-1", "tcp://10.11.0.2"),
+        ("worker-2", "tcp://10.11.0.2"),
+    ]
+    result = far.step("work")["result"]
+    assert result["cluster"]["machines"] == 2
+    remote = result["remote"]
+    assert remote["machines"] == 2
+    assert remote["price_usd"] == pytest.approx(2 * remote["billed_s"] * 0.23 / 3600, abs=1e-5)
+    lines = (far.runs[-1] / "steps/work/job.log").read_text().splitlines()
+    assert any(line.startswith("worker-0 | part ") for line in lines)
+    assert any(line.startswith("algo-2 | worker-2 | part ") for line in lines)
+    assert far.runner("verify", "latest").code == 0
+    (job,) = far.cloud.jobs()
+    assert job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == 2
+    assert job["NetworkConfig"]["EnableInterContainerTrafficEncryption"] is True
+    dry = far.runner("run", "--on", "sagemaker", "--dry-run", "--force", "--json").json
+    assert dry["ways"][0]["jobs"] == {"2 × ml.m5.xlarge": 1}
+    assert dry["ceiling_usd"] == pytest.approx(2 * 3 * 0.23 * (24 + 900 / 3600), abs=0.01)
+
+
+@pytest.mark.soak
+def test_two_machines_make_the_model_of_one_and_a_killed_worker_costs_time_alone(
+    far: RemoteProject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    here = Project(tmp_path_factory.mktemp("here"))
+    example(here)
+    one = here.runner("run", "--json")
+    assert one.code == 0, one.err
+    example(far)
+    two = far.start("run", "--json", "--on", "sagemaker")
+
+    wait_for_line(far, two, "got rank")  # XGBoost has begun
+    os.kill(processes("algo-2", "spawn_main")[-1], signal.SIGKILL)
+    out, err = two.communicate(timeout=600)
+    assert two.returncode == 0, err
+    metrics = [one.json["metrics"], json.loads(out)["metrics"]]
+    aucs = [metric["train.auc"]["value"] for metric in metrics]
+    assert aucs[0] == pytest.approx(aucs[1], abs=0.002)
+    assert aucs[0] > 0.9
+    assert [metric["train.workers"]["value"] for metric in metrics] == [4, 4]
+    facts = far.step("train")["result"]["cluster"]
+    assert (facts["machines"], facts["restarts"]) == (2, 1)
+
+
+@pytest.mark.soak
+def test_a_machine_that_is_lost_fails_the_job_with_its_name(far: RemoteProject) -> None:
+    (far.folder / "table").mkdir()
+    (far.folder / "table" / "a.txt").write_text("12")
+    waits = "import time\nclient.submit(print, 'begun').result()\nclient.submit(time.sleep, 600).result()"
+    begin = "import distributed\nclient = distributed.Client()"
+    far.write("nb.ipynb", parameters("table: str = ''\nout: str = ''"), begin, waits)
+    far.toml(TOML)
+    run = far.start("run", "--json", "--on", "sagemaker")
+
+    wait_for_line(far, run, "| begun")
+    worker = processes("algo-2", "spawn_main")[0]
+    os.kill(int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 7, err
+    error = far.step("work")["result"]["error"]
+    assert error["kind"] == "remote"
+    assert "algo-2: the process of this machine's workers was killed by signal 9" in error["evalue"]
+
+
+def test_the_examples_notebook_keeps_to_the_style_of_those_that_ship() -> None:
+    for check in (check_size, check_commit, check_parameters, check_code):
+        check(LARGE / "train.ipynb")
