@@ -152,14 +152,10 @@ def test_nothing_is_left_of_a_runner_that_was_killed(project: Project) -> None:
     running.kill()
     running.communicate()
     wait_until(lambda: gone(processes))
-    (project.folder / "go on").touch()
-    resumed = project.runner("resume", "latest", "--json")
-    assert resumed.code == 0, resumed.err
-    assert project.runner("verify", "latest").code == 0
 
 
 @pytest.mark.soak
-def test_a_step_that_is_stopped_or_late_ends_its_cluster(project: Project) -> None:
+def test_a_step_that_is_stopped_or_late_ends_its_cluster_and_can_be_resumed(project: Project) -> None:
     write(project, WAITS, toml=TOML + "timeout_s = 12\n")
     running, processes = begun(project)
     _, err = running.communicate(timeout=90)
@@ -174,6 +170,11 @@ def test_a_step_that_is_stopped_or_late_ends_its_cluster(project: Project) -> No
     assert running.returncode == 130, err
     assert project.step("work")["status"] == "interrupted"
     assert gone(processes)
+    (project.folder / "go on").touch()
+    (project.runs[-1] / "steps" / "work" / "scratch").mkdir()  # of a runner that was killed
+    resumed = project.runner("resume", "latest", "--json")
+    assert resumed.code == 0, resumed.err
+    assert project.runner("verify", "latest").code == 0
 
 
 def test_a_cluster_that_does_not_start_fails_the_step_before_its_first_cell(project: Project) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from cloud import RemoteProject, running
 from small_sagemaker import SmallSageMaker
+from support.commands import environment
 from support.notebook_rules import check_code, check_commit, check_parameters, check_size
 from support.projects import ROOT, Project, parameters
 
@@ -157,6 +158,15 @@ def test_a_machine_that_is_lost_fails_the_job_with_its_name(far: RemoteProject) 
     error = far.step("work")["result"]["error"]
     assert error["kind"] == "remote"
     assert "algo-2: the process of this machine's workers was killed by signal 9" in error["evalue"]
+
+
+@pytest.mark.soak
+def test_by_hand_the_same_notebook_starts_a_cluster_of_its_own(project: Project) -> None:
+    example(project)
+    line = [sys.executable, "-m", "papermill", "train.ipynb", "done.ipynb", "-k", "python3"]
+    done = subprocess.run(line, cwd=project.folder, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert (project.folder / "work/train/model/signature.json").exists()
 
 
 def test_the_examples_notebook_keeps_to_the_style_of_those_that_ship() -> None:
