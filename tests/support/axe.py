@@ -76,7 +76,13 @@ def served_paths(*, whole: bool) -> Iterator[str]:
 def site_pages(project: Project, folder: Path) -> Iterator[str]:
     """Addresses of the static site's pages, which is written into the folder."""
     write_site(project, folder)
-    for page in ("index.html", "models/index.html", f"run/{RUN.format(4)}/index.html", "model/tiny/4/index.html"):
+    for page in (
+        "index.html",
+        "models/index.html",
+        "targets/index.html",
+        f"run/{RUN.format(4)}/index.html",
+        "model/tiny/4/index.html",
+    ):
         yield (folder / page).as_uri()
 
 
