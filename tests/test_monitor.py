@@ -119,7 +119,7 @@ def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched:
         file.write_text(written)
         no = done.json
         assert (done.code, no["verdict"]) == (4, "fail")
-        assert message["title"].startswith("churn-monitor: drift. Not passed: ")
+        assert message["title"].startswith("tiny-monitor: drift. Not passed: ")
         assert f"look: runner show {no['run']}" in message["message"]
         notes = [line for line in done.err.splitlines() if line.startswith("note: Nobody")]
         assert notes == ["note: Nobody may have been told that this is drift: JSON not reached by one attempt of 4 s."]
