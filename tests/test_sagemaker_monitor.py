@@ -154,6 +154,10 @@ def test_the_circle_with_an_endpoint_and_the_monitor_as_a_pipeline(
     assert (row["model"], row["monitor"]["run"], row["monitor"]["verdict"]) == ("tiny/1", run, "fail")
     assert row["monitor"]["reasons"][0]["why"].startswith("minutes: mean 1")
 
+    job = do(watched, "monitor", "production", "--on", "sagemaker", "--no-retrain", code=4)
+    same = [found["metrics"]["monitor.drift_auc"]["value"] for found in (job, looked)]
+    assert (same[0], "retrained" in job) == (same[1], False)
+
     (watched.folder / "day.txt").write_text("21 1.3")  # the newer data
     no = do(watched, "monitor", "production", code=4)
     assert (no["verdict"], no["metrics"]["monitor.rows"]["value"]) == ("fail", 1000)
