@@ -97,7 +97,7 @@ def test_another_number_of_workers_is_no_reason_to_run_again(ended: Project) -> 
 WAITS = (
     "pathlib.Path('begun').touch()\n"
     "if not pathlib.Path('go on').exists():\n    client.submit(time.sleep, 600).result()\n"
-    "pathlib.Path(out).touch()"
+    "pathlib.Path(out).touch()\nclient.shutdown()"
 )
 
 
@@ -186,6 +186,16 @@ def test_a_cluster_that_does_not_start_fails_the_step_before_its_first_cell(proj
     assert "ImportError: the wrong distributed" in result["error"]["evalue"]
     assert (result["cells_run"], result["executed"]) == (0, None)
     assert project.runner("report", "latest").code == 0
+
+
+def test_a_cluster_that_is_not_there_in_time_fails_the_step(project: Project) -> None:
+    write(project, WAITS, toml=TOML + "timeout_s = 0.2\n")
+    done = project.runner("run", "--json")
+    assert done.code == 6, done.err
+    error = project.step("work")["result"]["error"]
+    assert (error["kind"], error["ename"]) == ("timeout", "ClusterTimeout")
+    assert error["evalue"] == "the cluster was not ready in time: 0 of its 2 workers were there"
+    assert not (project.runs[-1] / "steps/work/scratch").exists()
 
 
 @pytest.mark.parametrize(

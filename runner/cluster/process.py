@@ -47,6 +47,7 @@ class ClusterProcess:
         self._name, self._on_line, self._closing = name, on_line, False
         self._last = deque[str](maxlen=LAST_LINES)
         self._kernel: int | None = None
+        self._of_workers = node.of_workers
         self.peak_bytes = 0
         command = [*python("runner.cluster.node"), msgspec.json.encode(node).decode()]
         pipe, out = subprocess.PIPE, subprocess.STDOUT
@@ -70,8 +71,8 @@ class ClusterProcess:
                 if stop.is_set():
                     return StepError(kind="interrupted", ename="Interrupted", evalue="the run was told to stop")
                 if time.monotonic() > until:
-                    there = self._facts.get("workers", 0)
-                    sentence = f"the cluster was not ready in time: {there} of its workers were there"
+                    there = f"{self._facts.get('workers', 0)} of its {self._of_workers} workers were there"
+                    sentence = f"the cluster was not ready in time: {there}"
                     return StepError(kind="timeout", ename="ClusterTimeout", evalue=sentence, traceback=[*self._last])
                 self._changed.wait(0.1)
         return self.error(None)
@@ -105,7 +106,7 @@ class ClusterProcess:
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_S)
+            self.process.wait(END_S if self._facts else 0)  # one that has told nothing yet is still importing
         kill_family(self.process.pid)
         self.process.wait()
         with self._changed:
