@@ -17,6 +17,7 @@ from support.projects import PAGES, Project, children_of, parameters, recorded
 from runner import cluster
 from runner.cluster import process
 from runner.errors import PipelineError
+from runner.pipeline.cluster import refuse_pushed
 from runner.pipeline.plan import plan
 
 TOML = """
@@ -227,6 +228,12 @@ def test_check_says_what_is_wrong_with_a_cluster(project: Project, keys: str, se
     with pytest.raises(PipelineError) as raised:
         plan(file)
     assert sentence in str(raised.value)
+
+
+def test_a_sagemaker_pipeline_takes_no_step_with_a_cluster(project: Project) -> None:
+    write(project, WAITS)
+    with pytest.raises(PipelineError, match=r"steps.work.cluster: .* not in a SageMaker Pipeline"):
+        refuse_pushed(plan(project.folder / "pipeline.toml").pipeline)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
