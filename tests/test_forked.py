@@ -618,17 +618,12 @@ def test_two_hundred_cells_are_written_a_few_times_and_not_after_each(tmp_path: 
 
 
 def test_a_fork_that_falls_out_of_its_cell_executes_no_other(tmp_path: Path, forked: LocalExecutor) -> None:
-    fork = "import os\npid = os.fork()\nprint('first' if pid else 'forked')"
-    folder = step(tmp_path / "s", fork, "os.waitpid(pid, 0)[1], pid > 0")
+    # waited for in its cell: what comes between two cells is nobody's, here as with the standard kernel
+    fork = "import os\npid = os.fork()\nprint('first' if pid else 'forked')\nstatus = pid and os.waitpid(pid, 0)[1]"
+    folder = step(tmp_path / "s", fork, "print('next'); status, pid > 0")
     assert run(forked, folder).error is None
-    # what the fork prints may come when its cell is over, its line's end apart from it
-    said = shown(folder, 0) + shown(folder)
-    assert {text: said.count(text) for text in ("first", "forked", "(0, True)")} == {
-        "first": 1,
-        "forked": 1,
-        "(0, True)": 1,
-    }
-    assert len("".join(said.split())) == len("firstforked(0,True)")
+    assert sorted(shown(folder, 0).split()) in (["first", "forked"], ["firstforked"], ["forkedfirst"])
+    assert "".join(shown(folder).split()) == "next(0,True)"
 
 
 def test_streams_that_a_cell_closes_cost_only_its_output(tmp_path: Path, forked: LocalExecutor) -> None:
