@@ -22,6 +22,7 @@ from runner.run.fast_path import FRESH_S
 BUDGET = Path(__file__).with_name("budget.json")
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 MORE = 1.03  # times the budget that is let pass
+SOME_FILES = 2  # and so many, where few are read
 MORE_ELSEWHERE = 1.2  # by another Python than that of the budget, whose own modules differ
 # a line for each event in any of a command's Python processes, also those that it forks: they inherit the hook
 SITECUSTOMIZE = """
@@ -44,9 +45,8 @@ sys.addaudithook(_count)
 LEFT_OUT = (".py", ".pyc", ".so", ".pth")  # counted as imports; whether bytecode is there is the machine's
 NOT_OURS = ("/dev/", "/proc/", "/sys/")
 SMOKE = ("run", "--profile", "smoke")
-COMMANDS = {
-    "--help": ("--help",), "check": ("check",), "smoke run, cold": SMOKE, "smoke run, nothing changed": SMOKE
-}  # fmt: skip
+UNCHANGED = "smoke run, nothing changed"
+COMMANDS = {"--help": ("--help",), "check": ("check",), "smoke run, cold": SMOKE, UNCHANGED: SMOKE}
 Counts = dict[str, dict[str, int]]
 
 
@@ -63,6 +63,9 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
     made: Counts = {}
     for name, arguments in COMMANDS.items():
         settle(project.folder)
+        if name == UNCHANGED:  # after a cold run, files that it left a moment before its end are read once more
+            counted(project, hook, *arguments)
+            settle(project.folder)
         made[name] = counted(project, hook, *arguments)
     return made
 
@@ -104,13 +107,17 @@ def stored(project: Project) -> dict[tuple[int, int], int]:
     return {(status.st_ino, status.st_mtime_ns): status.st_size for status in statuses}
 
 
+def limit(what: str, before: int, most: float) -> float:
+    return max(most * before, before + SOME_FILES) if what == "files read" and before else most * before
+
+
 def risen(now: Counts, budget: Counts, *, most: float) -> list[str]:
     """A table of what is above its budget by more than that; [] where nothing is."""
     rows = [
         (name, what, budget.get(name, {}).get(what, 0), count)
         for name, one in now.items()
         for what, count in one.items()
-        if count > most * budget.get(name, {}).get(what, 0)
+        if count > limit(what, budget.get(name, {}).get(what, 0), most)
     ]
     return [f"{name:28} {what:18} {before:>10,} -> {count:>10,}" for name, what, before, count in rows]
 

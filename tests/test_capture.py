@@ -179,6 +179,7 @@ def test_what_is_asked_in_any_form_is_kept_with_its_answer_in_one(house: Project
     assert modes == {"0o600"}
 
 
+@pytest.mark.soak
 def test_a_server_without_capture_says_no_id_and_keeps_nothing(house: Project) -> None:
     before = whole_lines(house.folder / "runs/captured/none")
     with serving(house, "--workers", "1") as served:

@@ -293,6 +293,7 @@ def test_a_pull_request_without_an_earlier_run_is_told_so_and_what_its_code_chan
     assert "+score = 0.7" in summary
 
 
+@pytest.mark.soak
 def test_a_pull_request_whose_gate_fails_is_red_and_leaves_its_comment_all_the_same(checkout: Checkout) -> None:
     checkout.step_with("0.1")
     code, summary = checkout.workflow("pull-request.yml")

@@ -75,6 +75,7 @@ def processes(host: str, word: str) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.soak
 def test_a_step_works_on_two_machines_and_what_they_print_comes_back(far: RemoteProject) -> None:
     (far.folder / "table").mkdir()
     (far.folder / "table" / "a.txt").write_text("12")

@@ -66,6 +66,7 @@ def in_shell(project: Project, line: str, **variables: str) -> tuple[list[int], 
 # readers that leave
 
 
+@pytest.mark.soak
 def test_a_run_whose_reader_leaves_is_one_run_that_goes_on_to_its_end(tiny: Project) -> None:
     codes, said = in_shell(tiny, "runner run 2>&1 | head -1", RUNNER_NO_REPORT="0")
     assert (codes, len(said.splitlines())) == ([0, 0], 1), said

@@ -124,6 +124,7 @@ def deployed(place: Place) -> Place:
     return place
 
 
+@pytest.mark.soak
 def test_an_image_is_built_once_and_jobs_in_it_install_nothing(deployed: Place) -> None:
     place = deployed
     dry = place.push("--dry-run", "--json")

@@ -700,7 +700,8 @@ def test_a_dry_run_says_what_moves_and_what_it_costs_at_most(far: RemoteProject)
     assert jobs(far.cloud) == before
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("count", [4, 50])
 def test_many_steps_at_once_under_a_throttled_service_all_finish(far: RemoteProject, count: int) -> None:
     far.write("nb/x.ipynb", parameters("n: int = 0"), "print(n)")
     steps = "".join(f'[steps.s{n}]\nnotebook = "nb/x.ipynb"\nparameters = {{ n = {n} }}\n' for n in range(count))

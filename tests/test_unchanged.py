@@ -615,7 +615,7 @@ def same(quick: Answer, slow: Answer, told: list[str]) -> None:
         assert text == slow.files[name], f"{name}, {where}"
 
 
-@pytest.mark.parametrize("place", some(PLACES[:5], [plain, in_a_submodule]), ids=lambda place: place.__name__)
+@pytest.mark.parametrize("place", some(PLACES[:5], [plain]), ids=lambda place: place.__name__)
 def test_the_way_back_answers_as_the_ordinary_way_or_not_at_all(
     place: Callable[[Drawn], None], asking: Any, tmp_path: Path
 ) -> None:
