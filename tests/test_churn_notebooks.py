@@ -386,7 +386,9 @@ for name, parameters in json.loads(sys.argv[2]).items():
 @pytest.mark.soak
 def test_by_hand_and_under_plain_papermill_they_run_in_order_and_make_the_same_model(tmp_path: Path) -> None:
     notebooks = tmp_path / "project" / "notebooks"
-    shutil.copytree(ROOT / "notebooks", notebooks, ignore=shutil.ignore_patterns("work", ".ipynb_checkpoints"))
+    shutil.copytree(
+        ROOT / "notebooks", notebooks, ignore=shutil.ignore_patterns("work", ".ipynb_checkpoints", "__pycache__")
+    )
     shutil.copytree(ROOT / "data", tmp_path / "project" / "data")
     by_hand, papermill, verdict = tmp_path / "by-hand", tmp_path / "papermill", tmp_path / "verdict.json"
     metrics = {"evaluate.auc": Metric(value=0.95, low=0.9, high=0.99)}

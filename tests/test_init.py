@@ -458,7 +458,7 @@ def test_the_shipped_use_case_is_a_template_that_stays_what_it_is(project: Proje
     for path in sorted(
         [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "data" / "churn.csv", *(ROOT / "infra").rglob("*")]
     ):
-        if path.is_file():
+        if path.is_file() and path.suffix != ".pyc":  # another test may be importing one of them
             assert (folder / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     assert (folder / "pipeline.toml").read_text().startswith((ROOT / "pipeline.toml").read_text())
     assert plan(folder / "pipeline.toml").pipeline.name == "churn"

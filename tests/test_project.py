@@ -66,7 +66,7 @@ def far(cloud: SmallSageMaker, tmp_path_factory: pytest.TempPathFactory) -> Remo
     made.folder.mkdir()
     made.write("nb.ipynb", "1")
     made.toml('name = "tiny"\n[steps.only]\nnotebook = "nb.ipynb"\n')
-    shutil.copytree(INFRA, made.folder / "infra")
+    shutil.copytree(INFRA, made.folder / "infra", ignore=shutil.ignore_patterns("__pycache__"))
     return made
 
 

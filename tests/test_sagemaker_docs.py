@@ -185,7 +185,7 @@ def make_project(folder: Path, cloud: SmallSageMaker) -> RemoteProject:
     )
     (folder / "data").mkdir()
     (folder / "data" / "churn.csv").write_text("calls,minutes\n1,2\n")
-    shutil.copytree(ROOT / "infra", folder / "infra")
+    shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("__pycache__"))
     return made
 
 

@@ -234,7 +234,7 @@ def test_on_shuffled_labels_the_winners_are_no_better_than_chance(tmp_path: Path
     if not REAL_TABLE.exists():
         pytest.skip(f"the real table is not at {REAL_TABLE}")
     project = Project(tmp_path)
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("work"))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("work", "__pycache__"))
     shutil.copytree(ROOT / "data", tmp_path / "data")
     shutil.copy(ROOT / "pipeline.toml", tmp_path)
     with REAL_TABLE.open(newline="") as file:

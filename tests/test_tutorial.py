@@ -61,7 +61,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
         shutil.copy2(ROOT / name, folder / name)
     (folder / "data").mkdir()
     shutil.copy2(ROOT / "data" / "churn.csv", folder / "data")
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns("work"))
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns("work", "__pycache__"))
     (folder / ".venv").symlink_to(sys.prefix)  # made from the lock, by the command that the page begins with
     for lock in folder.glob("requirements*.lock"):
         os.utime(lock, (0, 0))

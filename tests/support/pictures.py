@@ -80,7 +80,9 @@ def made(folder: Path) -> Iterator[Project]:
     that failed."""
     folder.mkdir()
     for name in ("notebooks", "data"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("work", ".ipynb_checkpoints"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("work", ".ipynb_checkpoints", "__pycache__")
+        )
     project = Project(folder)
     project.toml((ROOT / "pipeline.toml").read_text() + TARGETS.format(*free_ports(2)))
     try:
