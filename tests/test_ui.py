@@ -7,8 +7,10 @@ import http.client
 import json
 import os
 import re
+import select
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -399,6 +401,19 @@ def test_a_forged_request_does_nothing(pages: Pages, place: Project, action: str
     for name, reply in forged(pages.by_address(), action):
         assert reply.status in (400, 401, 403, 404, 405, 413, 415, 421), name
     assert decisions(place) == []
+
+
+def test_a_form_is_refused_once_all_of_it_has_come(pages: Pages) -> None:
+    """Whoever is answered while sending, as a proxy, may find the line closed and lose the answer."""
+    head = (
+        f"POST /model/tiny/3/approve HTTP/1.1\r\nhost: 127.0.0.1:{pages.port}\r\norigin: http://evil.example\r\n"
+        "content-type: application/x-www-form-urlencoded\r\ncontent-length: 10\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", pages.port), 60) as connection:
+        connection.sendall(head.encode() + b"token")
+        assert not select.select([connection], [], [], 0.3)[0]
+        connection.sendall(b"=abcd")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 403 ")
 
 
 def test_a_form_that_was_refused_is_sent_again_from_the_page_it_brings(pages: Pages, place: Project) -> None:

@@ -99,7 +99,9 @@ class Guard:
             await send(message)
 
         try:
-            response = await self._admit(scope, receive, cookie)
+            # first: whoever is answered while sending may lose the answer
+            body = b"" if scope["method"] in ("GET", "HEAD") else await _body(receive)
+            response = await self._admit(scope, body, cookie)
         except Refusal as refusal:
             response = self._refused(scope, refusal)
         if response is None:
@@ -107,7 +109,7 @@ class Guard:
         else:
             await response(scope, receive, guarded)
 
-    async def _admit(self, scope: Scope, receive: Receive, cookie: list[str]) -> Response | None:
+    async def _admit(self, scope: Scope, body: bytes, cookie: list[str]) -> Response | None:
         """An answer, or None where the pages are to give it."""
         headers, path, method = Headers(scope=scope), page_path(scope), scope["method"]
         if not self._access.answers(headers.get("host", "")):
@@ -118,7 +120,7 @@ class Guard:
             _check_origin(headers)
         elif method not in ("GET", "HEAD"):
             raise Refusal(405, f"{method} is nothing that these pages answer.")
-        form = await _form(scope, receive) if method == "POST" else {}
+        form = _form(scope, body) if method == "POST" else {}
         session_id, session = self._session(headers, cookie)
         if path == SIGN_IN and method == "POST" and self._access.passwords is not None:
             return await self._sign_in(scope, form, self._access.passwords, cookie)
@@ -231,11 +233,8 @@ def _check_origin(headers: Headers) -> None:
         raise Refusal(403, "This form comes from another site. Nothing was done.")
 
 
-async def _form(scope: Scope, receive: Receive) -> dict[str, str]:
-    """The fields of an urlencoded form. Raises Refusal for another kind of body, or a long one."""
-    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
-        raise Refusal(415, "Only these pages' own forms are taken.")
+async def _body(receive: Receive) -> bytes:
+    """All of it. Raises Refusal for a long one."""
     parts, size, more = [], 0, True
     while more:
         message = await receive()
@@ -246,9 +245,15 @@ async def _form(scope: Scope, receive: Receive) -> dict[str, str]:
         if size > FORM_BYTES:
             raise Refusal(413, f"The form is longer than {FORM_BYTES // 1024} kB.")
         more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _form(scope: Scope, body: bytes) -> dict[str, str]:
+    """The fields of an urlencoded form. Raises Refusal for another kind of body."""
+    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise Refusal(415, "Only these pages' own forms are taken.")
     try:
-        return dict(
-            parse_qsl(b"".join(parts).decode(), keep_blank_values=True, strict_parsing=False, max_num_fields=50)
-        )
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=False, max_num_fields=50))
     except (UnicodeDecodeError, ValueError) as error:
         raise Refusal(400, "The form cannot be read.") from error
