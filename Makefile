@@ -18,7 +18,7 @@ run: $(VENV)/.core
 	$(BIN)/runner run
 
 test: $(VENV)/.all
-	$(TESTED) -n 4 -m "not soak"
+	$(TESTED) -n 3 -m "not soak"
 
 # what needs no kernel, browser, cloud or process
 quick: $(VENV)/.all
@@ -26,7 +26,7 @@ quick: $(VENV)/.all
 
 # the order of the next runs: the longest files first
 durations: $(VENV)/.all
-	$(TESTED) -n 4 -m "not soak" --record-durations
+	$(TESTED) -n 3 -m "not soak" --record-durations
 
 # what commands cost now, as the most that they may cost
 budget: $(VENV)/.all

@@ -19,6 +19,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.cli import papermill as papermill_cli
 from papermill.exceptions import PapermillException, PapermillExecutionError
 from papermill.iorw import papermill_io
+from support.executed import without_ports
 from support.projects import code, notebook
 
 Cell = dict[str, Any] | str
@@ -31,7 +32,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*cells: Cell, to: str | None = "out.ipynb", engine: str | None = "runner", **options: Any) -> Any:
     Path("in.ipynb").write_text(json.dumps(notebook(*cells, kernel="python3")))
-    return papermill.execute_notebook("in.ipynb", to, engine_name=engine, progress_bar=False, **options)
+    with without_ports() as config:
+        options |= {} if engine else {"config": config}
+        return papermill.execute_notebook("in.ipynb", to, engine_name=engine, progress_bar=False, **options)
 
 
 def code_cells(nb: Any) -> list[Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import papermill
 from nbclient.exceptions import CellTimeoutError
+from traitlets.config import Config
 
 from runner.records import StepJob, encode
 from runner.step.local import LocalExecutor
@@ -44,14 +47,23 @@ def by_step(folder: Path, cells: Cells, kernel: str, executor: LocalExecutor) ->
     return made
 
 
+@contextlib.contextmanager
+def without_ports() -> Iterator[Config]:
+    """For papermill's own client: the free ports that it chooses may be another's before its kernel has them."""
+    with tempfile.TemporaryDirectory() as sockets:
+        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})
+
+
 def by_papermill(folder: Path, cells: Cells, engine: str | None = None) -> Executed:
     folder.mkdir()
     source, target = folder / "notebook.ipynb", folder / "executed.ipynb"
     source.write_text(json.dumps(notebook(*cells)))
-    options = {"kernel_name": "python3", "progress_bar": False, "cwd": folder, "engine_name": engine}
+    options: dict[str, Any] = {"kernel_name": "python3", "progress_bar": False, "cwd": folder, "engine_name": engine}
     for _ in range(1 if engine else 4):
-        with contextlib.suppress(CellTimeoutError):  # its own client loses the reply to a widget's cell now and then
+        # its own client loses the reply to a widget's cell now and then
+        with contextlib.suppress(CellTimeoutError), without_ports() as config:
             with contextlib.suppress(papermill.PapermillExecutionError):
+                options |= {} if engine else {"config": config}
                 papermill.execute_notebook(source, target, execution_timeout=20, **options)
             break
     made: Executed = json.loads(target.read_text())
