@@ -354,5 +354,15 @@ def _parquet(source: Path, scorer: Scorer) -> Iterator[tuple[Part, float]]:
             columns = [batch.column(places[name]) for name in scorer.names]
             plain = [one.cast(pa.float64()) if pa.types.is_decimal(one.type) else one for one in columns]
             rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            table = list(zip(*(one.to_pylist() for one in plain), strict=True))
+            table = list(zip(*(_values(one) for one in plain), strict=True))
             yield Part(batch.schema.names, rows, table, batch=batch), done / size
+
+
+def _values(column: Any) -> list[Any]:
+    """Of an Arrow array; times as text of ISO 8601, the form in which JSON has them."""
+    import pyarrow as pa
+
+    values: list[Any] = column.to_pylist()
+    if not pa.types.is_timestamp(column.type):
+        return values
+    return [None if value is None else value.isoformat() for value in values]
