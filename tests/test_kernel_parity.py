@@ -216,6 +216,25 @@ def test_what_a_notebook_leaves_to_its_end_is_done_also_where_a_cell_has_failed(
         assert theirs - {"notebook.ipynb", "executed.ipynb"} <= ours
 
 
+@pytest.mark.parametrize(
+    "left",
+    [
+        "gone = weakref.proxy(Thing())",  # as of a progress bar; nobody can ask it for its class
+        "class Odd(io.TextIOWrapper):\n    def flush(self): raise RuntimeError\nodd = Odd(io.BytesIO())",
+        "threading._register_atexit(sys.exit, 3)",
+        "sys.stdout = sys.stderr = None",
+    ],
+)
+def test_whatever_is_left_a_kernels_process_ends_by_itself_and_not_as_the_interpreter_does(left: str) -> None:
+    """The interpreter would end its threads first, and then wait for a lock that one of them held."""
+    code = (
+        "import io, os, sys, threading, weakref\nfrom runner.kernel.standard_main import exit_process\n"
+        f"class Thing: pass\n{left}\nexit_process(lambda: os.write(1, b'last'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"last", b"")
+
+
 @pytest.mark.soak
 def test_a_thread_that_never_ends_is_ended_with_the_steps_time_and_said(
     tmp_path: Path, executor: LocalExecutor, caplog: pytest.LogCaptureFixture

@@ -130,18 +130,25 @@ def note_opened_files(shell: Any) -> None:
 def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:
     """End the process as the interpreter does: wait for the notebook's threads that are not daemons, run its exit
     handlers, flush its open files; then call `last`."""
-    with contextlib.suppress(Exception):
-        threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
+    for end in (threading._shutdown, atexit._run_exitfuncs, _flush_files):  # type: ignore[attr-defined]
+        with contextlib.suppress(BaseException):  # or the interpreter waits for locks of threads that it has ended
+            end()
+    try:
+        last()
+    finally:
+        os._exit(0)
+
+
+def _flush_files() -> None:
+    """Write what is buffered, as an interpreter does when it ends; last the streams of the cells."""
     for file in gc.get_objects():
-        # as an interpreter does when it ends
-        if isinstance(file, io.BufferedWriter | io.TextIOWrapper):
-            with contextlib.suppress(OSError, ValueError):
+        # not isinstance, which asks a proxy of something that has gone for its class
+        if issubclass(type(file), io.BufferedWriter | io.TextIOWrapper):
+            with contextlib.suppress(Exception):
                 file.flush()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    last()
-    os._exit(0)
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _end_with(parent: int) -> None:
