@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -33,7 +34,8 @@ with deferred():  # half of what collecting the tests takes, in each process
 pytest_plugins = ["support.disk"]  # a fixture of several files
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background, and all below inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file, from `make durations`
+HERE = Path(__file__).parent
+DURATIONS = HERE / "durations.json"  # seconds of each file, from `make durations`
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,8 +50,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick: needs no kernel, browser, cloud or process; found by itself")
-    if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return
+    if config.getoption("--record-durations"):
         config.pluginmanager.register(Durations())
+    if config.getoption("numprocesses", None) and not list(HERE.glob("__pycache__/test_*-pytest-*.pyc")):
+        rewrite_asserts()
+
+
+def rewrite_asserts() -> None:
+    """In a new checkout, by two processes that share the files: else each process of the run does it for all of them."""
+    files = sorted(HERE.glob("**/test_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "--collect-only"]
+    halves = [subprocess.Popen([*command, *half], stdout=subprocess.DEVNULL) for half in (files[::2], files[1::2])]
+    for half in halves:
+        half.wait()
 
 
 class Durations:
