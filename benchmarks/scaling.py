@@ -1,7 +1,7 @@
 """How seconds and memory grow: with rows, cells, runs in the store and keys of a mapped step, beside other tools.
 
     make .venv-peers/.ready
-    python -m benchmarks.scaling [--quick] [--rounds 3]
+    python -m benchmarks.scaling [--quick] [--rounds 3] [--most 10000000]
 
 Each point is a fresh folder and a whole process, rounds interleaved, medians; memory is PSS of all processes together.
 A way that has taken longer than LIMIT_S for a size is not asked for the next one. Writes docs/scaling.svg and the table in
@@ -178,13 +178,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, one round; writes no page")
     parser.add_argument("--rounds", type=int, default=3, help=f"of points that take less than {ONCE_S:g} s")
     parser.add_argument("--only", choices=[curve.of for curve in CURVES], help="one curve; writes no page")
+    parser.add_argument("--most", type=int, default=10**7, help="sizes up to this one (10,000,000 rows take 1 GB)")
     options = parser.parse_args()
     if not PEERS.exists():
         raise SystemExit("The other tools are missing: make .venv-peers/.ready")
     found: dict[str, Points] = {}
     for curve in CURVES:
         if options.only in (None, curve.of):
-            sizes = curve.quick if options.quick else curve.sizes
+            sizes = [size for size in (curve.quick if options.quick else curve.sizes) if size <= options.most]
             with tempfile.TemporaryDirectory(prefix="scaling-") as place:
                 found[curve.of] = points(curve, sizes, Path(place), 1 if options.quick else options.rounds)
             print("\n".join(rows_of(curve, found[curve.of])), end="\n\n", flush=True)
