@@ -2,6 +2,7 @@
 
     steps/<step>/keys/<folder>/state.json     of a key that has ended: its job and result
     steps/<step>/keys/<folder>/executed.ipynb
+    steps/<step>/keys/<folder>/cluster/…      logs of the key's own cluster, where the step has one
     steps/<step>/out/<output>/<folder>/…      what the keys wrote, for the steps after it
     steps/<step>/out/<output>/keys.json       the keys with their folders
 
@@ -31,6 +32,7 @@ from runner.pipeline import mapping
 from runner.pipeline.plan import PlannedStep
 from runner.records import (
     Artifact,
+    ClusterFacts,
     FileFact,
     Key,
     KeyResult,
@@ -205,13 +207,15 @@ class MappedExecution:
         return None
 
     def _executed(self, key: Key, folder: Path, cwd: Path | None, stop: threading.Event) -> tuple[StepResult, StepJob]:
+        (self.folder / run_folder.MODULES).mkdir(exist_ok=True)  # a run that came from elsewhere has no empty folders
         for name in LINKED:
             if (self.folder / name).exists():
                 (folder / name).symlink_to(Path("..", "..", name))
         parameter, _ = mapping.source(self.step.spec)
         job = replace(self.job, parameters={**self.job.parameters, parameter: key})
         atomic_write(folder / run_folder.JOB, encode(job))
-        self.executor.prepare(folder, cwd=cwd, threads=job.threads)
+        if job.cluster is None:  # else its kernel needs the cluster's address
+            self.executor.prepare(folder, cwd=cwd, threads=job.threads)
         result = self.executor.run(folder, cwd=cwd, stop=stop, on_progress=lambda _: None)
         for artifact in result.artifacts():
             self.store.seal(folder, artifact)
@@ -249,6 +253,7 @@ class MappedExecution:
             threads=self.job.threads,
             opened=_opened(state.result for state, _ in pairs),
             redacted=sorted({place for result in results for place in result.redacted}),
+            cluster=_clusters([state.result.cluster for state, _ in pairs if state.result.cluster is not None]),
         )
 
     def _output(self, name: str, good: Sequence[tuple[KeyState, KeyResult]]) -> Artifact:
@@ -327,6 +332,20 @@ def _opened(results: Iterable[StepResult]) -> dict[str, Opened]:
             if known.sha256 != fact.sha256:
                 opened[name] = replace(known, sha256="")
     return dict(sorted(opened.items()))
+
+
+def _clusters(facts: Sequence[ClusterFacts]) -> ClusterFacts | None:
+    """The keys' clusters as one: restarts of all, and the most workers and memory that one key had."""
+    if not facts:
+        return None
+    return ClusterFacts(
+        engine=facts[0].engine,
+        workers=max(fact.workers for fact in facts),
+        machines=max(fact.machines for fact in facts),
+        versions=next((fact.versions for fact in facts if fact.versions), {}),
+        restarts=sum(fact.restarts for fact in facts),
+        peak_memory_bytes=max(fact.peak_memory_bytes for fact in facts),
+    )
 
 
 def _tidy(folder: Path) -> None:
