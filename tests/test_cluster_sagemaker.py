@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cloud import RemoteProject, running
 from small_sagemaker import SmallSageMaker
 from support.commands import environment
+from support.flow import Story
 from support.notebook_rules import check_code, check_commit, check_parameters, check_size
-from support.projects import ROOT, Project, parameters
+from support.projects import ROOT, Project, parameters, recorded
 
 LARGE = ROOT / "examples" / "large"
 TOML = """
@@ -159,6 +161,163 @@ def test_a_machine_that_is_lost_fails_the_job_with_its_name(far: RemoteProject) 
     error = far.step("work")["result"]["error"]
     assert error["kind"] == "remote"
     assert "algo-2: the process of this machine's workers was killed by signal 9" in error["evalue"]
+
+
+IN_A_PIPELINE = """
+name = "spread"
+[parameters]
+fails = "no"
+[steps.work]
+notebook = "work.ipynb"
+inputs = { table = "./table/" }
+outputs = { out = "out.json" }
+retries = 1
+cluster = { engine = "dask", workers = 3 }
+sagemaker = { instance_count = 2, encrypt_traffic = true }
+[steps.sum]
+notebook = "sum.ipynb"
+inputs = { parts = "work.out", table = "./table/" }
+cluster = { engine = "dask", workers = 2 }
+sagemaker = { instance_count = 2 }
+[[gate]]
+metric = "sum.total"
+min = 1
+[steps.last]
+notebook = "last.ipynb"
+inputs = { verdict = "gate.verdict" }
+outputs = { said = "said.json" }
+cluster = { engine = "dask", workers = 2 }
+sagemaker = { instance_count = 2 }
+"""
+CLIENT = "import distributed, json, os, pathlib\nclient = distributed.Client()"
+HOSTS = "sorted(address.rpartition(':')[0] for address in client.scheduler_info()['workers'])"
+
+
+def in_a_pipeline(far: RemoteProject) -> Story:
+    """Three steps on two machines each: the first job makes the pins, the second judges, the third waits for it."""
+    (far.folder / "table").mkdir()
+    (far.folder / "table" / "a.txt").write_text("12")
+    (far.folder / "own.py").write_text("def square(number):\n    return number * number\n")
+    far.write(
+        "work.ipynb",
+        parameters("table: str = ''\nout: str = ''\nfails: str = ''"),
+        CLIENT + "\nimport own",
+        "def read(number):\n    print('part', number)\n"
+        "    return own.square(number) + int((pathlib.Path(table) / 'a.txt').read_text())\n"
+        "if fails == 'once' and not os.path.exists('/tmp/tried'):\n    pathlib.Path('/tmp/tried').touch()\n"
+        "    client.run_on_scheduler(lambda: os.kill(os.getpid(), 9))",
+        f"json.dump([client.gather(client.map(read, range(9))), {HOSTS}], open(out, 'w'))",
+    )
+    far.write(
+        "sum.ipynb",
+        parameters("parts: str = ''\ntable: str = ''"),
+        CLIENT,
+        "def read(_):\n    return sum(json.load(open(parts))[0]) + int(open(table + '/a.txt').read())\n"
+        f"totals, hosts = list(client.run(lambda dask_worker: read(0)).values()), {HOSTS}\nprint(totals, hosts)",
+        recorded("total", "float(sum(totals))"),
+    )
+    far.write(
+        "last.ipynb",
+        parameters("verdict: str = ''\nsaid: str = ''"),
+        CLIENT,
+        "def read():\n    return json.load(open(verdict))['outcome']\n"
+        "json.dump(sorted(client.run(read).values()), open(said, 'w'))",
+    )
+    far.toml(IN_A_PIPELINE)
+    return Story(far, far.cloud)
+
+
+def results(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Of each step what a run and an execution must have alike."""
+    alike = {}
+    for step in manifest["steps"]:
+        result = step["result"]
+        cluster = {name: result["cluster"][name] for name in ("engine", "workers", "machines", "versions", "restarts")}
+        hashes = {name: output["sha256"] for name, output in result["outputs"].items()}
+        remote = {name: result["remote"][name] for name in ("machines", "instance", "environment", "packages")}
+        alike[step["name"]] = step["status"], result["error"], hashes, result["metrics"], cluster, remote
+    return alike
+
+
+def cells(project: Project, run: str, step: str) -> list[Any]:
+    """The executed cells but for what differs between any two executions."""
+    document = json.loads((project.folder / "runs" / run / "steps" / step / "executed.ipynb").read_text())
+    return [
+        (cell["source"], [output.get("text") for output in cell["outputs"]])
+        for cell in document["cells"]
+        if "injected-parameters" not in cell["metadata"].get("tags", [])
+    ]
+
+
+@pytest.mark.soak
+def test_an_execution_of_a_pipeline_has_the_machines_and_the_results_of_a_run(far: RemoteProject) -> None:
+    told = in_a_pipeline(far)
+    run = far.runner("run", "--json", "--on", "sagemaker")
+    assert run.code == 0, run.err
+    before = {job["ProcessingJobName"] for job in far.cloud.jobs()}
+    pushed = far.here("pipeline", "push", "--json")
+    assert pushed.code == 0, pushed.err
+    told.start("first")
+    told.follow("first")
+    assert told.steps("first") == dict.fromkeys(["work", "sum", "gate-passed", "last"], "ran"), told.seen["first"]
+    imported = told.manifest("first")
+    mine = json.loads((far.folder / "runs" / run.json["run"] / "run.json").read_text())
+    assert results(imported) == results(mine)
+    for step in ("work", "sum", "last"):
+        assert cells(far, told.runs["first"], step) == cells(far, run.json["run"], step)
+    written = json.loads((far.folder / "runs" / told.runs["first"] / "steps/work/out/out.json").read_text())
+    assert written[1] == ["tcp://10.11.0.1", "tcp://10.11.0.2", "tcp://10.11.0.2"]
+    said = json.loads((far.folder / "runs" / told.runs["first"] / "steps/last/out/said.json").read_text())
+    assert said == ["pass", "pass"]
+    for state in imported["steps"]:
+        remote = state["result"]["remote"]
+        assert remote["price_usd"] == pytest.approx(2 * remote["billed_s"] * 0.23 / 3600, abs=1e-5)
+    assert far.here("verify", told.runs["first"]).code == 0
+    jobs = [job for job in far.cloud.jobs() if job["ProcessingJobName"] not in before]
+    assert [job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] for job in jobs] == [2, 2, 2]
+    encrypted = [job.get("NetworkConfig", {}).get("EnableInterContainerTrafficEncryption") for job in jobs]
+    assert sorted(encrypted, key=str) == [None, None, True]
+    # more workers are no reason to run again; machines that have nothing to do end
+    far.toml(IN_A_PIPELINE.replace("workers = 3", "workers = 4"))
+    assert far.here("pipeline", "push", "--json").json["outcome"] == "updated"
+    told.start("again")
+    told.follow("again")
+    assert {step: state for step, state in told.steps("again").items() if step != "gate-passed"} == dict.fromkeys(
+        ["work", "sum", "last"], "cached"
+    )
+    # a lost scheduler is tried again in the same job, with the workers of both machines
+    told.start("retried", "-p", "fails=once")
+    told.follow("retried")
+    assert told.steps("retried")["work"] == "ran", told.seen["retried"]
+    result = told.state("retried", "work")["result"]
+    assert (result["cluster"]["workers"], result["cluster"]["machines"]) == (4, 2)
+    orders = [call.parameters["Key"] for call in far.cloud.calls if "/machines/" in str(call.parameters.get("Key"))]
+    assert max(int(Path(key).stem) for key in orders) == 3
+
+
+@pytest.mark.soak
+def test_a_machine_that_is_lost_fails_the_execution_with_its_name(far: RemoteProject) -> None:
+    told = in_a_pipeline(far)
+    far.write(
+        "work.ipynb",
+        parameters("table: str = ''\nout: str = ''"),
+        CLIENT,
+        "import time\nclient.run(pathlib.Path('/tmp/begun').touch)\nclient.submit(time.sleep, 600).result()",
+    )
+    far.toml(IN_A_PIPELINE.replace('[parameters]\nfails = "no"\n', ""))
+    assert far.here("pipeline", "push").code == 0
+    told.start("lost")
+    until = time.monotonic() + 300
+    while not (workers := processes("algo-2", "spawn_main")) or not Path(f"/proc/{workers[0]}/root/tmp/begun").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.kill(int(Path(f"/proc/{workers[0]}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    told.follow("lost")
+    assert told.seen["lost"]["status"] == "Failed"
+    (step,) = told.seen["lost"]["steps"]
+    assert "algo-2: the process of this machine's workers was killed by signal 9" in step["reason"]
+    assert told.state("lost", "work")["result"]["error"]["kind"] == "remote"
+    assert not processes("algo-1", "")
 
 
 @pytest.mark.soak
