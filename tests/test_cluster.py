@@ -213,6 +213,10 @@ def test_a_cluster_that_is_not_there_in_time_fails_the_step(project: Project) ->
         ('cluster = { engine = "dask", workers = 2, worker_memory_gb = 0 }', "worker_memory_gb is 0; it is above 0."),
         ("[steps.work.sagemaker]\ninstance_count = 2", "the step has no `cluster`"),
         (
+            'map = { a = ["x"] }\ncluster = { engine = "dask", workers = 2 }\nsagemaker = { instance_count = 2 }',
+            "instance_count is 2, and the keys of a mapped step share one machine: write instance_count = 1.",
+        ),
+        (
             'cluster = { engine = "dask", workers = 2 }\nsagemaker = { instance_count = 3 }',
             "its cluster has 2 workers: each machine needs one.",
         ),
@@ -267,6 +271,9 @@ def end_one(project: Project, workers: int, *env: dict[str, str]) -> None:
     facts = {key: json.loads((project.folder / f"begun-{key}").read_text()) for key in "ab"}
     assert facts["a"][0] != facts["b"][0]
     assert {limit for fact in facts.values() for limit in fact[1:]} == {int(MEMORY_LIMIT / 2 / workers)}
+    (progress,) = json.loads((project.runs[-1] / "progress.json").read_text())
+    assert (progress["total"], progress["unit"]) == (2, "keys")
+    assert progress["note"].startswith(f"{workers} workers, http://127.0.0.1:")
     os.kill(nodes(running)["b"], signal.SIGKILL)
     wait_until(lambda: (project.runs[-1] / "steps/work/keys/b/state.json").exists())
     (project.folder / "go on").touch()

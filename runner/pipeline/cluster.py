@@ -27,6 +27,8 @@ def findings(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[str]:
             f"{said} {machines}, and the step has no `cluster` that would use more machines than one. Write the key "
             f"in the table of a step that has one."
         )
+    elif machines > 1 and step.map:
+        yield f"{said} {machines}, and the keys of a mapped step share one machine: write instance_count = 1."
     elif machines > 1 and keys.get("job") == "training":
         yield f'{said} {machines}, and a training job here has one machine: write job = "processing".'
     elif cluster is not None and machines > cluster.workers:
