@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud import RemoteProject, running
+from cloud import SAGEMAKER, RemoteProject, running
 from small_sagemaker import SmallSageMaker
+from small_sagemaker.trying import read_log
 from support.commands import environment
 from support.flow import Story
 from support.notebook_rules import check_code, check_commit, check_parameters, check_size
@@ -318,6 +320,27 @@ def test_a_machine_that_is_lost_fails_the_execution_with_its_name(far: RemotePro
     assert "algo-2: the process of this machine's workers was killed by signal 9" in step["reason"]
     assert told.state("lost", "work")["result"]["error"]["kind"] == "remote"
     assert not processes("algo-1", "")
+
+
+@pytest.mark.soak
+def test_machines_have_packages_only_where_the_step_is_executed(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    pins = re.findall(r"^(?:msgspec|uv)==(?:.*\\\n)+.*\n", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    (tmp_path / "two.lock").write_text("".join(pins))
+    settings = SAGEMAKER.replace('packages = "image"', 'packages = "lock"\nlock = "two.lock"')
+    told = in_a_pipeline(RemoteProject(tmp_path, cloud, settings))
+    told.project.toml(IN_A_PIPELINE.partition("[steps.sum]")[0])
+    assert told.project.here("pipeline", "push").code == 0
+    plain = "runner: no notebook is executed yet, nothing installed"
+    for name, expected in (("first", [plain, "runner: image equals the lock, nothing installed"]), ("again", [plain])):
+        told.start(name)
+        told.follow(name)
+        (step,) = told.seen[name]["steps"]
+        assert step["status"] == "Succeeded", told.seen[name]
+        for host in ("algo-1", "algo-2"):
+            lines = [
+                line for line in read_log(cloud.client("logs"), step["job"], host) if line.endswith("nothing installed")
+            ]
+            assert lines == expected, (name, host, lines)
 
 
 @pytest.mark.soak
