@@ -298,7 +298,9 @@ def test_an_execution_of_a_pipeline_has_the_machines_and_the_results_of_a_run(fa
 
 
 @pytest.mark.soak
-def test_a_machine_that_is_lost_fails_the_execution_with_its_name(far: RemoteProject) -> None:
+def test_a_lost_machine_fails_the_execution_with_its_name_and_one_that_is_stopped_ends_on_all(
+    far: RemoteProject,
+) -> None:
     told = in_a_pipeline(far)
     far.write(
         "work.ipynb",
@@ -309,17 +311,34 @@ def test_a_machine_that_is_lost_fails_the_execution_with_its_name(far: RemotePro
     far.toml(IN_A_PIPELINE.replace('[parameters]\nfails = "no"\n', ""))
     assert far.here("pipeline", "push").code == 0
     told.start("lost")
-    until = time.monotonic() + 300
-    while not (workers := processes("algo-2", "spawn_main")) or not Path(f"/proc/{workers[0]}/root/tmp/begun").exists():
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    os.kill(int(Path(f"/proc/{workers[0]}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    worker = wait_for_begun()
+    os.kill(int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
     told.follow("lost")
     assert told.seen["lost"]["status"] == "Failed"
     (step,) = told.seen["lost"]["steps"]
     assert "algo-2: the process of this machine's workers was killed by signal 9" in step["reason"]
     assert told.state("lost", "work")["result"]["error"]["kind"] == "remote"
     assert not processes("algo-1", "")
+    told.start("stopped")
+    wait_for_begun()
+    far.cloud.client("sagemaker").stop_pipeline_execution(
+        PipelineExecutionArn=told.started["stopped"], ClientRequestToken="0" * 32
+    )
+    told.follow("stopped")
+    assert told.seen["stopped"]["status"] == "Stopped"
+    assert told.state("stopped", "work")["status"] == "interrupted"
+    assert not processes("algo-1", "") + processes("algo-2", "")
+
+
+def wait_for_begun() -> int:
+    """Until the workers of the second machine have begun; one of them."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        for worker in processes("algo-2", "spawn_main"):
+            if Path(f"/proc/{worker}/root/tmp/begun").exists():
+                return worker
+        time.sleep(0.1)
+    pytest.fail("they have not begun")
 
 
 @pytest.mark.soak
