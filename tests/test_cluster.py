@@ -20,6 +20,7 @@ from runner import cluster
 from runner.cluster import process
 from runner.errors import PipelineError
 from runner.pipeline.plan import plan
+from runner.records import StepJob, encode
 
 TOML = """
 name = "spread"
@@ -158,7 +159,7 @@ def test_nothing_is_left_of_a_runner_that_was_killed(project: Project) -> None:
 
 @pytest.mark.soak
 def test_a_step_that_is_stopped_or_late_ends_its_cluster_and_can_be_resumed(project: Project) -> None:
-    write(project, WAITS, toml=TOML + "timeout_s = 12\n")
+    write(project, WAITS, toml=TOML + "timeout_s = 40\n")
     running, processes = begun(project)
     _, err = running.communicate(timeout=90)
     assert running.returncode == 6, err
@@ -348,6 +349,11 @@ def test_a_key_whose_cluster_does_not_start_has_a_sentence_and_no_notebook(proje
     assert "keys/a/executed.ipynb" not in page
     assert "pages/a.html" not in page
     assert project.runner("verify", "latest").code == 0
+
+
+def test_a_job_says_what_runs_beside_it_only_where_clusters_share_a_machine() -> None:
+    assert "beside" not in json.loads(encode(StepJob(run="r", step="s", notebook="n.ipynb")))
+    assert json.loads(encode(StepJob(run="r", step="s", notebook="n.ipynb", beside=4)))["beside"] == 4
 
 
 def test_a_missing_package_is_named_with_what_installs_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

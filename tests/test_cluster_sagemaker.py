@@ -363,6 +363,21 @@ def test_machines_have_packages_only_where_the_step_is_executed(cloud: SmallSage
 
 
 @pytest.mark.soak
+def test_clusters_on_one_machine_share_a_job_of_the_pipeline(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    told = in_a_pipeline(RemoteProject(tmp_path, cloud, SAGEMAKER + "together = true\n"))
+    alone = IN_A_PIPELINE.replace('"spread"', '"together"')  # else the results of other tests would do
+    told.project.toml(re.sub(r"sagemaker = .*\n", "", alone))
+    assert told.project.here("pipeline", "push").code == 0
+    told.start("shared")
+    told.follow("shared")
+    assert told.seen["shared"]["status"] == "Succeeded", told.seen["shared"]
+    assert [step["name"] for step in told.seen["shared"]["steps"] if step["job"]] == ["work"]
+    clusters = [told.state("shared", step)["result"]["cluster"] for step in ("work", "sum", "last")]
+    assert [(facts["workers"], facts["machines"]) for facts in clusters] == [(3, 1), (2, 1), (2, 1)]
+    assert told.project.here("verify", told.runs["shared"]).code == 0
+
+
+@pytest.mark.soak
 def test_by_hand_the_same_notebook_starts_a_cluster_of_its_own(project: Project) -> None:
     example(project)
     line = [sys.executable, "-m", "papermill", "train.ipynb", "done.ipynb", "-k", "python3"]
