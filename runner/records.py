@@ -26,6 +26,7 @@ Key = str | int | float  # of a mapped step
 MapSource = str | list[Key]
 Flag = bool | msgspec.UnsetType  # written only where it is set: what older runs hold keeps its bytes
 Share = float | msgspec.UnsetType
+Count = int | msgspec.UnsetType
 StepStatus = Literal["running", "succeeded", "cached", "failed", "interrupted", "skipped", "pruned"]
 RunStatus = Literal["running", "succeeded", "failed", "interrupted"]
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
@@ -345,6 +346,7 @@ class StepJob(Record, frozen=True, kw_only=True):
     kernel: str = STANDARD
     threads: int = 0  # OMP_NUM_THREADS of the kernel; 0 leaves it alone
     cluster: ClusterSpec | None = None
+    beside: Count = msgspec.UNSET  # steps and keys that may run at once here: their clusters share the memory
     attempt: int = 1
 
 

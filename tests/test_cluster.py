@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed.system import MEMORY_LIMIT
 from support.projects import PAGES, Project, children_of, parameters, recorded
 
 from runner import cluster
 from runner.cluster import process
 from runner.errors import PipelineError
-from runner.pipeline.cluster import refuse_pushed
 from runner.pipeline.plan import plan
+from runner.records import StepJob, encode
 
 TOML = """
 name = "spread"
@@ -157,7 +159,7 @@ def test_nothing_is_left_of_a_runner_that_was_killed(project: Project) -> None:
 
 @pytest.mark.soak
 def test_a_step_that_is_stopped_or_late_ends_its_cluster_and_can_be_resumed(project: Project) -> None:
-    write(project, WAITS, toml=TOML + "timeout_s = 12\n")
+    write(project, WAITS, toml=TOML + "timeout_s = 40\n")
     running, processes = begun(project)
     _, err = running.communicate(timeout=90)
     assert running.returncode == 6, err
@@ -210,8 +212,11 @@ def test_a_cluster_that_is_not_there_in_time_fails_the_step(project: Project) ->
             "steps.work.cluster.memory is not a key; did you mean `worker_memory_gb`?",
         ),
         ('cluster = { engine = "dask", workers = 2, worker_memory_gb = 0 }', "worker_memory_gb is 0; it is above 0."),
-        ('map = { a = ["x"] }\ncluster = { engine = "dask", workers = 2 }', "a mapped step has no cluster."),
         ("[steps.work.sagemaker]\ninstance_count = 2", "the step has no `cluster`"),
+        (
+            'map = { a = ["x"] }\ncluster = { engine = "dask", workers = 2 }\nsagemaker = { instance_count = 2 }',
+            "instance_count is 2, and the keys of a mapped step share one machine: write instance_count = 1.",
+        ),
         (
             'cluster = { engine = "dask", workers = 2 }\nsagemaker = { instance_count = 3 }',
             "its cluster has 2 workers: each machine needs one.",
@@ -230,10 +235,125 @@ def test_check_says_what_is_wrong_with_a_cluster(project: Project, keys: str, se
     assert sentence in str(raised.value)
 
 
-def test_a_sagemaker_pipeline_takes_no_step_with_a_cluster(project: Project) -> None:
-    write(project, WAITS)
-    with pytest.raises(PipelineError, match=r"steps.work.cluster: .* not in a SageMaker Pipeline"):
-        refuse_pushed(plan(project.folder / "pipeline.toml").pipeline)
+MAPPED = TOML.replace("outputs", 'map = { key = ["a", "b", "c"] }\noutputs')
+OF_A_KEY = (
+    "facts = client.run(lambda dask_worker: dask_worker.memory_manager.memory_limit)\n"
+    "pathlib.Path(f'begun-{key}').write_text(json.dumps([client.scheduler.address, *facts.values()]))",
+    "if key == 'b' and not pathlib.Path('go on').exists():\n    client.submit(time.sleep, 600).result()\n"
+    "while not pathlib.Path('go on').exists():\n    assert client.submit(own.square, 3).result() == 9; time.sleep(0.1)\n"
+    "total = sum(client.gather(client.map(own.square, range(20))))\npathlib.Path(out).write_text(f'{key} {total}')",
+)
+
+
+def write_mapped(project: Project, toml: str = MAPPED) -> Project:
+    write(project, toml=toml)
+    project.write(
+        "nb.ipynb", parameters("key: str = ''\nout: str = ''"), BEGIN, "import own", *OF_A_KEY, recorded("n", "total")
+    )
+    return project
+
+
+def nodes(running: subprocess.Popen[str]) -> dict[str, int]:
+    """The process of each key's cluster."""
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children_of(running.pid)}
+    named = {pid: re.search(r"/keys/([a-z]+)/", line) for pid, line in lines.items() if "runner.cluster.node" in line}
+    return {found[1]: pid for pid, found in named.items() if found is not None}
+
+
+def statuses(project: Project) -> list[str]:
+    return [line["status"] for line in project.step("work")["result"]["mapped"]["keys"]]
+
+
+def end_one(project: Project, workers: int, *env: dict[str, str]) -> None:
+    """A run of two keys at once, of which b's scheduler is killed while both work."""
+    toml = MAPPED.replace("workers = 2, worker_memory_gb = 0.5", f"workers = {workers}").replace('"b", "c"', '"b"')
+    running = write_mapped(project, toml).start("run", "--json", "-j", "2", env=dict(*env))
+    wait_until(lambda: all((project.folder / f"begun-{key}").exists() for key in "ab"), 120)
+    facts = {key: json.loads((project.folder / f"begun-{key}").read_text()) for key in "ab"}
+    assert facts["a"][0] != facts["b"][0]
+    assert {limit for fact in facts.values() for limit in fact[1:]} == {int(MEMORY_LIMIT / 2 / workers)}
+    (progress,) = json.loads((project.runs[-1] / "progress.json").read_text())
+    assert (progress["total"], progress["unit"]) == (2, "keys")
+    assert progress["note"].startswith(f"{workers} workers, http://127.0.0.1:")
+    os.kill(nodes(running)["b"], signal.SIGKILL)
+    wait_until(lambda: (project.runs[-1] / "steps/work/keys/b/state.json").exists())
+    (project.folder / "go on").touch()
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 6, err
+    assert json.loads(out)["status"] == "failed"
+    assert statuses(project) == ["succeeded", "failed"]
+    assert project.step("work")["result"]["mapped"]["keys"][1]["error"].startswith(
+        "ClusterLost: the cluster's scheduler was killed by signal 9"
+    )
+    assert project.step("work")["result"]["error"]["kind"] == "cluster lost"
+
+
+def test_each_key_has_a_cluster_of_its_own_and_the_end_of_one_touches_no_other(project: Project) -> None:
+    end_one(project, 1)
+
+
+@pytest.mark.soak
+def test_the_key_that_lost_its_cluster_is_executed_by_resume_and_each_has_its_logs(project: Project) -> None:
+    end_one(project, 2, PAGES)
+    page = (project.runs[-1] / "report.html").read_text()
+    assert "2 workers of dask for each key, " in page
+    resumed = project.runner("resume", "latest", "--json")
+    assert resumed.code == 0, resumed.err
+    for key in "ab":
+        folder = project.runs[-1] / "steps/work"
+        assert (folder / f"out/out/{key}/out.json").read_text() == f"{key} 2470"
+        logs = {path.name for path in (folder / "keys" / key / "cluster").iterdir()}
+        assert {"scheduler.log", "worker-0.log"} <= logs
+        assert not (folder / "keys" / key / "scratch").exists()
+    facts = project.step("work")["result"]["cluster"]
+    assert (facts["engine"], facts["workers"], facts["machines"], facts["restarts"]) == ("dask", 2, 1, 0)
+    assert 100e6 < facts["peak_memory_bytes"] < 5e9
+    assert project.runner("verify", "latest").code == 0
+
+
+@pytest.mark.soak
+def test_keys_with_clusters_are_stopped_killed_resumed_and_reproduced(project: Project) -> None:
+    for end, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        running = write_mapped(project).start("run", "--json", "-j", "2")
+        wait_until(lambda: len(nodes(running)) == 2, 120)  # noqa: B023
+        wait_until(lambda: len([*project.folder.glob("begun-*")]) == 2, 120)
+        processes = dict.fromkeys([*nodes(running).values(), *children_of(running.pid)], "")
+        running.send_signal(end)
+        _, err = running.communicate(timeout=90)
+        assert running.returncode == code, err
+        wait_until(lambda: gone(processes))  # noqa: B023
+        for mark in project.folder.glob("begun-*"):
+            mark.unlink()
+    (project.folder / "go on").touch()
+    resumed = project.runner("resume", "latest", "--json")
+    assert resumed.code == 0, resumed.err
+    assert statuses(project) == ["succeeded"] * 3
+    assert project.runner("verify", "latest").code == 0
+    again = project.runner("reproduce", "latest")
+    assert again.code == 0, again.err
+    project.toml(MAPPED.replace('"c"]', '"c", "d"]'))
+    assert "1 of 4 keys: key" in project.runner("run", "--dry-run").out
+    assert project.runner("run", "-j", "2").code == 0
+    assert statuses(project) == [*["cached"] * 3, "succeeded"]
+    assert project.runner("verify", "latest").code == 0
+
+
+@pytest.mark.soak
+def test_a_key_whose_cluster_does_not_start_has_a_sentence_and_no_notebook(project: Project) -> None:
+    (project.folder / "distributed.py").write_text("raise ImportError('the wrong distributed')\n")
+    done = write_mapped(project).runner("run", env={"PYTHONPATH": str(project.folder), **PAGES})
+    assert done.code == 6, done.err
+    assert "3 of 3 keys failed: a: ClusterLost: " in done.out + done.err
+    page = (project.runs[-1] / "report.html").read_text()
+    assert "the wrong distributed" in page
+    assert "keys/a/executed.ipynb" not in page
+    assert "pages/a.html" not in page
+    assert project.runner("verify", "latest").code == 0
+
+
+def test_a_job_says_what_runs_beside_it_only_where_clusters_share_a_machine() -> None:
+    assert "beside" not in json.loads(encode(StepJob(run="r", step="s", notebook="n.ipynb")))
+    assert json.loads(encode(StepJob(run="r", step="s", notebook="n.ipynb", beside=4)))["beside"] == 4
 
 
 def test_a_missing_package_is_named_with_what_installs_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ from runner.aws.pipelines.step_groups import step_groups
 from runner.aws.registry import SageMakerRegistry
 from runner.aws.s3 import S3
 from runner.aws.session import Session
+from runner.cli.pipeline import _row
 from runner.errors import PipelineError, UsageError
 from runner.notebook.types import Type, read_text
 from runner.pipeline.plan import Plan, plan
@@ -450,6 +451,37 @@ def test_definitions_with_shared_jobs_fit_the_services_schema_too(
     assert not misfits(definition)
     jobs = json.dumps(definition).count('"Type": "Processing"')
     assert jobs == {"": 1, "train": 3, "evaluate": 3, "register": 2}[own]
+
+
+def spread(planned: Callable[[str, str], Plan], workers: int) -> Plan:
+    """The plan with a cluster on two machines for train."""
+    cluster = f'cluster = {{ engine = "dask", workers = {workers} }}\nsagemaker = {{ instance_count = 2 }}\n'
+    return planned("[steps.evaluate]", f"{cluster}[steps.evaluate]")
+
+
+def test_a_step_with_a_cluster_has_a_job_on_its_machines_and_other_jobs_have_one(
+    planned: Callable[[str, str], Plan], tmp_path: Path, aws: None
+) -> None:
+    bundles = [rehearsed(spread(planned, workers), tmp_path).bundles["train"] for workers in (2, 5)]
+    assert bundles[0] == bundles[1], "more workers are no reason to run again"
+    made = spread(planned, 2)
+    definition = definition_of(made.file)
+    jobs = {step["Name"]: step["Arguments"] for step in definition["Steps"] if step["Type"] == "Processing"}
+    counts = {name: job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] for name, job in jobs.items()}
+    assert counts == {"data": 1, "train": 2, "evaluate": 1}
+    assert [_row(step, "")[1] for step in definition["Steps"][:2]] == ["Processing", "Processing × 2"]
+    if SCHEMA.exists():
+        assert not misfits(definition)
+    # the gate has one, whatever [sagemaker] says for steps
+    clusters = made.file.read_text().replace("outputs", 'cluster = { engine = "dask", workers = 2 }\noutputs')
+    for step in ("evaluate", "register"):
+        clusters = clusters.replace(f"[steps.{step}]", f'[steps.{step}]\ncluster = {{ engine = "dask", workers = 2 }}')
+    clusters = clusters.replace('cluster = { engine = "dask", workers = 2 }\nsagemaker = { instance_count = 2 }\n', "")
+    apart = clusters.replace('inputs = { model = "train.model", champion', "inputs = { champion")
+    made.file.write_text(apart.replace("[sagemaker]", "[sagemaker]\ninstance_count = 2"))
+    steps = {step["Name"]: step["Arguments"] for step in definition_of(made.file)["Steps"]}
+    assert steps["gate"]["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == 1
+    assert steps["evaluate"]["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == 2
 
 
 def misfits(definition: Any) -> list[tuple[list[Any], str]]:

@@ -140,10 +140,10 @@ def _cells(progress: Progress | None) -> str:
 
 def _where(progress: Progress | None) -> str:
     """What a running step is doing: where it works, then the cell, whose end a terminal may cut off."""
-    if progress is None or not progress.cell:
+    if progress is None:
         return ""
     note = f"  ({progress.note})" if progress.note else ""
-    return f"{note}  [{progress.cell}] {progress.first_line}"
+    return f"{note}  [{progress.cell}] {progress.first_line}" if progress.cell else note
 
 
 def _clock(seconds: float) -> str:

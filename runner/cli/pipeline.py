@@ -196,7 +196,9 @@ def _row(step: dict[str, Any], when: str) -> list[str]:
     cached = "yes" if step.get("CacheConfig", {}).get("Enabled") else "no" if step["Type"] == "Processing" else "–"
     own = {key: value for key, value in step["Arguments"].items() if key not in ("IfSteps", "ElseSteps")}
     after = dict.fromkeys([*([when] if when else []), *step.get("DependsOn", []), *_needed(own)])
-    return [step["Name"], step["Type"], cached, ", ".join(after) or "–"]
+    machines = step["Arguments"].get("ProcessingResources", {}).get("ClusterConfig", {}).get("InstanceCount", 1)
+    kind = f"{step['Type']} × {machines}" if machines > 1 else step["Type"]
+    return [step["Name"], kind, cached, ", ".join(after) or "–"]
 
 
 def _needed(value: Any) -> Iterator[str]:

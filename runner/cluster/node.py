@@ -49,6 +49,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     of_workers: int
     threads: int = 0  # of each worker; 0 divides the cores
     worker_memory_bytes: int = 0  # 0 divides the machine's memory
+    beside: int = 1  # clusters that share that memory, this one included
     scratch: str  # a folder for what does not fit into memory
     path: list[str]  # folders that tasks import from
 
@@ -136,7 +137,7 @@ async def _start_workers(node: Node, scheduler: str, stack: AsyncExitStack) -> l
             name=worker_name(number),
             host=node.host,
             nthreads=node.threads or max(1, CPU_COUNT // count),
-            memory_limit=node.worker_memory_bytes or int(MEMORY_LIMIT / count),
+            memory_limit=node.worker_memory_bytes or int(MEMORY_LIMIT / node.beside / count),
             death_timeout=START_S,
             preload=["runner.cluster.worker_log"],
             env={VARIABLE: str(_log_of(worker_name(number), Path(node.scratch)))},

@@ -182,9 +182,10 @@ def start(
     scratch: Path,
     on_line: OnLine,
     dashboard: bool = False,
+    beside: int = 1,
 ) -> ClusterProcess:
-    """This machine's part. The first machine of several, and the only one, has the scheduler and `path[-1]`, where the
-    notebook runs, as its working folder."""
+    """This machine's part, one of `beside` clusters that share its memory. The first machine of several, and the only
+    one, has the scheduler and `path[-1]`, where the notebook runs, as its working folder."""
     first, several = machines.hosts[0], len(machines.hosts) > 1
     leads = machines.own == first
     node = Node(
@@ -197,6 +198,7 @@ def start(
         of_workers=spec.workers,
         threads=threads,
         worker_memory_bytes=int((spec.worker_memory_gb or 0) * 1e9),
+        beside=beside,
         scratch=str(scratch),
         path=[str(folder) for folder in path],
     )

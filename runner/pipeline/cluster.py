@@ -1,10 +1,9 @@
-"""Steps with a cluster: what is wrong with the table, and where such a step cannot run."""
+"""Steps with a cluster: what is wrong with the table, and with the machines that it is spread over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.errors import PipelineError
 from runner.records import Pipeline, StepSpec
 
 MOST_WORKERS = 1000
@@ -19,8 +18,6 @@ def findings(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[str]:
             yield f"{where}.workers is {cluster.workers}; it is 1 to {MOST_WORKERS:,}."
         if cluster.worker_memory_gb is not None and not cluster.worker_memory_gb > 0:
             yield f"{where}.worker_memory_gb is {cluster.worker_memory_gb:g}; it is above 0."
-        if step.map:
-            yield f"{where}: a mapped step has no cluster. Run its keys beside each other with `-j`, or take `map` out."
     keys = {**pipeline.sagemaker.written(), **step.sagemaker.written()}
     machines, said = keys.get("instance_count", 1), f"steps.{name}.sagemaker: instance_count is"
     if not 1 <= machines <= MOST_MACHINES:
@@ -30,17 +27,9 @@ def findings(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[str]:
             f"{said} {machines}, and the step has no `cluster` that would use more machines than one. Write the key "
             f"in the table of a step that has one."
         )
+    elif machines > 1 and step.map:
+        yield f"{said} {machines}, and the keys of a mapped step share one machine: write instance_count = 1."
     elif machines > 1 and keys.get("job") == "training":
         yield f'{said} {machines}, and a training job here has one machine: write job = "processing".'
     elif cluster is not None and machines > cluster.workers:
         yield f"{said} {machines}, and its cluster has {cluster.workers} workers: each machine needs one."
-
-
-def refuse_pushed(pipeline: Pipeline) -> None:
-    """Raises PipelineError where a step has a cluster: the jobs of a SageMaker Pipeline have none."""
-    for name, spec in pipeline.steps.items():
-        if spec.cluster is not None and name not in pipeline.skip:
-            raise PipelineError(
-                f"steps.{name}.cluster: a step with a cluster runs here or with `--on sagemaker`, and not in a "
-                "SageMaker Pipeline. Start it from a build or a schedule with `runner run --on sagemaker`."
-            )

@@ -12,7 +12,7 @@ from runner.errors import RunnerError, counted
 from runner.gate import describe
 from runner.manifest import RunManifest, StepState, failures_first
 from runner.notebook.recorded import read_figures
-from runner.records import KeyResult, Metric, RuleResult, read
+from runner.records import KeyResult, Mapped, Metric, RuleResult, read
 from runner.report import clean
 from runner.report.axis import axis
 from runner.report.files import number, page, reason, write_page
@@ -235,8 +235,13 @@ def _step(run_folder: Path, state: StepState) -> dict[str, Any]:
 def _with_page(state: StepState) -> list[KeyResult]:
     """The keys of a mapped step that have a page: the first of those that failed."""
     mapped = state.result.mapped if state.result is not None else None
-    failed = [key for key in mapped.failed if key.status != "skipped"] if mapped is not None else []
+    failed = [key for key in mapped.failed if _executed(mapped, key)] if mapped is not None else []
     return failed[:MOST_PAGES]
+
+
+def _executed(mapped: Mapped, key: KeyResult) -> bool:
+    """Whether the key has an executed notebook; a cluster that did not start has executed none."""
+    return f"{key.folder}/executed.ipynb" in (mapped.files.files or {})
 
 
 def _keys(state: StepState) -> dict[str, Any]:
@@ -256,7 +261,7 @@ def _keys(state: StepState) -> dict[str, Any]:
                 "key": key,
                 "mark": STATES[key.status],
                 "page": f"{at}/{key_page(key.folder)}" if key.folder in pages else None,
-                "notebook": f"{at}/{KEYS}/{key.folder}/executed.ipynb" if key.status != "skipped" else None,
+                "notebook": f"{at}/{KEYS}/{key.folder}/executed.ipynb" if _executed(mapped, key) else None,
             }
             for key in failures_first(mapped.keys)[:MOST_ROWS]
         ],

@@ -70,7 +70,9 @@ def _known(manifest: RunManifest) -> set[str]:
         if state.result is not None and state.result.mapped is not None:
             paths |= {f"{at}/{key_page(key.folder)}" for key in state.result.mapped.keys}
         if state.result is not None and state.result.cluster is not None:
-            paths |= {f"{at}/{name}" for name in log_files(state.result.cluster.workers)}
+            mapped = state.result.mapped
+            folders = [at] if mapped is None else [f"{at}/{run_folder.KEYS}/{key.folder}" for key in mapped.keys]
+            paths |= {f"{folder}/{name}" for folder in folders for name in log_files(state.result.cluster.workers)}
         if state.result is not None:
             outputs = [*state.result.undeclared, *([REGISTRATION] if state.result.registration else [])]
             paths |= {f"{at}/{run_folder.OUT}/{path}" for path in outputs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,15 @@ KEYS, STATE = "keys", "state.json"  # of a mapped step: the folder of its keys' 
 JOB, SOURCE, MODULES, RESULT, OUT = "job.json", "notebook.ipynb", "modules", "result.json", "out"
 
 _ADDRESS = re.compile(r"https?://[^\s\"']+")
+
+
+@dataclass(frozen=True)
+class MachineShare:
+    """What a step has of its machine: threads of its kernel (0: as many as it likes), and the number of steps and keys
+    that may run there at once."""
+
+    threads: int
+    beside: int = 1
 
 
 def step_folder(store: Store, run: str, step: str) -> Path:
@@ -85,7 +95,7 @@ def job(
     store: Store,
     run: str,
     kernel: str,
-    threads: int,
+    share: MachineShare,
     attempt: int,
     place: Place = place_input,
 ) -> StepJob:
@@ -101,8 +111,9 @@ def job(
         cell_timeout_s=step.spec.cell_timeout_s,
         # the engine's library reads the cluster's address as it is loaded
         kernel=kernel if step.spec.cluster is None else STANDARD,
-        threads=threads,
+        threads=share.threads,
         cluster=step.spec.cluster,
+        beside=share.beside if step.spec.cluster is not None and share.beside > 1 else msgspec.UNSET,
         attempt=attempt,
     )
     return write_job(step_job, inputs, folder=step_folder(store, run, step.name), store=store, place=place)

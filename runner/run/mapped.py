@@ -2,6 +2,7 @@
 
     steps/<step>/keys/<folder>/state.json     of a key that has ended: its job and result
     steps/<step>/keys/<folder>/executed.ipynb
+    steps/<step>/keys/<folder>/cluster/…      logs of the key's own cluster, where the step has one
     steps/<step>/out/<output>/<folder>/…      what the keys wrote, for the steps after it
     steps/<step>/out/<output>/keys.json       the keys with their folders
 
@@ -11,6 +12,7 @@ While a key runs, its folder is a step folder as any other; its notebook, module
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import threading
@@ -20,7 +22,9 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from runner.content import atomic_write, bytes_fact, folder_artifact
@@ -31,6 +35,8 @@ from runner.pipeline import mapping
 from runner.pipeline.plan import PlannedStep
 from runner.records import (
     Artifact,
+    ClusterFacts,
+    Count,
     FileFact,
     Key,
     KeyResult,
@@ -140,16 +146,30 @@ class MappedExecution:
         """
         began, clock = datetime.now(UTC), time.monotonic()
         names = mapping.folders(self.keys)
-        done, lock = [0], threading.Lock()
+        shown, lock = Progress(self.step.name, 0, len(names), unit="keys"), threading.Lock()
+
+        def show(**changes: Any) -> None:
+            nonlocal shown
+            shown = dataclasses.replace(shown, **changes)
+            on_progress(shown)
 
         def one(number: int) -> tuple[KeyState, KeyResult] | None:
-            ended = self._one(self.keys[number], names[number], cwd, stop)
+            own = ""  # where the key's cluster is; that of the key that began last is shown
+
+            def note(progress: Progress) -> None:
+                nonlocal own
+                if progress.note != own:
+                    own = progress.note
+                    with lock:
+                        show(note=own)
+
+            ended = self._one(self.keys[number], names[number], cwd, stop, note)
             with lock:
-                done[0] += ended is not None
-                on_progress(Progress(self.step.name, done[0], len(names), None, str(self.keys[number]), "keys"))
+                done = shown.done + (ended is not None)
+                show(done=done, first_line=str(self.keys[number]), note="" if shown.note == own else shown.note)
             return ended
 
-        on_progress(Progress(self.step.name, 0, len(names), unit="keys"))
+        on_progress(shown)
         # one more than run at once, so that a core does not wait while a key is made ready or sealed
         with ThreadPoolExecutor(self.jobs + 1) as pool:
             futures = [pool.submit(one, number) for number in range(len(names))]
@@ -164,7 +184,9 @@ class MappedExecution:
         reach("result written", self.step.name)
         return result
 
-    def _one(self, key: Key, name: str, cwd: Path | None, stop: threading.Event) -> tuple[KeyState, KeyResult] | None:
+    def _one(
+        self, key: Key, name: str, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
+    ) -> tuple[KeyState, KeyResult] | None:
         """One key: taken from this run or an earlier one, or executed. None where it was not started."""
         folder = self.folder / run_folder.KEYS / name
         step_key = step_keys.of_one(self.key, mapping.source(self.step.spec)[0], key)
@@ -181,7 +203,7 @@ class MappedExecution:
                 self.store.link(hit.result.executed, folder / EXECUTED)
             state = KeyState(key=key, folder=name, step_key=digest, from_run=hit.run, job=hit.job, result=hit.result)
         else:
-            result, job = self._executed(key, folder, cwd, stop)
+            result, job = self._executed(key, folder, cwd, stop, on_progress)
             state = KeyState(key=key, folder=name, step_key=digest, job=job, result=result)
         atomic_write(folder / run_folder.STATE, encode(state))
         _tidy(folder)
@@ -204,18 +226,28 @@ class MappedExecution:
                 return state
         return None
 
-    def _executed(self, key: Key, folder: Path, cwd: Path | None, stop: threading.Event) -> tuple[StepResult, StepJob]:
+    def _executed(
+        self, key: Key, folder: Path, cwd: Path | None, stop: threading.Event, on_progress: Callable[[Progress], None]
+    ) -> tuple[StepResult, StepJob]:
+        (self.folder / run_folder.MODULES).mkdir(exist_ok=True)  # a run that came from elsewhere has no empty folders
         for name in LINKED:
             if (self.folder / name).exists():
                 (folder / name).symlink_to(Path("..", "..", name))
         parameter, _ = mapping.source(self.step.spec)
-        job = replace(self.job, parameters={**self.job.parameters, parameter: key})
+        job = replace(self.job, parameters={**self.job.parameters, parameter: key}, beside=self._beside())
         atomic_write(folder / run_folder.JOB, encode(job))
-        self.executor.prepare(folder, cwd=cwd, threads=job.threads)
-        result = self.executor.run(folder, cwd=cwd, stop=stop, on_progress=lambda _: None)
+        if job.cluster is None:  # else its kernel needs the cluster's address
+            self.executor.prepare(folder, cwd=cwd, threads=job.threads)
+        result = self.executor.run(folder, cwd=cwd, stop=stop, on_progress=on_progress)
         for artifact in result.artifacts():
             self.store.seal(folder, artifact)
         return result, job
+
+    def _beside(self) -> Count:
+        """Of how many clusters a key's may be one; the job's own number where that is larger."""
+        if self.job.cluster is None or self.jobs == 1:
+            return self.job.beside
+        return self.jobs if self.job.beside is UNSET else max(self.jobs, self.job.beside)
 
     def _result(
         self, names: Sequence[str], ended: Sequence[tuple[KeyState, KeyResult] | None], stop: threading.Event
@@ -249,6 +281,7 @@ class MappedExecution:
             threads=self.job.threads,
             opened=_opened(state.result for state, _ in pairs),
             redacted=sorted({place for result in results for place in result.redacted}),
+            cluster=_clusters([state.result.cluster for state, _ in pairs if state.result.cluster is not None]),
         )
 
     def _output(self, name: str, good: Sequence[tuple[KeyState, KeyResult]]) -> Artifact:
@@ -327,6 +360,20 @@ def _opened(results: Iterable[StepResult]) -> dict[str, Opened]:
             if known.sha256 != fact.sha256:
                 opened[name] = replace(known, sha256="")
     return dict(sorted(opened.items()))
+
+
+def _clusters(facts: Sequence[ClusterFacts]) -> ClusterFacts | None:
+    """The keys' clusters as one: restarts of all, and the most workers and memory that one key had."""
+    if not facts:
+        return None
+    return ClusterFacts(
+        engine=facts[0].engine,
+        workers=max(fact.workers for fact in facts),
+        machines=max(fact.machines for fact in facts),
+        versions=next((fact.versions for fact in facts if fact.versions), {}),
+        restarts=sum(fact.restarts for fact in facts),
+        peak_memory_bytes=max(fact.peak_memory_bytes for fact in facts),
+    )
 
 
 def _tidy(folder: Path) -> None:

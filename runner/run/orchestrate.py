@@ -129,7 +129,9 @@ class Steps:
         self.executor: Executor = world.executor
         if any(step.spec.map for step in plan.steps):
             self.executor = InTurn(world.executor, threading.Semaphore(options.jobs), ahead=True)
-        self.threads = _cores(options) if world.runtime is None else 0  # elsewhere each step has its own machine
+        # elsewhere each step has its own machine
+        here = run_folder.MachineShare(_cores(options), options.jobs * options.beside)
+        self.share = here if world.runtime is None else run_folder.MachineShare(0)
         # attempts number a step's executions over all resumptions; `retries` counts from this process's first
         self.first = {state.name: max(1, state.attempt) for state in manifest.steps}
 
@@ -217,7 +219,7 @@ class Steps:
             store=self.world.store,
             run=self.manifest.run,
             kernel=self.options.kernel,
-            threads=self.threads,
+            share=self.share,
             attempt=self.first[step.name] + retry,
             place=self.world.place,
         )
@@ -281,9 +283,9 @@ class Steps:
             if step.spec.cluster is not None:  # its kernel needs the cluster's address
                 return
             if step.spec.map:  # each key has a kernel of its own
-                self.world.executor.expect(step.notebook.path, threads=self.threads)
+                self.world.executor.expect(step.notebook.path, threads=self.share.threads)
                 return
-            self.world.executor.prepare(self._folder(step), cwd=self._cwd(step), threads=self.threads)
+            self.world.executor.prepare(self._folder(step), cwd=self._cwd(step), threads=self.share.threads)
 
     def _next_outcome(self) -> tuple[PlannedStep, StepResult | BaseException]:
         while True:

@@ -53,6 +53,7 @@ def execute_on_cluster(
             scratch=scratch,
             on_line=on_line,
             dashboard=machines.on_line is None,
+            beside=1 if job.beside is msgspec.UNSET else job.beside,
         )
         stack.callback(process.close)
         cluster = Cluster(job.cluster, machines, process)

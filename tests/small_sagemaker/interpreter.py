@@ -190,6 +190,9 @@ def become(program: str, arguments: Sequence[str], environment: Mapping[str, str
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if Spare.one is not None:  # else it would close, when it is forgotten, what has its number by then
+        Spare.one.asked.close()
+        Spare.one = None
     for place in opened():
         if not os.get_inheritable(place):
             os.close(place)

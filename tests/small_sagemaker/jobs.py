@@ -3,7 +3,7 @@
 A job that exceeds MaxRuntimeInSeconds ends as Stopped without a FailureReason: the reference says of the condition that
 "the processing job is stopped"; what a real account adds to it is not known here. Outputs at EndOfJob are stored when the
 exit code is 0 and nobody ended the job. A job on several instances has as many containers (machines.py), each with all
-inputs, which come as files; it ends when all have ended.
+inputs, which come as files; the first one starts last, and the job ends when all have ended.
 """
 
 from __future__ import annotations
@@ -360,7 +360,7 @@ class Run:
         job.logs_visible_at = time.monotonic() + delay_s
         logs, streams, serving = self.jobs.client_as("logs", self.role), list[LogStream](), list[Callable[[], None]]()
         try:
-            for host, container in zip(machines.hosts, machines.containers, strict=True):
+            for host, container in reversed([*zip(machines.hosts, machines.containers, strict=True)]):
                 listener = container.start(command, self._environment(container.image), port=self.jobs.port)
                 serving.append(self.jobs.serve(listener))
                 streams.append(LogStream(logs, job.name, container.output, delay_s, host=host))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,7 +108,7 @@ class _Definition:
     def _gate(self) -> Any:
         """The gate in a job of its own."""
         job = StepJob(run="", step=GATE, notebook="", timeout_s=SMALL_TIMEOUT_S)
-        request = self._request(GATE, job, self._settings(None), SMALL_INSTANCE)
+        request = self._request(GATE, job, replace(self._settings(None), instance_count=1), SMALL_INSTANCE)
         request["AppSpecification"]["ContainerArguments"] = [PLAIN, MODULE, GATE]
         request["ProcessingInputs"] = self._own_inputs(GATE, "step")
         after = [self.group_of[name].name for name in self.ungated]

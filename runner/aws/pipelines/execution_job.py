@@ -22,6 +22,7 @@ class ExecutionJob:
     region: str
     image: str
     instance: str
+    machines: int
     inputs: dict[str, str]  # folder of each, below input/ -> its address
     output: str  # address of the step's folder in its execution's, without a last slash
     kms_key: str | None  # encrypts what is written
@@ -52,12 +53,14 @@ class ExecutionJob:
 def own_description() -> ExecutionJob:
     description: dict[str, Any] = json.loads(CONFIGURATION.read_bytes())
     arn, output = str(description["ProcessingJobArn"]), description["ProcessingOutputConfig"]
+    machine = description["ProcessingResources"]["ClusterConfig"]
     sources = [item["S3Input"] for item in description.get("ProcessingInputs") or [] if "S3Input" in item]
     return ExecutionJob(
         name=str(description.get("ProcessingJobName") or arn.rpartition("/")[2]),
         region=arn.split(":")[3],
         image=description["AppSpecification"]["ImageUri"],
-        instance=description["ProcessingResources"]["ClusterConfig"]["InstanceType"],
+        instance=machine["InstanceType"],
+        machines=int(machine["InstanceCount"]),
         inputs={item["LocalPath"].removeprefix(f"{INPUT}/").rstrip("/"): item["S3Uri"] for item in sources},
         output=output["Outputs"][0]["S3Output"]["S3Uri"].rstrip("/"),
         kms_key=output.get("KmsKeyId"),

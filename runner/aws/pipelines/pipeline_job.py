@@ -18,9 +18,17 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.execution_job import OWN, ExecutionJob, own_description
 from runner.aws.pipelines.job_registration import register_unasked
+from runner.aws.pipelines.machine_orders import add_workers
 from runner.aws.pipelines.pin import pins
 from runner.aws.pipelines.pushed import LEFT, PIN, PINS, PUSHED, RULES, STEPS, GateRules, JobReport, Pins, Pushed
-from runner.aws.pipelines.step_sequence import StepSequence, folders_before, gate_report, jobs_of, results_before
+from runner.aws.pipelines.step_sequence import (
+    StepSequence,
+    folders_before,
+    gate_report,
+    jobs_of,
+    results_before,
+    start_again,
+)
 from runner.aws.processing import inside
 from runner.aws.processing.request import INPUT
 from runner.aws.s3 import split
@@ -34,6 +42,10 @@ from runner.run.orchestrate import VERDICT_FILE
 def main() -> int:
     job = own_description()
     session = Session(job.region, kms_key=job.kms_key)
+    if job.machines > 1:
+        machines = inside.named_machines(job.machines)
+        if machines.own != machines.hosts[0]:
+            return add_workers(job, session, start_again)
     if sys.argv[1] == STEPS:
         return StepSequence(job, session, execution_pins(job, session)).run(sys.argv[2:])
     gate, results = read(GateRules, OWN / RULES), results_before(session)

@@ -21,6 +21,7 @@ import msgspec
 from runner.aws.bucket import Bucket
 from runner.aws.pipelines.execution_job import OWN, ExecutionJob
 from runner.aws.pipelines.job_registration import register_unasked, registered
+from runner.aws.pipelines.machine_orders import OtherMachines
 from runner.aws.pipelines.parameters import parameter_key
 from runner.aws.pipelines.pushed import LEFT, TASK, EarlierResult, JobReport, Pins, StepTask, is_pinned, step_key
 from runner.aws.processing import inside
@@ -98,9 +99,17 @@ class StepSequence:
         own_pins = pins.pins if "RUNNER_EXECUTION" in os.environ else {}
         self.report = JobReport(before=dict(self.folders), pins=own_pins)
         self.since = float(os.environ["RUNNER_BEGAN"])
+        self.machines = OtherMachines(execution_job, session)
+        self.attempts = 0  # at the steps, that other machines were told of
 
     def run(self, names: Sequence[str]) -> int:
         """Execute the steps that no earlier execution has; the exit code. A step that fails is the last one."""
+        try:
+            return self._run(names)
+        finally:
+            self.machines.end(self.attempts)
+
+    def _run(self, names: Sequence[str]) -> int:
         several = len(names) > 1
         looks = several or not os.environ.keys().isdisjoint({"RUNNER_EXECUTION", "RUNNER_RULES"})
         gated = {step.name for step in self.pushed.steps if step.gated}
@@ -112,8 +121,9 @@ class StepSequence:
             if result is None:
                 if self.stop.is_set():
                     return TERMINATED
+                step.order(1)  # before this machine is ready, so that all make their packages at once
                 if os.environ["RUNNER_ENVIRONMENT"] == "none":
-                    _start_again()
+                    start_again()
                 result, code = step.execute(several=several)
                 if code:
                     return code
@@ -186,36 +196,26 @@ class _Step:
         self.task = read(StepTask, self.code / TASK)
         self.addresses: dict[str, str] = {}  # input -> address of its bytes
         self.job = self._job()
-        job = msgspec.structs.replace(self.job, run="")
+        # as here, how many workers there are is no reason to execute it again
+        job = msgspec.structs.replace(self.job, run="", cluster=None)
         key = [self.sha256, execution_job.inputs["bundle"], execution_job.image, job]
         digest = hashlib.sha256(msgspec.json.encode(key, order="sorted")).hexdigest()
         self.cache_key = f"runs/cache/{name}/{digest}.json"
 
     def execute(self, *, several: bool) -> tuple[StepResult, int]:
         """(the step's result, the exit code); its files are in its folder. `several`: steps share the job's cost."""
-        sequence = self.sequence
+        sequence, place = self.sequence, self._place()
         execution_job, session = sequence.execution_job, sequence.session
         folder = execution_job.folder(session, self.name)
-        place = JobPlace(
-            job=execution_job.name,
-            bucket=execution_job.bucket,
-            key=folder.prefix,
-            region=execution_job.region,
-            image=execution_job.image,
-            instance=execution_job.instance,
-            code=self.sha256,
-            notebook_folder=str(PurePosixPath(self.job.notebook).parent),
-            files={},
-            secrets=self.task.prefix,
-            kms_key=execution_job.kms_key,
-        )
         inside.log(step_line(self.name, self.job.attempt))
         folder.put(JOB, encode(self.job))
-        paths = {name: self._path(name) for name in self.job.inputs if name in self.addresses}
-        for retries_left in range(self.task.retries, -1, -1):
+        paths = {name: self._path(name) for name in self._read_by_path()}
+        for attempt in range(1, self.task.retries + 2):
+            self.order(attempt)
             result = inside.execute_step(self.job, place, session, sequence.stop, paths=paths, code=self.code)
-            if result.error is None or result.error.kind not in RETRIED or not retries_left or sequence.stop.is_set():
+            if result.error is None or result.error.kind not in RETRIED or sequence.stop.is_set():
                 break
+        sequence.machines.end(sequence.attempts)  # they are paid for while this one sends its results
         model = sequence.pushed.pipeline.model
         if result.error is None and result.registration is not None and (model is None or model.register):
             results = {**sequence.results, self.name: result}
@@ -227,6 +227,34 @@ class _Step:
         sequence.folders[self.name] = folder.address("").rstrip("/")
         inside.keep_outputs(self.name)
         return result, code
+
+    def order(self, attempt: int) -> None:
+        """Have the job's other machines add their workers to this attempt."""
+        self.sequence.attempts = attempt
+        verdict = f"{os.environ.get('RUNNER_GATE', '').rstrip('/')}/{VERDICT_FILE}"
+        addresses = {name: self.addresses[name] for name in self._read_by_path()}
+        inputs = {name: verdict if address == VERDICT else address for name, address in addresses.items()}
+        self.sequence.machines.order(attempt, self.job, self._place(), inputs)
+
+    def _place(self) -> JobPlace:
+        execution_job = self.sequence.execution_job
+        return JobPlace(
+            job=execution_job.name,
+            bucket=execution_job.bucket,
+            key=execution_job.folder(self.sequence.session, self.name).prefix,
+            region=execution_job.region,
+            image=execution_job.image,
+            instance=execution_job.instance,
+            machines=execution_job.machines,
+            code=self.sha256,
+            notebook_folder=str(PurePosixPath(self.job.notebook).parent),
+            files={},
+            secrets=self.task.prefix,
+            kms_key=execution_job.kms_key,
+        )
+
+    def _read_by_path(self) -> list[str]:
+        return [name for name in self.job.inputs if name in self.addresses]
 
     def _job(self) -> StepJob:
         """The step's job in this execution."""
@@ -240,7 +268,8 @@ class _Step:
                 raise UsageError(f"-p {name}: {error}, declared in {self.task.job.notebook}.") from error
         inputs = {name: name_only(self._input(name, source), name) for name, source in self.task.inputs.items()}
         parameters = dict(sorted(values.items()))
-        return msgspec.structs.replace(self.task.job, run=pins.run, parameters=parameters, inputs=inputs)
+        job = msgspec.structs.replace(self.task.job, run=pins.run, parameters=parameters, inputs=inputs)
+        return msgspec.structs.replace(job, cluster=spec.cluster)
 
     def _input(self, name: str, spec: InputSpec) -> InputFact:
         if is_pinned(spec):
@@ -274,7 +303,7 @@ class _Step:
         return inside.fetch(address, inside.work() / "arrived" / self.name / name, self.sequence.session)
 
 
-def _start_again() -> NoReturn:
+def start_again() -> NoReturn:
     """Start this program again with the packages that a notebook needs; it repeats the look for earlier results."""
     variables = {**os.environ, "PYTHONPATH": os.environ["RUNNER_PYTHONPATH"]}
     sys.stdout.flush()

@@ -34,7 +34,7 @@ from runner.aws.processing.request import INPUT, JobPlace, input_name
 from runner.aws.processing.training import VARIABLE, metric_line
 from runner.aws.s3 import split
 from runner.aws.session import Session
-from runner.cluster import LOOPBACK, Machines
+from runner.cluster import LOOPBACK, Machines, OnLine
 from runner.cluster.process import bounded, start
 from runner.content import artifact
 from runner.errors import KernelDied, RemoteError, RunnerError, Tampered
@@ -56,7 +56,7 @@ def main() -> int:
     job, place, session = own_job()
     machines = job_machines(job, place)
     if machines.own != machines.hosts[0]:
-        return add_workers(job, place, session, stop)
+        return add_workers(job, place, session, stop, paths=service_inputs(place))
     if VARIABLE in os.environ:
         earlier = result_at(Bucket(session, place.bucket, place.key))
         if earlier is not None and earlier.error is None:
@@ -187,17 +187,24 @@ def job_machines(job: StepJob, place: JobPlace) -> Machines:
     on_line = bounded(lambda name, line: log(f"{name} | {line}"), secret_values)
     if place.machines == 1:
         return Machines(LOOPBACK, [LOOPBACK], on_line)
+    return named_machines(place.machines, on_line)
+
+
+def named_machines(count: int, on_line: OnLine | None = None) -> Machines:
+    """The machines of a job of several, by the names that the service gives them. As `job_machines` raises."""
     content = json.loads(MACHINES.read_bytes())
     own, hosts = str(content["current_host"]), [str(host) for host in content["hosts"]]
-    if len(hosts) != place.machines or own not in hosts:
+    if len(hosts) != count or own not in hosts:
         raise RemoteError(
-            f"The job was made for {place.machines} machines, and {MACHINES} tells of {', '.join(hosts)}. Run again."
+            f"The job was made for {count} machines, and {MACHINES} tells of {', '.join(hosts)}. Run again."
         )
     return Machines(own, sorted(hosts, key=lambda host: (len(host), host)), on_line)
 
 
-def add_workers(job: StepJob, place: JobPlace, session: Session, stop: threading.Event) -> int:
-    """Be another machine of the job: its workers, until the cluster ends; the exit code.
+def add_workers(
+    job: StepJob, place: JobPlace, session: Session, stop: threading.Event, *, paths: Mapping[str, Path]
+) -> int:
+    """Be another machine of the job: its workers, until the cluster ends; the exit code. `paths` as for `execute_step`.
 
     They find inputs and modules at the paths that the first machine's notebook names.
     """
@@ -208,13 +215,14 @@ def add_workers(job: StepJob, place: JobPlace, session: Session, stop: threading
     machines = job_machines(job, place)
     assert machines.on_line is not None
     _make_folders(job, code, step_folder(), project)
-    _, error = _link_inputs(job, service_inputs(place))
-    cwd, modules = project / place.notebook_folder, step_folder() / "modules"
-    for folder in (cwd, modules, work() / "scratch"):
+    _, error = _link_inputs(job, paths)
+    cwd, modules, scratch = project / place.notebook_folder, step_folder() / "modules", work() / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)  # of an attempt before
+    for folder in (cwd, modules, scratch):
         folder.mkdir(parents=True, exist_ok=True)
     if error is None:
         process = start(
-            job.cluster, machines, threads=0, path=[modules, cwd], scratch=work() / "scratch", on_line=machines.on_line
+            job.cluster, machines, threads=0, path=[modules, cwd], scratch=scratch, on_line=machines.on_line
         )
         error = process.wait("ready", stop=stop) or process.wait("ended", stop=stop, seconds=None)
         process.close()
