@@ -245,7 +245,7 @@ def _parquet(path: Path, columns: Columns, rows: int) -> Iterator[pd.DataFrame]:
 def _json_lines(path: Path, columns: Columns, rows: int) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    records = _records(path)
+    records = read_records(path)
     while some := list(itertools.islice(records, rows)):
         _refuse_others(path, {**columns.kinds, **{name: None for record in some for name in record}}, columns)
         # objects: what pandas makes of whole numbers beside gaps would differ from part to part
@@ -253,7 +253,8 @@ def _json_lines(path: Path, columns: Columns, rows: int) -> Iterator[pd.DataFram
         yield pd.DataFrame(values).apply(_without_blanks)
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines. Raises ValueError naming the line that is none."""
     with path.open("rb") as file:
         for line, content in enumerate(file, start=1):
             try:
