@@ -1,10 +1,11 @@
 """A table larger than memory may be: the churn notebooks in parts, beside scripts of Polars and DuckDB with XGBoost.
 
-    python -m benchmarks.large [--rows 10000000] [--rounds 30] [--peers PYTHON]
+    python -m benchmarks.large [--rows 10000000] [--rounds 30] [--peers PYTHON] [--template churn|tabular]
 
 The table is drawn as data/make_churn.py draws its own, into a folder of the system's temporary ones (0.1 GB for each
 million rows), and stays there. Each way reads it, splits it by a hash of the phone number, learns `rounds` trees with the
-settings of 02_train, and judges them on the test side. `--peers` is a Python that has polars, duckdb, xgboost-cpu,
+settings of 02_train, and judges them on the test side. With `--template tabular` it is a project that `runner init` makes
+for the table, and then each of its first three notebooks alone, in a process of its own. `--peers` is a Python that has polars, duckdb, xgboost-cpu,
 scikit-learn and pyarrow; without it the notebooks run alone. Memory is PSS, of all processes together, read while the
 same run is timed.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 import threading
@@ -117,11 +119,50 @@ def measured(command: list[str], folder: Path) -> tuple[float, float, float, str
     return wall, cpu, max(sums), output[0]
 
 
+def steps(project: Path, source: Path, rounds: int) -> list[list[str]]:
+    """Of each notebook of the template alone: seconds, and the highest memory (RSS) of its process in MB."""
+    sides = {side: str(project / f"{side}.parquet") for side in ("train", "validation", "test")}
+    columns, model = str(project / "columns.toml"), str(project / "model")
+    learning = {side: sides[side] for side in ("train", "validation")}
+    judging = {"test": sides["test"], "train": sides["train"], "predictions": str(project / "predictions.parquet")}
+    given = {
+        "01_data": {"source": str(source), **sides},
+        "02_train": {**learning, "model": model, "rounds": rounds},
+        "03_evaluate": {**judging, "model": model},
+    }
+    rows = []
+    for name, parameters in given.items():
+        line = [
+            sys.executable,
+            "-m",
+            "benchmarks.tabular",
+            "--execute",
+            name,
+            json.dumps({"columns": columns, **parameters}),
+        ]
+        wall, cpu, _, said = measured(line, ROOT)
+        rows.append([name, f"{wall:.0f}", f"{cpu:.0f}", said.split()[-1]])
+    return rows
+
+
+def made_project(folder: Path, template: str, source: Path) -> Path:
+    """A project of the template, which reads this table."""
+    if template == "tabular":
+        asked = ["init", str(folder), "--data", str(source), "--target", "Churn?", "--key", "Phone"]
+        subprocess.run([sys.executable, "-m", "runner", *asked], check=True, stdout=subprocess.DEVNULL)
+        return folder
+    project = copy_project(folder)
+    (project / "data" / "churn.csv").unlink()
+    (project / "data" / "churn.csv").symlink_to(source)
+    return project
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--peers", type=Path)
+    parser.add_argument("--template", choices=("churn", "tabular"), default="churn")
     options = parser.parse_args()
     source = Path(tempfile.gettempdir()) / f"churn-{options.rows}.csv"
     if not source.exists():
@@ -134,14 +175,14 @@ def main() -> None:
     )
     rows = []
     with tempfile.TemporaryDirectory(prefix="large-") as made:
-        project = copy_project(Path(made) / "project")
-        (project / "data" / "churn.csv").unlink()
-        (project / "data" / "churn.csv").symlink_to(source)
+        project = made_project(Path(made) / "project", options.template, source)
         given = ["-p", f"rounds={options.rounds}", "--no-register"]
         wall, cpu, peak, said = measured(runner(project, *given), project)
         rows.append(["`runner run`, with report", f"{wall:.0f}", f"{cpu:.0f}", f"{peak:.0f}"])
         for step in json.loads(said).get("steps", []):
             print(f"{step['name']}: {step.get('seconds')} s", file=sys.stderr)
+        if options.template == "tabular":
+            rows += steps(project, source, options.rounds)
         script = Path(made) / "script.py"
         script.write_text(SCRIPT, encoding="utf-8")
         for name in ("polars", "duckdb") if options.peers else ():

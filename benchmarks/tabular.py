@@ -33,9 +33,15 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--trials", type=int, default=25)
     parser.add_argument("--table", choices=("telco", "abalone", "bank"))
+    parser.add_argument("--execute", nargs=2, metavar=("NOTEBOOK", "PARAMETERS"), help="one notebook; says its memory")
     options = parser.parse_args()
     os.environ.setdefault("MPLBACKEND", "agg")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when a cell imports xgboost; see benchmarks.seeds
+    if options.execute:
+        executed(options.execute[0], **json.loads(options.execute[1]))
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        print(int(status.partition("VmHWM:")[2].split()[0]) // 1000)  # MB at most; getrusage counts the parent's too
+        return
     print("| table | test rows | metric | linear | template | tuned | template − tuned, each split | mean |")
     print("|---|---:|---|---:|---:|---:|---|---:|", flush=True)
     tables = {"telco": telco, "abalone": abalone, "bank": bank}
@@ -73,12 +79,13 @@ def compared(write: Any, seed: int, trials: int) -> dict[str, Any]:
         judged = executed(
             "03_evaluate", **judging, columns=columns, model=model, predictions=str(folder / "p.parquet"), resamples=2
         )
-        ones = np.ones((1, len(judged["rows"])))
-        score = tuned(scope, judged["features"], seed, trials)
+        ones = np.ones((1, len(judged["truth"])))
+        test = judged["tabular"].model_features(model, pd.read_parquet(places["test"]))
+        score = tuned(scope, test, seed, trials)
         candidates = {"linear": judged["simple"]["linear"], "template": judged["score"], "tuned": score}
         main_measure, task, truth = judged["tabular"].main_measure, judged["task"], judged["truth"]
         values = {name: float(main_measure(task, truth, one, ones)[0]) for name, one in candidates.items()}
-        return {**values, "rows": len(judged["rows"]), "metric": judged["main"]}
+        return {**values, "rows": len(judged["truth"]), "metric": judged["main"]}
 
 
 def executed(notebook: str, **parameters: Any) -> dict[str, Any]:

@@ -253,8 +253,11 @@ def test_of_a_large_file_parts_from_beginning_to_end_are_read(tmp_path: Path) ->
     assert "The file is large" in found.remarks[0]
 
 
-def test_a_large_file_of_utf_16_is_read_from_its_beginning_and_stays_where_it_is(tmp_path: Path) -> None:
-    from runner.init.make import LARGEST_COPY, Asked, make
+def test_a_large_file_of_utf_16_is_read_from_its_beginning_and_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner.init import make as module
+    from runner.init.make import Asked, make
 
     path = tmp_path / "large.csv"
     rows = "".join(f"{row * 7 % 13},Köln,{row % 2}\n" for row in range(100_000))
@@ -263,11 +266,51 @@ def test_a_large_file_of_utf_16_is_read_from_its_beginning_and_stays_where_it_is
     assert (found.sample.encoding, found.sample.whole) == ("utf-16", False)
     assert found.sample.rows == pytest.approx(1_000_000, rel=0.05)
     assert kinds(found) == {"größe": "number", "stadt": "ignore", "y": "target"}
-    with path.open("r+b") as file:
-        file.truncate(LARGEST_COPY + 2)  # zeros, which are not looked at
+    monkeypatch.setattr(module, "LARGEST_COPY", 10_000_000)
     project = make(tmp_path / "new", "tabular", Asked(path, "y"))
     assert "stays where it is" in project.remarks[0]
+    assert project.guess is not None
+    assert (project.guess.sample.rows, project.guess.sample.counted) == (1_000_000, True)
     assert plan(tmp_path / "new" / "pipeline.toml").pipeline.steps["data"].inputs["source"].from_ == str(path)
+
+
+LATE: dict[str, Any] = {  # rows of a large table that no part of the sample has
+    "income": lambda row: "n/a" if row == 7_501 else "" if row == 7_502 else f"{row * 7 % 3_001}.5",
+    "home": lambda row: "boat" if row == 7_501 else ("own", "rent")[row % 2],
+    "years": lambda row: "" if row == 7_503 else row % 9,
+    "y": lambda row: ("no", "yes")[row % 3 == 0],
+}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_what_is_rare_in_a_large_file_is_found_by_reading_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    import pandas as pd
+
+    from runner.init.make import Asked, make
+
+    monkeypatch.setattr(sample, "WHOLE_BYTES", 8_000)
+    monkeypatch.setattr(sample, "MOST_VALUES", 40)
+    path = table(tmp_path / "t.csv", LATE, rows=8_000)
+    if form != "csv":
+        frame = pd.read_csv(path, keep_default_na=False)
+        frame["years"] = pd.to_numeric(frame["years"])
+        path = tmp_path / f"t.{form}"
+        frame.to_parquet(path, row_group_size=1_000) if form == "parquet" else frame.to_json(
+            path, orient="records", lines=True
+        )
+    assert "boat" not in sample.read(path).columns["home"]
+    found = make(tmp_path / "new", "tabular", Asked(path, "y")).guess
+    assert found is not None
+    assert (found.sample.whole, found.sample.counted, found.sample.rows) == (False, True, 8_000)
+    assert found.sample.rare["home"] == ["boat"]
+    assert set(found.sample.rare["income"]) == {"n/a", None}
+    assert found.sample.blanks["years"] == (1, 7_504)
+    assert kinds(found) == {"income": "number", "home": "category", "years": "number", "y": "target"}
+    assert found.markers == ["n/a"]
+    with pytest.raises(UsageError, match="target years is blank in 1 of 8,000 rows, first in row 7,504"):
+        make(tmp_path / "other", "tabular", Asked(path, "years"))
 
 
 def test_names_that_are_numbers_are_names_where_they_count_or_are_years(tmp_path: Path) -> None:

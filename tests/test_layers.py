@@ -39,7 +39,7 @@ ALLOWED = {
     "captures": LEAVES | {"model", "serve", "aws"},
     "notify": LEAVES | {"pipeline", "notebook", "model", "report"},
     "project": LEAVES | {"captures", "pipeline", "model", "run", "audit", "step", "serve", "aws", "cluster"},
-    "init": LEAVES | {"pipeline"},
+    "init": LEAVES | {"pipeline", "tabular"},
     "decisions": LEAVES | {"project", "notify", "model", "run", "serve", "aws"},
     "ui": LEAVES
     | {

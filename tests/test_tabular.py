@@ -23,7 +23,7 @@ WEIGHTS = np.stack([np.bincount(CHANCE.integers(0, 300, 300), minlength=300) for
 
 def read(folder: Path, table: Table) -> pd.DataFrame:
     table.write(folder)
-    return tabular.read_table(folder / "table.csv", tabular.read_columns(folder / "columns.toml"))
+    return pd.concat(tabular.read_rows(folder / "table.csv", tabular.read_columns(folder / "columns.toml")))
 
 
 def test_measures_of_two_answers_are_those_of_scikit_learn() -> None:
@@ -87,8 +87,8 @@ def test_a_class_that_a_sample_lacks_is_left_out_of_its_means() -> None:
 def test_an_interval_holds_its_value_and_equal_seeds_give_equal_intervals() -> None:
     values = CHANCE.normal(3, 1, 200)
 
-    def mean(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {"mean": weights @ values / weights.sum(axis=1)}
+    def mean(weights: np.ndarray, at: np.ndarray) -> dict[str, np.ndarray]:
+        return {"mean": weights @ values[at] / weights.sum(axis=1)}
 
     one = tabular.resample(mean, 200, seed=1)["mean"]
     assert one == tabular.resample(mean, 200, seed=1)["mean"]
@@ -103,7 +103,11 @@ def test_samples_of_a_large_table_take_little_memory() -> None:
     truth = CHANCE.random(rows) < scores
     tracemalloc.start()
     tabular.resample(
-        lambda some: {"auc": tabular.main_measure("binary", truth, scores, some)}, rows, seed=1, resamples=30
+        lambda some, at: {"auc": tabular.main_measure("binary", truth[at], scores[at], some)},
+        rows,
+        seed=1,
+        resamples=30,
+        most_rows=rows,
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -155,7 +159,7 @@ def test_a_table_in_another_format_has_the_same_values(tmp_path: Path, form: str
     else:
         typed.to_json(path, orient="records", lines=True)
     (tmp_path / "columns.toml").write_text(table.with_table(format=form).columns, encoding="utf-8")
-    frame = tabular.read_table(path, tabular.read_columns(tmp_path / "columns.toml"))
+    frame = pd.concat(tabular.read_rows(path, tabular.read_columns(tmp_path / "columns.toml")))
     for name in ("income", "years"):
         assert tabular.as_number(frame[name], columns).equals(tabular.as_number(expected[name], columns))
     assert tabular.as_label(frame["home"]).equals(tabular.as_label(expected["home"]))
@@ -296,11 +300,11 @@ def test_files_that_are_not_the_declared_table_are_refused(tmp_path: Path) -> No
     ):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=sentence):
-            tabular.read_table(path, columns)
+            list(tabular.read_rows(path, columns))
     with pytest.raises(UsageError, match="should hold one table, and has none"):
         tabular.only_file(tmp_path / "absent")
     (tmp_path / "columns.toml").write_text(table.with_table(format="jsonl").columns, encoding="utf-8")
     columns = tabular.read_columns(tmp_path / "columns.toml")
     path.write_text(json.dumps({"length": 1}) + "\n[1]\n", encoding="utf-8")
     with pytest.raises(UsageError, match="line 2 is not an object"):
-        tabular.read_table(path, columns)
+        list(tabular.read_rows(path, columns))

@@ -51,7 +51,7 @@ def test_every_place_where_a_chunk_may_end_gives_the_same_rows(tmp_path: Path, m
     [
         (b"a,b\n" + b"1,2\n" * 30 + b"1,\xff\n", "is not utf-8: byte 126 is 0xff"),
         (b"a,b\n" + b"1,2\n" * 30 + b"1,\0\n", "line 32: a NUL byte"),
-        (b"a,b\n" + b"1,2\n" * 30 + b"1,2,3\n", "record 32: 3 values under 2 columns"),
+        (b"a,b\n" + b"1,2\n" * 30 + b"1,2,3\n", "line 32: 3 values under 2 columns"),
         (b"a,b\n" + b"1,2\n" * 30 + b'1,"2"x\n', "line 32: .*Check the quotes there"),
         (b"a,b\n" + b"1,2\n" * 30 + b'1,"2\n', "Check the quotes there"),
         (b"\n \n", "is empty"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 from support import notebook_rules
 from support.one_kernel import Execute, one_kernel
-from support.projects import Project
+from support.projects import ROOT, Project
+from support.some import some
 from support.tables import TEMPLATE, Table, flowers, loans, prices, tabular_project
 
 from runner.gate import judge
@@ -50,9 +53,12 @@ def data(execute: Execute, folder: Path, table: Table, **parameters: Any) -> dic
     return execute("01_data", **given)
 
 
-def learned(execute: Execute, folder: Path, table: Table) -> dict[str, Metric]:
-    """The metrics of all four notebooks on the table; the model lies in `model`, scored rows in predictions.parquet."""
-    metrics = data(execute, folder, table)
+def learned(execute: Execute, folder: Path, table: Table, **parameters: Any) -> dict[str, Metric]:
+    """The metrics of all four notebooks on the table; the model lies in `model`, scored rows in predictions.parquet.
+
+    `parameters` are those of 01_data.
+    """
+    metrics = data(execute, folder, table, **parameters)
     given = {name: folder / f"{name}.parquet" for name in SIDES} | {"columns": folder / "columns.toml"}
     model, predictions = folder / "model", folder / "predictions.parquet"
     metrics |= execute(
@@ -197,6 +203,39 @@ def test_two_answers_need_no_code_and_know_every_category_of_the_file(execute: E
     assert metrics["blank_values"].value == table.column("income").count("")
 
 
+@pytest.mark.parametrize("make", some([loans, flowers, prices], [prices]), ids=lambda make: make.__name__)
+def test_parts_give_the_same_splits_trees_and_metrics_as_one_piece(
+    execute: Execute, executed: Path, tmp_path: Path, make: Callable[[], Table]
+) -> None:
+    """In parts of 70 rows, with XGBoost's external memory; numbers and dates in text, rare categories and answers."""
+    import pandas as pd
+
+    from runner.tabular import count_parts
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    metrics = learned(execute, whole, make())
+    shown = [read_figures(executed / f"{name}.ipynb")[1] for name in ("01_data", "03_evaluate")]
+    assert learned(execute, parts, make(), part_rows=70) == metrics
+    assert [read_figures(executed / f"{name}.ipynb")[1] for name in ("01_data", "03_evaluate")] == shown
+    for name in (*SIDES, "predictions"):
+        one, other = (folder / f"{name}.parquet" for folder in (whole, parts))
+        assert (count_parts(one), count_parts(other) > 2) == (1, True)
+        pd.testing.assert_frame_equal(pd.read_parquet(other), pd.read_parquet(one))
+    for name in ("model.ubj", "signature.json"):
+        assert (parts / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+@pytest.mark.soak
+def test_a_faulty_part_behind_others_is_told_by_its_row_of_the_file(execute: Execute, tmp_path: Path) -> None:
+    for fault in ("text for a number", "a key that many rows share", "rows that repeat others", "too few rows"):
+        make, sentence = FAULTS[fault]
+        with pytest.raises(Exception, match=sentence):
+            data(execute, tmp_path, make(), part_rows=3)
+        assert not list(tmp_path.glob("*.parquet"))
+
+
 FAULTS: dict[str, tuple[Callable[[], Table], str]] = {
     "a column under another name": (
         lambda: replace(loans(), header=["loan", "pay", "years", "home", "name", "repaid"]),
@@ -275,3 +314,28 @@ def test_equal_rows_without_a_key_are_on_one_side_and_no_row_changes_side(execut
     data(execute, tmp_path, replace(table, rows=table.rows[::2]))
     for side in SIDES:
         assert set(pd.read_parquet(tmp_path / f"{side}.parquet")["row_hash"]) < before[side]
+
+
+@pytest.mark.soak
+def test_a_table_of_many_parts_takes_the_memory_of_one(tmp_path: Path) -> None:
+    """240,000 rows in parts of 20,000: each notebook in a process of its own, beside 20,000 rows of the same."""
+    table = loans(240_000)
+    peaks: dict[int, list[int]] = {}
+    for rows in (20_000, 240_000):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        replace(table, rows=table.rows[:rows]).write(folder)
+        sides = {side: str(folder / f"{side}.parquet") for side in SIDES}
+        columns, model = str(folder / "columns.toml"), str(folder / "model")
+        learning = {"train": sides["train"], "validation": sides["validation"], "model": model, "rounds": 10}
+        judging = {"test": sides["test"], "train": sides["train"], "model": model, "resamples": 100}
+        given: dict[str, dict[str, Any]] = {
+            "01_data": {"source": str(folder / "table.csv"), "part_rows": 20_000, **sides},
+            "02_train": learning,
+            "03_evaluate": {**judging, "predictions": str(folder / "p.parquet"), "linear_rows": 10_000},
+        }
+        for name, parameters in given.items():
+            line = ["-m", "benchmarks.tabular", "--execute", name, json.dumps({"columns": columns, **parameters})]
+            said = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, check=True)
+            peaks.setdefault(rows, []).append(int(said.stdout))
+    assert [many - one < 70 for one, many in zip(peaks[20_000], peaks[240_000], strict=True)] == [True] * 3, peaks

@@ -87,8 +87,8 @@ def _show_table(project: NewProject) -> None:
         return
     sample = guess.sample
     how = f"{sample.encoding}, separated by {sample.delimiter!r}" if sample.format == "csv" else sample.format
-    rows = counted(sample.rows, "row")
-    say(f"{project.table}: {rows if sample.whole else f'about {rows}'}, {counted(len(guess.columns), 'column')}; {how}")
+    rows = ("" if sample.whole or sample.counted else "about ") + counted(sample.rows, "row")
+    say(f"{project.table}: {rows}, {counted(len(guess.columns), 'column')}; {how}")
     for column in guess.columns[:SHOWN]:
         say(f"  {line(column, shown_width(guess.columns))}")
     if len(guess.columns) > SHOWN:

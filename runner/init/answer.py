@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from runner.errors import UsageError
 from runner.init.look import MARKERS, number
@@ -40,10 +40,7 @@ def answer(name: str, values: Sequence[Any], *, comma: bool) -> Answer:
     if len(blank) == len(values):
         raise UsageError(f"The target {name} is blank in every row. Name another column with --target.")
     if blank:
-        raise UsageError(
-            f"The target {name} is blank in {len(blank):,} of {len(values):,} rows, first in row {blank[0]:,}. "
-            "Leave those rows out of the table, or fill them in."
-        )
+        refuse_blank(name, len(blank), blank[0], len(values))
     texts = [as_text(value) for value in values]
     counts = Counter(texts)
     numbers = [number(value, comma=comma) for value in counts]
@@ -68,6 +65,14 @@ def answer(name: str, values: Sequence[Any], *, comma: bool) -> Answer:
         )
     _refuse_rare(name, counts)
     return Answer("multiclass", seen=f"{len(counts)} classes: {seen}{', …' if len(counts) > 4 else ''}")
+
+
+def refuse_blank(name: str, count: int, first: int, rows: int) -> NoReturn:
+    """Raises UsageError for a target that is blank in so many of the rows; `first` counts from 1."""
+    raise UsageError(
+        f"The target {name} is blank in {count:,} of {rows:,} rows, first in row {first:,}. "
+        "Leave those rows out of the table, or fill them in."
+    )
 
 
 def guessed_target(names: Sequence[str]) -> str:

@@ -28,7 +28,8 @@ ABOUT = {
 def text(guess: Guess, file_name: str) -> str:
     """The file's whole text, in TOML. Names and comments may hold anything."""
     sample = guess.sample
-    seen = f"{counted(sample.rows, 'row')}" if sample.whole else f"about {sample.rows:,} rows, some of which were read"
+    rows = counted(sample.rows, "row")
+    seen = rows if sample.whole else f"{'' if sample.counted else 'about '}{rows}, some of which were looked at"
     lines = [
         f"# What was seen in {_comment(file_name)}: {seen}. Each line is a guess: change what is wrong, and run again.",
         *(f"# {_comment(remark)}" for remark in guess.remarks),

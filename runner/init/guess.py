@@ -13,7 +13,7 @@ from typing import Any
 
 from runner.errors import UsageError, counted
 from runner.init import look
-from runner.init.answer import Answer, answer, as_text
+from runner.init.answer import Answer, answer, as_text, refuse_blank
 from runner.init.look import Column
 from runner.init.sample import Sample
 from runner.pipeline.file import nearest
@@ -56,11 +56,11 @@ def guess(
     """
     names = list(sample.columns)
     target = existing(names, target, "--target")
+    if sample.counted and target in sample.blanks:
+        refuse_blank(target, *sample.blanks[target], sample.rows)
     comma = sample.format == "csv" and look.decimal_comma(list(sample.columns.values()))
-    asked = _positive(
-        answer(target, sample.columns[target], comma=comma), sample.columns[target], positive, ask_positive
-    )
-    looked = {name: look.column(name, values, comma=comma) for name, values in sample.columns.items()}
+    asked = _positive(answer(target, sample.values(target), comma=comma), sample.values(target), positive, ask_positive)
+    looked = {name: look.column(name, sample.values(name), comma=comma) for name in sample.columns}
     key = _key(looked, target) if key is None else existing(names, key, "--key")
     if key == target:
         raise UsageError(f"{target} cannot be both target and key.")
@@ -189,8 +189,9 @@ def _remarks(sample: Sample, asked: Answer, key: str) -> list[str]:
     remarks = []
     if not sample.whole:
         remarks.append(
-            f"The file is large: {sample.rows_read:,} of about {sample.rows:,} rows were looked at, from its "
-            "beginning to its end. What is rare may be missing here."
+            f"The file is large: {sample.rows_read:,} of {'' if sample.counted else 'about '}{sample.rows:,} rows were "
+            "looked at, from its beginning to its end"
+            + ("; the others for values that these have not." if sample.counted else ". What is rare may be missing.")
         )
     padded = ["names"] * any(name.startswith(" ") for name in sample.columns) + ["values"] * sample.padded
     if padded:

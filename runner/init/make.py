@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from runner.init import columns, project, shipped
 from runner.init.answer import guessed_target
 from runner.init.guess import Guess, guess
 from runner.init.project import Content
+from runner.init.rare import with_rare_values
 from runner.init.sample import Sample, excel_rows, read
 
 WITH_TABLE = ("tabular",)  # templates that are made for a table
@@ -95,6 +97,8 @@ def _source(asked: Asked) -> tuple[Path, Asked]:
 
 def _guess(source: Path, asked: Asked, person: Person | None) -> Guess:
     sample = read(source, asked.names)
+    if not sample.whole and sample.format != "excel":
+        sample = with_rare_values(source, sample, header=not asked.names)
     names, target = list(sample.columns), asked.target
     if target is None:
         if person is None:
@@ -116,8 +120,11 @@ def _table(source: Path, sample: Sample, names: list[str], scratch: Path) -> tup
         _write_csv(source, copy)
         return place, copy, [f"The first sheet of {source.name} stands in {place[2:]} as CSV; the project reads that."]
     if names:
-        header = (sample.delimiter.join(names) + "\n").encode(sample.encoding)
-        return place, header + source.read_bytes(), [f"{place[2:]} has the names in its first line."]
+        copy = scratch / "table.csv"
+        with copy.open("wb") as file, source.open("rb") as rows:
+            file.write((sample.delimiter.join(names) + "\n").encode(sample.encoding))
+            shutil.copyfileobj(rows, file, 1 << 20)
+        return place, copy, [f"{place[2:]} has the names in its first line."]
     if source.stat().st_size > LARGEST_COPY:
         remark = (
             f"{source.name} is large and stays where it is: pipeline.toml has its path. Other machines need an address."

@@ -13,7 +13,7 @@ import stat
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,9 @@ BINARY = {
 class Sample:
     """`columns` are lists of equal length by name, in the table's order; None is a missing value.
 
-    `rows` is how many the table has: counted where it is `whole`, otherwise about. `padded`: most rows have a blank
+    `rows` is how many the table has: counted where it is `whole` or `counted`, otherwise about. Of a table that was
+    counted, `rare` has by column what no row of the sample has, and `blanks` how many there are and the first one's
+    row, from 1. `padded`: most rows have a blank
     after their last delimiter, which the values here are without.
     """
 
@@ -53,6 +55,13 @@ class Sample:
     encoding: str = "utf-8"
     delimiter: str = ","
     padded: bool = False
+    counted: bool = False
+    rare: dict[str, list[Any]] = field(default_factory=dict)
+    blanks: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def values(self, name: str) -> list[Any]:
+        """The column's values that are known, the rare ones last."""
+        return [*self.columns[name], *self.rare.get(name, [])]
 
     @property
     def rows_read(self) -> int:

@@ -11,7 +11,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,29 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART_ROWS = 500_000  # of a part, and in memory at a time
-CHUNK = 1 << 24  # bytes that are read at a time: 16 MiB
+CHUNK = 1 << 22  # bytes that are read at a time: 4 MiB
 LONGEST = 1 << 26  # characters without an end of a row, from which on the quotes are taken to be wrong
-PLAIN = re.compile(r'(?:^|(?<=[,\r\n]))"[^"]*"(?=[,\r\n]|$)')  # a quoted field as every reader reads it
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """A CSV file, how it is written, and what it must hold.
+
+    `check` takes the header's names and gives those of the columns; it raises where they are not the known ones.
+    `advice` says what to do where the bytes are not the encoding.
+    """
+
+    path: Path
+    check: Callable[[list[str]], list[str]]
+    advice: str
+    encoding: str = "utf-8"
+    delimiter: str = ","
+
+    @property
+    def plain(self) -> re.Pattern[str]:
+        """A quoted field as every reader reads it."""
+        ends = rf"{re.escape(self.delimiter)}\r\n"
+        return re.compile(rf'(?:^|(?<=[{ends}]))"[^"]*"(?=[{ends}]|$)')
 
 
 def read_blocks(
@@ -35,21 +56,72 @@ def read_blocks(
     the encoding, a header that does not have exactly these columns, a row of another width, quotes that do not end and
     a table without rows, naming where; what stands before has been given out by then.
     """
+    source = Path(source)
+
+    def check(header: list[str]) -> list[str]:
+        refuse_repeated(source, header)
+        missing, unexpected = [c for c in columns if c not in header], [c for c in header if c not in columns]
+        if missing or unexpected:
+            raise ValueError(
+                f"{source}: the columns are not the known {len(columns)}.\n- missing: {missing}\n"
+                f"+ unexpected: {unexpected}"
+            )
+        return header
+
+    advice = "Set the parameter `encoding` to what the table was written with."
+    start = 0
+    for table in cut_tables(read_tables(CsvFile(source, check, advice, encoding)), rows):
+        yield _frame(table, columns, start)
+        start += len(table)
+
+
+def read_tables(file: CsvFile) -> Iterator[pa.Table]:
+    """The file's rows as columns of text, as they stand, some megabytes at a time.
+
+    Raises ValueError for bytes that are not the encoding, a row of another width, quotes that do not end and a table
+    without rows, naming where; what stands before has been given out by then.
+    """
+    header: list[str] = []
+    names: list[str] = []
+    lines = rows = 0
+    for text in _whole_rows(_text(file)):
+        body = text
+        if not header:
+            opened = io.StringIO(text, newline="")
+            first = next(_rows(file, iter(opened.readline, ""), lines), None)
+            if first is None:
+                lines += text.count("\n")
+                continue
+            header, body = first[1], opened.read()
+            names = file.check(header)
+        table = _parsed(file, body, names, lines + text.count("\n") - body.count("\n"))
+        yield table
+        rows, lines = rows + len(table), lines + text.count("\n")
+    if not header:
+        raise ValueError(f"{file.path} is empty. It needs a header and rows.")
+    if not rows:
+        raise ValueError(f"{file.path} has a header and no rows.")
+
+
+def cut_tables(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows, so many at a time; fewer in the last table alone."""
     import pyarrow as pa
 
     ready: list[pa.Table] = []
-    start = 0
-    for table in _tables(Path(source), columns, encoding):
+    for table in tables:
         ready.append(table)
         while sum(map(len, ready)) >= rows:
             whole = pa.concat_tables(ready)
-            yield _frame(whole.slice(0, rows), columns, start)
-            start, ready = start + rows, [whole.slice(rows)]
-    rest = pa.concat_tables(ready)
-    if len(rest):
-        yield _frame(rest, columns, start)
-    elif not start:
-        raise ValueError(f"{source} has a header and no rows.")
+            yield whole.slice(0, rows)
+            ready = [whole.slice(rows)]
+    if sum(map(len, ready)):
+        yield pa.concat_tables(ready)
+
+
+def refuse_repeated(path: Path, header: Sequence[str]) -> None:
+    """Raises ValueError for a name that the header has twice."""
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise ValueError(f"{path}: the header has {twice} more than once. Keep one column of that name.")
 
 
 def parse_numbers(text: pd.DataFrame) -> pd.DataFrame:
@@ -85,49 +157,29 @@ def _frame(table: pa.Table, columns: Sequence[str], start: int) -> pd.DataFrame:
     return frame
 
 
-def _tables(path: Path, columns: Sequence[str], encoding: str) -> Iterator[pa.Table]:
-    """The rows of each chunk of the file."""
-    header: list[str] = []
-    lines = records = 0
-    for text in _whole_rows(_text(path, encoding)):
-        body = text
-        if not header:
-            file = io.StringIO(text, newline="")
-            first = next(_rows(path, iter(file.readline, ""), lines), None)
-            if first is None:
-                lines += text.count("\n")
-                continue
-            header, body, records = first, file.read(), 1
-            _check_header(path, header, columns)
-        table = _parsed(path, body, header, lines + text.count("\n") - body.count("\n"), records)
-        yield table
-        records, lines = records + len(table), lines + text.count("\n")
-    if not header:
-        raise ValueError(f"{path} is empty. It needs a header and rows.")
-
-
-def _text(path: Path, encoding: str) -> Iterator[str]:
+def _text(file: CsvFile) -> Iterator[str]:
     """The file's text, chunk by chunk, without a byte order mark. Raises ValueError at a byte that is none, or NUL."""
-    decoder, offset, lines = codecs.getincrementaldecoder(encoding)(), 0, 0
-    with path.open("rb") as file:
+    path = file.path
+    try:
+        decoder = codecs.getincrementaldecoder(file.encoding)()
+    except LookupError:
+        raise ValueError(f"{path} is not {file.encoding}. {file.advice}") from None
+    offset = lines = 0
+    with path.open("rb") as opened:
         while True:
-            chunk = file.read(CHUNK)
+            chunk = opened.read(CHUNK)
             kept = decoder.getstate()[0]
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 at = offset - len(kept) + error.start
-                raise ValueError(
-                    f"{path} is not {encoding}: byte {at} is {error.object[error.start]:#04x}. "
-                    "Set the parameter `encoding` to what the table was written with."
-                ) from None
+                byte = f"byte {at} is {error.object[error.start]:#04x}"
+                raise ValueError(f"{path} is not {file.encoding}: {byte}. {file.advice}") from None
             if not offset:
                 text = text.removeprefix("\ufeff")
             if "\0" in text:
                 line = lines + text[: text.index("\0")].count("\n") + 1
-                raise ValueError(
-                    f"{path}, line {line}: a NUL byte. The file is damaged, or its `encoding` is not {encoding}."
-                )
+                raise ValueError(f"{path}, line {line}: a NUL byte. The file is damaged, or its encoding is another.")
             lines += text.count("\n")
             yield text
             if not chunk:
@@ -160,49 +212,42 @@ def _last_end(text: str) -> int:
     return 0
 
 
-def _parsed(path: Path, text: str, header: list[str], lines: int, records: int) -> pa.Table:
-    """The rows of the text as columns of text; `lines` and `records` stand before it in the file."""
+def _parsed(file: CsvFile, text: str, names: list[str], lines: int) -> pa.Table:
+    """The rows of the text as columns of text; so many `lines` stand before it in the file."""
     import pyarrow as pa
     import pyarrow.csv
 
     quotes = text.count('"')
-    if text and (not quotes or 2 * sum(1 for _ in PLAIN.finditer(text)) == quotes):
+    if text and (not quotes or 2 * sum(1 for _ in file.plain.finditer(text)) == quotes):
         try:
             return pa.csv.read_csv(
                 pa.py_buffer(text.encode()),
-                read_options=pa.csv.ReadOptions(column_names=header, block_size=1 << 22),
-                parse_options=pa.csv.ParseOptions(quote_char='"' if quotes else False, newlines_in_values=quotes > 0),
+                read_options=pa.csv.ReadOptions(column_names=names, block_size=1 << 22),
+                parse_options=pa.csv.ParseOptions(
+                    delimiter=file.delimiter, quote_char='"' if quotes else False, newlines_in_values=quotes > 0
+                ),
                 convert_options=pa.csv.ConvertOptions(
-                    column_types=dict.fromkeys(header, pa.large_string()), strings_can_be_null=False
+                    column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
                 ),
             )
-        except pa.ArrowInvalid:  # a row of another width, or a line that is blank: read strictly
+        except ValueError:  # a row of another width, a blank line, a delimiter that is no ASCII
             pass
     rows = []
-    for record, row in enumerate(_rows(path, io.StringIO(text, newline=""), lines), start=records + 1):
-        if len(row) != len(header):
-            raise ValueError(f"{path}, record {record}: {len(row)} values under {len(header)} columns.")
+    for line, row in _rows(file, io.StringIO(text, newline=""), lines):
+        if len(row) != len(names):
+            raise ValueError(f"{file.path}, line {line}: {len(row)} values under {len(names)} columns.")
         rows.append(row)
-    values = zip(*rows, strict=True) if rows else [[] for _ in header]
-    return pa.table({name: pa.array(column, pa.large_string()) for name, column in zip(header, values, strict=True)})
+    values = zip(*rows, strict=True) if rows else [[] for _ in names]
+    return pa.table({name: pa.array(column, pa.large_string()) for name, column in zip(names, values, strict=True)})
 
 
-def _rows(path: Path, text: Iterator[str], lines: int) -> Iterator[list[str]]:
-    """Each row's values; a blank line is not a row. Raises ValueError where the quotes are wrong."""
-    reader = csv.reader(text, strict=True)
+def _rows(file: CsvFile, text: Iterator[str], lines: int) -> Iterator[tuple[int, list[str]]]:
+    """The line and the values of each row; a blank line is not a row. Raises ValueError where the quotes are wrong."""
+    reader = csv.reader(text, delimiter=file.delimiter, strict=True)
     try:
         for row in reader:
             if len(row) > 1 or (row and row[0].strip()):
-                yield row
+                yield lines + reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{path}, line {lines + reader.line_num}: {error}. Check the quotes there.") from None
-
-
-def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise ValueError(f"{path}: the header has {twice} more than once. Keep one column of that name.")
-    missing, unexpected = [c for c in columns if c not in header], [c for c in header if c not in columns]
-    if missing or unexpected:
-        raise ValueError(
-            f"{path}: the columns are not the known {len(columns)}.\n- missing: {missing}\n+ unexpected: {unexpected}"
-        )
+        where = f"{file.path}, line {lines + reader.line_num}"
+        raise ValueError(f"{where}: {error}. Check the quotes there.") from None

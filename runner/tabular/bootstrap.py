@@ -14,40 +14,50 @@ from runner.tabular.columns import Task
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_ROWS = 20_000  # of a sample
 CELLS = 4_000_000  # weights at a time: 32 MB, and a dozen times that while they are used
 
 
 def resample(
-    measure: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-    rows: int,
+    measure: Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]],
+    rows: int | np.ndarray,
     *,
     seed: int,
     resamples: int = 1000,
     confidence: float = 0.95,
+    most_rows: int = MOST_ROWS,
 ) -> dict[str, dict[str, float]]:
     """Per number that `measure` gives: its `value` for the rows as they are, and `low` and `high` of the interval.
 
-    `measure` takes weights of shape (n_samples, rows) and gives arrays of shape (n_samples,); NaN where a sample has no
-    such number, which is left out of the interval. Equal seeds give equal samples for equal `rows`. Memory is bounded,
-    whatever the number of rows.
+    `rows` are the places of the rows, shape (n_rows,), or how many there are. `measure` takes weights of shape
+    (n_samples, n_drawn) and the places of the rows that they are for, shape (n_drawn,); it gives arrays of shape
+    (n_samples,), NaN where a sample has no such number, which is left out of the interval. Equal seeds give equal
+    samples for equally many rows. Memory is bounded, whatever their number.
+
+    Of more than `most_rows` the samples are of so many, taken by chance once; the interval's ends are moved towards the
+    value of all rows by the root of the share taken, as an interval of all would be narrower.
     """
     import numpy as np
 
-    chance, some = np.random.default_rng(seed), max(1, CELLS // rows)
-    blocks = [measure(np.ones((1, rows)))]
+    every = np.arange(rows) if isinstance(rows, int) else rows
+    chance, size = np.random.default_rng(seed), min(len(every), most_rows)
+    taken = every if size == len(every) else np.sort(chance.choice(every, size, replace=False))
+    ones, some = np.ones((1, len(every))), max(1, CELLS // size)
+    whole = measure(ones, every)
+    part = whole if taken is every else measure(ones[:, :size], taken)
+    blocks = []
     for start in range(0, resamples, some):
-        drawn = chance.integers(0, rows, (min(some, resamples - start), rows))
-        blocks.append(measure(np.stack([np.bincount(one, minlength=rows) for one in drawn]).astype("float64")))
-    estimates = {}
-    for name, value in blocks[0].items():
-        samples = np.concatenate([block[name] for block in blocks[1:]])
+        drawn = chance.integers(0, size, (min(some, resamples - start), size))
+        weights = np.stack([np.bincount(one, minlength=size) for one in drawn]).astype("float64")
+        blocks.append(measure(weights, taken))
+    narrower, estimates = (size / len(every)) ** 0.5, {}
+    for name, (value,) in whole.items():
+        samples = value + (np.concatenate([block[name] for block in blocks]) - part[name]) * narrower
+        if taken is every:  # without what rounding would add
+            samples = np.concatenate([block[name] for block in blocks])
         ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-        low, high = np.nanquantile(samples, ends) if np.isfinite(samples).any() else (value[0], value[0])
-        estimates[name] = {
-            "value": float(value[0]),
-            "low": float(min(low, value[0])),
-            "high": float(max(high, value[0])),
-        }
+        low, high = np.nanquantile(samples, ends) if np.isfinite(samples).any() else (value, value)
+        estimates[name] = {"value": float(value), "low": float(min(low, value)), "high": float(max(high, value))}
     return estimates
 
 

@@ -17,6 +17,7 @@ from runner.records import Record
 Kind = Literal["number", "category", "boolean", "date", "text", "key", "target", "ignore"]
 Task = Literal["binary", "multiclass", "regression"]
 ROW_HASH = "row_hash"  # the column that stands for a key where there is none
+MOST_ROWS, MOST_VALUES = 500_000, 10_000_000  # of a part
 
 
 class _Table(Record, frozen=True, kw_only=True):
@@ -62,6 +63,11 @@ class Columns(Record, frozen=True, kw_only=True):
     def categories(self) -> list[str]:
         """The columns of categories that the model learns from; yes and no are two of them."""
         return [name for name, kind in self.kinds.items() if kind in ("category", "boolean")]
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a table that are in memory at a time: 500,000, of more than 20 columns fewer."""
+        return min(MOST_ROWS, max(1, MOST_VALUES // len(self.kinds)))
 
     @property
     def used(self) -> list[str]:

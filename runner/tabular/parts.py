@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from runner.tabular.blocks import PART_ROWS
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -61,32 +63,72 @@ def known_values(path: str | Path, columns: Sequence[str]) -> dict[str, list[str
     return {name: sorted(there) for name, there in values.items()}
 
 
+class PartFiles:
+    """Parquet files that are written part by part: beside their places, until `keep`.
+
+    A file of one part has the frame's own types; in several, whole numbers of 64 bits are float64, as a later part may
+    have a missing one. What is not kept is removed when nobody holds this any more, or the process ends.
+    """
+
+    def __init__(self, places: Mapping[str, str | Path]) -> None:
+        self._files = {name: _File(Path(place)) for name, place in places.items()}
+        self.discard = weakref.finalize(self, _discard, list(self._files.values()))
+
+    def write(self, name: str, frame: pd.DataFrame) -> None:
+        """Add a part to the file of that name."""
+        self._files[name].add(frame)
+
+    def keep(self) -> None:
+        """The files take their places. Raises ValueError, and none does, where nothing was written to one."""
+        for file in self._files.values():
+            file.close()
+        for file in self._files.values():
+            file.beside.replace(file.place)
+
+
 @contextlib.contextmanager
 def write_parts(places: Mapping[str, str | Path]) -> Iterator[Callable[[str, pd.DataFrame], None]]:
-    """Gives `write(name, frame)`, which adds a part to the file of that name.
+    """Gives `write(name, frame)`, as `PartFiles` has it.
 
-    The files take their places when the block ends well, and none where it raises. A file of one part has the frame's
-    own types; in several, whole numbers of 64 bits are float64, as a later part may have a missing one.
+    The files take their places when the block ends well, and none where it raises.
     """
-    files = {name: _File(Path(place)) for name, place in places.items()}
+    files = PartFiles(places)
     try:
-        yield lambda name, frame: files[name].add(frame)
-        for file in files.values():
-            file.close()
-        for file in files.values():
-            file.beside.replace(file.place)
+        yield files.write
+        files.keep()
     finally:
-        for file in files.values():
-            if file.writer is not None:
-                file.writer.close()
-            file.beside.unlink(missing_ok=True)
+        files.discard()
 
 
-def sample_rows(parts: Iterable[pd.DataFrame], every: int = EVERY) -> pd.DataFrame:
+def draw(rows: int, most: int, *, seed: int = 0) -> np.ndarray:
+    """The places of at most `most` of so many rows, drawn by chance, in order: int64, shape (min(rows, most),)."""
+    import numpy as np
+
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
+def draw_rows(path: str | Path, most: int, *, seed: int = 0) -> pd.DataFrame:
+    """At most `most` rows of the Parquet file, or of a folder of such, drawn by chance, in their order."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    places = draw(sum(pq.read_metadata(file).num_rows for file in _files(Path(path))), most, seed=seed)
+    return pd.concat([part[part.index.isin(places)] for part in read_parts(path)])
+
+
+def sample_rows(
+    parts: Iterable[pd.DataFrame],
+    every: int = EVERY,
+    *,
+    features: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+) -> pd.DataFrame:
     """A single part whole; of several every hundredth row, and each with a category, or a gap in a column, that is new.
 
-    Enough for `runner.model.save`, which needs every column's type with its categories, a gap in each column in which
-    the model has learned from one, rows to compare scores by, and what the columns usually hold.
+    `features` makes the columns in which these are looked for, where they are not the parts' own. Enough for
+    `runner.model.save`, which needs every column's type with its categories, a gap in each column in which the model
+    has learned from one, rows to compare scores by, and what the columns usually hold.
     """
     import pandas as pd
 
@@ -99,10 +141,11 @@ def sample_rows(parts: Iterable[pd.DataFrame], every: int = EVERY) -> pd.DataFra
     for part in itertools.chain(beginning, parts):
         fresh = pd.Series(False, index=part.index)
         fresh.iloc[::every] = True
-        for name in part:
-            column = part[name]
-            text = not pd.api.types.is_numeric_dtype(column)
-            values = column[~column.duplicated()] if text else column[column.isna()].head(1)
+        looked_at = features(part) if features else part
+        for name in looked_at:
+            column = looked_at[name]
+            named = isinstance(column.dtype, pd.CategoricalDtype)
+            values = column[~column.duplicated()] if named else column[column.isna()].head(1)
             kinds = {None if pd.isna(value) else value: at for at, value in values.items()}
             known = seen.setdefault(str(name), set())
             fresh.loc[[at for value, at in kinds.items() if value not in known]] = True
@@ -124,6 +167,10 @@ class _File:
         self.place.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: pd.DataFrame) -> None:
+        if self.first is not None and not len(self.first):
+            self.first = None
+        elif not len(frame) and (self.first is not None or self.writer is not None):
+            return
         if self.writer is None and self.first is None:
             self.first = frame.copy(deep=False)  # columns added to it later are not its
             return
@@ -157,3 +204,10 @@ class _File:
 
 def _files(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
+def _discard(files: Iterable[_File]) -> None:
+    for file in files:
+        if file.writer is not None:
+            file.writer.close()
+        file.beside.unlink(missing_ok=True)

@@ -32,6 +32,18 @@ def key_hashes(keys: pd.Series) -> np.ndarray:
     return np.asarray(pd.util.hash_array(keys.to_numpy(dtype=object), categorize=False))
 
 
+def row_hashes(frame: pd.DataFrame) -> pd.Series:
+    """64 bits of each row. Equal rows have equal ones, in whichever part of a table; so do two others by one chance in
+    2**64.
+    """
+    import pandas as pd
+
+    plain = frame.copy(deep=False)
+    for name in frame.select_dtypes("float64"):
+        plain[name] = frame[name] + 0.0  # -0.0 is 0.0
+    return pd.util.hash_pandas_object(plain, index=False)
+
+
 def repeats(read: Callable[[], Iterator[pd.DataFrame]], key: str, hashes: Sequence[np.ndarray]) -> Repeats:
     """What is repeated in the table whose blocks `read` gives, and whose `key_hashes` are known, block by block.
 

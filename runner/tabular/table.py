@@ -1,30 +1,29 @@
 """A table as its file has it, by what columns.toml says of the file; and its values as numbers and dates.
 
-A column keeps the values of a raw record, as whoever sends one has them: text from CSV. What is blank is missing.
+A column keeps the values of a raw record, as whoever sends one has them: text from CSV. What is blank is missing. The
+table is read some rows at a time, so that it may be larger than memory.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import UsageError
+from runner.tabular.blocks import CsvFile, cut_tables, read_tables, refuse_repeated
 from runner.tabular.columns import ROW_HASH, Columns
+from runner.tabular.matrices import known_category
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
     from runner.model import Model
-
-BLOCK = 20_000  # rows that are Python's text at a time
 
 
 def only_file(folder: str | Path) -> str:
@@ -36,24 +35,26 @@ def only_file(folder: str | Path) -> str:
     return str(files[0])
 
 
-def read_table(source: str | Path, columns: Columns) -> pd.DataFrame:
-    """Every column of the table, shape (n_rows, n_columns), values as the file has them, None where one is blank.
+def read_rows(source: str | Path, columns: Columns, *, rows: int = 0) -> Iterator[pd.DataFrame]:
+    """The table's rows, at most `rows` at a time (0: `columns.part_rows`), values as the file has them.
 
-    Raises UsageError for bytes that are not the declared encoding, a header that is not the declared one, and a row of
-    another width, naming where.
+    None stands where one is blank. The columns have the order of columns.toml; the index counts the rows through the
+    table, from 0. Raises UsageError for bytes that are not the declared encoding, a header that is not the declared
+    one, and a row of another width, naming where; what stands before has been given out by then.
     """
+    import pandas as pd
+
+    path, start = Path(source), 0
     readers = {"csv": _csv, "parquet": _parquet, "jsonl": _json_lines}
-    frame = readers[columns.table.format](Path(source), columns)
-    missing = [name for name in columns.kinds if name not in frame]
-    unexpected = [name for name in frame if name not in columns.kinds]
-    if missing or unexpected:
-        raise UsageError(
-            f"{source}: the columns are not those of columns.toml.\n- missing: {missing}\n+ unexpected: {unexpected}"
-        )
-    if not len(frame):
-        raise UsageError(f"{source} has a header and no rows.")
-    frame = frame[list(columns.kinds)]
-    return frame.apply(_without_blanks)
+    try:
+        for frame in readers[columns.table.format](path, columns, rows or columns.part_rows):
+            frame.index = pd.RangeIndex(start, start + len(frame))
+            start += len(frame)
+            yield frame
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not start:
+        raise UsageError(f"{path} has a header and no rows.")
 
 
 def as_number(series: pd.Series, columns: Columns) -> pd.Series:
@@ -67,6 +68,8 @@ def as_number(series: pd.Series, columns: Columns) -> pd.Series:
 
     if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
         return series.astype("float64")
+    if (numbers := _plain_numbers(series, columns)) is not None:
+        return numbers
     values, decimal, missing = [], columns.table.decimal, columns.table.missing
     for row, value in zip(series.index, series.tolist(), strict=True):
         try:
@@ -78,22 +81,18 @@ def as_number(series: pd.Series, columns: Columns) -> pd.Series:
     return pd.Series(values, index=series.index, dtype="float64", name=series.name)
 
 
-def as_label(series: pd.Series) -> pd.Series:
+def as_label(series: pd.Series, known: pd.CategoricalDtype | None = None) -> pd.Series:
     """The column as categories: text as it stands, so that a record of the file is known as it stands.
 
-    Only numbers are made one text, 657 and 657.0. All values that are there are known, in the order of their text.
+    Only numbers are made one text, 657 and 657.0. Without `known` all values that are there are known, in the order of
+    their text; with it, what is none of them is missing.
     """
     import pandas as pd
 
-    from runner.model import as_category
-    from runner.scoring.inference import NUMBER
-
-    text = as_category(series)
-    if pd.api.types.is_string_dtype(series) or series.dtype == "object":
-        kept = [isinstance(value, str) and NUMBER.fullmatch(value) is None for value in series]
-        text = text.mask(pd.Series(kept, index=series.index), series.astype("object"))
-    known = sorted(text.dropna().unique())
-    return text.astype(pd.CategoricalDtype(pd.Index(known, dtype="str")))
+    text = _label_text(series)
+    if known is None:
+        known = pd.CategoricalDtype(pd.Index(sorted(text.dropna().unique()), dtype="str"))
+    return known_category(text, known)
 
 
 def as_date(series: pd.Series, columns: Columns) -> pd.Series:
@@ -150,8 +149,15 @@ def may_have_seen(model: Model, frame: pd.DataFrame) -> np.ndarray:
 
 
 def _canonical(series: pd.Series) -> list[str]:
+    import pandas as pd
+
     from runner.scoring.inference import NUMBER
 
+    if isinstance(series.dtype, pd.CategoricalDtype):  # each text once
+        texts = [*_canonical(series.cat.categories.to_series()), ""]
+        return [texts[code] for code in series.cat.codes]
+    if series.dtype == "float64":
+        return ["" if value != value else repr(value) for value in series.tolist()]
     texts = []
     for value in series.tolist():
         text = "" if value is None or value != value else str(value).strip()
@@ -159,78 +165,124 @@ def _canonical(series: pd.Series) -> list[str]:
     return texts
 
 
-def _csv(path: Path, columns: Columns) -> pd.DataFrame:
+def _label_text(series: pd.Series) -> pd.Series:
     import pandas as pd
 
-    raw = path.read_bytes()
-    try:
-        text = raw.decode(columns.table.encoding).removeprefix("\ufeff")
-    except (UnicodeDecodeError, LookupError) as error:
-        where = f": byte {error.start} is {raw[error.start]:#04x}" * isinstance(error, UnicodeDecodeError)  # type: ignore[union-attr]
-        raise UsageError(
-            f"{path} is not {columns.table.encoding}{where}. Correct `encoding` in columns.toml."
-        ) from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise UsageError(f"{path}, line {line}: a NUL byte. The file is damaged, or its encoding is another.")
-    rows = _rows(path, text, columns.table.delimiter)
-    header = next(rows, None)
-    if header is None:
-        raise UsageError(f"{path} is empty. It needs a header and rows.")
-    header = [name if name in columns.kinds else name.strip() for name in header]
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise UsageError(f"{path}: the header has {twice} more than once. Keep one column of that name.")
-    blocks = [pd.DataFrame([], columns=header, dtype="str")]
-    while block := list(itertools.islice(rows, BLOCK)):
-        blocks.append(pd.DataFrame(block, columns=header, dtype="str"))
-    return pd.concat(blocks[1:] or blocks, ignore_index=True)
+    from runner.model import as_category
+    from runner.scoring.inference import NUMBER
+
+    if isinstance(series.dtype, pd.StringDtype) and not series.is_unique:  # each text once: tables have millions
+        codes, texts = pd.factorize(series)
+        known = _label_text(pd.Series(texts, dtype="object")).tolist()
+        return pd.Series([*known, None], dtype="object").take(codes).set_axis(series.index).rename(series.name)
+    text = as_category(series)
+    if pd.api.types.is_string_dtype(series) or series.dtype == "object":
+        kept = [isinstance(value, str) and NUMBER.fullmatch(value) is None for value in series]
+        text = text.mask(pd.Series(kept, index=series.index), series.astype("object"))
+    return text
 
 
-def _rows(path: Path, text: str, delimiter: str) -> Iterator[list[str]]:
-    """The header's fields and each row's; a blank line is not a row."""
-    reader, width = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
-    try:
-        for row in reader:
-            if len(row) < 2 and not "".join(row).strip():
-                continue
-            width = width or len(row)
-            if len(row) != width:
-                raise UsageError(f"{path}, line {reader.line_num}: {len(row)} values under {width} columns.")
-            yield row
-    except csv.Error as error:
-        raise UsageError(f"{path}, line {reader.line_num}: {error}. Check the quotes there.") from None
-
-
-def _parquet(path: Path, _: Columns) -> pd.DataFrame:
+def _plain_numbers(series: pd.Series, columns: Columns) -> pd.Series | None:
+    """As `as_number`, of text, all values at once; None where one of them is no number, or no text."""
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from runner.tabular import features_code as code
+
+    if not isinstance(series.dtype, pd.StringDtype):
+        return None
+    texts = pc.utf8_trim_whitespace(pa.array(series, type=pa.large_string()))
+    gone = pc.is_in(texts, pa.array(["", *columns.table.missing], pa.large_string()))
+    texts = pc.if_else(gone, None, texts)
+    if columns.table.decimal == ",":
+        texts = pc.replace_substring(texts, ",", ".")
+    if pc.all(pc.match_substring_regex(texts, f"^({code.NUMBER.pattern})$")).as_py() is False:
+        return None
+    texts = pc.utf8_ltrim(texts, "+")  # which Arrow does not read
+    numbers = pd.Series(texts.cast(pa.float64()).to_numpy(zero_copy_only=False), series.index, name=series.name)
+    return None if (numbers.abs() > code.LARGEST).any() else numbers
+
+
+def _csv(path: Path, columns: Columns, rows: int) -> Iterator[pd.DataFrame]:
+    def check(header: list[str]) -> list[str]:
+        names = [name if name in columns.kinds else name.strip() for name in header]
+        refuse_repeated(path, names)
+        _refuse_others(path, names, columns)
+        return names
+
+    advice = "Correct `encoding` in columns.toml."
+    file = CsvFile(path, check, advice, columns.table.encoding, columns.table.delimiter)
+    return (_text_frame(table, columns) for table in cut_tables(read_tables(file), rows))
+
+
+def _text_frame(table: pa.Table, columns: Columns) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    values = {name: table[name] for name in columns.kinds}
+    blank = {name: pc.equal(pc.utf8_trim_whitespace(column), "") for name, column in values.items()}
+    return pd.DataFrame(
+        {name: pc.if_else(blank[name], None, column).to_pandas() for name, column in values.items()}, dtype="str"
+    )
+
+
+def _parquet(path: Path, columns: Columns, rows: int) -> Iterator[pd.DataFrame]:
+    import pyarrow.parquet as pq
 
     try:
-        return pd.read_parquet(path)
+        file = pq.ParquetFile(path)
     except ValueError as error:
-        raise UsageError(f"{path} is not a Parquet file: {error}") from None
+        raise ValueError(f"{path} is not a Parquet file: {error}") from None
+    with file:
+        _refuse_others(path, file.schema_arrow.names, columns)
+        for batch in file.iter_batches(rows):
+            # every stored column is one of the table; a whole number stays one beside a gap, in whichever part
+            frame = batch.to_pandas(ignore_metadata=True, integer_object_nulls=True)
+            yield frame[list(columns.kinds)].apply(_without_blanks)
 
 
-def _json_lines(path: Path, columns: Columns) -> pd.DataFrame:
+def _json_lines(path: Path, columns: Columns, rows: int) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    records = []
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        try:
-            record = json.loads(text) if text.strip() else {}
-        except ValueError as error:
-            raise UsageError(f"{path}, line {line} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise UsageError(f"{path}, line {line} is not an object with a value for each column.")
-        records += [record] if record else []
-    values = {name: pd.Series([record.get(name) for record in records]) for name in columns.kinds}
-    further = {name: None for record in records for name in record if name not in columns.kinds}
-    return pd.DataFrame(values).assign(**further)
+    records = read_records(path)
+    while some := list(itertools.islice(records, rows)):
+        _refuse_others(path, {**columns.kinds, **{name: None for record in some for name in record}}, columns)
+        # objects: what pandas makes of whole numbers beside gaps would differ from part to part
+        values = {name: pd.Series([record.get(name) for record in some], dtype="object") for name in columns.kinds}
+        yield pd.DataFrame(values).apply(_without_blanks)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines. Raises ValueError naming the line that is none."""
+    with path.open("rb") as file:
+        for line, content in enumerate(file, start=1):
+            try:
+                text = content.decode("utf-8-sig" if line == 1 else "utf-8")
+                record = json.loads(text) if text.strip() else {}
+            except ValueError as error:
+                raise ValueError(f"{path}, line {line} is not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {line} is not an object with a value for each column.")
+            if record:
+                yield record
+
+
+def _refuse_others(path: Path, names: Collection[str], columns: Columns) -> None:
+    missing = [name for name in columns.kinds if name not in names]
+    unexpected = [name for name in names if name not in columns.kinds]
+    if missing or unexpected:
+        raise UsageError(
+            f"{path}: the columns are not those of columns.toml.\n- missing: {missing}\n+ unexpected: {unexpected}"
+        )
 
 
 def _without_blanks(series: pd.Series) -> pd.Series:
     import pandas as pd
 
-    if series.dtype == "object" or pd.api.types.is_string_dtype(series):
+    if isinstance(series.dtype, pd.StringDtype):
+        return series.mask(series.str.strip() == "", None)
+    if series.dtype == "object":
         blank = [value is None or value != value or (isinstance(value, str) and not value.strip()) for value in series]
         return series.mask(blank, None)
     return series
