@@ -119,7 +119,7 @@ def _plug_ins_of(prefix: str) -> Iterator[None]:
     look, parser = entrypoints.iter_files_distros, entrypoints.CaseSensitiveConfigParser
     looks: dict[str, list[Any]] = {}
 
-    class Parser(parser):  # type: ignore[misc]
+    class Parser(parser):  # type: ignore[misc, valid-type]
         def read(self, filenames: Sequence[str], encoding: str | None = None) -> Any:
             naming = [name for name in filenames if prefix.encode() in _bytes(name)]
             return super().read(naming, encoding) if naming else []
@@ -138,7 +138,7 @@ def _plug_ins_of(prefix: str) -> Iterator[None]:
 
 
 def _bytes(file: str) -> bytes:
-    with open(file, "rb") as opened:  # noqa: PTH123  # pathlib would be imported for this alone
+    with open(file, "rb") as opened:  # pathlib would be imported for this alone
         return opened.read()
 
 
