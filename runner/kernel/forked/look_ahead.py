@@ -5,7 +5,6 @@ Lookups alone: nothing here may start a thread or compute. Runs in the server on
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
 from threadpoolctl import ThreadpoolController
@@ -15,8 +14,6 @@ def look_ahead() -> None:
     """Find the libraries that have threads, among several hundred files, and narwhals' plug-ins, in the lists of all
     installed packages, which scikit-learn asks for at its first score."""
     ThreadpoolController()
-    if "narwhals.dependencies" in sys.modules:
-        with contextlib.suppress(ImportError, AttributeError):  # a narwhals that looks otherwise
-            from narwhals import plugins
-
-            plugins._discover_entrypoints()
+    discover = getattr(sys.modules.get("narwhals.plugins"), "_discover_entrypoints", None)
+    if discover is not None:  # a narwhals that looks otherwise does so in the kernel
+        discover()
