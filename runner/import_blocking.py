@@ -3,6 +3,9 @@
 In the runner's own process papermill need not load every cloud's client, as it gets no paths for them. In a notebook's
 process nothing may be missing. In both, where Jupyter is installed, jsonschema, which nbformat and many others import,
 builds a grammar for one kind of format check (IRIs) in 2.6 s; here it does so at the first such check.
+
+papermill also reads the entry points of every installed package twice, with a slow parser, and loads requests for
+notebooks at web addresses. Its plug-ins are found here too, by one look; requests is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -23,6 +26,14 @@ PAPERMILLS = (
     "rfc3987_syntax", "rfc3986_validator", "isoduration", "webcolors", "uri_template", "fqdn", "boto3", "azure", "gcsfs"
 )  # fmt: skip
 GRAMMAR = "rfc3987_syntax"
+
+
+@contextmanager
+def lean_papermill() -> Iterator[None]:
+    """papermill, imported inside for the first time, loads only what executing a local notebook needs; nothing in this
+    process reads tables, so without pyarrow."""
+    with without(*PAPERMILLS, "pyarrow"), lazily("requests"), _plug_ins_of("papermill."):
+        yield
 
 
 @contextmanager
@@ -70,6 +81,65 @@ def deferred() -> Iterator[None]:
             yield
     finally:
         remove_replacement()
+
+
+@contextmanager
+def lazily(package: str) -> Iterator[None]:
+    """Modules imported inside get a replacement of the package, which loads the real one when it is first asked for
+    something; whoever imports the package later gets the real one."""
+    replacement = ModuleType(package)
+
+    def remove_replacement() -> None:
+        if sys.modules.get(package) is replacement:
+            del sys.modules[package]
+
+    def from_real(name: str) -> Any:
+        remove_replacement()
+        return getattr(importlib.import_module(package), name)
+
+    if package not in sys.modules and find_spec(package) is not None:
+        vars(replacement)["__getattr__"] = from_real
+        sys.modules[package] = replacement
+    try:
+        yield
+    finally:
+        remove_replacement()
+
+
+@contextmanager
+def _plug_ins_of(prefix: str) -> Iterator[None]:
+    """Inside, the package `entrypoints` looks at the installed packages once, and parses only the files in which the
+    prefix of a group stands."""
+    entrypoints: Any = None
+    with suppress(ImportError):
+        entrypoints = importlib.import_module("entrypoints")
+    if entrypoints is None:  # a papermill that finds its plug-ins otherwise
+        yield
+        return
+    look, parser = entrypoints.iter_files_distros, entrypoints.CaseSensitiveConfigParser
+    looks: dict[str, list[Any]] = {}
+
+    class Parser(parser):  # type: ignore[misc, valid-type]
+        def read(self, filenames: Sequence[str], encoding: str | None = None) -> Any:
+            naming = [name for name in filenames if prefix.encode() in _bytes(name)]
+            return super().read(naming, encoding) if naming else []
+
+    def look_once(path: Sequence[str] | None = None, repeated_distro: str = "first") -> list[Any]:
+        key = repr((path or sys.path, repeated_distro))
+        if key not in looks:
+            looks[key] = list(look(path, repeated_distro))
+        return looks[key]
+
+    entrypoints.iter_files_distros, entrypoints.CaseSensitiveConfigParser = look_once, Parser
+    try:
+        yield
+    finally:
+        entrypoints.iter_files_distros, entrypoints.CaseSensitiveConfigParser = look, parser
+
+
+def _bytes(file: str) -> bytes:
+    with open(file, "rb") as opened:  # pathlib would be imported for this alone
+        return opened.read()
 
 
 class _Hidden:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
 from pathlib import Path
 
+from runner.cli import page_writer
+from runner.cli.page_writer import PageWriter
 from runner.cli.terminal import say
 from runner.manifest import RunManifest
 from runner.records import Verdict
@@ -26,8 +25,8 @@ class Reporter:
     def __init__(self, shown: RunWatcher, *, pages: bool, again: bool = False) -> None:
         self._shown = shown
         self._pages = pages
-        self._options = ["--follow", *(["--again"] if again else [])]
-        self._process: subprocess.Popen[str] | None = None
+        self._again = again
+        self._writer: PageWriter | None = None
         self._folder: Path | None = None
         self._runs: Path | None = None
         self.manifest: RunManifest | None = None  # of the run, as far as it is; None before it has begun
@@ -40,12 +39,7 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        if self._process.wait() != 0:
+        if self._writer is not None and self._writer.finish() != 0:
             name = self._folder.name if self._folder else ""
             say(f"The report could not be written; try `runner report {name}`", err=True)
 
@@ -54,12 +48,7 @@ class Reporter:
         self.manifest = manifest
         self._folder = self._runs / manifest.run
         if self._pages:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "runner.report", *self._options, str(self._folder)],
-                stdin=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # Ctrl-C must end the run, not its report
-            )
+            self._writer = page_writer.start(self._folder, again=self._again)
         self._shown.started(manifest)
 
     def progress(self, progress: Progress) -> None:
@@ -69,10 +58,8 @@ class Reporter:
         self.manifest = manifest
         self._shown.changed(manifest, step)
         state = manifest.step(step)
-        if state.status in ENDED and self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # reported when the context ends
-                self._process.stdin.write(f"{step}\n")
-                self._process.stdin.flush()
+        if state.status in ENDED and self._writer is not None:
+            self._writer.ended(step)
 
     def judged(self, verdict: Verdict) -> None:
         self._shown.judged(verdict)

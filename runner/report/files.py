@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import io
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from runner.report.clean import POLICY
 
 if TYPE_CHECKING:
     import jinja2
+    from jinja2.bccache import Bucket
     from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,9 +51,34 @@ def environment(*more: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=shown,
+        bytecode_cache=_compiled_templates(),
     )
     environment.filters.update(prose=prose, number=number, when=when, size=size, short=lambda text: str(text)[:12])
     return environment
+
+
+def _compiled_templates() -> jinja2.BytecodeCache:
+    """Compiling a report's templates takes as long as filling them in, so the user's cache keeps them compiled, as
+    Python keeps its modules."""
+    import jinja2
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runner" / "templates"
+    # what compiled code depends on beside the template
+    compiler = f"{jinja2.__version__} {Path(__file__).stat().st_mtime_ns} "
+
+    class Compiled(jinja2.FileSystemBytecodeCache):
+        def get_cache_key(self, name: str, filename: str | None = None) -> str:
+            return name  # whatever folder it lies in: the checksum tells them apart
+
+        def get_source_checksum(self, source: str) -> str:
+            return super().get_source_checksum(compiler + source)
+
+        def dump_bytecode(self, bucket: Bucket) -> None:
+            with contextlib.suppress(OSError):  # a cache that cannot be written
+                folder.mkdir(parents=True, exist_ok=True)
+                super().dump_bytecode(bucket)
+
+    return Compiled(str(folder), "%s.compiled")
 
 
 def svg_address(figure: Figure) -> str:

@@ -18,6 +18,7 @@ from runner.report import clean
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.rules_inline import StateInline
+    from pygments.formatters.html import HtmlFormatter
     from pygments.lexer import Lexer
 
 LONGEST_MARKDOWN, LONGEST_SOURCE, LONGEST_LINE = 50_000, 20_000, 1000
@@ -45,9 +46,8 @@ def highlighted(source: str, language: str) -> str:
         marked = html.escape(source)
     else:
         from pygments import highlight
-        from pygments.formatters.html import HtmlFormatter
 
-        marked = highlight(source, lexer, HtmlFormatter(nowrap=True))
+        marked = highlight(source, lexer, _formatter())
     return f'<pre class="highlight">{marked}</pre>'
 
 
@@ -103,6 +103,13 @@ def _lexer(language: str) -> Lexer | None:
         return get_lexer_by_name(language)
     except ClassNotFound:
         return None
+
+
+@functools.cache
+def _formatter() -> HtmlFormatter[str]:
+    from pygments.formatters.html import HtmlFormatter
+
+    return HtmlFormatter(nowrap=True)  # it makes a style sheet, which takes as long as a cell's words
 
 
 @functools.cache

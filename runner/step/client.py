@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, cast
 
-from runner.import_blocking import PAPERMILLS, without
+from runner.import_blocking import lean_papermill
 
-with without(*PAPERMILLS, "pyarrow"):
+with lean_papermill():
     from nbclient.client import timestamp
     from nbclient.exceptions import CellExecutionComplete, CellExecutionError
     from nbclient.util import run_hook

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.import_blocking import PAPERMILLS, without
+from runner.import_blocking import lean_papermill
 from runner.records import Value
 
-with without(*PAPERMILLS, "pyarrow"):  # nothing in this process reads tables
+with lean_papermill():
     import papermill
     from nbformat import NotebookNode, v4
     from papermill.engines import Engine

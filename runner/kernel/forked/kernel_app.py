@@ -42,9 +42,14 @@ SHELL, IOPUB = object(), object()  # where ipykernel means to send a message
 
 
 class SocketSession(LimitedSession):
-    """Jupyter's session with one socket for all channels. Before `connect` it drops messages."""
+    """Jupyter's session with one socket for all channels. Before `connect` it drops messages.
+
+    A cell's reply goes with the status idle that follows it, and busy with what follows that: each time the runner is
+    woken costs more than its message.
+    """
 
     line: socket.socket | None = None
+    held = b""
 
     def connect(self, line: socket.socket) -> None:
         self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
@@ -63,14 +68,19 @@ class SocketSession(LimitedSession):
             self.refuse("a cell talks to a widget in the browser (a comm)")
         if self.is_ours:
             payload = {"type": kind, "parent": message["parent_header"].get("msg_id"), "content": content}
-            self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload))
+            followed = kind == "execute_reply" or content.get("execution_state") == "busy"
+            self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload), hold=followed)
         elif kind == "stream":
             os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
 
-    def put(self, kind: Kind, payload: bytes) -> None:
+    def put(self, kind: Kind, payload: bytes, *, hold: bool = False) -> None:
+        """Send it after what is held; with `hold` it is sent with the next one."""
         assert self.line is not None
         with self.lock:
-            self.line.sendall(frame(kind, payload))
+            self.held += frame(kind, payload)
+            if not hold:
+                sent, self.held = self.held, b""
+                self.line.sendall(sent)
 
     def refuse(self, why: str) -> NoReturn:
         """Ask for the standard kernel, and do nothing more: the runner ends this process."""
@@ -138,9 +148,11 @@ class ForkedIPythonKernel(NotebookKernel):
                 os._exit(0)
             self.post_handler_hook()
         with pump.settled():
-            for stream in self.parent.streams:
-                stream.flush()
-            self._publish_status("idle", "shell")
+            try:
+                for stream in self.parent.streams:
+                    stream.flush()
+            finally:  # it sends what is held
+                self._publish_status("idle", "shell")
 
     def _abort_queues(self, subshell_id: str | None = None) -> None:
         """Nothing is queued: the runner sends a request when the one before is done."""

@@ -52,6 +52,7 @@ class KernelServer:
     base: set[str]  # packages loaded before any notebook's
     kernels: dict[int, ForkedProcess] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
+    looked_for: int = -1  # so many of them had been loaded when `look_ahead` was called
     spoiled: str = ""  # why nothing can be forked any more
     spoiled_by: str = ""
 
@@ -100,6 +101,11 @@ class KernelServer:
 
     def _fork(self, line: socket.socket, status: socket.socket, crashes: int) -> None:
         self.app.preload.complete()
+        if self.looked_for < len(self.loaded):
+            from runner.kernel.forked.look_ahead import look_ahead  # after the watchdog's fork, as all that is large
+
+            look_ahead()
+            self.looked_for = len(self.loaded)
         gc.freeze()  # not collected before: that would look through all that was loaded
         pid = os.fork()
         if pid == 0:
@@ -181,6 +187,7 @@ def main() -> None:
     fcntl.fcntl(requests, fcntl.F_SETFL, fcntl.fcntl(requests, fcntl.F_GETFL) | os.O_ASYNC)
     changed()
     gc.disable()  # modules' objects stay
+    import runner.kernel.forked.kernel_main  # noqa: F401  # once, and not in every fork
     from runner.kernel.forked.kernel_app import build
 
     server = KernelServer(requests, build(), watchdog, {name.partition(".")[0] for name in sys.modules})
