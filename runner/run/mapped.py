@@ -32,6 +32,7 @@ from runner.pipeline.plan import PlannedStep
 from runner.records import (
     Artifact,
     FileFact,
+    InputFact,
     Key,
     KeyResult,
     Mapped,
@@ -103,7 +104,9 @@ def of_key(state: StepState, key_folder: str, store: Store) -> StepState:
     assert state.result.mapped is not None
     fact = facts_of(state.result.mapped.files)[f"{key_folder}/{run_folder.STATE}"]
     ended = read(KeyState, store.object(fact))
-    return replace(state, job=ended.job, result=ended.result)
+    assert state.job is not None
+    job = replace(ended.job, inputs=ended.job.inputs or state.job.inputs)
+    return replace(state, job=job, result=replace(ended.result, inputs=job.inputs))
 
 
 def states(folder: Path) -> list[KeyState]:
@@ -146,7 +149,7 @@ class MappedExecution:
             ended = self._one(self.keys[number], names[number], cwd, stop)
             with lock:
                 done[0] += ended is not None
-                on_progress(Progress(self.step.name, done[0], len(names), None, str(self.keys[number]), "keys"))
+                on_progress(Progress(self.step.name, done[0], len(names), None, str(self.keys[number]), unit="keys"))
             return ended
 
         on_progress(Progress(self.step.name, 0, len(names), unit="keys"))
@@ -182,6 +185,8 @@ class MappedExecution:
             state = KeyState(key=key, folder=name, step_key=digest, from_run=hit.run, job=hit.job, result=hit.result)
         else:
             result, job = self._executed(key, folder, cwd, stop)
+            # the inputs are the step's, and may be folders of thousands of files
+            job, result = replace(job, inputs={}), replace(result, inputs={})
             state = KeyState(key=key, folder=name, step_key=digest, job=job, result=result)
         atomic_write(folder / run_folder.STATE, encode(state))
         _tidy(folder)
@@ -209,7 +214,8 @@ class MappedExecution:
             if (self.folder / name).exists():
                 (folder / name).symlink_to(Path("..", "..", name))
         parameter, _ = mapping.source(self.step.spec)
-        job = replace(self.job, parameters={**self.job.parameters, parameter: key})
+        inputs = {name: _in_brief(fact) for name, fact in self.job.inputs.items()}
+        job = replace(self.job, parameters={**self.job.parameters, parameter: key}, inputs=inputs)
         atomic_write(folder / run_folder.JOB, encode(job))
         self.executor.prepare(folder, cwd=cwd, threads=job.threads)
         result = self.executor.run(folder, cwd=cwd, stop=stop, on_progress=lambda _: None)
@@ -327,6 +333,11 @@ def _opened(results: Iterable[StepResult]) -> dict[str, Opened]:
             if known.sha256 != fact.sha256:
                 opened[name] = replace(known, sha256="")
     return dict(sorted(opened.items()))
+
+
+def _in_brief(fact: InputFact) -> InputFact:
+    """The input without the names of a folder's files, which an execution does not need."""
+    return fact if fact.artifact is None else replace(fact, artifact=replace(fact.artifact, files=None))
 
 
 def _tidy(folder: Path) -> None:
