@@ -21,6 +21,7 @@ from benchmarks.paths import code_cell, notebook
 
 LIMIT_S, READS = 0.5, 0.8
 ASKED = (["run"], ["check"], ["runs"], ["show", "latest"], ["run", "--force"], ["gc", "--dry-run"])
+COPIES: dict[str, str] = {}  # of files that have all the links that they can have
 REMOVES = ["gc", "--keep", "1000"]
 TOML = """
 name = "many"
@@ -76,12 +77,21 @@ def multiply(project: Path, count: int) -> None:
     began = datetime.strptime(original.name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
     for number in range(1, count):
         name = f"{began - timedelta(minutes=number):%Y%m%d-%H%M%S}-{number % 65536:04x}"
-        shutil.copytree(original, runs / name, symlinks=True, copy_function=os.link)
+        shutil.copytree(original, runs / name, symlinks=True, copy_function=_link_or_copy)
         (runs / name / "run.json").unlink()
         (runs / name / "run.json").write_text(text.replace(original.name, name))
         for path, entries in cached.items():
             key = hashlib.sha256(f"{path.parent.name} {name}".encode()).hexdigest()
             path.with_name(f"{key}.json").write_text(entries.replace(original.name, name))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A link; where the file has no room for one, as with ext4's 65,000, to a copy of it from then on."""
+    try:
+        os.link(COPIES.get(source, source), target)
+    except OSError:
+        shutil.copyfile(source, target)
+        COPIES[source] = target
 
 
 def verify(project: Path) -> None:
