@@ -23,7 +23,6 @@ from runner.manifest import Imported, ModelVersionRef, RunManifest
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, NewVersion, Registry
 from runner.pipeline.file import load, nearest
-from runner.pipeline.mapping import refuse_elsewhere
 from runner.records import USUAL_KERNEL, Artifact, Capture, Pipeline, SageMakerTargetSpec, Target, utc_text
 from runner.run import sources
 from runner.run.folder import PIPELINE
@@ -180,7 +179,6 @@ class Project:
             from runner.aws.processing import executor as remote
             from runner.run.cache import Cache
 
-            refuse_elsewhere(self.spec, "in SageMaker")
             runtime = remote.runtime(self.spec, self.root)
             undeclared = Cache(store, self.root).undeclared
             executor = remote.SageMakerExecutor(

@@ -326,18 +326,11 @@ def test_a_mistake_about_a_map_is_named_before_anything_runs(project: Project, o
         plan(project.folder / "pipeline.toml")
 
 
-def test_a_mapped_parameter_is_not_set_otherwise_and_runs_here_only(project: Project) -> None:
+def test_a_mapped_parameter_is_not_set_otherwise(project: Project) -> None:
     write(project)
     for name in ("region", "fit.region"):
         with pytest.raises(PipelineError, match="is mapped over it"):
             plan(project.folder / "pipeline.toml", overrides={name: "a"})
-    cloud = (
-        '[sagemaker]\nbucket = "b"\nrole = "arn:aws:iam::123456789012:role/r"\nimage = "own"\nregion = "eu-west-1"\n'
-    )
-    project.toml(TOML + cloud)
-    done = project.runner("run", "--on", "sagemaker")
-    assert done.code == 2
-    assert "a mapped step runs on this machine only" in done.err
 
 
 def test_a_second_try_executes_only_the_keys_that_failed(project: Project) -> None:

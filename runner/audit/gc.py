@@ -6,29 +6,31 @@ before anything is deleted; see `runner.run.removal`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runner.content import file_fact
 from runner.errors import RunnerError
 from runner.failpoint import reach
-from runner.manifest import RunManifest, StepState
+from runner.manifest import KeyState, RunManifest, StepState
 from runner.model.registry import LocalRegistry
 from runner.model.versions import ModelVersion, Registry
 from runner.pipeline import mapping
-from runner.records import FileFact, utc_text
+from runner.records import FileFact, StepKey, StepResult, StepSpec, utc_text
 from runner.run import folder as run_folder
 from runner.run import removal
-from runner.run.cache import CACHE, Cache
+from runner.run.cache import Cache
 from runner.run.keys import digest, of_one
 from runner.run.mapped import states
 from runner.run.sources import FETCHED
 from runner.run.store import ELSEWHERE, MANIFEST, Store, facts_of
 
-PINNED = "pinned"
+PINNED, UNREADABLE = "pinned", "cannot be read"
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,11 @@ def collect(store: Store, registry: Registry, project: Path, request: GcRequest)
     """
     with store.shared() if request.dry_run else store.exclusive():
         versions = registry.list()  # while no run can add to it
-        kept, removed, manifests = _divide(store, request, _runs_of_versions(registry, versions))
-        needed = {fact.sha256 for manifest in manifests for fact in _facts(manifest, store)}
+        kept, removed, needed = _divide(store, request, _runs_of_versions(registry, versions))
         needed |= {
             fact.sha256 for version in versions for fact in facts_of(version.artifact).values() if version.run in kept
         }
-        unreadable = len(manifests) < len(kept)  # what such a run needs is not known
+        unreadable = UNREADABLE in kept.values()  # what such a run needs is not known
         objects = [] if unreadable else [path for path in store.objects.glob("?" * 64) if path.name not in needed]
         size = sum(path.stat().st_size for path in objects)
         if not request.dry_run:
@@ -73,7 +74,7 @@ def collect(store: Store, registry: Registry, project: Path, request: GcRequest)
                 path.unlink()
             reach("objects removed")
             _tidy(store, needed)
-            _rebuild_cache(store, manifests, project)
+            _refresh_cache(Cache(store, project), kept)
         return GcReport(tuple(removed), len(objects), size, kept)
 
 
@@ -92,19 +93,20 @@ def _runs_of_versions(registry: Registry, versions: Sequence[ModelVersion]) -> s
     }
 
 
-def _divide(
-    store: Store, request: GcRequest, of_versions: set[str]
-) -> tuple[dict[str, str], list[str], list[RunManifest]]:
-    """The runs to keep, each with its reason; those to remove; and the manifests of the former that can be read."""
+def _divide(store: Store, request: GcRequest, of_versions: set[str]) -> tuple[dict[str, str], list[str], set[str]]:
+    """The runs to keep, each with its reason; those to remove; and the hashes of the objects that the former need.
+
+    One manifest is in memory at a time: a store may have a hundred thousand.
+    """
     kept: dict[str, str] = {}
     removed: list[str] = []
-    manifests: list[RunManifest] = []
+    needed: set[str] = set()
     for number, run in enumerate(store.runs()):
         try:
             manifest = store.manifest(run)
         except RunnerError:
             if store.begun(run) or store.locked(run):
-                kept[run] = "cannot be read"
+                kept[run] = UNREADABLE
             else:
                 removed.append(run)
             continue
@@ -120,8 +122,8 @@ def _divide(
         else:
             removed.append(run)
             continue
-        manifests.append(manifest)
-    return kept, removed, manifests
+        needed |= {fact.sha256 for fact in _facts(manifest, store)}
+    return kept, removed, needed
 
 
 def _remove(store: Store, run: str, registry: Registry, versions: Iterable[ModelVersion], request: GcRequest) -> None:
@@ -192,25 +194,45 @@ def _facts(manifest: RunManifest, store: Store) -> Iterator[FileFact]:
         yield from facts_of(artifact).values()
 
 
-def _rebuild_cache(store: Store, manifests: list[RunManifest], project: Path) -> None:
-    """Make the cache anew from the kept runs, oldest first. Imported runs do not count as results here."""
-    for folder in (store.root / CACHE).glob("*/"):
-        shutil.rmtree(folder)
-    cache = Cache(store, project)
-    for manifest in (manifest for manifest in reversed(manifests) if manifest.imported is None):
-        for state in manifest.steps:
-            if state.complete:
-                cache.remember(manifest.run, state)
-            _remember_keys(cache, manifest, state)
+def _refresh_cache(cache: Cache, kept: Iterable[str]) -> None:
+    """Take the removed runs out of the cache. The newest kept run with an equal step takes their place.
+
+    Imported runs do not count as results here.
+    """
+    lost = cache.forget_removed()
+    steps, newest = {step for step, _ in lost}, dict[Hashable, Callable[[], None]]()
+    latest = dict[str, Callable[[], None]]()  # of a step, whose `latest.json` may have been a removed run's too
+    for run in sorted(kept) if lost else ():
+        with contextlib.suppress(RunnerError):
+            manifest = cache.store.manifest(run)
+            for state in manifest.steps if manifest.imported is None else ():
+                if state.name not in steps or state.key is None:
+                    continue
+                step_key = digest(state.key)
+                if state.complete and state.result is not None:
+                    remember = latest[state.name] = functools.partial(cache.remember, run, state)
+                    if (state.name, step_key) in lost:
+                        newest[state.name, step_key, _seen(state.result)] = remember
+                for key, ended in _keys(cache.store, run, state, manifest.pipeline.steps[state.name]):
+                    if (state.name, ended.step_key) in lost:
+                        newest[state.name, ended.step_key, _seen(ended.result)] = functools.partial(
+                            cache.remember_key, run, state.name, ended.folder, key, ended.result
+                        )
+    for write in (*newest.values(), *latest.values()):
+        write()
 
 
-def _remember_keys(cache: Cache, manifest: RunManifest, state: StepState) -> None:
+def _seen(result: StepResult) -> Hashable:
+    """The undeclared files that it read, by content: with others it is another result."""
+    return tuple(sorted((name, opened.sha256) for name, opened in result.opened.items()))
+
+
+def _keys(store: Store, run: str, state: StepState, spec: StepSpec) -> Iterator[tuple[StepKey, KeyState]]:
     """The keys of a mapped step that succeeded, also where the step as a whole did not."""
-    spec = manifest.pipeline.steps[state.name]
     if state.key is None or not spec.map:
         return
     parameter, _ = mapping.source(spec)
-    for ended in states(run_folder.step_folder(cache.store, manifest.run, state.name)):
+    for ended in states(run_folder.step_folder(store, run, state.name)):
         key = of_one(state.key, parameter, ended.key)
         if ended.result.error is None and digest(key) == ended.step_key:
-            cache.remember_key(manifest.run, state.name, ended.folder, key, ended.result)
+            yield key, ended

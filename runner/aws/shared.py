@@ -35,7 +35,7 @@ from runner.manifest import RunManifest
 from runner.records import FORMAT, Artifact, Record, decode, encode, read
 from runner.run import layout
 from runner.run.cache import Cache
-from runner.run.folder import STEPS
+from runner.run.folder import KEYS, STEPS
 from runner.run.ids import RUN_ID
 from runner.run.store import MANIFEST, OWNED, Store, facts_of
 from runner.step.execute import EXECUTED
@@ -197,7 +197,7 @@ class SharedRuns:
                     if self.store.has(fact) or self.store.address(fact) is not None:
                         continue
                     address = self.place.address(f"objects/{fact.sha256}")
-                    if remote is not None and remote.at and artifact.path.partition("/")[0] != "in":
+                    if remote is not None and remote.at and artifact.path.partition("/")[0] not in ("in", KEYS):
                         path = f"{artifact.path.rstrip('/')}/{relative}" if relative else artifact.path
                         address = remote.at + path
                     self.store.note_address(fact, address)

@@ -371,6 +371,8 @@ def _step_references(name: str, step: StepSpec, pipeline: Pipeline) -> Iterator[
     if step.retries < 0:
         yield f"{where}.retries is {step.retries}; it is 0 or more."
     yield from _not_above_zero(where, step, "timeout_s", "cell_timeout_s")
+    if step.map and {**pipeline.sagemaker.written(), **step.sagemaker.written()}.get("job") == "training":
+        yield f'{where}: a mapped step is no training job. Write job = "processing" in its [sagemaker] table.'
     for said in _contradictions(pipeline.sagemaker, step.sagemaker):
         if said not in _contradictions(pipeline.sagemaker):
             yield f"{where}.sagemaker: {said}"

@@ -88,13 +88,13 @@ def _key(item: Any, where: str, declared: Declared | None) -> Key:
     return value
 
 
-def refuse_elsewhere(pipeline: Pipeline, where: str) -> None:
-    """Raises PipelineError where a step is mapped: its keys are executed on this machine only."""
+def refuse_pushed(pipeline: Pipeline) -> None:
+    """Raises PipelineError where a step is mapped: a Pipeline's jobs are made before its keys are known."""
     for name, spec in pipeline.steps.items():
         if spec.map and name not in pipeline.skip:
             raise PipelineError(
-                f"steps.{name}.map: a mapped step runs on this machine only, not {where}. Run it without "
-                "`--on sagemaker`, or leave it out with a profile's `skip`."
+                f"steps.{name}.map: a mapped step is not in a SageMaker Pipeline, whose jobs are made before the keys "
+                "are known. Run it with `runner run --on sagemaker`, or leave it out with a profile's `skip`."
             )
 
 

@@ -24,7 +24,8 @@ from runner.run.registration import not_registered
 from runner.run.store import MANIFEST, Store
 
 REPORT = "report.html"
-MOST_PAGES, MOST_ROWS = 20, 2_000  # of a mapped step: keys that failed with a page of their own, keys in its table
+# of a mapped step: keys that failed with a page of their own, keys in its table, keys of these that are not folded
+MOST_PAGES, MOST_ROWS, UNFOLDED = 20, 2_000, 100
 WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive", "error": "in error"}
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!", "not judged": "–"}
 STATES = {
@@ -254,6 +255,7 @@ def _keys(state: StepState) -> dict[str, Any]:
         "step": state.name,
         "parameter": mapped.parameter,
         "total": len(mapped.keys),
+        "unfolded": UNFOLDED,
         "failed": len(mapped.failed),
         "metrics": list(dict.fromkeys(name for key in mapped.keys for name in key.metrics)),
         "rows": [

@@ -116,6 +116,22 @@ class Cache:
         """Keep the success of one key of a mapped step. Safe to call from several threads for different keys."""
         self._keep(step, _Entry(run=run, folder=folder, key=key, opened=result.opened))
 
+    def forget_removed(self) -> set[tuple[str, str]]:
+        """Take out the entries of runs that are not here any more; (step, hash of the step key) of each."""
+        lost, runs = set[tuple[str, str]](), set(self.store.runs())
+        for path in self.folder.glob("*/*.json"):
+            step, entries = path.parent.name, self._read(path.parent.name, path.name)
+            left = [entry for entry in entries if entry.run in runs]
+            if left and len(left) == len(entries):
+                continue
+            if len(left) < len(entries):
+                lost.add((step, path.stem if path.name != LATEST else digest(entries[-1].key)))
+            if left:
+                atomic_write(path, encode(_Entries(entries=left)))
+            else:
+                path.unlink()
+        return lost
+
     def _keep(self, step: str, entry: _Entry) -> None:
         name = f"{digest(entry.key)}.json"
         others = [other for other in self._read(step, name) if other.opened != entry.opened]

@@ -145,8 +145,12 @@ def seal(result: StepResult, *, store: Store, run: str, step: str) -> None:
         if result.remote is None:
             store.seal(folder, artifact)
             continue
+        of_keys = (
+            result.mapped is not None and artifact == result.mapped.files
+        )  # they are here, and there in one archive
         for path, fact in files_of(artifact):
-            store.note_address(fact, result.remote.at + path)
+            if not of_keys:
+                store.note_address(fact, result.remote.at + path)
             if (folder / path).exists():
                 store.seal(folder, Artifact(path=path, sha256=fact.sha256, size_bytes=fact.size_bytes))
 

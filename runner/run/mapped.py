@@ -38,6 +38,7 @@ from runner.records import (
     ClusterFacts,
     Count,
     FileFact,
+    InputFact,
     Key,
     KeyResult,
     Mapped,
@@ -109,7 +110,9 @@ def of_key(state: StepState, key_folder: str, store: Store) -> StepState:
     assert state.result.mapped is not None
     fact = facts_of(state.result.mapped.files)[f"{key_folder}/{run_folder.STATE}"]
     ended = read(KeyState, store.object(fact))
-    return replace(state, job=ended.job, result=ended.result)
+    assert state.job is not None
+    job = replace(ended.job, inputs=ended.job.inputs or state.job.inputs)
+    return replace(state, job=job, result=replace(ended.result, inputs=job.inputs))
 
 
 def states(folder: Path) -> list[KeyState]:
@@ -204,6 +207,8 @@ class MappedExecution:
             state = KeyState(key=key, folder=name, step_key=digest, from_run=hit.run, job=hit.job, result=hit.result)
         else:
             result, job = self._executed(key, folder, cwd, stop, on_progress)
+            # the inputs are the step's, and may be folders of thousands of files
+            job, result = replace(job, inputs={}), replace(result, inputs={})
             state = KeyState(key=key, folder=name, step_key=digest, job=job, result=result)
         atomic_write(folder / run_folder.STATE, encode(state))
         _tidy(folder)
@@ -234,7 +239,9 @@ class MappedExecution:
             if (self.folder / name).exists():
                 (folder / name).symlink_to(Path("..", "..", name))
         parameter, _ = mapping.source(self.step.spec)
-        job = replace(self.job, parameters={**self.job.parameters, parameter: key}, beside=self._beside())
+        inputs = {name: _in_brief(fact) for name, fact in self.job.inputs.items()}
+        parameters = {**self.job.parameters, parameter: key}
+        job = replace(self.job, parameters=parameters, inputs=inputs, beside=self._beside())
         atomic_write(folder / run_folder.JOB, encode(job))
         if job.cluster is None:  # else its kernel needs the cluster's address
             self.executor.prepare(folder, cwd=cwd, threads=job.threads)
@@ -374,6 +381,11 @@ def _clusters(facts: Sequence[ClusterFacts]) -> ClusterFacts | None:
         restarts=sum(fact.restarts for fact in facts),
         peak_memory_bytes=max(fact.peak_memory_bytes for fact in facts),
     )
+
+
+def _in_brief(fact: InputFact) -> InputFact:
+    """The input without the names of a folder's files, which an execution does not need."""
+    return fact if fact.artifact is None else replace(fact, artifact=replace(fact.artifact, files=None))
 
 
 def _tidy(folder: Path) -> None:

@@ -248,7 +248,8 @@ class Steps:
         folder = self._folder(step)
         note = self.progress.note
         one = functools.partial(self.executor.run, folder)
-        run: Callable[..., StepResult] = self._mapped(step, job, keys).run if keys else one
+        here = self.world.runtime is None  # elsewhere one execution has all keys
+        run: Callable[..., StepResult] = self._mapped(step, job, keys).run if keys and here else one
         try:
             self.outcomes.put((step, run(cwd=self._cwd(step), stop=self.world.stop, on_progress=note)))
         except BaseException as error:  # must reach the owner, whatever it is

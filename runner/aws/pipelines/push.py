@@ -15,7 +15,7 @@ from runner.aws.pipelines.pushed import DryRunBucket, put_files
 from runner.aws.pipelines.refusals import refuse
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.aws.settings import OWN, Settings, settings
-from runner.pipeline.mapping import refuse_elsewhere
+from runner.pipeline.mapping import refuse_pushed
 from runner.pipeline.plan import Plan
 from runner.records import Pipeline
 from runner.run.store import Store
@@ -49,7 +49,7 @@ def push(
     plan: Plan, store: Store, *, profile: str | None, watched: Pipeline | None = None, dry_run: bool = False
 ) -> PushOutcome:
     """Upload what the jobs need, and create or update the Pipeline; an equal one is not updated. As `show` raises."""
-    refuse_elsewhere(plan.pipeline, "in a SageMaker Pipeline")
+    refuse_pushed(plan.pipeline)
     defaults, name = settings(plan.pipeline), plan.pipeline.name
     session = Session(defaults.region, kms_key=defaults.kms_key)
     _check_images(session, plan)

@@ -10,7 +10,7 @@ from runner.aws.processing import wheels
 from runner.aws.processing.bundle import NOTEBOOK, START, Bundle, code_bundle
 from runner.aws.processing.executor import lock_wheels, packaging, runner_bundle
 from runner.aws.processing.prices import Prices, project_prices
-from runner.aws.processing.request import AFTER_STEP_S, limit_s
+from runner.aws.processing.request import AFTER_STEP_S, job_timeout_s, limit_s
 from runner.aws.session import Session
 from runner.aws.settings import Settings, could_share, one_machine, settings
 from runner.pipeline.plan import Plan
@@ -124,7 +124,7 @@ def most_usd(step: StepSpec | None, job_settings: Settings, prices: Prices) -> f
     """The cost of a step if each attempt takes all its time on all its machines, and its instance waits unused where it
     is kept warm; None where that has no price."""
     attempts = 1 + max(step.retries if step is not None else 0, TRANSIENT_RETRIES)
-    most_s = limit_s([step.timeout_s if step is not None else None], job_settings) + job_settings.keep_warm_s
+    most_s = limit_s([job_timeout_s(step) if step is not None else None], job_settings) + job_settings.keep_warm_s
     price = prices.of(job_settings.instance, most_s * job_settings.instance_count)
     return None if price is None else attempts * price
 

@@ -18,7 +18,7 @@ from runner.aws.processing.inputs import put_inputs
 from runner.aws.processing.jobs import OVER, PROCESSING, JobEnd, Jobs, Kind, kind_of, machines_in, name_in
 from runner.aws.processing.outcome import JobLog, download_results, result_at, stopped, with_price, without_result
 from runner.aws.processing.prices import project_prices
-from runner.aws.processing.request import MODULE, JobAddresses, JobPlace, attempt_key, job_name
+from runner.aws.processing.request import MODULE, JobAddresses, JobKeys, JobPlace, attempt_key, job_name, job_timeout_s
 from runner.aws.processing.request import request as processing_request
 from runner.aws.processing.step_queue import ORDER, JobQueue, StepOrder
 from runner.aws.session import AwsError, Session
@@ -27,6 +27,7 @@ from runner.content import atomic_write, walk
 from runner.errors import Detached, RemoteError
 from runner.failpoint import reach
 from runner.manifest import RunManifest, StepState
+from runner.pipeline.mapping import source
 from runner.records import Pipeline, StepJob, StepResult, encode, read
 from runner.run.folder import MODULES, step_folder
 from runner.run.ports import Runtime
@@ -191,6 +192,7 @@ class SageMakerExecutor:
             files=files,
             secrets=job_settings.prefix,
             kms_key=job_settings.kms_key,
+            keys=self._keys(job, job_settings),
         )
         bucket.put(f"{key}job/{JOB}", encode(job))
         bucket.put(f"{key}job/place.json", encode(place))
@@ -223,11 +225,20 @@ class SageMakerExecutor:
             metrics = training.metrics(pipeline, job.step, folder / SOURCE)
             return training.request(name, job, job_settings, addresses, project=pipeline.name, metrics=metrics)
         shared = [step for step in pipeline.steps if one_machine(pipeline, job.step, step)]
-        timeouts_s = {step: pipeline.steps[step].timeout_s for step in shared} | {job.step: job.timeout_s}
+        timeouts_s = {step: job_timeout_s(pipeline.steps[step]) for step in {*shared, job.step}}
         module = step_queue.MODULE if len(timeouts_s) > 1 else MODULE
         return processing_request(
             name, job, job_settings, addresses, project=pipeline.name, module=module, timeouts_s=timeouts_s.values()
         )
+
+    def _keys(self, job: StepJob, job_settings: Settings) -> JobKeys | None:
+        """What a mapped step's job is told of its keys."""
+        spec = self._pipeline.steps[job.step]
+        if not spec.map:
+            return None
+        key = self._store.manifest_as_written(job.run).step(job.step).key
+        assert key is not None
+        return JobKeys(parameter=source(spec)[0], step_key=key, share=spec.share, small_mb=job_settings.small_mb)
 
     def _runner(self, job_settings: Settings, bucket: Bucket) -> str:
         """The key of the runner with its environment, uploaded once for all steps of this process."""

@@ -9,6 +9,7 @@ else it is executed from the beginning, with the outputs in a folder of this sta
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from typing import NoReturn
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.processing import keys
 from runner.aws.processing._run import leave_message
 from runner.aws.processing.bundle import digest
 from runner.aws.processing.jobs import END, progress_line
@@ -138,6 +140,17 @@ def stop_event() -> threading.Event:
     return stop
 
 
+def last_attempt(place: JobPlace, attempt: int, session: Session) -> keys.EarlierAttempt | None:
+    """What the latest attempt before this one has left of a mapped step; None where none has."""
+    for number in range(attempt - 1, 0, -1):
+        bucket = Bucket(session, place.bucket, place.key.removesuffix(f"{attempt}/") + f"{number}/")
+        result = result_at(bucket)
+        if result is not None and result.mapped is not None:
+            fetch_outputs = functools.partial(fetch, bucket.address("out/"), session=session)
+            return keys.EarlierAttempt(result, bucket, fetch_outputs)
+    return None
+
+
 def service_inputs(place: JobPlace) -> dict[str, Path]:
     """The paths at which the service has put the step's inputs."""
     folder = input_folder()
@@ -165,14 +178,13 @@ def execute_step(
         if error is None:
             cwd = project / place.notebook_folder
             cwd.mkdir(parents=True, exist_ok=True)
-            result = execute(
-                step_folder(),
-                cwd=cwd,
-                project=project,
-                stop=stop,
-                on_progress=_log_progress,
-                machines=job_machines(job, place),
-            )
+            if place.keys is None:
+                machines = job_machines(job, place)
+                run = functools.partial(execute, step_folder(), machines=machines)
+            else:
+                earlier = last_attempt(place, job.attempt, session)
+                run = functools.partial(keys.execute_keys, job, place.keys, step_folder(), earlier=earlier)
+            result = run(cwd=cwd, project=project, stop=stop, on_progress=_log_progress)
         else:
             result = not_executed(job, error)
     finally:
@@ -237,13 +249,15 @@ def send(result: StepResult, place: JobPlace, session: Session) -> int:
     bucket = Bucket(session, place.bucket, place.key)
     for name, metric in result.metrics.items() if place.attempt is not None else ():
         log(metric_line(name, metric.value))
-    if result.error is None:
+    if result.error is None or result.mapped is not None:  # of the keys that have succeeded
         # not by the service, which would have them in a folder that the job's user may not write
         paths = [path for output in result.outputs.values() for path, _ in files_of(output)]
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda path: bucket.upload(path, step_folder() / path, missing_only=False), paths))
     if result.executed is not None:
         bucket.put(EXECUTED, (step_folder() / EXECUTED).read_bytes())
+    if place.keys is not None and result.mapped is not None:
+        keys.upload(result, step_folder(), bucket, small_mb=place.keys.small_mb)
     Bucket(session, place.bucket, place.attempt or place.key).put(RESULT, encode(result))
     if result.error is not None:
         error = result.error
@@ -383,7 +397,7 @@ def _remote(place: JobPlace) -> RemoteJob:
 
 
 def _log_progress(progress: Progress) -> None:
-    log(progress_line(progress.done, progress.total, progress.cell, progress.first_line))
+    log(progress_line(progress))
 
 
 def log(text: str) -> None:

@@ -18,6 +18,7 @@ from runner.aws.processing.request import HASH_TAG, digest
 from runner.aws.s3 import split
 from runner.aws.session import ABSENT, AwsError, Session
 from runner.errors import Refused
+from runner.step.execute import Progress
 
 Kind = Literal["Processing", "Training"]
 PROCESSING: Kind = "Processing"
@@ -328,17 +329,17 @@ def step_line(step: str, attempt: int) -> str:
     return f"{STEP}{step} {attempt}"
 
 
-def progress_line(done: int, total: int, cell: int | None, first_line: str) -> str:
+def progress_line(progress: Progress) -> str:
     """The line in a job's log that reports its progress."""
-    return PROGRESS + json.dumps([done, total, cell, first_line])
+    return PROGRESS + json.dumps([progress.done, progress.total, progress.cell, progress.first_line, progress.unit])
 
 
-def read_progress(line: str) -> tuple[int, int, int | None, str] | None:
-    """The progress in a line of the log; None where it is any other line."""
+def read_progress(line: str, step: str) -> Progress | None:
+    """The progress of the step in a line of the log; None where it is any other line."""
     if not line.startswith(PROGRESS):
         return None
     try:
-        done, total, cell, first_line = json.loads(line.removeprefix(PROGRESS))
+        done, total, cell, first_line, unit = json.loads(line.removeprefix(PROGRESS))
     except ValueError:
         return None
-    return done, total, cell, first_line
+    return Progress(step, done, total, cell, first_line, unit=unit)

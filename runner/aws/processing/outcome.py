@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from runner.aws.bucket import Bucket
+from runner.aws.processing import keys
 from runner.aws.processing.jobs import END, JobEnd, read_progress
 from runner.aws.processing.prices import Prices
 from runner.notebook.redaction import Redactor
@@ -27,7 +28,13 @@ def result_at(bucket: Bucket) -> StepResult | None:
 
 
 def download_results(result: StepResult, folder: Path, bucket: Bucket, *, small_mb: float) -> None:
-    """Copy the executed notebook and outputs of at most `small_mb` into the step's folder; the others stay in S3."""
+    """Copy the executed notebook and outputs of at most `small_mb` into the step's folder; the others stay in S3.
+
+    Those of a mapped step come as one object.
+    """
+    if result.mapped is not None:
+        keys.download(result, folder, bucket)
+        return
     small = [output for output in result.outputs.values() if output.size_bytes <= small_mb * 1e6]
     for artifact in (*small, *([result.executed] if result.executed is not None else [])):
         for path, fact in files_of(artifact):
@@ -85,9 +92,9 @@ class JobLog:
         self.lines: list[str] = []
 
     def line(self, line: str) -> None:
-        progress = read_progress(line)
+        progress = read_progress(line, self._job.step)
         if progress is not None:
-            self._on_progress(Progress(self._job.step, *progress))
+            self._on_progress(progress)
         elif line != END:
             text, _ = self._redactor.text(line)
             self.lines = [*self.lines[-LAST_LINES:], text]

@@ -7,6 +7,7 @@
         checkpoints/…, starts/<hex>/…                  of a training job (`training.py`)
         request.json                                   what created the job, for resuming the run elsewhere
         out/…, executed.ipynb, result.json             its results
+        keys.tar.gz                                    of a mapped step, instead of executed.ipynb (`keys.py`)
     <bucket>/<prefix>inputs/<sha256>/…                 files from a client
 
 The job itself uploads its results: it is not documented that the service uploads anything for a failed container, and
@@ -24,7 +25,7 @@ from typing import Any
 from runner.aws.settings import LONGEST_S, Settings
 from runner.errors import UsageError
 from runner.paths import AnyPath, FileName, OptionalPath
-from runner.records import FORMAT, Record, StepJob
+from runner.records import FORMAT, Record, StepJob, StepKey, StepSpec
 
 INPUT, OUTPUT = "/opt/ml/processing/input", "/opt/ml/processing/output"
 MODULE = "runner.aws.processing.inside"
@@ -33,6 +34,15 @@ MOST_INPUTS, LONGEST_NAME, MOST_TAGS = 10, 63, 50
 OWN_INPUTS = 3  # bundle, step, job
 AFTER_STEP_S = 900  # beyond the step's own limit: starting, the environment, putting results away
 HASH_TAG = "runner:request"
+
+
+class JobKeys(Record, frozen=True, kw_only=True):
+    """Of a job that executes a mapped step: its keys, which stand in the step key, and how many have to succeed."""
+
+    parameter: str
+    step_key: StepKey
+    share: float
+    small_mb: float  # outputs up to this size come back with the keys' notebooks
 
 
 class JobPlace(Record, frozen=True, kw_only=True):
@@ -52,6 +62,7 @@ class JobPlace(Record, frozen=True, kw_only=True):
     secrets: str  # prefix of the names of secrets in Secrets Manager
     kms_key: str | None = None  # encrypts what the job writes
     attempt: str | None = None  # the key of result.json, where that is not `key`
+    keys: JobKeys | None = None  # of a mapped step
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,11 @@ def refuse_inputs(step: str, inputs: int, most: int, kind: str) -> None:
 def limit_s(timeouts_s: Iterable[float | None], settings: Settings) -> int:
     """Seconds that a job may run: the time limits of its steps (None for the settings' own), and for start and end."""
     return min(sum(int(settings.timeout_s if own is None else own) for own in timeouts_s) + AFTER_STEP_S, LONGEST_S)
+
+
+def job_timeout_s(step: StepSpec) -> float | None:
+    """The step's share of its job's time limit, None for the settings' own. A mapped step's limit is of each key."""
+    return None if step.map else step.timeout_s
 
 
 def digest(arguments: dict[str, Any]) -> str:
