@@ -389,3 +389,25 @@ def test_by_hand_the_same_notebook_starts_a_cluster_of_its_own(project: Project)
 def test_the_examples_notebook_keeps_to_the_style_of_those_that_ship() -> None:
     for check in (check_size, check_commit, check_parameters, check_code):
         check(LARGE / "train.ipynb")
+
+
+@pytest.mark.soak
+def test_each_key_of_a_mapped_step_has_a_cluster_on_its_jobs_machine(far: RemoteProject) -> None:
+    far.write(
+        "work.ipynb",
+        parameters('region: str = ""\nout: str = ""'),
+        "import distributed\nclient = distributed.Client()\nwords = client.submit(str.upper, region).result()",
+        "open(out, 'w').write(words)",
+    )
+    far.toml(
+        'name = "keyed"\n[steps.work]\nnotebook = "work.ipynb"\nmap = { region = ["north", "south"] }\n'
+        'outputs = { out = "o.txt" }\ncluster = { engine = "dask", workers = 1 }\n'
+    )
+    done = far.here("run", "--on", "sagemaker")
+    assert done.code == 0, done.stderr
+    state = far.step("work")
+    assert [key["status"] for key in state["result"]["mapped"]["keys"]] == ["succeeded", "succeeded"]
+    assert state["result"]["cluster"]["workers"] == 1
+    folder = far.runs[-1] / "steps/work/out/out"
+    assert {path.read_text() for path in folder.rglob("o.txt")} == {"NORTH", "SOUTH"}
+    assert far.here("verify", far.runs[-1].name).code == 0
