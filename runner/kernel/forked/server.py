@@ -82,6 +82,11 @@ class KernelServer:
     def _answer(self, line: int, status: int, crashes: int) -> None:
         for number in (line, status, crashes):
             os.set_inheritable(number, False)  # no process that a cell starts holds the line
+        if self.looked_for < len(self.loaded) and not self.spoiled:
+            from runner.kernel.forked.look_ahead import look_ahead  # after the watchdog's fork, as all that is large
+
+            look_ahead()
+            self.looked_for = len(self.loaded)
         if _threads() > 1 and not self.spoiled:
             self.spoiled = "the fork server has a thread that it does not know"
         with socket.socket(fileno=line) as their_line:
@@ -101,11 +106,6 @@ class KernelServer:
 
     def _fork(self, line: socket.socket, status: socket.socket, crashes: int) -> None:
         self.app.preload.complete()
-        if self.looked_for < len(self.loaded):
-            from runner.kernel.forked.look_ahead import look_ahead  # after the watchdog's fork, as all that is large
-
-            look_ahead()
-            self.looked_for = len(self.loaded)
         gc.freeze()  # not collected before: that would look through all that was loaded
         pid = os.fork()
         if pid == 0:
