@@ -25,7 +25,6 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing.request import JobKeys
 from runner.content import file_fact
 from runner.errors import RemoteError
-from runner.kernel.choose import SOURCE
 from runner.notebook.source import read_notebook
 from runner.pipeline.plan import PlannedStep
 from runner.records import FileFact, StepJob, StepResult, StepSpec
@@ -33,7 +32,7 @@ from runner.run.cache import Cache
 from runner.run.mapped import MappedExecution
 from runner.run.store import Store, files_of
 from runner.run.turns import InTurn
-from runner.step.execute import Progress
+from runner.step.execute import SOURCE, Progress
 from runner.step.local import LocalExecutor
 
 ARCHIVE = "keys.tar.gz"
