@@ -18,7 +18,7 @@ run: $(VENV)/.core
 	$(BIN)/runner run
 
 test: $(VENV)/.all
-	$(TESTED) -n 3 -m "not soak"
+	$(TESTED) -n 4 -m "not soak"
 
 # what needs no kernel, browser, cloud or process
 quick: $(VENV)/.all

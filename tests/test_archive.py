@@ -109,6 +109,7 @@ KEYED = [  # tables whose keys are
 ]  # fmt: skip
 
 
+@pytest.mark.soak
 def test_a_manifest_that_names_places_elsewhere_is_refused_and_writes_nowhere(packed: Path, laptop: Project) -> None:
     """Every path and name, in run.json and in the records beside it, with every hash as it has to be."""
     good = Archive.read(packed)
@@ -744,6 +745,7 @@ def look_at(packed: Path, laptop: Project, seed: int) -> int:
         laptop.folder.mkdir()
 
 
+@pytest.mark.soak
 def test_three_hundred_altered_archives_write_nowhere_else_and_leave_nothing_half(
     packed: Path, laptop: Project
 ) -> None:

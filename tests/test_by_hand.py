@@ -141,6 +141,7 @@ def test_only_the_default_itself_is_replaced(before: str, after: str) -> None:
     assert with_defaults("a = 1", {"a": [None, True, "é'"]}) == """a = [None, True, "é'"]"""
 
 
+@pytest.mark.soak
 def test_the_notebook_that_the_guide_shows_runs_by_hand_in_a_fresh_folder_and_in_a_run(
     kernels: Path, tmp_path: Path
 ) -> None:

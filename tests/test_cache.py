@@ -85,6 +85,7 @@ def test_nothing_changed_takes_everything_from_the_earlier_run(project: Project)
     assert Path(done.json["report"]).exists()
 
 
+@pytest.mark.soak
 def test_the_way_back_for_an_unchanged_run_says_the_same_and_notices_every_change(project: Project) -> None:
     assert project.runner("run", "--json").code == 0
     slow = project.runner("run", "--json", "--tag", "other")
@@ -281,6 +282,7 @@ def test_a_step_depends_on_what_it_imports_with_all_that_requires_here(tmp_path:
         assert json.loads(done.stdout) == {"app": "1.0", "base": "3.0", "here": "3.0", "lib": "2.0", "quick": "3.0"}
 
 
+@pytest.mark.soak
 def test_code_that_is_imported_from_where_it_is_written_is_a_dependency_however_it_is_found(
     project: Project, tmp_path: Path
 ) -> None:

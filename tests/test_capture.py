@@ -193,6 +193,7 @@ def test_a_server_without_capture_says_no_id_and_keeps_nothing(house: Project) -
     assert (done.code, "did you mean `whole`" in done.err) == (2, True)
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_killed_loses_at_most_the_last_second(house: Project) -> None:
     """Two workers, so that one lives on; the killed one's file is closed by the next that begins one."""
     answered: dict[str, float] = {}
@@ -229,6 +230,7 @@ def test_a_worker_that_is_killed_loses_at_most_the_last_second(house: Project) -
     assert all(killed - 1 <= answered[one] <= killed + 0.2 for one in lost)
 
 
+@pytest.mark.soak
 def test_a_full_disk_stops_capture_says_so_and_fails_no_request(
     house: Project,
     small_disk: Path,  # noqa: F811

@@ -120,6 +120,7 @@ def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) 
     assert churn.runner("reject", "churn/2", "--reason", "a smoke test").code == 0
 
 
+@pytest.mark.soak
 def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) -> None:
     assert churn.runner("approve", "churn/1", "--reason", "first").code == 0
     planned = churn.runner("run", "--dry-run", "--json").json

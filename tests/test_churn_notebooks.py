@@ -173,6 +173,7 @@ def test_a_faulty_table_is_refused_with_what_is_wrong(execute: Execute, tmp_path
     assert not (tmp_path / "train.parquet").exists()
 
 
+@pytest.mark.soak
 def test_zeros_and_archives_are_no_table_however_large(execute: Execute, tmp_path: Path) -> None:
     with (tmp_path / "huge.csv").open("wb") as file:
         file.truncate(600_000_000)
@@ -226,6 +227,7 @@ def test_no_customer_changes_side_when_the_table_grows(execute: Execute, made: P
         assert before < after
 
 
+@pytest.mark.soak
 def test_equal_seeds_give_equal_models_whatever_the_threads(execute: Execute, made: Path) -> None:
     train(execute, made, "one", rounds=30, nthread=1)
     train(execute, made, "two", rounds=30, nthread=2)
@@ -282,6 +284,7 @@ def test_training_refuses_rows_of_another_split(execute: Execute, made: Path) ->
     assert not (made / "never").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("table", some(TABLES, TABLES[:1]), ids=name)
 def test_both_tables_pass_the_gate_with_margin(execute: Execute, tmp_path: Path, table: Path) -> None:
     data(execute, tmp_path, source=table)
@@ -340,6 +343,7 @@ def test_the_samples_of_a_large_table_are_the_same_and_take_little_memory() -> N
             assert {name: values[1 + at] for name, values in found.items()} == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.soak
 def test_rows_that_a_champion_may_have_seen_are_left_out_and_too_few_give_no_gain(
     execute: Execute, made: Path, tmp_path: Path
 ) -> None:

@@ -244,6 +244,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return made
 
 
+@pytest.mark.soak
 def test_a_pull_request_is_told_what_it_changes_in_code_and_metrics(checkout: Checkout) -> None:
     code, summary = checkout.workflow("main.yml")
     assert code == 0
@@ -309,6 +310,7 @@ def buildspec(checkout: Checkout, variables: Mapping[str, str]) -> subprocess.Co
     return checkout.shell("\n".join([*phases[0], *phases[1]]), variables)
 
 
+@pytest.mark.soak
 def test_the_buildspec_runs_the_smoke_profile_for_a_pull_request(checkout: Checkout) -> None:
     checkout.step_with("0.7")
     done = buildspec(checkout, {"CODEBUILD_WEBHOOK_BASE_REF": "refs/heads/main"})

@@ -135,6 +135,7 @@ def wait_until(look: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.soak
 def test_the_end_of_the_scheduler_fails_the_step_with_a_sentence(project: Project) -> None:
     running, processes = begun(write(project, WAITS))
     progress = json.loads((project.runs[-1] / "progress.json").read_text())
@@ -149,6 +150,7 @@ def test_the_end_of_the_scheduler_fails_the_step_with_a_sentence(project: Projec
     assert gone(processes)
 
 
+@pytest.mark.soak
 def test_nothing_is_left_of_a_runner_that_was_killed(project: Project) -> None:
     running, processes = begun(write(project, WAITS))
     assert len(processes) >= 3
@@ -288,6 +290,7 @@ def end_one(project: Project, workers: int, *env: dict[str, str]) -> None:
     assert project.step("work")["result"]["error"]["kind"] == "cluster lost"
 
 
+@pytest.mark.soak
 def test_each_key_has_a_cluster_of_its_own_and_the_end_of_one_touches_no_other(project: Project) -> None:
     end_one(project, 1)
 

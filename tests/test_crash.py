@@ -199,6 +199,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [0])
 def test_a_run_killed_at_a_random_moment_is_finished(
     project: Project, undisturbed: dict[str, str], number: int

@@ -118,6 +118,7 @@ def approvals(cloud: SmallSageMaker, tmp_path: Path) -> Iterator[Approvals]:
     made.events()
 
 
+@pytest.mark.soak
 def test_each_approval_deploys_once_and_no_later_edit_deploys_a_version_again(approvals: Approvals) -> None:
     first = approvals.version()
     assert approvals.started() == ["None"]

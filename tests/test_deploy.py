@@ -156,6 +156,7 @@ def test_a_model_that_was_altered_is_not_deployed(place: Place) -> None:
     served_still(place, place.deploy(2), "altered or damaged")
 
 
+@pytest.mark.soak
 def test_a_model_that_was_altered_while_it_serves_is_not_loaded_again(place: Place) -> None:
     assert place.deploy(1).code == 0
     trees = place.model(1) / "model.ubj"
@@ -230,6 +231,7 @@ def test_where_no_process_can_be_started_the_one_that_serves_goes_on(place: Plac
     assert place.scored() == "tiny/1"
 
 
+@pytest.mark.soak
 def test_a_version_whose_code_prints_is_served(place: Place) -> None:
     remade(place, 4, coded("print('loaded')\n"))
     done = place.deploy(4, "staging", "--json")
@@ -309,6 +311,7 @@ def test_a_version_that_is_revoked_while_it_serves_is_pointed_out(place: Place) 
     assert (done.code, "tiny/1 is rejected since it was deployed: runner undeploy staging" in done.out) == (4, True)
 
 
+@pytest.mark.soak
 def test_a_release_goes_on_where_it_stopped(place: Place) -> None:
     strict(place)
     remade(place, 4, approver=ME)
@@ -336,6 +339,7 @@ def test_a_release_goes_on_where_it_stopped(place: Place) -> None:
     assert "released already" in place.runner(*release, "--yes").out
 
 
+@pytest.mark.soak
 def test_a_release_asks_before_each_step(place: Place) -> None:
     strict(place)
 
@@ -385,6 +389,7 @@ def test_a_deployment_killed_anywhere_leaves_a_version_serving_and_the_next_one_
     wait_for(lambda: len(list(children_of(place.supervisor()))) == 2)  # nothing of the dead one is left
 
 
+@pytest.mark.soak
 def test_a_first_deployment_killed_before_it_serves_leaves_nothing(place: Place) -> None:
     assert place.deploy(1, env={VARIABLE: "target ready"}).code == -signal.SIGKILL
     assert place.deployments("staging")[0]["model"] is None
@@ -392,6 +397,7 @@ def test_a_first_deployment_killed_before_it_serves_leaves_nothing(place: Place)
     assert place.told == [(2, "deployed")]
 
 
+@pytest.mark.soak
 def test_of_two_deployments_at_once_one_is_refused(place: Place) -> None:
     remade(place, 4, coded("import time\ntime.sleep(4)\n"))
     assert place.deploy(1).code == 0
@@ -409,6 +415,7 @@ def test_of_two_deployments_at_once_one_is_refused(place: Place) -> None:
     assert sorted(place.told) == [(1, "deployed"), (2, "deployed"), (4, "deployed")]
 
 
+@pytest.mark.soak
 def test_what_a_killed_deployment_was_bringing_up_ends(place: Place) -> None:
     remade(place, 4, coded("import time\ntime.sleep(60)\n"))
     assert place.deploy(1).code == 0
@@ -424,6 +431,7 @@ def test_what_a_killed_deployment_was_bringing_up_ends(place: Place) -> None:
 # Processes that die
 
 
+@pytest.mark.soak
 def test_a_worker_that_dies_is_replaced(place: Place) -> None:
     assert place.deploy(1).code == 0
     (found,) = place.deployments("staging")

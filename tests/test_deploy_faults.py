@@ -159,6 +159,7 @@ def changes_on_a_full_disk(place: Place, pages: list[int], killed: tuple[str | N
     assert all(caller.answers for caller in callers)
 
 
+@pytest.mark.soak
 def test_a_deployment_on_a_full_disk_says_what_serves(small: Place) -> None:
     changes_on_a_full_disk(small, [0, 2, 4, 8], (None,))
 

@@ -385,6 +385,7 @@ def test_an_object_that_may_not_be_removed_is_named_and_is_no_failure(far: Exami
     assert re.search(rf"s3://{BUCKET}/tiny/doctor/\w+ stays", found["bucket"]["message"])
 
 
+@pytest.mark.soak
 def test_a_role_that_is_not_there_or_not_one_is_said(far: Examined) -> None:
     found = far.doctor(role=f"arn:aws:iam::{ACCOUNT}:role/nobody")
     assert found["role"]["message"] == "there is no role nobody"
@@ -426,6 +427,7 @@ def test_a_caller_who_may_not_pass_the_role_is_told_so(far: Examined, account: t
     assert "may not sagemaker:CreateProcessingJob on" in found["jobs"]["message"]
 
 
+@pytest.mark.soak
 def test_an_image_that_is_elsewhere_or_nowhere_is_said(far: Examined, cloud: SmallSageMaker) -> None:
     at = f"{ACCOUNT}.dkr.ecr.eu-west-1.amazonaws.com"
     assert f"there is no {at}/own:2" in far.doctor(image=f"{at}/own:2")["image"]["message"]
@@ -439,6 +441,7 @@ def test_an_image_that_is_elsewhere_or_nowhere_is_said(far: Examined, cloud: Sma
     assert "account 819792524951 tells nobody" in foreign["image"]["message"]
 
 
+@pytest.mark.soak
 def test_a_quota_of_nothing_has_the_command_that_asks_for_more(far: Examined, account: tuple[Account, str]) -> None:
     account[0].quotas = {"ml.m5.xlarge": 0}
     found = far.doctor()
@@ -486,6 +489,7 @@ MODEL = '[model]\nname = "{}"\nfrom = "only.model"\nregistry = "sagemaker"\n'
 OUTPUT = 'outputs = { model = "model/" }\n'
 
 
+@pytest.mark.soak
 def test_the_registry_is_asked_where_versions_are_kept_there(
     far: Examined, cloud: SmallSageMaker, account: tuple[Account, str]
 ) -> None:
@@ -546,6 +550,7 @@ def test_a_lock_that_is_not_there_is_said(far: Examined) -> None:
     assert "other.lock" in found["packages"]["message"]
 
 
+@pytest.mark.soak
 def test_the_locks_wheels_are_there_for_the_image_and_what_uploads_is_counted(far: Examined) -> None:
     whole = re.sub(r"\\\n", " ", (ROOT / "requirements.lock").read_text(encoding="utf-8"))
     six = next(line for line in whole.splitlines() if line.startswith("six=="))
@@ -592,6 +597,7 @@ def test_the_probe_runs_one_small_job_and_says_what_it_found(far: Examined, clou
     assert left_by_doctor(cloud) == objects
 
 
+@pytest.mark.soak
 def test_an_image_that_differs_from_the_lock_is_told_by_the_probe(far: Examined) -> None:
     far.set(lock="other.lock")
     (far.folder / "other.lock").write_text(f"click==0.1 --hash=sha256:{'0' * 64}\n")

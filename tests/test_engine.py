@@ -97,6 +97,7 @@ def test_a_notebook_in_another_store_is_kept_however_it_ended(
     assert code_cells(kept)[0].outputs[0].text == "done\n"
 
 
+@pytest.mark.soak
 def test_a_long_notebook_in_another_store_is_kept_while_it_runs(shelf: Shelf) -> None:
     run("import time\nprint('early', flush=True); time.sleep(2)", to="shelf://out.ipynb", autosave_cell_every=0.5)
     kept = [nbformat.reads(text, as_version=4).cells[0] for text in shelf.written["shelf://out.ipynb"]]
@@ -198,6 +199,7 @@ def test_errors_are_allowed_as_nbclient_allows_them(options: dict[str, Any], ran
     assert counts == [ran, ran]
 
 
+@pytest.mark.soak
 def test_a_cell_that_is_interrupted_for_time_lets_the_next_one_run() -> None:
     slow = "import time\ntime.sleep(60)"
     with pytest.raises(PapermillExecutionError):
@@ -255,6 +257,7 @@ def kernelspec(folder: Path, name: str, argv: list[str], **more: Any) -> None:
     (place / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python", **more}))
 
 
+@pytest.mark.soak
 def test_kernels_are_found_as_papermill_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("SAID", "by the runner")

@@ -305,6 +305,7 @@ def test_a_module_of_the_project_is_not_mistaken_for_a_package_that_another_step
     assert (shown(first), shown(second)) == ("'installed'", "'ours'")
 
 
+@pytest.mark.soak
 def test_libraries_are_loaded_in_the_working_folder_of_their_notebook(
     tmp_path: Path, library: Callable[[str, str], None]
 ) -> None:
@@ -347,6 +348,7 @@ def test_a_working_folder_may_be_named_from_the_runners_own(tmp_path: Path, monk
             assert shown(folder) == repr(str(tmp_path / "notebooks"))
 
 
+@pytest.mark.soak
 def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_path: Path) -> None:
     train = (
         "import numpy as np, xgboost as xgb\nrng = np.random.default_rng(7)\nx = rng.normal(size=(500, 6))\n"
@@ -556,6 +558,7 @@ def test_a_gigabyte_of_output_costs_neither_the_runner_nor_the_kernel_its_memory
     assert "capped" in shown(folder, 0) or "not kept" in shown(folder, 0)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kernel", ["forked", "standard"])
 def test_an_error_that_goes_on_for_a_hundred_megabytes_is_told_as_that_error(tmp_path: Path, kernel: str) -> None:
     folder = step(tmp_path / "s", "raise ValueError('x' * 100_000_000)", cell_timeout_s=120.0)
@@ -594,6 +597,7 @@ def test_exit_handlers_run_and_open_files_are_written(tmp_path: Path, forked: Lo
     assert (folder / "written").read_text() == "not closed"
 
 
+@pytest.mark.soak
 def test_kernels_asked_for_early_and_not_used_are_ended(tmp_path: Path) -> None:
     folders = [step(tmp_path / name, "1") for name in ("a", "b", "c")]
     others = set(children_of(os.getpid()))
@@ -647,6 +651,7 @@ def papermill_command(**options: str) -> list[str]:
     return [*command, "in.ipynb", "out.ipynb", "-p", "x", "3"]
 
 
+@pytest.mark.soak
 def test_papermills_users_get_the_engine_by_its_name(tmp_path: Path) -> None:
     done = papermill(
         tmp_path, code("x = 1", "parameters"), "import os\nprint(x, os.getcwd())", "'RUNNER_PATH' in os.environ"
@@ -730,6 +735,7 @@ def test_papermills_users_hear_of_a_missing_output_folder_before_anything_runs(t
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kernel", ["forked", "standard"])
 def test_where_nobody_may_be_watched_notebooks_run_all_the_same(project: Project, kernel: str) -> None:
     """As in a container whose rules do not know pidfd_open."""

@@ -224,6 +224,7 @@ def prepare(cloud: SmallSageMaker) -> str:
 # Templates
 
 
+@pytest.mark.soak
 def test_cfn_lint_finds_nothing() -> None:
     assert len(TEMPLATES) >= 6
     program = Path(sys.executable).with_name("cfn-lint")  # takes four seconds to import, so it is asked once
@@ -381,6 +382,7 @@ EVERYBODY = identities(
 JUDGED = sorted(EVERYBODY.keys() - ASKED_ELSEWHERE - AS.keys())
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("who", ["caller", "tiny-jobs", "approver", "deployer"])
 def test_the_recorded_life_was_lived_under_its_policies(cloud: SmallSageMaker, recorded: Recorded, who: str) -> None:
     """Every call, and what the service does as the jobs' role, was asked of them; only absent objects were refused."""
@@ -392,6 +394,7 @@ def test_the_recorded_life_was_lived_under_its_policies(cloud: SmallSageMaker, r
     assert {call.identity for call in recorded.calls[name]} <= {who, ""}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("who", JUDGED)
 def test_no_action_of_a_policy_could_be_taken_out(cloud: SmallSageMaker, recorded: Recorded, who: str) -> None:
     beside = [made for one in BESIDE.get(who, ()) for made in one.asked]
@@ -522,6 +525,7 @@ def test_each_policy_fits_into_a_managed_policy_with_the_longest_names(cloud: Sm
     cloud.client("iam").create_policy(PolicyName=resource, PolicyDocument=text)  # refuses what is not a policy
 
 
+@pytest.mark.soak
 def test_who_watches_reads_captures_puts_scored_files_beside_them_and_nothing_else(recorded: Recorded) -> None:
     granted, below = stack().policy("MonitorPolicy"), f"arn:aws:s3:::{BUCKET}/tiny"
     assert allowing(granted, Request("s3:GetObject", f"{below}/captured/production/x/AllTraffic/2026/11/29/12/a.jsonl"))
@@ -551,6 +555,7 @@ WATCHED = Beside(
 )
 
 
+@pytest.mark.soak
 def test_nothing_could_be_taken_from_who_watches(cloud: SmallSageMaker, recorded: Recorded) -> None:
     granted = stack().policy("MonitorPolicy")
     assert [made for made in WATCHED.asked if not allowing(granted, made)] == []
@@ -642,10 +647,12 @@ def watch(cloud: SmallSageMaker, recorded: Recorded, tmp_path: Path) -> Watch:
     return Watch(cloud, tmp_path, cloud.client("sqs").create_queue(QueueName="messages")["QueueUrl"])
 
 
+@pytest.mark.soak
 def test_a_version_that_is_registered_sends_the_event_that_the_rule_asks_for(recorded: Recorded) -> None:
     assert [event["detail"]["ModelPackageVersion"] for event in recorded.pending] == [1, 2]
 
 
+@pytest.mark.soak
 def test_the_message_of_a_pending_version_has_verdict_reasons_metrics_and_links(
     watch: Watch, recorded: Recorded
 ) -> None:
@@ -700,6 +707,7 @@ def test_the_verdict_that_a_card_has_is_told_with_its_reasons_and_links_nowhere(
     assert ("https: //evil.example" in done.stdout, "hidden" in done.stdout) == (True, False)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("name", "outcome", "subject"),
     [
@@ -734,6 +742,7 @@ def test_a_failed_execution_is_told_with_the_verdict_and_each_failed_step(
     assert messages[0].endswith(f"runner import {arn.rpartition('/')[2]}{more}")
 
 
+@pytest.mark.soak
 def test_no_run_for_too_long_is_told_and_a_recent_one_is_not(watch: Watch) -> None:
     assert watch.call({}) == ("", [])
     subject, messages = watch.call({}, days=0)
@@ -741,6 +750,7 @@ def test_no_run_for_too_long_is_told_and_a_recent_one_is_not(watch: Watch) -> No
     assert "runner pipeline start" in messages[0]
 
 
+@pytest.mark.soak
 def test_a_pipeline_that_is_not_there_is_told(watch: Watch) -> None:
     subject, messages = watch.call({}, pipeline="nobody")
     assert subject == "nobody: there is no such Pipeline"
@@ -750,6 +760,7 @@ def test_a_pipeline_that_is_not_there_is_told(watch: Watch) -> None:
     assert "runner pipeline push --pipeline monitor.toml" in messages[0]
 
 
+@pytest.mark.soak
 def test_the_watch_does_what_it_may_and_the_schedule_starts_its_pipeline(watch: Watch, recorded: Recorded) -> None:
     watch.call({}, days=0)
     watch.call({"detail": {"pipelineExecutionArn": recorded.execution, "currentPipelineExecutionStatus": "Failed"}})

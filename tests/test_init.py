@@ -235,6 +235,7 @@ def test_other_formats_are_looked_at_by_their_types(tmp_path: Path, format_name:
     assert "1 blank" in found.columns[1].comment
 
 
+@pytest.mark.soak
 def test_of_a_large_file_parts_from_beginning_to_end_are_read(tmp_path: Path) -> None:
     path = tmp_path / "large.csv"
     each = 300_000
@@ -253,6 +254,7 @@ def test_of_a_large_file_parts_from_beginning_to_end_are_read(tmp_path: Path) ->
     assert "The file is large" in found.remarks[0]
 
 
+@pytest.mark.soak
 def test_a_large_file_of_utf_16_is_read_from_its_beginning_and_stays_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,9 +76,8 @@ def _described(cloud: SmallSageMaker, project: RemoteProject, step: str) -> dict
     return found
 
 
-@pytest.mark.parametrize(
-    "user", [pytest.param(user, marks=[pytest.mark.soak] * (user != "sagemaker-user")) for user in get_args(User)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("user", get_args(User))
 def test_outputs_notebook_result_and_message_arrive_whoever_the_image_s_user_is(
     user: User, cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

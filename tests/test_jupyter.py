@@ -74,6 +74,7 @@ def linked(page: str) -> set[str]:
     return {unescape(link) for link in re.findall(r'(?:href|src|action)="([^"]*)"', page)}
 
 
+@pytest.mark.soak
 def test_one_click_opens_the_pages_below_the_prefix_and_a_decision_is_made_there(lab: Visitor, home: Path) -> None:
     (tile,) = json.loads(lab.get("/server-proxy/servers-info").text)["server_processes"]
     assert (tile["name"], tile["launcher_entry"]["title"], tile["new_browser_tab"]) == (

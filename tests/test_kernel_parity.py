@@ -286,6 +286,7 @@ def test_half_a_character_is_replaced_wherever_a_cell_says_it(tmp_path: Path, ex
     assert shown(folder, 6) == "caf\ufffd\n"
 
 
+@pytest.mark.soak
 def test_nothing_of_the_users_own_history_is_read_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,6 +316,7 @@ def test_nothing_of_the_users_own_history_is_read_or_written(
 THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
 
 
+@pytest.mark.soak
 def test_a_package_that_starts_threads_is_left_to_its_cell_if_known_and_remembered_if_not(
     tmp_path: Path, libraries: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -423,6 +425,7 @@ def test_what_is_hidden_from_an_import_is_hidden_from_no_other_thread() -> None:
 GRAMMAR = ("pass", "import rfc3987_syntax.utils", "from rfc3987_syntax import utils")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("also", some(GRAMMAR, GRAMMAR[2:]))
 def test_a_deferred_grammar_is_there_for_whoever_asks_for_it(also: str) -> None:
     source = (

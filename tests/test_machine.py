@@ -34,6 +34,7 @@ def test_needs_nothing():
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "in a worker"])
 def test_what_a_machine_lacks_is_skipped_with_its_reason_and_fails_in_ci(
     tmp_path: Path, workers: tuple[str, ...]

@@ -84,6 +84,7 @@ def test_a_run_whose_reader_leaves_is_one_run_that_goes_on_to_its_end(tiny: Proj
     assert {json.loads((run / "run.json").read_text())["status"] for run in tiny.runs} == {"succeeded"}
 
 
+@pytest.mark.soak
 def test_every_command_ends_quietly_and_with_its_own_code_where_its_reader_leaves(tiny: Project) -> None:
     assert tiny.runner("run").code == 0
     for line in ("runs", "show latest", "check", "verify --all", "run --help", "gc --dry-run", "diff latest latest"):
@@ -94,6 +95,7 @@ def test_every_command_ends_quietly_and_with_its_own_code_where_its_reader_leave
     assert in_shell(tiny, "runner verify --all 2>&1 | true") == ([4, 0], "")
 
 
+@pytest.mark.soak
 def test_closed_and_full_streams_make_no_second_run(tiny: Project) -> None:
     for count, line in enumerate(("runner run >&- 2>&-", "runner run >&- 2>&-", "runner run --json 2>&-"), 1):
         codes, said = in_shell(tiny, line, RUNNER_NO_REPORT="0")

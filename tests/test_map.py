@@ -146,6 +146,7 @@ def test_an_altered_or_added_file_of_a_key_is_found(project: Project) -> None:
     assert "south/state.json was altered" in done.out + done.err
 
 
+@pytest.mark.soak
 def test_what_has_not_changed_is_not_run_again_key_by_key(project: Project) -> None:
     write(project, KEYS[:4])
     assert project.runner("run").code == 0
@@ -349,6 +350,7 @@ def test_a_second_try_executes_only_the_keys_that_failed(project: Project) -> No
     }  # fmt: skip
 
 
+@pytest.mark.soak
 def test_a_run_that_is_stopped_keeps_the_keys_that_ended_through_garbage_collection(project: Project) -> None:
     keys = KEYS[:3]
     assert write(project, keys).runner("run", env={VARIABLE: "key ended:fit/south"}).code == -9

@@ -87,6 +87,7 @@ def index(folder: Path) -> list[dict[str, str]]:
     return places
 
 
+@pytest.mark.soak
 def test_all_keys_of_a_step_are_one_job_with_the_results_that_they_have_here(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ texts = st.text(max_size=3000) | st.text("#x \n`ä🦜", max_size=5000)
 metrics = st.dictionaries(st.text("abc.", min_size=1, max_size=300), st.builds(Metric, value=st.floats()), max_size=20)
 
 
+@pytest.mark.soak
 @settings(max_examples=40, deadline=None)
 @given(texts, texts, metrics)
 def test_any_card_is_one_that_the_service_takes(

@@ -43,6 +43,7 @@ def monitor(project: Project, *more: str) -> tuple[int, dict[str, Any]]:
     return done.code, done.json
 
 
+@pytest.mark.soak
 def test_what_is_as_it_was_passes_also_by_its_labels_and_is_pinned_and_cached(watched: Project) -> None:
     rows = customers(1000, 2)
     capture(watched, rows)
@@ -73,6 +74,7 @@ def test_what_is_as_it_was_passes_also_by_its_labels_and_is_pinned_and_cached(wa
     assert (done.code, done.json["same"]) == (0, ["monitor"]), done.out + done.err
 
 
+@pytest.mark.soak
 def test_a_week_of_fifty_rows_is_inconclusive_and_trains_nothing(watched: Project) -> None:
     capture(watched, customers(50, 4))
     code, said = monitor(watched)

@@ -189,6 +189,7 @@ def test_a_command_ends_as_it_would_where_nobody_can_be_told(place: Project) -> 
     ]
 
 
+@pytest.mark.soak
 def test_the_doctor_says_whether_people_can_be_told_sends_nothing_and_shows_no_address(
     place: Project, monkeypatch: Any
 ) -> None:

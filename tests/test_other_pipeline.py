@@ -138,6 +138,7 @@ def test_the_approved_version_is_the_next_runs_champion_and_what_is_unchanged_is
     assert done.json["metrics"]["judge.had_champion"]["value"] == 1
 
 
+@pytest.mark.soak
 def test_a_gate_that_says_no_registers_nothing_and_leaves_with_4(project: Project) -> None:
     before = project.runner("models", "--json", "--pipeline", "diabètes.toml").json
     done = run(project, "-p", "fit.rounds=1")

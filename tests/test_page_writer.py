@@ -59,6 +59,7 @@ def python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks are for Linux")
 def test_a_fork_writes_what_a_process_of_its_own_writes(run_folder: Path) -> None:
     written = {}

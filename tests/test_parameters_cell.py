@@ -270,6 +270,7 @@ def run_bash(project: Project, cell: str, *cells: str, toml: str = "") -> Done:
     return project.runner("run", "--json")
 
 
+@pytest.mark.soak
 def test_a_bash_notebook_gets_its_parameters_and_its_failure_has_a_name(bash: Project) -> None:
     toml = 'parameters = { x = 7 }\noutputs = { table = "t.txt" }\n'
     done = run_bash(bash, "x=3\ntable=work/t.txt", "echo $((x+1)) > $table; echo sum $((x+1))", toml=toml)

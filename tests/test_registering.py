@@ -287,6 +287,7 @@ UNFIT = {  # what the folder has beside, or instead of, what runner.model.save w
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("what", some(UNFIT, ["no signature"]))
 def test_a_model_that_nobody_could_approve_is_refused_when_it_is_registered(project: Project, what: str) -> None:
     change, said = UNFIT[what]
@@ -308,6 +309,7 @@ def test_a_model_without_a_name_is_refused(project: Project) -> None:
     assert not (project.folder / "runs" / "registry.db").exists()
 
 
+@pytest.mark.soak
 def test_a_lost_registry_is_said_and_made_anew_before_anything_else_is_registered(project: Project) -> None:
     assert approve(project).code == 0
     (project.folder / "runs" / "registry.db").unlink()
@@ -468,6 +470,7 @@ CALLS = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("how", some(CALLS, ["the function"]))
 def test_a_registering_step_that_does_not_take_the_verdict_waits_for_it_all_the_same(
     project_by_hand: Project, how: str
@@ -507,6 +510,7 @@ def project_by_hand(tmp_path: Path) -> Project:
     return project
 
 
+@pytest.mark.soak
 def test_a_step_that_the_gate_judges_may_register_itself_and_is_judged_first(project_by_hand: Project) -> None:
     project = project_by_hand
     project.write("fit.ipynb", *FIT, recorded("depth", "depth"), "import runner.model\nrunner.model.register(model)")
@@ -527,6 +531,7 @@ from = "fit.model"
         assert (done.code, registered) == (code, version), done.err
 
 
+@pytest.mark.soak
 def test_a_dry_run_a_profile_and_a_part_of_the_steps_know_that_a_step_registers(project_by_hand: Project) -> None:
     project = project_by_hand
     project.toml(BY_HAND + '[profiles.quick]\nskip = ["enter"]\n')
@@ -551,6 +556,7 @@ def test_a_dry_run_a_profile_and_a_part_of_the_steps_know_that_a_step_registers(
     assert [step["action"] for step in planned] == ["cached", "cached", "skip"]
 
 
+@pytest.mark.soak
 def test_a_refused_registration_is_no_finding_of_verify_and_is_said_again_by_the_next_run(
     project_by_hand: Project,
 ) -> None:

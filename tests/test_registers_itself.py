@@ -44,6 +44,7 @@ inputs = { model = "fit.model", verdict = "gate.verdict" }
 """
 
 
+@pytest.mark.soak
 def test_the_guides_example_registers_a_version_without_a_step_that_does_and_only_once(prices: Project) -> None:
     checked = prices.runner("check").out
     assert "a run that passes its gate registers prices from fit.model, with a card made from the run's" in checked

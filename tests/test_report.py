@@ -288,6 +288,7 @@ def test_a_picture_pasted_into_a_markdown_cell_is_shown(copied: Path) -> None:
     assert "attachment gone.png is missing" in made
 
 
+@pytest.mark.soak
 def test_every_notebook_that_installed_packages_test_themselves_with_has_a_page(copied: Path) -> None:
     found = sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.ipynb"))
     assert len(found) > 50  # papermill's, scrapbook's, nbdime's
@@ -348,6 +349,7 @@ def test_a_file_that_is_not_a_notebook_has_a_page_that_says_so(copied: Path) -> 
         assert ("Its figures cannot be read" in write_report(copied).read_text()) == (content != b"{}")
 
 
+@pytest.mark.soak
 def test_outputs_that_are_long_or_deep_are_cut_with_a_sentence(copied: Path) -> None:
     row = "<tr><th>7</th>" + "<td>0.123456</td>" * 10 + "</tr>"
     frame = f"<div><style scoped>x {{ }}</style><table class='dataframe'>{row * 16_000}</table><p>16000 rows</p></div>"

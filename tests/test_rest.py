@@ -309,6 +309,7 @@ def test_what_a_container_says_is_passed_on_only_where_it_is_for_the_caller(
     assert odd.line()["status"] == status
 
 
+@pytest.mark.soak
 def test_a_model_that_is_slow_or_gone_is_told_apart(odd: Front, cloud: SmallSageMaker) -> None:
     with container(cloud, wait_s=1.5):
         began = time.monotonic()
@@ -463,6 +464,7 @@ def pages(folder: Path) -> Iterator[str]:
             server.terminate()
 
 
+@pytest.mark.soak
 def test_the_example_page_scores_a_record_from_another_origin(
     house: Project, cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

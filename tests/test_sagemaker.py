@@ -159,6 +159,7 @@ def test_outputs_stay_in_s3_and_come_when_they_are_asked_for(far: RemoteProject)
     assert (run / "steps/make/out/x.txt").stat().st_size == 6_000_000
 
 
+@pytest.mark.soak
 def test_code_altered_in_s3_does_not_run(far: RemoteProject) -> None:
     made_project(far, Case(toml=""), "code")
     died = far.runner("run", "--on", "sagemaker", env={"RUNNER_FAILPOINT": "job about to be created:make"})
@@ -189,6 +190,7 @@ def test_a_file_altered_in_s3_is_found_and_not_taken(far: RemoteProject) -> None
     assert not (far.runs[-1] / "steps/make/out/x.txt").exists()
 
 
+@pytest.mark.soak
 def test_a_second_run_takes_everything_from_the_first_and_a_local_step_reads_what_lies_in_s3(
     far: RemoteProject,
 ) -> None:
@@ -341,15 +343,9 @@ def test_an_error_of_one_step_does_not_keep_the_client_waiting_for_another(far: 
     assert far.runner("stop", "latest").out == f"stopped job {job}\n"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
-    "point",
-    [
-        "job created",
-        *(
-            pytest.param(point, marks=pytest.mark.soak)
-            for point in ("job about to be created", "job ended", "step sealed", "step recorded")
-        ),
-    ],
+    "point", ["job created", "job about to be created", "job ended", "step sealed", "step recorded"]
 )
 def test_a_killed_client_finds_its_job_again(far: RemoteProject, point: str) -> None:
     name = "killed-" + point.replace(" ", "")
@@ -476,6 +472,7 @@ def test_what_passes_is_waited_out_and_a_job_the_service_lost_is_tried_again(far
     assert far.runner("verify", "latest").code == 0
 
 
+@pytest.mark.soak
 def test_a_large_file_goes_up_in_parts_with_the_same_patience(
     cloud: SmallSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,12 +551,10 @@ def test_an_image_that_is_not_there_fails_with_the_service_s_reason(far: RemoteP
     assert "runner resume" in done.err
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("action", "error"),
-    [
-        ("GetLogEvents", "InvalidParameterException"),
-        pytest.param("DescribeLogStreams", "AccessDeniedException", marks=pytest.mark.soak),
-    ],
+    [("GetLogEvents", "InvalidParameterException"), ("DescribeLogStreams", "AccessDeniedException")],
 )
 def test_logs_that_cannot_be_read_do_not_matter(far: RemoteProject, action: str, error: str) -> None:
     number = far.cloud.faults.add(action, error, times=None)
@@ -677,6 +672,7 @@ def test_more_inputs_than_a_job_takes_are_named_before_it_is_made(far: RemotePro
 # What it costs
 
 
+@pytest.mark.soak
 def test_a_step_takes_few_calls(far: RemoteProject) -> None:
     mark = len(far.cloud.calls)
     assert made(far, Case(toml=""), "calls").code == 0
@@ -712,6 +708,7 @@ def test_many_steps_at_once_under_a_throttled_service_all_finish(far: RemoteProj
     assert done.code == 0, done.err
 
 
+@pytest.mark.soak
 def test_a_secret_comes_from_secrets_manager_and_is_written_nowhere(far: RemoteProject) -> None:
     value = "s3cr3t-canary-91"
     far.cloud.client("secretsmanager").create_secret(Name="team/TOKEN", SecretString=value)

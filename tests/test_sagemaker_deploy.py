@@ -363,6 +363,7 @@ def test_sagemaker_is_told_where_a_version_serves_and_its_refusal_is_a_warning(m
     assert stages() == ["Staging Retired", "Staging Serving"]  # 1 has retired; nothing was told of 2
 
 
+@pytest.mark.soak
 def test_a_serverless_endpoint_has_memory_and_concurrency(make: Callable[..., Place]) -> None:
     place = make("serverless = { memory_mb = 3072, concurrency = 9 }")
     done = place.deploy(1, "--dry-run")
@@ -470,6 +471,7 @@ def goes_on(place: Place, done: Done, *words: str) -> None:
     assert place.here("deployments", "--json").json[0]["model"] == place.label(1)
 
 
+@pytest.mark.soak
 def test_a_version_that_answers_otherwise_is_taken_back(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
@@ -512,6 +514,7 @@ def archive_of(place: Place, version: int) -> bytes:
     return data
 
 
+@pytest.mark.soak
 def test_a_swapped_archive_is_refused_before_anything_is_made(make: Callable[..., Place]) -> None:
     place = make()
     assert place.deploy(1).code == 0
@@ -680,9 +683,8 @@ def test_an_endpoint_that_somebody_else_made_meanwhile_is_left_to_them(make: Cal
 # one before the switch, which is taken back, and one after it, which is finished; the others come to the same
 
 
-@pytest.mark.parametrize(
-    "at", [pytest.param(at, marks=[pytest.mark.soak] * (at != "target switched")) for at in FAILPOINTS]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("at", FAILPOINTS)
 def test_a_deployment_killed_anywhere_is_finished_or_taken_back_by_the_next(
     make: Callable[..., Place], at: str
 ) -> None:
@@ -804,6 +806,7 @@ def test_names_fit_the_service() -> None:
     assert long != endpoint_name("p" * 63, "staging", plain)
 
 
+@pytest.mark.soak
 def test_what_an_endpoint_captures_is_read_as_what_is_captured_here(make: Callable[..., Place]) -> None:
     place = make("capture = { percent = 100 }", versions=2)
     began = utc_text()
@@ -861,6 +864,7 @@ def test_serverless_takes_no_vpc(make: Callable[..., Place]) -> None:
         before(place.registry, "staging")
 
 
+@pytest.mark.soak
 def test_a_version_whose_run_is_elsewhere_is_described_and_scores(make: Callable[..., Place]) -> None:
     """As in a build, which has the repository and no runs."""
     place = make(versions=1)

@@ -307,6 +307,7 @@ def test_every_execution_is_a_sound_run_with_a_report(story: Story, name: str) -
     assert shown.code == 0, shown.err
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["worse", "broken"])
 def test_an_imported_run_has_its_report(story: Story, name: str) -> None:
     story.manifest(name)
@@ -438,6 +439,7 @@ def test_the_definition_fits_the_services_schema_but_for_what_the_sdk_itself_doe
     assert misfits(bare)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("own", ["", "train", "evaluate", "register"])
 def test_definitions_with_shared_jobs_fit_the_services_schema_too(
     planned: Callable[[str, str], Plan], own: str, aws: None
@@ -769,6 +771,7 @@ def test_status_and_start_say_that_there_is_no_pipeline_yet(cloud: SmallSageMake
         assert (done.code, "runner pipeline push" in done.err) == (2, True)
 
 
+@pytest.mark.soak
 def test_what_was_started_for_a_commit_is_not_started_again(cloud: SmallSageMaker, tmp_path: Path) -> None:
     project = RemoteProject(tmp_path, cloud)
     project.write("n.ipynb", parameters("x: int = 1"), "x")

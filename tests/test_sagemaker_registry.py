@@ -241,6 +241,7 @@ def test_a_decision_killed_anywhere_is_carried_out_by_whoever_looks_next(
     assert kinds(registry) == [(1, "registered", "ana"), (1, decision, "ana")]
 
 
+@pytest.mark.soak
 def test_a_revocation_killed_before_it_was_carried_out_is_not_taken_for_an_approval(
     cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
 ) -> None:
@@ -252,11 +253,13 @@ def test_a_revocation_killed_before_it_was_carried_out_is_not_taken_for_an_appro
     assert [kind for _, kind, _ in kinds(registry)] == ["registered", "approved", "rejected"]
 
 
+@pytest.mark.soak
 def test_two_processes_that_register_one_run_make_one_version(registry: SageMakerRegistry, tmp_path: Path) -> None:
     assert [ended(process) for process in [start(tmp_path, "register") for _ in range(2)]] == [(0, "1"), (0, "1")]
     assert kinds(registry) == [(1, "registered", "ana")]
 
 
+@pytest.mark.soak
 def test_one_run_with_two_models_is_refused_wherever_the_other_got_to(
     cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
 ) -> None:
@@ -283,6 +286,7 @@ def test_eight_processes_number_their_versions_without_gaps(registry: SageMakerR
     assert [event.version for event in registry.events("m")] == list(range(1, 9))
 
 
+@pytest.mark.soak
 def test_of_approving_and_rejecting_at_once_exactly_one_wins(
     cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
 ) -> None:
@@ -355,6 +359,7 @@ def test_a_lost_reply_changes_nothing(
     assert numbers(registry.list()) == [("m", 1, "approved")]
 
 
+@pytest.mark.soak
 def test_throttling_is_waited_out(cloud: SmallSageMaker, registry: SageMakerRegistry) -> None:
     for action in ("CreateModelPackage", "ListModelPackages", "DescribeModelPackage", "UpdateModelPackage"):
         cloud.faults.add(action, "ThrottlingException", times=2)
@@ -450,6 +455,7 @@ def test_a_version_that_was_made_with_a_decision_is_pending_until_somebody_decid
     assert kinds(registry)[1:] == [(1, "approved", "ben")]
 
 
+@pytest.mark.soak
 def test_a_decision_in_studio_after_a_crash_is_not_undone(
     cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
 ) -> None:
@@ -517,6 +523,7 @@ def test_an_altered_object_is_found(
         fresh.decide("m", 1, "rejected", who="ben", why="x")
 
 
+@pytest.mark.soak
 def test_facts_altered_before_their_version_was_recorded_are_found(
     cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path
 ) -> None:
@@ -593,6 +600,7 @@ def test_an_event_is_a_file_that_people_can_read(
     assert caller(Session()).startswith("arn:aws")
 
 
+@pytest.mark.soak
 def test_a_versions_stage_is_that_of_the_target_it_was_brought_to_last(
     registry: SageMakerRegistry, cloud: SmallSageMaker
 ) -> None:
@@ -628,6 +636,7 @@ image = "i"
 """
 
 
+@pytest.mark.soak
 def test_a_reviewer_reads_approves_and_rejects_on_the_pages(
     cloud: SmallSageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -661,6 +670,7 @@ def test_a_reviewer_reads_approves_and_rejects_on_the_pages(
 # Who may decide
 
 
+@pytest.mark.soak
 def test_whom_aws_knows_is_told_by_arn_and_not_by_the_user_of_a_machine(cloud: SmallSageMaker, tmp_path: Path) -> None:
     project = made(tmp_path)
     toml = project.folder / "pipeline.toml"

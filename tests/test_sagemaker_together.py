@@ -85,6 +85,7 @@ def test_a_run_is_one_job_with_the_results_notebooks_and_cache_of_several(
     assert len(mine(cloud, "shared")) == 1
 
 
+@pytest.mark.soak
 def test_a_step_that_fails_is_the_last_of_its_job_and_resume_goes_on_in_another(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def notebook_lines(cloud: SmallSageMaker, job: str) -> list[str]:
     return [line for line in read_log(cloud.client("logs"), job) if line.startswith("runner:step ")]
 
 
+@pytest.mark.soak
 def test_stop_ends_the_job_that_the_step_was_ordered_from(cloud: SmallSageMaker, tmp_path: Path) -> None:
     project = RemoteProject(tmp_path, cloud, TOGETHER)
     made_project(project, Case(judge=("import time\ntime.sleep(600)",), toml=""), "halts")

@@ -120,6 +120,7 @@ columns = st.lists(
 values = texts | st.sampled_from([None, "", True, False, 0, 1, 657, 657.0, 12.5, -3, "x"])
 
 
+@pytest.mark.soak
 @settings(max_examples=400, deadline=None)
 @given(before=columns, after=columns, data=st.data())
 def test_where_nothing_is_said_every_record_that_was_read_is_read(

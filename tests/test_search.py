@@ -128,6 +128,7 @@ def test_equal_seeds_draw_equally_also_after_a_new_start_and_other_seeds_draw_ot
             assert int(depth) in range(3, 10)
 
 
+@pytest.mark.soak
 def test_tpe_finds_more_than_chance_does_whichever_way_is_better() -> None:
     best: dict[str, list[float]] = {"tpe": [], "random": [], "lower": []}
     for seed in range(3):
@@ -325,6 +326,7 @@ def test_the_page_and_the_record_have_every_trial_with_its_state(whole: Searched
     assert record["winner"] == made["winner"]["run"]
 
 
+@pytest.mark.soak
 def test_the_same_command_finds_everything_done_and_more_trials_go_on_from_there(
     whole: Searched, tmp_path: Path
 ) -> None:
@@ -350,11 +352,12 @@ def test_the_same_command_finds_everything_done_and_more_trials_go_on_from_there
     assert trials(shifted.json)[0][2] == trials(other.json)[0][2] - 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "places",
     [
         ["trial about to run:1", "step about to run:fit", "result written:fit", "trial ended:9", "trial recorded:12"],
-        pytest.param(["trial recorded:5", "run begun", "step sealed:fit", "trial ended:7", "before the end"], marks=pytest.mark.soak),
+        ["trial recorded:5", "run begun", "step sealed:fit", "trial ended:7", "before the end"],
     ],
 )  # fmt: skip
 def test_killed_anywhere_the_same_command_comes_to_the_same_trials(
@@ -383,6 +386,7 @@ def test_killed_at_random_moments_it_still_comes_to_the_same_trials(whole: Searc
     assert (trials(done.json), reports(project)) == (trials(whole.done.json), reports(whole.project))
 
 
+@pytest.mark.soak
 def test_two_at_once_end_with_as_many_trials_and_no_two_are_equal(tmp_path: Path) -> None:
     project = tiny(tmp_path / "two")
     done = project.runner(*SEARCH, "-j", "2", "--search", "random", "--no-prune")
@@ -415,6 +419,7 @@ def test_what_cannot_be_searched_is_said_before_anything_runs(tmp_path: Path) ->
     assert not project.runs
 
 
+@pytest.mark.soak
 def test_what_cannot_be_ranked_ends_the_search_with_its_first_trial(tmp_path: Path) -> None:
     project = tiny(tmp_path / "ranked")
     command = ("sweep", "fit", "--trials", "9", "-p", "fit.depth=1:9")
@@ -429,6 +434,7 @@ def test_what_cannot_be_ranked_ends_the_search_with_its_first_trial(tmp_path: Pa
     assert (done.code, "for each of its keys" in done.err) == (2, True), done.err
 
 
+@pytest.mark.soak
 def test_a_second_process_waits_for_no_search_that_is_going_on(tmp_path: Path) -> None:
     project = tiny(tmp_path / "busy")
     project.write(

@@ -161,6 +161,7 @@ def test_each_form_is_found(kind: str) -> None:
     assert kind in kinds
 
 
+@pytest.mark.soak
 def test_looking_for_secrets_takes_time_in_proportion_to_the_text() -> None:
     hard = [mark * 8 + "end" for mark in ('"', "\\", "&", "%", "'", '\\"', "\\\n", "& ", "&amp;", "%25")]
     redactor = Redactor(hard)

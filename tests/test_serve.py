@@ -141,6 +141,7 @@ def test_a_long_text_is_refused_in_a_moment(client: Client) -> None:
     assert time.monotonic() - began < 4
 
 
+@pytest.mark.soak
 def test_an_unknown_category_can_be_a_missing_value(house: Project, model: runner.model.Model) -> None:
     with serving(house, "--workers", "1", "--unknown", "missing") as served:
         client = Client(served.port)
@@ -150,6 +151,7 @@ def test_an_unknown_category_can_be_a_missing_value(house: Project, model: runne
     assert answer.json["predictions"][0]["probability"] == float(model.predict(frame, unknown="missing")[0])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("make", some([number, several], [several]))
 def test_numbers_and_classes_are_served_too(project: Project, make: Callable[[Path], Path]) -> None:
     folder = approved(project, make)
@@ -295,6 +297,7 @@ def test_a_model_that_fails_its_self_test_is_never_ready(project: Project) -> No
     assert (done.code, "cannot score its own sample record" in done.err) == (8, True), done.err
 
 
+@pytest.mark.soak
 def test_beyond_loopback_a_token_is_needed_and_asked_for(house: Project) -> None:
     done = house.runner("serve", "tiny", "--host", "0.0.0.0", "--port", "0")
     assert (done.code, "RUNNER_TOKEN" in done.err) == (2, True)
@@ -432,6 +435,7 @@ def test_a_body_just_small_enough_is_scored_and_one_more_byte_is_not(client: Cli
     assert client.score(body + b"\n", CSV).status == 413
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("sent", some([b"", b"POST /invoca", b"POST /invocations HTTP/1.1\r\nhost: x\r\nx: "], [b""]))
 def test_a_client_that_does_not_finish_its_headers_is_left(served: Served, sent: bytes) -> None:
     with connected(served) as connection:
@@ -451,6 +455,7 @@ def drip(connection: socket.socket, part: bytes, every_s: float) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.soak
 def test_a_client_that_drips_its_headers_is_left(served: Served) -> None:
     with connected(served) as connection:
         connection.sendall(b"GET /ping HTTP/1.1\r\n")
@@ -529,6 +534,7 @@ def test_a_body_in_very_small_chunks_is_scored(served: Served) -> None:
     assert answer.count(b'prediction"') == 2000
 
 
+@pytest.mark.soak
 def test_a_body_that_stops_is_answered_with_408(served: Served) -> None:
     with connected(served) as connection:
         connection.sendall(
@@ -551,6 +557,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(served: Served
     assert client.score(ROW).status == 200
 
 
+@pytest.mark.soak
 def test_more_connections_than_allowed_are_turned_away_and_the_others_answered(house: Project) -> None:
     with serving(house, "--workers", "1", "--max-connections", "8") as served:
         waiting = [socket.create_connection(("127.0.0.1", served.port), timeout=10) for _ in range(8)]
@@ -622,6 +629,7 @@ def test_sigterm_under_load_loses_no_reply(house: Project, workers: str) -> None
         assert sum(counts) > 50
 
 
+@pytest.mark.soak
 def test_a_request_under_way_is_answered_after_sigterm(house: Project) -> None:
     with serving(house, "--workers", "1") as served, connected(served) as connection:
         body = json.dumps(ROW).encode()
@@ -643,6 +651,7 @@ def test_ctrl_c_ends_it_as_well(house: Project) -> None:
         assert "Traceback" not in "".join(served.lines)
 
 
+@pytest.mark.soak
 def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(house: Project) -> None:
     def workers() -> list[int]:
         listed = subprocess.run(
@@ -724,6 +733,7 @@ def wait_until(held: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.soak
 def test_it_is_ready_soon_and_small(house: Project) -> None:
     began = time.monotonic()
     with serving(house, "--workers", "1") as served:
@@ -825,6 +835,7 @@ def _expected(model: runner.model.Model, one: Asked) -> np.ndarray:
     return model.predict(pd.DataFrame(rows, columns=list(ROW)))
 
 
+@pytest.mark.soak
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(one=asked)
 def test_no_request_is_a_fault_or_scored_wrong(client: Client, model: runner.model.Model, one: Asked) -> None:

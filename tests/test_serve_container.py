@@ -66,6 +66,7 @@ def plain(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield made
 
 
+@pytest.mark.soak
 def test_every_refusal_has_its_own_status_through_awss_servers(plain: ServingContainer) -> None:
     record = json.dumps({"minutes": 1, "calls": 2, "plan": "gold", "roaming": True})
     asked: list[tuple[int, str | None, Any]] = [

@@ -230,6 +230,7 @@ def test_trees_that_were_trained_on_codes_take_the_signatures(tmp_path: Path) ->
     same(of(folder), runner.model.load(folder), raw, raw.to_json(orient="records").encode(), "application/json")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("table", [REAL_TABLE, ROOT / "data" / "churn.csv"])
 def test_a_real_table_scores_to_the_bit(tmp_path: Path, table: Path) -> None:
     if not table.exists():

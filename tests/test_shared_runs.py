@@ -145,6 +145,7 @@ def test_a_run_that_could_not_be_shared_is_whole_and_shared_later(
     assert len(ben.runner("runs", "--json").json) == 1
 
 
+@pytest.mark.soak
 def test_what_lies_in_the_shared_place_leads_nobody_out_of_their_folder(
     machines: tuple[Machine, Machine], cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

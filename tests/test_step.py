@@ -180,6 +180,7 @@ def test_a_kernel_that_uses_its_memory_up_is_out_of_memory(project: Project, lit
     assert error(project)["kind"] == "out of memory"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("key", some(["cell_timeout_s", "timeout_s"], ["cell_timeout_s"]))
 def test_an_endless_loop_that_ignores_interrupts_is_ended_in_time(project: Project, one_step: Run, key: str) -> None:
     stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass"

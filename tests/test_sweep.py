@@ -119,6 +119,7 @@ def test_a_sweep_needs_something_to_sweep_and_a_step_that_is_there(tiny: Project
     assert "a value twice" in tiny.runner("sweep", "fit", "-p", "fit.depth=3,3").err
 
 
+@pytest.mark.soak
 def test_a_combination_that_fails_is_ranked_last_with_its_reason(tiny: Project) -> None:
     done = tiny.runner("sweep", "fit", "-p", "fit.words=a,fail,b\\,c", "--metric", "fit.valid", "--json")
     assert done.code == 0, done.err
@@ -129,6 +130,7 @@ def test_a_combination_that_fails_is_ranked_last_with_its_reason(tiny: Project) 
     assert "No combination" in everything.err
 
 
+@pytest.mark.soak
 def test_all_combinations_are_forked_from_one_server(tiny: Project) -> None:
     tiny.write(
         "fit.ipynb",
@@ -222,6 +224,7 @@ def test_in_sagemaker_the_combinations_are_jobs_side_by_side(tmp_path: Path) -> 
     assert latest_start < min(job["ProcessingEndTime"] for job in described)
 
 
+@pytest.mark.soak
 def test_the_page_looks_right_with_everything_in_it(tiny: Project) -> None:
     done = tiny.runner("sweep", "fit", "-p", "fit.depth=3,5", "--metric", "fit.valid", env=PAGES)
     page = next((tiny.folder / "runs/sweeps").glob("*/report.html")).read_text()

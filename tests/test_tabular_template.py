@@ -121,6 +121,7 @@ def test_with_little_data_the_gate_says_that_it_cannot_tell(execute: Execute, tm
     assert judge(judged, rules).outcome == "inconclusive"
 
 
+@pytest.mark.soak
 def test_a_run_without_anything_to_read_first_says_which_notebook_to_run(execute: Execute, tmp_path: Path) -> None:
     for notebook, parameter, first in (
         ("02_train", "train", "01_data"),
@@ -171,6 +172,7 @@ def test_several_answers_are_learned_and_a_row_of_the_file_is_scored_as_it_stand
     assert all(figure.alt for figure in figures)
 
 
+@pytest.mark.soak
 def test_a_number_is_learned_from_dates_and_decimal_commas(execute: Execute, tmp_path: Path) -> None:
     table = prices()
     metrics = learned(execute, tmp_path, table)
@@ -191,6 +193,7 @@ def test_a_number_is_learned_from_dates_and_decimal_commas(execute: Execute, tmp
         scored(tmp_path, table.with_value(1, "size", "viel"))
 
 
+@pytest.mark.soak
 def test_two_answers_need_no_code_and_know_every_category_of_the_file(execute: Execute, tmp_path: Path) -> None:
     table = loans()
     metrics = learned(execute, tmp_path, table)
@@ -203,6 +206,7 @@ def test_two_answers_need_no_code_and_know_every_category_of_the_file(execute: E
     assert metrics["blank_values"].value == table.column("income").count("")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("make", some([loans, flowers, prices], [prices]), ids=lambda make: make.__name__)
 def test_parts_give_the_same_splits_trees_and_metrics_as_one_piece(
     execute: Execute, executed: Path, tmp_path: Path, make: Callable[[], Table]

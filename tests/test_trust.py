@@ -221,6 +221,7 @@ def test_a_run_is_not_resumed_with_code_that_was_put_into_it(project: Project, t
     assert (project.runner("verify", "--all").code, done.code) in ((0, 0), (4, 8))
 
 
+@pytest.mark.soak
 def test_what_a_notebook_leaves_beside_its_outputs_is_no_finding_nor_what_a_killed_run_left(project: Project) -> None:
     (project.folder / "notebooks" / "package").mkdir()
     (project.folder / "notebooks" / "package" / "__init__.py").write_text("from . import inner\n")
@@ -436,6 +437,7 @@ def test_a_pack_that_cannot_be_written_is_said_and_two_imports_at_once_are_as_go
     assert laptop.runner("verify", "--all").code == 0
 
 
+@pytest.mark.soak
 def test_a_run_is_packed_with_a_source_that_it_did_not_keep(project: Project, tmp_path: Path) -> None:
     project.toml(TOML.replace("keep = true", "keep = false"))
     assert project.runner("run", "make", "--force").code == 0
@@ -479,6 +481,7 @@ def test_resume_goes_on_with_the_runs_own_code_and_says_that_the_tree_differs(pr
     assert project.runner("verify", "--all").code == 0
 
 
+@pytest.mark.soak
 def test_resume_goes_on_with_every_option_that_the_run_was_started_with(project: Project) -> None:
     flag = project.folder / "flag"
     wait = f"import pathlib\nassert pathlib.Path({str(flag)!r}).exists(), 'not yet'"
@@ -574,6 +577,7 @@ def test_gc_records_what_it_removes_and_everything_says_so_afterwards(project: P
     )  # fmt: skip
 
 
+@pytest.mark.soak
 def test_a_run_that_was_removed_by_other_means_is_a_finding(project: Project) -> None:
     kept, gone = two_versions(project)
     runs = project.folder / "runs"
@@ -597,6 +601,7 @@ def test_a_run_that_was_removed_by_other_means_is_a_finding(project: Project) ->
     assert (done.code, "though it was approved before" in done.out) == (4, True), done.out
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("at", GC_NAMES)
 def test_gc_killed_half_way_leaves_a_sound_project_and_goes_on_the_next_time(project: Project, at: str) -> None:
     kept, gone = two_versions(project)

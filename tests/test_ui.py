@@ -27,6 +27,7 @@ from support.browser import Browser, browser
 from support.judged import RUN
 from support.places import free_ports
 from support.projects import Project
+from support.some import some
 from support.visits import Pages, Reply, Visitor, answering, pages_of
 
 from runner.errors import UsageError
@@ -183,6 +184,7 @@ def test_a_foreign_name_that_leads_here_is_not_answered(pages: Pages, host: str)
     assert "tiny" not in visitor.get("/", host=host).text
 
 
+@pytest.mark.soak
 def test_another_host_needs_to_know_who_comes(place: Project) -> None:
     done = place.runner("ui", "--host", "0.0.0.0", "--port", "0")
     assert done.code == 2
@@ -794,7 +796,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
-@pytest.mark.parametrize("script", [True, False])
+@pytest.mark.parametrize("script", some([True, False], [True]))
 def test_by_keyboard_alone_a_reviewer_finds_what_is_pending_reads_why_and_approves(
     place: Project, tab: Browser, script: bool
 ) -> None:
@@ -824,6 +826,7 @@ def test_by_keyboard_alone_a_reviewer_finds_what_is_pending_reads_why_and_approv
     assert decisions(place)[-1] == (3, "approved", who(), "read it all")
 
 
+@pytest.mark.soak
 def test_nothing_is_wider_than_a_telephone_and_the_dark_is_dark(place: Project, tab: Browser) -> None:
     failed = StepError(kind="exception", ename="ValueError", evalue="x" * 300, cell=1, first_line="y" * 300)
     judged.write(place, judged.manifest_of(place, RUN.format(7), {}, error=failed, note="n" * 300, tags=["t" * 90]))
@@ -844,8 +847,8 @@ def test_nothing_is_wider_than_a_telephone_and_the_dark_is_dark(place: Project, 
 LOOKS = [(1280, False), (390, True), (1280, True), (390, False)]
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_axe_finds_no_fault_on_any_page(place: Project, tab: Browser, known: str, tmp_path: Path, whole: bool) -> None:
+@pytest.mark.soak
+def test_axe_finds_no_fault_on_any_page(place: Project, tab: Browser, known: str, tmp_path: Path) -> None:
     file = place.folder / "pipeline.toml"
     file.write_text(judged.TOML.format(more=TARGETS.format(*free_ports(2))))
     running = judged.of_every_kind(place)
@@ -853,10 +856,9 @@ def test_axe_finds_no_fault_on_any_page(place: Project, tab: Browser, known: str
         assert place.runner(*arguments, "--reason", "looked at").code == 0
     tmp_path.chmod(0o700)  # the folder of several projects
     with contextlib.ExitStack() as stack:
-        if whole:
-            stack.callback(place.runner, "undeploy", "staging")
-            for number in (1, 2):
-                assert place.runner("deploy", f"tiny/{number}", "--to", "staging").code == 0
+        stack.callback(place.runner, "undeploy", "staging")
+        for number in (1, 2):
+            assert place.runner("deploy", f"tiny/{number}", "--to", "staging").code == 0
         stack.enter_context(Store(place.folder / "runs").lock(running))
         asking = stack.enter_context(pages_of(file, users_text=known))
         served = stack.enter_context(pages_of(file))
@@ -868,12 +870,11 @@ def test_axe_finds_no_fault_on_any_page(place: Project, tab: Browser, known: str
         found = axe.faults(tab)
         tab.open(served.address)
         wait_until(lambda: tab.value("document.title") == "Runs · tiny")
-        pages += [axe.sweep_page(Opened(file)), *(here + path for path in axe.served_paths(whole=whole))]
-        if whole:
-            pages += axe.site_pages(Opened(file), tmp_path / "site")
-        for number, page in enumerate(pages):
+        pages += [axe.sweep_page(Opened(file)), *(here + path for path in axe.served_paths())]
+        pages += axe.site_pages(Opened(file), tmp_path / "site")
+        for page in pages:
             tab.open(page, policy=False)
-            for width, dark in LOOKS if whole else [LOOKS[number % 4]]:
+            for width, dark in LOOKS:
                 tab.show(width=width, dark=dark)
                 found += [f"{page} {width} {'dark' * dark} {fault}" for fault in axe.faults(tab)]
     assert found == []

@@ -333,6 +333,7 @@ def test_the_lock_is_made_into_an_environment(job: Job, bucket: Bucket, arrived:
     assert not (job.folder / "output").exists()
 
 
+@pytest.mark.soak
 def test_a_job_that_executes_no_notebook_installs_nothing(job: Job, arrived: list[Wheel], lock: Path) -> None:
     locked = pins(lock, python=HERE, platform=PLATFORM)
     (library,) = [wheel.path.read_bytes() for wheel in arrived if wheel.filename.startswith("msgspec-")]
@@ -398,6 +399,7 @@ def test_the_exit_code_is_that_of_the_module(job: Job) -> None:
     assert job.run("show")[0] == 3
 
 
+@pytest.mark.soak
 def test_an_altered_wheel_is_refused_and_nothing_of_the_environment_stays(
     job: Job, bucket: Bucket, arrived: list[Wheel], lock: Path
 ) -> None:
@@ -528,6 +530,7 @@ def test_the_bootstrap_is_understood_by_the_oldest_python_there_is() -> None:
 # What a dry run says of it
 
 
+@pytest.mark.soak
 def test_a_dry_run_counts_what_goes_up_once_and_nothing_that_is_there(
     bucket: Bucket, lock: Path, arrived: list[Wheel], cache: Path, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,7 @@ def run_all(path: Path) -> None:
     nbformat.write(document, path)
 
 
+@pytest.mark.soak
 def test_run_all_leaves_git_status_empty(shared: Project) -> None:
     path = shared.folder / "nb.ipynb"
     run_all(path)
@@ -218,6 +219,7 @@ def test_run_all_leaves_git_status_empty(shared: Project) -> None:
     assert nbformat.read(path, as_version=4).cells[2].outputs  # still on the screen
 
 
+@pytest.mark.soak
 def test_an_edit_is_committed_without_outputs_and_stays_on_the_screen(shared: Project) -> None:
     path = write(shared, edited(2, "a = 100", "one"))
     assert status(shared) == " M nb.ipynb"
@@ -268,6 +270,7 @@ def test_no_change_hides_behind_an_executed_notebook(shared: Project) -> None:
     assert status(shared) == " D nb.ipynb\n M notes.txt\n?? new.txt"
 
 
+@pytest.mark.soak
 def test_two_branches_that_edit_different_cells_merge(shared: Project) -> None:
     path = diverge(shared, edited(2, "a = 100"), edited(4, "b = 200"))
     git(shared, "merge", "-q", "-m", "both", "one")
@@ -399,6 +402,7 @@ def test_what_the_clone_has_of_its_own_stays_and_is_named(repository: Project) -
     assert git(repository, "config", "core.fsmonitor") == "true\n"
 
 
+@pytest.mark.soak
 def test_notebooks_committed_with_outputs_are_named_and_can_be_brought_in_line(repository: Project) -> None:
     commit(repository, noisy(notebook(*CELLS)))
     (repository.folder / "sub folder").mkdir()

@@ -45,9 +45,8 @@ def _source() -> str:
     return Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
-def served_paths(*, whole: bool) -> Iterator[str]:
-    """Of a project that has runs of every kind, a pending version 4, and staging and production as its targets: a page of
-    each kind, or the `whole` of them."""
+def served_paths() -> Iterator[str]:
+    """Of a project that has runs of every kind, a pending version 4, and staging and production as its targets."""
     yield from (
         "",
         "models/",
@@ -56,21 +55,20 @@ def served_paths(*, whole: bool) -> Iterator[str]:
         "model/tiny/4/card/",
         "targets/staging/deploy?version=tiny/1",
     )
-    for number in (4, 5, 6, 8) if whole else (5, 8):
+    for number in (4, 5, 6, 8):
         yield f"run/{RUN.format(number)}/"
-    for number in (4, 5, 6, 7) if whole else (5, 7):
+    for number in (4, 5, 6, 7):
         yield f"run/{RUN.format(number)}/report.html"
     for number in (4, 5):
         yield f"run/{RUN.format(number)}/steps/train/executed.html"
-    for number in (1, 3, 4) if whole else (1, 4):
+    for number in (1, 3, 4):
         yield f"model/tiny/{number}/"
     two, three = (f"?{'&'.join(f'run={RUN.format(number)}' for number in numbers)}" for numbers in ((1, 5), (1, 2, 4)))
     yield from (f"compare{two}", f"comparison.html{two}", f"comparison.html{three}")
-    if whole:
-        yield from ("?status=failed&sort=-train.auc", "?status=interrupted")
-        yield f"run/{RUN.format(4)}/?show=train&code=hidden"
-        yield f"run/{RUN.format(4)}/steps/train/executed-no-code.html"
-        yield from ("targets/staging/rollback", "targets/staging/undeploy")
+    yield from ("?status=failed&sort=-train.auc", "?status=interrupted")
+    yield f"run/{RUN.format(4)}/?show=train&code=hidden"
+    yield f"run/{RUN.format(4)}/steps/train/executed-no-code.html"
+    yield from ("targets/staging/rollback", "targets/staging/undeploy")
 
 
 def site_pages(project: Project, folder: Path) -> Iterator[str]:
