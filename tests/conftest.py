@@ -82,9 +82,17 @@ class Durations:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process has a long one left when the others are done; `quick` where it is."""
+    """The longest files first, so that no process has a long one left when the others are done; `quick` where it is, and
+    `soak` for the cases of a test beyond those that `make test` has."""
     seconds: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], float("inf")))
+    cases = Counter[str]()
+    for item in items:
+        if (kept := item.get_closest_marker("cases")) is not None:
+            test = item.nodeid.partition("[")[0]
+            cases[test] += 1
+            if cases[test] > kept.args[0]:
+                item.add_marker("soak")
     for item in items if "quick" in config.option.markexpr else ():  # reading them takes seconds
         if isinstance(item, pytest.Function) and quick(item):
             item.add_marker("quick")

@@ -161,6 +161,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.cases(8)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_table_is_refused_with_what_is_wrong(execute: Execute, tmp_path: Path, fault: str) -> None:
     make, said = FAULTS[fault]
@@ -191,6 +192,7 @@ def zipped(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("content", "encoding"),
     [

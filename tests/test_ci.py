@@ -433,6 +433,7 @@ def lifecycle(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.soak
 def test_the_lifecycle_script_registers_a_kernel_that_starts_and_twice_is_once(studio: Path) -> None:
     for _ in range(2):
         done = lifecycle(studio, "--wait")

@@ -239,6 +239,7 @@ def run_with_space_for(blocks: int, project: Project) -> Done:
     return done
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("blocks", [0, 12])
 def test_a_full_disk_seals_nothing_half_and_the_run_goes_on_once_there_is_space(
     fresh: Project, small_disk: Path, undisturbed: dict[str, str], blocks: int

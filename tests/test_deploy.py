@@ -194,6 +194,7 @@ def test_a_version_that_does_not_answer_as_recorded_is_not_switched_to(place: Pl
     served_still(place, place.deploy(4), "The sample record scores", "tiny/1 goes on")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("code", "said"),
     [

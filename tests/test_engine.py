@@ -78,6 +78,7 @@ def shelf() -> Iterator[Shelf]:
     papermill_io._handlers[:] = before
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("ends", "options", "raises"),
     [
@@ -141,6 +142,7 @@ def test_what_papermill_keeps_out_of_files_is_kept_out() -> None:
     assert "trusted" not in made["cells"][-1]["metadata"]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("source", "code", "said"),
     [

@@ -194,6 +194,7 @@ def test_numexpr_has_the_threads_of_the_job_too(tmp_path: Path, library: Callabl
     assert shown(folder) == "(2, [2])"
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     ("cell", "why"),
     [
@@ -373,6 +374,7 @@ def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_pa
     assert list(forked.opened) == ["table.txt"]
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("victims", ["runner", "runner and server", "runner of a standard kernel"])
 def test_a_runner_that_is_killed_takes_everything_along_also_from_a_cell_that_holds_the_interpreter(
     tmp_path: Path, victims: str
@@ -398,6 +400,7 @@ def test_a_runner_that_is_killed_takes_everything_along_also_from_a_cell_that_ho
     gone(sorted(everyone))
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("kernel", "last"),
     [

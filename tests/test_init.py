@@ -532,6 +532,7 @@ def test_a_folder_that_has_other_things_keeps_them(project: Project) -> None:
     assert not list(project.folder.glob(".runner-init*"))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("point", "there"), list(itertools.product(INIT_NAMES, [False, True])))
 def test_a_killed_init_leaves_nothing_half_and_the_next_one_clears_it_away(
     project: Project, point: str, there: bool

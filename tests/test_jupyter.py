@@ -116,6 +116,7 @@ def test_one_click_opens_the_pages_below_the_prefix_and_a_decision_is_made_there
     assert (event.kind, event.why, event.data["known_by"]) == ("approved", "looks well", "jupyter")
 
 
+@pytest.mark.soak
 def test_who_has_not_signed_in_at_jupyter_and_other_accounts_do_not_reach_the_pages(lab: Visitor) -> None:
     stranger = Visitor(lab.port, lab.prefix)
     assert stranger.get("/runner/churn/").status == 302

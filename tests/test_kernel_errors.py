@@ -56,6 +56,7 @@ def told(result: StepResult) -> StepError:
     return result.error
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize(
     ("source", "name", "said", "shown"),
     [
@@ -114,6 +115,7 @@ def test_an_error_is_an_exception_to_the_command_line_too(project: Project, one_
     assert project.step("only")["result"]["error"]["kind"] == "exception"
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("imports", ["import ipywidgets", WIDGETS_UNSEEN])
 def test_cells_that_print_into_a_widget_end(execute: Execute, imports: str) -> None:
     result, cells = execute(*widget_cells(imports, 12))

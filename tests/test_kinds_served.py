@@ -50,6 +50,7 @@ def floats(text: str) -> np.ndarray:
     return np.array([[float(one) for one in line.split(",")] for line in text.splitlines()], dtype="float32").squeeze()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("question", some(["binary", "several"], ["several"]))
 @pytest.mark.parametrize("kind", FILES)
 def test_predict_and_serve_give_the_bits_of_the_folder(

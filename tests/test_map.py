@@ -219,6 +219,7 @@ def test_a_step_succeeds_with_the_share_of_keys_that_it_asks_for(project: Projec
     assert statuses(project) == {"cached": 5, "failed": 1}, "a step with failures is not taken as a whole"
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("place", ["key ended:fit/south", "step sealed:fit"])
 def test_a_run_that_is_killed_in_the_middle_goes_on_with_the_keys_that_are_missing(
     project: Project, place: str

@@ -113,6 +113,7 @@ def test_all_keys_of_a_step_are_one_job_with_the_results_that_they_have_here(
     assert [step["status"] for step in again.json["steps"]] == ["cached"] * 3, again.err
 
 
+@pytest.mark.soak
 def test_a_later_attempt_executes_the_keys_that_are_missing_and_no_others(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_week_of_fifty_rows_is_inconclusive_and_trains_nothing(watched: Projec
     assert "retrained" not in said
 
 
+@pytest.mark.soak
 def test_a_window_without_requests_and_a_target_that_serves_nothing_are_refused_with_what_to_do(
     watched: Project,
 ) -> None:

@@ -301,6 +301,7 @@ def test_secrets_and_languages_without_a_translator_are_refused_before_anything_
     assert "papermill cannot hand parameters to a notebook written in cobol" in bash.runner("check").err
 
 
+@pytest.mark.soak
 def test_threads_may_read_code_at_the_same_moment() -> None:
     """Python 3.11's ast.parse raises SystemError where the collector lets another thread parse in between."""
     source = "x = [" + "f(1, (2, 3)), " * 200 + "]\n"

@@ -168,6 +168,7 @@ def test_check_says_why_no_run_registers(prices: Project) -> None:
         assert "`runner check` says whether" in asked.err
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("place", ["before registering", "registered", "version recorded", "before the end"])
 def test_a_run_that_is_killed_while_it_registers_itself_registers_once(prices: Project, place: str) -> None:
     assert prices.runner("run", "--no-register").code == 0

@@ -88,6 +88,7 @@ def made(project: Project, case: Case, name: str) -> Done:
 LONG = ("dead kernel", "missing output", "stopped early", "time-out of a cell", "gate in error", "gate inconclusive")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LONG)) for name in CASES])
 def test_a_step_comes_to_the_same_here_and_there(name: str, far: RemoteProject, tmp_path_factory: Any) -> None:
     case = CASES[name]
@@ -436,6 +437,7 @@ def test_a_run_with_jobs_registers_itself_where_no_step_does(far: RemoteProject)
 # A service that fails
 
 
+@pytest.mark.soak
 def test_a_lost_reply_is_the_same_job_and_a_taken_name_is_refused(far: RemoteProject) -> None:
     far.cloud.faults.add("CreateProcessingJob", "LostReply", times=1)
     assert made(far, Case(toml=""), "lost").code == 0
@@ -526,6 +528,7 @@ def test_who_may_list_below_the_prefix_only_is_told_what_is_not_there(
         bucket.get("absent")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -335,6 +335,7 @@ def test_importing_twice_gives_the_same_run(story: Story) -> None:
     assert file.read_bytes() == before
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("end", "old", "new"),
     [
@@ -461,6 +462,7 @@ def spread(planned: Callable[[str, str], Plan], workers: int) -> Plan:
     return planned("[steps.evaluate]", f"{cluster}[steps.evaluate]")
 
 
+@pytest.mark.soak
 def test_a_step_with_a_cluster_has_a_job_on_its_machines_and_other_jobs_have_one(
     planned: Callable[[str, str], Plan], tmp_path: Path, aws: None
 ) -> None:

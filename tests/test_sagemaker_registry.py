@@ -154,6 +154,7 @@ def actions(cloud: SmallSageMaker) -> list[str]:
 # What SageMaker is told
 
 
+@pytest.mark.soak
 def test_the_package_leads_back_to_its_run(cloud: SmallSageMaker, tmp_path: Path) -> None:
     registry = in_sagemaker(tmp_path, run_address=lambda run: f"s3://{BUCKET}/runs/{run}/", tags={"team": "a"})
     assert cloud.calls == []  # making one asks nothing
@@ -213,6 +214,7 @@ def test_a_folder_that_is_not_what_the_run_recorded_is_not_registered(
 # Crashes and other processes
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("at", [name for name in SAGEMAKER_NAMES if "decision" not in name])
 def test_a_registration_killed_anywhere_gives_exactly_one_version(
     cloud: SmallSageMaker, registry: SageMakerRegistry, tmp_path: Path, at: str
@@ -227,6 +229,7 @@ def test_a_registration_killed_anywhere_gives_exactly_one_version(
     assert len(cloud.client("sagemaker").list_model_packages(ModelPackageGroupName="m")["ModelPackageSummaryList"]) == 1
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("at", ["decision recorded", "decision carried out"])
 @pytest.mark.parametrize(("decision", "status"), [("approved", "Approved"), ("rejected", "Rejected")])
 def test_a_decision_killed_anywhere_is_carried_out_by_whoever_looks_next(
@@ -324,6 +327,7 @@ def said(registry: Registry, asked: list[tuple[str, int, bool]]) -> list[Any]:
     return [*found, numbers(registry.list()), [(event.seq, event.version, event.kind, event.why) for event in events]]
 
 
+@pytest.mark.soak
 @settings(max_examples=6, deadline=None)
 @given(operations)
 def test_it_says_what_the_local_registry_says(
@@ -337,6 +341,7 @@ def test_it_says_what_the_local_registry_says(
 # Trouble with the service
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("action", "match"),
     [
@@ -495,6 +500,7 @@ def test_packages_of_others_in_the_group_are_left_alone(
 # What was altered
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("key", "before", "after", "said"),
     [

@@ -49,6 +49,7 @@ def results(project: RemoteProject) -> list[Any]:
     ]
 
 
+@pytest.mark.soak
 def test_a_run_is_one_job_with_the_results_notebooks_and_cache_of_several(
     cloud: SmallSageMaker, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_container_takes_what_serve_takes_and_scores_it_to_the_bit(plain: Serv
     assert [float(line) for line in body.splitlines()] == expected
 
 
+@pytest.mark.soak
 def test_a_model_with_features_scores_the_same_bits_with_the_containers_pandas(image: Image, tmp_path: Path) -> None:
     raw = records(150)
     days = pd.date_range("2019-11-03", periods=len(raw), freq="17D").strftime("%Y-%m-%d").to_series(index=raw.index)

@@ -153,6 +153,7 @@ clean_rows = st.lists(
 )
 
 
+@pytest.mark.soak
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(sorted(KINDS)), rows=rows_of_text | clean_rows, header=st.booleans())
 @example(kind="plain", rows=[[text, "1", "gold", "1"] for text in ("nan", "1")], header=True)

@@ -68,6 +68,7 @@ def machines(cloud: SmallSageMaker, tmp_path: Path) -> tuple[Machine, Machine]:
     return made[0], made[1]
 
 
+@pytest.mark.soak
 def test_one_runs_and_the_other_sees_takes_and_verifies_it(machines: tuple[Machine, Machine]) -> None:
     ana, ben = machines
     assert ana.runner("run").code == 0

@@ -282,6 +282,7 @@ FAULTS: dict[str, tuple[Callable[[], Table], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_table_is_refused_with_what_is_wrong(execute: Execute, tmp_path: Path, fault: str) -> None:
     make, sentence = FAULTS[fault]

@@ -140,6 +140,7 @@ def add_everywhere(run: Path, marker: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.soak
 def test_files_added_to_a_sealed_run_are_named_and_neither_executed_nor_taken(project: Project, tmp_path: Path) -> None:
     run, marker = project.runs[-1], tmp_path / "marker"
     assert project.runner("report", "latest").code == 0  # pages, and what somebody left who looked, are not a finding
@@ -179,6 +180,7 @@ def test_files_added_to_a_sealed_run_are_named_and_neither_executed_nor_taken(pr
     assert (done.code, "helper.py was altered since its run" in done.err, marker.exists()) == (8, True, False), done.err
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "what", ["an added module", "bytecode in a module's place", "an altered module", "the notebook"]
 )

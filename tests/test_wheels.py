@@ -356,6 +356,7 @@ def test_a_job_that_executes_no_notebook_installs_nothing(job: Job, arrived: lis
     assert (code, "uv" in err) == (90, True)
 
 
+@pytest.mark.soak
 def test_an_image_that_equals_the_lock_is_used_as_it_is(job: Job) -> None:
     job.give(pins={"six": "1.17.0"})
     (job.folder / "work" / "runner" / "show.py").write_text("import os; print(os.environ['RUNNER_ENVIRONMENT'])")

@@ -187,6 +187,7 @@ sys.exit("said as it ends")
 """
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("user", get_args(User))
 def test_a_forked_python_finds_itself_as_one_that_is_started_there(user: User) -> None:
     """In both a program looks at all around it, starts another Python and becomes one."""

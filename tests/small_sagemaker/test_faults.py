@@ -125,6 +125,7 @@ def test_downloads_are_cut_short(cloud: SmallSageMaker, s3: Any) -> None:
     assert plain.get_object(Bucket=BUCKET, Key="cut")["Body"].read() == b"01234"
 
 
+@pytest.mark.soak
 def test_logs_come_late(cloud: SmallSageMaker, sagemaker: Any, logs: Any) -> None:
     cloud.faults.delay_logs(3.0, name_contains="late")
     assert run_job(sagemaker, "late-logs", "echo hello")["ProcessingJobStatus"] == "Completed"

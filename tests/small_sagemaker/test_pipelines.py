@@ -220,6 +220,7 @@ def test_a_step_that_ran_before_is_taken_from_the_cache(sagemaker: Any, logs: An
     assert "CacheHitResult" not in ran_too["first"]
 
 
+@pytest.mark.soak
 def test_an_expired_or_failed_step_is_not_taken_from_the_cache(sagemaker: Any, execute: Start) -> None:
     cache = {"Enabled": True, "ExpireAfter": "PT1S"}
     push(sagemaker, "expires", write_definition(process("one", CacheConfig=cache)))

@@ -120,6 +120,7 @@ def test_an_instance_at_the_usual_price_is_not_taken_away(cloud: SmallSageMaker,
     assert entered(run(sagemaker, "stays", "true")).count("Training") == 1
 
 
+@pytest.mark.soak
 def test_limits_and_a_stop_end_a_job_in_their_own_words(cloud: SmallSageMaker, sagemaker: Any) -> None:
     found = run(sagemaker, "long", "sleep 60", StoppingCondition={"MaxRuntimeInSeconds": 1})
     assert (found["TrainingJobStatus"], found["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")

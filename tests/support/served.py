@@ -87,11 +87,15 @@ class Served:
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines if line.startswith("{")]
 
-    def wait_for_log(self, count: int) -> list[dict[str, Any]]:
+    def wait_for_line(self, seen: int, path: str, status: int) -> dict[str, Any]:
+        """The first of such lines after `seen` others: a line follows its answer, and those of two requests any order."""
         until = time.monotonic() + 5
-        while len(self.log) < count and time.monotonic() < until:
+        while time.monotonic() < until:
+            for line in self.log[seen:]:
+                if (line.get("path"), line.get("status")) == (path, status):
+                    return line
             time.sleep(0.02)
-        return self.log
+        raise AssertionError(f"no line of {path} with {status}: {self.log[seen:]}")
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
