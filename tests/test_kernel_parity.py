@@ -199,6 +199,7 @@ def test_what_a_notebook_leaves_to_its_end_is_done_also_where_a_cell_has_failed(
         "from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor\n"
         "def leave(name): time.sleep(.5); pathlib.Path(name).write_text('left')",
         "atexit.register(leave, 'atexit'); buffered = open('buffered', 'w'); buffered.write('left')",
+        "updated = open('updated', 'w+b'); updated.write(b'left')",
         "class Thing: pass\nthing = Thing(); weakref.finalize(thing, leave, 'finalized')",
         "threading.Thread(target=leave, args=('thread',)).start(); ThreadPoolExecutor(1).submit(leave, 'pool')",
         "fork = mp.get_context('fork')\nfork.Process(target=leave, args=('process',)).start()\n"
@@ -212,7 +213,7 @@ def test_what_a_notebook_leaves_to_its_end_is_done_also_where_a_cell_has_failed(
         result = run(executor, folder)
         assert (result.error is None) == (ends == "None")
         ours = {path.name for path in (folder / "modules").iterdir()}
-        assert ours == {"atexit", "buffered", "finalized", "thread", "pool", "process", "processes"}
+        assert ours == {"atexit", "buffered", "updated", "finalized", "thread", "pool", "process", "processes"}
         assert theirs - {"notebook.ipynb", "executed.ipynb"} <= ours
 
 

@@ -19,7 +19,7 @@ from support.projects import PAGES, Project, code, notebook, parameters, text
 
 from runner.manifest import RunManifest
 from runner.records import read
-from runner.report import clean
+from runner.report import clean, files
 from runner.report.notebook import write_notebook_page
 from runner.report.page import write_report
 
@@ -417,3 +417,20 @@ def test_an_output_cannot_look_like_the_page_itself(copied: Path) -> None:
 def test_a_link_of_an_output_leads_to_no_page_that_it_brings_along(address: str) -> None:
     for markup in (f'<a href="{address}">x</a>', f"<a href='{address}'>x</a>", f'<img src="{address}">'):
         assert not re.search("href|src", clean.html(markup)[0])
+
+
+def test_the_compiled_templates_are_kept_where_nobody_else_writes_and_pages_are_made_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(cache: Path) -> bool:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        files.environment.cache_clear()
+        assert files.environment().get_template("notebook.html.j2") is not None
+        return any(cache.rglob("*.compiled"))
+
+    for name, mode in (("own", 0o700), ("everybodys", 0o777)):
+        (tmp_path / name / "runner" / "templates").mkdir(parents=True)
+        (tmp_path / name / "runner" / "templates").chmod(mode)
+    (tmp_path / "a file").touch()
+    assert [kept(tmp_path / name) for name in ("own", "own", "everybodys", "a file")] == [True, True, False, False]
+    files.environment.cache_clear()

@@ -16,6 +16,7 @@ from support.tables import Table, flowers, loans, prices
 from runner import tabular
 from runner.errors import UsageError
 from runner.model import split
+from runner.tabular import blocks
 
 CHANCE = np.random.default_rng(0)
 WEIGHTS = np.stack([np.bincount(CHANCE.integers(0, 300, 300), minlength=300) for _ in range(4)]).astype("float64")
@@ -164,6 +165,17 @@ def test_a_table_in_another_format_has_the_same_values(tmp_path: Path, form: str
         assert tabular.as_number(frame[name], columns).equals(tabular.as_number(expected[name], columns))
     assert tabular.as_label(frame["home"]).equals(tabular.as_label(expected["home"]))
     assert tabular.row_hash(frame[columns.used]).tolist() == tabular.row_hash(expected[columns.used]).tolist()
+
+
+def test_a_quote_within_a_value_does_not_cut_a_row_however_large_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "CHUNK", 1000)
+    monkeypatch.setattr(blocks, "LONGEST", 2000)
+    pipes = [f'{number},a 5" pipe' if number == 2 else f"{number},another" for number in range(1000)]
+    (tmp_path / "pipes.csv").write_text("size,pipe\n" + "\n".join(pipes))
+    frame = pd.concat(blocks.read_blocks(tmp_path / "pipes.csv", ["size", "pipe"]))
+    assert (frame["size"] + "," + frame["pipe"]).tolist() == pipes
 
 
 def test_dates_of_parquet_are_the_text_that_a_record_has(tmp_path: Path) -> None:

@@ -84,7 +84,10 @@ def _become_writer(steps: int, folder: Path, *, again: bool) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(steps, 0)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # locks and servers that must end with the command
+        for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+            if descriptor > 2:  # locks and servers that must end with the command
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
         sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]  # noqa: PTH109  # as python -P
         from runner.report.__main__ import write
 

@@ -143,7 +143,7 @@ def _flush_files() -> None:
     """Write what is buffered, as an interpreter does when it ends; last the streams of the cells."""
     for file in gc.get_objects():
         # not isinstance, which asks a proxy of something that has gone for its class
-        if issubclass(type(file), io.BufferedWriter | io.TextIOWrapper):
+        if issubclass(type(file), io.BufferedWriter | io.BufferedRandom | io.TextIOWrapper):
             with contextlib.suppress(Exception):
                 file.flush()
     for stream in (sys.stdout, sys.stderr):

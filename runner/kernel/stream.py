@@ -9,6 +9,7 @@ Lives in the kernel process, because a limit at the receiving end comes after th
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -124,6 +125,12 @@ class LimitedSession(Session):
         super().__init__(**kwargs)
         self.pack = pack
         self.display_limits = DisplayLimits()
+        self.owner = os.getpid()
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that a cell forked."""
+        return os.getpid() == self.owner
 
     def send(  # type: ignore[override]  # the others are `track`, and those that `msg` takes
         self, stream: Any, msg_or_type: Any, content: Any = None, parent: Any = None, ident: Any = None,
@@ -139,7 +146,17 @@ class LimitedSession(Session):
         return message
 
     def deliver(self, stream: Any, message: dict[str, Any], **options: Any) -> None:
-        super().send(stream, message, **options)
+        """Send it. What a process that a cell forked has printed goes to the captured descriptor: by a socket of its
+        own, as ipykernel sends it, it would stand anywhere in what the cell prints."""
+        if self.is_ours or CappedStream.capture is None or message["header"]["msg_type"] != "stream":
+            super().send(stream, message, **options)
+        else:
+            write_captured(message["content"])
+
+
+def write_captured(content: dict[str, Any]) -> None:
+    """Write a stream's text to its descriptor."""
+    os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
 
 
 def pack(message: Any) -> bytes:

@@ -62,7 +62,7 @@ def _compiled_templates() -> jinja2.BytecodeCache:
     Python keeps its modules."""
     import jinja2
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runner" / "templates"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "runner" / "templates"
     # what compiled code depends on beside the template
     compiler = f"{jinja2.__version__} {Path(__file__).stat().st_mtime_ns} "
 
@@ -73,12 +73,24 @@ def _compiled_templates() -> jinja2.BytecodeCache:
         def get_source_checksum(self, source: str) -> str:
             return super().get_source_checksum(compiler + source)
 
+        def load_bytecode(self, bucket: Bucket) -> None:
+            with contextlib.suppress(OSError):
+                if _is_ours(folder):
+                    super().load_bytecode(bucket)
+
         def dump_bytecode(self, bucket: Bucket) -> None:
             with contextlib.suppress(OSError):  # a cache that cannot be written
-                folder.mkdir(parents=True, exist_ok=True)
-                super().dump_bytecode(bucket)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if _is_ours(folder):
+                    super().dump_bytecode(bucket)
 
     return Compiled(str(folder), "%s.compiled")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have written there what would be executed here."""
+    found = folder.stat()
+    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
 
 
 def svg_address(figure: Figure) -> str:

@@ -194,7 +194,7 @@ def _whole_rows(chunks: Iterator[str]) -> Iterator[str]:
         pending += text
         end = _last_end(pending)
         if end or len(pending) > LONGEST:
-            end = end or len(pending)
+            end = end or pending.rfind("\n") + 1 or len(pending)  # a quote within a value, or one that is never closed
             yield pending[:end]
             pending = pending[end:]
     if pending:

@@ -47,6 +47,7 @@ from runner.run.retries import RETRIED
 from runner.run.sources import name_only
 from runner.step.execute import EXECUTED, JOB, RESULT, SOURCE
 
+ORDERED = "RUNNER_ORDERED"  # the step that was ordered before this program was started again
 LONGEST_REASONS = 800  # characters, for a Fail step's message
 KEPT = timedelta(days=365)  # as in the service's own cache
 
@@ -117,13 +118,13 @@ class StepSequence:
             if name in gated and self.verdict is not None and self.verdict.outcome != "pass":
                 break
             step = _Step(self, name, f"RUNNER_STEP_{number}" if several else None)
-            result = self._earlier_result(step) if looks else None
+            result = self._earlier_result(step) if looks and name != os.environ.get(ORDERED) else None
             if result is None:
                 if self.stop.is_set():
                     return TERMINATED
                 step.order(1)  # before this machine is ready, so that all make their packages at once
                 if os.environ["RUNNER_ENVIRONMENT"] == "none":
-                    start_again()
+                    start_again(ordered=name)
                 result, code = step.execute(several=several)
                 if code:
                     return code
@@ -303,9 +304,12 @@ class _Step:
         return inside.fetch(address, inside.work() / "arrived" / self.name / name, self.sequence.session)
 
 
-def start_again() -> NoReturn:
-    """Start this program again with the packages that a notebook needs; it repeats the look for earlier results."""
-    variables = {**os.environ, "PYTHONPATH": os.environ["RUNNER_PYTHONPATH"]}
+def start_again(*, ordered: str = "") -> NoReturn:
+    """Start this program again with the packages that a notebook needs.
+
+    It looks for earlier results once more, but not of the step that other machines were told to work on by now.
+    """
+    variables = {**os.environ, "PYTHONPATH": os.environ["RUNNER_PYTHONPATH"], ORDERED: ordered}
     sys.stdout.flush()
     script = str(Path(INPUT) / "bundle" / "_run.py")
     command = [sys.executable, "-u", script, "runner.aws.pipelines.pipeline_job", *sys.argv[1:]]

@@ -9,6 +9,7 @@ A later attempt takes what an earlier one has of the keys from S3, and executes 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import tarfile
@@ -24,7 +25,7 @@ from runner.audit.tarball import Tarball
 from runner.aws.bucket import Bucket
 from runner.aws.processing.request import JobKeys
 from runner.content import file_fact
-from runner.errors import RemoteError
+from runner.errors import RemoteError, RunnerError
 from runner.notebook.source import read_notebook
 from runner.pipeline.plan import PlannedStep
 from runner.records import FileFact, StepJob, StepResult, StepSpec
@@ -34,6 +35,8 @@ from runner.run.store import Store, files_of
 from runner.run.turns import InTurn
 from runner.step.execute import SOURCE, Progress
 from runner.step.local import LocalExecutor
+
+log = logging.getLogger(__name__)
 
 ARCHIVE = "keys.tar.gz"
 EVERY_S = 1.0  # between two lines of progress in the job's log
@@ -65,12 +68,15 @@ def execute_keys(
     values = keys.step_key.parameters[keys.parameter]
     assert isinstance(values, list)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = max(1, min(cores, len(values)))
+    jobs = max(1, min(cores // (job.cluster.workers if job.cluster else 1), len(values)))
     store = Store(folder.parent / STORE)
     shutil.rmtree(store.root, ignore_errors=True)  # of another step of the same job
     store.prepare()
     if earlier is not None:
-        _take_over(earlier, folder, store)
+        try:
+            _take_over(earlier, folder, store)
+        except RunnerError as error:  # removed or altered; what is there of it is checked key by key
+            log.warning("What the attempt before has left is not taken: %s", error)
     spec = StepSpec(notebook=job.notebook, map={keys.parameter: values}, share=keys.share)
     step = PlannedStep(job.step, spec, read_notebook(folder / SOURCE), job.parameters)
     local = LocalExecutor(project, kernel=job.kernel)
@@ -116,6 +122,7 @@ def _take_over(earlier: EarlierAttempt, folder: Path, store: Store) -> None:
     for path in (*beside.rglob("*"), *(folder / "keys").rglob("*")):
         if path.is_file():
             store.add(path, file_fact(path))
+    shutil.rmtree(beside)
 
 
 def upload(result: StepResult, folder: Path, bucket: Bucket, *, small_mb: float) -> None:
@@ -142,7 +149,8 @@ def download(result: StepResult, folder: Path, bucket: Bucket) -> None:
     assert result.mapped is not None
     where = bucket.address(ARCHIVE)
     known = {path: fact for artifact in result.artifacts() for path, fact in files_of(artifact)}
-    most_bytes = sum(fact.size_bytes + HEADER_BYTES for fact in known.values()) + HEADER_BYTES
+    zeros = tarfile.RECORDSIZE  # at most so many stand at an archive's end
+    most_bytes = sum(fact.size_bytes + HEADER_BYTES for fact in known.values()) + zeros
     content = bucket.get(ARCHIVE)
     if content is None:
         raise RemoteError(f"There is no {where}, which has the keys' results. It was removed.")

@@ -21,7 +21,7 @@ from runner.import_blocking import without
 from runner.kernel.fd_capture import Pump
 from runner.kernel.forked.framing import Kind, frame
 from runner.kernel.preload import Preload
-from runner.kernel.stream import CappedStream, LimitedSession, named_as, pack
+from runner.kernel.stream import CappedStream, LimitedSession, named_as, pack, write_captured
 
 with without("debugpy"):  # 0.2 s for a debugger that nobody attaches
     # the first three are what every shell imports later
@@ -54,11 +54,6 @@ class SocketSession(LimitedSession):
     def connect(self, line: socket.socket) -> None:
         self.line, self.owner, self.lock = line, os.getpid(), threading.Lock()
 
-    @property
-    def is_ours(self) -> bool:
-        """False in a process that a cell forked."""
-        return os.getpid() == self.owner
-
     def deliver(self, stream: Any, message: dict[str, Any], **_: Any) -> None:
         """Put a message on the line; a process that a cell forked can only print."""
         kind, content = message["header"]["msg_type"], message["content"]
@@ -71,7 +66,7 @@ class SocketSession(LimitedSession):
             followed = kind == "execute_reply" or content.get("execution_state") == "busy"
             self.put(Kind.REPLY if stream is SHELL else Kind.PUBLISHED, pack(payload), hold=followed)
         elif kind == "stream":
-            os.write(1 if content["name"] == "stdout" else 2, content["text"].encode(errors="replace"))
+            write_captured(content)
 
     def put(self, kind: Kind, payload: bytes, *, hold: bool = False) -> None:
         """Send it after what is held; with `hold` it is sent with the next one."""
