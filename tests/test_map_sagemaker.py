@@ -207,3 +207,15 @@ def test_thousands_of_keys_take_few_calls_little_memory_and_survive_a_kill(
 
 def throttled(calls: Sequence[Call], action: str) -> int:
     return sum(call.action == action and call.status == 400 for call in calls)
+
+
+@pytest.mark.soak
+def test_a_step_whose_only_key_fails_has_its_error_whatever_the_size_of_the_archive(
+    cloud: SmallSageMaker, tmp_path: Path
+) -> None:
+    far = RemoteProject(tmp_path, cloud)
+    write(far, "lonely", ["north"], fails=["north"])
+    for arguments in (("run", "--on", "sagemaker"), ("resume", "latest")):
+        assert far.here(*arguments).code == 3
+        (key,) = far.step("fit")["result"]["mapped"]["keys"]
+        assert "no rows" in key["error"]
