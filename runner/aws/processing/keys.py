@@ -26,6 +26,7 @@ from runner.aws.bucket import Bucket
 from runner.aws.processing.request import JobKeys
 from runner.content import file_fact
 from runner.errors import RemoteError, RunnerError
+from runner.escape import terminal
 from runner.notebook.source import read_notebook
 from runner.pipeline.plan import PlannedStep
 from runner.records import FileFact, StepJob, StepResult, StepSpec
@@ -76,7 +77,7 @@ def execute_keys(
         try:
             _take_over(earlier, folder, store)
         except RunnerError as error:  # removed or altered; what is there of it is checked key by key
-            log.warning("What the attempt before has left is not taken: %s", error)
+            log.warning("What the attempt before has left is not taken: %s", terminal(str(error)))
     spec = StepSpec(notebook=job.notebook, map={keys.parameter: values}, share=keys.share)
     step = PlannedStep(job.step, spec, read_notebook(folder / SOURCE), job.parameters)
     local = LocalExecutor(project, kernel=job.kernel)
