@@ -219,3 +219,26 @@ def test_a_step_whose_only_key_fails_has_its_error_whatever_the_size_of_the_arch
         assert far.here(*arguments).code == 3
         (key,) = far.step("fit")["result"]["mapped"]["keys"]
         assert "no rows" in key["error"]
+
+
+@pytest.mark.soak
+def test_a_key_whose_folder_is_lost_loses_nothing_of_the_others(cloud: SmallSageMaker, tmp_path: Path) -> None:
+    far = RemoteProject(tmp_path, cloud)
+    write(far, "torn", ["north", "south"])
+    far.write(
+        "fit.ipynb",
+        parameters("key: str = ''\nmodel: str = ''"),
+        "import boto3, pathlib, shutil, time\n"
+        "rows = boto3.client('s3').list_objects_v2(Bucket='work', Prefix='team/torn-rows').get('KeyCount')\n"
+        "open(model, 'w').write('model of ' + key)\n"
+        "if key == 'south' and not rows:\n"
+        "    time.sleep(3); shutil.rmtree(pathlib.Path(model).parents[1])",
+        recorded("error", "len(key) / 100"),
+    )
+    assert far.runner("run", "--on", "sagemaker").code != 0
+    assert lines(far, "fit") == [("north", "succeeded"), ("south", "skipped")]
+    began = executed(far, "north")
+    cloud.client("s3").put_object(Bucket=BUCKET, Key="team/torn-rows", Body=b"10")
+    assert far.runner("resume", "latest").code == 0
+    assert lines(far, "fit") == [("north", "succeeded"), ("south", "succeeded")]
+    assert executed(far, "north") == began

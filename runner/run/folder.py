@@ -145,9 +145,8 @@ def seal(result: StepResult, *, store: Store, run: str, step: str) -> None:
         if result.remote is None:
             store.seal(folder, artifact)
             continue
-        of_keys = (
-            result.mapped is not None and artifact == result.mapped.files
-        )  # they are here, and there in one archive
+        # the keys' files are here, and there in one archive, which has no address for each
+        of_keys = result.mapped is not None and artifact == result.mapped.files
         for path, fact in files_of(artifact):
             if not of_keys:
                 store.note_address(fact, result.remote.at + path)

@@ -93,8 +93,18 @@ def execute_keys(
         jobs=jobs,
         force=True,
     )
+    on_progress = _seldom(on_progress)
     try:
-        return execution.run(cwd=cwd, stop=stop, on_progress=_seldom(on_progress))
+        return execution.run(cwd=cwd, stop=stop, on_progress=on_progress)
+    except (RunnerError, OSError) as error:  # one key's, or a full disk's: what the others have is sent all the same
+        stopped = threading.Event()
+        stopped.set()
+        result = execution.run(cwd=cwd, stop=stopped, on_progress=on_progress)
+        if result.error is None:
+            return result
+        evalue = f"{error}; {result.error.evalue}"
+        said = msgspec.structs.replace(result.error, kind="remote", ename=type(error).__name__, evalue=evalue)
+        return msgspec.structs.replace(result, status="failed", error=said)
     finally:
         local.close()
 
