@@ -23,7 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONUNBUFFERED", None)  # hides what a buffer keeps back on a user's machine
 pytest.register_assert_rewrite("support")
 
+from support import commands  # noqa: E402 - after what rewrites its assertions
 from support.commands import Done  # noqa: E402 - after what rewrites its assertions
+from support.forkers import share  # noqa: E402
 from support.projects import Project, parameters  # noqa: E402
 from support.quick import quick  # noqa: E402
 
@@ -56,6 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Durations())
     if config.getoption("numprocesses", None) and not list(HERE.glob("__pycache__/test_*-pytest-*.pyc")):
         rewrite_asserts()
+    if sys.platform == "linux" and config.getoption("numprocesses", None) and "coverage" not in sys.modules:
+        begin_workers(config)
+
+
+def begin_workers(config: pytest.Config) -> None:
+    """Have xdist's processes be forks of one that has imported what they import, and share what they start."""
+    from small_sagemaker.cloud import FORKER
+
+    config.option.tx = [share([commands.FORKER, FORKER])] * config.getoption("numprocesses")
 
 
 def rewrite_asserts() -> None:

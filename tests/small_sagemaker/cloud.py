@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
 import contextlib
-import functools
 import json
 import os
 import pickle
@@ -13,8 +11,6 @@ import secrets
 import select
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from support.forkers import Forker
 
 from .calls import CLIENT_KEY, Call
 from .container import check_permitted
@@ -35,18 +33,11 @@ END_S = 15
 OnEndpoint = Callable[[dict[str, Any]], str | None]
 
 
-@functools.cache
-def start_forker() -> socket.socket:
-    """The process that all servers of these tests are forks of (__main__.py), and where it is asked."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        line = [sys.executable, "-m", str(__package__).rpartition(".")[2], str(theirs.fileno())]
-        env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
-        above, passed = Path(__file__).parents[1], [theirs.fileno()]
-        process = subprocess.Popen(line, cwd=above, env=env, pass_fds=passed, stdin=subprocess.DEVNULL)
-    atexit.register(process.wait)
-    atexit.register(ours.close)  # which comes first
-    return ours
+# the process that all servers of these tests are forks of (__main__.py)
+FORKER = Forker(
+    "PYTEST_SMALL_SAGEMAKER", (sys.executable, "-m", str(__package__).rpartition(".")[2]), str(Path(__file__).parents[1]),
+    {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+)  # fmt: skip
 
 
 class RemoteFaults:
@@ -141,7 +132,7 @@ class SmallSageMaker:
         errors = self._folder / "stderr"
         (stdin, self._stdin), (self._stdout, stdout) = os.pipe(), os.pipe()
         with open(errors, "w") as stderr:
-            socket.send_fds(start_forker(), [json.dumps(asked).encode()], [stdin, stdout, stderr.fileno()])
+            FORKER.ask(json.dumps(asked).encode(), [stdin, stdout, stderr.fileno()])
         os.close(stdin)
         os.close(stdout)
         said = self._read_line()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import selectors
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.kernel.forked.client import ALONE
+from support.forkers import Forker
 
 TESTS = Path(__file__).parents[1]
 TIMEOUT_S = 240
-_starting = threading.Lock()
 # what an interpreter, or a library, reads as it starts, so that a fork comes too late for it
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC", "OMP_", "OPENBLAS_", "MPL", "ARROW_", "UV_")
 
@@ -74,7 +71,7 @@ def fork(*arguments: str, folder: Path, env: Mapping[str, str]) -> Done:
     request = {"arguments": arguments, "folder": str(folder.absolute()), "environment": dict(env), "umask": umask}
     pipes = [os.pipe() for _ in range(3)]
     try:
-        socket.send_fds(_forker(), [json.dumps(request).encode()], [write for _, write in pipes])
+        FORKER.ask(json.dumps(request).encode(), [write for _, write in pipes])
     finally:
         for _, write in pipes:
             os.close(write)
@@ -105,18 +102,4 @@ def _read(pipes: list[int], arguments: Sequence[str]) -> list[str]:
 
 
 AT_START = environment()  # before any test has changed it
-
-
-def _forker() -> socket.socket:
-    """Where the one process of these tests is asked, which is started once and ends with them."""
-    with _starting:
-        return _start_forker()[0]
-
-
-@functools.cache
-def _start_forker() -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        line = [sys.executable, "-m", "support.warm", str(theirs.fileno())]
-        env, passed = {**AT_START, **ALONE}, [theirs.fileno()]
-        return ours, subprocess.Popen(line, cwd=TESTS, env=env, pass_fds=passed, stdin=subprocess.DEVNULL)
+FORKER = Forker("PYTEST_COMMANDS", (sys.executable, "-m", "support.warm"), str(TESTS), {**AT_START, **ALONE})
