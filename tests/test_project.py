@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,10 +175,12 @@ def test_the_published_template_says_where_its_parts_are(
 ) -> None:
     made = tmp_path / "project.yaml"
     made.write_text(content(cloud, published["template"]))
-    folder = read_template(made)["Parameters"]["Templates"]["Default"]
+    template = read_template(made)
+    folder = template["Parameters"]["Templates"].pop("Default")
     assert sorted(published["parts"]) == sorted(folder + file_of(nested).name for nested in NESTED.values())
-    program = Path(sys.executable).with_name("cfn-lint")
-    assert subprocess.run([program, made], capture_output=True, check=False).returncode == 0
+    written = read_template(INFRA / "project.yaml")  # in which cfn-lint finds nothing (test_infra.py)
+    written["Parameters"]["Templates"].pop("Default", None)
+    assert template == written
 
 
 def test_what_to_do_next_is_said_with_commands_that_can_be_given(published: dict[str, Any]) -> None:

@@ -84,29 +84,35 @@ def story(cloud: SmallSageMaker, aws: None, tmp_path_factory: pytest.TempPathFac
     told.follow("first")
     told.take_in("first")
     told.start_elsewhere("again")
-    told.follow("again")
-    told.said["approve"] = told.project.here("approve", "flow/1", "--reason", "looked at")
-    assert told.said["approve"].code == 0, told.said["approve"].err
-    told.start("champion")
     told.start("worse", "-p", "evaluate.score=0.1")
     told.start_elsewhere("broken", evaluate_sound="false")
-    told.start_elsewhere("misfit", data_factor="banana")
-    told.start_elsewhere("stopped")
-    cloud.client("sagemaker").stop_pipeline_execution(
-        PipelineExecutionArn=told.started["stopped"], ClientRequestToken="0" * 32
-    )
-    told.follow("champion", "worse", "broken", "misfit", "stopped")
-    told.pushed.append(told.project.here("pipeline", "push", "--json").json["outcome"])
-    project.write("nb/register.ipynb", *LATER)
-    told.pushed.append(told.project.here("pipeline", "push", "--dry-run", "--json").json["outcome"])
-    told.pushed.append(told.project.here("pipeline", "push", "--json").json["outcome"])
-    told.start("edited")
-    told.follow("edited")
-    project.toml(TOML.replace("min = 0.5", "min = 0.4"))
-    told.pushed.append(told.project.here("pipeline", "push", "--json").json["outcome"])
-    told.start("threshold")
-    told.follow("threshold")
+    told.follow("again", "worse", "broken")
+    told.said["approve"] = told.project.here("approve", "flow/1", "--reason", "looked at")
+    assert told.said["approve"].code == 0, told.said["approve"].err
     return told
+
+
+@pytest.fixture(scope="module")
+def later(story: Story) -> Story:
+    """The same story, with what comes after its first version."""
+    story.start("champion")
+    story.start_elsewhere("misfit", data_factor="banana")
+    story.start_elsewhere("stopped")
+    story.cloud.client("sagemaker").stop_pipeline_execution(
+        PipelineExecutionArn=story.started["stopped"], ClientRequestToken="0" * 32
+    )
+    story.follow("champion", "misfit", "stopped")
+    story.pushed.append(story.project.here("pipeline", "push", "--json").json["outcome"])
+    story.project.write("nb/register.ipynb", *LATER)
+    story.pushed.append(story.project.here("pipeline", "push", "--dry-run", "--json").json["outcome"])
+    story.pushed.append(story.project.here("pipeline", "push", "--json").json["outcome"])
+    story.start("edited")
+    story.follow("edited")
+    story.project.toml(TOML.replace("min = 0.5", "min = 0.4"))
+    story.pushed.append(story.project.here("pipeline", "push", "--json").json["outcome"])
+    story.start("threshold")
+    story.follow("threshold")
+    return story
 
 
 LATER = (
@@ -131,13 +137,20 @@ def test_an_execution_registers_the_model_of_a_run_that_passed_once(story: Story
     card = json.loads(described["ModelCard"]["ModelCardContent"])
     assert [step["name"] for step in card["evaluation_details"]] == ["data", "evaluate"]
     assert described["ModelCard"]["ModelCardStatus"] == "Approved"
+    assert [found[number]["ModelApprovalStatus"] for number in sorted(found)] == ["Approved"]
+    assert [event["kind"] for event in story.project.here("history", "flow", "--json").json] == [
+        "registered",
+        "approved",
+    ]
+
+
+@pytest.mark.soak
+def test_every_model_that_passes_is_a_version_that_waits_for_its_decision(later: Story) -> None:
+    packages = later.cloud.client("sagemaker").list_model_packages(ModelPackageGroupName="flow", SortBy="CreationTime")
+    found = {item["ModelPackageVersion"]: item for item in packages["ModelPackageSummaryList"]}
     assert [found[number]["ModelApprovalStatus"] for number in sorted(found)] == [
         "Approved",
         *["PendingManualApproval"] * 3,
-    ]
-    assert [event["kind"] for event in story.project.here("history", "flow", "--json").json][:2] == [
-        "registered",
-        "approved",
     ]
 
 
@@ -178,32 +191,35 @@ def test_a_second_execution_takes_every_step_from_the_first(story: Story) -> Non
     }
 
 
-def test_a_new_champion_has_the_model_evaluated_again(story: Story) -> None:
-    assert story.steps("champion") == {
+@pytest.mark.soak
+def test_a_new_champion_has_the_model_evaluated_again(later: Story) -> None:
+    assert later.steps("champion") == {
         "data": "cached",
         "train": "cached",
         "evaluate": "ran",
         "gate-passed": "ran",
         "register": "ran",
     }
-    manifest = story.manifest("champion")
-    assert (manifest["champion"]["version"], manifest["champion"]["run"]) == (1, story.runs["first"])
+    manifest = later.manifest("champion")
+    assert (manifest["champion"]["version"], manifest["champion"]["run"]) == (1, later.runs["first"])
     assert [rule["outcome"] for rule in manifest["verdict"]["rules"]] == ["pass", "pass"]
-    assert [rule["outcome"] for rule in story.manifest("first")["verdict"]["rules"]] == ["pass", "not judged"]
+    assert [rule["outcome"] for rule in later.manifest("first")["verdict"]["rules"]] == ["pass", "not judged"]
 
 
-def test_a_push_after_one_notebook_was_edited_leaves_the_other_steps_cached(story: Story) -> None:
-    assert story.pushed == ["unchanged", "updated", "updated", "updated"]
-    assert {name for name, how in story.steps("edited").items() if how == "ran"} == {"gate-passed", "register"}
-    assert story.manifest("edited")["model_version"]["version"] == 3
+@pytest.mark.soak
+def test_a_push_after_one_notebook_was_edited_leaves_the_other_steps_cached(later: Story) -> None:
+    assert later.pushed == ["unchanged", "updated", "updated", "updated"]
+    assert {name for name, how in later.steps("edited").items() if how == "ran"} == {"gate-passed", "register"}
+    assert later.manifest("edited")["model_version"]["version"] == 3
 
 
-def test_new_thresholds_are_judged_and_execute_no_notebook_but_that_which_has_the_verdict(story: Story) -> None:
-    assert {name for name, how in story.steps("threshold").items() if how == "ran"} == {"gate-passed", "register"}
-    manifest = story.manifest("threshold")
+@pytest.mark.soak
+def test_new_thresholds_are_judged_and_execute_no_notebook_but_that_which_has_the_verdict(later: Story) -> None:
+    assert {name for name, how in later.steps("threshold").items() if how == "ran"} == {"gate-passed", "register"}
+    manifest = later.manifest("threshold")
     assert [rule["rule"]["min"] for rule in manifest["verdict"]["rules"]] == [0.4, 0.6]
-    taken = story.state("threshold", "evaluate")
-    assert (taken["status"], taken["from_run"]) == ("cached", story.runs["champion"])
+    taken = later.state("threshold", "evaluate")
+    assert (taken["status"], taken["from_run"]) == ("cached", later.runs["champion"])
 
 
 def test_a_changed_parameter_runs_what_depends_on_it(story: Story) -> None:
@@ -243,17 +259,19 @@ def test_a_failing_cell_is_in_the_status_and_in_the_imported_run(story: Story) -
     assert (folder / "executed.ipynb").exists()
 
 
-def test_a_value_that_does_not_fit_fails_before_any_notebook_runs(story: Story) -> None:
-    assert story.steps("misfit") == {"data": "Failed"}
-    reason = story.seen["misfit"]["steps"][0]["reason"]
+@pytest.mark.soak
+def test_a_value_that_does_not_fit_fails_before_any_notebook_runs(later: Story) -> None:
+    assert later.steps("misfit") == {"data": "Failed"}
+    reason = later.seen["misfit"]["steps"][0]["reason"]
     assert reason == "-p data.factor: 'banana' does not fit int, declared in nb/data.ipynb."
-    manifest = story.manifest("misfit")
+    manifest = later.manifest("misfit")
     assert (manifest["status"], [step["status"] for step in manifest["steps"]]) == ("failed", ["failed", *[None] * 3])
     assert reason in manifest["steps"][0]["result"]["error"]["evalue"]
 
 
-def test_a_stopped_execution_is_an_interrupted_run(story: Story) -> None:
-    manifest = story.manifest("stopped")
+@pytest.mark.soak
+def test_a_stopped_execution_is_an_interrupted_run(later: Story) -> None:
+    manifest = later.manifest("stopped")
     first, *others = [step["status"] for step in manifest["steps"]]
     assert (manifest["status"], others) == ("interrupted", [None] * 3)
     assert first in (None, "interrupted")  # whether it had begun
@@ -292,10 +310,8 @@ def test_start_refuses_what_a_run_would_refuse_and_what_was_not_pushed(
 # Executions as runs
 
 
-@pytest.mark.parametrize(
-    "name", ["first", "again", "champion", "worse", "broken", "misfit", "stopped", "edited", "threshold"]
-)
-def test_every_execution_is_a_sound_run_with_a_report(story: Story, name: str) -> None:
+def assert_sound(story: Story, name: str) -> None:
+    """It is a run, with a report."""
     manifest = story.manifest(name)
     run = story.runs[name]
     assert RUN_ID.match(run)
@@ -305,6 +321,17 @@ def test_every_execution_is_a_sound_run_with_a_report(story: Story, name: str) -
     assert verified.code == 0, verified.out + verified.err
     shown = story.project.here("show", run)
     assert shown.code == 0, shown.err
+
+
+@pytest.mark.parametrize("name", ["first", "again", "worse", "broken"])
+def test_every_execution_is_a_sound_run_with_a_report(story: Story, name: str) -> None:
+    assert_sound(story, name)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["champion", "misfit", "stopped", "edited", "threshold"])
+def test_every_later_execution_is_a_sound_run_with_a_report(later: Story, name: str) -> None:
+    assert_sound(later, name)
 
 
 @pytest.mark.soak
@@ -386,20 +413,27 @@ def test_an_imported_run_has_parameters_as_declared_and_its_version_verifies(sto
     assert fetched.code == 0, fetched.err
 
 
-def test_what_the_execution_of_a_version_has_made_is_found_by_the_registry(story: Story, tmp_path: Path) -> None:
-    """Also what it took from an earlier one; a monitor compares with it."""
+def assert_found(story: Story, folder: Path, version: int) -> None:
+    """What the execution of a version has made; a monitor compares with it."""
     opened = Opened(story.project.folder / "pipeline.toml")
     bucket = Bucket(opened.session(), BUCKET, "team/out/")
-    store = Store(tmp_path / "runs", S3(bucket.session))
+    store = Store(folder / "runs", S3(bucket.session))
     store.prepare()
     registry = opened.registry
     assert isinstance(registry, SageMakerRegistry)
-    targets = BucketTargets(opened.spec, bucket, store, registry, tmp_path)
-    for version in (1, 2):
-        made = dict(targets.outputs_of(registry.get("flow", version)))
-        assert made.keys() == {"table", "model"}
-        (fact,) = facts_of(made["table"]).values()
-        assert store.object(fact).read_text() == "hello\nhello\n007"
+    made = dict(BucketTargets(opened.spec, bucket, store, registry, folder).outputs_of(registry.get("flow", version)))
+    assert made.keys() == {"table", "model"}
+    (fact,) = facts_of(made["table"]).values()
+    assert store.object(fact).read_text() == "hello\nhello\n007"
+
+
+def test_what_the_execution_of_a_version_has_made_is_found_by_the_registry(story: Story, tmp_path: Path) -> None:
+    assert_found(story, tmp_path, 1)
+
+
+@pytest.mark.soak
+def test_what_a_version_has_taken_from_an_earlier_execution_is_found(later: Story, tmp_path: Path) -> None:
+    assert_found(later, tmp_path, 2)
 
 
 # The definition

@@ -2,9 +2,10 @@
 
     python -m support.warm SOCKET
 
-It has one thread and does nothing but import and fork. A request is a datagram: the command line, its folder,
-environment and umask as JSON, with three descriptors: stdout, stderr, and a pipe where the exit code is written,
-negative for a signal. It ends when the tests' process closes SOCKET.
+It has not imported what few commands use, as pandas and boto3, since a fork takes longer the more memory there is. It has
+one thread and does nothing but import and fork. A request is a datagram: the command line, its folder, environment and
+umask as JSON, with three descriptors: stdout, stderr, and a pipe where the exit code is written, negative for a signal. It
+ends when the tests' process closes SOCKET.
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ from support.fork_servers import Starting
 REQUEST_BYTES = 1 << 18
 # what commands import when they are used
 PACKAGES = (
-    "asyncio", "boto3", "ipython_pygments_lexers", "jinja2", "markdown_it", "nbclient", "nh3", "pandas",
-    "pyarrow.parquet", "pygments.formatters.html", "pygments.styles.default", "rich.text", "sklearn.metrics",
-    "subprocess", "uvicorn", "xgboost",
+    "asyncio", "ipython_pygments_lexers", "jinja2", "markdown_it", "nbclient", "nh3", "pygments.formatters.html",
+    "pygments.styles.default", "rich.text", "subprocess",
 )  # fmt: skip
 NOT_COMMANDS = ("__main__", "_run", "forked.server", "kernel_app", "kernel_main", "wheel_backend", "plugin")
 
@@ -40,14 +40,12 @@ NOT_COMMANDS = ("__main__", "_run", "forked.server", "kernel_app", "kernel_main"
 def load() -> None:
     import runner
     from runner.import_blocking import PAPERMILLS, without
-    from support import botocore_files
 
     gc.disable()
     with without(*PAPERMILLS):
         importlib.import_module("papermill")
     for name in PACKAGES:
         importlib.import_module(name)
-    botocore_files.read()
     for found in pkgutil.walk_packages(runner.__path__, "runner."):
         if not found.name.endswith(NOT_COMMANDS):
             importlib.import_module(found.name)
