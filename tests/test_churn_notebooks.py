@@ -161,7 +161,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.cases(8)
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_table_is_refused_with_what_is_wrong(execute: Execute, tmp_path: Path, fault: str) -> None:
     make, said = FAULTS[fault]

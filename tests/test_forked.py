@@ -470,6 +470,7 @@ def test_a_server_killed_before_it_has_forked_leaves_the_work_to_the_standard_ke
     assert json.loads((folder / "result.json").read_text())["kernel"] == "standard"
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     ("source", "kind", "said"),
     [

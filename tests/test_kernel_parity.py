@@ -176,7 +176,7 @@ def seen(cell: dict[str, Any]) -> Any:
     return said, [{**output, "traceback": ...} for output in found if output["output_type"] != "stream"]
 
 
-@pytest.mark.parametrize("name", some(NOTEBOOKS, ("imports", "folders", "environment")))
+@pytest.mark.parametrize("name", some(NOTEBOOKS, ("imports", "environment")))
 def test_what_a_user_can_see_is_the_same_on_all_three(
     tmp_path: Path, executors: dict[str, LocalExecutor], name: str
 ) -> None:

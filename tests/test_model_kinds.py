@@ -164,6 +164,7 @@ def test_a_missing_value_is_scored_as_the_estimator_does_or_refused_as_it_does(
     ids=lambda model: type(model).__name__,
 )
 @pytest.mark.parametrize("question", ["binary", "several"])
+@pytest.mark.cases(5)
 def test_estimators_of_scikit_learn_are_scored_as_they_score(tmp_path: Path, model: Any, question: str) -> None:
     """Behind a scaler, whose last bits would take another branch of a tree in float32."""
     pipe = make_pipeline(preprocessing(), model).fit(records(), answers(question))
@@ -183,6 +184,7 @@ def encoders() -> dict[str, Any]:
     }
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("name", encoders())
 @pytest.mark.parametrize("as_text", [True, False], ids=["text", "categories"])
 def test_encoders_of_text_and_of_what_is_missing_are_in_the_graph(tmp_path: Path, name: str, as_text: bool) -> None:

@@ -74,7 +74,6 @@ def test_what_is_as_it_was_passes_also_by_its_labels_and_is_pinned_and_cached(wa
     assert (done.code, done.json["same"]) == (0, ["monitor"]), done.out + done.err
 
 
-@pytest.mark.soak
 def test_a_week_of_fifty_rows_is_inconclusive_and_trains_nothing(watched: Project) -> None:
     capture(watched, customers(50, 4))
     code, said = monitor(watched)
@@ -98,6 +97,7 @@ def test_a_window_without_requests_and_a_target_that_serves_nothing_are_refused_
     assert (done.code, "Nothing is served at other" in done.err) == (8, True)
 
 
+@pytest.mark.soak
 def test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed(watched: Project) -> None:
     """It begins with `watched`: a run, and its approval."""
 

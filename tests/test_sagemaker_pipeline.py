@@ -803,7 +803,7 @@ def test_status_and_start_say_that_there_is_no_pipeline_yet(cloud: SmallSageMake
     write(project)
     project.toml(TOML.replace('name = "flow"', 'name = "other"', 1))
     for command in ("status", "start"):
-        done = project.runner("pipeline", command)
+        done = project.here("pipeline", command)
         assert (done.code, "runner pipeline push" in done.err) == (2, True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,6 +96,12 @@ def same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: b
         _same(scorer, model, frame, body, kind)
 
 
+def as_pandas_says(error: Exception) -> str:
+    """To pandas a whole number is a float where one of its column is missing, beyond 2**53 another one; a long value is
+    shortened."""
+    return re.sub(r"-?\d+(\.\d+)?(e[-+]\d+)?", lambda number: str(float(number[0])), str(error)[:100])
+
+
 def _same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: bytes, kind: str) -> None:
     expected: Any
     try:
@@ -106,8 +113,7 @@ def _same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: 
             scorer.score(scorer.table(body, kind))
         assert refused.value.status == 400
         if isinstance(expected, BadRecords):
-            # a long value is shortened; a whole number is a float to pandas where one of its column is missing
-            assert str(refused.value)[:100].replace(".0 ", " ") == str(expected)[:100].replace(".0 ", " ")
+            assert as_pandas_says(refused.value) == as_pandas_says(expected)
         return
     found = scorer.score(scorer.table(body, kind))
     assert found.dtype == expected.dtype
@@ -119,6 +125,10 @@ def _same(scorer: Scorer, model: runner.model.Model, frame: pd.DataFrame, body: 
 @example(kind="plain", rows=[{"minutes": 1e39, "calls": 1, "plan": "gold", "roaming": True}])
 @example(kind="plain", rows=[{"minutes": 10**400, "calls": 1, "plan": "gold", "roaming": True}])
 @example(kind="plain", rows=[{"minutes": None, "calls": None, "plan": None, "roaming": None}] * 2)
+@example(
+    kind="computed",
+    rows=[{"minutes": 1, "calls": 1, "plan": None, "roaming": roaming} for roaming in (None, 2**53 + 1)],
+)
 def test_json_records_score_as_the_model_folder_does(
     pairs: dict[str, Pair], kind: str, rows: list[dict[str, Any]]
 ) -> None:
@@ -172,14 +182,14 @@ def test_csv_scores_as_the_model_folder_does(
 
 
 @pytest.mark.parametrize("text", [text for text in ODD if "\0" not in text])
-@pytest.mark.parametrize("column", range(4))
-def test_every_odd_text_is_read_as_by_the_model_folder(pairs: dict[str, Pair], text: str, column: int) -> None:
-    row = ["180.5", "3", "gold", "true"]
-    row[column] = text
-    frame = pd.DataFrame([row, row], columns=pairs["plain"][0].names)
-    same(*pairs["plain"], frame, fields([row, row]), "text/csv; header=absent")
-    record = json.dumps(dict(zip(frame.columns, row, strict=True))).encode()
-    same(*pairs["plain"], frame.iloc[:1], record, "application/json")
+def test_every_odd_text_is_read_as_by_the_model_folder(pairs: dict[str, Pair], text: str) -> None:
+    for column in range(4):
+        row = ["180.5", "3", "gold", "true"]
+        row[column] = text
+        frame = pd.DataFrame([row, row], columns=pairs["plain"][0].names)
+        same(*pairs["plain"], frame, fields([row, row]), "text/csv; header=absent")
+        record = json.dumps(dict(zip(frame.columns, row, strict=True))).encode()
+        same(*pairs["plain"], frame.iloc[:1], record, "application/json")
 
 
 def test_unknown_categories_can_be_missing_values(tmp_path: Path) -> None:

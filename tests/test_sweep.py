@@ -97,6 +97,7 @@ def read(run: Path) -> Any:
     return json.loads((run / "run.json").read_text())
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -97,6 +97,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.soak  # test_init.py runs its smoke profile
 def test_a_run_of_the_template_reaches_a_verdict_over_the_simple_models(project: Project) -> None:
     assert {step["status"] for step in project.manifest["steps"]} <= {"succeeded", "skipped"}
     metrics = project.manifest["metrics"]
@@ -282,7 +283,7 @@ FAULTS: dict[str, tuple[Callable[[], Table], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.cases(5)
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_table_is_refused_with_what_is_wrong(execute: Execute, tmp_path: Path, fault: str) -> None:
     make, sentence = FAULTS[fault]

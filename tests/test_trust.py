@@ -66,6 +66,7 @@ TAMPERED: dict[str, tuple[Callable[[Project], Path], str]] = {
 }
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("what", TAMPERED)
 def test_verify_names_what_was_altered(project: Project, what: str) -> None:
     find, said = TAMPERED[what]
