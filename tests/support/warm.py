@@ -11,6 +11,7 @@ ends when the tests' process closes SOCKET.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import io
@@ -61,7 +62,8 @@ def serve(requests: socket.socket, starting: Starting) -> None:
             if ready is not requests:
                 pid, told = going.pop(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                os.write(told, str(code).encode())
+                with contextlib.suppress(BrokenPipeError):  # whoever asked has ended
+                    os.write(told, str(code).encode())
                 os.close(told)
                 os.close(ready)
                 continue

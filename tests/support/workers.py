@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES = 1 << 18
 STREAMS = 3
+BEGUN_S = 30
 # what test modules import, but for pytest's plug-ins, whose asserts it rewrites
 PACKAGES = (
     "boto3", "distributed", "jinja2", "moto.core", "moto.moto_server.werkzeug_app", "msgspec.toml", "nbclient",
@@ -29,16 +30,15 @@ PACKAGES = (
 
 def ask(address: str, arguments: list[str]) -> int:
     """Have the fork that runs these arguments; its exit code."""
+    import signal
     import time
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is for the fork
     request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as place:
-        while True:
-            try:
-                place.connect(f"\0{address}")
-                break
-            except ConnectionRefusedError:  # it has not begun to listen
-                time.sleep(0.02)
+        until = time.monotonic() + BEGUN_S
+        while place.connect_ex(f"\0{address}") and time.monotonic() < until:  # it has not begun to listen
+            time.sleep(0.02)
         socket.send_fds(place, [json.dumps(request).encode()], list(range(STREAMS)))
         os.close(0)  # whose ends are the fork's alone to hold
         os.close(1)
