@@ -15,7 +15,6 @@ from support.browser import browser
 from support.commands import environment
 from support.projects import PAGES, REAL_TABLE, ROOT, RUN_ALL, Project
 
-pytestmark = pytest.mark.soak  # test_tutorial.py walks the same way, with what a page shows of it
 STEPS = ["data", "train", "evaluate", "register"]
 
 
@@ -52,6 +51,7 @@ def test_one_command_ingests_trains_evaluates_judges_and_registers(churn: Projec
     assert 0.85 < auc["low"] < auc["value"] < auc["high"] < 1
 
 
+@pytest.mark.soak
 def test_axe_finds_nothing_in_its_report_and_notebooks_but_how_pandas_writes_a_table(
     churn: Project, tmp_path: Path
 ) -> None:
@@ -107,6 +107,7 @@ def test_running_again_repeats_nothing_and_registers_nothing(churn: Project) -> 
     assert len(churn.runner("models", "--json").json) == 1
 
 
+@pytest.mark.soak
 def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) -> None:
     done = churn.runner("run", "--profile", "smoke", "--json")
     assert done.code == 0, done.err
@@ -119,6 +120,7 @@ def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) 
     assert churn.runner("reject", "churn/2", "--reason", "a smoke test").code == 0
 
 
+@pytest.mark.soak
 def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) -> None:
     assert churn.runner("approve", "churn/1", "--reason", "first").code == 0
     planned = churn.runner("run", "--dry-run", "--json").json
@@ -142,6 +144,7 @@ def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) ->
     assert decided[-1] == ("registered", done.json["model_version"]["version"])
 
 
+@pytest.mark.soak
 def test_by_hand_with_run_all_and_no_pipeline_they_make_the_same_model(churn: Project, tmp_path: Path) -> None:
     for name in ("notebooks", "data"):
         shutil.copytree(churn.folder / name, tmp_path / name, ignore=shutil.ignore_patterns("work", "__pycache__"))
@@ -164,6 +167,7 @@ def test_by_hand_with_run_all_and_no_pipeline_they_make_the_same_model(churn: Pr
 
 
 @pytest.mark.skipif(not REAL_TABLE.exists(), reason="the real table is not beside this checkout")
+@pytest.mark.soak
 def test_the_real_table_passes_the_same_gate(churn: Project) -> None:
     done = churn.runner("run", "evaluate", "-p", f"data.source={REAL_TABLE}", "--json")
     assert done.code == 0, done.err

@@ -192,7 +192,7 @@ def zipped(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.cases(1)
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("content", "encoding"),
     [

@@ -217,7 +217,7 @@ def executors() -> Iterator[dict[str, LocalExecutor]]:
         executor.close()
 
 
-@pytest.fixture(scope="module", params=some(NOTEBOOKS, ("outputs", "magics", "leaves")))
+@pytest.fixture(scope="module", params=some(NOTEBOOKS, ("outputs", "magics")))
 def executed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, executors: dict[str, LocalExecutor]
 ) -> dict[str, Executed]:

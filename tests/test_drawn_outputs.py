@@ -294,6 +294,7 @@ def look_at(seeds: range, each: int, run: Path, folder: Path) -> None:
         assert asked == []
 
 
+@pytest.mark.soak  # test_report.py has a hostile notebook in a browser
 def test_no_drawn_output_runs_fetches_or_leaves_its_place(run: Path, tmp_path: Path) -> None:
     look_at(range(1), 200, run, tmp_path)
 

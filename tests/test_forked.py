@@ -669,6 +669,7 @@ def test_papermills_users_get_the_engine_by_its_name(tmp_path: Path) -> None:
     assert "Executed by the standard kernel" not in done.stderr
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("cell", "options", "code", "said"),
     [

@@ -84,6 +84,7 @@ def test_predict_and_serve_give_the_bits_of_the_folder(
         client.close()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", FILES)
 def test_an_archive_scores_by_its_own_lines_without_this_package(
     projects: dict[tuple[str, str], Project], tmp_path: Path, kind: str
@@ -105,6 +106,7 @@ def test_an_archive_scores_by_its_own_lines_without_this_package(
     assert floats(done.stdout.decode().strip()).tobytes() == wanted(project).tobytes()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", FILES)
 def test_a_container_of_ones_own_image_gives_the_bits_of_the_folder(
     projects: dict[tuple[str, str], Project], tmp_path: Path, kind: str

@@ -20,6 +20,7 @@ import pytest
 from support.commands import environment
 from support.projects import PAGES, ROOT, program
 
+pytestmark = pytest.mark.soak  # test_churn.py runs the same pipeline
 PAGE = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHIPPED = ("Makefile", "pyproject.toml", "pipeline.toml", "requirements.lock", "requirements-all.lock")
