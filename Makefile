@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # a file's tests share what it has built, so they stay in one process
 TESTED = $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
-.PHONY: same-python run test quick durations budget test-standard soak coverage bench bench-scaling bench-serving bench-capture lab studio lint docs pictures locks clean
+.PHONY: same-python run test quick durations budget test-standard soak stories coverage bench bench-scaling bench-serving bench-capture lab studio lint docs pictures locks clean
 
 run: $(VENV)/.core
 	$(BIN)/runner run
@@ -48,6 +48,12 @@ coverage: $(VENV)/.all
 # all of them, or those of the files in SOAK
 soak: $(VENV)/.all
 	$(TESTED) -n 3 -m soak $(SOAK)
+
+# of these, what each change must pass too: whole walks, the pages, and what commands cost
+stories: $(VENV)/.all
+	$(TESTED) -n 3 -m soak tests/test_budget.py tests/test_docs.py tests/test_tutorial.py \
+		tests/test_monitor.py::test_the_circle_from_a_no_to_a_version_that_has_learnt_what_changed \
+		tests/test_sagemaker_deploy.py::test_a_version_is_deployed_updated_rolled_back_and_removed
 
 bench: $(VENV)/.all $(VENV)-peers/.ready
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

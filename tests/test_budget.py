@@ -122,6 +122,7 @@ def risen(now: Counts, budget: Counts, *, most: float) -> list[str]:
     return [f"{name:28} {what:18} {before:>10,} -> {count:>10,}" for name, what, before, count in rows]
 
 
+@pytest.mark.soak
 def test_no_command_costs_more_than_its_budget(counts: Counts, request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--renew-budget"):
         BUDGET.write_text(json.dumps({"python": PYTHON, "commands": counts}, indent=1) + "\n")
@@ -130,6 +131,7 @@ def test_no_command_costs_more_than_its_budget(counts: Counts, request: pytest.F
     assert not rows, "\n".join(["these have risen; where that is meant, `make budget`:", *rows])
 
 
+@pytest.mark.soak
 def test_what_is_counted_is_what_happens(counts: Counts) -> None:
     cold, again = counts["smoke run, cold"], counts["smoke run, nothing changed"]
     assert cold["processes"] >= 4, "a kernel for each of three notebooks, and the server that forks them"

@@ -90,6 +90,7 @@ def test_a_decision_follows_from_the_state_before(registry: Registry, decisions:
     assert registry.events("m")[-1].data == {"at": "desk"}
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize(
     ("decisions", "refused"),
     [

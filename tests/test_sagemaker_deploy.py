@@ -198,6 +198,7 @@ def make(cloud: SmallSageMaker, machines: Machines, folders: Path, tmp_path: Pat
     return make
 
 
+@pytest.mark.soak
 def test_a_version_is_deployed_updated_rolled_back_and_removed(make: Callable[..., Place]) -> None:
     place = make()
     done = place.deploy(1, "--reason", "ticket 41")
