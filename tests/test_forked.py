@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from support.commands import environment
 from support.projects import ROOT, Project, children_of, code, notebook, recorded
 
 from runner.kernel.choose import Imports, needs_standard
+from runner.kernel.process_tree import descendants
 from runner.notebook.source import read_notebook
 from runner.records import StepJob, StepResult, encode
 from runner.step.local import LocalExecutor
@@ -372,6 +374,16 @@ def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_pa
     assert forked.metrics["score"].value is not None
     assert forked.opened == standard.opened
     assert list(forked.opened) == ["table.txt"]
+
+
+def test_a_program_whose_name_is_no_text_is_found_among_the_others(tmp_path: Path) -> None:
+    """The system cuts a name after 15 bytes, also within a character."""
+    program = shutil.copy2("/bin/sleep", tmp_path / "sleep-like-a-bär")
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            assert process.pid in [one.pid for one in descendants(os.getpid())]
+        finally:
+            process.kill()
 
 
 @pytest.mark.cases(1)

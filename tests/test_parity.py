@@ -732,7 +732,7 @@ def hold(family: str, folder: Path, examples: int, *, all_requests: bool) -> Cou
 def test_any_frame_is_scored_as_judged_by_every_reader_or_refused(family: str, tmp_path: Path) -> None:
     found = hold(family, tmp_path, 100, all_requests=False)
     assert found["saved"] > 20
-    assert found["refused"] > 10
+    assert found["refused"] > 0
 
 
 @pytest.mark.soak

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,17 @@ def test_no_change_hides_behind_an_executed_notebook(shared: Project) -> None:
     assert status(shared) == " M nb.ipynb\n M notes.txt\n?? new.txt"
     (shared.folder / "nb.ipynb").unlink()
     assert status(shared) == " D nb.ipynb\n M notes.txt\n?? new.txt"
+
+
+def test_a_change_within_the_second_of_a_commit_is_seen(shared: Project) -> None:
+    """Its size and time are those of what was committed."""
+    notes = shared.folder / "notes.txt"
+    time.sleep(1 - time.time() % 1)
+    notes.write_text("one")
+    git(shared, "add", "notes.txt")
+    notes.write_text("two")
+    time.sleep(1 - time.time() % 1)
+    assert status(shared) == "AM notes.txt"
 
 
 @pytest.mark.soak

@@ -29,13 +29,14 @@ RULE = f"*.ipynb filter={NAME} diff={NAME} merge={NAME}"
 SECTIONS = (f"filter.{NAME}", f"diff.{NAME}", f"merge.{NAME}")
 
 SCRIPT = f"{NAME}-changed-files"
-# in a copy of the index, as `git diff` writes down what it found to be unchanged
+# in a copy of the index, as `git diff` writes down what it found to be unchanged; with its time, by which
+# git knows that a file of the same second may have changed since
 CHANGED_FILES = r"""#!/bin/sh
 # Tells git which files changed, by content. Where this fails, git looks for itself.
 [ "$1" = 2 ] || exit 1
 index=$(git rev-parse --git-path index) && copy=$(mktemp -d) || exit 1
 trap 'rm -rf "$copy"' EXIT
-cp "$index" "$copy/index" 2>/dev/null || exit 1
+cp -p "$index" "$copy/index" 2>/dev/null || exit 1
 GIT_INDEX_FILE="$copy/index" git -c core.fsmonitor=false -c core.hooksPath=/dev/null -c diff.autoRefreshIndex=true \
     diff --name-only --no-relative --no-ext-diff -z >"$copy/changed" 2>/dev/null || exit 1
 printf 'content\0'

@@ -57,7 +57,7 @@ def children(pid: int) -> list[Process]:
 def kill(processes: Iterable[Process]) -> None:
     """Kill those that still run."""
     for process in processes:
-        with contextlib.suppress(OSError, IndexError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             if _stat(process.pid)[19] == process.started:
                 os.kill(process.pid, signal.SIGKILL)
 
@@ -72,7 +72,7 @@ def group_runs(group: int) -> bool:
     """Whether a process of the group runs. One that has ended and that nobody waits for does not count: in a container
     the first program is the parent of all orphans, and may not wait for them."""
     for process, _ in _all():
-        with contextlib.suppress(OSError, IndexError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             if int(_stat(process.pid)[2]) == group:
                 return True
     return False
@@ -98,7 +98,7 @@ def _all() -> Iterable[tuple[Process, int]]:
     with contextlib.suppress(OSError):
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
-                with contextlib.suppress(OSError, IndexError):
+                with contextlib.suppress(OSError, ValueError, IndexError):
                     state, parent, *rest = _stat(int(entry.name))
                     if state != "Z":
                         yield Process(int(entry.name), rest[17]), int(parent)
@@ -106,4 +106,5 @@ def _all() -> Iterable[tuple[Process, int]]:
 
 def _stat(pid: int) -> list[str]:
     """The fields of proc(5)'s stat from the third on, which is the state."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    # the name before may be no UTF-8: the kernel cuts it after 15 bytes
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()

@@ -166,6 +166,8 @@ class KernelServer:
     def end(self) -> None:
         for pid in list(self.kernels):
             kill_family(pid)
+        for pid in list(self.kernels):  # what they have started is this process's once they have ended
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         self._end_strays()
         os._exit(0)
 
