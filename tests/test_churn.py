@@ -124,9 +124,9 @@ def test_the_smoke_profile_judges_and_registers_only_when_asked(churn: Project) 
 def test_the_approved_version_is_the_champion_of_the_next_run(churn: Project) -> None:
     assert churn.runner("approve", "churn/1", "--reason", "first").code == 0
     planned = churn.runner("run", "--dry-run", "--json").json
-    assert [step["why"] for step in planned if step["name"] == "evaluate"] == [
-        "an approved model now exists to compare with"
-    ]
+    (why,) = [step["why"] for step in planned if step["name"] == "evaluate"]
+    # the run before it, of the smoke profile, had another model
+    assert why.startswith("an approved model now exists to compare with")
     done = churn.runner("run", "-p", "seed=43", "--json", env=PAGES)
     assert done.code == 0, done.err
     assert done.json["steps"][0]["status"] == "cached"
