@@ -67,7 +67,7 @@ def begin_workers(config: pytest.Config) -> None:
     """Have xdist's processes be forks of one that has imported what they import, and share what they start."""
     from small_sagemaker.cloud import FORKER
 
-    config.option.tx = [share([commands.FORKER, FORKER])] * config.getoption("numprocesses")
+    config.option.tx = [share([commands.FORKER, FORKER])] * len(config.option.tx)
 
 
 def rewrite_asserts() -> None:

@@ -147,7 +147,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.soak  # `make docs` is a step of its own in .ci/run
+@pytest.mark.soak  # in `make stories`
 def test_the_site_has_what_the_code_says(site: Path) -> None:
     commands = (site / "commands.html").read_text(encoding="utf-8")
     for name, command in reference.commands():

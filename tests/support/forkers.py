@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -67,11 +69,11 @@ def share(forkers: Sequence[Forker]) -> str:
         told.append({**asdict(forker), "asked": other.fileno(), "asking": ours.fileno()})
         ends += [ours, other]
         passed += [ours.fileno(), other.fileno()]
-    address = f"runner-tests-{os.getpid()}"  # not a file: it goes with its process
+    address = f"runner-tests-{secrets.token_hex(8)}"  # not a file: it goes with its process
     line = [sys.executable, WORKERS, "--fork", address, str(theirs.fileno()), json.dumps(told)]
     process = subprocess.Popen(line, env={**os.environ, **ALONE}, pass_fds=passed, stdin=subprocess.DEVNULL)
     theirs.close()
     atexit.register(process.wait)
     for end in ends:
         atexit.register(end.close)
-    return f"popen//python={sys.executable} -I -S {WORKERS} {address}"
+    return f"popen//python={shlex.join([sys.executable, '-I', '-S', WORKERS, address])}"

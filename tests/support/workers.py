@@ -12,11 +12,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import sys
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any
 
 REQUEST_BYTES = 1 << 18
 STREAMS = 3
@@ -39,10 +37,18 @@ def ask(address: str, arguments: list[str]) -> int:
         until = time.monotonic() + BEGUN_S
         while place.connect_ex(f"\0{address}") and time.monotonic() < until:  # it has not begun to listen
             time.sleep(0.02)
+        if not of_this_user(place):
+            sys.exit(f"another user of this machine has taken the address {address}")
         socket.send_fds(place, [json.dumps(request).encode()], list(range(STREAMS)))
         os.close(0)  # whose ends are the fork's alone to hold
         os.close(1)
         return int(place.recv(16) or 1)
+
+
+def of_this_user(place: socket.socket) -> bool:
+    """Whether the other end is a process of the user whose tests these are: anybody here may connect, or listen."""
+    _, user, _ = struct.unpack("3i", place.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return bool(user == os.getuid())
 
 
 def fork(address: str, ends: int, forkers: list[dict[str, Any]]) -> None:
@@ -93,6 +99,9 @@ def fork(address: str, ends: int, forkers: list[dict[str, Any]]) -> None:
                 os.close(ready)
             else:
                 told = listening.accept()[0]
+                if not of_this_user(told):
+                    told.close()
+                    continue
                 data, streams, _, _ = socket.recv_fds(told, REQUEST_BYTES, STREAMS)
                 if (pid := os.fork()) == 0:
                     for number in (listening.fileno(), ends, told.fileno(), *waiting, *going):
