@@ -113,14 +113,14 @@ clean:
 same-python:
 ifneq ($(origin PYTHON),file)
 	@test ! -x $(BIN)/python || { \
-	here=$$($(BIN)/python -c '$(VERSION)'); asked=$$($(PYTHON) -c '$(VERSION)'); test "$$here" = "$$asked" || { \
+	here=$$($(BIN)/python -c '$(VERSION)'); asked=$$("$(PYTHON)" -c '$(VERSION)'); test "$$here" = "$$asked" || { \
 	echo "$(VENV) is made with Python $${here:-that does not start}, and PYTHON=$(PYTHON) is $${asked:-not to be started}. \
 	To have another: rm -rf $(VENV)"; exit 2; }; }
 endif
 
 $(VENV)/.core: requirements.lock pyproject.toml | same-python
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one with make PYTHON=python3.12")'
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(call install,requirements.lock)
 	touch $@
 
@@ -130,12 +130,12 @@ $(VENV)/.all: requirements-all.lock $(VENV)/.core
 
 # what the benchmarks compare with, in an environment of its own
 $(VENV)-peers/.ready: benchmarks/peers.lock | $(VENV)/.core
-	$(PYTHON) -m venv $(VENV)-peers
+	"$(PYTHON)" -m venv $(VENV)-peers
 	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python --require-hashes -r $<
 	touch $@
 
 $(VENV)-peers-serving/.ready: benchmarks/serving-peers.lock | $(VENV)/.core
-	$(PYTHON) -m venv $(VENV)-peers-serving
+	"$(PYTHON)" -m venv $(VENV)-peers-serving
 	$(BIN)/uv pip install --quiet --python $(VENV)-peers-serving/bin/python --require-hashes -r $<
 	touch $@
 

@@ -459,7 +459,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(studio: Path) -> None:
     project = studio / "churn"
     (project / ".venv" / "bin" / "python").write_text("#!/nowhere/python\n")
     makefile = (project / "Makefile").read_text()
-    (project / "Makefile").write_text(makefile.replace("$(PYTHON) -m venv $(VENV)", "exit 9"))
+    (project / "Makefile").write_text(makefile.replace('"$(PYTHON)" -m venv $(VENV)', "exit 9"))
     done = lifecycle(studio, "--wait")
     assert "the environment .venv is made anew" in done.stdout
     assert done.returncode == 1

@@ -297,7 +297,7 @@ def test_a_stack_that_is_too_small_is_said_wherever_python_itself_can_start(tiny
         here = f"ulimit -s {limit_kb}; "
         line = shlex.join(command("run"))
         starts = subprocess.run(
-            [program("bash"), "-c", f"{here}{sys.executable} -m json.tool --help > /dev/null"], check=False
+            [program("bash"), "-c", f"{here}{shlex.quote(sys.executable)} -m json.tool --help > /dev/null"], check=False
         )
         if starts.returncode == 0:  # below, it is Python that ends before a line of ours is read
             done = subprocess.run(

@@ -12,6 +12,7 @@ import ctypes
 import http.client
 import io
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -87,7 +88,7 @@ def runner_image(folder: Path, dockerfile: Path, package: Path) -> Image:
     shutil.copytree(package, folder / "package" / "runner", ignore=shutil.ignore_patterns("__pycache__"))
     programs = {
         "serve": written[1].replace("\\n", "\n").replace(copied[1], f"{folder}/package"),
-        "python3": f'#!/bin/sh\nexec {sys.prefix}/bin/python3 "$@"\n',
+        "python3": f'#!/bin/sh\nexec {shlex.quote(sys.prefix)}/bin/python3 "$@"\n',
     }
     (folder / "bin").mkdir()
     for name, content in programs.items():
