@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,9 @@ else:
     import duckdb
     link = duckdb.connect()
     link.execute("set threads = 2")
-    values = "('" + "'), ('".join(CATEGORIES).replace("t'l", "t''l") + "')"
+    kinds = ", ".join("'" + name.replace("'", "''") + "': 'varchar'" for name in CATEGORIES)
     link.execute(f'''create table t as select * exclude ("Phone", "Churn?"), ("Churn?" = 'True.')::tinyint as "Churn?",
-        hash("Phone") % 1000 as place from read_csv('{source}', types = {{'Area Code': 'varchar'}})''')
+        hash("Phone") % 1000 as place from read_csv('{source}', types = {{{kinds}}})''')
     for name in CATEGORIES:
         values = [row[0] for row in link.execute(f'select distinct "{name}" from t order by 1').fetchall()]
         kind = "k" + str(CATEGORIES.index(name))
@@ -119,7 +120,7 @@ def measured(command: list[str], folder: Path) -> tuple[float, float, float, str
     return wall, cpu, max(sums), output[0]
 
 
-def steps(project: Path, source: Path, rounds: int) -> list[list[str]]:
+def steps(project: Path, source: Path, rounds: int) -> Iterator[tuple[str, float, float, float]]:
     """Of each notebook of the template alone: seconds, and the highest memory (RSS) of its process in MB."""
     sides = {side: str(project / f"{side}.parquet") for side in ("train", "validation", "test")}
     columns, model = str(project / "columns.toml"), str(project / "model")
@@ -130,7 +131,6 @@ def steps(project: Path, source: Path, rounds: int) -> list[list[str]]:
         "02_train": {**learning, "model": model, "rounds": rounds},
         "03_evaluate": {**judging, "model": model},
     }
-    rows = []
     for name, parameters in given.items():
         line = [
             sys.executable,
@@ -141,8 +141,7 @@ def steps(project: Path, source: Path, rounds: int) -> list[list[str]]:
             json.dumps({"columns": columns, **parameters}),
         ]
         wall, cpu, _, said = measured(line, ROOT)
-        rows.append([name, f"{wall:.0f}", f"{cpu:.0f}", said.split()[-1]])
-    return rows
+        yield name, wall, cpu, float(said.split()[-1])
 
 
 def made_project(folder: Path, template: str, source: Path) -> Path:
@@ -173,23 +172,29 @@ def main() -> None:
         "",
         sep="\n",
     )
-    rows = []
+    rows: list[list[str]] = []
+
+    def add(name: str, wall: float, cpu: float, peak: float) -> None:
+        rows.append([name, f"{wall:.0f}", f"{cpu:.0f}", f"{peak:.0f}"])
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)  # the next one may fail
+
     with tempfile.TemporaryDirectory(prefix="large-") as made:
         project = made_project(Path(made) / "project", options.template, source)
         given = ["-p", f"rounds={options.rounds}", "--no-register"]
         wall, cpu, peak, said = measured(runner(project, *given), project)
-        rows.append(["`runner run`, with report", f"{wall:.0f}", f"{cpu:.0f}", f"{peak:.0f}"])
+        add("`runner run`, with report", wall, cpu, peak)
         for step in json.loads(said).get("steps", []):
             print(f"{step['name']}: {step.get('seconds')} s", file=sys.stderr)
         if options.template == "tabular":
-            rows += steps(project, source, options.rounds)
+            for name, wall, cpu, peak in steps(project, source, options.rounds):
+                add(name, wall, cpu, peak)
         script = Path(made) / "script.py"
         script.write_text(SCRIPT, encoding="utf-8")
         for name in ("polars", "duckdb") if options.peers else ():
             line = [str(options.peers), "-P", str(script), name, str(source), str(options.rounds)]
             wall, cpu, peak, said = measured(line, Path(made))
             print(name, said, file=sys.stderr)
-            rows.append([f"{name} + XGBoost", f"{wall:.0f}", f"{cpu:.0f}", f"{peak:.0f}"])
+            add(f"{name} + XGBoost", wall, cpu, peak)
     print("\n".join(table(["", "wall s", "CPU s", "peak MB"], rows)))
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 from runner import tabular
 from runner.tabular import blocks
+from runner.tabular.beside import ahead
 
 VALUES = st.text(alphabet='ab,"\n\r é', max_size=4)
 
@@ -97,6 +101,60 @@ def test_one_part_is_the_file_that_pandas_writes_and_nothing_stays_of_a_failure(
             write("never", frame)
         raise KeyError
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected.parquet", "one.parquet", "two.parquet"]
+
+
+def test_what_writing_a_part_raises_comes_with_the_next_or_at_the_end(tmp_path: Path) -> None:
+    whole, text = pd.DataFrame({"n": [1.0]}), pd.DataFrame({"n": ["many"]})
+    for after in (0, 2):
+        written = 0
+        places = {"t": tmp_path / "t.parquet"}
+        with pytest.raises(pa.ArrowInvalid, match="many"), tabular.write_parts(places) as write:  # noqa: PT012
+            for part in [whole, text, *[whole] * after]:
+                write("t", part)
+                written += 1
+        assert written == 2  # nothing is written behind a part that could not be
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_frame_may_be_changed_once_it_was_given_to_be_written(tmp_path: Path) -> None:
+    with tabular.write_parts({"t": tmp_path / "t.parquet"}) as write:
+        for at in range(3):
+            frame = pd.DataFrame({"n": np.full(200_000, float(at))})
+            write("t", frame)
+            frame.loc[:, "n"] = -1.0
+            frame["more"] = 1
+    found = pd.read_parquet(tmp_path / "t.parquet")
+    assert found["n"].value_counts().to_dict() == {0.0: 200_000, 1.0: 200_000, 2.0: 200_000}
+    assert list(found) == ["n"]
+
+
+def test_the_next_part_is_made_while_one_is_worked_on_and_an_error_comes_in_its_place() -> None:
+    made: list[int] = []
+    reached = threading.Event()
+
+    def parts() -> Iterator[int]:
+        for at in range(4):
+            if at == 3:
+                raise ValueError("the fourth")
+            made.append(at)
+            if at == 2:
+                reached.set()
+            yield at
+
+    reading = ahead(parts())
+    assert next(reading) == 0
+    assert made == [0]  # whoever takes a first part only reads no further
+    assert next(reading) == 1
+    assert reached.wait(30)  # without having been asked for
+    assert next(reading) == 2
+    with pytest.raises(ValueError, match="the fourth"):
+        next(reading)
+    before = threading.active_count()
+    reading = ahead(iter(range(9)))
+    assert [next(reading), next(reading)] == [0, 1]
+    assert threading.active_count() == before + 1
+    reading.close()
+    assert threading.active_count() == before
 
 
 def test_repeated_keys_and_rows_are_found_across_blocks() -> None:

@@ -324,10 +324,10 @@ def test_equal_rows_without_a_key_are_on_one_side_and_no_row_changes_side(execut
 
 @pytest.mark.soak
 def test_a_table_four_times_as_long_takes_hardly_more_memory(tmp_path: Path) -> None:
-    """360,000 rows in parts of 20,000, beside 90,000 of them: each notebook in a process of its own."""
-    table = loans(360_000)
+    """720,000 rows in parts of 20,000, beside 180,000 of them: each notebook in a process of its own."""
+    table = loans(720_000)
     peaks: dict[int, list[int]] = {}
-    for rows in (90_000, 360_000):
+    for rows in (180_000, 720_000):
         folder = tmp_path / str(rows)
         folder.mkdir()
         replace(table, rows=table.rows[:rows]).write(folder)
@@ -344,4 +344,5 @@ def test_a_table_four_times_as_long_takes_hardly_more_memory(tmp_path: Path) -> 
             line = ["-m", "benchmarks.tabular", "--execute", name, json.dumps({"columns": columns, **parameters})]
             said = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, check=True)
             peaks.setdefault(rows, []).append(int(said.stdout))
-    assert [many - one < 70 for one, many in zip(peaks[90_000], peaks[360_000], strict=True)] == [True] * 3, peaks
+    # in one piece 540,000 rows more would take some 400 MB more; parts under way and allocators differ by 50
+    assert [many - one < 120 for one, many in zip(peaks[180_000], peaks[720_000], strict=True)] == [True] * 3, peaks

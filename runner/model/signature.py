@@ -99,12 +99,10 @@ def as_category(series: pd.Series) -> pd.Series:
 
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(series.cat.categories.dtype)
-    if isinstance(series.dtype, pd.StringDtype) and not series.is_unique:  # each text once: tables have millions
+    if isinstance(series.dtype, pd.StringDtype):  # each text once: tables have millions
         codes, texts = pd.factorize(series)
         known = as_category(pd.Series(texts, dtype="object")).to_numpy()
-        return (
-            pd.Series([*known, None], index=None, dtype="object").take(codes).set_axis(series.index).rename(series.name)
-        )
+        return pd.Series([*known, None], dtype="object").take(codes).set_axis(series.index).rename(series.name)
     missing = series.isna()
     if pd.api.types.is_bool_dtype(series):
         text = series.astype("object").astype(str)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.tabular.beside import ahead
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -52,10 +54,12 @@ def read_blocks(
     """The table's rows as stripped text, at most `rows` at a time, in the order of `columns`; "" where one is blank.
 
     Every block but the last has exactly `rows` rows; the index counts them through the table, from 0. A blank line is
-    not a row. Memory is bounded by a block, whatever the size of the file. Raises ValueError for bytes that are not
+    not a row. Memory is bounded by two blocks, whatever the size of the file. Raises ValueError for bytes that are not
     the encoding, a header that does not have exactly these columns, a row of another width, quotes that do not end and
     a table without rows, naming where; what stands before has been given out by then.
     """
+    import pandas as pd
+
     source = Path(source)
 
     def check(header: list[str]) -> list[str]:
@@ -70,9 +74,11 @@ def read_blocks(
 
     advice = "Set the parameter `encoding` to what the table was written with."
     start = 0
-    for table in cut_tables(read_tables(CsvFile(source, check, advice, encoding)), rows):
-        yield _frame(table, columns, start)
-        start += len(table)
+    tables = cut_tables(read_tables(CsvFile(source, check, advice, encoding)), rows)
+    for frame in ahead(_frame(table, columns) for table in tables):
+        frame.index = pd.RangeIndex(start, start + len(frame))
+        start += len(frame)
+        yield frame
 
 
 def read_tables(file: CsvFile) -> Iterator[pa.Table]:
@@ -134,8 +140,9 @@ def _numbers(column: pd.Series) -> pd.Series:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    texts = pa.array(column, type=pa.large_string())
-    there = pc.if_else(pc.equal(texts, ""), None, texts)
+    there = pa.array(column, type=pa.large_string())
+    if pc.any(blank := pc.equal(there, "")).as_py():
+        there = pc.if_else(blank, None, there)
     for kind in (pa.int64(), pa.float64()):
         try:
             numbers = there.cast(kind)
@@ -147,14 +154,11 @@ def _numbers(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors="coerce")
 
 
-def _frame(table: pa.Table, columns: Sequence[str], start: int) -> pd.DataFrame:
+def _frame(table: pa.Table, columns: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
     import pyarrow.compute as pc
 
-    stripped = {name: pc.utf8_trim_whitespace(table[name]).to_pandas() for name in columns}
-    frame = pd.DataFrame(stripped)
-    frame.index = pd.RangeIndex(start, start + len(frame))
-    return frame
+    return pd.DataFrame({name: pc.utf8_trim_whitespace(table[name]).to_pandas() for name in columns})
 
 
 def _text(file: CsvFile) -> Iterator[str]:

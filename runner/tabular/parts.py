@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.tabular.beside import Behind, ahead
 from runner.tabular.blocks import PART_ROWS
 
 if TYPE_CHECKING:
@@ -31,18 +32,12 @@ def read_parts(path: str | Path, columns: Sequence[str] | None = None) -> Iterat
     `columns` are all where it is None. The index counts the rows through the table, from 0.
     """
     import pandas as pd
-    import pyarrow.parquet as pq
 
     start = 0
-    for file in _files(Path(path)):
-        with pq.ParquetFile(file) as opened:
-            names = None if columns is None else list(columns)
-            for group in range(opened.num_row_groups):
-                for batch in opened.iter_batches(PART_ROWS, row_groups=[group], columns=names):
-                    frame = batch.to_pandas()
-                    frame.index = pd.RangeIndex(start, start + len(frame))
-                    start += len(frame)
-                    yield frame
+    for frame in ahead(_frames(_files(Path(path)), None if columns is None else list(columns))):
+        frame.index = pd.RangeIndex(start, start + len(frame))
+        start += len(frame)
+        yield frame
 
 
 def count_parts(path: str | Path) -> int:
@@ -71,15 +66,17 @@ class PartFiles:
     """
 
     def __init__(self, places: Mapping[str, str | Path]) -> None:
-        self._files = {name: _File(Path(place)) for name, place in places.items()}
-        self.discard = weakref.finalize(self, _discard, list(self._files.values()))
+        self._writing = Behind()
+        self._files = {name: _File(Path(place), self._writing) for name, place in places.items()}
+        self.discard = weakref.finalize(self, _discard, list(self._files.values()), self._writing)
 
     def write(self, name: str, frame: pd.DataFrame) -> None:
-        """Add a part to the file of that name."""
+        """Add a part to the file of that name. Raises what writing the part before it raised."""
         self._files[name].add(frame)
 
     def keep(self) -> None:
         """The files take their places. Raises ValueError, and none does, where nothing was written to one."""
+        self._writing.wait()
         for file in self._files.values():
             file.close()
         for file in self._files.values():
@@ -157,7 +154,9 @@ def sample_rows(
 @dataclass
 class _File:
     place: Path
+    writing: Behind
     first: pd.DataFrame | None = None  # held back, until it is known whether it is the only part
+    parted: bool = False  # more than one part was added
     schema: pa.Schema | None = None
     writer: pq.ParquetWriter | None = None
     beside: Path = field(init=False)
@@ -169,15 +168,16 @@ class _File:
     def add(self, frame: pd.DataFrame) -> None:
         if self.first is not None and not len(self.first):
             self.first = None
-        elif not len(frame) and (self.first is not None or self.writer is not None):
+        elif not len(frame) and (self.first is not None or self.parted):
             return
-        if self.writer is None and self.first is None:
+        if not self.parted and self.first is None:
             self.first = frame.copy(deep=False)  # columns added to it later are not its
             return
         if self.first is not None:
             first, self.first = self.first, None
-            self._write(first)
-        self._write(frame)
+            self.writing.put(self._write, first)
+        self.writing.put(self._write, frame.copy(deep=False))
+        self.parted = True
 
     def close(self) -> None:
         if self.writer is not None:
@@ -202,11 +202,22 @@ class _File:
         self.writer.write_table(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
 
 
+def _frames(files: Iterable[Path], columns: list[str] | None) -> Iterator[pd.DataFrame]:
+    import pyarrow.parquet as pq
+
+    for file in files:
+        with pq.ParquetFile(file) as opened:
+            for group in range(opened.num_row_groups):
+                for batch in opened.iter_batches(PART_ROWS, row_groups=[group], columns=columns):
+                    yield batch.to_pandas()
+
+
 def _files(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
 
 
-def _discard(files: Iterable[_File]) -> None:
+def _discard(files: Iterable[_File], writing: Behind) -> None:
+    writing.close()
     for file in files:
         if file.writer is not None:
             file.writer.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import UsageError
+from runner.tabular.beside import ahead
 from runner.tabular.blocks import CsvFile, cut_tables, read_tables, refuse_repeated
 from runner.tabular.columns import ROW_HASH, Columns
 from runner.tabular.matrices import known_category
@@ -47,7 +48,7 @@ def read_rows(source: str | Path, columns: Columns, *, rows: int = 0) -> Iterato
     path, start = Path(source), 0
     readers = {"csv": _csv, "parquet": _parquet, "jsonl": _json_lines}
     try:
-        for frame in readers[columns.table.format](path, columns, rows or columns.part_rows):
+        for frame in ahead(readers[columns.table.format](path, columns, rows or columns.part_rows)):
             frame.index = pd.RangeIndex(start, start + len(frame))
             start += len(frame)
             yield frame
@@ -171,7 +172,7 @@ def _label_text(series: pd.Series) -> pd.Series:
     from runner.model import as_category
     from runner.scoring.inference import NUMBER
 
-    if isinstance(series.dtype, pd.StringDtype) and not series.is_unique:  # each text once: tables have millions
+    if isinstance(series.dtype, pd.StringDtype):  # each text once: tables have millions
         codes, texts = pd.factorize(series)
         known = _label_text(pd.Series(texts, dtype="object")).tolist()
         return pd.Series([*known, None], dtype="object").take(codes).set_axis(series.index).rename(series.name)
