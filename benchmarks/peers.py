@@ -66,10 +66,21 @@ def dvc(project: Path) -> list[str]:
             "outs": [os.path.relpath(str(values[name]), project) for name in step.spec.outputs],
         }
     (project / "out").mkdir()
+    return _dvc_repro(project, stages)
+
+
+def dvc_keys(project: Path, keys: int) -> list[str]:
+    """A stage for each key of nb.ipynb, executed by papermill one after the other, which is all that repro does."""
+    command = f"{sys.executable} -m papermill --no-progress-bar -k python3 nb.ipynb ${{item}}.ipynb -p key ${{item}}"
+    one = {"cmd": command, "deps": ["nb.ipynb"], "outs": ["${item}.ipynb"]}
+    return _dvc_repro(project, {"only": {"foreach": list(range(keys)), "do": one}})
+
+
+def _dvc_repro(project: Path, stages: dict[str, Any]) -> list[str]:
     (project / "dvc.yaml").write_text(json.dumps({"stages": stages}))  # JSON is YAML
     subprocess.run([PEERS / "bin/dvc", "init", "--no-scm", "-q"], cwd=project, check=True)
     subprocess.run([PEERS / "bin/dvc", "config", "core.analytics", "false"], cwd=project, check=True)
-    return [str(PEERS / "bin/dvc"), "repro"]
+    return [str(PEERS / "bin/dvc"), "--cd", str(project), "repro"]
 
 
 def ploomber(project: Path) -> list[str]:

@@ -25,14 +25,14 @@ from benchmarks import many_runs, overhead
 from benchmarks.large import draw, measured
 from benchmarks.measuring import machine, table, write_between
 from benchmarks.paths import ROOT, code_cell, copy_project, notebook, papermill_api, plain_script, runner
-from benchmarks.peers import PEERS, ploomber_engine
+from benchmarks.peers import PEERS, dvc, dvc_keys, ploomber_engine
 
 PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "scaling.svg"
 BEGIN, END = "<!-- written by benchmarks.scaling -->\n", "<!-- end of scaling -->\n"
 PICTURE = f"![Seconds and peak memory over rows, seconds over cells, runs and keys, on log axes]({FIGURE.name})"
-LIMIT_S, ONCE_S = 60.0, 30.0  # a way goes no further; a point is measured once
-OURS, PAPERMILL, ENGINE, PLAIN = "runner run", "papermill's API", "ploomber-engine", "plain script"
-SHOWN = {OURS: ("#0072B2", "o"), PAPERMILL: ("#D55E00", "s"), ENGINE: ("#009E73", "^"), PLAIN: ("#666666", "D"),
+LIMIT_S, ONCE_S = 40.0, 20.0  # a way goes no further; a point is measured once
+OURS, PAPERMILL, ENGINE, DVC, PLAIN = "runner run", "papermill's API", "ploomber-engine", "dvc repro", "plain script"
+SHOWN = {OURS: ("#0072B2", "o"), PAPERMILL: ("#D55E00", "s"), ENGINE: ("#009E73", "^"), DVC: ("#E69F00", "X"), PLAIN: ("#666666", "D"),
          "runner run, nothing changed": ("#0072B2", "v"), "runner runs": ("#CC79A7", "P")}  # fmt: skip
 ROUNDS = 30  # trees that are learned from the rows
 KEYED = """
@@ -85,7 +85,7 @@ def of_runs(*arguments: str) -> Way:
     return way
 
 
-def of_keys(command: Callable[[int], list[str]]) -> Way:
+def of_keys(command: Callable[[Path, int], list[str]]) -> Way:
     """One notebook with one cell, for each key."""
 
     def way(folder: Path, keys: int) -> tuple[list[str], Path]:
@@ -93,12 +93,12 @@ def of_keys(command: Callable[[int], list[str]]) -> Way:
         cells = [code_cell("p", "key: int = 0", "parameters"), code_cell("c", "x = key + 1")]
         (folder / "nb.ipynb").write_text(notebook(cells, "python3"))
         (folder / "pipeline.toml").write_text(KEYED.format(keys=list(range(keys))))
-        return command(keys), folder
+        return command(folder, keys), folder
 
     return way
 
 
-def _papermill_loop(keys: int) -> list[str]:
+def _papermill_loop(_: Path, keys: int) -> list[str]:
     more = "kernel_name='python3', progress_bar=False"
     return [
         sys.executable,
@@ -107,7 +107,7 @@ def _papermill_loop(keys: int) -> list[str]:
     ]
 
 
-def _engine_loop(keys: int) -> list[str]:
+def _engine_loop(_: Path, keys: int) -> list[str]:
     (packages,) = PEERS.glob("lib/python*/site-packages")
     before = f"import sys; sys.path.append({str(packages)!r}); from ploomber_engine import execute_notebook"
     return [sys.executable, "-c", before + LOOP.format(keys=keys, call="execute_notebook", more="progress_bar=False")]
@@ -133,6 +133,7 @@ CURVES = (
             OURS: of_rows(runner),
             PAPERMILL: of_rows(papermill_api),
             ENGINE: of_rows(ploomber_engine),
+            DVC: of_rows(dvc),
             PLAIN: of_rows(plain_script),
         },
         memory=True,
@@ -154,9 +155,10 @@ CURVES = (
         (1, 10, 100, 1_000),
         (1, 5),
         {
-            OURS: of_keys(lambda _: [sys.executable, "-m", "runner", "run", "-j", str(os.cpu_count() or 1)]),
+            OURS: of_keys(lambda *_: [sys.executable, "-m", "runner", "run", "-j", str(os.cpu_count() or 1)]),
             PAPERMILL: of_keys(_papermill_loop),
             ENGINE: of_keys(_engine_loop),
+            DVC: of_keys(dvc_keys),
         },
     ),
 )
