@@ -21,6 +21,7 @@ import pytest
 from support.commands import command, environment
 from support.projects import ROOT, Project, program
 
+from runner import tabular
 from runner.errors import UsageError
 from runner.failpoint import INIT_NAMES, VARIABLE
 from runner.init import columns, look, sample, shipped
@@ -396,6 +397,29 @@ def test_a_file_without_a_header_takes_names(tmp_path: Path) -> None:
     found = guess(sample.read(path, ["a", "b", "y"]), target="y")
     assert kinds(found) == {"a": "number", "b": "number", "y": "target"}
     assert found.sample.rows == 30
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_names_stand_before_the_rows_whatever_the_order_of_bytes(tmp_path: Path, encoding: str, mark: str) -> None:
+    rows = "".join(f"{row}.5,é{row % 3},{row % 2}\n" for row in range(30))
+    (tmp_path / "bare.csv").write_bytes((mark + rows).encode(encoding))
+    asked = ("--data", "bare.csv", "--names", "a,b,y", "--target", "y")
+    made = tmp_path / "made"
+    Project(tmp_path).runner("init", "made", *asked)
+    assert (made / "data/bare.csv").read_bytes() == (f"{mark}a,b,y\n{rows}").encode(encoding)
+    found = tabular.read_columns(made / "columns.toml")
+    (read,) = tabular.read_rows(made / "data/bare.csv", found)
+    assert read["a"].tolist() == [f"{row}.5" for row in range(30)]
+
+
+def test_a_name_that_the_files_encoding_cannot_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bare.csv").write_bytes(
+        "".join(f"{row}.5,é{row % 3},{row % 2}\n" for row in range(30)).encode("cp1252")
+    )
+    done = Project(tmp_path).runner("init", "made", "--data", "bare.csv", "--names", "a,ł,y", "--target", "y")
+    assert (done.code, "the table is cp1252, which has no 'ł'" in done.err) == (2, True)
+    assert not (tmp_path / "made").exists()
 
 
 def test_of_values_that_nothing_separates_the_four_delimiters_are_named(tmp_path: Path) -> None:

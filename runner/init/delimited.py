@@ -45,6 +45,20 @@ def decode(content: bytes, path: Path, *, encoding: str = "", start: int = 0, wh
     return Text(text, guessed)
 
 
+def first_line(line: str, beginning: bytes, encoding: str) -> tuple[bytes, bytes]:
+    """The byte order mark with which a file begins, and the line as what comes before its rows behind that mark.
+
+    Raises UsageError for a line that the file's encoding cannot write.
+    """
+    mark = next((mark for mark in MARKS if beginning.startswith(mark)), b"")
+    own = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+    try:
+        return mark, f"{line}\n".encode(own.get(mark, encoding))
+    except UnicodeEncodeError as error:
+        problem = f"--names: the table is {encoding}, which has no {line[error.start]!r}"
+        raise UsageError(f"{problem}. Write another name.") from None
+
+
 def by_lines(encoding: str) -> bool:
     """Whether parts of such a file can be read from any line's beginning."""
     return not encoding.startswith("utf-16")

@@ -13,6 +13,7 @@ from typing import Protocol
 from runner.errors import UsageError
 from runner.init import columns, project, shipped
 from runner.init.answer import guessed_target
+from runner.init.delimited import first_line
 from runner.init.guess import Guess, guess
 from runner.init.project import Content
 from runner.init.rare import with_rare_values
@@ -122,7 +123,9 @@ def _table(source: Path, sample: Sample, names: list[str], scratch: Path) -> tup
     if names:
         copy = scratch / "table.csv"
         with copy.open("wb") as file, source.open("rb") as rows:
-            file.write((sample.delimiter.join(names) + "\n").encode(sample.encoding))
+            mark, header = first_line(sample.delimiter.join(names), rows.read(3), sample.encoding)
+            file.write(mark + header)
+            rows.seek(len(mark))
             shutil.copyfileobj(rows, file, 1 << 20)
         return place, copy, [f"{place[2:]} has the names in its first line."]
     if source.stat().st_size > LARGEST_COPY:
