@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import logging
+import lzma
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from support.executed import Cells, by_papermill, by_step, outputs
 from support.projects import Project, code, notebook
@@ -234,6 +239,27 @@ def test_whatever_is_left_a_kernels_process_ends_by_itself_and_not_as_the_interp
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"last", b"")
+
+
+def test_compressed_files_and_tables_that_cells_leave_open_are_whole(tmp_path: Path, executor: LocalExecutor) -> None:
+    kept = """
+import bz2, gzip, lzma, zipfile
+import pyarrow as pa, pyarrow.parquet as pq
+said = gzip.open("../said.gz", "wt"); said.write("by text")
+raw = gzip.open("../raw.gz", "wb"); raw.write(b"by bytes")
+b = bz2.open("../b.bz2", "wt"); b.write("by text")
+x = lzma.open("../x.xz", "wb"); x.write(b"by bytes")
+archive = zipfile.ZipFile("../z.zip", "w"); archive.writestr("a", "in an archive")
+table = pa.table({"n": [1, 2]}); rows = pq.ParquetWriter("../t.parquet", table.schema); rows.write_table(table)
+bz2.kept = [said, raw, b, x, archive, rows]  # where no one forgets them before the interpreter's end
+"""
+    folder = step(tmp_path / "s", kept)
+    assert run(executor, folder).error is None
+    assert gzip.decompress((folder / "said.gz").read_bytes()) == bz2.decompress((folder / "b.bz2").read_bytes())
+    assert gzip.decompress((folder / "raw.gz").read_bytes()) == b"by bytes"
+    assert lzma.decompress((folder / "x.xz").read_bytes()) == b"by bytes"
+    assert zipfile.ZipFile(folder / "z.zip").read("a") == b"in an archive"
+    assert pd.read_parquet(folder / "t.parquet")["n"].tolist() == [1, 2]
 
 
 @pytest.mark.soak

@@ -130,7 +130,7 @@ def note_opened_files(shell: Any) -> None:
 def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:
     """End the process as the interpreter does: wait for the notebook's threads that are not daemons, run its exit
     handlers, flush its open files; then call `last`."""
-    for end in (threading._shutdown, atexit._run_exitfuncs, _flush_files):  # type: ignore[attr-defined]
+    for end in (threading._shutdown, atexit._run_exitfuncs, _write_files):  # type: ignore[attr-defined]
         with contextlib.suppress(BaseException):  # or the interpreter waits for locks of threads that it has ended
             end()
     try:
@@ -139,13 +139,32 @@ def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:
         os._exit(0)
 
 
-def _flush_files() -> None:
-    """Write what is buffered, as an interpreter does when it ends; last the streams of the cells."""
-    for file in gc.get_objects():
-        # not isinstance, which asks a proxy of something that has gone for its class
-        if issubclass(type(file), io.BufferedWriter | io.BufferedRandom | io.TextIOWrapper):
+def _write_files() -> None:
+    """Write what is buffered, as an interpreter does when it ends, and last the streams of the cells.
+
+    Text goes first into what compresses it, which is closed into its file, as a library's own files and writers are.
+    """
+    makers = [("zipfile", "ZipFile"), ("pyarrow.parquet", "ParquetWriter")]  # closed when they are forgotten
+    closed = tuple(getattr(sys.modules[module], name) for module, name in makers if module in sys.modules)
+    texts: list[Any] = []
+    files: list[Any] = []
+    writers: list[Any] = []
+    buffers: list[Any] = []
+    for one in gc.get_objects():
+        kind = type(one)  # isinstance asks a proxy of something that has gone for its class
+        if issubclass(kind, io.TextIOWrapper):
+            texts.append(one)
+        elif issubclass(kind, io.BufferedWriter | io.BufferedRandom):
+            buffers.append(one)
+        elif issubclass(kind, io.IOBase):
+            if not issubclass(kind, io.TextIOBase | io.RawIOBase) and kind.__module__ != "_io":
+                files.append(one)
+        elif issubclass(kind, closed):
+            writers.append(one)
+    for group, end in ((texts, "flush"), (files, "close"), (writers, "close"), (buffers, "flush")):
+        for one in group:
             with contextlib.suppress(Exception):
-                file.flush()
+                getattr(one, end)()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
