@@ -150,7 +150,7 @@ class _Block:
             ("JSON arrays", arrays, JSON, served),
             ("CSV", _csv([names]) + plain, f"{CSV}present", None),
         ]
-        if served(plain.decode(), f"{CSV}absent") is not None:  # else it is read as with a header
+        if served(plain, f"{CSV}absent") is not None:  # else it is read as with a header
             requests.append(("CSV without a header", plain, f"{CSV}absent", served))
         for name, body, kind, reader in requests:
             self.scorer.quick = reader or (lambda *_: None)

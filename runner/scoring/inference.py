@@ -100,7 +100,7 @@ class ColumnReaders(tuple[ColumnReader, ...]):
 
     def read(self, rows: Rows) -> np.ndarray:
         """The rows as numbers, float64, shape (n_rows, n_columns). Raises BadInput."""
-        if isinstance(rows, np.ndarray) and not (np.abs(rows) > LARGEST).any():
+        if isinstance(rows, np.ndarray) and (within(rows) or not (np.abs(rows) > LARGEST).any()):
             return rows  # as runner.scoring.fast_reading and runner.model read them
         matrix = np.empty((len(rows), len(self)))
         flat = list(itertools.chain.from_iterable(map(self._pick, rows) if self._coded else rows))
@@ -131,12 +131,13 @@ class Scorer:
     def __init__(self, files: dict[str, bytes], *, unknown: str = "error", model: str = "", threads: int = 1) -> None:
         signature = self.signature = json.loads(files["signature.json"])
         self.model, self.computes = model, None
-        self.quick: Callable[[str, str], Any] = lambda *_: None  # reads rows of common forms faster, or gives None
+        self.quick: Callable[[bytes, str], Any] = lambda *_: None  # reads rows of common forms faster, or gives None
         if signature.get("code_sha256") is not None:
             name = f"_features_{signature['code_sha256'][:12]}"
             self.computes = sys.modules[name] = ModuleType(name)  # where dataclasses look for it
             exec(compile(files["features.py"], "features.py", "exec"), self.computes.__dict__)
         trees = files.get("model.ubj") or files.get("model.json")
+        self.texts: Callable[[list[Any]], list[str]] = lambda values: list(map(repr, values))  # as JSON has them
         self.code = "f" if trees else "d"  # the numbers that are scored, as `array` and numpy call them
         if trees:
             self._predict: Predict = Booster(trees, threads, signature.get("missing")).predict
@@ -171,19 +172,21 @@ class Scorer:
         match = CONTENT_TYPES.get(kind.strip())
         if match is None:
             raise BadInput(f"Content-Type {content_type!r} is not one of {', '.join(CONTENT_TYPES)}.", status=415)
+        rows: Rows | None = self.quick(body, match + options)
+        if rows is not None:
+            return rows
         try:
             text = body.decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise BadInput(f"The body is not UTF-8, at byte {error.start}.") from None
-        rows: Rows | None = self.quick(text, match + options)
-        if rows is None and match == CSV:
+        if match == CSV:
             rows = self.csv(text, options)
-        elif rows is None and match == JSON:
+        elif match == JSON:
             rows = self.records(self.read_json(text))
-        elif rows is None:
+        else:
             lines = enumerate(text.split("\n"), start=1)
             rows = self.records([self.read_json(line, f"Line {at}: ") for at, line in lines if line.strip()])
-        if not len(rows):
+        if not rows:
             raise BadInput("The body has no record.")
         return rows
 
@@ -208,18 +211,26 @@ class Scorer:
 
     def reply(self, scores: np.ndarray, accept: str) -> tuple[bytes, str]:
         """The body and its content type. Raises BadInput where none is accepted."""
-        kind, values = accepted(accept), scores.tolist()
+        kind = accepted(accept)
         if kind == CSV:
-            lines = map(repr, values) if scores.ndim == 1 else (",".join(map(repr, row)) for row in values)
+            values = scores.tolist()
+            lines = self.texts(values) if scores.ndim == 1 else (",".join(map(repr, row)) for row in values)
             if self.several and scores.ndim == 1:  # a class, which may have a name
                 csv.writer(to := io.StringIO(newline=""), lineterminator="\n").writerows(zip(self.answers(scores)[0]))
                 return to.getvalue().encode(), f"{CSV}; charset=utf-8"
             return ("\n".join(lines) + "\n").encode(), f"{CSV}; charset=utf-8"
         predictions, chances = self.answers(scores)
-        words = map(json.dumps, predictions) if self.labels else (repr(one).lower() for one in predictions)
-        items = [f'{{"prediction":{word}' for word in words]
-        if chances is not None:
-            items = [f'{one},"probability":{chance!r}' for one, chance in zip(items, chances, strict=True)]
+        if self.labels:
+            words: Iterable[str] = map(json.dumps, predictions)
+        elif chances is None or self.several:
+            words = self.texts(predictions)
+        else:
+            words = ("true" if one else "false" for one in predictions)
+        if chances is None:
+            items = [f'{{"prediction":{word}' for word in words]
+        else:
+            pairs = zip(words, self.texts(chances), strict=True)
+            items = [f'{{"prediction":{word},"probability":{chance}' for word, chance in pairs]
         if kind == LINES:
             return ("}\n".join(items) + "}\n").encode(), LINES
         return f'{{"predictions":[{"},".join(items)}}}],"model":{json.dumps(self.model)}}}'.encode(), JSON
@@ -371,6 +382,11 @@ def other_delimiter(line: str, error: csv.Error) -> str:
     bare = re.sub('"[^"]*"', "", line)
     mark = max(";\t|", key=bare.count)
     return mark if "expected after" in str(error) and bare.count(mark) >= max(bare.count(","), 1) else ""
+
+
+def within(numbers: np.ndarray) -> bool:
+    """Whether XGBoost holds all of them, of which none is NaN."""
+    return bool(numbers.max(initial=0) <= LARGEST and numbers.min(initial=0) >= -LARGEST)
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:

@@ -20,7 +20,7 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
 
     Raises Refused where it is not approved or cannot score its sample, Tampered where a byte is not as registered.
     """
-    from runner.scoring.fast_reading import quick
+    from runner.scoring.fast_reading import quick, texts
     from runner.scoring.inference import Scorer  # numpy
 
     check_approved(version)
@@ -30,5 +30,5 @@ def load(version: ModelVersion, folder: Path, *, unknown: Unknown = "error", thr
         scorer = Scorer(files, unknown=unknown, model=version.label, threads=threads).self_test()
     except Exception as error:  # features.py among them, which may raise anything
         raise Refused(f"{version.label} cannot score its own sample record: {error}") from error
-    scorer.quick = quick(scorer)
+    scorer.quick, scorer.texts = quick(scorer), texts
     return scorer

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner.model.captured import Line
-from runner.scoring.fast_reading import ARRAYS, Row
+from runner.scoring.fast_reading import ARRAYS, BOM, Row
 from runner.scoring.inference import CSV, JSON, LINES, BadInput, category
 from runner.serve.capture_files import CaptureWriter
 from runner.serve.capture_settings import CaptureSettings, read_key
@@ -33,7 +33,6 @@ HASH_BYTES = 16
 BATCH = 1000  # rows of a file that are one request
 SOME = 64  # rows that are encoded at once: a request of many must not keep the others waiting for longer than a moment
 OPENING_BYTES = 64  # of a body, in which arrays begin
-BOM = "\ufeff".encode()
 LONGEST_ID = 128
 ID_HEADERS = (b"x-amzn-sagemaker-inference-id", b"x-request-id")
 NOT_KEPT = "The sentence is not kept: it may have a value of a column that is hidden here."
@@ -243,7 +242,7 @@ def _as_it_stands(body: bytes, content_type: str) -> Any:
     if content_type.lower().startswith(CSV):
         rows = body.removeprefix(BOM).removesuffix(b"\n").replace(b"\n", b"],[")
         return msgspec.Raw(b"[[%b]]" % rows)
-    opening = ARRAYS.match(body[:OPENING_BYTES].decode(errors="replace"))
+    opening = ARRAYS.match(body[:OPENING_BYTES])
     if opening is None:
         return None
     end = body.rindex(b"]") + 1

@@ -22,7 +22,7 @@ FOLDER, HOST, PORT = Path("/opt/ml/model"), "0.0.0.0", 8080
 def main() -> NoReturn:
     """Answer until SIGTERM. Leaves with a sentence where the model is not the one that was deployed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before XGBoost is loaded: a process per core
-    from runner.scoring.fast_reading import quick
+    from runner.scoring.fast_reading import quick, texts
     from runner.scoring.inference import loaded
     from runner.serve.app import Application, RequestLimits
     from runner.serve.listening import bind
@@ -34,7 +34,7 @@ def main() -> NoReturn:
         version = version_from(FOLDER, os.environ)
     except (OSError, ValueError, UsageError) as error:
         sys.exit(f"The model cannot be served: {error}")
-    scorer.quick = quick(scorer)
+    scorer.quick, scorer.texts = quick(scorer), texts
     workers = len(os.sched_getaffinity(0))
     application = Application(scorer, version, limits=RequestLimits(), metrics=Metrics(workers), any_host=True)
     application.log.note(f"serving {version.label} on port {PORT} with {workers} workers")
