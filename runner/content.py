@@ -91,18 +91,24 @@ def stamp(path: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace the file at `path`: after a crash or on a full disk it is the old one or the new one."""
+def atomic_write(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Replace the file at `path`: after a crash or on a full disk it is the old one or the new one.
+
+    Where it is not `lasting`, nothing waits for the disk: after a crash of the machine it may be empty.
+    """
     beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with beside.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         beside.replace(path)
-    finally:
+    except BaseException:
         beside.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        raise
+    if lasting:
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -101,6 +101,15 @@ MAGICS: Cells = [
     "os.system('echo from-system; echo err >&2')",
     "import ctypes\nlibc = ctypes.CDLL(None); libc.puts(b'from C'); libc.fflush(None); os.write(1, b'fd 1\\n'); os.write(2, b'fd 2\\n')\nimport time; time.sleep(.5)",
     "os.write(1, 'ü€'.encode() * 3000) and None\ntime.sleep(.5)",
+    # a notebook's own transformer, and how often it is called
+    "calls = []\ndef count(lines):\n    calls.append(lines)\n    return lines\n"
+    "get_ipython().input_transformer_manager.line_transforms.append(count)",
+    "'once more'",
+    "calls",
+    "get_ipython().input_transformer_manager.line_transforms.remove(count)",
+    "len(calls)",
+    "%time 1",
+    "%time 1",
 ]
 
 ERRORS: Cells = [

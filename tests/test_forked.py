@@ -28,7 +28,7 @@ from support.commands import environment
 from support.projects import ROOT, Project, children_of, code, notebook, recorded
 
 from runner.kernel.choose import Imports, needs_standard
-from runner.kernel.process_tree import descendants
+from runner.kernel.process_tree import descendants, kill, own_children
 from runner.notebook.source import read_notebook
 from runner.records import StepJob, StepResult, encode
 from runner.step.local import LocalExecutor
@@ -374,6 +374,35 @@ def test_metrics_models_and_opened_files_are_those_of_the_standard_kernel(tmp_pa
     assert forked.metrics["score"].value is not None
     assert forked.opened == standard.opened
     assert list(forked.opened) == ["table.txt"]
+
+
+def test_the_folder_for_temporary_files_is_that_of_the_steps_own_environment(
+    tmp_path: Path, forked: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(forked, step(tmp_path / "first", "1"))  # the server is there, and has looked for its own
+    (tmp_path / "own").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "own"))
+    run(forked, step(tmp_path / "second", "import tempfile\nprint(tempfile.gettempdir())"))
+    assert shown(tmp_path / "second") == f"{tmp_path / 'own'}\n"
+
+
+def test_a_reset_forgets_the_modules_that_cells_have_imported_and_no_other(
+    tmp_path: Path, forked: LocalExecutor
+) -> None:
+    asks = "import sys\nprint('sched' in sys.modules, 'json' in sys.modules)"
+    run(forked, step(tmp_path / "s", "__import__('sched')", asks, "%reset -f --aggressive", asks))
+    assert (shown(tmp_path / "s", 1), shown(tmp_path / "s")) == ("True True\n", "False True\n")
+
+
+@pytest.mark.parametrize("place", [Path("/proc"), Path("/proc/self/no-such-place")])
+def test_a_process_finds_its_own_children_but_not_those_that_have_ended(place: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeping, subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        pids = [process.pid for process in own_children(tasks=place / "self" / "task")]
+        assert sleeping.pid in pids
+        assert ended.pid not in pids
+        kill(process for process in own_children() if process.pid == sleeping.pid)
+    assert sleeping.returncode == -signal.SIGKILL
 
 
 def test_a_program_whose_name_is_no_text_is_found_among_the_others(tmp_path: Path) -> None:

@@ -145,6 +145,28 @@ def test_all_combinations_are_forked_from_one_server(tiny: Project) -> None:
     assert len({one["metrics"]["fit.server"]["value"] for one in done.json["tried"]}) == 1
 
 
+def test_the_steps_libraries_are_loaded_while_the_step_before_it_runs(tiny: Project, tmp_path: Path) -> None:
+    loaded, site = tmp_path / "loaded", tmp_path / "site"
+    site.mkdir()
+    (site / "heavy.py").write_text(f"open({str(loaded)!r}, 'w').close()")
+    tiny.write(
+        "make.ipynb",
+        parameters("table: str = ''"),
+        "import os, time\ngive_up = time.monotonic() + 60\nopen(table, 'w').write('x')",
+        f"while not os.path.exists({str(loaded)!r}):\n    assert time.monotonic() < give_up\n    time.sleep(0.02)",
+    )
+    tiny.write(
+        "fit.ipynb",
+        parameters("table: str = ''\nmodel: str = ''\ndepth: int = 1\neta: float = 0.5"),
+        "import heavy\nopen(model, 'w').write('')",
+        recorded("valid", "depth - eta"),
+    )
+    asked = ["sweep", "fit", "-p", "fit.depth=3,5", "--metric", "fit.valid", "--json"]
+    done = tiny.runner(*asked, env={"PYTHONPATH": str(site)})
+    assert done.code == 0, done.err
+    assert len(done.json["tried"]) == 2
+
+
 def test_what_is_said_to_be_next_is_a_command_as_the_shell_reads_it(tiny: Project) -> None:
     tiny.toml(TOML + "[profiles.more]\nparameters = { rows = 4 }\n[model]\nname = 'm'\nfrom = 'fit.model'\n")
     tiny.write(

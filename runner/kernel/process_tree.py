@@ -6,14 +6,17 @@ Where there is no /proc, a kernel has no family beyond its process group.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
+OWN_TASKS = Path("/proc/self/task")
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,14 @@ def python(module: str) -> list[str]:
 def become_subreaper() -> None:
     """Have daemons that cells start become children of this process instead of init's."""
     if sys.platform.startswith("linux"):
-        import ctypes
+        _libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes  # not needed by whoever only ends processes
+
+    return ctypes.CDLL(None)
 
 
 def descendants(pid: int) -> list[Process]:
@@ -50,8 +58,20 @@ def descendants(pid: int) -> list[Process]:
     return processes
 
 
-def children(pid: int) -> list[Process]:
-    return [process for process, parent in _all() if parent == pid]
+def own_children(tasks: Path = OWN_TASKS) -> list[Process]:
+    """This process's children that are not zombies. Only for one that waits for each of them by itself: where others
+    end and are waited for meanwhile, Linux may leave some out."""
+    processes = []
+    try:
+        lists = [(task / "children").read_bytes() for task in tasks.iterdir()]
+    except OSError:  # a Linux without these lists: every process is asked for its parent
+        return [process for process, parent in _all() if parent == os.getpid()]
+    for pid in b" ".join(lists).split():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            state, _, *rest = _stat(int(pid))
+            if state != "Z":
+                processes.append(Process(int(pid), rest[17]))
+    return processes
 
 
 def kill(processes: Iterable[Process]) -> None:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import ipykernel.ipkernel
 from ipykernel.ipkernel import IPythonKernel
 
 from runner.kernel.stream import named_as
@@ -72,6 +73,7 @@ def configure_app(app: Any) -> None:
     """Turn off what Jupyter has for interactive use."""
     # a copy of all that cells print, for `%notebook`, without a limit
     app.shell._tee = lambda **_: nullcontext()
+    _look_once(app.shell)
     # Jupyter's debugger ignores `breakpoint()` while nobody is attached; it is not loaded here
     if find_spec("debugpy") is not None:
         sys.breakpointhook = lambda *_, **__: None
@@ -79,10 +81,40 @@ def configure_app(app: Any) -> None:
         handler.stream = open(os.devnull, "w")  # noqa: SIM115
 
 
+def _look_once(shell: Any) -> None:
+    """ipykernel and IPython each translate a cell's magics, and look at the signature of the method that runs it: have
+    the second find what the first has found. A notebook's own transformers are called as often as ever."""
+    manager = shell.input_transformer_manager
+    translate, unchanged = manager.transform_cell, _transformers(manager)
+    last: tuple[str | None, str] = (None, "")
+
+    def transform_cell(cell: str) -> str:
+        nonlocal last
+        if _transformers(manager) != unchanged:
+            return str(translate(cell))
+        if last[0] != cell:
+            last = (cell, translate(cell))
+        return last[1]
+
+    manager.transform_cell = transform_cell
+    module: Any = ipykernel.ipkernel
+    accepted = module._accepts_parameters
+    known: list[tuple[Any, Any, Any]] = []  # of the last method
+
+    def accepts_parameters(method: Any, names: Any) -> Any:
+        if not known or known[0][:2] != (method, names):
+            known[:] = [(method, names, accepted(method, names))]
+        return known[0][2]
+
+    module._accepts_parameters = accepts_parameters
+
+
+def _transformers(manager: Any) -> list[Any]:
+    return [*manager.cleanup_transforms, *manager.line_transforms, *manager.token_transformers]
+
+
 def set_jupyter_argv(connection_file: str) -> None:
     """Set sys.argv as in a kernel that Jupyter has started."""
-    import ipykernel
-
     launcher = Path(ipykernel.__file__).parent.with_name("ipykernel_launcher.py")
     sys.argv = [str(launcher), "-f", connection_file, HISTORY]
 

@@ -101,7 +101,7 @@ class OpenedFileHook:
         self.shell, self.project = shell, project + os.sep
         self.package = str(Path(__file__).resolve().parents[1]) + os.sep
         self.seen: set[str] = set()
-        self.notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self.file, self.notes = os.path.abspath(file), -1  # noqa: PTH100  # opened at the first note: most need none
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" or not isinstance(arguments[0], str | bytes):
@@ -117,6 +117,8 @@ class OpenedFileHook:
         if any(part.startswith(".") or part in self.ignored for part in Path(name).parts):
             return
         cell = len(self.shell.user_ns.get("In", [])) - 1  # without cells that have no number, as the injected one
+        if self.notes < 0:
+            self.notes = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.write(self.notes, (json.dumps([name, cell]) + "\n").encode())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -239,6 +240,12 @@ def _target(name: str, raw: Any, findings: list[str]) -> Target | None:
     return None
 
 
+@functools.cache
+def _keys(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The keys of the record, whose annotations take long to evaluate."""
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+
+
 def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | None:
     """`raw` as the record, without the unknown keys and wrong types, of which `findings` gets one sentence each.
 
@@ -247,7 +254,7 @@ def _record(kind: type[R], raw: Any, where: str, findings: list[str]) -> R | Non
     if not isinstance(raw, dict):
         findings.append(f"{where}: {raw!r} is not a table.")
         return None
-    valid = {field.encode_name for field in msgspec.structs.fields(kind)}
+    valid = set(_keys(kind))
     of_kind, config = "", kind.__struct_config__
     if config.tag_field is not None:
         valid.add(config.tag_field)

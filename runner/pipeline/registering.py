@@ -7,6 +7,7 @@ not registered. Where [model] stands and no step registers, the run itself does.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,10 +20,10 @@ REGISTER = ("runner.model.register", "runner.model.request.register")
 
 def registers(notebook: Notebook, modules: Iterable[Path]) -> bool:
     """Whether a cell, or a module that the notebook imports, calls `runner.model.register`, under any name."""
-    if _may_call("\n".join(cell.source for cell in notebook.code)) and _calls(map(python_source, notebook.code)):
+    if _may_call("\n".join(cell.source for cell in notebook.code)) and _calls(tuple(map(python_source, notebook.code))):
         return True
     sources = (path.read_text(encoding="utf-8", errors="replace") for path in modules)
-    return any(_may_call(source) and _calls([source]) for source in sources)
+    return any(_may_call(source) and _calls((source,)) for source in sources)
 
 
 def gated(pipeline: Pipeline, registering: Iterable[str]) -> frozenset[str]:
@@ -109,7 +110,8 @@ def _may_call(source: str) -> bool:
     return "register" in source and "runner" in source
 
 
-def _calls(sources: Iterable[str]) -> bool:
+@functools.lru_cache(maxsize=256)
+def _calls(sources: tuple[str, ...]) -> bool:
     """Whether one of the sources, which share their names as cells do, calls it; what does not parse is left out."""
     trees = [tree for source in sources if (tree := parsed(source)) is not None]
     names = dict(pair for tree in trees for pair in _bound(tree))

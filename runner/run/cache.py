@@ -113,8 +113,11 @@ class Cache:
         atomic_write(self._made(state.name) / LATEST, encode(_Entries(entries=[entry])))
 
     def remember_key(self, run: str, step: str, folder: str, key: StepKey, result: StepResult) -> None:
-        """Keep the success of one key of a mapped step. Safe to call from several threads for different keys."""
-        self._keep(step, _Entry(run=run, folder=folder, key=key, opened=result.opened))
+        """Keep the success of one key of a mapped step; after a crash of the machine it may be executed once more.
+
+        Safe to call from several threads for different keys.
+        """
+        self._keep(step, _Entry(run=run, folder=folder, key=key, opened=result.opened), lasting=False)
 
     def forget_removed(self) -> set[tuple[str, str]]:
         """Take out the entries of runs that are not here any more; (step, hash of the step key) of each."""
@@ -132,10 +135,10 @@ class Cache:
                 path.unlink()
         return lost
 
-    def _keep(self, step: str, entry: _Entry) -> None:
+    def _keep(self, step: str, entry: _Entry, *, lasting: bool = True) -> None:
         name = f"{digest(entry.key)}.json"
         others = [other for other in self._read(step, name) if other.opened != entry.opened]
-        atomic_write(self._made(step) / name, encode(_Entries(entries=[*others[-KEPT:], entry])))
+        atomic_write(self._made(step) / name, encode(_Entries(entries=[*others[-KEPT:], entry])), lasting=lasting)
 
     def _made(self, step: str) -> Path:
         (self.folder / step).mkdir(parents=True, exist_ok=True)

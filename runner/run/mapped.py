@@ -242,7 +242,7 @@ class MappedExecution:
         inputs = {name: _in_brief(fact) for name, fact in self.job.inputs.items()}
         parameters = {**self.job.parameters, parameter: key}
         job = replace(self.job, parameters=parameters, inputs=inputs, beside=self._beside())
-        atomic_write(folder / run_folder.JOB, encode(job))
+        atomic_write(folder / run_folder.JOB, encode(job), lasting=False)  # of use while the key runs
         if job.cluster is None:  # else its kernel needs the cluster's address
             self.executor.prepare(folder, cwd=cwd, threads=job.threads)
         result = self.executor.run(folder, cwd=cwd, stop=stop, on_progress=on_progress)

@@ -56,11 +56,16 @@ def run(plan: Plan, options: Options, world: World) -> RunManifest:
     Steps that fail leave a failed run. Raises RunnerError only if nothing could start, or the registration was refused.
     """
     world.store.prepare()
-    first = next((step for step in plan.steps if not step.skip), None)
-    if first is not None and first.spec.cluster is None and options.beside == 1:
-        world.executor.expect(first.notebook.path, threads=_cores(options))
+    if options.beside == 1:
+        expect(next((step for step in plan.steps if not step.skip), None), options, world)
     with world.store.shared():  # keeps `gc` out from the first byte of the run
         return _begun(plan, options, world)
+
+
+def expect(step: PlannedStep | None, options: Options, world: World) -> None:
+    """Have what the step imports loaded, ahead of its kernel; one with a cluster starts its kernel by itself."""
+    if step is not None and step.spec.cluster is None:
+        world.executor.expect(step.notebook.path, threads=_cores(options))
 
 
 def _begun(plan: Plan, options: Options, world: World) -> RunManifest:

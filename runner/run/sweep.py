@@ -19,11 +19,11 @@ from typing import Literal
 from runner.errors import StepFailed, UsageError
 from runner.manifest import RunManifest
 from runner.pipeline.file import nearest
-from runner.pipeline.plan import Plan
+from runner.pipeline.plan import Plan, PlannedStep
 from runner.pipeline.plan import plan as make_plan
 from runner.records import Better, Metric
-from runner.run.orchestrate import run
-from runner.run.ports import Options, RunWatcher, World
+from runner.run.orchestrate import expect, run
+from runner.run.ports import Options, RunWatcher, Silent, World
 from runner.run.sources import public_values
 from runner.run.space import MOST, Search
 from runner.run.turns import InTurn
@@ -154,8 +154,10 @@ def sweep(
     step = task.step
     task.check_metric()
     combinations = task.combinations()
-    # every mistake is reported before the first kernel starts
-    plans = [task.plan(combination.parameters, (step,)) for combination in combinations]
+    # every mistake is reported before the first kernel starts; its libraries are loaded meanwhile
+    plans = [task.plan(combinations[0].parameters, (step,))]
+    expect(next(planned for planned in plans[0].steps if not planned.skip), task.options, new_world())
+    plans += [task.plan(combination.parameters, (step,)) for combination in combinations[1:]]
     result = SweepResult(step, task.metric, "higher", tuple(combinations))
     on_change(result)
     run_earlier_steps(task, plans, combinations, new_world)
@@ -211,6 +213,7 @@ def run_earlier_steps(
 ) -> None:
     """Run what the step needs, once for each set of values that differs there: two combinations would do it at once."""
     done: set[str] = set()
+    swept = next(planned for planned in plans[0].steps if planned.name == task.step)
     for plan, combination in zip(plans, combinations, strict=True):
         earlier = [planned for planned in plan.steps if planned.name != task.step and not planned.skip]
         work = repr([(planned.name, planned.parameters, planned.spec.inputs) for planned in earlier])
@@ -218,6 +221,7 @@ def run_earlier_steps(
         if not earlier or work in done or world.stop.is_set():
             continue
         done.add(work)
+        world = replace(world, watcher=_Ahead(earlier[-1].name, swept, task.options, world))
         parameters = {
             name: value for name, value in combination.parameters.items() if not name.startswith(f"{task.step}.")
         }
@@ -228,6 +232,20 @@ def run_earlier_steps(
             raise StepFailed(
                 f"Step {failed.name}, which {task.step} needs, failed: {why}. See `runner show {manifest.run}`."
             )
+
+
+@dataclass(frozen=True)
+class _Ahead(Silent):
+    """Has the libraries of `step` loaded while `last` runs, the last step before it, which has its kernel by then."""
+
+    last: str
+    step: PlannedStep
+    options: Options
+    world: World
+
+    def changed(self, manifest: RunManifest, step: str) -> None:
+        if step == self.last and manifest.step(step).status == "running":
+            expect(self.step, self.options, self.world)
 
 
 def tried(combination: Combination, manifest: RunManifest, step: str) -> Combination:

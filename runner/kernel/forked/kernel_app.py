@@ -211,13 +211,26 @@ class ForkedApp(IPKernelApp):
         super().init_path()
         super().init_gui_pylab()
         super().init_extensions()
-        super().init_code()
+        self._run_first_code()
         self.shell.starting_dir = str(Path.cwd())
         self.shell.user_ns["_dh"][:] = [Path.cwd()]  # where `%cd -` leads back to
         for stream in self.streams:
             stream.flush()
         self.preload.begin()
         self.pump.begin(*(stream.captured for stream in self.streams))
+
+    def _run_first_code(self) -> None:
+        """IPython's `init_code`, which also lists all modules for `%reset --aggressive`: the server has done that, and
+        once more here would copy the pages of all their names."""
+        self._run_startup_files()
+        self._run_exec_lines()
+        self._run_exec_files()
+        if self.hide_initial_ns:
+            self.shell.user_ns_hidden.update(self.shell.user_ns)
+        self._run_cmd_line_code()
+        self._run_module()
+        if len(self.shell._sys_modules_keys) != len(sys.modules):  # what has just run has imported more
+            self.shell._sys_modules_keys = set(sys.modules)
 
     def forget(self) -> None:
         """In a process that a cell forked: nobody holds a lock, and nothing waits to be printed."""
@@ -236,6 +249,7 @@ def build() -> Any:
     with without("debugpy"):
         app.initialize([HISTORY])
     configure_app(app)
+    app.shell.history_manager.close = lambda: None  # it is in memory, which ends with the process
     app.preload = Preload(app.shell)
     app.pump = Pump()
     app.streams = [PumpedStream(app.session, app.pump, name) for name in ("stdout", "stderr")]

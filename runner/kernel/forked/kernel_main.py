@@ -15,12 +15,11 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Collection, Iterator
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from threadpoolctl import ThreadpoolController
 
 from runner.kernel.forked.framing import CHUNK_BYTES, Frames, Kind, receive
 from runner.kernel.process_tree import become_subreaper
@@ -31,12 +30,20 @@ if TYPE_CHECKING:  # loaded already, by the server
     from runner.kernel.forked.kernel_app import ForkedApp
 
 BLAS, MKL, OMP = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
+TEMPORARY = ("TMPDIR", "TEMP", "TMP")  # where tempfile's folder is
 NUMEXPR_MOST = 16  # threads that numexpr takes by itself, on however many cores
 
 
-def run_kernel(app: ForkedApp, line: socket.socket, *, crashes: int, added: Collection[str]) -> None:
-    """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for notebooks;
-    `crashes` is a file for the trace of a crash."""
+def run_kernel(
+    app: ForkedApp,
+    line: socket.socket,
+    *,
+    crashes: int,
+    added: Collection[str],
+    libraries: Sequence[Any],
+) -> None:
+    """Serve one notebook until told to shut down; does not return. `added` are the packages loaded ahead for notebooks,
+    `libraries` threadpoolctl's controllers of what has threads; `crashes` is a file for the trace of a crash."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     become_subreaper()
     faulthandler.enable(os.fdopen(crashes, "wb", buffering=0))
@@ -44,7 +51,7 @@ def run_kernel(app: ForkedApp, line: socket.socket, *, crashes: int, added: Coll
     if setup is None or setup[0] is not Kind.SETUP:
         os._exit(0)
     settings = json.loads(setup[1])
-    shadowed = _adopt_environment(settings["environment"], Path(settings["folder"]), added)
+    shadowed = _adopt_environment(settings["environment"], Path(settings["folder"]), added, libraries)
     app.begin(line)
     if shadowed:
         app.session.refuse(f"the project's own {shadowed} has the name of an installed package that another step uses")
@@ -92,11 +99,16 @@ def _wake_for_signals(loop: asyncio.AbstractEventLoop) -> None:
     loop.add_reader(woken, os.read, woken, CHUNK_BYTES)
 
 
-def _adopt_environment(environment: dict[str, str], folder: Path, added: Collection[str]) -> str:
+def _adopt_environment(
+    environment: dict[str, str], folder: Path, added: Collection[str], libraries: Sequence[Any]
+) -> str:
     """Take on the environment; returns the name of a project module that is hidden by a package loaded ahead, or ""."""
     servers_omp = os.environ.get(OMP)
-    os.environ.clear()
-    os.environ.update(environment)
+    if any(os.environ.get(name) != environment.get(name) for name in TEMPORARY):
+        tempfile.tempdir = None  # the server's is another one
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update((name, value) for name, value in environment.items() if os.environ.get(name) != value)
     os.chdir(folder)
     path = [folder for folder in os.environ.pop("RUNNER_PATH", "").split(os.pathsep) if folder]
     for name in ("RUNNER_PRELOAD", "RUNNER_OWNER"):
@@ -105,7 +117,7 @@ def _adopt_environment(environment: dict[str, str], folder: Path, added: Collect
     set_import_path(path)
     set_jupyter_argv(os.devnull)
     _reseed()
-    _restore_threads(servers_omp)
+    _restore_threads(libraries, servers_omp)
     gc.enable()  # objects loaded ahead stay frozen: searching them would copy their pages
     own = {module for folder in path for module in _modules_in(Path(folder))}
     return min(own.intersection(added) - sys.stdlib_module_names, default="")
@@ -127,12 +139,12 @@ def _reseed() -> None:
         sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
-def _restore_threads(servers_omp: str | None) -> None:
+def _restore_threads(libraries: Sequence[Any], servers_omp: str | None) -> None:
     """Set the thread counts of loaded libraries by the environment; the server has limited most of them to 1."""
     cores = len(os.sched_getaffinity(0))
     omp = os.environ.get(OMP)
     variables = {"openblas": BLAS, "mkl": MKL}
-    for library in ThreadpoolController().lib_controllers:
+    for library in libraries:
         variable = variables.get(library.internal_api, OMP)
         if variable != OMP or omp != servers_omp:
             first = (os.environ.get(variable) or omp or "").partition(",")[0]

@@ -21,11 +21,12 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.kernel.process_tree import become_subreaper, children, descendants, kill, kill_family, signal_group
+from runner.kernel.process_tree import become_subreaper, descendants, kill, kill_family, own_children, signal_group
 from runner.kernel.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class KernelServer:
     base: set[str]  # packages loaded before any notebook's
     kernels: dict[int, ForkedProcess] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
-    looked_for: int = -1  # so many of them had been loaded when `look_ahead` was called
+    looked_for: int = -1  # so many of them had been loaded when it looked ahead
+    libraries: Sequence[Any] = ()  # those loaded that have threads, as threadpoolctl's controllers
+    added: set[str] = field(default_factory=set)  # packages loaded for notebooks
     spoiled: str = ""  # why nothing can be forked any more
     spoiled_by: str = ""
 
@@ -83,10 +86,7 @@ class KernelServer:
         for number in (line, status, crashes):
             os.set_inheritable(number, False)  # no process that a cell starts holds the line
         if self.looked_for < len(self.loaded) and not self.spoiled:
-            from runner.kernel.forked.look_ahead import look_ahead  # after the watchdog's fork, as all that is large
-
-            look_ahead()
-            self.looked_for = len(self.loaded)
+            self._look_ahead()
         if _threads() > 1 and not self.spoiled:
             self.spoiled = "the fork server has a thread that it does not know"
         with socket.socket(fileno=line) as their_line:
@@ -96,6 +96,16 @@ class KernelServer:
             else:
                 self._fork(their_line, socket.socket(fileno=status), crashes)
         os.close(crashes)
+
+    def _look_ahead(self) -> None:
+        from runner.kernel.forked import look_ahead  # after the watchdog's fork, as all that is large
+
+        if self.looked_for < 0:
+            look_ahead.warm_up(self.app)
+        self.libraries = look_ahead.look_ahead()
+        self.app.shell._sys_modules_keys = set(sys.modules)
+        self.added = {name.partition(".")[0] for name in sys.modules} - self.base
+        self.looked_for = len(self.loaded)
 
     def _load(self, name: str, avoid: frozenset[str]) -> None:
         self.app.preload.load(name, avoid)
@@ -133,8 +143,7 @@ class KernelServer:
         os.dup2(crashes, 2)
         from runner.kernel.forked.kernel_main import run_kernel
 
-        added = {name.partition(".")[0] for name in sys.modules} - self.base
-        run_kernel(self.app, line, crashes=crashes, added=added)
+        run_kernel(self.app, line, crashes=crashes, added=self.added, libraries=self.libraries)
 
     def reap(self) -> None:
         """Report the kernels that ended. They stay zombies until they are dropped, so that no pid is used again."""
@@ -159,7 +168,7 @@ class KernelServer:
 
     def _end_strays(self) -> None:
         """Kill processes that ended kernels started in other sessions: they are this process's children now."""
-        for process in children(os.getpid()):
+        for process in own_children():
             if process.pid not in self.kernels:
                 kill([process, *descendants(process.pid)])
 
