@@ -427,9 +427,14 @@ def test_a_run_with_jobs_registers_itself_where_no_step_does(far: RemoteProject)
         recorded("score", "0.75"),
     )
     far.toml(REGISTERED.format("itself").partition("[steps.last]")[0])
+    # of a project beside it, whose group this one's rights do not reach
+    beside = {"Bucket": BUCKET, "Key": "team/registry/others/events/000001.json"}
+    far.cloud.client("s3").put_object(**beside, Body=b"{}")
     for _ in range(2):
         done = far.runner("run", "--on", "sagemaker", "--json")
         assert (done.code, done.json["model_version"]["version"]) == (0, 1), done.err
+    assert "no registered model 'none'. Registered: itself, others." in far.runner("history", "none").err
+    far.cloud.client("s3").delete_object(**beside)
     assert done.json["steps"][0]["status"] == "cached"
     assert [event["kind"] for event in far.runner("history", "itself", "--json").json] == ["registered"]
 

@@ -316,7 +316,11 @@ class SageMakerRegistry:
         return None if number is None else self._versions(view)[number]
 
     def _not_registered(self, name: str, version: int | None) -> UsageError:
-        return registry_rules.not_registered(name, version, {version.name: version.version for version in self.list()})
+        objects = self.history.listed()
+        own = self._versions(self._view(name, objects=objects[name])) if name in objects else {}
+        highest = dict.fromkeys(objects, 0)  # of other names no more is asked for: their groups may be others'
+        highest.pop(name, None)
+        return registry_rules.not_registered(name, version, highest | ({name: max(own)} if own else {}))
 
     # What is made
 

@@ -161,8 +161,10 @@ def _retrained(
 
 def pending_version(project: Project) -> str | None:
     """NAME/VERSION of the newest version of the project's model, where nobody has decided on it."""
+    from runner.model.registry_rules import versions_of
+
     model = project.spec.model
-    registered = [] if model is None else [one for one in project.registry.list() if one.name == model.name]
+    registered = () if model is None else versions_of(project.registry, model.name)
     newest = max(registered, key=lambda version: version.version, default=None)
     return newest.label if newest is not None and newest.status == "pending" else None
 

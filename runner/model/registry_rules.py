@@ -12,7 +12,7 @@ from typing import Any
 
 from runner.errors import Refused, Tampered, UsageError
 from runner.model.events import FIRST, STATES, chained, state, verify_chain
-from runner.model.versions import Decision, Event, ModelVersion, NewVersion
+from runner.model.versions import Decision, Event, ModelVersion, NewVersion, Registry
 from runner.records import ApprovalSpec, utc_text
 
 ANYBODY = ApprovalSpec()
@@ -175,6 +175,14 @@ def model_version(facts: NewVersion, registered: Event, events: Sequence[Event],
 def highest_approved(versions: Iterable[ModelVersion]) -> ModelVersion | None:
     approved = (version for version in versions if version.status == "approved")
     return max(approved, key=lambda version: version.version, default=None)
+
+
+def versions_of(registry: Registry, name: str) -> Sequence[ModelVersion]:
+    """The versions of one name, none where there are none. Other names, which may be others', are not looked at."""
+    try:
+        return registry.list(name)
+    except UsageError:
+        return ()
 
 
 def not_registered(name: str, version: int | None, highest: Mapping[str, int]) -> UsageError:

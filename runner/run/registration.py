@@ -14,6 +14,7 @@ from runner.errors import Refused, RunnerError, Tampered, UsageError
 from runner.manifest import ModelVersionRef, RunManifest
 from runner.model.events import verify_chain
 from runner.model.files import check_files
+from runner.model.registry_rules import versions_of
 from runner.model.versions import Claim, Event, ModelVersion, NewVersion, Registry
 from runner.pipeline.registering import registers_itself
 from runner.records import Artifact, FileFact, Registration
@@ -37,8 +38,8 @@ def commit(
     Raises Refused as `new_version`, and where the files are not a model that can be approved.
     """
     new = new_version(manifest, request)
-    known = registry.list() if from_run is not None else ()
-    same = (v for v in known if (v.name, v.run, v.sha256) == (new.name, from_run, new.sha256))
+    known = versions_of(registry, new.name) if from_run is not None else ()
+    same = (v for v in known if (v.run, v.sha256) == (from_run, new.sha256))
     return _registered(new, registry, same, content)
 
 
@@ -53,8 +54,9 @@ def commit_unasked(
     new = new_version(manifest, request)
     assert manifest.pipeline.model is not None
     is_new = manifest.step(manifest.pipeline.model.from_.partition(".")[0]).status != "cached"
-    evidence = (new.name, new.sha256, new.metrics, new.sources)
-    same = (v for v in (() if is_new else registry.list()) if (v.name, v.sha256, v.metrics, v.sources) == evidence)
+    evidence = (new.sha256, new.metrics, new.sources)
+    known = () if is_new else versions_of(registry, new.name)
+    same = (v for v in known if (v.sha256, v.metrics, v.sources) == evidence)
     return _registered(new, registry, (version for version in same if version.imported is None), content)
 
 
