@@ -30,7 +30,7 @@ from benchmarks.peers import PEERS, dvc, dvc_keys, ploomber_engine
 PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "scaling.svg"
 BEGIN, END = "<!-- written by benchmarks.scaling -->\n", "<!-- end of scaling -->\n"
 PICTURE = f"![Seconds and peak memory over rows, seconds over cells, runs and keys, on log axes]({FIGURE.name})"
-LIMIT_S, ONCE_S = 40.0, 20.0  # a way goes no further; a point is measured once
+LIMIT_S, ONCE_S = 30.0, 20.0  # a way goes no further; a point is measured once
 OURS, PAPERMILL, ENGINE, DVC, PLAIN = "runner run", "papermill's API", "ploomber-engine", "dvc repro", "plain script"
 SHOWN = {OURS: ("#0072B2", "o"), PAPERMILL: ("#D55E00", "s"), ENGINE: ("#009E73", "^"), DVC: ("#E69F00", "X"), PLAIN: ("#666666", "D"),
          "runner run, nothing changed": ("#0072B2", "v"), "runner runs": ("#CC79A7", "P")}  # fmt: skip
