@@ -438,6 +438,14 @@ def test_a_column_named_by_a_number_is_read_where_the_header_is_told(tmp_path: P
         assert len(scorer.score(scorer.table(b"0.5,1.5\n1,0\n", "text/csv"))) == 2
 
 
+def test_a_column_may_have_backslashes_in_its_name(tmp_path: Path) -> None:
+    frame, answers = numbers(300)
+    frame.columns = ["C:\\users", r"\\u12"]  # XGBoost's own JSON of these cannot be read
+    model = trained(frame, answers)
+    runner.model.save(tmp_path / "model", model, frame, target="y")
+    assert_everywhere(tmp_path / "model", frame, judged(model, frame))
+
+
 def test_the_sample_stands_in_the_models_order(tmp_path: Path) -> None:
     frame, answers = numbers(300)
     runner.model.save(tmp_path / "model", trained(frame, answers), frame, target="y")

@@ -312,7 +312,9 @@ def _missed(trees: list[dict[str, Any]], features: pd.DataFrame) -> list[str]:
 
 
 def _trees(booster: xgb.Booster) -> list[dict[str, Any]]:
-    model = json.loads(_rounds(booster, ROUNDS).save_raw("json"))["learner"]["gradient_booster"]
+    # XGBoost writes one backslash before a u where JSON needs two: https://github.com/dmlc/xgboost, src/common/json.cc
+    written = _rounds(booster, ROUNDS).save_raw("json").replace(rb"\u", rb"\\u")
+    model = json.loads(written)["learner"]["gradient_booster"]
     trees: list[dict[str, Any]] = model.get("gbtree", model)["model"]["trees"]
     return trees
 
