@@ -1,10 +1,11 @@
-"""Reading the next part of a table, and writing the last one, in a thread beside the work on this one.
+"""Reading the next part of a table, and writing the last ones, in a thread beside the work on this one.
 
 Arrow leaves Python's lock while it parses, decodes and compresses, so that the work hardly waits for it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -28,23 +29,25 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 class Behind:
-    """Calls one after the other, in the order in which they are put; one is under way while the next is made ready."""
+    """Calls one after the other, in the order in which they are put; `most` wait or are under way at a time."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+    def __init__(self, most: int) -> None:
+        self._pool, self._most = ThreadPoolExecutor(1), most
+        self._put: deque[Future[None]] = deque()
 
     def put(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Begin the call once the last one has ended. Raises what that one raised."""
-        self.wait()
-        self._last = self._pool.submit(call, *arguments)
+        """Begin the call once those before it have ended. Raises what one of them raised, once."""
+        self._leave(self._most - 1)
+        self._put.append(self._pool.submit(call, *arguments))
 
     def wait(self) -> None:
-        """Until the last call has ended. Raises what it raised, once."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        """Until all calls have ended. Raises what one of them raised, once."""
+        self._leave(0)
 
     def close(self) -> None:
-        """Wait for the last call, whatever it raises, and end the thread."""
+        """Wait for the calls, whatever they raise, and end the thread."""
         self._pool.shutdown(wait=True)
+
+    def _leave(self, most: int) -> None:
+        while len(self._put) > most:
+            self._put.popleft().result()

@@ -66,12 +66,12 @@ class PartFiles:
     """
 
     def __init__(self, places: Mapping[str, str | Path]) -> None:
-        self._writing = Behind()
+        self._writing = Behind(len(places))  # a part of each file is written while the next ones are made
         self._files = {name: _File(Path(place), self._writing) for name, place in places.items()}
         self.discard = weakref.finalize(self, _discard, list(self._files.values()), self._writing)
 
     def write(self, name: str, frame: pd.DataFrame) -> None:
-        """Add a part to the file of that name. Raises what writing the part before it raised."""
+        """Add a part to the file of that name. Raises what writing a part before it raised."""
         self._files[name].add(frame)
 
     def keep(self) -> None:
