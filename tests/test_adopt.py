@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.projects import ROOT, Project, code, notebook, parameters, text
 
@@ -421,6 +421,7 @@ CELLS = st.lists(st.lists(LINES, min_size=1, max_size=5).map("\n".join), min_siz
 
 
 @given(CELLS.filter(lambda cells: any(cell.strip() for cell in cells)))
+@example(["a = \"'\"  # \nb = 'one.csv'\nopen(a)"])  # a file of that name
 @pytest.mark.soak
 def test_a_copys_code_is_the_originals_but_for_literals_and_places(tmp_path_factory: Any, cells: list[str]) -> None:
     folder = _folder(tmp_path_factory)
@@ -479,9 +480,12 @@ def _statements(source: str, files: Mapping[str, str]) -> Sequence[str]:
 class _Paths(ast.NodeTransformer):
     def __init__(self, files: Mapping[str, str]) -> None:
         self.files = files
+        self.names = {Path(path).name for path in files.values()}
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, str) and node.value.endswith((".csv", ".txt")):
+        if isinstance(node.value, str) and (
+            node.value.endswith((".csv", ".txt")) or Path(node.value).name in self.names
+        ):
             return ast.Constant(Path(node.value).name)
         return node
 

@@ -40,9 +40,9 @@ def test_what_a_machine_lacks_is_skipped_with_its_reason_and_fails_in_ci(
     tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
     shutil.copyfile(ROOT / "tests" / "conftest.py", tmp_path / "conftest.py")
-    shutil.copytree(ROOT / "tests" / "support", tmp_path / "support", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "test_some.py").write_text(TESTS)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    kept["PYTHONPATH"] = str(ROOT / "tests")
 
     def tested(**variables: str) -> tuple[int, str]:
         done = subprocess.run(

@@ -810,7 +810,7 @@ def test_names_fit_the_service() -> None:
 @pytest.mark.soak
 def test_what_an_endpoint_captures_is_read_as_what_is_captured_here(make: Callable[..., Place]) -> None:
     place = make("capture = { percent = 100 }", versions=2)
-    began = utc_text()
+    began = f"{utc_text()[:19]}Z"  # the service says whole seconds
     assert place.deploy(1).code == 0
     runtime = place.cloud.client("sagemaker-runtime", config=ONE_ATTEMPT)
     rows = [[180.5, 3, "gold", True], [None, 4, "südost", False]]

@@ -43,7 +43,7 @@ class Forker:
         socket.send_fds(_started[self.variable], [data], list(descriptors))
 
     def _find(self) -> socket.socket | None:
-        number = os.environ.get(self.variable)
+        number = os.environ.pop(self.variable, None)  # what this process starts has not the descriptor
         return None if number is None else socket.socket(fileno=int(number))
 
     def _start(self) -> socket.socket:
