@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,12 +309,12 @@ def test_a_model_that_asks_no_question_is_shown_as_one(execute: Execute, made: P
 
 
 @pytest.mark.soak
-def test_the_samples_of_a_large_table_are_the_same_and_take_little_memory() -> None:
-    """60,000 customers, some samples at a time; a few samples are compared with scikit-learn's own numbers."""
+def test_the_measures_of_a_large_tables_samples_are_scikit_learns_and_take_little_memory() -> None:
+    """60,000 customers, 150 samples of which a few are compared."""
     import numpy as np
     from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, log_loss, roc_auc_score
 
-    from runner.tabular import measures
+    from runner.tabular import measures, resample
 
     rows, samples, chance = 60_000, 150, np.random.default_rng(0)
     probability = chance.random(rows).round(4)
@@ -321,28 +322,36 @@ def test_the_samples_of_a_large_table_are_the_same_and_take_little_memory() -> N
     hits = (probability >= 0.5).astype("int8")
     sure = np.clip(probability, 1e-15, 1 - 1e-15)
     scope = {"np": np, "seed": 42, "resamples": samples, "confidence": 0.95, "probability": probability, "left": left}
-    scope |= {"hits": hits, "threshold": 0.5, "bootstrap_rows": rows, "measures": measures}
+    scope |= {
+        "hits": hits,
+        "threshold": 0.5,
+        "bootstrap_rows": rows,
+        "measures": measures,
+        "resample": resample,
+        "partial": partial,
+    }
     scope |= {"roc_auc_score": roc_auc_score, "average_precision_score": average_precision_score}
     tracemalloc.start()
     for cell in cells(ROOT / "notebooks" / "03_evaluate.ipynb", "code"):
-        if cell["id"] in ("weights", "interval", "samples", "agree"):
+        if cell["id"] in ("samples", "agree"):
             exec(source(cell), scope)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 600e6  # the weights of all at once are 72 MB, a dozen times over
-    found: Any = scope["samples"]
-    assert {len(values) for values in found.values()} == {2 + samples}
-    draws = np.random.default_rng(42)
-    for at in range(1 + samples):
-        drawn = draws.integers(0, rows, rows) if at else np.arange(rows)
-        if at in (0, 1, 65, 66, 67, samples):  # on both sides of where the first part ends
-            one, said = left[drawn], probability[drawn]
-            expected = {
-                "auc": roc_auc_score(one, said), "pr_auc": average_precision_score(one, said),
-                "accuracy": (one == hits[drawn]).mean(), "f1": f1_score(one, hits[drawn]),
-                "log_loss": log_loss(one, sure[drawn]), "brier": brier_score_loss(one, said),
-            }  # fmt: skip
-            assert {name: values[1 + at] for name, values in found.items()} == pytest.approx(expected, rel=1e-9)
+    draws, every = np.random.default_rng(42), np.arange(rows)
+    for at in range(4):
+        drawn = draws.integers(0, rows, rows) if at else every
+        one, said = left[drawn], probability[drawn]
+        expected = {
+            "auc": roc_auc_score(one, said), "pr_auc": average_precision_score(one, said),
+            "accuracy": (one == hits[drawn]).mean(), "f1": f1_score(one, hits[drawn]),
+            "log_loss": log_loss(one, sure[drawn]), "brier": brier_score_loss(one, said),
+        }  # fmt: skip
+        weights = np.bincount(drawn, minlength=rows)[None].astype("float64")
+        found = {name: value for name, (value,) in scope["all_measures"](weights, every).items()}
+        assert found == pytest.approx(expected, rel=1e-9)
+        if not at:
+            assert {name: one["value"] for name, one in scope["measured"].items()} == found
 
 
 @pytest.mark.soak
@@ -439,6 +448,7 @@ def _texts(path: Path) -> str:
 
 FIRST = """
 import json, sys
+from functools import partial
 from pathlib import Path
 for name in sys.argv[1:]:
     names = {}
