@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import logging
 import lzma
@@ -260,6 +261,35 @@ bz2.kept = [said, raw, b, x, archive, rows]  # where no one forgets them before 
     assert lzma.decompress((folder / "x.xz").read_bytes()) == b"by bytes"
     assert zipfile.ZipFile(folder / "z.zip").read("a") == b"in an archive"
     assert pd.read_parquet(folder / "t.parquet")["n"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("left", "opened"),
+    [
+        ("sys.modules['pyarrow.parquet'] = None; file = open('kept', 'w'); file.write('whole')", "{}"),
+        ("sys.modules['zipfile'] = mock.MagicMock(); file = open('kept', 'w'); file.write('whole')", "{}"),
+        # the inner one was made last, or stands before the outer one in what the collector knows
+        ("inner = bz2.BZ2File('kept', 'wb'); gc.collect(); file = gzip.GzipFile(fileobj=inner, mode='wb'); "
+         "file.write(b'whole')", "gzip.decompress(bz2.decompress({}))"),
+        ("file = gzip.GzipFile(fileobj=(inner := bz2.BZ2File('kept', 'wb')), mode='wb'); gc.collect(); "
+         "file.write(b'whole')", "gzip.decompress(bz2.decompress({}))"),
+        ("class Bad(io.BufferedIOBase):\n    def close(self): raise SystemExit(1)\n"
+         "bad = Bad(); file = open('kept', 'wb'); file.write(b'whole')", "{}"),
+        # as a library's own file, which sends what it has when it is closed
+        ("class Far(io.BytesIO):\n    def close(self): os.write(os.open('kept', os.O_CREAT | os.O_WRONLY), self.getvalue()); super().close()\n"
+         "file = zipfile.ZipFile(Far(), 'w'); file.writestr('a', 'whole')",
+         "zipfile.ZipFile(io.BytesIO({})).read('a')"),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_is_whole_whatever_lies_beside_it(tmp_path: Path, left: str, opened: str) -> None:
+    code = (
+        "import bz2, gc, gzip, io, os, sys, zipfile\nfrom unittest import mock\n"
+        f"from runner.kernel.standard_main import exit_process\n{left}\nexit_process()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    known = {"bz2": bz2, "gzip": gzip, "io": io, "zipfile": zipfile, "kept": (tmp_path / "kept").read_bytes()}
+    assert eval(opened.format("kept"), known) == b"whole"
 
 
 @pytest.mark.soak

@@ -116,6 +116,9 @@ def test_what_cannot_be_ranked_or_run_is_named(tiny: Project, arguments: list[st
 
 def test_a_sweep_needs_something_to_sweep_and_a_step_that_is_there(tiny: Project) -> None:
     assert "nothing to sweep" in tiny.runner("sweep", "fit", "-p", "fit.depth=3").err
+    tiny.toml(TOML + '[profiles.quick]\nskip = ["fit"]\n')
+    skipped = tiny.runner("sweep", "fit", "-p", "fit.depth=3,5", "--metric", "fit.valid", "--profile", "quick")
+    assert (skipped.code, "The profile skips fit, so there is nothing to rank" in skipped.err) == (2, True), skipped.err
     assert "did you mean `fit`" in tiny.runner("sweep", "fitt", "-p", "fit.depth=3,5").err
     assert "a value twice" in tiny.runner("sweep", "fit", "-p", "fit.depth=3,3").err
 

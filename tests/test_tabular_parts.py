@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gc
 import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner import tabular
-from runner.tabular import blocks
+from runner.tabular import blocks, parts
 from runner.tabular.beside import ahead
 
 VALUES = st.text(alphabet='ab,"\n\r é', max_size=4)
@@ -113,6 +116,44 @@ def test_what_writing_a_part_raises_comes_with_the_next_or_at_the_end(tmp_path: 
                 write("t", part)
                 written += 1
         assert written == 2  # nothing is written behind a part that could not be
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_could_not_be_written_is_not_left_out_unseen(tmp_path: Path) -> None:
+    whole, text = pd.DataFrame({"n": [1.0]}), pd.DataFrame({"n": ["many"]})
+    files = tabular.PartFiles({"one": tmp_path / "one.parquet", "two": tmp_path / "two.parquet"})
+    for part in (whole, text, whole, whole):
+        for name in ("one", "two"):
+            with contextlib.suppress(pa.ArrowInvalid):
+                files.write(name, part)
+    with pytest.raises(pa.ArrowInvalid, match="many"):
+        files.keep()
+    files.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_the_collector_finds_while_one_is_written_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+    written = parts._File._write
+
+    def collect(self: Any, frame: pd.DataFrame) -> None:
+        written(self, frame)
+        if len(frame) == 3:  # by then nobody else holds them
+            gone.wait(20)
+            gc.collect()
+            done.set()
+
+    monkeypatch.setattr(parts._File, "_write", collect)
+    gone = threading.Event()
+    files: Any = tabular.PartFiles({"t": tmp_path / "t.parquet"})
+    files.itself = files
+    for rows in (1, 2, 3):
+        files.write("t", pd.DataFrame({"n": np.zeros(rows)}))
+    del files
+    gone.set()
+    assert done.wait(20)
     assert not list(tmp_path.iterdir())
 
 

@@ -101,7 +101,7 @@ class OpenedFileHook:
         self.shell, self.project = shell, project + os.sep
         self.package = str(Path(__file__).resolve().parents[1]) + os.sep
         self.seen: set[str] = set()
-        self.file, self.notes = os.path.abspath(file), -1  # noqa: PTH100  # opened at the first note: most need none
+        self.notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)  # now, as a cell may give up rights
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" or not isinstance(arguments[0], str | bytes):
@@ -117,8 +117,6 @@ class OpenedFileHook:
         if any(part.startswith(".") or part in self.ignored for part in Path(name).parts):
             return
         cell = len(self.shell.user_ns.get("In", [])) - 1  # without cells that have no number, as the injected one
-        if self.notes < 0:
-            self.notes = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.write(self.notes, (json.dumps([name, cell]) + "\n").encode())
 
 
@@ -144,10 +142,12 @@ def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:
 def _write_files() -> None:
     """Write what is buffered, as an interpreter does when it ends, and last the streams of the cells.
 
-    Text goes first into what compresses it, which is closed into its file, as a library's own files and writers are.
+    Text goes first into what compresses it, which is closed into its file, as a library's own files and writers are;
+    of two of these the one that writes into the other goes first.
     """
     makers = [("zipfile", "ZipFile"), ("pyarrow.parquet", "ParquetWriter")]  # closed when they are forgotten
-    closed = tuple(getattr(sys.modules[module], name) for module, name in makers if module in sys.modules)
+    known = [getattr(sys.modules.get(module), name, None) for module, name in makers]
+    closed = tuple(kind for kind in known if isinstance(kind, type))  # a notebook may put anything into sys.modules
     texts: list[Any] = []
     files: list[Any] = []
     writers: list[Any] = []
@@ -163,13 +163,28 @@ def _write_files() -> None:
                 files.append(one)
         elif issubclass(kind, closed):
             writers.append(one)
-    for group, end in ((texts, "flush"), (files, "close"), (writers, "close"), (buffers, "flush")):
+    # an archive with a member that is open is not closed until that is, one of the files
+    ends = (
+        (texts, "flush"),
+        (writers, "close"),
+        (_outer_first(files), "close"),
+        (writers, "close"),
+        (buffers, "flush"),
+    )
+    for group, end in ends:
         for one in group:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):
                 getattr(one, end)()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def _outer_first(files: list[Any]) -> list[Any]:
+    """Those that another one of them has, by itself or among its attributes, last."""
+    held = [(one, at) for one in files for at in gc.get_referents(one)]
+    inner = {id(file) for one, at in held for file in (at, *gc.get_referents(at)) if file is not one}
+    return sorted(files, key=lambda file: id(file) in inner)
 
 
 def _end_with(parent: int) -> None:

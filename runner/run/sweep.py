@@ -156,7 +156,10 @@ def sweep(
     combinations = task.combinations()
     # every mistake is reported before the first kernel starts; its libraries are loaded meanwhile
     plans = [task.plan(combinations[0].parameters, (step,))]
-    expect(next(planned for planned in plans[0].steps if not planned.skip), task.options, new_world())
+    executed = next((planned for planned in plans[0].steps if not planned.skip), None)
+    if executed is None:
+        raise UsageError(f"The profile skips {step}, so there is nothing to rank. Name another one, or none.")
+    expect(executed, task.options, new_world())
     plans += [task.plan(combination.parameters, (step,)) for combination in combinations[1:]]
     result = SweepResult(step, task.metric, "higher", tuple(combinations))
     on_change(result)

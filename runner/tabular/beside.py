@@ -5,6 +5,7 @@ Arrow leaves Python's lock while it parses, decodes and compresses, so that the 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,11 +22,14 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
     """
     iterator, end = iter(items), object()
     yield from islice(iterator, 1)
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         coming: Future[Any] = pool.submit(next, iterator, end)
         while (item := coming.result()) is not end:
             coming = pool.submit(next, iterator, end)
             yield item
+    finally:
+        _end(pool)
 
 
 class Behind:
@@ -36,18 +40,25 @@ class Behind:
         self._put: deque[Future[None]] = deque()
 
     def put(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Begin the call once those before it have ended. Raises what one of them raised, once."""
+        """Begin the call once those before it have ended. Raises what one of them raised, and does not begin it."""
         self._leave(self._most - 1)
         self._put.append(self._pool.submit(call, *arguments))
 
     def wait(self) -> None:
-        """Until all calls have ended. Raises what one of them raised, once."""
+        """Until all calls have ended. Raises what the first of them raised that failed."""
         self._leave(0)
 
     def close(self) -> None:
         """Wait for the calls, whatever they raise, and end the thread."""
-        self._pool.shutdown(wait=True)
+        _end(self._pool)
 
     def _leave(self, most: int) -> None:
         while len(self._put) > most:
-            self._put.popleft().result()
+            self._put[0].result()  # one that failed stays, so that nothing is left out unseen
+            self._put.popleft()
+
+
+def _end(pool: ThreadPoolExecutor) -> None:
+    """Wait for what the thread is at, and end it; but for the thread itself, where the garbage collector calls this."""
+    with contextlib.suppress(RuntimeError):
+        pool.shutdown(wait=True)

@@ -71,7 +71,9 @@ class PartFiles:
         self.discard = weakref.finalize(self, _discard, list(self._files.values()), self._writing)
 
     def write(self, name: str, frame: pd.DataFrame) -> None:
-        """Add a part to the file of that name. Raises what writing a part before it raised."""
+        """Add a part to the file of that name. Raises what writing a part before it raised, and then adds none.
+
+        The frame may be changed afterwards, but not memory that it shares with an array by `copy=False`."""
         self._files[name].add(frame)
 
     def keep(self) -> None:
@@ -171,12 +173,12 @@ class _File:
         elif not len(frame) and (self.first is not None or self.parted):
             return
         if not self.parted and self.first is None:
-            self.first = frame.copy(deep=False)  # columns added to it later are not its
+            self.first = _taken(frame)
             return
         if self.first is not None:
             first, self.first = self.first, None
             self.writing.put(self._write, first)
-        self.writing.put(self._write, frame.copy(deep=False))
+        self.writing.put(self._write, _taken(frame))
         self.parted = True
 
     def close(self) -> None:
@@ -200,6 +202,13 @@ class _File:
                     schema = schema.set(at, column.with_type(pa.string()))
             self.schema, self.writer = schema, pq.ParquetWriter(self.beside, schema)
         self.writer.write_table(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
+
+
+def _taken(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame as it is now, whatever becomes of it: pandas 3 copies once one of both is changed."""
+    import pandas as pd
+
+    return frame.copy(deep=int(pd.__version__.partition(".")[0]) < 3)
 
 
 def _frames(files: Iterable[Path], columns: list[str] | None) -> Iterator[pd.DataFrame]:
