@@ -281,6 +281,22 @@ def test_intervals_from_some_of_the_customers_are_about_as_wide_as_those_from_al
         assert 0.6 < few / all_of_them < 1.6
 
 
+def test_a_missing_answer_is_not_taken_for_another() -> None:
+    """As a table that is not CSV may have one."""
+    import pandas as pd
+
+    from runner.model import as_category
+
+    (cell,) = [
+        one for one in cells(ROOT / "notebooks" / "01_data.ipynb", "code") if "def checked_target" in source(one)
+    ]
+    scope: dict[str, Any] = {"pd": pd, "as_category": as_category, "TARGET": "Churn?", "source": "t.parquet"}
+    exec(source(cell), scope)
+    assert scope["checked_target"](pd.DataFrame({"Churn?": ["True.", "False."]})).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"customer 2, Churn\?: .* is neither True\. nor False"):
+        scope["checked_target"](pd.DataFrame({"Churn?": ["True.", None, "False."]}))
+
+
 def test_training_refuses_rows_of_another_split(execute: Execute, made: Path) -> None:
     with pytest.raises(Exception, match="customers in train do not belong there by split_seed 8"):
         train(execute, made, "never", split_seed=8)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from pyarrow import orc
 from support.executed import Cells, by_papermill, by_step, outputs
 from support.projects import Project, code, notebook
 from support.some import some
@@ -273,6 +274,13 @@ bz2.kept = [said, raw, b, x, archive, rows]  # where no one forgets them before 
          "file.write(b'whole')", "gzip.decompress(bz2.decompress({}))"),
         ("file = gzip.GzipFile(fileobj=(inner := bz2.BZ2File('kept', 'wb')), mode='wb'); gc.collect(); "
          "file.write(b'whole')", "gzip.decompress(bz2.decompress({}))"),
+        ("inner = gzip.open('kept', 'wb'); file = lzma.LZMAFile(middle := bz2.BZ2File(inner, 'wb'), 'wb'); "
+         "file.write(b'whole')", "lzma.decompress(bz2.decompress(gzip.decompress({})))"),
+        ("file = io.BufferedWriter(gzip.open('kept', 'wb')); file.write(b'whole')", "gzip.decompress({})"),
+        ("class Meta(type):\n    def __eq__(self, other): raise ValueError\nclass Odd(metaclass=Meta): pass\n"
+         "odd = Odd(); file = open('kept', 'w'); file.write('whole')", "{}"),
+        ("import pyarrow as pa; from pyarrow import orc; table = pa.table({'n': ['whole']}); "
+         "file = orc.ORCWriter('kept'); file.write(table)", "orc.read_table(io.BytesIO({}))['n'][0].as_py().encode()"),
         ("class Bad(io.BufferedIOBase):\n    def close(self): raise SystemExit(1)\n"
          "bad = Bad(); file = open('kept', 'wb'); file.write(b'whole')", "{}"),
         # as a library's own file, which sends what it has when it is closed
@@ -283,12 +291,20 @@ bz2.kept = [said, raw, b, x, archive, rows]  # where no one forgets them before 
 )  # fmt: skip
 def test_what_is_left_open_is_whole_whatever_lies_beside_it(tmp_path: Path, left: str, opened: str) -> None:
     code = (
-        "import bz2, gc, gzip, io, os, sys, zipfile\nfrom unittest import mock\n"
+        "import bz2, gc, gzip, io, lzma, os, sys, zipfile\nfrom unittest import mock\n"
         f"from runner.kernel.standard_main import exit_process\n{left}\nexit_process()"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=30, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
-    known = {"bz2": bz2, "gzip": gzip, "io": io, "zipfile": zipfile, "kept": (tmp_path / "kept").read_bytes()}
+    known = {
+        "bz2": bz2,
+        "gzip": gzip,
+        "io": io,
+        "lzma": lzma,
+        "orc": orc,
+        "zipfile": zipfile,
+        "kept": (tmp_path / "kept").read_bytes(),
+    }
     assert eval(opened.format("kept"), known) == b"whole"
 
 

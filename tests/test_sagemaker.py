@@ -433,9 +433,14 @@ def test_a_run_with_jobs_registers_itself_where_no_step_does(far: RemoteProject)
     for _ in range(2):
         done = far.runner("run", "--on", "sagemaker", "--json")
         assert (done.code, done.json["model_version"]["version"]) == (0, 1), done.err
+    half = {"Bucket": BUCKET, "Key": f"team/registry/half/facts/{'0' * 64}.json"}  # a registration that was killed
+    far.cloud.client("s3").put_object(**half, Body=b"{}")
     registered = far.runner("history", "none").err.partition("no registered model 'none'. Registered: ")[2]
     far.cloud.client("s3").delete_object(**beside)
-    assert {"itself", "others"} <= set(registered.strip().rstrip(".").split(", "))
+    far.cloud.client("s3").delete_object(**half)
+    names = set(registered.strip().rstrip(".").split(", "))
+    assert {"itself", "others"} <= names
+    assert "half" not in names
     assert done.json["steps"][0]["status"] == "cached"
     assert [event["kind"] for event in far.runner("history", "itself", "--json").json] == ["registered"]
 

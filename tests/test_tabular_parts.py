@@ -6,6 +6,8 @@ import contextlib
 import csv
 import gc
 import io
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,26 +137,46 @@ def test_a_part_that_could_not_be_written_is_not_left_out_unseen(tmp_path: Path)
 def test_files_that_the_collector_finds_while_one_is_written_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = threading.Event()
-    written = parts._File._write
+    done, gone = threading.Event(), threading.Event()
+    add, write = parts._File._add, parts._File._write
 
     def collect(self: Any, frame: pd.DataFrame) -> None:
-        written(self, frame)
-        if len(frame) == 3:  # by then nobody else holds them
+        if len(frame) == 1:  # before there is a file; by then nobody else holds them
             gone.wait(20)
             gc.collect()
+        add(self, frame)
+
+    def last(self: Any, frame: pd.DataFrame) -> None:
+        write(self, frame)
+        if len(frame) == 2:
             done.set()
 
-    monkeypatch.setattr(parts._File, "_write", collect)
-    gone = threading.Event()
-    files: Any = tabular.PartFiles({"t": tmp_path / "t.parquet"})
+    monkeypatch.setattr(parts._File, "_add", collect)
+    monkeypatch.setattr(parts._File, "_write", last)
+    files: Any = tabular.PartFiles({name: tmp_path / f"{name}.parquet" for name in ("t", "other")})
     files.itself = files
-    for rows in (1, 2, 3):
+    for rows in (1, 2):
         files.write("t", pd.DataFrame({"n": np.zeros(rows)}))
     del files
     gone.set()
     assert done.wait(20)
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_are_read_and_written_in_an_exit_handler(tmp_path: Path) -> None:
+    code = """
+import atexit, pandas as pd
+from runner import tabular
+def last():
+    with tabular.write_parts({"t": "t.parquet"}) as write:
+        for at in range(3):
+            write("t", pd.DataFrame({"n": [float(at)]}))
+    print([part["n"].tolist() for part in tabular.read_parts("t.parquet")])
+atexit.register(last)
+"""
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[[0.0], [1.0], [2.0]]\n", "")
 
 
 def test_a_frame_may_be_changed_once_it_was_given_to_be_written(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from runner.aws.bucket import Bucket
 from runner.aws.creation import OURS, archive_key, creation, report_key, reports, value
 from runner.aws.group import STATUS, Groups, ListedPackage, carried_out, changed, described
-from runner.aws.history import History, Objects
+from runner.aws.history import EVENT, History, Objects
 from runner.aws.package import ModelSource, Package, package, serving_image
 from runner.aws.session import DENIED, AwsError, Session
 from runner.errors import Refused, RegistryUnusable, Tampered, UsageError
@@ -318,8 +318,8 @@ class SageMakerRegistry:
     def _not_registered(self, name: str, version: int | None) -> UsageError:
         objects = self.history.listed()
         own = self._versions(self._view(name, objects=objects[name])) if name in objects else {}
-        highest = dict.fromkeys(objects, 0)  # of other names no more is asked for: their groups may be others'
-        highest.pop(name, None)
+        # of other names no more is asked for: their groups may be others'
+        highest = {other: 0 for other, keys in objects.items() if other != name and any(map(EVENT.match, keys))}
         return registry_rules.not_registered(name, version, highest | ({name: max(own)} if own else {}))
 
     # What is made

@@ -142,36 +142,31 @@ def exit_process(last: Callable[[], None] = lambda: None) -> NoReturn:
 def _write_files() -> None:
     """Write what is buffered, as an interpreter does when it ends, and last the streams of the cells.
 
-    Text goes first into what compresses it, which is closed into its file, as a library's own files and writers are;
-    of two of these the one that writes into the other goes first.
+    Text and bytes go first into what compresses them, which is closed into its file, as a library's own files and
+    writers are; of two of these the one that writes into the other goes first. Not seen: Arrow's own streams, which the
+    collector does not know.
     """
-    makers = [("zipfile", "ZipFile"), ("pyarrow.parquet", "ParquetWriter")]  # closed when they are forgotten
-    known = [getattr(sys.modules.get(module), name, None) for module, name in makers]
-    closed = tuple(kind for kind in known if isinstance(kind, type))  # a notebook may put anything into sys.modules
     texts: list[Any] = []
+    buffers: list[Any] = []
     files: list[Any] = []
     writers: list[Any] = []
-    buffers: list[Any] = []
+    # C's own classes, and never isinstance: neither a metaclass nor a proxy of what has gone is asked anything
+    base, plain = io.IOBase.__base__, (io.TextIOBase.__base__, io.RawIOBase.__base__)
+    makers = _known(("zipfile", "ZipFile"), ("pyarrow.parquet", "ParquetWriter"), ("pyarrow.orc", "ORCWriter"))
     for one in gc.get_objects():
-        kind = type(one)  # isinstance asks a proxy of something that has gone for its class
+        kind = type(one)
         if issubclass(kind, io.TextIOWrapper):
             texts.append(one)
         elif issubclass(kind, io.BufferedWriter | io.BufferedRandom):
             buffers.append(one)
-        elif issubclass(kind, io.IOBase):
-            if not issubclass(kind, io.TextIOBase | io.RawIOBase) and kind.__module__ != "_io":
+        elif issubclass(kind, base):  # type: ignore[arg-type]
+            if not issubclass(kind, plain) and kind.__module__ != "_io":  # type: ignore[arg-type]
                 files.append(one)
-        elif issubclass(kind, closed):
+        elif issubclass(kind, makers):
             writers.append(one)
-    # an archive with a member that is open is not closed until that is, one of the files
-    ends = (
-        (texts, "flush"),
-        (writers, "close"),
-        (_outer_first(files), "close"),
-        (writers, "close"),
-        (buffers, "flush"),
-    )
-    for group, end in ends:
+    # an archive with a member that is open is not closed until that is, which is one of the files
+    closed = [*writers, *_outer_first(files), *writers]
+    for group, end in ((texts, "flush"), (buffers, "flush"), (closed, "close"), (buffers, "flush")):
         for one in group:
             with contextlib.suppress(BaseException):
                 getattr(one, end)()
@@ -180,11 +175,25 @@ def _write_files() -> None:
             stream.flush()
 
 
+def _known(*names: tuple[str, str]) -> tuple[type, ...]:
+    """The classes, of modules that are loaded; a notebook may have put anything in a module's place."""
+    found = [getattr(sys.modules.get(module), name, None) for module, name in names]
+    return tuple(one for one in found if isinstance(one, type))
+
+
 def _outer_first(files: list[Any]) -> list[Any]:
-    """Those that another one of them has, by itself or among its attributes, last."""
-    held = [(one, at) for one in files for at in gc.get_referents(one)]
-    inner = {id(file) for one, at in held for file in (at, *gc.get_referents(at)) if file is not one}
-    return sorted(files, key=lambda file: id(file) in inner)
+    """Each before those that it has, by itself or among its attributes."""
+    held = {
+        id(one): {
+            id(inner) for at in gc.get_referents(one) for inner in (at, *gc.get_referents(at)) if inner is not one
+        }
+        for one in files
+    }
+    ordered, left = list[Any](), {id(one): one for one in files}
+    while left:
+        inner = set[int]().union(*(held[one] for one in left))
+        ordered += [left.pop(one) for one in [one for one in left if one not in inner] or list(left)]
+    return ordered
 
 
 def _end_with(parent: int) -> None:

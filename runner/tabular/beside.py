@@ -16,33 +16,36 @@ Item = TypeVar("Item")
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each made while the one before it is worked on: one more is in memory.
+    """The same items, each from the third on made while the one before it is worked on: one more is in memory.
 
     Who takes only the first has none made ahead. An error comes where it would come without this.
     """
     iterator, end = iter(items), object()
     yield from islice(iterator, 1)
-    pool = ThreadPoolExecutor(1)
+    thread = _Thread()
     try:
-        coming: Future[Any] = pool.submit(next, iterator, end)
+        coming = thread.begin(next, iterator, end)
         while (item := coming.result()) is not end:
-            coming = pool.submit(next, iterator, end)
+            coming = thread.begin(next, iterator, end)
             yield item
     finally:
-        _end(pool)
+        thread.end()
 
 
 class Behind:
     """Calls one after the other, in the order in which they are put; `most` wait or are under way at a time."""
 
     def __init__(self, most: int) -> None:
-        self._pool, self._most = ThreadPoolExecutor(1), most
-        self._put: deque[Future[None]] = deque()
+        self._thread, self._most = _Thread(), most
+        self._put: deque[Future[Any]] = deque()
 
     def put(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Begin the call once those before it have ended. Raises what one of them raised, and does not begin it."""
+        """Begin the call after those before it.
+
+        Raises what one of them raised, as far as that is known, and does not begin it then.
+        """
         self._leave(self._most - 1)
-        self._put.append(self._pool.submit(call, *arguments))
+        self._put.append(self._thread.begin(call, *arguments))
 
     def wait(self) -> None:
         """Until all calls have ended. Raises what the first of them raised that failed."""
@@ -50,7 +53,7 @@ class Behind:
 
     def close(self) -> None:
         """Wait for the calls, whatever they raise, and end the thread."""
-        _end(self._pool)
+        self._thread.end()
 
     def _leave(self, most: int) -> None:
         while len(self._put) > most:
@@ -58,7 +61,26 @@ class Behind:
             self._put.popleft()
 
 
-def _end(pool: ThreadPoolExecutor) -> None:
-    """Wait for what the thread is at, and end it; but for the thread itself, where the garbage collector calls this."""
-    with contextlib.suppress(RuntimeError):
-        pool.shutdown(wait=True)
+class _Thread:
+    """One thread; the caller's own where none can be started, as in an exit handler."""
+
+    def __init__(self) -> None:
+        self._pool, self._alone = ThreadPoolExecutor(1), False
+
+    def begin(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        if not self._alone:
+            try:
+                return self._pool.submit(call, *arguments)
+            except RuntimeError:
+                self._alone = True
+        done: Future[Any] = Future()
+        try:
+            done.set_result(call(*arguments))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
+
+    def end(self) -> None:
+        """Wait for what it is at, and end it; but for the thread itself, where the garbage collector calls this."""
+        with contextlib.suppress(RuntimeError):
+            self._pool.shutdown(wait=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-PART_ROWS = 500_000  # of a part, and in memory at a time
+PART_ROWS = 500_000  # of a part; a few parts are in memory at a time
 CHUNK = 1 << 22  # bytes that are read at a time: 4 MiB
 LONGEST = 1 << 26  # characters without an end of a row, from which on the quotes are taken to be wrong
 

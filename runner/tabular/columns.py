@@ -66,7 +66,7 @@ class Columns(Record, frozen=True, kw_only=True):
 
     @property
     def part_rows(self) -> int:
-        """Rows of a table that are in memory at a time: 500,000, of more than 20 columns fewer."""
+        """Rows of a part of a table: 500,000, of more than 20 columns fewer. A few parts are in memory at a time."""
         return min(MOST_ROWS, max(1, MOST_VALUES // len(self.kinds)))
 
     @property

@@ -159,6 +159,7 @@ class _File:
     writing: Behind
     first: pd.DataFrame | None = None  # held back, until it is known whether it is the only part
     parted: bool = False  # more than one part was added
+    discarded: bool = False
     schema: pa.Schema | None = None
     writer: pq.ParquetWriter | None = None
     beside: Path = field(init=False)
@@ -189,7 +190,22 @@ class _File:
         else:
             raise ValueError(f"Nothing was written to {self.place}.")
 
+    def discard(self) -> None:
+        self.discarded = True
+        if self.writer is not None:
+            self.writer.close()
+        self.beside.unlink(missing_ok=True)
+
     def _write(self, frame: pd.DataFrame) -> None:
+        if self.discarded:
+            return
+        try:
+            self._add(frame)
+        finally:
+            if self.discarded:  # meanwhile, by the garbage collector in this very thread
+                self.discard()
+
+    def _add(self, frame: pd.DataFrame) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -226,8 +242,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _discard(files: Iterable[_File], writing: Behind) -> None:
+    for file in files:
+        file.discarded = True  # what waits to be written is not
     writing.close()
     for file in files:
-        if file.writer is not None:
-            file.writer.close()
-        file.beside.unlink(missing_ok=True)
+        file.discard()
