@@ -240,6 +240,25 @@ def test_names_that_xgboost_refuses_are_others_in_the_model_alone(tmp_path: Path
         tabular.write_features(tmp_path / "features.py", frame.rename(columns={"a<b": "size (m)"}), both)
 
 
+def test_a_column_called_as_a_part_of_a_date_is_refused(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"when": ["2026-01-02"], "when (days)": [1.0], "when (hour)": [2.0]})
+    kinds: dict[str, tabular.columns.Kind] = {"when": "date", "when (days)": "number", "when (hour)": "number"}
+    table = tabular.read_columns(_written(tmp_path, loans())).table
+    columns = tabular.Columns(table=table, kinds=kinds, dates={"when": "%Y-%m-%d"})
+    with pytest.raises(UsageError, match=r"Two columns would be called when \(days\)"):
+        tabular.write_features(tmp_path / "features.py", frame, columns)
+    code = tabular.write_features(tmp_path / "features.py", frame.drop(columns="when (days)"), columns)
+    assert code is not None  # the format has no hour
+
+
+@pytest.mark.parametrize("name", ["prediction", "probability"])
+def test_a_target_that_predictions_would_be_written_over_is_refused(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "columns.toml"
+    place.write_text(f'[table]\ntarget = "{name}"\ntask = "regression"\n[columns]\n"{name}" = "target"\nx = "number"\n')
+    with pytest.raises(UsageError, match=f"{name} is what a prediction is called"):
+        tabular.read_columns(place)
+
+
 def _written(folder: Path, table: Table) -> Path:
     table.write(folder)
     return folder / "columns.toml"

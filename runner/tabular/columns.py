@@ -94,6 +94,8 @@ def read_columns(path: str | Path) -> Columns:
                 f'{path}: [table] has {part} = "{name}", and in [columns] {declared or "no column"} is "{part}". '
                 "Make both the same."
             )
+    if taken := {table.target, table.key} & {"prediction", "probability"}:
+        raise UsageError(f"{path}: {taken.pop()} is what a prediction is called. Rename that column in the table.")
     undated = [name for name, kind in columns.kinds.items() if kind == "date" and name not in columns.dates]
     if undated:
         raise UsageError(f"{path}: the date {undated[0]} has no format. Add it to [dates], such as %Y-%m-%d.")

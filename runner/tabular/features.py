@@ -31,8 +31,16 @@ def write_features(path: str | Path, records: pd.DataFrame, columns: Columns) ->
     numbers = [name for name in columns.numbers if name in records and not pd.api.types.is_numeric_dtype(records[name])]
     if not dates and not numbers and all(name.translate(SAFE) == name for name in records):
         return None
-    if twice := [name for name, count in Counter(name.translate(SAFE) for name in records).items() if count > 1]:
-        raise UsageError(f"Two columns would be called {twice[0]} by the model, which takes no [, ] or <. Rename one.")
+    made = [
+        name.translate(SAFE) + (f" ({part})" if part else "")  # as features_code.dates names them
+        for name in records
+        for part in (("days", "month", "weekday", *["hour"] * ("%H" in dates[name])) if name in dates else ("",))
+    ]
+    if twice := [name for name, count in Counter(made).items() if count > 1]:
+        raise UsageError(
+            f"Two columns would be called {twice[0]} by the model, which takes no [, ] or < and makes such columns of "
+            "dates. Rename one."
+        )
     code = Path(__file__).with_name("features_code.py").read_text(encoding="utf-8")
     for name, empty, value in (
         ("DATES: dict[str, str]", "{}", dates),
